@@ -1,0 +1,111 @@
+"""Reading a model's insides during one forward: hooks that gather the valid tokens of a batch, layer by layer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .model import Model, first_tensor
+
+LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
+
+
+class Batch:
+    """Right-padded token ids of some sequences and the flat indices of their real tokens."""
+
+    def __init__(self, sequences: Sequence[np.ndarray], pad: int, device: torch.device):
+        width = max(len(row) for row in sequences)
+        ids = torch.full((len(sequences), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
+            mask[row, : len(sequence)] = 1
+        self.ids, self.mask = ids.to(device), mask.to(device)
+        self.positions = torch.arange(width, device=device).expand_as(self.ids)
+        self.valid = torch.nonzero(mask.reshape(-1)).squeeze(1).to(device)
+        self.lengths = [len(row) for row in sequences]
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens in the batch."""
+        return len(self.valid)
+
+
+@contextmanager
+def gather(model: Model, batch: Batch, out: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Fill `out` while the model runs inside the block.
+
+    `out["resid"]` is float32 [n, L+1, d] (boundary 0 = what enters block 0, l+1 = what leaves block l) and
+    `out["mlp_out"]` float32 [n, L, d], n the real tokens of the batch in order; bfloat16 is widened exactly.
+    """
+
+    def keep(name: str, index: int, value: torch.Tensor) -> None:
+        out[name][:, index].copy_(value.reshape(-1, value.shape[-1]).index_select(0, batch.valid))
+
+    def on_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        keep("resid", 0, args[0] if args else kwargs["hidden_states"])
+
+    handles = []
+    try:
+        if "resid" in out:
+            handles.append(model.parts.blocks[0].register_forward_pre_hook(on_input, with_kwargs=True))
+        for name, modules, shift in (("resid", model.parts.blocks, 1), ("mlp_out", model.parts.mlps, 0)):
+            for index, module in enumerate(modules if name in out else []):
+                handles.append(
+                    module.register_forward_hook(lambda _m, _a, value, n=name, i=index + shift: keep(n, i, first_tensor(value)))
+                )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Run one batch and return the variables of `sizes` for its real tokens: float32 (int32 for ids) [n, ...]."""
+    wanted = {name: size for name, size in sizes.items() if name in ("resid", "mlp_out")}
+    out = {name: torch.empty((batch.n_tokens, *size), dtype=torch.float32) for name, size in wanted.items()}
+    final: list[torch.Tensor] = []
+    last = model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value)))
+    try:
+        with gather(model, batch, out):
+            # One position of logits: the rest is computed below, for real tokens only and in slices.
+            model.hf(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                use_cache=False,
+                logits_to_keep=1,
+            )
+    finally:
+        last.remove()
+    arrays = {name: tensor.numpy() for name, tensor in out.items()}
+    if any(name in sizes for name in ("logits", "topk_id")):
+        hidden = final[0].reshape(-1, final[0].shape[-1]).index_select(0, batch.valid)
+        arrays |= _logits(model, hidden, sizes)
+    return arrays
+
+
+def _logits(model: Model, hidden: torch.Tensor, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    rows = max(1, LOGIT_ROWS // model.head.vocab)
+    parts: list[dict[str, torch.Tensor]] = []
+    for start in range(0, len(hidden), rows):
+        logits = model.logits(hidden[start : start + rows]).float()
+        if "logits" in sizes:
+            parts.append({"logits": logits.cpu()})
+            continue
+        value, index = logits.topk(sizes["topk_id"][0], dim=-1)
+        total = torch.logsumexp(logits, dim=-1)
+        parts.append({"topk_id": index.int().cpu(), "topk_logit": value.cpu(), "logsumexp": total.cpu()})
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A valid id to fill padding with; masked and to the right, so that it can reach no real token."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0

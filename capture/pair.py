@@ -1,0 +1,115 @@
+"""Capturing a pair: which streams come first, which model is loaded when, and what is there already."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from ..store.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec
+from ..store.errors import LakeError
+from ..store.layout import Layout
+from ..store.manifest import read_manifest
+from .model import Model, identify, load_model, load_tokenizer, source
+from .plan import BATCH
+from .prompts import PromptSet, read_prompts
+from .run import Result, capture, find_sealed
+from .streams import Source, ensure_stream
+from .tokens import check_same_tokenizer
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models run: device, dtype ('auto' = as stored), sequences a batch, the seed's double BOS, NaN allowed."""
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    batch: int = BATCH
+    double_bos: bool = False
+    allow_nonfinite: bool = False
+
+
+class _Loader:
+    """Loads models on demand and keeps the last one, so that two large models are never in memory together."""
+
+    def __init__(self, options: Options):
+        self._options, self._model = options, None
+        self.loads = 0
+
+    def __call__(self, spec: ModelSpec) -> Model:
+        if self._model is None or self._model.spec != spec:
+            self._model = None
+            self._model = load_model(spec, self._options.device, self._options.dtype)
+            self.loads += 1
+        return self._model
+
+
+def find_prompts(catalog: Catalog, layout: Layout | None, name: str, limit: int | None = None) -> PromptSet:
+    """A prompt set by its name in the catalog or in the lake, or by the path of a .jsonl or .csv file."""
+    imported = layout.prompts / f"{name}.jsonl" if layout else None
+    if name in catalog.prompts:
+        return read_prompts(catalog.prompts[name], name, limit)
+    if imported and imported.is_file():
+        return read_prompts(imported, name, limit)
+    if Path(name).suffix in (".jsonl", ".csv"):
+        return read_prompts(name, None, limit)
+    return read_prompts(catalog.prompt_path(name), name, limit)
+
+
+def capture_pair(
+    layout: Layout,
+    pair: PairSpec,
+    streams: Sequence[StreamSpec],
+    prompts: PromptSet,
+    profile: ProfileSpec,
+    variants: Sequence[str] = ("pt", "it"),
+    options: Options = Options(),  # noqa: B008 (frozen)
+) -> list[Result]:
+    """Capture the variants of a pair on the streams, making what the streams need first; reuse what the lake has.
+
+    One model is in memory at a time and nothing is loaded when all captures are there. Raises LakeError for tokenizers
+    that differ, prompts too long for the model, and all that `run.capture` raises.
+    """
+    loader = _Loader(options)
+    sources = {variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)}
+    if len(sources) == 2:
+        check_same_tokenizer(sources["pt"].tokenizer, sources["it"].tokenizer, pair.name)
+    for spec in streams:
+        if spec.continuation in ("pt", "it") and spec.continuation not in sources:
+            raise LakeError(f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks")
+    results = []
+    for variant in _order(variants, streams):
+        done: set[str] = set()
+        for spec in streams:
+            name, _ = ensure_stream(layout, sources, variant, spec, prompts, options.double_bos, options.batch)
+            if name not in done:
+                results.append(_one(layout, pair.model(variant), sources[variant], name, profile, options))
+            done.add(name)
+    return results
+
+
+def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
+    """Teachers first, so that each model is loaded once."""
+    teachers = {spec.continuation for spec in streams}
+    return sorted(variants, key=lambda variant: (variant not in teachers, variant != "it"))
+
+
+def _one(layout: Layout, spec: ModelSpec, source: Source, stream: str, profile: ProfileSpec, options: Options) -> Result:
+    sealed = find_sealed(layout, spec.pair, spec.variant, stream, source.identity, profile)
+    if sealed:
+        manifest: dict[str, Any] = read_manifest(sealed) or {}
+        return Result(sealed, True, manifest["n_tokens"], manifest["bytes"], 0.0)
+    return capture(layout, source.load(), stream, profile, options.batch, options.allow_nonfinite)
+
+
+def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
+    tokenizer = load_tokenizer(spec)
+    config = AutoConfig.from_pretrained(source(spec), revision=spec.revision or "main").get_text_config()
+    return Source(
+        variant=spec.variant,
+        identity=identify(spec, options.dtype, tokenizer),
+        tokenizer=tokenizer,
+        max_positions=getattr(config, "max_position_embeddings", None),
+        load=lambda: loader(spec),
+    )

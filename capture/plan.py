@@ -1,0 +1,106 @@
+"""What a capture will do before it does it: the fixed batch plan, sizes and memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..store.errors import LakeError
+from ..store.files import free_bytes, human_bytes
+from ..store.schema import TOP_K
+from ..store.writer import Template
+from .model import Model
+
+BATCH = 16
+WINDOW = 8  # batches; prompts are sorted by length inside a window of this many, so that few slots are padding
+STORED_RATIO = 2.7  # raw float32 bytes over stored bytes of widened bfloat16 (STORAGE 2b: 2.8 to 2.9)
+
+
+def batch_plan(lengths: Sequence[int], batch: int = BATCH) -> list[list[int]]:
+    """Prompt indices of each batch, a function of the lengths alone, so that PT and IT share it on a shared stream.
+
+    Prompts are taken in windows of WINDOW batches, sorted by length inside (ties by index), and cut into batches.
+    """
+    plan = []
+    for start in range(0, len(lengths), batch * WINDOW):
+        window = range(start, min(start + batch * WINDOW, len(lengths)))
+        ordered = sorted(window, key=lambda index: (lengths[index], index))
+        plan += [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
+    return plan
+
+
+def capture_sizes(model: Model, sites: Sequence[str], logits: str) -> dict[str, tuple[int, ...]]:
+    """Variable -> shape after the token axis, for the sites and the form of logits of a profile."""
+    layers, d_model, vocab = model.n_layers, model.head.d_model, model.head.vocab
+    shapes: dict[str, tuple[int, ...]] = {"resid": (layers + 1, d_model), "mlp_out": (layers, d_model)}
+    unknown = [site for site in sites if site not in shapes]
+    if unknown:
+        raise LakeError(f"site {unknown[0]!r} can't be captured by this version; it knows {', '.join(shapes)}")
+    sizes = {site: shapes[site] for site in sites}
+    if logits == "full":
+        sizes["logits"] = (vocab,)
+    elif logits in ("auto", "topk"):
+        k = min(TOP_K, vocab)
+        sizes |= {"topk_id": (k,), "topk_logit": (k,), "logsumexp": ()}
+    return sizes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes of a capture: tokens, shard rows, raw and expected stored bytes, peak host memory on top of the model (bytes)."""
+
+    tokens: int
+    shards: int
+    raw: int
+    stored: int
+    memory: int
+
+    def line(self, rate: float | None = None) -> str:
+        """One line for people; `rate` in tokens/s adds the expected time."""
+        parts = [
+            f"{self.tokens:,} tokens",
+            f"{self.shards} shard rows",
+            f"about {human_bytes(self.stored)} on disk ({human_bytes(self.raw)} as float32)",
+            f"{human_bytes(self.memory)} buffers",
+        ]
+        return ", ".join(parts + ([f"about {max(1, round(self.tokens / rate))} s"] if rate else []))
+
+
+def estimate(template: Template, plan: list[list[int]], queue_depth: int = 2) -> Estimate:
+    """Sizes of a capture from its template and batch plan."""
+    per_token = sum(template.bytes_per_token.values())
+    tokens, shard = template.stream.n_tokens, template.shard_tokens
+    offset = template.stream.offset
+    open_rows = max((len(_shards_of(batches, offset, shard)) for batches in _windows(plan)), default=0)
+    largest = max((int(sum(np.diff(offset)[batch])) for batch in plan), default=0)
+    ratio = STORED_RATIO if template.source_dtype == "bfloat16" else 1.1
+    return Estimate(
+        tokens=tokens,
+        shards=template.n_shards,
+        raw=tokens * per_token,
+        stored=int(tokens * per_token / ratio),
+        memory=(min(open_rows + queue_depth + 1, template.n_shards) * shard + largest) * per_token,
+    )
+
+
+def _windows(plan: list[list[int]]) -> list[list[list[int]]]:
+    return [plan[i : i + WINDOW] for i in range(0, len(plan), WINDOW)]
+
+
+def _shards_of(batches: list[list[int]], offset: np.ndarray, shard: int) -> set[int]:
+    found: set[int] = set()
+    for batch in batches:
+        for prompt in batch:
+            found |= set(range(int(offset[prompt]) // shard, (int(offset[prompt + 1]) - 1) // shard + 1))
+    return found
+
+
+def check_disk(size: Estimate, path: Path) -> None:
+    """Raise LakeError when the expected bytes do not fit on the disk, before anything is written."""
+    free = free_bytes(path)
+    if size.stored > free:
+        raise LakeError(
+            f"{path}: the capture needs about {human_bytes(size.stored)}, {human_bytes(free)} are free: use another lake,"
+            " a smaller --limit, or fewer sites"
+        )

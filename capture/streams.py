@@ -1,0 +1,146 @@
+"""Making streams: prompts under a template, followed by what a model says."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..store.catalog import StreamSpec
+from ..store.errors import LakeError
+from ..store.files import hash_json
+from ..store.layout import Layout
+from ..store.progress import bar
+from ..store.streams import Stream, find_stream, read_stream, write_stream
+from .generate import greedy
+from .model import Model
+from .plan import BATCH
+from .prompts import PromptSet
+from .tokens import encode, is_special, stop_ids, template_for, token_texts
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model of a pair as streams need it: cheap facts at once, the weights only when something must be generated."""
+
+    variant: str
+    identity: dict[str, Any]
+    tokenizer: Any
+    max_positions: int | None
+    load: Callable[[], Model]
+
+
+def recipe_of(source: Source, teller: Source, spec: StreamSpec, prompts: PromptSet, double_bos: bool, batch: int) -> dict[str, Any]:
+    """Everything that determines a stream's tokens; `key` is its hash.
+
+    `source` reads the prompt, `teller` writes the continuation (after its own version of the prompt).
+    """
+    own = template_for(spec.template, source.variant)
+    recipe: dict[str, Any] = {
+        "template": own,
+        "double_bos": double_bos and own == "chat",
+        "prompt_set_sha256": prompts.sha256,
+        "tokenizer_sha256": source.identity["tokenizer_sha256"],
+        "chat_template_sha256": source.identity["chat_template_sha256"] if own == "chat" else None,
+        "max_new_tokens": 0,
+    }
+    if spec.continuation != "none":
+        told = template_for(spec.template, teller.variant)
+        recipe |= {
+            "max_new_tokens": spec.max_new_tokens,
+            "continuation": {
+                "model_sha256": teller.identity["sha256"],
+                "template": told,
+                "chat_template_sha256": teller.identity["chat_template_sha256"] if told == "chat" else None,
+                "batch": batch,
+            },
+        }
+    return {**recipe, "key": hash_json(recipe)}
+
+
+def ensure_stream(
+    layout: Layout,
+    sources: dict[str, Source],
+    variant: str,
+    spec: StreamSpec,
+    prompts: PromptSet,
+    double_bos: bool = False,
+    batch: int = BATCH,
+) -> tuple[str, bool]:
+    """The name of the stream that `variant` reads under `spec`, made first when the lake lacks it.
+
+    Returns (name of the stored stream, True when it was already there). A teacher stream makes its teacher's own
+    stream first. Raises LakeError for prompts longer than the model's context.
+    """
+    source = sources[variant]
+    teller = sources[variant if spec.continuation in ("own", "none") else spec.continuation]
+    recipe = recipe_of(source, teller, spec, prompts, double_bos, batch)
+    record = find_stream(layout, recipe["key"])
+    if record and record["kind"] == spec.name:
+        return str(record["same_as"]), True
+    starts = [encode(source.tokenizer, prompt.text, recipe["template"], double_bos) for prompt in prompts.prompts]
+    if record:  # equal by recipe under another name: only the pointer is new
+        stored = read_stream(layout, record["name"])
+        return write_stream(layout, _rename(stored, spec.name)), True
+    _check_lengths(starts, prompts, spec, source)
+    if spec.continuation == "none":
+        told: list[Any] = [[] for _ in starts]
+    elif teller is source:
+        told = _tell(layout, teller, starts, spec, recipe)
+    else:
+        native = StreamSpec(spec.name, spec.template, "own", spec.max_new_tokens)
+        name, _ = ensure_stream(layout, sources, teller.variant, native, prompts, double_bos, batch)
+        taught = read_stream(layout, name)
+        told = [row[start:].tolist() for row, start in zip(taught.tokens, taught.starts, strict=True)]
+    tokens = [np.asarray([*start, *more], dtype=np.int32) for start, more in zip(starts, told, strict=True)]
+    flat = np.concatenate(tokens)
+    stream = Stream(
+        kind=spec.name,
+        prompts=prompts.name,
+        prompt_ids=[prompt.id for prompt in prompts.prompts],
+        categories=[prompt.category for prompt in prompts.prompts],
+        tokens=tokens,
+        starts=[len(start) for start in starts],
+        texts=token_texts(source.tokenizer, flat),
+        special=is_special(source.tokenizer, flat),
+        recipe={**recipe, "prompt_set": prompts.name},
+    )
+    name = write_stream(layout, stream)
+    shutil.rmtree(_parts(layout, recipe), ignore_errors=True)
+    return name, False
+
+
+def _rename(stream: Stream, kind: str) -> Stream:
+    fields = {name: getattr(stream, name) for name in stream.__dataclass_fields__}
+    return Stream(**{**fields, "kind": kind})
+
+
+def _parts(layout: Layout, recipe: dict[str, Any]) -> Any:
+    return layout.streams / f".{recipe['key'][:16]}.parts"
+
+
+def _check_lengths(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec, source: Source) -> None:
+    limit = source.max_positions
+    more = 0 if spec.continuation == "none" else spec.max_new_tokens
+    for prompt, ids in zip(prompts.prompts, starts, strict=True):
+        if limit and len(ids) + more > limit:
+            raise LakeError(
+                f"prompt {prompt.id!r} of set {prompts.name}: {len(ids)} tokens + {more} new ones, the model's context holds"
+                f" {limit}: shorten the prompt or use a smaller --max-new-tokens"
+            )
+
+
+def _tell(layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any]) -> list[list[int]]:
+    model = teller.load()
+    stops = stop_ids(model.tokenizer, model.hf.generation_config, recipe["template"] == "chat")
+    with bar(f"generate {model.name}", len(starts), "prompts") as progress:
+        return greedy(
+            model,
+            starts,
+            spec.max_new_tokens,
+            stops,
+            _parts(layout, recipe),
+            recipe["continuation"]["batch"],
+            progress.advance,
+        )

@@ -1,0 +1,343 @@
+"""The catalog: which pairs, prompt sets, streams, profiles and lakes there are. catalog.yaml explains itself.
+
+YAML is read as a tree of nodes and never turned into objects by the parser, so that no file can run code and
+every complaint can name its line.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from .errors import LakeError
+
+T = TypeVar("T")
+PACKAGED = Path(__file__).parent.parent / "catalog.yaml"
+LARGEST = 1_000_000  # bytes; a catalog is a page or two
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+SECTIONS = ("pairs", "prompts", "streams", "profiles", "lakes")
+TEMPLATES = ("raw", "chat", "native")
+CONTINUATIONS = ("none", "own", "pt", "it")
+SITES = ("resid", "mlp_out", "attn_out", "attn_entropy")
+LOGITS = ("auto", "topk", "full", "none")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+NEW_TOKENS = 64  # length of a continuation when the stream does not say
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a model comes from: a local folder (`path`) or a Hugging Face repository (`hub`), never both."""
+
+    pair: str
+    variant: str
+    path: Path | None
+    hub: str | None
+    revision: str | None
+    gguf_file: str | None
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """A base model and its post-trained descendant; `windows` overrides some of `default_windows`."""
+
+    name: str
+    pt: ModelSpec | None
+    it: ModelSpec | None
+    windows: dict[str, tuple[int, int]]
+
+    def model(self, variant: str) -> ModelSpec:
+        """The pt or it model of this pair, or a LakeError when the pair has none."""
+        found = {"pt": self.pt, "it": self.it}.get(variant)
+        if found is None:
+            known = " and ".join(v for v in ("pt", "it") if getattr(self, v))
+            raise LakeError(f"pair {self.name} has no variant {variant!r}; it has {known}")
+        return found
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """A recipe for token sequences: how prompts are wrapped, and whose greedy tokens follow them."""
+
+    name: str
+    template: str
+    continuation: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """What a capture keeps, and the compute type; without `shard_tokens` the model's size decides."""
+
+    name: str
+    sites: tuple[str, ...]
+    logits: str
+    dtype: str
+    shard_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything catalog.yaml names, checked; each lookup raises a LakeError that lists what is known."""
+
+    path: Path
+    pairs: dict[str, PairSpec]
+    prompts: dict[str, Path]
+    streams: dict[str, StreamSpec]
+    profiles: dict[str, ProfileSpec]
+    lakes: dict[str, str]
+
+    def pair(self, name: str) -> PairSpec:
+        """The pair of this name."""
+        return self._find("pair", self.pairs, name)
+
+    def stream(self, name: str) -> StreamSpec:
+        """The stream recipe of this name."""
+        return self._find("stream", self.streams, name)
+
+    def profile(self, name: str) -> ProfileSpec:
+        """The capture profile of this name."""
+        return self._find("profile", self.profiles, name)
+
+    def prompt_path(self, name: str) -> Path:
+        """The file of the prompt set of this name."""
+        return self._find("prompt set", self.prompts, name)
+
+    def lake(self, name: str) -> str:
+        """The folder or URL of the lake of this name."""
+        return self._find("lake", self.lakes, name)
+
+    def _find(self, kind: str, entries: Mapping[str, T], name: str) -> T:
+        if name in entries:
+            return entries[name]
+        raise LakeError(f"unknown {kind} {name!r}: {self.path} has {_list(entries)}{_hint(name, entries)}")
+
+
+def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
+    """Early, mid and late blocks of METHODS 1.6, half open and equally wide, from the number of blocks.
+
+    Late begins at 60 % of the depth (the onset) and ends with the stack; its width is also that of the other
+    two: early begins at block 0, mid lies in the middle. Windows overlap by a few blocks, as in the seed.
+    """
+    if n_layers < 2:
+        raise LakeError(f"a model of {n_layers} blocks has no early, mid and late window; it needs 2 or more")
+    onset = (6 * n_layers + 5) // 10  # round(0.6 L) in whole numbers
+    width, middle = n_layers - onset, onset // 2
+    return {"early": (0, width), "mid": (middle, middle + width), "late": (onset, n_layers)}
+
+
+def load_catalog(path: str | Path | None = None) -> Catalog:
+    """Read the catalog at `path`, else ./catalog.yaml, else the one that comes with actlake.
+
+    Relative paths count from the catalog's folder; only lakes of the packaged catalog count from the working
+    folder. A section that a catalog leaves out altogether is that of the packaged one.
+    """
+    here = Path("catalog.yaml")
+    file = Path(path) if path is not None else here if here.is_file() else PACKAGED
+    found = _read(file)
+    if file.resolve() == PACKAGED.resolve():
+        return replace(_EMPTY, path=file, **found)
+    packaged = _read(PACKAGED) if len(found) < len(SECTIONS) else {}
+    return replace(_EMPTY, path=file, **(packaged | found))
+
+
+_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {})
+
+
+def _read(file: Path) -> dict[str, dict]:
+    reader = _Reader(file)
+    root = _compose(file)
+    if root is None:
+        raise LakeError(f"{file}: the catalog is empty; expected one or more of {_list(SECTIONS)}")
+    parsers: dict[str, Callable[[str, Node], object]] = {
+        "pairs": reader.pair,
+        "prompts": reader.prompt_set,
+        "streams": reader.stream,
+        "profiles": reader.profile,
+        "lakes": reader.lake,
+    }
+    sections = reader.mapping(root, "the catalog", SECTIONS)
+    return {
+        section: {
+            name: parsers[section](name, node) for name, node in reader.mapping(entries, section).items()
+        }
+        for section, entries in sections.items()
+    }
+
+
+def _compose(file: Path) -> Node | None:
+    """Parse a YAML file into nodes; whatever the parser dislikes becomes one line with a line number."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise LakeError(f"{file}: no such catalog") from None
+    except OSError as error:
+        raise LakeError(f"{file}: cannot read the catalog ({error.strerror})") from None
+    if len(data) > LARGEST:
+        raise LakeError(f"{file}: {len(data)} bytes, expected at most {LARGEST}; is this a catalog?")
+    try:
+        text = data.decode("utf-8-sig")
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise LakeError(f"{file}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise LakeError(f"{file}:{line}: character {error.character!r} is not allowed in YAML") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise LakeError(f"{where}: not valid YAML ({error.problem or error.context})") from None
+    except RecursionError:
+        raise LakeError(f"{file}: nested too deeply for a catalog") from None
+
+
+class _Reader:
+    """Turns nodes into checked values; every complaint names the file and the line."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.folder = file.absolute().parent
+        # An installed package's own folder is no place for data.
+        self.lake_folder = Path.cwd() if file.resolve() == PACKAGED.resolve() else self.folder
+
+    def error(self, node: Node, message: str) -> LakeError:
+        return LakeError(f"{self.file}:{node.start_mark.line + 1}: {message}")
+
+    def mapping(
+        self, node: Node, what: str, keys: Iterable[str] | None = None, required: Iterable[str] = ()
+    ) -> dict[str, Node]:
+        """Key -> value node; `keys` are the only ones allowed (None: any name)."""
+        if not isinstance(node, MappingNode):
+            raise self.error(node, f"{what} is {_kind(node)}, expected `key: value` lines")
+        found: dict[str, Node] = {}
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, ScalarNode) else ""
+            if keys is not None and name not in keys:
+                known = f"known are {_list(keys)}{_hint(name, keys)}"
+                raise self.error(key, f"{what} has no setting {name!r}; {known}")
+            if not NAME.fullmatch(name):
+                raise self.error(key, f"{what}: {name!r} is no name; names are letters, digits, _ . and -")
+            if name in found:
+                raise self.error(key, f"{what}: {name!r} is already on line {lines[name]}; keep one")
+            found[name], lines[name] = value, key.start_mark.line + 1
+        if missing := [key for key in required if key not in found]:
+            raise self.error(node, f"{what} lacks {_list(missing)}")
+        return found
+
+    def text(self, node: Node, what: str) -> str:
+        if not isinstance(node, ScalarNode) or not node.tag.endswith(":str") or not node.value.strip():
+            quote = "; put it in quotes" if isinstance(node, ScalarNode) and node.value.strip() else ""
+            raise self.error(node, f"{what} is {_kind(node)}, expected text{quote}")
+        return str(node.value)
+
+    def choice(self, node: Node, what: str, known: Iterable[str]) -> str:
+        # The bare word is taken as it stands, so that `none` and `off` need no quotes.
+        value = str(node.value) if isinstance(node, ScalarNode) else None
+        if value is None or value not in known:
+            raise self.error(node, f"{what} is {_kind(node)}, expected one of {_list(known)}")
+        return value
+
+    def whole(self, node: Node, what: str, least: int) -> int:
+        digits = isinstance(node, ScalarNode) and re.fullmatch(r"0|[1-9][0-9]{0,11}", node.value)
+        if not digits or not node.tag.endswith(":int") or int(node.value) < least:
+            raise self.error(node, f"{what} is {_kind(node)}, expected a whole number from {least}")
+        return int(node.value)
+
+    def local(self, node: Node, what: str) -> Path:
+        text = self.text(node, what)
+        if "://" in text:
+            raise self.error(node, f"{what} is the URL {text!r}, expected a local path")
+        return self.folder / os.path.expanduser(text)
+
+    def pair(self, name: str, node: Node) -> PairSpec:
+        what = f"pair {name}"
+        entry = self.mapping(node, what, ("pt", "it", "windows"))
+        if not entry.keys() & {"pt", "it"}:
+            raise self.error(node, f"{what} names no model; expected pt, it or both")
+        pt, it = (self.model(name, v, entry[v]) if v in entry else None for v in ("pt", "it"))
+        windows = self.mapping(entry["windows"], f"{what}, windows") if "windows" in entry else {}
+        return PairSpec(name, pt, it, {w: self.window(n, f"{what}, window {w}") for w, n in windows.items()})
+
+    def model(self, pair: str, variant: str, node: Node) -> ModelSpec:
+        what = f"pair {pair}, {variant}"
+        entry = self.mapping(node, what, ("path", "hub", "revision", "gguf_file"))
+        if ("path" in entry) == ("hub" in entry):
+            raise self.error(node, f"{what}: expected either path (a folder) or hub (OWNER/NAME)")
+        if "revision" in entry and "hub" not in entry:
+            raise self.error(entry["revision"], f"{what}: a folder has no revision; only a hub model has")
+        path = self.local(entry["path"], f"{what}, path") if "path" in entry else None
+        texts = {key: self.text(value, f"{what}, {key}") for key, value in entry.items() if key != "path"}
+        if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", texts["hub"], re.ASCII):
+            raise self.error(entry["hub"], f"{what}, hub is {texts['hub']!r}, expected OWNER/NAME")
+        return ModelSpec(pair, variant, path, texts.get("hub"), texts.get("revision"), texts.get("gguf_file"))
+
+    def window(self, node: Node, what: str) -> tuple[int, int]:
+        if not isinstance(node, SequenceNode) or len(node.value) != 2:
+            raise self.error(node, f"{what} is {_kind(node)}, expected [first block, block after the last]")
+        start, stop = (self.whole(part, what, 0) for part in node.value)
+        if start >= stop:
+            raise self.error(node, f"{what} [{start}, {stop}] is empty; the second number is the larger one")
+        return start, stop
+
+    def prompt_set(self, name: str, node: Node) -> Path:
+        what = f"prompt set {name}"
+        return self.local(self.mapping(node, what, ("path",), ("path",))["path"], f"{what}, path")
+
+    def stream(self, name: str, node: Node) -> StreamSpec:
+        what = f"stream {name}"
+        required = ("template", "continuation")
+        entry = self.mapping(node, what, (*required, "max_new_tokens"), required)
+        template = self.choice(entry["template"], f"{what}, template", TEMPLATES)
+        continuation = self.choice(entry["continuation"], f"{what}, continuation", CONTINUATIONS)
+        if continuation == "none":
+            if "max_new_tokens" in entry:
+                raise self.error(
+                    entry["max_new_tokens"], f"{what}: no continuation, no new tokens; leave it out"
+                )
+            return StreamSpec(name, template, continuation, 0)
+        count = entry.get("max_new_tokens")
+        tokens = NEW_TOKENS if count is None else self.whole(count, f"{what}, max_new_tokens", 1)
+        return StreamSpec(name, template, continuation, tokens)
+
+    def profile(self, name: str, node: Node) -> ProfileSpec:
+        what = f"profile {name}"
+        entry = self.mapping(node, what, ("sites", "logits", "dtype", "shard_tokens"), ("sites",))
+        sites = entry["sites"]
+        if not isinstance(sites, SequenceNode) or not sites.value:
+            raise self.error(sites, f"{what}, sites is {_kind(sites)}, expected a list: [resid, mlp_out]")
+        names = tuple(self.choice(site, f"{what}, a site", SITES) for site in sites.value)
+        if len(set(names)) < len(names):
+            raise self.error(sites, f"{what}, sites names one site twice: {_list(names)}")
+        logits = self.choice(entry["logits"], f"{what}, logits", LOGITS) if "logits" in entry else "auto"
+        dtype = self.choice(entry["dtype"], f"{what}, dtype", DTYPES) if "dtype" in entry else "auto"
+        count = entry.get("shard_tokens")
+        automatic = count is None or count.tag.endswith(":null")
+        tokens = None if automatic else self.whole(count, f"{what}, shard_tokens", 1)
+        return ProfileSpec(name, names, logits, dtype, tokens)
+
+    def lake(self, name: str, node: Node) -> str:
+        place = self.text(node, f"lake {name}")
+        return place if "://" in place else str(self.lake_folder / os.path.expanduser(place))
+
+
+def _kind(node: Node) -> str:
+    """What a node looks like to the person who wrote it."""
+    if isinstance(node, ScalarNode):
+        return repr(node.value) if node.value else "empty"
+    return "a list" if isinstance(node, SequenceNode) else "a block of `key: value` lines"
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,12 @@
+"""The one exception a user is meant to read."""
+
+
+class LakeError(Exception):
+    """A mistake or a broken store, told in one line: what, where, found against expected, what to do.
+
+    The command line prints the message and exits with code 2; Python callers get it as it is.
+    """
+
+
+class CorruptError(LakeError):
+    """Stored bytes do not match what was recorded when they were written."""

@@ -1,0 +1,97 @@
+"""Durable small files, hashes and canonical JSON: what every other module of the store builds on."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .errors import LakeError
+
+BLOCK = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces, so that equal content has equal bytes and equal hashes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_files(paths: Iterable[Path], relative_to: Path) -> dict[str, str]:
+    """Relative POSIX path -> SHA-256 for each file, sorted by path."""
+    return {path.relative_to(relative_to).as_posix(): hash_file(path) for path in sorted(paths)}
+
+
+def sync_file(path: Path) -> None:
+    """Ask the operating system to put a file's bytes on the disk before anything records them as done."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is a LakeError that names it."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise LakeError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise LakeError(f"{path}: not valid JSON ({error})") from None
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the file system that holds `path` (or its nearest existing parent)."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def full_disk(error: OSError) -> bool:
+    """True when the error says that the disk or the quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KB' (powers of 1000, as disks are sold)."""
+    power = 0
+    while abs(count) >= 1000 and power < 5:
+        count, power = count / 1000, power + 1
+    return f"{count:.0f} B" if power == 0 else f"{count:.1f} {' KMGTP'[power]}B"

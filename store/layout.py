@@ -1,0 +1,90 @@
+"""Where everything in a lake lies, and the one place that decides whether a path or URL is a lake."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import LakeError
+from .files import read_json, write_json
+from .schema import FORMAT_VERSION, VARIANTS
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+MARKER = "lake.json"
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it can be a single folder name (letters, digits, '_', '.', '-'), else raise LakeError."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise LakeError(f"{what} {name!r} is not a valid name: use letters, digits, '_', '.' and '-'")
+    return name
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """'PAIR/pt' -> ('PAIR', 'pt'); anything else is a LakeError."""
+    pair, slash, variant = model.partition("/")
+    if not slash or variant not in VARIANTS:
+        raise LakeError(f"model {model!r}: expected PAIR/pt or PAIR/it, for instance pocket/it")
+    return check_name(pair, "pair"), variant
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder of a lake and the paths in it."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, url: str | Path, create: bool = False) -> "Layout":
+        """Open the lake at a local folder (or file:// URL), making it first if `create`.
+
+        Raises LakeError for a folder that is not a lake, a lake of a newer format, or a URL scheme that is not local.
+        """
+        text = str(url)
+        if "://" in text and not text.startswith("file://"):
+            raise LakeError(f"lake {text}: only local folders can be opened by this version; mount or copy it first")
+        layout = cls(Path(text.removeprefix("file://")).expanduser().absolute())
+        marker = layout.root / MARKER
+        if not marker.exists():
+            if not create:
+                raise LakeError(f"no lake at {text} (no {MARKER}); `actlake demo` or `actlake capture PAIR` makes one")
+            if layout.root.exists() and not layout.root.is_dir():
+                raise LakeError(f"lake {text}: this is a file, not a folder")
+            if layout.root.is_dir() and any(layout.root.iterdir()):
+                raise LakeError(f"lake {text}: the folder is not empty and not a lake; name an empty or new folder")
+            write_json(marker, {"format": "actlake", "format_version": FORMAT_VERSION})
+        check_version(read_json(marker), marker)
+        return layout
+
+    def model(self, pair: str, variant: str) -> Path:
+        """Folder of one model's metadata and head."""
+        return self.root / "models" / check_name(pair, "pair") / check_name(variant, "variant")
+
+    def capture(self, pair: str, variant: str, stream: str) -> Path:
+        """Zarr group of one capture."""
+        folder = self.root / "captures" / check_name(pair, "pair") / check_name(variant, "variant")
+        return folder / f"{check_name(stream, 'stream')}.zarr"
+
+    @property
+    def streams(self) -> Path:
+        """Folder of the streams."""
+        return self.root / "streams"
+
+    @property
+    def prompts(self) -> Path:
+        """Folder of the prompt sets imported into this lake."""
+        return self.root / "prompts"
+
+    def table(self, name: str) -> Path:
+        """Folder of one table's Parquet files."""
+        return self.root / "tables" / check_name(name, "table")
+
+
+def check_version(record: object, where: Path) -> None:
+    """Raise LakeError unless `record` carries a format version that this code reads."""
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise LakeError(f"{where}: no format_version; expected a number up to {FORMAT_VERSION}: this is not a lake's file")
+    if version > FORMAT_VERSION:
+        raise LakeError(
+            f"{where}: format version {version}, this actlake reads up to {FORMAT_VERSION}: upgrade with `pip install -U actlake`"
+        )

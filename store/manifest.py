@@ -1,0 +1,65 @@
+"""Sealing: when every shard row is recorded, one manifest.json says what the capture is, byte for byte."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from .errors import LakeError
+from .files import hash_file, hash_json, read_json, write_json
+from .layout import check_version
+from .schema import FORMAT_VERSION
+from .writer import PROGRESS, Template, missing_shards, quiet_zarr, shard_record
+
+MANIFEST = "manifest.json"
+
+
+def seal(path: Path, template: Template, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write the manifest of a complete capture by atomic rename and drop its progress records.
+
+    The manifest holds no time stamps: an undisturbed run and one resumed after a kill seal to the same bytes.
+    Raises LakeError while shard rows are missing.
+    """
+    missing = missing_shards(path, template.n_shards)
+    if missing:
+        raise LakeError(f"{path}: {len(missing)} of {template.n_shards} shard rows are missing (first: {missing[0]}); run the capture again")
+    with quiet_zarr():
+        zarr.consolidate_metadata(str(path))
+    rows = [read_json(shard_record(path, shard)) for shard in range(template.n_shards)]
+    files = {name: entry for row in rows for name, entry in row["files"].items()}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name not in files and name != MANIFEST and not name.startswith(PROGRESS):
+            files[name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
+    record = {
+        **template.record(),
+        "format_version": FORMAT_VERSION,
+        "n_shards": template.n_shards,
+        "variables": {name: _merge([row["statistics"][name] for row in rows]) for name in template.sizes},
+        "files": files,
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "capture_sha256": hash_json(files),
+        **(extra or {}),
+    }
+    write_json(path / MANIFEST, record)
+    shutil.rmtree(path / PROGRESS, ignore_errors=True)
+    return record
+
+
+def _merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "min": min((row["min"] for row in rows if row["min"] is not None), default=None),
+        "max": max((row["max"] for row in rows if row["max"] is not None), default=None),
+        "nonfinite": sum(row["nonfinite"] for row in rows),
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a sealed capture, or None for one that is not sealed."""
+    file = path / MANIFEST
+    if not file.exists():
+        return None
+    record = read_json(file)
+    check_version(record, file)
+    return record

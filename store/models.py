@@ -1,0 +1,81 @@
+"""What the lake keeps of a model: model.json and head.zarr, enough to read a lens without the checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from .captures import checked
+from .errors import LakeError
+from .files import hash_files, read_json, write_json
+from .layout import Layout, check_version
+from .schema import FORMAT_VERSION
+from .writer import compressors, quiet_zarr
+
+ROWS = 4096  # rows of the unembedding per chunk
+
+HEAD_DIMS = {
+    "norm_weight": ("d_model",),
+    "norm_bias": ("d_model",),
+    "unembed": ("vocab", "d_model"),
+    "unembed_bias": ("vocab",),
+    "post_norm_weight": ("layer", "d_model"),
+    "real_token": ("vocab",),
+}
+
+
+def write_model(
+    layout: Layout, pair: str, variant: str, record: dict[str, Any], arrays: dict[str, np.ndarray], attrs: dict[str, Any]
+) -> None:
+    """Store a model's record and head once; LakeError when the lake already holds another checkpoint under this name.
+
+    `arrays` are float32 (bool for real_token) with the names and dims of HEAD_DIMS; `attrs` say norm, norm_eps, softcap,
+    logit_scale, parallel and post_norm_eps.
+    """
+    folder = layout.model(pair, variant)
+    marker = folder / "model.json"
+    if marker.exists():
+        found = read_model(layout, pair, variant)
+        if found["sha256"] != record["sha256"]:
+            raise LakeError(
+                f"{marker}: the lake holds {pair}/{variant} from other files ({found['id']}, {found['sha256'][:12]}; now"
+                f" {record['id']}, {record['sha256'][:12]}): give the new checkpoint another pair name, or use another lake"
+            )
+        return
+    head = folder / "head.zarr"
+    with quiet_zarr():
+        group = zarr.create_group(head, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs})
+        for name, values in arrays.items():
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                chunks=(min(ROWS, values.shape[0]), *values.shape[1:]),
+                compressors=compressors(),
+                fill_value=np.nan if values.dtype.kind == "f" else False,
+                dimension_names=HEAD_DIMS[name],
+                config={"write_empty_chunks": True},
+            )
+            array[...] = values
+        zarr.consolidate_metadata(str(head))
+    files = hash_files((file for file in head.rglob("*") if file.is_file()), head)
+    write_json(marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files})
+
+
+def read_model(layout: Layout, pair: str, variant: str) -> dict[str, Any]:
+    """model.json of one model; LakeError when the lake has none."""
+    path = layout.model(pair, variant) / "model.json"
+    record = read_json(path)
+    check_version(record, path)
+    return record
+
+
+def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and attributes of head.zarr; a damaged chunk is a CorruptError that names the file."""
+    path: Path = layout.model(pair, variant) / "head.zarr"
+    if not path.is_dir():
+        raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
+    with quiet_zarr():
+        group = zarr.open_group(path, mode="r")
+    return {name: checked(path, group, name)[...] for name in group.array_keys()}, dict(group.attrs)

@@ -1,0 +1,59 @@
+"""Progress bars with rate and time left, on the terminal's standard error; silent where nobody watches."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from .files import human_bytes
+
+Advance = Callable[[int], None]
+ERRORS = Console(stderr=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        seconds = task.elapsed or 0
+        if not task.completed or not seconds:
+            return Text("")
+        unit, rate = task.fields["unit"], task.completed / seconds
+        text = f"{human_bytes(rate)}/s" if unit == "bytes" else f"{rate:,.0f} {unit}/s"
+        if stored := task.fields.get("stored"):
+            text += f"  {human_bytes(stored / seconds)}/s"
+        return Text(text, style="cyan")
+
+
+class Bar:
+    """One running bar; `advance` moves it, `store` adds to the bytes written that it shows beside the rate."""
+
+    def __init__(self, progress: Progress, label: str, total: int, unit: str):
+        self._progress = progress
+        self._task = progress.add_task(label, total=total, unit=unit, stored=0)
+        self._stored = 0
+
+    def advance(self, count: int) -> None:
+        """Move on by `count` units."""
+        self._progress.advance(self._task, count)
+
+    def store(self, count: int) -> None:
+        """Add `count` written bytes."""
+        self._stored += count
+        self._progress.update(self._task, stored=self._stored)
+
+
+@contextmanager
+def bar(label: str, total: int, unit: str = "tokens") -> Iterator[Bar]:
+    """Show a progress bar of `total` units while the block runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=ERRORS, transient=False, disable=not ERRORS.is_terminal) as progress:
+        yield Bar(progress, label, total, unit)

@@ -1,0 +1,148 @@
+"""Names, dimensions, dtypes and chunk shapes of the lake, each said once; docs/FORMAT.md is the same in prose."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+VARIANTS = ("pt", "it")
+TOP_K = 64
+
+# Shards hold whole token ranges of all layers. Compression of widened bfloat16 is about 2.88 (STORAGE 2b),
+# so that 400 MB raw stay under 150 MB stored; chunks under 1 MiB raw compress and read worse.
+SHARD_TOKENS = 1024
+CHUNK_TOKENS = 256
+SHARD_RAW_LIMIT = 400_000_000
+CHUNK_RAW_TARGET = 1 << 20
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One array of a capture: its dimension names, its dtype on disk and what it is."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    long_name: str
+
+    @property
+    def activation(self) -> bool:
+        """Activations are sharded, compressed and finite; coordinates are small and whole."""
+        return self.dims[0] == "token" and self.name not in TOKEN_COORDS
+
+
+TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special")
+VARIABLES = {
+    variable.name: variable
+    for variable in (
+        Variable("resid", ("token", "boundary", "d_model"), "float32", "residual stream at each boundary"),
+        Variable("mlp_out", ("token", "layer", "d_model"), "float32", "output of the MLP module"),
+        Variable("logits", ("token", "vocab"), "float32", "next-token logits"),
+        Variable("topk_id", ("token", "k"), "int32", "token ids of the largest logits, descending"),
+        Variable("topk_logit", ("token", "k"), "float32", "the largest logits, descending"),
+        Variable("logsumexp", ("token",), "float32", "log of the summed exponentials of all logits"),
+        Variable("token_id", ("token",), "int32", "token fed to the model"),
+        Variable("prompt", ("token",), "int32", "index of the prompt"),
+        Variable("position", ("token",), "int32", "position in the prompt's sequence"),
+        Variable("step", ("token",), "int32", "index of the continuation token predicted here, else -1"),
+        Variable("is_special", ("token",), "bool", "special token of the tokenizer"),
+        Variable("prompt_id", ("prompt",), "string", "id of the prompt in its prompt set"),
+        Variable("category", ("prompt",), "string", "category of the prompt"),
+        Variable("offset", ("prompt_edge",), "int64", "prompt p owns tokens offset[p]:offset[p+1]"),
+        Variable("boundary", ("boundary",), "int32", "0 = input of block 0, l+1 = output of block l"),
+        Variable("layer", ("layer",), "int32", "block index"),
+    )
+}
+SITES = ("resid", "mlp_out")
+
+
+def shard_tokens(bytes_per_token: int) -> int:
+    """Tokens a shard holds: 1024, or the largest power of two (at least 16) that keeps the largest site under 400 MB raw."""
+    tokens = SHARD_TOKENS
+    while tokens > 16 and tokens * bytes_per_token > SHARD_RAW_LIMIT:
+        tokens //= 2
+    return tokens
+
+
+def chunk_tokens(shard: int, row_bytes: int) -> int:
+    """Tokens a chunk holds: 256, more (up to the shard) while one layer's chunk is under 1 MiB raw."""
+    tokens = min(CHUNK_TOKENS, shard)
+    while tokens * 2 <= shard and tokens * row_bytes < CHUNK_RAW_TARGET:
+        tokens *= 2
+    return tokens
+
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_MODEL = [("pair", _TEXT), ("variant", _TEXT), ("stream", _TEXT)]
+_TOKEN = [("prompt", pa.int32()), ("prompt_id", _TEXT), ("category", _TEXT), ("token", pa.int64())]
+_PLACE = [("position", pa.int32()), ("step", pa.int32())]
+_LAYER = [("layer", pa.int32())]
+_FLOAT = pa.float32()
+
+STREAM_SCHEMA = pa.schema(
+    [
+        *_TOKEN,
+        *_PLACE,
+        ("token_id", pa.int32()),
+        ("is_special", pa.bool_()),
+        ("is_continuation", pa.bool_()),
+        ("token_text", pa.string()),
+    ]
+)
+TABLES = {
+    "tokens": pa.schema(
+        [
+            *_MODEL,
+            *_TOKEN,
+            *_PLACE,
+            ("token_id", pa.int32()),
+            ("token_text", pa.string()),
+            ("is_special", pa.bool_()),
+            ("is_continuation", pa.bool_()),
+        ]
+    ),
+    "lens": pa.schema(
+        [
+            *_MODEL,
+            ("lens", _TEXT),
+            *_TOKEN,
+            *_PLACE,
+            *_LAYER,
+            ("kl_layer_final", _FLOAT),
+            ("kl_final_layer", _FLOAT),
+            ("js_next", _FLOAT),
+            ("entropy", _FLOAT),
+            ("top1", pa.int32()),
+            ("p_target", _FLOAT),
+            ("rank_target", pa.int32()),
+            ("cos_final", _FLOAT),
+        ]
+    ),
+    "delta": pa.schema(
+        [
+            *_MODEL,
+            *_TOKEN,
+            *_PLACE,
+            *_LAYER,
+            ("block_cos", _FLOAT),
+            ("mlp_cos", _FLOAT),
+            ("mlp_norm", _FLOAT),
+            ("resid_norm", _FLOAT),
+        ]
+    ),
+    "pair_lens": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("prompt", pa.int32()),
+            ("prompt_id", _TEXT),
+            ("category", _TEXT),
+            ("step", pa.int32()),
+            *_LAYER,
+            ("js", _FLOAT),
+            ("kl_pt_it", _FLOAT),
+            ("kl_it_pt", _FLOAT),
+            ("top1_agree", pa.bool_()),
+        ]
+    ),
+}

@@ -1,0 +1,190 @@
+"""Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .captures import capture_names, list_captures
+from .errors import LakeError
+from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file
+from .layout import Layout
+from .schema import TABLES, VARIANTS
+from .streams import stream_records
+
+VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
+ROW_GROUP_TOKENS = 400_000  # one row group = one layer of this many tokens, so that a layer filter skips the rest
+SMALL_TABLES = ("captures", "streams")
+
+
+def table_key(name: str, recipe: dict[str, Any]) -> str:
+    """KEY of a table file: hash of everything that determines its content."""
+    return hash_json({"table": name, **recipe})[:32]
+
+
+def table_file(layout: Layout, name: str, key: str) -> Path:
+    """Where the table file of this key lies."""
+    return layout.table(name) / f"{key}.parquet"
+
+
+def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Path:
+    """Write one table file atomically, a row group per item of `groups`; an existing one is kept (same key, same content).
+
+    `groups` are mappings column -> array in the schema of the table; scalars are repeated. The recipe goes into the
+    Parquet key-value metadata. A full disk is a LakeError and leaves nothing behind.
+    """
+    schema = TABLES[name].with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
+    path = table_file(layout, name, table_key(name, recipe))
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for group in groups:
+                writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
+        sync_file(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        if full_disk(error):
+            raise LakeError(f"disk full while writing table {name} ({human_bytes(free_bytes(path.parent))} free); nothing was kept") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    rows = max(len(value) for value in group.values() if not isinstance(value, str | int))
+    arrays = []
+    for column in schema:
+        value = group[column.name]
+        if isinstance(value, str | int):
+            value = pa.repeat(pa.scalar(value), rows)
+        # NaN marks "not defined here" in kernels; SQL's word for that is NULL.
+        array = pa.array(value, from_pandas=True) if not isinstance(value, pa.Array) else value
+        arrays.append(array.cast(column.type) if not pa.types.is_dictionary(column.type) else array.cast(pa.string()).dictionary_encode())
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def stream_table(layout: Layout) -> pd.DataFrame:
+    """One row per (model, stream name it can be asked by): pair, variant, recipe, prompts, stream, name, prompt_set, max_new_tokens.
+
+    `stream` is the name tables carry; `name` may be an alias of equal content (IT's teacher stream is its native one).
+    """
+    records = {record["name"]: record for record in stream_records(layout)}
+    sealed = list_captures(layout).query("sealed")
+    rows = []
+    for pair, variant in sorted(set(zip(sealed["pair"], sealed["variant"], strict=True))):
+        there = set(sealed.query("pair == @pair and variant == @variant")["stream"])
+        for name, stream in sorted(capture_names(layout, pair, variant).items()):
+            if stream in there and name in records:
+                record = records[name]
+                rows.append(
+                    {
+                        "pair": pair,
+                        "variant": variant,
+                        "recipe": record["kind"],
+                        "prompts": record["prompts"],
+                        "stream": stream,
+                        "name": name,
+                        "prompt_set": record["recipe"].get("prompt_set_sha256", ""),
+                        "max_new_tokens": record["recipe"].get("max_new_tokens", 0),
+                        "n_prompts": record["n_prompts"],
+                    }
+                )
+    columns = ["pair", "variant", "recipe", "prompts", "stream", "name", "prompt_set", "max_new_tokens", "n_prompts"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def connect(layout: Layout) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB connection that sees the lake's tables as views and nothing else.
+
+    Views: one per table of the schema (empty when nothing is computed yet), `captures`, `streams` and the SQL views.
+    No file outside `tables/`, no network, no Python variables, and the configuration is locked.
+    """
+    connection = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
+    for name, frame in (("captures", list_captures(layout)), ("streams", stream_table(layout))):
+        connection.register(f"_{name}", frame)
+        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
+        connection.unregister(f"_{name}")
+    for name, schema in TABLES.items():
+        connection.execute(f"CREATE VIEW {name} AS {_scan(layout, name, schema)}")
+    for name, sql in VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {sql}")
+    folder = str(layout.root / "tables").replace("'", "''")
+    connection.execute(f"SET allowed_directories = ['{folder}']")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _scan(layout: Layout, name: str, schema: pa.Schema) -> str:
+    files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in sorted(layout.table(name).glob("*.parquet")))
+    if files:
+        return f"SELECT * FROM read_parquet([{files}])"
+    columns = ", ".join(f'NULL::{_duck_type(field.type)} AS "{field.name}"' for field in schema)
+    return f"SELECT {columns} WHERE false"
+
+
+def _duck_type(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
+        return "VARCHAR"
+    return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "bool": "BOOLEAN"}[str(kind)]
+
+
+def tables_in(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+    """Names of the tables and views a statement reads."""
+    try:
+        return {name.lower() for name in connection.get_table_names(sql)}
+    except duckdb.Error as error:
+        raise sql_error(error) from error
+
+
+def check_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise LakeError unless `sql` is one statement that only reads."""
+    try:
+        statements = connection.extract_statements(sql)
+    except duckdb.Error as error:
+        raise sql_error(error) from error
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+        raise LakeError(f"SQL: one SELECT statement expected, found {kinds}; the lake's tables are read-only")
+
+
+def sql_error(error: duckdb.Error) -> LakeError:
+    """DuckDB's message as one clear line for the user."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, duckdb.PermissionException):
+        return LakeError(f"SQL: only the lake's own tables ({', '.join(known_tables())}) can be read ({lines[0]})")
+    return LakeError("SQL: " + " ".join(lines[:3]))
+
+
+def known_tables() -> list[str]:
+    """Names that SQL can use."""
+    return [*TABLES, *VIEWS, *SMALL_TABLES]
+
+
+def same_prompts(streams: pd.DataFrame, pair: str, recipe: str, prompts: str | None) -> dict[str, str]:
+    """variant -> stream for the captures of `pair` that answer a question on `recipe`.
+
+    Both variants must have been captured on the same prompt set with the same continuation budget. LakeError when none
+    or several such groups are in the lake; `prompts` (a prompt-set name or a prefix of a stream name) picks one.
+    """
+    rows = streams[(streams["pair"] == pair) & (streams["recipe"] == recipe)]
+    if prompts:
+        rows = rows[(rows["prompts"] == prompts) | rows["name"].str.startswith(prompts)]
+    groups = [group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(VARIANTS)]
+    if len(groups) != 1 or groups[0]["variant"].duplicated().any():
+        have = ", ".join(f"{row.variant}:{row.name_}" for row in rows.rename(columns={"name": "name_"}).itertuples()) or "none"
+        if not groups:
+            raise LakeError(
+                f"pair {pair}: this question needs sealed captures of pt and it on stream {recipe!r}; there: {have}."
+                f" Run `actlake capture {pair} --stream {recipe}`"
+            )
+        raise LakeError(f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts NAME")
+    return dict(zip(groups[0]["variant"], groups[0]["stream"], strict=True))

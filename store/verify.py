@@ -1,0 +1,116 @@
+"""Checking a sealed capture against its manifest, its stream and the rules of the format."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .captures import Capture
+from .errors import LakeError
+from .files import hash_file
+from .layout import Layout
+from .manifest import MANIFEST
+from .schema import VARIABLES
+from .streams import read_stream
+
+
+@dataclass
+class Report:
+    """What a verification did and what it found wrong, one line each; empty `problems` means the capture is good."""
+
+    capture: str
+    files: int = 0
+    bytes: int = 0
+    shards: int = 0
+    reforward: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.problems
+
+
+def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = None) -> Report:
+    """Re-hash every file of a capture, then check counts, stream, finiteness and the zero low halves of widened bfloat16.
+
+    `progress` is called with the bytes done. Damage is listed in the report, never raised.
+    """
+    capture = Capture(path)
+    report = Report(capture=path.relative_to(layout.root).as_posix())
+    damaged = _check_files(capture, report, progress)
+    if not damaged:
+        _check_coordinates(layout, capture, report)
+    for name in capture.manifest["sizes"]:
+        _check_values(capture, name, damaged, report)
+    return report
+
+
+def _check_files(capture: Capture, report: Report, progress: Callable[[int], None] | None) -> set[str]:
+    recorded = capture.manifest["files"]
+    damaged = set()
+    for name, entry in recorded.items():
+        file = capture.path / name
+        if not file.is_file():
+            damaged.add(name)
+            report.problems.append(f"{file}: missing")
+        elif file.stat().st_size != entry["bytes"]:
+            damaged.add(name)
+            report.problems.append(f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}")
+        elif hash_file(file) != entry["sha256"]:
+            damaged.add(name)
+            report.problems.append(f"{file}: bytes differ from the manifest's SHA-256")
+        report.files += 1
+        report.bytes += entry["bytes"]
+        if progress:
+            progress(entry["bytes"])
+    present = {file.relative_to(capture.path).as_posix() for file in capture.path.rglob("*") if file.is_file()}
+    for name in sorted(present - set(recorded) - {MANIFEST}):
+        report.problems.append(f"{capture.path / name}: not in the manifest")
+    return damaged
+
+
+def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None:
+    manifest = capture.manifest
+    try:
+        stream = read_stream(layout, manifest["stream"])
+    except LakeError as error:
+        report.problems.append(str(error))
+        return
+    if stream.content_sha256 != manifest["content_sha256"]:
+        report.problems.append(f"{capture.path}: stream {stream.name} has another content hash than the manifest")
+    for name, expected in {**stream.columns, "offset": stream.offset}.items():
+        if name in VARIABLES and not np.array_equal(capture.array(name)[:], expected):
+            report.problems.append(f"{capture.path}/{name}: differs from stream {stream.name}")
+    for name, size in manifest["sizes"].items():
+        shape = (manifest["n_tokens"], *size)
+        if capture.array(name).shape != shape:
+            report.problems.append(f"{capture.path}/{name}: shape {capture.array(name).shape}, the manifest says {shape}")
+
+
+def _check_values(capture: Capture, name: str, damaged: set[str], report: Report) -> None:
+    """Read every whole shard of one variable once and look at its values."""
+    array, manifest = capture.array(name), capture.manifest
+    if not VARIABLES[name].dtype.startswith("float"):
+        return
+    size = manifest["shard_tokens"]
+    low, high, nonfinite, dirty = np.inf, -np.inf, 0, 0
+    for shard in range(manifest["n_shards"]):
+        if any(file.startswith(f"{name}/c/{shard}/") or file == f"{name}/c/{shard}" for file in damaged):
+            continue
+        block = array[shard * size : (shard + 1) * size]
+        finite = np.isfinite(block)
+        nonfinite += int(block.size - finite.sum())
+        low, high = min(low, block.min(where=finite, initial=np.inf)), max(high, block.max(where=finite, initial=-np.inf))
+        if array.array.attrs.get("lossless_cast") == "bfloat16":
+            dirty += int(np.count_nonzero(block.view(np.uint32) & 0xFFFF))
+        report.shards += 1
+    recorded = manifest["variables"][name]
+    where = f"{capture.path}/{name}"
+    if nonfinite != recorded["nonfinite"]:
+        report.problems.append(f"{where}: {nonfinite} values are not finite, the manifest says {recorded['nonfinite']}")
+    if dirty:
+        report.problems.append(f"{where}: {dirty} values are not widened bfloat16 (low 16 bits set)")
+    if not damaged and recorded["min"] is not None and (low, high) != (recorded["min"], recorded["max"]):
+        report.problems.append(f"{where}: range [{low}, {high}], the manifest says [{recorded['min']}, {recorded['max']}]")

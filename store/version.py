@@ -1,0 +1,3 @@
+"""The version of actlake, said once."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,285 @@
+"""Writing a capture: allocate everything first, then commit one shard row after the other.
+
+Shard row s is the shards of every variable that hold tokens s*S to (s+1)*S. It is written whole, flushed to disk,
+and only then recorded in `.progress/`; killing the process at any moment loses at most the rows not recorded.
+"""
+
+import queue
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from .errors import LakeError
+from .files import full_disk, hash_file, read_json, sync_file, write_json
+from .schema import FORMAT_VERSION, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
+from .streams import Stream
+
+PROGRESS = ".progress"
+TEMPLATE = "template.json"
+
+
+@dataclass(frozen=True)
+class Template:
+    """Everything that fixes a capture's arrays before the first forward.
+
+    `sizes` maps variable name -> shape after the token axis, for instance {"resid": (7, 192)}; `boundaries` and
+    `layers` are the coordinate values. `source_dtype` is the model's dtype; `provenance` goes into the manifest as it is.
+    """
+
+    stream: Stream
+    sizes: dict[str, tuple[int, ...]]
+    boundaries: tuple[int, ...]
+    layers: tuple[int, ...]
+    source_dtype: str
+    provenance: dict[str, Any]
+    shard: int | None = None
+
+    @property
+    def bytes_per_token(self) -> dict[str, int]:
+        """Raw bytes a token takes in each activation variable (every one is 4 bytes wide)."""
+        return {name: 4 * int(np.prod(size, dtype=np.int64)) for name, size in self.sizes.items()}
+
+    @property
+    def shard_tokens(self) -> int:
+        """Tokens in a shard, the same for all variables so that a shard row is one range of tokens."""
+        return self.shard or shard_tokens(max(self.bytes_per_token.values()))
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shard rows."""
+        return -(-self.stream.n_tokens // self.shard_tokens)
+
+    def record(self) -> dict[str, Any]:
+        """JSON record of the template; two templates with equal records make the same store."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "stream": self.stream.name,
+            "content_sha256": self.stream.content_sha256,
+            "n_prompts": len(self.stream.prompt_ids),
+            "n_tokens": self.stream.n_tokens,
+            "sizes": {name: list(size) for name, size in sorted(self.sizes.items())},
+            "boundaries": list(self.boundaries),
+            "layers": list(self.layers),
+            "source_dtype": self.source_dtype,
+            "shard_tokens": self.shard_tokens,
+            "provenance": self.provenance,
+        }
+
+
+@contextmanager
+def quiet_zarr() -> Iterator[None]:
+    """Silence zarr's notes about the format 3 specification; they are not for users."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="zarr")
+        yield
+
+
+def compressors() -> list[Any]:
+    """The codec of STORAGE 2b, then a checksum so that a flipped byte raises on reading."""
+    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=4, blocksize=1 << 20)
+    return [blosc, Crc32cCodec()]
+
+
+def _create_activation(group: zarr.Group, template: Template, name: str, size: tuple[int, ...]) -> None:
+    variable = VARIABLES[name]
+    # Layered variables are chunked one layer at a time; the rest keep their whole row together.
+    inner = (1, *size[1:]) if len(size) > 1 else size
+    chunk = chunk_tokens(template.shard_tokens, 4 * int(np.prod(inner, dtype=np.int64)))
+    floating = variable.dtype.startswith("float")
+    attributes: dict[str, Any] = {"long_name": variable.long_name}
+    if floating:
+        attributes["units"] = "nats" if name in ("logits", "topk_logit", "logsumexp") else "1"
+    if floating and name != "logsumexp":
+        attributes["source_dtype"] = template.source_dtype
+        if template.source_dtype == "bfloat16":
+            attributes["lossless_cast"] = "bfloat16"
+    group.create_array(
+        name,
+        shape=(template.stream.n_tokens, *size),
+        dtype=variable.dtype,
+        chunks=(chunk, *inner),
+        shards=(template.shard_tokens, *size),
+        compressors=compressors(),
+        fill_value=np.nan if floating else 0,
+        dimension_names=variable.dims,
+        attributes=attributes,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _create_coordinate(group: zarr.Group, name: str, values: np.ndarray) -> None:
+    variable = VARIABLES[name]
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype=variable.dtype,
+        chunks=values.shape,
+        compressors=[Crc32cCodec()] if variable.dtype == "string" else compressors(),
+        dimension_names=variable.dims,
+        attributes={"long_name": variable.long_name},
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
+
+
+def create_capture(path: Path, template: Template) -> None:
+    """Allocate all arrays and coordinates of a capture, or check that the ones there belong to the same template.
+
+    Raises LakeError when an unfinished capture at `path` was started with another configuration.
+    """
+    marker = path / PROGRESS / TEMPLATE
+    record = template.record()
+    if marker.exists():
+        found = read_json(marker)
+        if found != record:
+            keys = [key for key in record if found.get(key) != record[key]]
+            raise LakeError(
+                f"{path}: an unfinished capture with another configuration is there ({', '.join(keys)} differ): finish it"
+                " with the command that started it, or delete the folder"
+            )
+        return
+    # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
+    shutil.rmtree(path, ignore_errors=True)
+    stream = template.stream
+    with quiet_zarr():
+        group = zarr.create_group(
+            path,
+            zarr_format=3,
+            attributes={
+                "format": "actlake",
+                "format_version": FORMAT_VERSION,
+                "stream": stream.name,
+                "coordinates": " ".join([*TOKEN_COORDS, "prompt_id", "category", "offset"]),
+                **template.provenance,
+            },
+        )
+        for name, size in template.sizes.items():
+            _create_activation(group, template, name, size)
+        for name in TOKEN_COORDS:
+            _create_coordinate(group, name, stream.columns[name])
+        _create_coordinate(group, "prompt_id", np.asarray(stream.prompt_ids, dtype=object))
+        _create_coordinate(group, "category", np.asarray(stream.categories, dtype=object))
+        _create_coordinate(group, "offset", stream.offset)
+        _create_coordinate(group, "boundary", np.asarray(template.boundaries, dtype=np.int32))
+        _create_coordinate(group, "layer", np.asarray(template.layers, dtype=np.int32))
+    write_json(marker, record)
+
+
+def shard_record(path: Path, shard: int) -> Path:
+    """File whose existence says that a shard row is complete and on disk."""
+    return path / PROGRESS / f"shard-{shard:06d}.json"
+
+
+def missing_shards(path: Path, n_shards: int) -> list[int]:
+    """Shard rows not recorded yet, ascending."""
+    return [shard for shard in range(n_shards) if not shard_record(path, shard).exists()]
+
+
+def shard_file(path: Path, array: zarr.Array, shard: int) -> Path:
+    """File of one shard: `c/SHARD/0/0...` under the array's folder, since a shard holds all of the other dimensions."""
+    return path.joinpath(array.basename, "c", str(shard), *["0"] * (array.ndim - 1))
+
+
+def write_shard(path: Path, group: zarr.Group, shard: int, size: int, blocks: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Write one shard row to disk, flush it, and return its record (files with SHA-256 and bytes, min and max)."""
+    files, statistics = {}, {}
+    for name, block in blocks.items():
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+        file = shard_file(path, array, shard)
+        # A torn shard of an earlier life must not be read back and merged: edge shards look partial to zarr.
+        file.unlink(missing_ok=True)
+        array[shard * size : shard * size + len(block)] = block
+        sync_file(file)
+        files[file.relative_to(path).as_posix()] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
+        statistics[name] = _statistics(block)
+    return {"shard": shard, "files": files, "statistics": statistics}
+
+
+def _statistics(block: np.ndarray) -> dict[str, float | int | None]:
+    finite = np.isfinite(block)
+    whole = bool(finite.all())
+    values = block if whole else block[finite]
+    return {
+        "min": float(values.min()) if values.size else None,
+        "max": float(values.max()) if values.size else None,
+        "nonfinite": 0 if whole else int(finite.size - finite.sum()),
+    }
+
+
+class ShardWriter:
+    """A thread that encodes and writes shard rows while the model computes the next ones.
+
+    `put` blocks when `depth` rows wait, so memory stays bounded. `check(shard, blocks)` may refuse a row by raising;
+    `on_write(bytes)` hears of every row on disk. Any error of the thread (full disk, ...) is raised again by the next
+    `put` or by leaving the `with` block; rows recorded before it stay.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        template: Template,
+        depth: int = 2,
+        check: Callable[[int, dict[str, np.ndarray]], None] | None = None,
+        on_write: Callable[[int], None] | None = None,
+    ):
+        self._path, self._template, self._check, self._on_write = path, template, check, on_write
+        self._group = zarr.open_group(path, mode="r+", use_consolidated=False)
+        self._queue: queue.Queue[tuple[int, dict[str, np.ndarray]] | None] = queue.Queue(maxsize=depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="actlake-writer", daemon=True)
+
+    def __enter__(self) -> "ShardWriter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None:
+            self._raise()
+
+    def put(self, shard: int, blocks: dict[str, np.ndarray]) -> None:
+        """Queue one shard row; the arrays belong to the writer from now on."""
+        self._raise()
+        self._queue.put((shard, blocks))
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # keep draining, so that a blocked put wakes up and meets the error
+            try:
+                self._write(*item)
+            except BaseException as error:  # handed to the thread that called us
+                self._error = error
+
+    def _write(self, shard: int, blocks: dict[str, np.ndarray]) -> None:
+        if self._check:
+            self._check(shard, blocks)
+        with quiet_zarr():
+            record = write_shard(self._path, self._group, shard, self._template.shard_tokens, blocks)
+        write_json(shard_record(self._path, shard), record)
+        if self._on_write:
+            self._on_write(sum(entry["bytes"] for entry in record["files"].values()))
+
+    def _raise(self) -> None:
+        if self._error is None:
+            return
+        if isinstance(self._error, OSError) and full_disk(self._error):
+            done = self._template.n_shards - len(missing_shards(self._path, self._template.n_shards))
+            raise LakeError(
+                f"disk full while writing {self._path}: {done} of {self._template.n_shards} shards are safe; free some"
+                " space and run the same command again to go on from there"
+            ) from self._error
+        raise self._error
+
+
