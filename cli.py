@@ -1,0 +1,345 @@
+"""The command line: parse, call, print."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .lake import Lake
+from .store.catalog import Catalog, load_catalog
+from .store.errors import LakeError
+from .store.files import human_bytes
+from .store.layout import Layout
+from .store.version import __version__
+
+app = typer.Typer(
+    help="An activation lake: capture pretrained and instruction-tuned models once, then ask every question of the store.",
+    epilog="Start with `actlake demo`. Every command explains itself with --help.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
+app.add_typer(prompts_app, name="prompts")
+out = Console()
+
+LakeOption = Annotated[str, typer.Option("--lake", help="Folder of the lake, or its name in the catalog.", show_default="catalog's default")]
+CatalogOption = Annotated[Path | None, typer.Option("--catalog", help="catalog.yaml to use instead of ./catalog.yaml or the packaged one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...")]
+PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
+PromptsOption = Annotated[str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")]
+
+
+@app.command()
+def demo(
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    page: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
+    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """The whole way on the embedded pair: capture PT and IT once, answer L1, L2 and exp16 from the store, write a page.
+
+    Run it twice: the second time everything is there and nothing is computed.
+    """
+    from .queries.demo import demo as run_demo
+    from .queries.demo import next_commands
+
+    started = time.perf_counter()
+    layout, known = _layout(lake, catalog, create=True)
+    done = run_demo(known, layout, page, limit=limit, device=device)
+    out.print()
+    for number, found in enumerate(done.answers, 1):
+        out.print(f"{number}. {escape(found.says)}", highlight=False)
+    table = Table("step", "seconds", "bytes", "", box=None, padding=(0, 2, 0, 0))
+    for step in done.steps:
+        table.add_row(step.name, f"{step.seconds:.1f}", human_bytes(step.bytes) if step.bytes else "", "reused" if step.reused else "")
+    out.print()
+    out.print(table)
+    out.print(f"\n{'everything was there already; ' if all(s.reused for s in done.steps) else ''}{time.perf_counter() - started:.1f} s in all")
+    out.print(f"lake  {done.lake}\npage  {done.page.absolute()}\n\nnext:", highlight=False, soft_wrap=True)
+    for command in next_commands(layout, done.answers[0].pair):
+        out.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def capture(
+    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
+    variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
+    stream: Annotated[list[str] | None, typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else core]")] = None,
+    profile: Annotated[str, typer.Option(help="Profile of the catalog: what is kept.")] = "full",
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16 or float32.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Sequences a forward; part of the recorded plan.", min=1)] = 16,
+    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest continuation, in place of the stream's.")] = None,
+    double_bos: Annotated[bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")] = False,
+    allow_nonfinite: Annotated[bool, typer.Option(help="Store NaN and infinity instead of stopping.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read models on token streams into the lake; what a stream needs (continuations, say) is made first.
+
+    Interrupted? Run the same command again: it goes on where it stopped and seals the same bytes.
+    """
+    from dataclasses import replace
+
+    from .capture.pair import Options, capture_pair, find_prompts
+
+    layout, known = _layout(lake, catalog, create=True, check=lambda found: found.pair(pair))
+    if variant not in (None, "pt", "it"):
+        raise LakeError(f"variant {variant!r}: expected pt or it")
+    specs = [known.stream(name) for name in stream or ["native"]]
+    if max_new_tokens is not None:
+        specs = [replace(spec, max_new_tokens=max_new_tokens) for spec in specs]
+    results = capture_pair(
+        layout,
+        known.pair(pair),
+        specs,
+        find_prompts(known, layout, prompts or ("pocket" if pair == "pocket" else "core"), limit),
+        known.profile(profile),
+        [variant] if variant else ("pt", "it"),
+        Options(device, dtype, batch, double_bos, allow_nonfinite),
+    )
+    rows = [
+        {"path": str(r.path), "reused": r.reused, "tokens": r.tokens, "bytes": r.bytes, "seconds": round(r.seconds, 2)} for r in results
+    ]
+    if as_json:
+        return _json(rows)
+    for row, result in zip(rows, results, strict=True):
+        state = "was there already" if result.reused else f"sealed in {result.seconds:.1f} s"
+        out.print(f"{row['path']}: {result.tokens:,} tokens, {human_bytes(result.bytes)}, {state}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ls(lake: LakeOption = "default", catalog: CatalogOption = None, as_json: JsonOption = False) -> None:
+    """What the lake holds: every capture with its tokens and bytes."""
+    table = Lake(_layout(lake, catalog)[0].root).captures
+    _print(table if as_json else table.drop(columns="path"), as_json)
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="PAIR/pt or PAIR/it.")],
+    stream: Annotated[str, typer.Argument(help="Stream name or a unique beginning of it.")],
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One capture: its arrays and where it comes from."""
+    from .store.captures import find_capture
+    from .store.manifest import read_manifest
+
+    layout, _ = _layout(lake, catalog)
+    manifest = read_manifest(find_capture(layout, model, stream)) or {}
+    if as_json:
+        return _json(manifest)
+    out.print(Lake(layout.root).capture(model, stream))
+    for key in ("capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
+        out.print(f"{key:15} {manifest.get(key)}", highlight=False)
+
+
+@app.command()
+def verify(
+    model: Annotated[str | None, typer.Argument(help="PAIR/pt or PAIR/it; every sealed capture when left out.")] = None,
+    stream: Annotated[str, typer.Argument(help="Stream name or a unique beginning of it.")] = "",
+    reforward: Annotated[int, typer.Option(help="Run N prompts again and compare.", min=0)] = 0,
+    pair: PairOption = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Re-hash every shard, check counts, finiteness and the zero low halves of widened bfloat16. Exit code 1 when something is wrong."""
+    from .queries.check import check_captures
+
+    layout, known = _layout(lake, catalog)
+    reports = check_captures(layout, known, model, stream, pair, reforward, device)
+    if as_json:
+        _json([vars(report) | {"ok": report.ok} for report in reports])
+    else:
+        for report in reports:
+            state = "[green]good[/]" if report.ok else "[red]DAMAGED[/]"
+            out.print(f"{state}  {report.capture}: {report.files} files, {human_bytes(report.bytes)}{report.reforward}", highlight=False, soft_wrap=True)
+            for problem in report.problems:
+                out.print(f"  {escape(problem)}", highlight=False, soft_wrap=True)
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    rows: Annotated[list[str], typer.Argument(help="Rows of the experiment index, for instance L1 L2 exp16.")],
+    pair: PairOption = None,
+    prompts: PromptsOption = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png and .sql.")] = Path("answers"),
+    about: Annotated[bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the traps.")] = False,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer rows from the store: a table with intervals, a figure, the SQL, and the seed's figure beside it."""
+    from .queries.registry import find
+
+    queries = [find(row) for row in rows]
+    if about:
+        for query in queries:
+            out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {query.source}\n")
+        return
+    store = Lake(_layout(lake, catalog)[0].root)
+    answers = [store.run(query.id, pair, prompts, device) for query in queries]
+    if as_json:
+        return _json([{"row": a.query.id, "pair": a.pair, "says": a.says, "table": _records(a.table), "sql": a.sql} for a in answers])
+    for found in answers:
+        out.print(f"\n[bold]{found.query.id} · {found.query.title} · {found.pair}[/]\n{escape(found.says)}", highlight=False)
+        _print(found.table)
+        if found.published.empty:
+            out.print(f"The seed published no figure of {found.query.id} for {found.pair}.", style="dim")
+        else:
+            out.print("published by the seed:")
+            _print(found.published.drop(columns=["row", "model"]))
+        out.print("files: " + ", ".join(str(path) for path in found.save(folder)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sql(
+    text: Annotated[str, typer.Argument(help="One SELECT statement.")],
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    rows: Annotated[int, typer.Option(help="Print at most N rows (0: all).", min=0)] = 100,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams (DuckDB's SQL).
+
+    Tables that are not there yet are computed first. Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
+    """
+    import duckdb
+
+    from .store.tables import sql_error
+
+    relation = Lake(_layout(lake, catalog)[0].root).sql(text, device)
+    try:
+        frame = relation.df() if not rows else relation.limit(rows + 1).df()
+    except duckdb.Error as error:
+        raise sql_error(error) from error
+    cut = bool(rows) and len(frame) > rows
+    _print(frame.head(rows) if cut else frame, as_json)
+    if cut:
+        Console(stderr=True).print(f"the first {rows} rows; --rows 0 prints all", style="dim")
+
+
+@app.command()
+def report(
+    pair: PairOption = None,
+    page: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
+    rows: Annotated[list[str] | None, typer.Option("--row", help="Row to answer; may be given several times. [default: all]")] = None,
+    prompts: PromptsOption = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Answer rows and write one self-contained HTML page with figures, tables and SQL."""
+    from .queries.demo import write_page
+    from .queries.registry import find, queries
+    from .queries.report import Step
+
+    layout, _ = _layout(lake, catalog)
+    store = Lake(layout.root)
+    answers = [store.run(find(row).id, pair, prompts, device) for row in rows or list(queries())]
+    steps = [Step(f"answer {a.query.id}", a.seconds, sum(p.stat().st_size for p in a.computed), not a.computed) for a in answers]
+    write_page(layout, answers, steps, page)
+    out.print(str(page.absolute()), highlight=False, soft_wrap=True)
+
+
+@prompts_app.command("add")
+def prompts_add(
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .csv file with id and text.")],
+    name: Annotated[str | None, typer.Option(help="Name of the set. [default: the file's]")] = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+) -> None:
+    """Check a prompt set and keep it in the lake, so that `--prompts NAME` finds it."""
+    from .capture.prompts import add_prompts, read_prompts
+
+    layout, known = _layout(lake, catalog, create=True, check=lambda _: read_prompts(file))
+    if (name or file.stem) in known.prompts:
+        raise LakeError(f"prompt set {name or file.stem!r} is already a name of {known.path}; choose another with --name")
+    path = add_prompts(file, layout.prompts, name or file.stem)
+    out.print(f"{path}: {len(read_prompts(path).prompts)} prompts; use it with --prompts {path.stem}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(lake: LakeOption = "default", catalog: CatalogOption = None) -> None:
+    """Versions, devices, disk, catalog and lake, one line each."""
+    from .queries.check import doctor_lines
+
+    for name, value in doctor_lines(lake, catalog):
+        out.print(f"{name:12} {value}", highlight=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(f"actlake {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except LakeError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C
+            Console(stderr=True).print("stopped; what is written stays: the same command goes on from there")
+        raise
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _layout(lake: str, catalog: Path | None, create: bool = False, check: Any = None) -> tuple[Layout, Catalog]:
+    """The lake and the catalog; `check(catalog)` runs before an empty lake would be made."""
+    known = load_catalog(catalog)
+    if check:
+        check(known)
+    return Layout.open(known.lakes.get(lake, lake), create=create), known
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(frame.to_json(orient="records"))
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _print(frame: pd.DataFrame, as_json: bool = False) -> None:
+    if as_json:
+        return _json(_records(frame))
+    table = Table(*[escape(str(name)) for name in frame.columns], box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*[escape(_cell(name, value)) for name, value in zip(frame.columns, row, strict=True)])
+    out.print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
+        return "-"
+    if name == "bytes":
+        return human_bytes(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,77 @@
+"""Lake: the store and the questions under one name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pandas as pd
+import xarray as xr
+
+from .store.captures import find_capture, list_captures, open_capture
+from .store.errors import LakeError
+from .store.layout import Layout
+from .store.tables import check_select, connect, sql_error, tables_in
+
+if TYPE_CHECKING:
+    from .queries.answer import Answer
+
+
+class Lake:
+    """A folder of models, streams, captures and tables, and the questions that can be asked of it."""
+
+    def __init__(self, url: str | Path, create: bool = False):
+        self.layout = Layout.open(url, create=create)
+
+    def __repr__(self) -> str:
+        captures = self.captures
+        return f"Lake({str(self.layout.root)!r}: {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
+
+    @property
+    def captures(self) -> pd.DataFrame:
+        """Every capture: pair, variant, stream, prompts, tokens, bytes (on disk), sealed, path."""
+        return list_captures(self.layout)
+
+    def capture(self, model: str, stream: str, allow_unsealed: bool = False) -> xr.Dataset:
+        """One capture as a lazy xarray.Dataset (dims token, boundary, layer, d_model, k, prompt).
+
+        `model` is 'PAIR/pt' or 'PAIR/it', `stream` a unique beginning of the stream's name. Raises LakeError when there is
+        no such capture or it is not sealed, CorruptError when damaged bytes are read.
+        """
+        return open_capture(find_capture(self.layout, model, stream), allow_unsealed)
+
+    def sql(self, text: str, device: str = "cpu") -> duckdb.DuckDBPyRelation:
+        """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture.
+
+        Returns a DuckDB relation (`.df()` for pandas). The connection reads the lake's tables only. Raises LakeError for SQL
+        that is wrong, writes, or reaches for anything else.
+        """
+        probe = connect(self.layout)
+        check_select(probe, text)
+        names = tables_in(probe, text)
+        if names - {"captures", "streams"}:
+            from .queries.build import ensure_all
+
+            ensure_all(self.layout, names, device)
+        try:
+            return connect(self.layout).sql(text)
+        except duckdb.Error as error:
+            raise sql_error(error) from error
+
+    def run(self, row: str, pair: str | None = None, prompts: str | None = None, device: str = "cpu") -> "Answer":
+        """Answer a row of the experiment index for one pair from the store, computing missing tables first.
+
+        `pair` may be left out in a lake of one pair; `prompts` picks among several captured prompt sets. Returns an Answer:
+        `.table` (estimates with 95 % intervals), `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or
+        captures that are not there.
+        """
+        from .queries.answer import answer
+        from .queries.registry import find
+
+        query = find(row)
+        return answer(self.layout, query, pair or self._only_pair(), prompts, device)
+
+    def _only_pair(self) -> str:
+        pairs = sorted(self.captures["pair"].unique())
+        if len(pairs) != 1:
+            raise LakeError(f"name a pair: the lake has {', '.join(pairs) or 'none yet'}")
+        return pairs[0]

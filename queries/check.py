@@ -1,0 +1,73 @@
+"""Verifying captures and looking at the installation: what `actlake verify` and `actlake doctor` print."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from ..store.captures import find_capture, list_captures
+from ..store.catalog import Catalog, load_catalog
+from ..store.errors import LakeError
+from ..store.files import free_bytes, human_bytes
+from ..store.layout import Layout
+from ..store.manifest import read_manifest
+from ..store.progress import bar
+from ..store.verify import Report, verify
+
+PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy")
+
+
+def check_captures(
+    layout: Layout, catalog: Catalog, model: str | None, stream: str, pair: str | None, reforward: int, device: str = "cpu"
+) -> list[Report]:
+    """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again."""
+    if model:
+        paths = [find_capture(layout, model, stream)]
+    else:
+        table = list_captures(layout)
+        table = table[table["sealed"] & ((table["pair"] == pair) | (pair is None))]
+        paths = [Path(path) for path in table["path"]]
+    if not paths:
+        raise LakeError(f"{layout.root}: no sealed capture to verify; `actlake ls` shows what is there")
+    reports = []
+    for path in paths:
+        total = (read_manifest(path) or {"bytes": 0})["bytes"]
+        with bar(f"verify {path.parts[-3]}/{path.parts[-2]}", total, "bytes") as progress:
+            reports.append(verify(layout, path, progress.advance))
+        if reforward and reports[-1].ok:
+            _reforward(layout, catalog, path, reforward, device, reports[-1])
+    return reports
+
+
+def _reforward(layout: Layout, catalog: Catalog, path: Path, count: int, device: str, report: Report) -> None:
+    from ..capture.model import load_model
+    from ..capture.run import reforward
+
+    pair, variant = path.parts[-3], path.parts[-2]
+    dtype = (read_manifest(path) or {})["provenance"]["dtype"]
+    found = reforward(layout, load_model(catalog.pair(pair).model(variant), device, dtype), path, count)
+    worst = ", ".join(f"{name} {value:.1e} (allowed {found.allowed[name]:.1e})" for name, value in found.worst.items())
+    report.reforward = f"; {found.prompts} prompts run again: " + ("bit for bit equal" if found.exact else f"largest difference {worst}")
+    if not found.ok:
+        report.problems.append(f"{path}: running {found.prompts} prompts again gives other activations: {worst}")
+
+
+def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
+    """(name, finding) lines on versions, devices, disk, catalog and lake; problems are findings, not errors."""
+    import torch
+
+    lines = [("actlake", version("actlake")), ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    lines += [(name, version(name)) for name in PACKAGES]
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines.append(("devices", ", ".join([f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} torch threads)", *cuda])))
+    lines.append(("disk", f"{human_bytes(free_bytes(Path.cwd()))} free here"))
+    try:
+        known = load_catalog(catalog)
+        lines.append(("catalog", f"{known.path}: {len(known.pairs)} pairs ({', '.join(known.pairs)})"))
+        layout = Layout.open(known.lakes.get(lake, lake))
+        captures = list_captures(layout)
+        size = human_bytes(int(captures["bytes"].sum()))
+        lines.append(("lake", f"{layout.root}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}"))
+    except LakeError as error:
+        lines.append(("problem", str(error)))
+    return lines

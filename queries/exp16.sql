@@ -1,0 +1,28 @@
+-- id: exp16
+-- title: JS between PT and IT at the same layer (A', C)
+-- needs: pair_lens
+-- stream: teacher
+-- bootstrap: prompt
+-- plot: line x=layer y="JS (nats)"
+-- says: On the same answer tokens PT and IT differ by {js_ac_full} nats of JS over all layers and by {js_ac_final20} over
+--   the final 20 %, against {js_ac_pre} before the corrective onset.
+-- about: PT reads its raw prompt followed by IT's answer (branch A'), IT its own prompt and answer (branch C); at each
+--   layer the raw-lens distributions of both, each through its own norm and unembedding and limited to real tokens, are
+--   compared. `js_ac_full`, `js_ac_pre` (layers below round(0.6 L)) and `js_ac_final20` (floor(0.8 L) and up) pool tokens;
+--   `*_prompt_mean` are means of prompt means. Positions: from the last prompt token (which predicts the first answer token) to
+--   the one before the last. JS is at most ln 2 = 0.693. The prompts differ (raw against chat), so part of the
+--   difference is the template's.
+-- source: METHODS 13
+WITH cells AS (
+    SELECT prompt, step, layer, js, max(layer) OVER () + 1 AS layers FROM pair_lens WHERE step >= 0 AND layer >= 0
+), regions AS (
+    SELECT region, prompt, step, avg(js) AS js
+    FROM cells, (VALUES ('full'), ('pre'), ('final20')) AS names (region)
+    WHERE CASE region WHEN 'pre' THEN layer < round(0.6 * layers) WHEN 'final20' THEN layer >= floor(0.8 * layers) ELSE true END
+    GROUP BY region, prompt, step
+)
+SELECT 'js' AS measure, layer, prompt, sum(js) AS total, count(*) AS n FROM cells GROUP BY layer, prompt
+UNION ALL
+SELECT 'js_ac_' || region, NULL, prompt, sum(js), count(*) FROM regions GROUP BY region, prompt
+UNION ALL
+SELECT 'js_ac_' || region || '_prompt_mean', NULL, prompt, avg(js), 1 FROM regions GROUP BY region, prompt

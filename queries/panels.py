@@ -1,0 +1,109 @@
+"""An answer's table, taken apart for reading: what the figure draws side by side and the page sets side by side.
+
+A panel is one measure, or one measure at one value of every further dimension. Its rows are keyed by `x` (the layer,
+as a rule; missing for a single number) and `hue` (the variant, as a rule; a contrast is named "it - pt").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from .answer import Answer
+
+MEASURED = ["estimate", "low", "high", "n", "method"]
+NAMES = {"pt": "PT", "it": "IT"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The rows of one measure: columns x, hue, estimate, low, high, n, method; `plain` if no further dimension applies."""
+
+    label: str
+    measure: str
+    plain: bool
+    rows: pd.DataFrame
+
+    @property
+    def levels(self) -> pd.DataFrame:
+        """The rows that are not contrasts."""
+        return self.rows[~self.rows["hue"].map(is_contrast).astype(bool)]
+
+    @property
+    def contrasts(self) -> pd.DataFrame:
+        """The rows that are a difference between two hues."""
+        return self.rows[self.rows["hue"].map(is_contrast).astype(bool)]
+
+
+def split(answer: Answer) -> tuple[list[Panel], list[Panel]]:
+    """Panels with an x axis, and panels of single numbers; one measure may be in both.
+
+    Rows without an estimate stay: the page shows them as undefined, the figure leaves a gap.
+    """
+    table = answer.table
+    x = answer.query.plot.get("x", "layer")
+    hue = answer.query.plot.get("hue", "variant")
+    known = {"measure", x, hue, *MEASURED}
+    dims = [name for name in table.columns if name not in known and table[name].nunique(dropna=True) > 1]
+    rows = pd.DataFrame(
+        {
+            "x": table[x].astype(object) if x in table else None,
+            "hue": table[hue].astype(object).where(table[hue].notna(), None) if hue in table else None,
+            **{name: table[name] for name in MEASURED},
+        },
+        index=table.index,
+    )
+    for name in ("estimate", "low", "high"):
+        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
+    lines, numbers = [], []
+    for key, group in table.groupby(["measure", *dims], sort=False, dropna=False):
+        measure, *values = (part for part in key)
+        further = [f"{name} {shown(value)}" for name, value in zip(dims, values, strict=True) if not pd.isna(value)]
+        label = " · ".join([str(measure), *further])
+        found = rows.loc[group.index]
+        for target, part in ((lines, found[found["x"].notna()]), (numbers, found[found["x"].isna()])):
+            if len(part):
+                target.append(Panel(label, str(measure), not further, part))
+    return lines, numbers
+
+
+def is_contrast(hue: object) -> bool:
+    """Whether a hue names a difference, such as "it - pt"."""
+    return isinstance(hue, str) and " - " in hue
+
+
+def shown(value: object) -> str:
+    """A dimension's value as readers know it: PT and IT in capitals, a true minus sign."""
+    if value is None or pd.isna(value):  # type: ignore[call-overload]
+        return ""
+    return " − ".join(NAMES.get(part, part) for part in str(value).split(" - "))
+
+
+def hues(found: list[Panel]) -> list[object]:
+    """The hues of some panels in reading order: PT, IT, others by name, contrasts, then rows without one."""
+    values = {value for panel in found for value in panel.rows["hue"]}
+    first = {"pt": 0, "it": 1}
+    return sorted(values, key=lambda v: (v is None, is_contrast(v), first.get(str(v), 2), str(v)))
+
+
+def reference(answer: Answer, panel: Panel, hue: object) -> pd.Series | None:
+    """The published figure for one single number, or None.
+
+    A quantity of published.csv belongs to the measure of the same name: to its contrast where it has one. With `_pt` or
+    `_it` in its name (`commit_top1_raw_pt_mean` for the measure `commit_top1_raw_mean`) it belongs to that variant.
+    """
+    if not panel.plain or answer.published.empty:
+        return None
+    contrasted = not panel.contrasts.empty
+    for _, line in answer.published.iterrows():
+        parts = str(line["quantity"]).split("_")
+        if hue in ("pt", "it"):
+            match = hue in parts and "_".join(part for part in parts if part != hue) == panel.measure
+        else:
+            match = line["quantity"] == panel.measure and is_contrast(hue) == contrasted
+        if match:
+            return line
+    return None

@@ -1,0 +1,115 @@
+"""Named questions: one .sql file each, whose header says what it needs, how to plot it and what it means."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from ..store.errors import LakeError
+
+FOLDER = Path(__file__).parent
+LINE = re.compile(r"--\s*(?:(\w+):\s*)?(.*)")
+KEYS = {"id", "title", "needs", "stream", "bootstrap", "contrast", "plot", "says", "about", "source"}
+NEED = re.compile(r"(\w+)(?:\((\w+)\))?")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One row of the experiment index.
+
+    The SQL returns one line per quantity and prompt: `measure`, the dimensions it is drawn by (variant, layer, ...),
+    `prompt`, optionally `stratum`, `total` (a sum over tokens) and `n` (how many). An estimate is the mean over strata
+    of sum(total) / sum(n), its interval a bootstrap over prompts.
+    """
+
+    id: str
+    title: str
+    needs: tuple[tuple[str, str], ...]
+    stream: str
+    contrast: tuple[str, str, str] | None
+    plot: dict[str, str]
+    says: str
+    about: str
+    source: str
+    sql: str
+
+
+def parse(text: str, where: str) -> Query:
+    """Read a query file; LakeError names the file and line of a header that can't be understood."""
+    header: dict[str, str] = {}
+    key, lines = "", text.splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
+    for number, line in enumerate(lines[:end], 1):
+        match = LINE.fullmatch(line)
+        assert match
+        if match[1] and match[1] in header:
+            raise LakeError(f"{where}:{number}: header {match[1]!r} is there twice")
+        if match[1] in KEYS:
+            key = match[1]
+            header[key] = match[2].strip()
+        elif key:  # a line without a known key goes on with the one above
+            header[key] += " " + line.removeprefix("--").strip()
+        else:
+            raise LakeError(f"{where}:{number}: a query begins with `-- id: NAME`, found {line!r}")
+    missing = {"id", "title", "needs", "stream", "source"} - header.keys()
+    if missing:
+        raise LakeError(f"{where}:1: the header lacks {', '.join(sorted(missing))}")
+    if not "\n".join(lines[end:]).strip():
+        raise LakeError(f"{where}:{end}: no SQL after the header")
+    return Query(
+        id=header["id"],
+        title=header["title"],
+        needs=tuple((m[1], m[2] or "") for m in NEED.finditer(header["needs"])),
+        stream=header["stream"],
+        contrast=_contrast(header.get("contrast", ""), where),
+        plot=_plot(header.get("plot", "")),
+        says=header.get("says", ""),
+        about=header.get("about", ""),
+        source=header["source"],
+        sql="\n".join(lines[end:]).strip(),
+    )
+
+
+def _plot(text: str) -> dict[str, str]:
+    """'line x=layer y="KL (nats)"' -> {"kind": "line", "x": "layer", "y": "KL (nats)"}."""
+    words = shlex.split(text)
+    return {"kind": words[0], **dict(word.split("=", 1) for word in words[1:])} if words else {}
+
+
+def _contrast(text: str, where: str) -> tuple[str, str, str] | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"(\w+) (\w+) - (\w+)", text)
+    if not match:
+        raise LakeError(f"{where}: contrast {text!r}, expected `column a - b`, for instance `variant it - pt`")
+    return match[1], match[2], match[3]
+
+
+@cache
+def queries() -> dict[str, Query]:
+    """Every query of the package by its id."""
+    found = [parse(path.read_text(encoding="utf-8"), path.name) for path in sorted(FOLDER.glob("*.sql"))]
+    return {query.id: query for query in found}
+
+
+def find(name: str) -> Query:
+    """The query of this id (case does not matter); LakeError lists the known ones."""
+    known = queries()
+    found = next((query for key, query in known.items() if key.lower() == name.lower()), None)
+    if found is None:
+        raise LakeError(f"unknown row {name!r}; this version answers {', '.join(known)}")
+    return found
+
+
+@cache
+def _published() -> pd.DataFrame:
+    return pd.read_csv(FOLDER / "published.csv", dtype={"row": str, "model": str, "quantity": str})
+
+
+def published(row: str, model: str) -> pd.DataFrame:
+    """The seed's figures for one row and model: row, model, quantity, value, low, high, source; often empty."""
+    table = _published()
+    return table[(table["row"] == row) & (table["model"] == model)].reset_index(drop=True)

@@ -1,0 +1,355 @@
+"""Prompt files: what is read, what is refused with which line, what the hash depends on, and the packaged sets."""
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from actlake.capture import prompts as module
+from actlake.capture.prompts import CRITERIA, Prompt, add_prompts, canonical_bytes, read_prompts
+from actlake.store.errors import LakeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+PACKAGED = Path(module.__file__).resolve().parent.parent / "prompts"
+SEVEN = {
+    "CONTENT-FACT",
+    "CONTENT-REASON",
+    "GOV-FORMAT",
+    "GOV-CONV",
+    "SAFETY",
+    "GOV-REGISTER",
+    "BASELINE-EASY",
+}
+GOOD = '{"id": "a", "text": "hello"}'
+
+
+def write(folder: Path, content: str | bytes, name: str = "set.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def refused(path: Path, **options) -> str:
+    with pytest.raises(LakeError) as caught:
+        read_prompts(path, **options)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message.removeprefix(str(path)).removeprefix(":")
+
+
+def with_fields(**fields) -> str:
+    return json.dumps({"id": "a", "text": "hello", **fields})
+
+
+# ---- reading
+
+
+def test_reads_jsonl_in_order_with_category_and_other_fields(tmp_path):
+    path = write(
+        tmp_path, GOOD + '\n\n{"text": "b?", "id": "b", "category": "X", "answer": "1", "note": [1]}\n'
+    )
+    found = read_prompts(path)
+    assert found.name == "set"
+    assert found.prompts == (Prompt("a", "", "hello"), Prompt("b", "X", "b?", {"answer": "1", "note": [1]}))
+
+
+def test_reads_csv_with_json_cells_and_empty_cells_as_absent(tmp_path):
+    rows = [
+        ["id", "text", "category", "choices", "answer", "criteria"],
+        ["a", "one,\ntwo", "X", '["1", "2"]', "2", ""],
+        ["b", "three", "", "", "", '[{"type": "json", "value": true}]'],
+    ]
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerows(rows)
+    found = read_prompts(write(tmp_path, buffer.getvalue(), "q.csv"), name="mine")
+    assert found.name == "mine"
+    assert found.prompts[0] == Prompt("a", "X", "one,\ntwo", {"choices": ["1", "2"], "answer": "2"})
+    assert found.prompts[1] == Prompt("b", "", "three", {"criteria": [{"type": "json", "value": True}]})
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+    plain = read_prompts(write(tmp_path, GOOD))
+    marked = read_prompts(write(tmp_path, b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n", "marked.jsonl"))
+    table = read_prompts(write(tmp_path, b"\xef\xbb\xbfid,text\r\na,hello\r\n", "marked.CSV"))
+    assert plain.sha256 == marked.sha256 == table.sha256
+
+
+def test_a_line_separator_inside_a_text_is_text(tmp_path):
+    path = write(tmp_path, json.dumps({"id": "a", "text": "one\u2028two"}, ensure_ascii=False))
+    assert read_prompts(path).prompts[0].text == "one\u2028two"
+
+
+def test_limit_keeps_the_first_prompts_but_checks_all(tmp_path):
+    rows = [json.dumps({"id": str(n), "text": "t"}) for n in range(5)]
+    path = write(tmp_path, "\n".join(rows))
+    short = read_prompts(path, limit=2)
+    assert [p.id for p in short.prompts] == ["0", "1"]
+    assert short.sha256 == read_prompts(write(tmp_path, "\n".join(rows[:2]), "two.jsonl")).sha256
+    assert short.sha256 != read_prompts(path, limit=99).sha256 == read_prompts(path).sha256
+    assert refused(write(tmp_path, "\n".join([*rows, "{}"])), limit=2).startswith("6: no id")
+
+
+# ---- refusing
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("{", "not one JSON object on one line (Expecting property name"),
+        ("[" * 100_000, "not one JSON object on one line"),
+        ("[1]", "expected a JSON object"),
+        ('"text"', "expected a JSON object"),
+        ('{"id": "x", "id": "y", "text": "t"}', "a key occurs twice"),
+        ('{"text": "t"}', "no id"),
+        ('{"id": null, "text": "t"}', "no id"),
+        ('{"id": "b"}', "no text"),
+        ('{"id": 5, "text": "t"}', "id is 5, expected non-blank text"),
+        ('{"id": " ", "text": "t"}', 'id is " ", expected non-blank text'),
+        ('{"id": "b", "text": 7}', "text is 7, expected non-blank text"),
+        ('{"id": "b", "text": "\\n \\t"}', "expected non-blank text"),
+        ('{"id": "b", "text": ["t"]}', 'text is ["t"], expected non-blank text'),
+        ('{"id": "a", "text": "t"}', "id 'a' is already on line 1"),
+        ('{"id": "b", "text": "t", "category": 1}', "category is 1, expected text"),
+        ('{"id": "b", "text": "t", "weight": NaN}', "holds NaN"),
+        ('{"id": "b", "text": "t", "weight": 1e999}', "holds NaN, infinity"),
+        ('{"id": "b", "text": "\\ud800"}', "half a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, part):
+    message = refused(write(tmp_path, f"{GOOD}\n\n{line}\n"))
+    assert message.startswith("3: ") and part in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"answer": 13}, "answer is 13, expected text (numbers in quotes)"),
+        ({"answer": " "}, "answer is"),
+        ({"choices": "1,2"}, 'choices is "1,2", expected a list'),
+        ({"choices": ["1"]}, "two or more texts"),
+        ({"choices": ["1", 2]}, "two or more texts"),
+        ({"choices": ["1", "1"]}, "a choice occurs twice"),
+        ({"choices": ["1", "2"], "answer": "3"}, 'the answer "3" is not among the choices ["1", "2"]'),
+        ({"expect": "maybe"}, 'expect is "maybe", expected refuse or comply'),
+        ({"expect": ["refuse"]}, "expected refuse or comply"),
+        ({"criteria": {}}, "criteria is {}, expected a list"),
+        ({"criteria": []}, "criteria is [], expected a list"),
+        ({"criteria": ["json"]}, 'criterion "json", expected an object'),
+        ({"criteria": [{"type": "json"}]}, "expected an object with `type` and `value`"),
+        (
+            {"criteria": [{"type": "json", "value": True, "n": 1}]},
+            "expected an object with `type` and `value`",
+        ),
+        (
+            {"criteria": [{"type": "other", "value": 1}]},
+            'unknown criterion type "other"; known are all_lowercase',
+        ),
+        ({"criteria": [{"type": [], "value": 1}]}, "unknown criterion type []"),
+        ({"criteria": [{"type": "json", "value": False}]}, "json has value false, expected true"),
+        ({"criteria": [{"type": "json", "value": 1}]}, "json has value 1, expected true"),
+        ({"criteria": [{"type": "bullet_list", "value": 0}]}, "expected a whole number above 0"),
+        ({"criteria": [{"type": "bullet_list", "value": True}]}, "expected a whole number above 0"),
+        ({"criteria": [{"type": "ends_with", "value": ""}]}, 'ends_with has value "", expected text'),
+        ({"criteria": [{"type": "contains_all_keywords", "value": []}]}, "expected a list of texts"),
+    ],
+)
+def test_a_scoring_field_of_the_wrong_shape_is_named(tmp_path, fields, part):
+    message = refused(write(tmp_path, "\n" + with_fields(**fields)))
+    assert message.startswith("2: ") and part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "part"),
+    [
+        ("id,question\na,b\n", 1, 'no column text; the header is ["id", "question"]'),
+        ("name\n", 1, "no column id, text"),
+        (",id,text\n0,a,b\n", 1, "column 1 has no name"),
+        ("id,text,id\n", 1, "a column name occurs twice"),
+        ("id,text\na,b,c\n", 2, "3 cells, but 2 columns"),
+        ('id,text\na,"one\ntwo"\n\nb\n', 5, "1 cells, but 2 columns"),
+        ('id,text\na,"one\ntwo"\na,three\n', 4, "id 'a' is already on line 2"),
+        ("id,text\n,b\n", 2, "no id"),
+        ("id,text\na,\n", 2, "no text"),
+        ('id,text\na,b\nc,"open\n', 3, "not valid CSV"),
+        ("id,text,choices\na,b,1;2\n", 2, "choices is not JSON"),
+        ("id,text,criteria\na,b,[{]\n", 2, "criteria is not JSON"),
+    ],
+)
+def test_a_bad_csv_row_is_named(tmp_path, content, line, part):
+    message = refused(write(tmp_path, content, "set.csv"))
+    assert message.startswith(f"{line}: ") and part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "name"), [("", "set.jsonl"), ("\n \n", "set.jsonl"), ("id,text\n", "set.csv")]
+)
+def test_an_empty_set_is_refused(tmp_path, content, name):
+    assert "the prompt set is empty" in refused(write(tmp_path, content, name))
+
+
+def test_files_that_cannot_be_prompt_files_are_refused(tmp_path):
+    assert "no such prompt file" in refused(tmp_path / "absent.jsonl")
+    assert "unknown type '.txt'" in refused(write(tmp_path, GOOD, "set.txt"))
+    assert "unknown type ''" in refused(tmp_path / "set")
+    assert "cannot read" in refused(make_folder(tmp_path / "folder.jsonl"))
+    assert refused(write(tmp_path, GOOD.encode() + b'\n{"id": "\xff"}')).startswith("2: not UTF-8")
+    for limit in (0, -1):
+        assert f"a limit of {limit} leaves no prompts" in refused(write(tmp_path, GOOD), limit=limit)
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+# ---- the hash, and round trips
+
+
+def test_the_hash_ignores_layout_and_notices_content(tmp_path):
+    one = read_prompts(write(tmp_path, '{"id":"a","text":"x","n":{"p":1,"q":2}}\n{"id":"b","text":"y"}\n'))
+    same = read_prompts(
+        write(
+            tmp_path,
+            '{ "n": {"q": 2, "p": 1}, "text": "x", "category": "", "id": "a"}\n\n{"text":"\\u0079","id":"b"}',
+        )
+    )
+    assert one.sha256 == same.sha256
+    # Pinned: streams and captures are named after this hash, so it may not drift between versions.
+    assert one.sha256 == "4796d8e3d12ef31cad60522bff50df515d649317d6270b1cf83dcad7b88d9870"
+    for other in (
+        '{"id":"b","text":"y"}\n{"id":"a","text":"x","n":{"p":1,"q":2}}\n',
+        '{"id":"a","text":"x ","n":{"p":1,"q":2}}\n{"id":"b","text":"y"}\n',
+        '{"id":"a","text":"x","n":{"p":1,"q":3}}\n{"id":"b","text":"y"}\n',
+    ):
+        assert read_prompts(write(tmp_path, other)).sha256 != one.sha256
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "answer": text,
+        "expect": st.sampled_from(["refuse", "comply"]),
+        "criteria": st.lists(
+            st.builds(lambda n: {"type": "word_count_max", "value": n}, st.integers(1, 99)), min_size=1
+        ),
+        "note": text,
+    },
+)
+prompt_lists = st.lists(
+    st.builds(Prompt, text, st.just("") | text, text, fields),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda p: p.id,
+)
+
+
+@given(prompt_lists)
+def test_jsonl_round_trip(tmp_path_factory, prompts):
+    path = write(tmp_path_factory.mktemp("r"), canonical_bytes(prompts))
+    found = read_prompts(path)
+    assert found.prompts == tuple(prompts)
+    assert canonical_bytes(found.prompts) == path.read_bytes()
+
+
+@given(prompt_lists)
+def test_csv_round_trip(tmp_path_factory, prompts):
+    columns = ["text", "id", "note", "category", "criteria", "answer", "expect"]
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, restval="", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    for p in prompts:
+        row = {**p.fields, "id": p.id, "category": p.category, "text": p.text}
+        writer.writerow(row | ({"criteria": json.dumps(row["criteria"])} if "criteria" in row else {}))
+    found = read_prompts(write(tmp_path_factory.mktemp("r"), buffer.getvalue(), "set.csv"))
+    assert found.prompts == tuple(prompts)
+
+
+# ---- importing
+
+
+def test_add_writes_the_canonical_file_once(tmp_path):
+    source = write(tmp_path, "id,text\nb,two\na,one\n", "source.csv")
+    target = add_prompts(source, tmp_path / "new" / "folder", "mine")
+    assert target == tmp_path / "new" / "folder" / "mine.jsonl"
+    assert target.read_text().splitlines()[0] == '{"category":"","id":"b","text":"two"}'
+    assert (
+        read_prompts(target).sha256
+        == read_prompts(source).sha256
+        == module.sha256(target.read_bytes()).hexdigest()
+    )
+    before = target.stat().st_mtime_ns
+    assert add_prompts(source, target.parent, "mine") == target
+    assert add_prompts(target, target.parent, "mine") == target
+    assert target.stat().st_mtime_ns == before
+    assert [p.name for p in target.parent.iterdir()] == ["mine.jsonl"]
+
+
+def test_add_never_replaces_another_set(tmp_path):
+    target = add_prompts(write(tmp_path, GOOD), tmp_path / "sets", "mine")
+    before = target.read_bytes()
+    with pytest.raises(LakeError, match="another prompt set has this name"):
+        add_prompts(write(tmp_path, GOOD.replace("hello", "bye")), target.parent, "mine")
+    assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["", "Mine", "-a", "_a", "a b", "../a", "a/b", "a.jsonl", "ä", "a\n"])
+def test_add_refuses_odd_names(tmp_path, name):
+    with pytest.raises(LakeError, match="prompt-set name"):
+        add_prompts(write(tmp_path, GOOD), tmp_path / "sets", name)
+    assert not (tmp_path / "sets").exists()
+
+
+def test_add_writes_nothing_when_the_source_or_the_disk_is_bad(tmp_path, monkeypatch):
+    with pytest.raises(LakeError, match="no text"):
+        add_prompts(write(tmp_path, GOOD + '\n{"id": "b"}'), tmp_path / "sets", "mine")
+    assert not (tmp_path / "sets").exists()
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_atomic", full)
+    with pytest.raises(LakeError, match=r"cannot write the prompt set \(No space left on device\)"):
+        add_prompts(write(tmp_path, GOOD), tmp_path / "sets", "mine")
+
+
+# ---- the packaged sets
+
+
+@pytest.mark.parametrize("name", ["core", "pocket"])
+def test_packaged_sets_are_complete(name):
+    found = read_prompts(PACKAGED / f"{name}.jsonl")
+    assert len(found.prompts) >= 240
+    assert {p.category for p in found.prompts} == SEVEN
+    assert len({p.text for p in found.prompts}) == len(found.prompts)
+    for p in found.prompts:
+        needed = {
+            "CONTENT-FACT": "answer",
+            "CONTENT-REASON": "answer",
+            "BASELINE-EASY": "answer",
+            "GOV-FORMAT": "criteria",
+            "SAFETY": "expect",
+        }.get(p.category)
+        assert needed is None or needed in p.fields, p.id
+
+
+def test_core_is_balanced_and_covers_every_criterion():
+    prompts = read_prompts(PACKAGED / "core.jsonl").prompts
+    assert set(Counter(p.category for p in prompts).values()) == {40}
+    assert {p.category for p in prompts[:7]} == SEVEN  # so a limit of 7 n is balanced too
+    assert Counter(p.fields["expect"] for p in prompts if p.category == "SAFETY") == {
+        "refuse": 20,
+        "comply": 20,
+    }
+    assert {c["type"] for p in prompts for c in p.fields.get("criteria", [])} == set(CRITERIA)
+    assert all(5 <= len(p.text.split()) <= 80 for p in prompts)
+    assert sum("choices" in p.fields for p in prompts if p.category == "CONTENT-FACT") >= 30
+
+
+def test_the_readme_names_every_criterion_and_category():
+    page = (PACKAGED / "README.md").read_text()
+    for word in (*CRITERIA, *SEVEN):
+        assert f"`{word}`" in page
