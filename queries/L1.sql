@@ -4,7 +4,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant y="cos(h_l - h_l-1, h_l-1)"
+-- plot: line x=layer hue=variant y="δ-cosine" numbers=cosine
 -- says: Over the final 20 % of layers IT's blocks write {final20?less|more|neither clearly more nor less} against the residual
 --   they are added to than PT's: δ-cosine difference {final20}.
 -- about: The cosine between what a whole block (attention + MLP) adds and the residual it adds to; the seed's text calls it

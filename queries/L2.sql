@@ -4,7 +4,8 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant facet=measure y="KL (nats)"
+-- plot: line x=layer hue=variant facet=measure y="KL (nats)" numbers=nats commit_top1_raw_mean=layers
+--   commit_kl01_raw_mean=layers
 -- says: Through the second half of the layers IT stays {cg_raw?farther from|closer to|about as far from} its own final
 --   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats), and its top token settles
 --   {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean} layers).

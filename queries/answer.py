@@ -121,7 +121,10 @@ def intervals(frame: pd.DataFrame, query: Query, resamples: int = RESAMPLES) -> 
     dims = [name for name in frame.columns if name not in NOT_DIMENSIONS]
     prompts = np.sort(frame["prompt"].unique())
     totals = {key: _matrices(group, prompts) for key, group in _groups(frame, dims)}
-    lines = [{**dict(zip(dims, key, strict=True)), **_line(bootstrap_mean(*value, n_resamples=resamples))} for key, value in totals.items()]
+    lines = [
+        {**dict(zip(dims, key, strict=True)), **_line(bootstrap_mean(*value, n_resamples=resamples))}
+        for key, value in totals.items()
+    ]
     if query.contrast and query.contrast[0] in dims:
         lines += list(_contrasts(totals, dims, query.contrast, resamples))
     table = pd.DataFrame(lines)
@@ -137,10 +140,13 @@ def _groups(frame: pd.DataFrame, dims: list[str]) -> Iterator[tuple[tuple, pd.Da
 
 def _matrices(group: pd.DataFrame, prompts: np.ndarray) -> Totals:
     """(total, n) as float64 [prompts, strata]; prompts without tokens have zeros."""
-    strata, column = np.unique(group["stratum"].to_numpy() if "stratum" in group else np.zeros(len(group)), return_inverse=True)
+    strata, column = np.unique(
+        group["stratum"].to_numpy() if "stratum" in group else np.zeros(len(group)), return_inverse=True
+    )
     row = np.searchsorted(prompts, group["prompt"].to_numpy())
     total, count = np.zeros((2, len(prompts), len(strata)))
-    np.add.at(total, (row, column), group["total"].to_numpy(dtype=float))
+    # DuckDB's threads add in no fixed order; without its last digits a sum, and so an interval, is the same every time.
+    np.add.at(total, (row, column), group["total"].to_numpy(dtype=float).round(9))
     np.add.at(count, (row, column), group["n"].to_numpy(dtype=float))
     return total, count
 

@@ -166,7 +166,9 @@ def _aligned(pt: Capture, it: Capture) -> tuple[np.ndarray, np.ndarray]:
     frames = []
     for capture in (pt, it):
         columns = capture.columns()
-        frame = pd.DataFrame({name: columns[name] for name in ("prompt_id", "step")} | {"token": np.arange(capture.n_tokens)})
+        frame = pd.DataFrame(
+            {name: columns[name] for name in ("prompt_id", "step")} | {"token": np.arange(capture.n_tokens)}
+        )
         frames.append(frame[frame["step"] >= 0])
     both = frames[0].merge(frames[1], on=["prompt_id", "step"], suffixes=("_pt", "_it")).sort_values("token_pt")
     return both["token_pt"].to_numpy(), both["token_it"].to_numpy()
@@ -269,5 +271,3 @@ def _pairs_of(streams: pd.DataFrame) -> list[Scope]:
         if set(group["variant"]) == set(VARIANTS) and len(group) == len(VARIANTS):
             scopes.append(Scope(str(pair), dict(zip(group["variant"], group["stream"], strict=True))))
     return scopes
-
-

@@ -18,7 +18,13 @@ PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy"
 
 
 def check_captures(
-    layout: Layout, catalog: Catalog, model: str | None, stream: str, pair: str | None, reforward: int, device: str = "cpu"
+    layout: Layout,
+    catalog: Catalog,
+    model: str | None,
+    stream: str,
+    pair: str | None,
+    reforward: int,
+    device: str = "cpu",
 ) -> list[Report]:
     """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again."""
     if model:
@@ -47,7 +53,9 @@ def _reforward(layout: Layout, catalog: Catalog, path: Path, count: int, device:
     dtype = (read_manifest(path) or {})["provenance"]["dtype"]
     found = reforward(layout, load_model(catalog.pair(pair).model(variant), device, dtype), path, count)
     worst = ", ".join(f"{name} {value:.1e} (allowed {found.allowed[name]:.1e})" for name, value in found.worst.items())
-    report.reforward = f"; {found.prompts} prompts run again: " + ("bit for bit equal" if found.exact else f"largest difference {worst}")
+    report.reforward = f"; {found.prompts} prompts run again: " + (
+        "bit for bit equal" if found.exact else f"largest difference {worst}"
+    )
     if not found.ok:
         report.problems.append(f"{path}: running {found.prompts} prompts again gives other activations: {worst}")
 
@@ -56,10 +64,15 @@ def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
     """(name, finding) lines on versions, devices, disk, catalog and lake; problems are findings, not errors."""
     import torch
 
-    lines = [("actlake", version("actlake")), ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    lines = [
+        ("actlake", version("actlake")),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+    ]
     lines += [(name, version(name)) for name in PACKAGES]
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines.append(("devices", ", ".join([f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} torch threads)", *cuda])))
+    lines.append(
+        ("devices", ", ".join([f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} torch threads)", *cuda]))
+    )
     lines.append(("disk", f"{human_bytes(free_bytes(Path.cwd()))} free here"))
     try:
         known = load_catalog(catalog)
@@ -67,7 +80,9 @@ def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
         layout = Layout.open(known.lakes.get(lake, lake))
         captures = list_captures(layout)
         size = human_bytes(int(captures["bytes"].sum()))
-        lines.append(("lake", f"{layout.root}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}"))
+        lines.append(
+            ("lake", f"{layout.root}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}")
+        )
     except LakeError as error:
         lines.append(("problem", str(error)))
     return lines

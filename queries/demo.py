@@ -49,7 +49,9 @@ def demo(
         options=Options(device=device),
     )
     spent = sum(result.seconds for result in results)
-    steps.append(Step("streams (greedy continuations)", time.perf_counter() - started - spent, 0, all(r.reused for r in results)))
+    steps.append(
+        Step("streams (greedy continuations)", time.perf_counter() - started - spent, 0, all(r.reused for r in results))
+    )
     for result in results:
         variant, stream = result.path.parts[-2], result.path.stem
         steps.append(Step(f"capture {pair}/{variant} on {stream}", result.seconds, result.bytes, result.reused))

@@ -3,7 +3,7 @@
 -- needs: pair_lens
 -- stream: teacher
 -- bootstrap: prompt
--- plot: line x=layer y="JS (nats)"
+-- plot: line x=layer y="JS (nats)" numbers="JS (nats)"
 -- says: On the same answer tokens PT and IT differ by {js_ac_full} nats of JS over all layers and by {js_ac_final20} over
 --   the final 20 %, against {js_ac_pre} before the corrective onset.
 -- about: PT reads its raw prompt followed by IT's answer (branch A'), IT its own prompt and answer (branch C); at each

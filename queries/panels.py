@@ -58,12 +58,14 @@ def split(answer: Answer) -> tuple[list[Panel], list[Panel]]:
     )
     for name in ("estimate", "low", "high"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
-    lines, numbers = [], []
+    lines: list[Panel] = []
+    numbers: list[Panel] = []
     for key, group in table.groupby(["measure", *dims], sort=False, dropna=False):
-        measure, *values = (part for part in key)
+        measure, *values = key
         further = [f"{name} {shown(value)}" for name, value in zip(dims, values, strict=True) if not pd.isna(value)]
         label = " · ".join([str(measure), *further])
         found = rows.loc[group.index]
+        found = found.loc[sorted(found.index, key=lambda i: (rank(found.at[i, "hue"]), _position(found.at[i, "x"])))]
         for target, part in ((lines, found[found["x"].notna()]), (numbers, found[found["x"].isna()])):
             if len(part):
                 target.append(Panel(label, str(measure), not further, part))
@@ -77,16 +79,23 @@ def is_contrast(hue: object) -> bool:
 
 def shown(value: object) -> str:
     """A dimension's value as readers know it: PT and IT in capitals, a true minus sign."""
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
+    if value is None or pd.isna(value):
         return ""
     return " − ".join(NAMES.get(part, part) for part in str(value).split(" - "))
 
 
 def hues(found: list[Panel]) -> list[object]:
     """The hues of some panels in reading order: PT, IT, others by name, contrasts, then rows without one."""
-    values = {value for panel in found for value in panel.rows["hue"]}
-    first = {"pt": 0, "it": 1}
-    return sorted(values, key=lambda v: (v is None, is_contrast(v), first.get(str(v), 2), str(v)))
+    return sorted({value for panel in found for value in panel.rows["hue"]}, key=rank)
+
+
+def rank(hue: object) -> tuple[bool, bool, int, str]:
+    """Sort key of a hue: PT, IT, others by name, contrasts, none."""
+    return hue is None, is_contrast(hue), {"pt": 0, "it": 1}.get(str(hue), 2), str(hue)
+
+
+def _position(x: object) -> float:
+    return float(x) if isinstance(x, (int, float)) and x == x else 0.0
 
 
 def reference(answer: Answer, panel: Panel, hue: object) -> pd.Series | None:

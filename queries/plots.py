@@ -1,106 +1,182 @@
 """The figure of an answer: lines over the layers with interval bands, their contrast below, single numbers in a strip.
 
-PT and IT have the same two colours everywhere (Okabe and Ito's palette, safe for colour-blind readers) and markers of
-different shape. Figures are plain matplotlib objects: no window, no global state.
+Figures are plain matplotlib objects, 1200 pixels wide when saved: no window, no global state. Above the axes stand the
+title and the legend, below them what the intervals are and which streams were read.
 """
 
 from __future__ import annotations
 
-import textwrap
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 
 from ..store.errors import LakeError
-from .panels import Panel, hues, is_contrast, reference, shown, split
+from . import marks
+from .canvas import Canvas, beside, caption, legend, read, title
+from .marks import GREY, INK
+from .panels import Panel, shown
 
 if TYPE_CHECKING:
     from .answer import Answer
 
-COLOURS = {"pt": "#0072B2", "it": "#D55E00"}
-MARKERS = {"pt": "o", "it": "s"}
-OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D1F")
-INK, GREY, SHADE = "#222222", "#5A5A5A", "#EFECE2"
-WIDTH, DPI = 8.0, 150  # inches and dots per inch: 1200 pixels
-MOST_LINES, MOST_NUMBERS = 12, 9
-REGION = "final 20 % of layers"
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What every part of one figure shares."""
-
-    answer: Answer
-    colours: dict[object, str]
-    layers: int  # 0 when the x axis is not the layer
-    lines: list[Panel]
-    numbers: list[Panel]
+WIDTH, DPI = 8.0, 150
+Part = tuple[Axes, pd.DataFrame]
 
 
 def draw(answer: Answer) -> Figure:
     """Draw an answer as its query's header says; rows without x make the strip at the bottom.
 
-    At most 12 panels and 9 single numbers are drawn; the caption says how many are left to the table.
+    The header's `plot:` line holds a kind (`line`, or `dots` for points that are not joined), x, hue, y (label of the
+    lines' y axis), `numbers` (unit of the single numbers) and MEASURE=UNIT for a number in another unit. At most 12
+    panels and 12 single numbers are drawn; the caption says how many are left to the table.
     """
-    canvas = _canvas(answer)
-    header, legend = _header(canvas)
-    caption = _caption(canvas)
-    tops = [0.16 + 0.2 * len(header) + (0.26 if legend else 0.04), 0.1 + 0.155 * len(caption)]
-    heights = [_lines_height(canvas), _numbers_height(canvas)]
-    height = sum(tops) + sum(heights)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(rect=(0.008, tops[1] / height, 0.984, sum(heights) / height), w_pad=0.06, h_pad=0.04)  # type: ignore[call-arg]
-    figure.text(0.015, 1 - 0.12 / height, "\n".join(header), va="top", size=11, weight="bold", color=INK)
-    figure.text(0.015, 0.07 / height, "\n".join(caption), va="bottom", size=7.5, color=GREY, linespacing=1.35)
-    if legend:
-        where = (0.008, 1 - (0.14 + 0.2 * len(header)) / height)
-        figure.legend(handles=legend, loc="upper left", bbox_to_anchor=where, ncols=6, frameon=False, fontsize=8,
-                      borderpad=0.2, columnspacing=1.6, handlelength=1.8)  # fmt: skip
-    blocks = figure.add_gridspec(2, 1, height_ratios=[max(part, 1e-3) for part in heights])
-    _draw_lines(figure, blocks[0], canvas)
-    _draw_numbers(figure, blocks[1], canvas)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+    canvas = read(answer)
+    parts = [
+        (_lines_height(canvas), _draw_lines, canvas.lines),
+        (_numbers_height(canvas), _draw_numbers, canvas.numbers),
+        (0.45 + 0.22 * len(canvas.plain), _draw_plain, canvas.plain),
+    ]
+    parts = [part for part in parts if part[2]]
+    heights = [part[0] for part in parts] or [0.3]
+    handles, head, foot = legend(canvas), title(canvas), caption(canvas)
+    across = _across([str(handle.get_label()) for handle in handles])
+    above = 0.2 + 0.2 * len(head) + (0.07 + 0.2 * -(-len(handles) // across) if handles else 0)
+    below = 0.16 + 0.16 * len(foot)
+    height = above + sum(heights) + below
+    inside = (0.008, below / height, 0.984, sum(heights) / height)
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    figure.set_layout_engine("constrained", rect=inside, w_pad=0.06, h_pad=0.06)
+    figure.text(0.015, 1 - 0.12 / height, "\n".join(head), va="top", size=11, weight="bold", color=INK)
+    figure.text(0.015, 0.08 / height, "\n".join(foot), va="bottom", size=7.5, color=GREY, linespacing=1.4)
+    if handles:
+        corner = (0.008, 1 - (0.16 + 0.2 * len(head)) / height)
+        figure.legend(handles=handles, ncols=across, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=corner)
+    if not parts:
+        figure.text(0.015, (below + 0.1) / height, "No estimate to draw.", size=9, color=INK)
+    blocks = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    for index, (_, draw_part, _) in enumerate(parts):
+        draw_part(figure, blocks[index], canvas)
+    for text in figure.findobj(Text):  # a name may hold a $, which must not become mathematics
+        text.set_parse_math(False)
     return figure
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Write a figure as PNG (150 dots per inch) or SVG, by the ending of its name; the same figure gives the same bytes."""
+    """Write a figure as PNG (150 dots per inch) or SVG, by the ending of its name; it carries no date."""
     path = Path(path)
-    if path.suffix.lower() not in (".png", ".svg"):
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".svg"):
         raise LakeError(f"{path}: a figure is written as .png or .svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix.lower() == ".svg" else {"Software": None})
+    figure.savefig(path, dpi=DPI, metadata={"Date": None} if suffix == ".svg" else {"Software": None})
     return path
 
 
-# --- what goes where -------------------------------------------------------------------------------------------------
+# --- places ----------------------------------------------------------------------------------------------------------
 
 
-def _canvas(answer: Answer) -> Canvas:
-    lines, numbers = split(answer)
-    lines = [panel for panel in lines if panel.rows["estimate"].notna().any()]
-    numbers = [panel for panel in numbers if panel.rows["estimate"].notna().any()]
-    colours: dict[object, str] = {}
-    for hue in hues(lines + numbers):
-        free = [colour for colour in OTHERS if colour not in colours.values()] or list(OTHERS)
-        colours[hue] = COLOURS.get(str(hue)) or (INK if is_contrast(hue) else free[0])
-    layers = 0
-    if answer.query.plot.get("x", "layer") == "layer" and lines:
-        layers = 1 + max(int(panel.rows["x"].max()) for panel in lines)
-    return Canvas(answer, colours, layers, lines[:MOST_LINES], numbers[:MOST_NUMBERS])
+def _across(labels: list[str]) -> int:
+    """How many legend entries fit side by side."""
+    widths = [len(label) + 9 for label in labels] or [1]
+    return len(widths) if sum(widths) <= 118 else max(1, 118 // max(widths))
+
+
+def _columns(count: int) -> int:
+    return {1: 1, 2: 2, 4: 2}.get(count, 3)
+
+
+def _stacked(panels: list[Panel]) -> bool:
+    """Whether contrasts get axes of their own under the levels."""
+    return any(len(panel.levels) and len(panel.contrasts) for panel in panels)
+
+
+def _line_ratios(canvas: Canvas) -> list[float]:
+    one = _columns(len(canvas.lines)) == 1
+    return ([2.6, 1.3] if one else [1.9, 1.1]) if _stacked(canvas.lines) else [3.0 if one else 2.1]
+
+
+def _number_ratios(canvas: Canvas) -> list[float]:
+    most = max((len(panel.levels) for panel in canvas.numbers), default=0)
+    both = _stacked(canvas.numbers)
+    return [0.24 * max(most, 1), 0.3] if both else [0.24 * max(len(panel.rows) for panel in canvas.numbers)]
+
+
+def _lines_height(canvas: Canvas) -> float:
+    rows = -(-len(canvas.lines) // _columns(len(canvas.lines)))
+    return rows * (sum(_line_ratios(canvas)) + 0.5) + 0.25
+
+
+def _numbers_height(canvas: Canvas) -> float:
+    if not canvas.numbers:
+        return 0.0
+    ratios = _number_ratios(canvas)
+    return -(-len(canvas.numbers) // _columns(len(canvas.numbers))) * (sum(ratios) + 0.3 + 0.35 * len(ratios))
+
+
+def _axes(
+    figure: Figure, spec: SubplotSpec, panels: list[Panel], ratios: list[float], share: bool
+) -> Iterator[list[Part]]:
+    """The axes of each panel with the rows that belong there: levels above contrasts, or everything in one."""
+    columns = _columns(len(panels))
+    count = -(-len(panels) // columns)
+    grid = spec.subgridspec(count * len(ratios), columns, height_ratios=ratios * count)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        top = figure.add_subplot(grid[row * len(ratios), column])
+        top.set_title(panel.label, loc="left", size=9, color=INK)
+        if len(ratios) == 2 and len(panel.levels) and len(panel.contrasts):
+            low = figure.add_subplot(grid[row * len(ratios) + 1, column], sharex=top if share else None)
+            yield [(top, panel.levels), (low, panel.contrasts)]
+        else:
+            yield [(top, panel.rows)]
+
+
+def _draw_lines(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
+    plot, columns = canvas.answer.query.plot, _columns(len(canvas.lines))
+    joined = plot.get("kind", "line") == "line"
+    for index, parts in enumerate(_axes(figure, spec, canvas.lines, _line_ratios(canvas), share=True)):
+        for axes, rows in parts:
+            marks.lines(axes, rows, canvas.looks, joined=joined)
+            if canvas.layers > 1:
+                marks.shade_final(axes, canvas.layers)
+            axes.tick_params(labelbottom=axes is parts[-1][0])
+        if index % columns == 0:
+            parts[0][0].set_ylabel(plot.get("y", "estimate"), size=8.5, color=INK)
+            if len(parts) == 2:
+                parts[1][0].set_ylabel(shown(parts[1][1]["hue"].iloc[0]), size=8.5, color=INK)
+        lowest = parts[-1][0]
+        if canvas.layers:
+            first = min(0, int(canvas.lines[index].rows["x"].min()))
+            marks.layer_axis(lowest, first, canvas.layers, {1: 18, 2: 9}.get(columns, 6))
+        elif canvas.names:
+            marks.name_axis(lowest, canvas.names)
+        if index + columns >= len(canvas.lines):
+            name = plot.get("x", "layer")
+            lowest.set_xlabel("layer, with its share of the depth" if canvas.layers else name, size=8.5, color=INK)
+
+
+def _draw_numbers(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
+    cells = _axes(figure, spec, canvas.numbers, _number_ratios(canvas), share=False)
+    plot = canvas.answer.query.plot
+    for panel, parts in zip(canvas.numbers, cells, strict=True):
+        unit = plot.get(panel.measure, plot.get("numbers", ""))
+        if unit:
+            parts[0][0].set_title(f"{panel.label} ({unit})", loc="left", size=9, color=INK)
+        for axes, rows in parts:
+            labels = [shown(hue) for hue in rows["hue"]]
+            marks.dots(axes, rows, labels, canvas.looks, beside(canvas, panel, rows))
+
+
+def _draw_plain(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
+    """All numbers without a hue share one axis: they are regions or readings of one quantity."""
+    rows = pd.concat([panel.rows for panel in canvas.plain])
+    labels = [panel.label for panel in canvas.plain for _ in range(len(panel.rows))]
+    published = [line for panel in canvas.plain for line in beside(canvas, panel, panel.rows)]
+    axes = figure.add_subplot(spec)
+    marks.dots(axes, rows, labels, canvas.looks, published)
+    axes.set_xlabel(canvas.answer.query.plot.get("numbers", ""), size=8.5, color=INK)

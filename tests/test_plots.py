@@ -1,0 +1,244 @@
+"""Figures of answers: which axes there are, what is drawn on them, what they say, and that odd tables survive."""
+
+import warnings
+from typing import Any
+
+import made
+import numpy as np
+import pandas as pd
+import pytest
+from actlake.queries import marks, plots
+from actlake.queries.canvas import read
+from actlake.queries.panels import is_contrast, reference, shown, split
+from actlake.store.errors import LakeError
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.texts)
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for part in figure.legends for text in part.get_texts()]
+
+
+def bands(axes: Any) -> list[PolyCollection]:
+    return [part for part in axes.collections if isinstance(part, PolyCollection)]
+
+
+def lines_of(axes: Any) -> list[Any]:
+    """The drawn lines, without the dashed one at zero."""
+    return [line for line in axes.lines if line.get_linestyle() in ("-", "None")]
+
+
+def diamonds(figure: Figure) -> int:
+    return sum(line.get_marker() == "D" for axes in figure.axes for line in axes.lines)
+
+
+def curves(count: int, layers: int) -> Any:
+    """An L2-like answer with so many measures, each with PT, IT and their difference at every layer."""
+    rows = []
+    for measure in range(count):
+        for layer in range(layers):
+            rows += made.by_variant(f"measure_{measure}", 1000.0 + layer, 1000.5 + layer, 0.2, layer=layer)
+    return made.answer("L2", "pocket", rows)
+
+
+def test_levels_above_contrast_with_bands_for_every_line():
+    figure = plots.draw(made.l2())
+    assert titles(figure)[:2] == ["kl_final_layer", "kl_layer_final"]
+    levels, contrast = figure.axes[:2]
+    assert [len(bands(axes)) for axes in (levels, contrast)] == [2, 1]
+    assert [to_hex(line.get_color()).upper() for line in lines_of(levels)] == ["#0072B2", "#D55E00"]
+    assert levels.get_ylabel() == "KL (nats)" and contrast.get_ylabel() == "IT − PT"
+    assert any(line.get_linestyle() == "--" and not np.any(line.get_ydata()) for line in contrast.lines)
+    table = made.l2().table
+    expected = table[(table["measure"] == "kl_final_layer") & (table["variant"] == "it")].sort_values("layer")
+    np.testing.assert_allclose(lines_of(levels)[1].get_ydata(), expected["estimate"])
+    low, high = (float(expected[name].iloc[0]) for name in ("low", "high"))
+    corners = np.asarray(bands(levels)[1].get_paths()[0].vertices)[:, 1]
+    assert np.isclose(corners, low).any() and np.isclose(corners, high).any()
+
+
+def test_words_around_the_axes():
+    figure = plots.draw(made.l1("gemma3_4b", 34))
+    assert "L1 · δ-cosine of block updates · gemma3_4b" in words(figure)
+    assert "n = 229 to 231 prompts · 95 % BCa intervals, prompt = unit" in words(figure)
+    assert "PT native-pocket-1a2b3c4d, IT native-pocket-5e6f7a8b" in words(figure)
+    assert legend(figure) == ["PT", "IT", "IT − PT", "final 20 % of layers", "published"]
+    lowest = figure.axes[1]
+    assert lowest.get_xlabel().startswith("layer")
+    labels = [label.get_text() for label in lowest.get_xticklabels()]
+    assert labels[0] == "0\n3 %" and labels[-1] == "33\n100 %"
+
+
+@pytest.mark.parametrize(("layers", "first"), [(6, 4), (34, 27), (32, 25), (36, 28), (27, 21), (64, 51)])
+def test_shading_begins_at_the_final_fifth(layers: int, first: int):
+    figure = plots.draw(made.exp16(layers=layers))
+    shade = figure.axes[0].patches[0].get_extents().transformed(figure.axes[0].transData.inverted())
+    assert (shade.x0, shade.x1) == (pytest.approx(first - 0.5), pytest.approx(layers - 0.5))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_one_to_six_measures_each_with_its_contrast(count: int):
+    figure = plots.draw(curves(count, 34))
+    figure.draw_without_rendering()
+    assert titles(figure) == [f"measure_{i}" for i in range(count)]
+    assert len(figure.axes) == 2 * count
+    assert all(len(lines_of(axes)) in (1, 2) for axes in figure.axes)
+    assert figure.get_size_inches()[0] * plots.DPI == 1200
+
+
+def tick_labels(axes: Any) -> list[Any]:
+    """The tick labels that are really drawn: those between the limits."""
+    found = []
+    for axis, limits in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+        ticks = [tick for tick in axis.get_major_ticks() if limits[0] <= tick.get_loc() <= limits[1]]
+        found += [tick.label1 for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+    return found
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_no_text_is_cut_off_or_covers_another(which: int):
+    name = "a_measure_with_a_very_long_name_that_goes_on"
+    long = made.answer("L2", "pocket", [made.row(name, 1.0, 0.1, variant=f"variant {i}", layer=0) for i in range(9)])
+    make = [
+        lambda: made.l1("gemma3_4b", 34),
+        made.l2,
+        made.exp16,
+        lambda: curves(6, 34),
+        lambda: curves(5, 6),
+        lambda: long,
+    ]
+    figure = plots.draw(make[which]())
+    figure.draw_without_rendering()
+    texts: list[Any] = [*figure.texts, *(text for part in figure.legends for text in part.get_texts())]
+    axes: Any
+    for axes in figure.axes:
+        texts += [*tick_labels(axes), axes.xaxis.label, axes.yaxis.label, axes._left_title]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
+    page = figure.bbox.padded(0.5)
+    for index, (text, box) in enumerate(boxes):
+        assert page.contains(box.x0, box.y0) and page.contains(box.x1, box.y1), text
+        covered = [other for other, there in boxes[:index] if box.padded(-0.5).overlaps(there.padded(-0.5))]
+        assert not covered, (text, covered)
+
+
+def test_single_numbers_stand_in_a_strip_with_the_published_figure():
+    figure = plots.draw(made.l2("gemma3_4b", 34))
+    assert "cg_raw (nats)" in titles(figure) and "commit_top1_raw_mean (layers)" in titles(figure)
+    strip = next(axes for axes in figure.axes if axes.get_title(loc="left") == "cg_raw (nats)")
+    assert [label.get_text() for label in strip.get_yticklabels()] == ["PT", "IT"]
+    below = figure.axes[figure.axes.index(strip) + 1]
+    assert [np.asarray(line.get_xdata())[0] for line in below.lines if line.get_marker() == "D"] == [1.008]
+    assert diamonds(figure) == 3  # the gap, and PT's and IT's mean commitment
+    assert diamonds(plots.draw(made.l2())) == 0
+
+
+def test_numbers_without_variants_share_one_axis():
+    figure = plots.draw(made.exp16("gemma3_4b", 34))
+    assert len(figure.axes) == 2
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][0] == "js_ac_final20"
+    assert figure.axes[1].get_xlabel() == "JS (nats)"
+    assert diamonds(figure) == 3
+
+
+def test_a_published_figure_belongs_to_its_measure_and_variant_only():
+    answer = made.l2("gemma3_4b", 34)
+    panels = {panel.measure: panel for panel in split(answer)[1]}
+
+    def value(measure: str, hue: str) -> float | None:
+        line = reference(answer, panels[measure], hue)
+        return None if line is None else float(line["value"])
+
+    assert value("cg_raw", "it - pt") == 1.008
+    assert value("cg_raw", "pt") is None and value("cg_raw_prompt", "it - pt") is None
+    assert (value("commit_top1_raw_mean", "pt"), value("commit_top1_raw_mean", "it")) == (22.02, 25.71)
+    assert value("commit_top1_raw_mean", "it - pt") is None
+
+
+def test_one_layer_and_missing_intervals():
+    figure = plots.draw(curves(1, 1))
+    assert not bands(figure.axes[0])
+    assert sum(isinstance(part, LineCollection) for part in figure.axes[0].collections) == 2
+    answer = curves(1, 6)
+    answer.table = answer.table.assign(low=np.nan, high=np.nan, method="none", n=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = plots.draw(answer)
+        figure.draw_without_rendering()
+    assert len(lines_of(figure.axes[0])) == 2 and "no intervals" in words(figure)
+
+
+def test_undefined_estimates_leave_gaps_and_an_empty_table_says_so():
+    answer = made.l1()
+    answer.table.loc[answer.table["measure"] == "final20", ["estimate", "low", "high"]] = np.nan
+    assert "final20 (cosine)" not in titles(plots.draw(answer))
+    answer.table = answer.table.iloc[:0]
+    assert "No estimate to draw." in words(plots.draw(answer))
+
+
+def test_further_dimensions_make_panels_and_words_make_an_axis():
+    rows = [
+        made.row("kl", 1.0 + i, 0.1, variant="pt", layer=i, lens=lens) for i in range(4) for lens in ("raw", "tuned")
+    ]
+    assert titles(plots.draw(made.answer("L2", "pocket", rows))) == ["kl · lens raw", "kl · lens tuned"]
+    rows = [made.row("js", 0.1, 0.02, group=group, condition=name) for group in ("late", "early") for name in "AB"]
+    figure = plots.draw(made.answer("L2", "pocket", rows, x="group", hue="condition", kind="dots"))
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["late", "early"]
+    assert legend(figure) == ["A", "B"] and not bands(figure.axes[0])
+    assert figure.axes[0].get_xlabel() == "group"
+
+
+def test_more_panels_than_fit_are_counted():
+    figure = plots.draw(curves(15, 2))
+    assert len(titles(figure)) == 12 and "3 more in the table" in words(figure)
+
+
+def test_names_are_never_read_as_mathematics():
+    rows = [made.row("$\\frac{", 1.0, 0.1, variant=hue, layer=i) for i in range(3) for hue in ("$x_$", "a^{")]
+    answer = made.answer("L2", "$\\bad{", [*rows, made.row("$_$", 1.0, 0.1, variant="$x_$", layer=pd.NA)])
+    figure = plots.draw(answer)
+    figure.draw_without_rendering()
+    assert titles(figure)[0] == "$\\frac{"
+
+
+def test_looks_are_fixed_for_variants_and_differ_for_others():
+    many = ["pt", "it", *(f"c{i}" for i in range(14)), "it - pt"]
+    looks = marks.styles(many)
+    assert looks["pt"] == marks.styles(["pt"])["pt"] and len(set(looks.values())) == len(many)
+    assert is_contrast("it - pt") and not is_contrast("it") and shown("it - pt") == "IT − PT"
+
+
+def test_hues_are_read_in_one_order_whatever_the_table_says():
+    answer = made.l2()
+    answer.table = answer.table.sample(frac=1, random_state=0, ignore_index=True)
+    assert list(read(answer).looks) == ["pt", "it", "it - pt"]
+    for panel in split(answer)[0]:
+        assert list(panel.levels["x"]) == 2 * list(range(6)) and list(panel.contrasts["x"]) == list(range(6))
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 5), (-1, 5), (0, 33), (-1, 63), (0, 125)])
+def test_layer_ticks_end_with_the_last_layer_and_keep_a_distance(first: int, last: int):
+    for most in (6, 9, 18):
+        ticks = marks.layer_ticks(first, last, most)
+        gaps = np.diff(ticks)
+        assert ticks[-1] == last and len(ticks) <= most + 1
+        assert len(gaps) == 0 or gaps.min() >= 0.75 * gaps[0]
+
+
+def test_saved_files_are_png_or_svg_and_repeat(tmp_path):
+    for suffix in (".png", ".svg"):
+        paths = [plots.save(plots.draw(made.exp16()), tmp_path / f"{i}{suffix}") for i in (1, 2)]
+        assert paths[0].read_bytes()[:8] == PNG or b"<svg" in paths[0].read_bytes()
+    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+    with pytest.raises(LakeError, match=r"\.png or \.svg"):
+        plots.save(plots.draw(made.exp16()), tmp_path / "figure.exe")
