@@ -10,12 +10,13 @@ demo: $(VENV)/.installed
 	$(BIN)/actlake demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/actlake  # the root is the package: mypy wants it under its name
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p actlake
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run_all.py

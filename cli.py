@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from .lake import Lake
 from .store.catalog import Catalog, load_catalog
 from .store.errors import LakeError
 from .store.files import human_bytes
-from .store.layout import Layout
+from .store.layout import Layout, writing
 from .store.version import __version__
 
 app = typer.Typer(
@@ -28,14 +29,22 @@ app = typer.Typer(
 )
 prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
 
-LakeOption = Annotated[str, typer.Option("--lake", help="Folder of the lake, or its name in the catalog.", show_default="catalog's default")]
-CatalogOption = Annotated[Path | None, typer.Option("--catalog", help="catalog.yaml to use instead of ./catalog.yaml or the packaged one.")]
+CAPTURE = "PAIR/VARIANT/STREAM, the stream by a unique beginning of its name: pocket/it/native."
+LakeOption = Annotated[
+    str,
+    typer.Option("--lake", help="Folder of the lake, or its name in the catalog.", show_default="catalog's default"),
+]
+CatalogOption = Annotated[
+    Path | None, typer.Option("--catalog", help="catalog.yaml to use instead of ./catalog.yaml or the packaged one.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...")]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
-PromptsOption = Annotated[str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")]
+PromptsOption = Annotated[
+    str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")
+]
 
 
 @app.command()
@@ -54,17 +63,26 @@ def demo(
     from .queries.demo import next_commands
 
     started = time.perf_counter()
-    layout, known = _layout(lake, catalog, create=True)
-    done = run_demo(known, layout, page, limit=limit, device=device)
+    known = load_catalog(catalog)
+    with writing(known.lakes.get(lake, lake)) as layout:
+        done = run_demo(known, layout, page, limit=limit, device=device)
     out.print()
     for number, found in enumerate(done.answers, 1):
         out.print(f"{number}. {escape(found.says)}", highlight=False)
     table = Table("step", "seconds", "bytes", "", box=None, padding=(0, 2, 0, 0))
     for step in done.steps:
-        table.add_row(step.name, f"{step.seconds:.1f}", human_bytes(step.bytes) if step.bytes else "", "reused" if step.reused else "")
+        table.add_row(
+            step.name,
+            f"{step.seconds:.1f}",
+            human_bytes(step.bytes) if step.bytes else "",
+            "reused" if step.reused else "",
+        )
     out.print()
     out.print(table)
-    out.print(f"\n{'everything was there already; ' if all(s.reused for s in done.steps) else ''}{time.perf_counter() - started:.1f} s in all")
+    out.print(
+        f"\n{'everything was there already; ' if all(s.reused for s in done.steps) else ''}"
+        f"{time.perf_counter() - started:.1f} s in all"
+    )
     out.print(f"lake  {done.lake}\npage  {done.page.absolute()}\n\nnext:", highlight=False, soft_wrap=True)
     for command in next_commands(layout, done.answers[0].pair):
         out.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
@@ -74,8 +92,17 @@ def demo(
 def capture(
     pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
     variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
-    stream: Annotated[list[str] | None, typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]")] = None,
-    prompts: Annotated[str | None, typer.Option("--prompts", help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else core]")] = None,
+    stream: Annotated[
+        list[str] | None,
+        typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else core]",
+        ),
+    ] = None,
     profile: Annotated[str, typer.Option(help="Profile of the catalog: what is kept.")] = "full",
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
@@ -84,7 +111,9 @@ def capture(
     batch: Annotated[int, typer.Option(help="Sequences a forward; part of the recorded plan.", min=1)] = 16,
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest continuation, in place of the stream's.")] = None,
-    double_bos: Annotated[bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")] = False,
+    double_bos: Annotated[
+        bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")
+    ] = False,
     allow_nonfinite: Annotated[bool, typer.Option(help="Store NaN and infinity instead of stopping.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,29 +125,35 @@ def capture(
 
     from .capture.pair import Options, capture_pair, find_prompts
 
-    layout, known = _layout(lake, catalog, create=True, check=lambda found: found.pair(pair))
     if variant not in (None, "pt", "it"):
         raise LakeError(f"variant {variant!r}: expected pt or it")
+    known = load_catalog(catalog)
     specs = [known.stream(name) for name in stream or ["native"]]
     if max_new_tokens is not None:
         specs = [replace(spec, max_new_tokens=max_new_tokens) for spec in specs]
-    results = capture_pair(
-        layout,
-        known.pair(pair),
-        specs,
-        find_prompts(known, layout, prompts or ("pocket" if pair == "pocket" else "core"), limit),
-        known.profile(profile),
-        [variant] if variant else ("pt", "it"),
-        Options(device, dtype, batch, double_bos, allow_nonfinite),
-    )
+    with writing(known.lakes.get(lake, lake)) as layout:
+        results = capture_pair(
+            layout,
+            known.pair(pair),
+            specs,
+            find_prompts(known, layout, prompts or ("pocket" if pair == "pocket" else "core"), limit),
+            known.profile(profile),
+            [variant] if variant else ("pt", "it"),
+            Options(device, dtype, batch, double_bos, allow_nonfinite),
+        )
     rows = [
-        {"path": str(r.path), "reused": r.reused, "tokens": r.tokens, "bytes": r.bytes, "seconds": round(r.seconds, 2)} for r in results
+        {"path": str(r.path), "reused": r.reused, "tokens": r.tokens, "bytes": r.bytes, "seconds": round(r.seconds, 2)}
+        for r in results
     ]
     if as_json:
         return _json(rows)
     for row, result in zip(rows, results, strict=True):
         state = "was there already" if result.reused else f"sealed in {result.seconds:.1f} s"
-        out.print(f"{row['path']}: {result.tokens:,} tokens, {human_bytes(result.bytes)}, {state}", highlight=False, soft_wrap=True)
+        out.print(
+            f"{row['path']}: {result.tokens:,} tokens, {human_bytes(result.bytes)}, {state}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -130,29 +165,27 @@ def ls(lake: LakeOption = "default", catalog: CatalogOption = None, as_json: Jso
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(help="PAIR/pt or PAIR/it.")],
-    stream: Annotated[str, typer.Argument(help="Stream name or a unique beginning of it.")],
+    capture: Annotated[str, typer.Argument(help=CAPTURE)],
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """One capture: its arrays and where it comes from."""
-    from .store.captures import find_capture
+    from .store.captures import find_capture, open_capture, split_capture
     from .store.manifest import read_manifest
 
-    layout, _ = _layout(lake, catalog)
-    manifest = read_manifest(find_capture(layout, model, stream)) or {}
+    path = find_capture(_layout(lake, catalog)[0], *split_capture(capture))
+    manifest = read_manifest(path) or {}
     if as_json:
         return _json(manifest)
-    out.print(Lake(layout.root).capture(model, stream))
+    out.print(open_capture(path), highlight=False)
     for key in ("capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
         out.print(f"{key:15} {manifest.get(key)}", highlight=False)
 
 
 @app.command()
 def verify(
-    model: Annotated[str | None, typer.Argument(help="PAIR/pt or PAIR/it; every sealed capture when left out.")] = None,
-    stream: Annotated[str, typer.Argument(help="Stream name or a unique beginning of it.")] = "",
+    capture: Annotated[str | None, typer.Argument(help=CAPTURE + " Every sealed capture when left out.")] = None,
     reforward: Annotated[int, typer.Option(help="Run N prompts again and compare.", min=0)] = 0,
     pair: PairOption = None,
     lake: LakeOption = "default",
@@ -160,17 +193,24 @@ def verify(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Re-hash every shard, check counts, finiteness and the zero low halves of widened bfloat16. Exit code 1 when something is wrong."""
+    """Re-hash every shard, check counts, finiteness and the zero low halves of widened bfloat16.
+
+    Exit code 1 when something is wrong.
+    """
     from .queries.check import check_captures
 
     layout, known = _layout(lake, catalog)
-    reports = check_captures(layout, known, model, stream, pair, reforward, device)
+    reports = check_captures(layout, known, capture, pair, reforward, device)
     if as_json:
         _json([vars(report) | {"ok": report.ok} for report in reports])
     else:
         for report in reports:
             state = "[green]good[/]" if report.ok else "[red]DAMAGED[/]"
-            out.print(f"{state}  {report.capture}: {report.files} files, {human_bytes(report.bytes)}{report.reforward}", highlight=False, soft_wrap=True)
+            out.print(
+                f"{state}  {report.capture}: {report.files} files, {human_bytes(report.bytes)}{report.reforward}",
+                highlight=False,
+                soft_wrap=True,
+            )
             for problem in report.problems:
                 out.print(f"  {escape(problem)}", highlight=False, soft_wrap=True)
     if not all(report.ok for report in reports):
@@ -183,7 +223,9 @@ def run(
     pair: PairOption = None,
     prompts: PromptsOption = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png and .sql.")] = Path("answers"),
-    about: Annotated[bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the traps.")] = False,
+    about: Annotated[
+        bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the traps.")
+    ] = False,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
@@ -200,9 +242,16 @@ def run(
     store = Lake(_layout(lake, catalog)[0].root)
     answers = [store.run(query.id, pair, prompts, device) for query in queries]
     if as_json:
-        return _json([{"row": a.query.id, "pair": a.pair, "says": a.says, "table": _records(a.table), "sql": a.sql} for a in answers])
+        return _json(
+            [
+                {"row": a.query.id, "pair": a.pair, "says": a.says, "table": _records(a.table), "sql": a.sql}
+                for a in answers
+            ]
+        )
     for found in answers:
-        out.print(f"\n[bold]{found.query.id} · {found.query.title} · {found.pair}[/]\n{escape(found.says)}", highlight=False)
+        out.print(
+            f"\n[bold]{found.query.id} · {found.query.title} · {found.pair}[/]\n{escape(found.says)}", highlight=False
+        )
         _print(found.table)
         if found.published.empty:
             out.print(f"The seed published no figure of {found.query.id} for {found.pair}.", style="dim")
@@ -223,7 +272,9 @@ def sql(
 ) -> None:
     """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams (DuckDB's SQL).
 
-    Tables that are not there yet are computed first. Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
+    Tables that are not there yet are computed first.
+
+    Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """
     import duckdb
 
@@ -244,7 +295,9 @@ def sql(
 def report(
     pair: PairOption = None,
     page: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
-    rows: Annotated[list[str] | None, typer.Option("--row", help="Row to answer; may be given several times. [default: all]")] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", help="Row to answer; may be given several times. [default: all]")
+    ] = None,
     prompts: PromptsOption = None,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
@@ -258,7 +311,10 @@ def report(
     layout, _ = _layout(lake, catalog)
     store = Lake(layout.root)
     answers = [store.run(find(row).id, pair, prompts, device) for row in rows or list(queries())]
-    steps = [Step(f"answer {a.query.id}", a.seconds, sum(p.stat().st_size for p in a.computed), not a.computed) for a in answers]
+    steps = [
+        Step(f"answer {a.query.id}", a.seconds, sum(p.stat().st_size for p in a.computed), not a.computed)
+        for a in answers
+    ]
     write_page(layout, answers, steps, page)
     out.print(str(page.absolute()), highlight=False, soft_wrap=True)
 
@@ -273,11 +329,15 @@ def prompts_add(
     """Check a prompt set and keep it in the lake, so that `--prompts NAME` finds it."""
     from .capture.prompts import add_prompts, read_prompts
 
-    layout, known = _layout(lake, catalog, create=True, check=lambda _: read_prompts(file))
+    known = load_catalog(catalog)
     if (name or file.stem) in known.prompts:
-        raise LakeError(f"prompt set {name or file.stem!r} is already a name of {known.path}; choose another with --name")
-    path = add_prompts(file, layout.prompts, name or file.stem)
-    out.print(f"{path}: {len(read_prompts(path).prompts)} prompts; use it with --prompts {path.stem}", highlight=False, soft_wrap=True)
+        raise LakeError(
+            f"prompt set {name or file.stem!r} is already a name of {known.path}; choose another with --name"
+        )
+    with writing(known.lakes.get(lake, lake)) as layout:
+        path = add_prompts(file, layout.prompts, name or file.stem)
+    count = len(read_prompts(path).prompts)
+    out.print(f"{path}: {count} prompts; use it with --prompts {path.stem}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -298,10 +358,14 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
+    # Threads that spin while they wait make torch several times slower as soon as another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except LakeError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False
+        )
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
@@ -312,12 +376,9 @@ def main() -> None:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _layout(lake: str, catalog: Path | None, create: bool = False, check: Any = None) -> tuple[Layout, Catalog]:
-    """The lake and the catalog; `check(catalog)` runs before an empty lake would be made."""
+def _layout(lake: str, catalog: Path | None) -> tuple[Layout, Catalog]:
     known = load_catalog(catalog)
-    if check:
-        check(known)
-    return Layout.open(known.lakes.get(lake, lake), create=create), known
+    return Layout.open(known.lakes.get(lake, lake)), known
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import nn
 from .model import Model, first_tensor
 
 LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
+CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in its cache through all passes
 
 
 class Batch:
@@ -55,7 +56,9 @@ def gather(model: Model, batch: Batch, out: dict[str, torch.Tensor]) -> Iterator
         for name, modules, shift in (("resid", model.parts.blocks, 1), ("mlp_out", model.parts.mlps, 0)):
             for index, module in enumerate(modules if name in out else []):
                 handles.append(
-                    module.register_forward_hook(lambda _m, _a, value, n=name, i=index + shift: keep(n, i, first_tensor(value)))
+                    module.register_forward_hook(
+                        lambda _m, _a, value, n=name, i=index + shift: keep(n, i, first_tensor(value))
+                    )
                 )
         yield
     finally:
@@ -91,16 +94,21 @@ def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]]) -> di
 
 def _logits(model: Model, hidden: torch.Tensor, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     rows = max(1, LOGIT_ROWS // model.head.vocab)
+    few = max(16, CACHED // model.head.vocab) if hidden.device.type == "cpu" else rows
     parts: list[dict[str, torch.Tensor]] = []
     for start in range(0, len(hidden), rows):
-        logits = model.logits(hidden[start : start + rows]).float()
+        logits = model.logits(hidden[start : start + rows])
         if "logits" in sizes:
-            parts.append({"logits": logits.cpu()})
-            continue
-        value, index = logits.topk(sizes["topk_id"][0], dim=-1)
-        total = torch.logsumexp(logits, dim=-1)
-        parts.append({"topk_id": index.int().cpu(), "topk_logit": value.cpu(), "logsumexp": total.cpu()})
+            parts.append({"logits": logits.float().cpu()})
+        else:
+            parts += [_summary(part.float(), sizes["topk_id"][0]) for part in logits.split(few)]
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+
+def _summary(logits: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
+    """The k largest of each row, descending, and its log-sum-exp."""
+    value, index = logits.topk(k, dim=-1)
+    return {"topk_id": index.int().cpu(), "topk_logit": value.cpu(), "logsumexp": torch.logsumexp(logits, dim=-1).cpu()}
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -91,7 +91,9 @@ def source(spec: ModelSpec) -> str:
     folder = spec.path
     assert folder is not None
     if not (folder / "config.json").is_file():
-        raise LakeError(f"model {spec.pair}/{spec.variant}: {folder} has no config.json; it should be a Hugging Face model folder")
+        raise LakeError(
+            f"model {spec.pair}/{spec.variant}: {folder} has no config.json; it should be a Hugging Face model folder"
+        )
     if not list(folder.glob("*.safetensors")):
         raise LakeError(
             f"model {spec.pair}/{spec.variant}: {folder} has no .safetensors file; actlake loads nothing else (save it with"
@@ -105,7 +107,9 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source(spec), revision=spec.revision or "main")
     except (OSError, ValueError) as error:
-        raise LakeError(f"model {spec.pair}/{spec.variant}: can't load its tokenizer: {str(error).splitlines()[0]}") from error
+        raise LakeError(
+            f"model {spec.pair}/{spec.variant}: can't load its tokenizer: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa") -> Model:
@@ -116,24 +120,32 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
     if dtype != "auto" and dtype not in DTYPES:
         raise LakeError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     if spec.gguf_file:
-        raise LakeError(f"model {spec.pair}/{spec.variant}: gguf_file is not supported yet; convert it to safetensors first")
+        raise LakeError(
+            f"model {spec.pair}/{spec.variant}: gguf_file is not supported yet; convert it to safetensors first"
+        )
     where = source(spec)
     if not ERRORS.is_terminal:
         transformers.utils.logging.disable_progress_bar()
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf: Any = AutoModelForCausalLM.from_pretrained(
             where,
             revision=spec.revision or "main",
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
             use_safetensors=True,
         )
-        hf = hf.to(torch.device(device)).eval()
+        hf = hf.to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
-        raise LakeError(f"model {spec.pair}/{spec.variant}: can't load {where}: {str(error).splitlines()[0]}") from error
+        raise LakeError(
+            f"model {spec.pair}/{spec.variant}: can't load {where}: {str(error).splitlines()[0]}"
+        ) from error
     parts, head = discover(hf)
     tokenizer = load_tokenizer(spec)
-    config = {key: value for key, value in hf.config.get_text_config().to_diff_dict().items() if not key.startswith("_") and key != "dtype"}
+    config = {
+        key: value
+        for key, value in hf.config.get_text_config().to_diff_dict().items()
+        if not key.startswith("_") and key != "dtype"
+    }
     record = {
         **identify(spec, dtype, tokenizer),
         "class": type(hf).__name__,
@@ -158,18 +170,21 @@ def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dic
     try:
         config = AutoConfig.from_pretrained(where, revision=spec.revision or "main")
     except (OSError, ValueError, KeyError) as error:
-        raise LakeError(f"model {spec.pair}/{spec.variant}: can't read its config: {str(error).splitlines()[0]}") from error
+        raise LakeError(
+            f"model {spec.pair}/{spec.variant}: can't read its config: {str(error).splitlines()[0]}"
+        ) from error
     path = spec.path
+    files = hash_files((f for f in path.iterdir() if f.is_file()), path) if path else {}
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
-    record = {
+    record: dict[str, Any] = {
         "id": spec.hub or (path.name if path else ""),
         "revision": spec.revision or getattr(config, "_commit_hash", None),
-        "files": hash_files((f for f in path.iterdir() if f.is_file()), path) if path else {},
+        "files": files,
         "dtype": str(stored if dtype == "auto" else DTYPES[dtype]).removeprefix("torch."),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "chat_template_sha256": hash_json(tokenizer.chat_template),
     }
-    weights = {name: sha for name, sha in record["files"].items() if name.endswith((".safetensors", "config.json"))}
+    weights = {name: sha for name, sha in files.items() if name.endswith((".safetensors", "config.json"))}
     determines = [weights or [record["id"], record["revision"]], record["dtype"], record["tokenizer_sha256"]]
     return {**record, "sha256": hash_json(determines)}
 
@@ -184,16 +199,21 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _find_blocks(hf: Any) -> list[nn.Module]:
     layers = hf.config.get_text_config().num_hidden_layers
-    stacks = [m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    stacks: list[Any] = [m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     if not stacks:
-        raise LakeError(f"{type(hf).__name__}: no stack of {layers} blocks found; is this a decoder-only language model?")
-    return list(max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters())))
+        raise LakeError(
+            f"{type(hf).__name__}: no stack of {layers} blocks found; is this a decoder-only language model?"
+        )
+    largest = max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+    return list(largest)
 
 
 def _only(found: list[nn.Module], what: str, hf: Any) -> nn.Module:
     if len(found) != 1:
         kinds = ", ".join(type(m).__name__ for m in found) or "none"
-        raise LakeError(f"{type(hf).__name__}: expected exactly one {what}, found {kinds}; this architecture is not supported")
+        raise LakeError(
+            f"{type(hf).__name__}: expected exactly one {what}, found {kinds}; this architecture is not supported"
+        )
     return found[0]
 
 
@@ -236,11 +256,21 @@ def discover(hf: Any) -> tuple[Structure, Head]:
     """
     blocks = _find_blocks(hf)
     trace = _Trace(hf)
+    for index, block in enumerate(blocks):
+        if not torch.isfinite(trace.inputs[block]).all() or not torch.isfinite(trace.outputs[block]).all():
+            raise LakeError(
+                f"{type(hf).__name__}: NaN or infinity around block {index} in a short forward of random tokens; are the"
+                " weights damaged, or is the dtype too narrow?"
+            )
     mlps, post_norms, parallel = [], [], False
     for index, block in enumerate(blocks):
         heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
-        attention = _only([m for name, m in heavy if "attn" in name or "attention" in name], "attention module per block", hf)
-        mlp = _only([m for name, m in heavy if "attn" not in name and "attention" not in name], "MLP module per block", hf)
+        attention = _only(
+            [m for name, m in heavy if "attn" in name or "attention" in name], "attention module per block", hf
+        )
+        mlp = _only(
+            [m for name, m in heavy if "attn" not in name and "attention" not in name], "MLP module per block", hf
+        )
         added, norm = trace.branch(block, mlp)
         start, end = trace.inputs[block], trace.outputs[block]
         total = start + trace.branch(block, attention)[0] + added
@@ -249,10 +279,16 @@ def discover(hf: Any) -> tuple[Structure, Head]:
         post_norms += [norm] if norm is not None else []
         parallel = parallel or _reads_block_input(trace, block, mlp)
     if post_norms and len(post_norms) != len(blocks):
-        raise LakeError(f"{type(hf).__name__}: only {len(post_norms)} of {len(blocks)} blocks norm their MLP output; not supported")
+        raise LakeError(
+            f"{type(hf).__name__}: only {len(post_norms)} of {len(blocks)} blocks norm their MLP output; not supported"
+        )
     unembed = hf.get_output_embeddings()
     last = trace.outputs[blocks[-1]]
-    norms = [m for m in trace.outputs if _is_norm(m) and torch.equal(trace.inputs[m], last) and torch.equal(trace.outputs[m], trace.inputs[unembed])]
+    norms = [
+        m
+        for m in trace.outputs
+        if _is_norm(m) and torch.equal(trace.inputs[m], last) and torch.equal(trace.outputs[m], trace.inputs[unembed])
+    ]
     norm = _only(norms, "final norm between the last block and the unembedding", hf)
     head = _head(hf, norm, unembed, last[0])
     logits = head.logits(last[0].float().cpu())
@@ -264,7 +300,10 @@ def _reads_block_input(trace: _Trace, block: nn.Module, mlp: nn.Module) -> bool:
     """True for parallel blocks, whose MLP starts from the block's input instead of the residual after attention."""
     start, given = trace.inputs[block], trace.inputs[mlp]
     return torch.equal(given, start) or any(
-        _is_norm(norm) and norm in trace.outputs and torch.equal(trace.outputs[norm], given) and torch.equal(trace.inputs[norm], start)
+        _is_norm(norm)
+        and norm in trace.outputs
+        and torch.equal(trace.outputs[norm], given)
+        and torch.equal(trace.inputs[norm], start)
         for norm in block.children()
     )
 
@@ -274,7 +313,10 @@ def _check(found: torch.Tensor, expected: torch.Tensor, hf: Any, problem: str) -
     error = (found.float() - expected.float()).abs().max().item() / scale
     limit = TOLERANCE[hf.dtype]
     if not error <= limit:
-        raise LakeError(f"{type(hf).__name__}: {problem} (relative error {error:.1e}, allowed {limit:.0e}); this architecture is not supported")
+        raise LakeError(
+            f"{type(hf).__name__}: {problem} (relative error {error:.1e}, allowed {limit:.0e}); this architecture is not"
+            " supported"
+        )
 
 
 # --- head ------------------------------------------------------------------------------------------------------------
@@ -286,7 +328,14 @@ def norm_parameters(norm: nn.Module, x: torch.Tensor) -> dict[str, Any]:
     x = x.detach().float().cpu().reshape(-1, x.shape[-1])
     weight = getattr(exact, "weight", None)
     bias = getattr(exact, "bias", None)
-    eps = next((float(getattr(norm, key)) for key in ("variance_epsilon", "eps", "epsilon") if getattr(norm, key, None) is not None), 1e-6)
+    eps = next(
+        (
+            float(getattr(norm, key))
+            for key in ("variance_epsilon", "eps", "epsilon")
+            if getattr(norm, key, None) is not None
+        ),
+        1e-6,
+    )
     with torch.no_grad():
         expected = exact(x)
         weight = torch.ones(x.shape[-1]) if weight is None else weight.detach()
@@ -294,14 +343,23 @@ def norm_parameters(norm: nn.Module, x: torch.Tensor) -> dict[str, Any]:
         candidates: dict[tuple[str, bool], Callable[[], torch.Tensor]] = {
             ("rms", False): lambda: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight,
             ("rms", True): lambda: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + weight),
-            ("layer", False): lambda: centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * weight
-            + (0 if bias is None else bias),
+            ("layer", False): lambda: (
+                centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * weight
+                + (0 if bias is None else bias)
+            ),
         }
         errors = {key: (make() - expected).abs().max().item() for key, make in candidates.items()}
     kind, plus_one = min(errors, key=lambda key: errors[key])
     if errors[kind, plus_one] > 1e-3 * expected.abs().max().item():
-        raise LakeError(f"{type(norm).__name__}: neither an RMS norm nor a layer norm; this architecture is not supported")
-    return {"norm": kind, "weight": weight + 1 if plus_one else weight, "bias": bias if kind == "layer" else None, "eps": eps}
+        raise LakeError(
+            f"{type(norm).__name__}: neither an RMS norm nor a layer norm; this architecture is not supported"
+        )
+    return {
+        "norm": kind,
+        "weight": weight + 1 if plus_one else weight,
+        "bias": bias if kind == "layer" else None,
+        "eps": eps,
+    }
 
 
 def _head(hf: Any, norm: nn.Module, unembed: Any, x: torch.Tensor) -> Head:
@@ -323,7 +381,12 @@ def _head(hf: Any, norm: nn.Module, unembed: Any, x: torch.Tensor) -> Head:
 def head_arrays(model: Model) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What the lake keeps of a model's head: float32 arrays (exact widening) and attributes for store.models."""
     head = model.head
-    arrays = {"norm_weight": head.norm_weight, "unembed": head.unembed, "norm_bias": head.norm_bias, "unembed_bias": head.bias}
+    arrays = {
+        "norm_weight": head.norm_weight,
+        "unembed": head.unembed,
+        "norm_bias": head.norm_bias,
+        "unembed_bias": head.bias,
+    }
     found = {name: value.numpy() for name, value in arrays.items() if value is not None}
     found["real_token"] = real_token_mask(model.tokenizer, head.vocab)
     attrs = {
@@ -339,5 +402,3 @@ def head_arrays(model: Model) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         found["post_norm_weight"] = torch.stack([norm["weight"] for norm in norms]).numpy()
         attrs["post_norm_eps"] = norms[0]["eps"]
     return found, attrs
-
-

@@ -9,8 +9,10 @@ from transformers import AutoConfig
 
 from ..store.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec
 from ..store.errors import LakeError
+from ..store.files import explain_full_disk
 from ..store.layout import Layout
 from ..store.manifest import read_manifest
+from ..store.models import check_same_model
 from .model import Model, identify, load_model, load_tokenizer, source
 from .plan import BATCH
 from .prompts import PromptSet, read_prompts
@@ -34,7 +36,8 @@ class _Loader:
     """Loads models on demand and keeps the last one, so that two large models are never in memory together."""
 
     def __init__(self, options: Options):
-        self._options, self._model = options, None
+        self._options = options
+        self._model: Model | None = None
         self.loads = 0
 
     def __call__(self, spec: ModelSpec) -> Model:
@@ -72,19 +75,26 @@ def capture_pair(
     that differ, prompts too long for the model, and all that `run.capture` raises.
     """
     loader = _Loader(options)
-    sources = {variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)}
+    sources = {
+        variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)
+    }
     if len(sources) == 2:
         check_same_tokenizer(sources["pt"].tokenizer, sources["it"].tokenizer, pair.name)
     for spec in streams:
         if spec.continuation in ("pt", "it") and spec.continuation not in sources:
-            raise LakeError(f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks")
+            raise LakeError(
+                f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks"
+            )
+    for variant in variants:
+        check_same_model(layout, pair.name, variant, sources[variant].identity)
     results = []
     for variant in _order(variants, streams):
         done: set[str] = set()
         for spec in streams:
-            name, _ = ensure_stream(layout, sources, variant, spec, prompts, options.double_bos, options.batch)
-            if name not in done:
-                results.append(_one(layout, pair.model(variant), sources[variant], name, profile, options))
+            with explain_full_disk(f"capturing {pair.name}/{variant} into {layout.root}"):
+                name, _ = ensure_stream(layout, sources, variant, spec, prompts, options.double_bos, options.batch)
+                if name not in done:
+                    results.append(_one(layout, pair.model(variant), sources[variant], name, profile, options))
             done.add(name)
     return results
 
@@ -95,7 +105,9 @@ def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
     return sorted(variants, key=lambda variant: (variant not in teachers, variant != "it"))
 
 
-def _one(layout: Layout, spec: ModelSpec, source: Source, stream: str, profile: ProfileSpec, options: Options) -> Result:
+def _one(
+    layout: Layout, spec: ModelSpec, source: Source, stream: str, profile: ProfileSpec, options: Options
+) -> Result:
     sealed = find_sealed(layout, spec.pair, spec.variant, stream, source.identity, profile)
     if sealed:
         manifest: dict[str, Any] = read_manifest(sealed) or {}
@@ -105,10 +117,11 @@ def _one(layout: Layout, spec: ModelSpec, source: Source, stream: str, profile: 
 
 def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
     tokenizer = load_tokenizer(spec)
+    identity = identify(spec, options.dtype, tokenizer)  # explains a config that can't be read
     config = AutoConfig.from_pretrained(source(spec), revision=spec.revision or "main").get_text_config()
     return Source(
         variant=spec.variant,
-        identity=identify(spec, options.dtype, tokenizer),
+        identity=identity,
         tokenizer=tokenizer,
         max_positions=getattr(config, "max_position_embeddings", None),
         load=lambda: loader(spec),

@@ -99,17 +99,13 @@ def add_prompts(source: str | Path, destination_folder: str | Path, name: str) -
     A set that is already there with the same content is left alone; another content is refused.
     """
     if not NAME.fullmatch(name):
-        raise LakeError(
-            f"prompt-set name {name!r}: expected lower-case letters, digits, _ and -, as in my-set"
-        )
+        raise LakeError(f"prompt-set name {name!r}: expected lower-case letters, digits, _ and -, as in my-set")
     added = read_prompts(source, name)
     target = Path(destination_folder) / f"{name}.jsonl"
     if target.exists():
         if read_prompts(target).sha256 == added.sha256:
             return target
-        raise LakeError(
-            f"{target}: another prompt set has this name and is never replaced; choose a new name"
-        )
+        raise LakeError(f"{target}: another prompt set has this name and is never replaced; choose a new name")
     try:
         write_atomic(target, canonical_bytes(added.prompts))
     except OSError as error:
@@ -181,9 +177,7 @@ def _header(cells: list[str], where: str) -> list[str]:
 
 def _csv_record(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
     if len(cells) != len(header):
-        raise LakeError(
-            f"{where}: {len(cells)} cells, but {len(header)} columns; quote cells that hold commas"
-        )
+        raise LakeError(f"{where}: {len(cells)} cells, but {len(header)} columns; quote cells that hold commas")
     record: dict[str, Any] = {key: cell for key, cell in zip(header, cells, strict=True) if cell}
     for key in ("choices", "criteria"):  # the two fields that are lists are JSON inside their cell
         if key in record:

@@ -1,5 +1,6 @@
 """Capturing: one teacher-forced forward per batch of a frozen plan, shard rows committed as they fill."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..store.models import write_model
 from ..store.progress import ERRORS, bar
 from ..store.streams import Stream, read_stream
 from ..store.version import __version__
-from ..store.writer import ShardWriter, Template, create_capture, missing_shards
+from ..store.writer import PROGRESS, ShardWriter, Template, create_capture, missing_shards
 from .hooks import Batch, forward, pad_id
 from .model import Model, head_arrays
 from .plan import BATCH, WINDOW, batch_plan, capture_sizes, check_disk, estimate
@@ -67,7 +68,9 @@ def make_template(model: Model, stream: Stream, profile: ProfileSpec, batch: int
     )
 
 
-def find_sealed(layout: Layout, pair: str, variant: str, stream: str, identity: dict[str, Any], profile: ProfileSpec) -> Path | None:
+def find_sealed(
+    layout: Layout, pair: str, variant: str, stream: str, identity: dict[str, Any], profile: ProfileSpec
+) -> Path | None:
     """The sealed capture that already answers this request, or None when there is none yet.
 
     Raises LakeError when one of another checkpoint or with fewer sites has the name: sealed captures never change.
@@ -76,12 +79,17 @@ def find_sealed(layout: Layout, pair: str, variant: str, stream: str, identity: 
     manifest = read_manifest(path)
     if manifest is None:
         return None
+    shutil.rmtree(path / PROGRESS, ignore_errors=True)  # left when a kill came right after the manifest
     lacking = set(profile.sites) - set(manifest["sizes"])
     lacking |= {"logits"} - set(manifest["sizes"]) if profile.logits == "full" else set()
     if manifest["provenance"]["model_sha256"] != identity["sha256"]:
-        raise LakeError(f"{path}: sealed with another checkpoint or dtype of {pair}/{variant}; use another lake or pair name")
+        raise LakeError(
+            f"{path}: sealed with another checkpoint or dtype of {pair}/{variant}; use another lake or pair name"
+        )
     if lacking:
-        raise LakeError(f"{path}: sealed without {', '.join(sorted(lacking))}; a sealed capture never changes: use another lake")
+        raise LakeError(
+            f"{path}: sealed without {', '.join(sorted(lacking))}; a sealed capture never changes: use another lake"
+        )
     return path
 
 
@@ -106,7 +114,9 @@ def capture(
     rate = _rate(model, stream, plan)
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     done = f"; {template.n_shards - len(todo)} shard rows are there already" if len(todo) < template.n_shards else ""
-    ERRORS.print(f"capture {model.name} on {name}: {size.line(rate)} + {human_bytes(weights)} weights{done}", highlight=False)
+    ERRORS.print(
+        f"capture {model.name} on {name}: {size.line(rate)} + {human_bytes(weights)} weights{done}", highlight=False
+    )
     _fill(model, template, path, plan, todo, allow_nonfinite)
     manifest = seal(path, template, {"noise_floor": _noise_floor(model, path, stream, template)})
     return Result(path, False, stream.n_tokens, manifest["bytes"], time.perf_counter() - started)
@@ -121,7 +131,9 @@ def _rate(model: Model, stream: Stream, plan: list[list[int]]) -> float:
     return batch.n_tokens / (time.perf_counter() - started)
 
 
-def _fill(model: Model, template: Template, path: Path, plan: list[list[int]], todo: list[int], allow_nonfinite: bool) -> None:
+def _fill(
+    model: Model, template: Template, path: Path, plan: list[list[int]], todo: list[int], allow_nonfinite: bool
+) -> None:
     """Run every batch that a missing shard row needs; rows go to the writer as soon as all their tokens are there."""
     stream, size = template.stream, template.shard_tokens
     rows = _Rows(template, todo)
@@ -172,7 +184,9 @@ class _Rows:
                     low, high = max(first, shard * self._size), min(last, (shard + 1) * self._size)
                     blocks = self._row(shard)
                     for name, block in blocks.items():
-                        block[low - shard * self._size : high - shard * self._size] = arrays[name][start + low - first : start + high - first]
+                        block[low - shard * self._size : high - shard * self._size] = arrays[name][
+                            start + low - first : start + high - first
+                        ]
                     self._left[shard] -= high - low
                     if not self._left[shard]:
                         self._todo.discard(shard)
@@ -185,7 +199,8 @@ class _Rows:
             tokens = min(self._size, int(self._offset[-1]) - shard * self._size)
             dtypes = {"topk_id": np.int32}
             self._open[shard] = {
-                name: np.empty((tokens, *shape), dtype=dtypes.get(name, np.float32)) for name, shape in self._template.sizes.items()
+                name: np.empty((tokens, *shape), dtype=dtypes.get(name, np.float32))
+                for name, shape in self._template.sizes.items()
             }
             self._left[shard] = tokens
         return self._open[shard]
@@ -210,7 +225,10 @@ def check_finite(model: str, stream: Stream, start: int, blocks: dict[str, np.nd
 
 def _noise_floor(model: Model, path: Path, stream: Stream, template: Template) -> dict[str, Any]:
     """Largest difference between the stored values and the first prompts run alone, unpadded: what batching changes."""
-    return {"prompts": NOISE_PROMPTS, **_alone(model, Capture(path, allow_unsealed=True), stream, range(min(NOISE_PROMPTS, len(stream.starts))))}
+    return {
+        "prompts": NOISE_PROMPTS,
+        **_alone(model, Capture(path, allow_unsealed=True), stream, range(min(NOISE_PROMPTS, len(stream.starts)))),
+    }
 
 
 def _alone(model: Model, stored: Capture, stream: Stream, prompts: range) -> dict[str, Any]:
@@ -248,11 +266,17 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
     stored = Capture(path)
     manifest = stored.manifest
     if manifest["provenance"]["model_sha256"] != model.record["sha256"]:
-        raise LakeError(f"{path}: was captured from another checkpoint or dtype than {model.name} is now; nothing to compare")
+        raise LakeError(
+            f"{path}: was captured from another checkpoint or dtype than {model.name} is now; nothing to compare"
+        )
     stream = read_stream(layout, manifest["stream"])
     plan = batch_plan(np.diff(stream.offset).tolist(), manifest["provenance"]["batch"])
     wanted = set(np.linspace(0, len(stream.starts) - 1, min(count, len(stream.starts))).astype(int).tolist())
-    sizes = {name: tuple(size) for name, size in manifest["sizes"].items() if name in ("resid", "mlp_out", "logits", "logsumexp")}
+    sizes = {
+        name: tuple(size)
+        for name, size in manifest["sizes"].items()
+        if name in ("resid", "mlp_out", "logits", "logsumexp")
+    }
     worst = dict.fromkeys(sizes, 0.0)
     with bar(f"reforward {model.name}", len(wanted), "prompts") as progress:
         for indices in (batch for batch in plan if wanted & set(batch)):
@@ -264,11 +288,16 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
                 if prompt in wanted:
                     for name in sizes:
                         kept = stored.array(name)[int(stream.offset[prompt]) : int(stream.offset[prompt + 1])]
-                        worst[name] = max(worst[name], float(np.nanmax(np.abs(kept - arrays[name][start : start + length]), initial=0.0)))
+                        worst[name] = max(
+                            worst[name],
+                            float(np.nanmax(np.abs(kept - arrays[name][start : start + length]), initial=0.0)),
+                        )
                     progress.advance(1)
                 start += length
     floor = manifest.get("noise_floor", {}).get("max_abs", {})
-    scale = {name: max(abs(manifest["variables"][name]["min"]), abs(manifest["variables"][name]["max"])) for name in sizes}
+    scale = {
+        name: max(abs(manifest["variables"][name]["min"]), abs(manifest["variables"][name]["max"])) for name in sizes
+    }
     eps = 2.0**-6 if model.record["dtype"] != "float32" else 1e-5
     allowed = {name: max(4 * floor.get(name, 0.0), eps * scale[name]) for name in sizes}
     return Reforward(len(wanted), not any(worst.values()), worst, allowed)

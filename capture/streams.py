@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,9 @@ class Source:
     load: Callable[[], Model]
 
 
-def recipe_of(source: Source, teller: Source, spec: StreamSpec, prompts: PromptSet, double_bos: bool, batch: int) -> dict[str, Any]:
+def recipe_of(
+    source: Source, teller: Source, spec: StreamSpec, prompts: PromptSet, double_bos: bool, batch: int
+) -> dict[str, Any]:
     """Everything that determines a stream's tokens; `key` is its hash.
 
     `source` reads the prompt, `teller` writes the continuation (after its own version of the prompt).
@@ -76,13 +78,16 @@ def ensure_stream(
     source = sources[variant]
     teller = sources[variant if spec.continuation in ("own", "none") else spec.continuation]
     recipe = recipe_of(source, teller, spec, prompts, double_bos, batch)
-    record = find_stream(layout, recipe["key"])
-    if record and record["kind"] == spec.name:
-        return str(record["same_as"]), True
-    starts = [encode(source.tokenizer, prompt.text, recipe["template"], double_bos) for prompt in prompts.prompts]
-    if record:  # equal by recipe under another name: only the pointer is new
+    record = find_stream(layout, recipe["key"], spec.name)
+    if record:
+        shutil.rmtree(_parts(layout, recipe), ignore_errors=True)  # a kill may have come between the stream and this
+        if record["kind"] == spec.name:
+            return str(record["same_as"]), True
+        # Equal by recipe under another name: only the pointer is new.
         stored = read_stream(layout, record["name"])
-        return write_stream(layout, _rename(stored, spec.name)), True
+        renamed = replace(stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name})
+        return write_stream(layout, renamed), True
+    starts = [encode(source.tokenizer, prompt.text, recipe["template"], double_bos) for prompt in prompts.prompts]
     _check_lengths(starts, prompts, spec, source)
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
@@ -111,11 +116,6 @@ def ensure_stream(
     return name, False
 
 
-def _rename(stream: Stream, kind: str) -> Stream:
-    fields = {name: getattr(stream, name) for name in stream.__dataclass_fields__}
-    return Stream(**{**fields, "kind": kind})
-
-
 def _parts(layout: Layout, recipe: dict[str, Any]) -> Any:
     return layout.streams / f".{recipe['key'][:16]}.parts"
 
@@ -131,7 +131,9 @@ def _check_lengths(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec
             )
 
 
-def _tell(layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any]) -> list[list[int]]:
+def _tell(
+    layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any]
+) -> list[list[int]]:
     model = teller.load()
     stops = stop_ids(model.tokenizer, model.hf.generation_config, recipe["template"] == "chat")
     with bar(f"generate {model.name}", len(starts), "prompts") as progress:

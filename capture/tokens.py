@@ -99,4 +99,6 @@ def check_same_tokenizer(pt: Any, it: Any, pair: str) -> None:
         )
     plain = [tokenizer(SAMPLE, add_special_tokens=False)["input_ids"] for tokenizer in (pt, it)]
     if plain[0] != plain[1]:
-        raise LakeError(f"pair {pair}: the tokenizers of pt and it cut the same text differently; a pair needs one tokenizer")
+        raise LakeError(
+            f"pair {pair}: the tokenizers of pt and it cut the same text differently; a pair needs one tokenizer"
+        )

@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from ..store.captures import find_capture, list_captures
+from ..store.captures import find_capture, list_captures, split_capture
 from ..store.catalog import Catalog, load_catalog
 from ..store.errors import LakeError
 from ..store.files import free_bytes, human_bytes
@@ -13,6 +13,7 @@ from ..store.layout import Layout
 from ..store.manifest import read_manifest
 from ..store.progress import bar
 from ..store.verify import Report, verify
+from ..store.version import __version__
 
 PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy")
 
@@ -20,15 +21,14 @@ PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy"
 def check_captures(
     layout: Layout,
     catalog: Catalog,
-    model: str | None,
-    stream: str,
+    capture: str | None,
     pair: str | None,
     reforward: int,
     device: str = "cpu",
 ) -> list[Report]:
     """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again."""
-    if model:
-        paths = [find_capture(layout, model, stream)]
+    if capture:
+        paths = [find_capture(layout, *split_capture(capture))]
     else:
         table = list_captures(layout)
         table = table[table["sealed"] & ((table["pair"] == pair) | (pair is None))]
@@ -65,7 +65,7 @@ def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
     import torch
 
     lines = [
-        ("actlake", version("actlake")),
+        ("actlake", __version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     lines += [(name, version(name)) for name in PACKAGES]

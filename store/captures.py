@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import dask.array as da
@@ -14,41 +15,61 @@ import xarray as xr
 import zarr
 
 from .errors import CorruptError, LakeError
+from .files import hash_file, hash_json
 from .layout import Layout, split_model
-from .manifest import read_manifest
+from .manifest import MANIFEST, read_manifest
 from .schema import VARIABLES
 from .streams import stream_records
 from .writer import quiet_zarr, shard_file
 
 DASK_BLOCK = 1 << 26  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
+DAMAGE = (ValueError, RuntimeError, OSError, EOFError, TypeError)  # what codecs raise on bytes they can't decode
 COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
 
 
 class CheckedArray:
-    """A Zarr array whose reads raise CorruptError with the shard's file name instead of returning wrong numbers."""
+    """A Zarr array whose reads raise CorruptError with the shard's file name instead of returning wrong numbers.
 
-    def __init__(self, path: Path, array: zarr.Array):
-        self.path, self.array = path, array
+    `whole` says that every shard must be there, as in a sealed capture; without it, what is not written reads as NaN.
+    """
+
+    def __init__(self, path: Path, array: zarr.Array, whole: bool):
+        self.path, self.array, self.whole = path, array, whole
         self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
+        self._rows = (array.shards or array.chunks)[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
+        if self.whole:
+            self._check_files(key)
         try:
             with _quiet_loop():
                 return np.asarray(self.array[key])
-        except (ValueError, RuntimeError, OSError, EOFError, TypeError) as error:
+        except DAMAGE as error:
             raise self._explain(key, error) from error
+
+    def _shards(self, key: Any) -> Sequence[int]:
+        """Indices of the shards that `key` touches (along the first axis, the only one that is split)."""
+        first = key[0] if isinstance(key, tuple) else key
+        if isinstance(first, slice | EllipsisType):
+            rows = range(self.shape[0])[first if isinstance(first, slice) else slice(None)]
+            return range(min(rows) // self._rows, max(rows) // self._rows + 1) if rows else ()
+        return np.unique(np.arange(self.shape[0])[first] // self._rows).tolist()
+
+    def _check_files(self, key: Any) -> None:
+        """Zarr takes a missing or empty file for one that was never written, and would return its fill value."""
+        for shard in self._shards(key):
+            file = shard_file(self.path, self.array, shard)
+            if not file.is_file() or not file.stat().st_size:
+                raise CorruptError(f"{file}: missing or empty; restore the file or capture again")
 
     def _explain(self, key: Any, error: Exception) -> Exception:
         """Find the shard that can't be read among those that `key` touches; other mistakes pass through."""
-        first = key[0] if isinstance(key, tuple) else key
-        rows = np.atleast_1d(np.arange(self.shape[0])[first]) if not isinstance(first, type(...)) else np.arange(self.shape[0])
-        size = (self.array.shards or self.array.chunks)[0]
-        for shard in np.unique(rows // size):
+        for shard in self._shards(key):
             try:
                 with _quiet_loop():
-                    self.array[shard * size : (shard + 1) * size]
-            except (ValueError, RuntimeError, OSError, EOFError, TypeError) as cause:
-                file = shard_file(self.path, self.array, int(shard))
+                    self.array[shard * self._rows : (shard + 1) * self._rows]
+            except DAMAGE as cause:
+                file = shard_file(self.path, self.array, shard)
                 return CorruptError(
                     f"{file}: stored bytes are damaged ({str(cause).splitlines()[0]}); restore the file or capture again"
                 )
@@ -70,22 +91,23 @@ def _quiet_loop() -> Iterator[None]:
 def open_capture(path: Path, allow_unsealed: bool = False) -> xr.Dataset:
     """Open one capture as a lazy, dask-backed xarray.Dataset with dims token, boundary, layer, d_model, ...
 
-    Same values as `xr.open_zarr(path)`; here a damaged chunk raises CorruptError with the file's name.
-    Raises LakeError for a missing or unsealed capture.
+    Same values as `xr.open_zarr(path)`; here coordinates are in memory, and a damaged chunk raises CorruptError with the
+    file's name. Raises LakeError for a missing or unsealed capture.
     """
-    check_sealed(path, allow_unsealed)
-    with quiet_zarr():
-        dataset = xr.open_zarr(path, chunks=None, consolidated=None if read_manifest(path) else False)
-        group = zarr.open_group(path, mode="r")
-    for name in list(dataset.variables):
-        variable = VARIABLES.get(str(name))
-        if variable is None or not variable.activation:
+    capture = Capture(path, allow_unsealed)
+    data: dict[str, Any] = {}
+    coordinates: dict[str, Any] = {}
+    for name in sorted(capture.group.array_keys()):
+        array = capture.array(name)
+        dims, attributes = array.array.metadata.dimension_names, dict(array.array.attrs)
+        if name in VARIABLES and not VARIABLES[name].activation:
+            coordinates[name] = (dims, array[...], attributes)
             continue
-        array = checked(path, group, str(name))
         chunks = (_dask_rows(array), *((1,) if array.ndim == 3 else ()), -1)[: array.ndim]
         lazy = da.from_array(array, chunks=chunks, name=f"{name}-{path.stem}-{_token(path)}", asarray=False)
-        dataset[name] = (variable.dims, lazy, dataset[name].attrs)
-    return dataset
+        data[name] = (dims, lazy, attributes)
+    attributes = {key: value for key, value in capture.group.attrs.items() if key != "coordinates"}
+    return xr.Dataset(data, coordinates, attributes)
 
 
 def _token(path: Path) -> str:
@@ -100,27 +122,39 @@ def _dask_rows(array: CheckedArray) -> int:
     return min(array.shape[0], max(shard, DASK_BLOCK // row // shard * shard)) or 1
 
 
-def checked(path: Path, group: zarr.Group, name: str) -> CheckedArray:
-    """One array of a capture behind the check."""
+def open_group(path: Path, sha256: str | None) -> zarr.Group:
+    """A Zarr group for reading, once its metadata has the recorded hash (None: not sealed, nothing recorded).
+
+    The group's zarr.json holds the metadata of all arrays; a flipped byte in it could change every number read.
+    """
+    file = path / "zarr.json"
+    if sha256 and not (file.is_file() and hash_file(file) == sha256):
+        raise CorruptError(f"{file}: metadata is damaged or missing; restore the file or capture again")
+    try:
+        with quiet_zarr():
+            return zarr.open_group(path, mode="r")
+    except (*DAMAGE, KeyError) as error:
+        raise CorruptError(f"{file}: can't be read ({str(error).splitlines()[0]}); capture again") from error
+
+
+def checked(path: Path, group: zarr.Group, name: str, whole: bool = True) -> CheckedArray:
+    """One array of a group behind the check."""
     array = group.get(name)
     if not isinstance(array, zarr.Array):
         raise LakeError(f"{path}: no variable {name!r}; it has {', '.join(sorted(group.array_keys()))}")
-    return CheckedArray(path, array)
+    return CheckedArray(path, array, whole)
 
 
 class Capture:
     """One sealed capture: its manifest, its coordinates in memory and its arrays behind the check."""
 
     def __init__(self, path: Path, allow_unsealed: bool = False):
-        check_sealed(path, allow_unsealed)
-        self.path = path
-        self.manifest = read_manifest(path) or {}
-        with quiet_zarr():
-            self.group = zarr.open_group(path, mode="r")
+        self.path, self.manifest = path, check_sealed(path, allow_unsealed)
+        self.group = open_group(path, self.manifest["files"]["zarr.json"]["sha256"] if self.manifest else None)
 
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
-        return checked(self.path, self.group, name)
+        return checked(self.path, self.group, name, whole=bool(self.manifest))
 
     def columns(self) -> dict[str, np.ndarray]:
         """The token coordinates plus prompt_id and category per token, as arrays of equal length."""
@@ -141,15 +175,19 @@ class Capture:
         return str(self.manifest.get("capture_sha256", ""))
 
 
-def check_sealed(path: Path, allow_unsealed: bool = False) -> None:
-    """Raise LakeError unless there is a sealed capture at `path`."""
+def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
+    """The manifest of the capture at `path`; LakeError unless it is sealed or that is allowed (then it is empty)."""
     if not path.is_dir():
         raise LakeError(f"{path}: no such capture; `actlake ls` shows what the lake has")
-    if read_manifest(path) is None and not allow_unsealed:
+    manifest = read_manifest(path)
+    if manifest is None and not allow_unsealed:
         raise LakeError(
             f"{path}: this capture is not sealed (it was interrupted or is still running): run the same `actlake capture`"
             " command again to finish it"
         )
+    if manifest and hash_json(manifest.get("files")) != manifest.get("capture_sha256"):
+        raise CorruptError(f"{path / MANIFEST}: its list of files is damaged; restore the file or capture again")
+    return manifest or {}
 
 
 def list_captures(layout: Layout) -> pd.DataFrame:
@@ -176,6 +214,13 @@ def capture_names(layout: Layout, pair: str, variant: str) -> dict[str, str]:
     return names
 
 
+def split_capture(name: str) -> tuple[str, str]:
+    """'PAIR/VARIANT/STREAM' -> ('PAIR/VARIANT', 'STREAM'); the stream may be shortened, or left out of a model with one."""
+    pair, _, rest = name.partition("/")
+    variant, _, stream = rest.partition("/")
+    return f"{pair}/{variant}", stream
+
+
 def find_capture(layout: Layout, model: str, stream: str) -> Path:
     """The capture of 'PAIR/VARIANT' whose stream name starts with `stream`; LakeError if none or several do."""
     pair, variant = split_model(model)
@@ -189,5 +234,3 @@ def find_capture(layout: Layout, model: str, stream: str) -> Path:
             + ("" if exact else f" `actlake capture {pair} --stream {stream.split('-')[0]}` makes it")
         )
     return layout.capture(pair, variant, exact.pop())
-
-

@@ -163,9 +163,7 @@ def _read(file: Path) -> dict[str, dict]:
     }
     sections = reader.mapping(root, "the catalog", SECTIONS)
     return {
-        section: {
-            name: parsers[section](name, node) for name, node in reader.mapping(entries, section).items()
-        }
+        section: {name: parsers[section](name, node) for name, node in reader.mapping(entries, section).items()}
         for section, entries in sections.items()
     }
 
@@ -298,9 +296,7 @@ class _Reader:
         continuation = self.choice(entry["continuation"], f"{what}, continuation", CONTINUATIONS)
         if continuation == "none":
             if "max_new_tokens" in entry:
-                raise self.error(
-                    entry["max_new_tokens"], f"{what}: no continuation, no new tokens; leave it out"
-                )
+                raise self.error(entry["max_new_tokens"], f"{what}: no continuation, no new tokens; leave it out")
             return StreamSpec(name, template, continuation, 0)
         count = entry.get("max_new_tokens")
         tokens = NEW_TOKENS if count is None else self.whole(count, f"{what}, max_new_tokens", 1)
@@ -317,9 +313,10 @@ class _Reader:
             raise self.error(sites, f"{what}, sites names one site twice: {_list(names)}")
         logits = self.choice(entry["logits"], f"{what}, logits", LOGITS) if "logits" in entry else "auto"
         dtype = self.choice(entry["dtype"], f"{what}, dtype", DTYPES) if "dtype" in entry else "auto"
+        tokens = None
         count = entry.get("shard_tokens")
-        automatic = count is None or count.tag.endswith(":null")
-        tokens = None if automatic else self.whole(count, f"{what}, shard_tokens", 1)
+        if count is not None and not count.tag.endswith(":null"):
+            tokens = self.whole(count, f"{what}, shard_tokens", 1)
         return ProfileSpec(name, names, logits, dtype, tokens)
 
     def lake(self, name: str, node: Node) -> str:

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,20 @@ def free_bytes(path: Path) -> int:
 def full_disk(error: OSError) -> bool:
     """True when the error says that the disk or the quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def explain_full_disk(what: str) -> Iterator[None]:
+    """Turn a full disk inside the block into a LakeError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        if not full_disk(error):
+            raise
+        raise LakeError(
+            f"disk full while {what}: what was finished is safe; free some space and run the same command again to go on"
+            " from there"
+        ) from error
 
 
 def human_bytes(count: float) -> str:

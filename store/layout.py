@@ -1,6 +1,8 @@
 """Where everything in a lake lies, and the one place that decides whether a path or URL is a lake."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +51,13 @@ class Layout:
                 raise LakeError(f"no lake at {text} (no {MARKER}); `actlake demo` or `actlake capture PAIR` makes one")
             if layout.root.exists() and not layout.root.is_dir():
                 raise LakeError(f"lake {text}: this is a file, not a folder")
-            if layout.root.is_dir() and any(layout.root.iterdir()):
+            # A kill while the marker was written leaves nothing but its temporary file.
+            if layout.root.is_dir() and any(not path.name.startswith(f".{MARKER}.") for path in layout.root.iterdir()):
                 raise LakeError(f"lake {text}: the folder is not empty and not a lake; name an empty or new folder")
-            write_json(marker, {"format": "actlake", "format_version": FORMAT_VERSION})
+            try:
+                write_json(marker, {"format": "actlake", "format_version": FORMAT_VERSION})
+            except OSError as error:
+                raise LakeError(f"lake {text}: can't be made there ({error.strerror})") from error
         check_version(read_json(marker), marker)
         return layout
 
@@ -79,11 +85,32 @@ class Layout:
         return self.root / "tables" / check_name(name, "table")
 
 
+@contextmanager
+def writing(url: str | Path) -> Iterator[Layout]:
+    """Open the lake at `url` for a command that writes, making it if need be.
+
+    A lake made here is taken away again when the command is refused before it wrote anything.
+    """
+    layout = Layout(Path(str(url).removeprefix("file://")).expanduser().absolute())
+    new_folder, new = not layout.root.exists(), not (layout.root / MARKER).exists()
+    layout = Layout.open(url, create=True)
+    try:
+        yield layout
+    except LakeError:
+        if new and [path.name for path in layout.root.iterdir()] == [MARKER]:
+            (layout.root / MARKER).unlink()
+            if new_folder:
+                layout.root.rmdir()
+        raise
+
+
 def check_version(record: object, where: Path) -> None:
     """Raise LakeError unless `record` carries a format version that this code reads."""
     version = record.get("format_version") if isinstance(record, dict) else None
     if not isinstance(version, int):
-        raise LakeError(f"{where}: no format_version; expected a number up to {FORMAT_VERSION}: this is not a lake's file")
+        raise LakeError(
+            f"{where}: no format_version; expected a number up to {FORMAT_VERSION}: this is not a lake's file"
+        )
     if version > FORMAT_VERSION:
         raise LakeError(
             f"{where}: format version {version}, this actlake reads up to {FORMAT_VERSION}: upgrade with `pip install -U actlake`"

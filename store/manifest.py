@@ -13,6 +13,7 @@ from .schema import FORMAT_VERSION
 from .writer import PROGRESS, Template, missing_shards, quiet_zarr, shard_record
 
 MANIFEST = "manifest.json"
+HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
 
 
 def seal(path: Path, template: Template, extra: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -23,7 +24,12 @@ def seal(path: Path, template: Template, extra: dict[str, Any] | None = None) ->
     """
     missing = missing_shards(path, template.n_shards)
     if missing:
-        raise LakeError(f"{path}: {len(missing)} of {template.n_shards} shard rows are missing (first: {missing[0]}); run the capture again")
+        raise LakeError(
+            f"{path}: {len(missing)} of {template.n_shards} shard rows are missing (first: {missing[0]}); run the capture again"
+        )
+    for file in path.rglob("*"):
+        if file.name.endswith(HALF_WRITTEN):
+            file.unlink()
     with quiet_zarr():
         zarr.consolidate_metadata(str(path))
     rows = [read_json(shard_record(path, shard)) for shard in range(template.n_shards)]

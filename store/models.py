@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from .captures import checked
+from .captures import checked, open_group
 from .errors import LakeError
 from .files import hash_files, read_json, write_json
 from .layout import Layout, check_version
@@ -26,26 +26,27 @@ HEAD_DIMS = {
 
 
 def write_model(
-    layout: Layout, pair: str, variant: str, record: dict[str, Any], arrays: dict[str, np.ndarray], attrs: dict[str, Any]
+    layout: Layout,
+    pair: str,
+    variant: str,
+    record: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    attrs: dict[str, Any],
 ) -> None:
     """Store a model's record and head once; LakeError when the lake already holds another checkpoint under this name.
 
     `arrays` are float32 (bool for real_token) with the names and dims of HEAD_DIMS; `attrs` say norm, norm_eps, softcap,
     logit_scale, parallel and post_norm_eps.
     """
+    if check_same_model(layout, pair, variant, record):
+        return
     folder = layout.model(pair, variant)
     marker = folder / "model.json"
-    if marker.exists():
-        found = read_model(layout, pair, variant)
-        if found["sha256"] != record["sha256"]:
-            raise LakeError(
-                f"{marker}: the lake holds {pair}/{variant} from other files ({found['id']}, {found['sha256'][:12]}; now"
-                f" {record['id']}, {record['sha256'][:12]}): give the new checkpoint another pair name, or use another lake"
-            )
-        return
     head = folder / "head.zarr"
     with quiet_zarr():
-        group = zarr.create_group(head, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs})
+        group = zarr.create_group(
+            head, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs}
+        )
         for name, values in arrays.items():
             array = group.create_array(
                 name,
@@ -60,7 +61,24 @@ def write_model(
             array[...] = values
         zarr.consolidate_metadata(str(head))
     files = hash_files((file for file in head.rglob("*") if file.is_file()), head)
-    write_json(marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files})
+    write_json(
+        marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
+    )
+
+
+def check_same_model(layout: Layout, pair: str, variant: str, record: dict[str, Any]) -> bool:
+    """True when the lake holds this checkpoint, False when it has none of the name; LakeError when it holds another."""
+    marker = layout.model(pair, variant) / "model.json"
+    if not marker.exists():
+        return False
+    found = read_model(layout, pair, variant)
+    if found["sha256"] != record["sha256"]:
+        old, new = (f"{model['id']}, {model['dtype']}, {model['sha256'][:12]}" for model in (found, record))
+        raise LakeError(
+            f"{marker}: the lake holds {pair}/{variant} from other files or in another dtype ({old}; now {new}): give the"
+            " new checkpoint another pair name, or use another lake"
+        )
+    return True
 
 
 def read_model(layout: Layout, pair: str, variant: str) -> dict[str, Any]:
@@ -76,6 +94,5 @@ def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.nda
     path: Path = layout.model(pair, variant) / "head.zarr"
     if not path.is_dir():
         raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
-    with quiet_zarr():
-        group = zarr.open_group(path, mode="r")
+    group = open_group(path, read_model(layout, pair, variant)["head_files"]["zarr.json"])
     return {name: checked(path, group, name)[...] for name in group.array_keys()}, dict(group.attrs)

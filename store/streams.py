@@ -100,8 +100,11 @@ def write_stream(layout: Layout, stream: Stream) -> str:
     """Store a stream and return the name its content goes by.
 
     When another stream of the lake has the same content, only a record that points to it is written (`same_as`), so
-    that one capture serves both.
+    that one capture serves both. A stream that is there already stays as it is and learns one more recipe (`keys`).
     """
+    twins = [record for record in stream_records(layout) if record["content_sha256"] == stream.content_sha256]
+    before: dict[str, Any] = next((record for record in twins if record["name"] == stream.name), {})
+    holder = next((record["name"] for record in twins if record["same_as"] == record["name"]), stream.name)
     record = {
         "format_version": FORMAT_VERSION,
         "name": stream.name,
@@ -111,17 +114,17 @@ def write_stream(layout: Layout, stream: Stream) -> str:
         "n_prompts": len(stream.prompt_ids),
         "n_tokens": stream.n_tokens,
         "recipe": stream.recipe,
+        "same_as": holder,
+        **before,
+        "keys": sorted({*before.get("keys", []), stream.recipe.get("key", "")}),
     }
-    twin = next((r for r in stream_records(layout) if r["content_sha256"] == stream.content_sha256), None)
-    if twin is None or twin["name"] == stream.name:
-        path = layout.streams / f"{stream.name}.parquet"
+    path = layout.streams / f"{stream.name}.parquet"
+    if holder == stream.name and not (before and path.exists()):
         write_atomic(path, _parquet(stream))
         record["parquet_sha256"] = hash_file(path)
-        record["same_as"] = stream.name
-    else:
-        record["same_as"] = twin["same_as"]
-    write_json(layout.streams / f"{stream.name}.json", record)
-    return record["same_as"]
+    if record != before:
+        write_json(layout.streams / f"{stream.name}.json", record)
+    return str(holder)
 
 
 def stream_records(layout: Layout) -> list[dict[str, Any]]:
@@ -134,9 +137,10 @@ def stream_records(layout: Layout) -> list[dict[str, Any]]:
     return records
 
 
-def find_stream(layout: Layout, recipe_key: str) -> dict[str, Any] | None:
-    """The record of the stream made by exactly this recipe, or None."""
-    return next((r for r in stream_records(layout) if r["recipe"].get("key") == recipe_key), None)
+def find_stream(layout: Layout, recipe_key: str, kind: str) -> dict[str, Any] | None:
+    """The record of the stream made by exactly this recipe, rather one of this kind than of another, or None."""
+    found = [record for record in stream_records(layout) if recipe_key in record["keys"]]
+    return next((record for record in found if record["kind"] == kind), found[0] if found else None)
 
 
 def read_stream(layout: Layout, name: str) -> Stream:

@@ -1,5 +1,6 @@
 """Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Itera
         temporary.replace(path)
     except OSError as error:
         if full_disk(error):
-            raise LakeError(f"disk full while writing table {name} ({human_bytes(free_bytes(path.parent))} free); nothing was kept") from error
+            raise LakeError(
+                f"disk full while writing table {name} ({human_bytes(free_bytes(path.parent))} free); nothing was kept"
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -67,13 +70,18 @@ def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
             value = pa.repeat(pa.scalar(value), rows)
         # NaN marks "not defined here" in kernels; SQL's word for that is NULL.
         array = pa.array(value, from_pandas=True) if not isinstance(value, pa.Array) else value
-        arrays.append(array.cast(column.type) if not pa.types.is_dictionary(column.type) else array.cast(pa.string()).dictionary_encode())
+        arrays.append(
+            array.cast(column.type)
+            if not pa.types.is_dictionary(column.type)
+            else array.cast(pa.string()).dictionary_encode()
+        )
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def stream_table(layout: Layout) -> pd.DataFrame:
-    """One row per (model, stream name it can be asked by): pair, variant, recipe, prompts, stream, name, prompt_set, max_new_tokens.
+    """One row per model and stream name it can be asked by.
 
+    Columns: pair, variant, recipe, prompts, stream, name, prompt_set (SHA-256), max_new_tokens, n_prompts.
     `stream` is the name tables carry; `name` may be an alias of equal content (IT's teacher stream is its native one).
     """
     records = {record["name"]: record for record in stream_records(layout)}
@@ -137,18 +145,15 @@ def _duck_type(kind: pa.DataType) -> str:
     return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "bool": "BOOLEAN"}[str(kind)]
 
 
-def tables_in(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
-    """Names of the tables and views a statement reads."""
-    try:
-        return {name.lower() for name in connection.get_table_names(sql)}
-    except duckdb.Error as error:
-        raise sql_error(error) from error
+def tables_in(sql: str) -> set[str]:
+    """Names of the lake's tables and views that a statement mentions (in a comment too: too many do no harm)."""
+    return {name for name in known_tables() if re.search(rf"\b{name}\b", sql, re.IGNORECASE)}
 
 
-def check_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+def check_select(sql: str) -> None:
     """Raise LakeError unless `sql` is one statement that only reads."""
     try:
-        statements = connection.extract_statements(sql)
+        statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
         raise sql_error(error) from error
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
@@ -178,9 +183,14 @@ def same_prompts(streams: pd.DataFrame, pair: str, recipe: str, prompts: str | N
     rows = streams[(streams["pair"] == pair) & (streams["recipe"] == recipe)]
     if prompts:
         rows = rows[(rows["prompts"] == prompts) | rows["name"].str.startswith(prompts)]
-    groups = [group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(VARIANTS)]
+    groups = [
+        group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(VARIANTS)
+    ]
     if len(groups) != 1 or groups[0]["variant"].duplicated().any():
-        have = ", ".join(f"{row.variant}:{row.name_}" for row in rows.rename(columns={"name": "name_"}).itertuples()) or "none"
+        have = (
+            ", ".join(f"{row.variant}:{row.name_}" for row in rows.rename(columns={"name": "name_"}).itertuples())
+            or "none"
+        )
         if not groups:
             raise LakeError(
                 f"pair {pair}: this question needs sealed captures of pt and it on stream {recipe!r}; there: {have}."

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .captures import Capture
-from .errors import LakeError
+from .captures import Capture, check_sealed
+from .errors import CorruptError, LakeError
 from .files import hash_file
 from .layout import Layout
 from .manifest import MANIFEST
 from .schema import VARIABLES
 from .streams import read_stream
+from .writer import PROGRESS
 
 
 @dataclass
@@ -35,11 +37,14 @@ class Report:
 def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = None) -> Report:
     """Re-hash every file of a capture, then check counts, stream, finiteness and the zero low halves of widened bfloat16.
 
-    `progress` is called with the bytes done. Damage is listed in the report, never raised.
+    `progress` is called with the bytes done. Damage is listed in the report; only a damaged manifest raises.
     """
-    capture = Capture(path)
+    manifest = check_sealed(path)
     report = Report(capture=path.relative_to(layout.root).as_posix())
-    damaged = _check_files(capture, report, progress)
+    damaged = _check_files(path, manifest, report, progress)
+    if "zarr.json" in damaged:  # without it nothing can be read
+        return report
+    capture = Capture(path)
     if not damaged:
         _check_coordinates(layout, capture, report)
     for name in capture.manifest["sizes"]:
@@ -47,11 +52,11 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
     return report
 
 
-def _check_files(capture: Capture, report: Report, progress: Callable[[int], None] | None) -> set[str]:
-    recorded = capture.manifest["files"]
+def _check_files(path: Path, manifest: dict[str, Any], report: Report, progress: Callable[[int], None] | None) -> set[str]:
+    recorded = manifest["files"]
     damaged = set()
     for name, entry in recorded.items():
-        file = capture.path / name
+        file = path / name
         if not file.is_file():
             damaged.add(name)
             report.problems.append(f"{file}: missing")
@@ -65,9 +70,10 @@ def _check_files(capture: Capture, report: Report, progress: Callable[[int], Non
         report.bytes += entry["bytes"]
         if progress:
             progress(entry["bytes"])
-    present = {file.relative_to(capture.path).as_posix() for file in capture.path.rglob("*") if file.is_file()}
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     for name in sorted(present - set(recorded) - {MANIFEST}):
-        report.problems.append(f"{capture.path / name}: not in the manifest")
+        if not name.startswith(PROGRESS):  # records of the capture run, without meaning once it is sealed
+            report.problems.append(f"{path / name}: not in the manifest")
     return damaged
 
 
@@ -86,7 +92,9 @@ def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None
     for name, size in manifest["sizes"].items():
         shape = (manifest["n_tokens"], *size)
         if capture.array(name).shape != shape:
-            report.problems.append(f"{capture.path}/{name}: shape {capture.array(name).shape}, the manifest says {shape}")
+            report.problems.append(
+                f"{capture.path}/{name}: shape {capture.array(name).shape}, the manifest says {shape}"
+            )
 
 
 def _check_values(capture: Capture, name: str, damaged: set[str], report: Report) -> None:
@@ -99,10 +107,17 @@ def _check_values(capture: Capture, name: str, damaged: set[str], report: Report
     for shard in range(manifest["n_shards"]):
         if any(file.startswith(f"{name}/c/{shard}/") or file == f"{name}/c/{shard}" for file in damaged):
             continue
-        block = array[shard * size : (shard + 1) * size]
+        try:
+            block = array[shard * size : (shard + 1) * size]
+        except CorruptError as error:  # the hash is right and the bytes are not: written by something else
+            report.problems.append(str(error))
+            continue
         finite = np.isfinite(block)
         nonfinite += int(block.size - finite.sum())
-        low, high = min(low, block.min(where=finite, initial=np.inf)), max(high, block.max(where=finite, initial=-np.inf))
+        low, high = (
+            min(low, block.min(where=finite, initial=np.inf)),
+            max(high, block.max(where=finite, initial=-np.inf)),
+        )
         if array.array.attrs.get("lossless_cast") == "bfloat16":
             dirty += int(np.count_nonzero(block.view(np.uint32) & 0xFFFF))
         report.shards += 1
@@ -113,4 +128,6 @@ def _check_values(capture: Capture, name: str, damaged: set[str], report: Report
     if dirty:
         report.problems.append(f"{where}: {dirty} values are not widened bfloat16 (low 16 bits set)")
     if not damaged and recorded["min"] is not None and (low, high) != (recorded["min"], recorded["max"]):
-        report.problems.append(f"{where}: range [{low}, {high}], the manifest says [{recorded['min']}, {recorded['max']}]")
+        report.problems.append(
+            f"{where}: range [{low}, {high}], the manifest says [{recorded['min']}, {recorded['max']}]"
+        )

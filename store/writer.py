@@ -109,7 +109,7 @@ def _create_activation(group: zarr.Group, template: Template, name: str, size: t
         chunks=(chunk, *inner),
         shards=(template.shard_tokens, *size),
         compressors=compressors(),
-        fill_value=np.nan if floating else 0,
+        fill_value=np.nan if floating else -1,  # nothing unwritten may pass for a value
         dimension_names=variable.dims,
         attributes=attributes,
         config={"write_empty_chunks": True},
@@ -281,5 +281,3 @@ class ShardWriter:
                 " space and run the same command again to go on from there"
             ) from self._error
         raise self._error
-
-

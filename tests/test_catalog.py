@@ -1,4 +1,4 @@
-"""The catalog (what it accepts, and every complaint with its line), the window rule, and the published figures."""
+"""The catalog (what it accepts, each complaint with its line), the window rule, and the published figures."""
 
 import csv
 from collections import defaultdict
@@ -49,9 +49,7 @@ def test_the_packaged_catalog_holds_what_the_design_promises(tmp_path, monkeypat
     assert list(catalog.pairs) == ["pocket", *SEED_PAIRS, "qwen25_32b"]
     pocket = catalog.pair("pocket")
     assert pocket.windows == {}
-    assert pocket.it == ModelSpec(
-        "pocket", "it", module.PACKAGED.parent / "models/pocket/it", None, None, None
-    )
+    assert pocket.it == ModelSpec("pocket", "it", module.PACKAGED.parent / "models/pocket/it", None, None, None)
     assert catalog.streams == {
         "raw": StreamSpec("raw", "raw", "own", 64),
         "native": StreamSpec("native", "native", "own", 64),
@@ -123,9 +121,7 @@ lakes:
     assert catalog.pair("a.B-1_c").model("it").hub == "org/name"
     assert catalog.prompts == {"p": Path.home() / "p.jsonl", "q": Path("/q.csv")}
     assert catalog.streams == {"s": StreamSpec("s", "chat", "none", 0), "t": StreamSpec("t", "raw", "pt", 64)}
-    assert catalog.profiles == {
-        "all": ProfileSpec("all", ("attn_out", "attn_entropy"), "none", "float32", 256)
-    }
+    assert catalog.profiles == {"all": ProfileSpec("all", ("attn_out", "attn_entropy"), "none", "float32", 256)}
     assert catalog.lakes == {"near": str(tmp_path / "data/lake"), "far": "s3://bucket/lake", "1": "/abs"}
 
 
@@ -155,9 +151,9 @@ def test_an_unknown_name_lists_what_is_known_and_what_is_close(tmp_path):
         message = str(caught.value)
         assert message.startswith(f"unknown {kind} {name!r}: {catalog.path} has ")
         assert message.endswith(f"; did you mean {close!r}?")
-    with pytest.raises(LakeError, match="has none$"):
+    with pytest.raises(LakeError, match=r"has none$"):
         catalog.lake("x")
-    with pytest.raises(LakeError, match="raw, native, teacher$"):
+    with pytest.raises(LakeError, match=r"raw, native, teacher$"):
         catalog.stream("zzz")
 
 
@@ -397,9 +393,7 @@ def test_published_figures_have_their_shape():
     assert len(set(keys)) == len(keys)
     assert {r["row"] for r in rows} == {"L1", "L2", "exp16"}
     assert (
-        {r["model"] for r in rows}
-        <= {*SEED_PAIRS, "pooled6", "dense5"}
-        <= {*load_catalog().pairs, "pooled6", "dense5"}
+        {r["model"] for r in rows} <= {*SEED_PAIRS, "pooled6", "dense5"} <= {*load_catalog().pairs, "pooled6", "dense5"}
     )
     for r in rows:
         value = float(r["value"])

@@ -1,4 +1,4 @@
-"""Prompt files: what is read, what is refused with which line, what the hash depends on, and the packaged sets."""
+"""Prompt files: what is read, what is refused on which line, what the hash covers, and the packaged sets."""
 
 import csv
 import io
@@ -48,9 +48,7 @@ def with_fields(**fields) -> str:
 
 
 def test_reads_jsonl_in_order_with_category_and_other_fields(tmp_path):
-    path = write(
-        tmp_path, GOOD + '\n\n{"text": "b?", "id": "b", "category": "X", "answer": "1", "note": [1]}\n'
-    )
+    path = write(tmp_path, GOOD + '\n\n{"text": "b?", "id": "b", "category": "X", "answer": "1", "note": [1]}\n')
     found = read_prompts(path)
     assert found.name == "set"
     assert found.prompts == (Prompt("a", "", "hello"), Prompt("b", "X", "b?", {"answer": "1", "note": [1]}))
@@ -183,9 +181,7 @@ def test_a_bad_csv_row_is_named(tmp_path, content, line, part):
     assert message.startswith(f"{line}: ") and part in message
 
 
-@pytest.mark.parametrize(
-    ("content", "name"), [("", "set.jsonl"), ("\n \n", "set.jsonl"), ("id,text\n", "set.csv")]
-)
+@pytest.mark.parametrize(("content", "name"), [("", "set.jsonl"), ("\n \n", "set.jsonl"), ("id,text\n", "set.csv")])
 def test_an_empty_set_is_refused(tmp_path, content, name):
     assert "the prompt set is empty" in refused(write(tmp_path, content, name))
 
@@ -276,11 +272,7 @@ def test_add_writes_the_canonical_file_once(tmp_path):
     target = add_prompts(source, tmp_path / "new" / "folder", "mine")
     assert target == tmp_path / "new" / "folder" / "mine.jsonl"
     assert target.read_text().splitlines()[0] == '{"category":"","id":"b","text":"two"}'
-    assert (
-        read_prompts(target).sha256
-        == read_prompts(source).sha256
-        == module.sha256(target.read_bytes()).hexdigest()
-    )
+    assert read_prompts(target).sha256 == read_prompts(source).sha256 == module.sha256(target.read_bytes()).hexdigest()
     before = target.stat().st_mtime_ns
     assert add_prompts(source, target.parent, "mine") == target
     assert add_prompts(target, target.parent, "mine") == target

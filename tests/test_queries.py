@@ -3,11 +3,10 @@
 import math
 from pathlib import Path
 
+import actlake
 import numpy as np
 import pandas as pd
 import pytest
-
-import actlake
 from actlake.queries import answer as answers
 from actlake.queries.registry import find, parse, published, queries
 from actlake.store.errors import LakeError
@@ -23,7 +22,9 @@ PAIR = "made"
 
 def make_stream(kind: str, variant: str, rng: np.random.Generator, answers_: list[np.ndarray]) -> Stream:
     starts = [int(rng.integers(1, 5)) + (variant == "it") for _ in answers_]
-    tokens = [np.concatenate([rng.integers(0, VOCAB, s), a]).astype(np.int32) for s, a in zip(starts, answers_, strict=True)]
+    tokens = [
+        np.concatenate([rng.integers(0, VOCAB, s), a]).astype(np.int32) for s, a in zip(starts, answers_, strict=True)
+    ]
     total = sum(map(len, tokens))
     recipe = {"prompt_set_sha256": "p", "max_new_tokens": ANSWER, "key": f"{kind}-{variant}", "tokenizer_sha256": "t"}
     return Stream(
@@ -76,7 +77,9 @@ class Made:
         rng = np.random.default_rng(seed)
         self.layout = Layout.open(root, create=True)
         self.unembed = {v: rng.normal(size=(VOCAB, D)) for v in ("pt", "it")}
-        told = {v: [rng.integers(0, VOCAB, int(rng.integers(12, ANSWER + 1))) for _ in range(PROMPTS)] for v in ("pt", "it")}
+        told = {
+            v: [rng.integers(0, VOCAB, int(rng.integers(12, ANSWER + 1))) for _ in range(PROMPTS)] for v in ("pt", "it")
+        }
         self.stream, self.resid, self.mlp = {}, {}, {}
         for variant in ("pt", "it"):
             put_model(self.layout, variant, self.unembed[variant])
@@ -89,13 +92,19 @@ class Made:
             put_capture(self.layout, variant, self.stream[key], self.resid[key], self.mlp[key])
         # IT's teacher stream has the content of its native one: only a pointer.
         native = self.stream["native", "it"]
-        write_stream(self.layout, Stream(**{**{f: getattr(native, f) for f in native.__dataclass_fields__}, "kind": "teacher"}))
+        write_stream(
+            self.layout, Stream(**{**{f: getattr(native, f) for f in native.__dataclass_fields__}, "kind": "teacher"})
+        )
         self.lake = actlake.open(root)
 
     def probabilities(self, key: tuple[str, str]) -> np.ndarray:
         """float64 [tokens, layers, vocab] from the definition of METHODS 0, block outputs only."""
         h = self.resid[key].astype(np.float64)[:, 1:]
-        z = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) @ self.unembed[key[1]].astype(np.float32).astype(np.float64).T
+        z = (
+            h
+            / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6)
+            @ self.unembed[key[1]].astype(np.float32).astype(np.float64).T
+        )
         e = np.exp(z - z.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
 
@@ -132,7 +141,9 @@ def test_L1_is_the_profile_of_METHODS_by_plain_loops(made: Made) -> None:
                 heat.setdefault(t, []).append(cosine)
         profile[variant] = np.mean([np.mean(values, axis=0) for values in heat.values()], axis=0)
         for layer in range(1, LAYERS):
-            assert estimate(table, "profile", variant=variant, layer=layer) == pytest.approx(profile[variant][layer - 1], abs=1e-5)
+            assert estimate(table, "profile", variant=variant, layer=layer) == pytest.approx(
+                profile[variant][layer - 1], abs=1e-5
+            )
     late = math.floor(0.8 * LAYERS)
     expected = (profile["it"] - profile["pt"])[late - 1 :].mean()
     assert estimate(table, "final20", variant="it - pt", layer=None) == pytest.approx(expected, abs=1e-5)
@@ -153,9 +164,13 @@ def test_L2_gap_and_commitment_are_those_of_METHODS_by_plain_loops(made: Made) -
         curves[variant] = kl_final_layer.mean(0)
         top = p.argmax(-1)[chosen]
         stable = [next(layer for layer in range(LAYERS) if (row[layer:] == row[-1]).all()) for row in top]
-        under = [next((layer for layer in range(LAYERS) if (row[layer:] < 0.1).all()), LAYERS - 1) for row in kl_final_layer]
+        under = [
+            next((layer for layer in range(LAYERS) if (row[layer:] < 0.1).all()), LAYERS - 1) for row in kl_final_layer
+        ]
         for layer in range(LAYERS):
-            assert estimate(table, "kl_final_layer", variant=variant, layer=layer) == pytest.approx(curves[variant][layer], abs=1e-4)
+            assert estimate(table, "kl_final_layer", variant=variant, layer=layer) == pytest.approx(
+                curves[variant][layer], abs=1e-4
+            )
             found = estimate(table, "kl_layer_final", variant=variant, layer=layer)
             assert found == pytest.approx(kl_layer_final.mean(0)[layer], abs=1e-4)
         assert estimate(table, "commit_top1_raw_mean", variant=variant) == pytest.approx(np.mean(stable))
@@ -168,7 +183,10 @@ def test_exp16_js_by_plain_loops(made: Made) -> None:
     table = made.lake.run("exp16").table
     pt, it = ("teacher", "pt"), ("native", "it")
     p, q = made.probabilities(pt), made.probabilities(it)
-    at = {key: {(r.prompt, r.step): i for i, r in enumerate(made.rows(key).itertuples()) if r.step >= 0} for key in (pt, it)}
+    at = {
+        key: {(r.prompt, r.step): i for i, r in enumerate(made.rows(key).itertuples()) if r.step >= 0}
+        for key in (pt, it)
+    }
     assert at[pt].keys() == at[it].keys()
     js = []
     for where in at[pt]:
@@ -180,7 +198,9 @@ def test_exp16_js_by_plain_loops(made: Made) -> None:
         assert estimate(table, "js", layer=layer) == pytest.approx(mean[layer], abs=1e-5)
     assert estimate(table, "js_ac_full", layer=None) == pytest.approx(mean.mean(), abs=1e-5)
     assert estimate(table, "js_ac_pre", layer=None) == pytest.approx(mean[: round(0.6 * LAYERS)].mean(), abs=1e-5)
-    assert estimate(table, "js_ac_final20", layer=None) == pytest.approx(mean[math.floor(0.8 * LAYERS) :].mean(), abs=1e-5)
+    assert estimate(table, "js_ac_final20", layer=None) == pytest.approx(
+        mean[math.floor(0.8 * LAYERS) :].mean(), abs=1e-5
+    )
     assert table["estimate"].between(0, math.log(2)).all()
 
 
@@ -242,9 +262,21 @@ def test_a_second_capture_does_not_leak_into_the_first(made: Made, tmp_path: Pat
         told = [rng.integers(0, VOCAB, 13) for _ in range(3)]
         stream = make_stream("native", variant, rng, told)
         fields = {f: getattr(stream, f) for f in stream.__dataclass_fields__}
-        stream = Stream(**{**fields, "prompts": "other", "recipe": {**stream.recipe, "prompt_set_sha256": "o", "key": f"o{variant}"}})
+        stream = Stream(
+            **{
+                **fields,
+                "prompts": "other",
+                "recipe": {**stream.recipe, "prompt_set_sha256": "o", "key": f"o{variant}"},
+            }
+        )
         shape = (stream.n_tokens, LAYERS + 1, D)
-        put_capture(other.layout, variant, stream, rng.normal(size=shape).astype("f4"), rng.normal(size=(shape[0], LAYERS, D)).astype("f4"))
+        put_capture(
+            other.layout,
+            variant,
+            stream,
+            rng.normal(size=shape).astype("f4"),
+            rng.normal(size=(shape[0], LAYERS, D)).astype("f4"),
+        )
     with pytest.raises(LakeError, match="--prompts"):
         other.lake.run("L2")
     pd.testing.assert_frame_equal(other.lake.run("L2", prompts="set").table, before)
@@ -252,13 +284,17 @@ def test_a_second_capture_does_not_leak_into_the_first(made: Made, tmp_path: Pat
 
 
 def test_lens_rows_and_free_sql(made: Made) -> None:
-    frame = made.lake.sql("SELECT variant, layer, count(*) AS n, avg(entropy) AS h FROM lens GROUP BY ALL ORDER BY ALL").df()
+    frame = made.lake.sql(
+        "SELECT variant, layer, count(*) AS n, avg(entropy) AS h FROM lens GROUP BY ALL ORDER BY ALL"
+    ).df()
     assert set(frame["layer"]) == set(range(-1, LAYERS))
     tokens = {v: sum(s.n_tokens for (k, w), s in made.stream.items() if w == v) for v in ("pt", "it")}
     assert frame.groupby("variant")["n"].first().to_dict() == tokens
     key = ("native", "it")
     name = made.stream[key].name
-    rank = made.lake.sql(f"SELECT token, layer, rank_target, p_target FROM lens WHERE stream = '{name}' ORDER BY ALL").df()
+    rank = made.lake.sql(
+        f"SELECT token, layer, rank_target, p_target FROM lens WHERE stream = '{name}' ORDER BY ALL"
+    ).df()
     p, rows = made.probabilities(key), made.rows(key)
     follows = np.append(rows["prompt"].to_numpy()[1:] == rows["prompt"].to_numpy()[:-1], False)
     last = rank[rank["layer"] == LAYERS - 1].set_index("token")
