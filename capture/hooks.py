@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .model import Model, first_tensor
+from .model import Model
+from .structure import first_tensor
 
 LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
 CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in its cache through all passes
@@ -107,8 +108,28 @@ def _logits(model: Model, hidden: torch.Tensor, sizes: dict[str, tuple[int, ...]
 
 def _summary(logits: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
     """The k largest of each row, descending, and its log-sum-exp."""
-    value, index = logits.topk(k, dim=-1)
+    value, index = top_k(logits, k)
     return {"topk_id": index.int().cpu(), "topk_logit": value.cpu(), "logsumexp": torch.logsumexp(logits, dim=-1).cpu()}
+
+
+def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and ids of the k largest of each row [n, V], descending, as torch.topk, two to four times faster on a CPU.
+
+    The vocabulary is dealt into groups: the k largest lie in the k groups with the largest maxima. A maximum over groups
+    is one pass at memory speed, and the slow selection sees about 2 sqrt(k V) candidates instead of V.
+    """
+    rows, vocab = logits.shape
+    size = int((vocab / k) ** 0.5)
+    if size < 2:
+        value, index = logits.topk(k, dim=-1)
+        return value, index
+    columns = vocab // size  # members of a group lie this far apart; ids that do not divide are candidates anyway
+    best = logits[:, : size * columns].unflatten(1, (size, columns)).amax(1).topk(k, dim=-1).indices
+    members = torch.arange(size, device=logits.device)[:, None] * columns
+    rest = torch.arange(size * columns, vocab, device=logits.device).expand(rows, -1)
+    candidates = torch.cat([(best[:, None, :] + members).flatten(1), rest], dim=1)
+    value, place = logits.gather(1, candidates).topk(k, dim=-1)
+    return value, candidates.gather(1, place)
 
 
 def pad_id(tokenizer: Any) -> int:

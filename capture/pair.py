@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from ..store.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec
 from ..store.errors import LakeError
 from ..store.files import explain_full_disk
-from ..store.layout import Layout
+from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model
 from .model import Model, identify, load_model, load_tokenizer, source
@@ -75,6 +75,8 @@ def capture_pair(
     that differ, prompts too long for the model, and all that `run.capture` raises.
     """
     loader = _Loader(options)
+    for variant in variants:
+        pair.model(variant)  # a LakeError for a variant that the pair lacks
     sources = {
         variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)
     }
@@ -85,6 +87,7 @@ def capture_pair(
             raise LakeError(
                 f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks"
             )
+    check_name(prompts.name, "prompt set")  # it becomes part of file names
     for variant in variants:
         check_same_model(layout, pair.name, variant, sources[variant].identity)
     results = []

@@ -81,7 +81,8 @@ def find_sealed(
         return None
     shutil.rmtree(path / PROGRESS, ignore_errors=True)  # left when a kill came right after the manifest
     lacking = set(profile.sites) - set(manifest["sizes"])
-    lacking |= {"logits"} - set(manifest["sizes"]) if profile.logits == "full" else set()
+    if profile.logits != "none" and "logits" not in manifest["sizes"]:
+        lacking |= {"logits"} if profile.logits == "full" else {"topk_id"} - set(manifest["sizes"])
     if manifest["provenance"]["model_sha256"] != identity["sha256"]:
         raise LakeError(
             f"{path}: sealed with another checkpoint or dtype of {pair}/{variant}; use another lake or pair name"
@@ -207,12 +208,16 @@ class _Rows:
 
 
 def check_finite(model: str, stream: Stream, start: int, blocks: dict[str, np.ndarray]) -> None:
-    """Raise LakeError that names model, variable, layer, prompt and token of the first NaN or infinity."""
+    """Raise LakeError that names model, variable, layer, prompt and token of the first NaN or infinity.
+
+    The lowest layer comes first: attention carries a NaN to other tokens of its prompt, earlier ones included.
+    """
     for name, block in blocks.items():
         finite = np.isfinite(block)
         if finite.all():
             continue
-        where = np.argwhere(~finite)[0]
+        spots = np.argwhere(~finite)
+        where = spots[np.argmin(spots[:, 1])] if block.ndim == 3 else spots[0]
         token = start + int(where[0])
         prompt = int(stream.columns["prompt"][token])
         layer = f", {'boundary' if name == 'resid' else 'layer'} {where[1]}" if block.ndim == 3 else ""

@@ -97,15 +97,17 @@ def open_capture(path: Path, allow_unsealed: bool = False) -> xr.Dataset:
     capture = Capture(path, allow_unsealed)
     data: dict[str, Any] = {}
     coordinates: dict[str, Any] = {}
-    for name in sorted(capture.group.array_keys()):
+    for name, variable in VARIABLES.items():
+        if name not in capture.group:
+            continue
         array = capture.array(name)
-        dims, attributes = array.array.metadata.dimension_names, dict(array.array.attrs)
-        if name in VARIABLES and not VARIABLES[name].activation:
-            coordinates[name] = (dims, array[...], attributes)
+        attributes = dict(array.array.attrs)
+        if not variable.activation:
+            coordinates[name] = (variable.dims, array[...], attributes)
             continue
         chunks = (_dask_rows(array), *((1,) if array.ndim == 3 else ()), -1)[: array.ndim]
         lazy = da.from_array(array, chunks=chunks, name=f"{name}-{path.stem}-{_token(path)}", asarray=False)
-        data[name] = (dims, lazy, attributes)
+        data[name] = (variable.dims, lazy, attributes)
     attributes = {key: value for key, value in capture.group.attrs.items() if key != "coordinates"}
     return xr.Dataset(data, coordinates, attributes)
 

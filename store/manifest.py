@@ -10,9 +10,8 @@ from .errors import LakeError
 from .files import hash_file, hash_json, read_json, write_json
 from .layout import check_version
 from .schema import FORMAT_VERSION
-from .writer import PROGRESS, Template, missing_shards, quiet_zarr, shard_record
+from .writer import MANIFEST, PROGRESS, Template, missing_shards, quiet_zarr, shard_record
 
-MANIFEST = "manifest.json"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
 
 

@@ -1,5 +1,6 @@
 """Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,7 +44,7 @@ def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Itera
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for group in groups:

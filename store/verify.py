@@ -52,7 +52,9 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
     return report
 
 
-def _check_files(path: Path, manifest: dict[str, Any], report: Report, progress: Callable[[int], None] | None) -> set[str]:
+def _check_files(
+    path: Path, manifest: dict[str, Any], report: Report, progress: Callable[[int], None] | None
+) -> set[str]:
     recorded = manifest["files"]
     damaged = set()
     for name, entry in recorded.items():

@@ -25,6 +25,7 @@ from .streams import Stream
 
 PROGRESS = ".progress"
 TEMPLATE = "template.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def create_capture(path: Path, template: Template) -> None:
                 " with the command that started it, or delete the folder"
             )
         return
+    if (path / MANIFEST).exists():
+        raise LakeError(f"{path}: this capture is sealed and never changes; use another lake to make it anew")
     # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
     shutil.rmtree(path, ignore_errors=True)
     stream = template.stream
@@ -190,8 +193,8 @@ def shard_file(path: Path, array: zarr.Array, shard: int) -> Path:
 
 
 def write_shard(path: Path, group: zarr.Group, shard: int, size: int, blocks: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Write one shard row to disk, flush it, and return its record (files with SHA-256 and bytes, min and max)."""
-    files, statistics = {}, {}
+    """Write one shard row to disk, flush it, and return the SHA-256 and bytes of its files."""
+    files = {}
     for name, block in blocks.items():
         array = group[name]
         assert isinstance(array, zarr.Array)
@@ -201,27 +204,25 @@ def write_shard(path: Path, group: zarr.Group, shard: int, size: int, blocks: di
         array[shard * size : shard * size + len(block)] = block
         sync_file(file)
         files[file.relative_to(path).as_posix()] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
-        statistics[name] = _statistics(block)
-    return {"shard": shard, "files": files, "statistics": statistics}
+    return files
 
 
 def _statistics(block: np.ndarray) -> dict[str, float | int | None]:
-    finite = np.isfinite(block)
-    whole = bool(finite.all())
-    values = block if whole else block[finite]
-    return {
-        "min": float(values.min()) if values.size else None,
-        "max": float(values.max()) if values.size else None,
-        "nonfinite": 0 if whole else int(finite.size - finite.sum()),
-    }
+    """Smallest and largest finite value, and how many are not; NaN and infinity show in the plain extremes."""
+    low, high = float(block.min()), float(block.max())
+    if np.isfinite(low) and np.isfinite(high):
+        return {"min": low, "max": high, "nonfinite": 0}
+    values = block[np.isfinite(block)]
+    extremes = {"min": float(values.min()), "max": float(values.max())} if values.size else {"min": None, "max": None}
+    return {**extremes, "nonfinite": int(block.size - values.size)}
 
 
 class ShardWriter:
     """A thread that encodes and writes shard rows while the model computes the next ones.
 
-    `put` blocks when `depth` rows wait, so memory stays bounded. `check(shard, blocks)` may refuse a row by raising;
-    `on_write(bytes)` hears of every row on disk. Any error of the thread (full disk, ...) is raised again by the next
-    `put` or by leaving the `with` block; rows recorded before it stay.
+    `put` blocks when `depth` rows wait, so memory stays bounded. `check(shard, blocks)` is asked about rows with NaN or
+    infinity and refuses by raising; `on_write(bytes)` hears of every row on disk. Any error of the thread (full disk, ...)
+    is raised again by the next `put` or by leaving the `with` block; rows recorded before it stay.
     """
 
     def __init__(
@@ -263,13 +264,14 @@ class ShardWriter:
                 self._error = error
 
     def _write(self, shard: int, blocks: dict[str, np.ndarray]) -> None:
-        if self._check:
+        statistics = {name: _statistics(block) for name, block in blocks.items()}
+        if self._check and any(found["nonfinite"] for found in statistics.values()):
             self._check(shard, blocks)
         with quiet_zarr():
-            record = write_shard(self._path, self._group, shard, self._template.shard_tokens, blocks)
-        write_json(shard_record(self._path, shard), record)
+            files = write_shard(self._path, self._group, shard, self._template.shard_tokens, blocks)
+        write_json(shard_record(self._path, shard), {"shard": shard, "files": files, "statistics": statistics})
         if self._on_write:
-            self._on_write(sum(entry["bytes"] for entry in record["files"].values()))
+            self._on_write(sum(entry["bytes"] for entry in files.values()))
 
     def _raise(self) -> None:
         if self._error is None:
