@@ -1,0 +1,65 @@
+"""Fixtures: tiny pairs (one per family, built once), an empty lake, and a lake with captures in it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+# Captures of tests are too small for threads, and bit-identical runs should not depend on how many there are.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import pytest
+import tiny
+import torch
+from actlake.store.catalog import PairSpec
+from actlake.store.layout import Layout
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("shared-cores", deadline=None)
+hypothesis.settings.load_profile("shared-cores")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the slow tests out unless -m asks for them."""
+    config.option.markexpr = config.option.markexpr or "not slow"
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PairSpec]:
+    """Family name -> a float32 pair of it, built at the first use."""
+    root = tmp_path_factory.mktemp("pairs")
+
+    @cache
+    def pair(family: str) -> PairSpec:
+        return tiny.make_pair(root / family, family)
+
+    return pair
+
+
+@pytest.fixture(scope="session")
+def llama(pairs: Callable[[str], PairSpec]) -> PairSpec:
+    """The pair that most tests use."""
+    return pairs("llama")
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Layout:
+    """An empty lake."""
+    return Layout.open(tmp_path / "lake", create=True)
+
+
+@pytest.fixture(scope="session")
+def captured(tmp_path_factory: pytest.TempPathFactory, llama: PairSpec) -> Layout:
+    """A lake with native and teacher captures of both llama variants; read it, never change it (see `lake_copy`)."""
+    return tiny.capture(tmp_path_factory.mktemp("captured") / "lake", llama, tiny.NATIVE, tiny.TEACHER)
+
+
+@pytest.fixture
+def lake_copy(captured: Layout, tmp_path: Path) -> Layout:
+    """A copy of the captured lake that a test may damage."""
+    shutil.copytree(captured.root, tmp_path / "copy")
+    return Layout.open(tmp_path / "copy")

@@ -1,0 +1,87 @@
+"""A process that captures in forked children and kills them, at a moment or before a file operation.
+
+It imports everything once (what a first child turned out to need) and runs no tensor operation itself, so that forking
+it is safe and cheap. Orders are JSON lines on standard input, {"lake", "after": seconds or null, "operation": number or null}; each is answered by one line,
+{"killed", "seconds", "operations"}.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+WRITES = os.O_WRONLY | os.O_RDWR
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+
+
+class Counter:
+    """An audit hook that counts what changes files below a folder, and kills its own process before operation `last`."""
+
+    def __init__(self, folder: str, last: int | None):
+        self.folder, self.last, self.count = folder, last, 0
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        writing = event in CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & WRITES)
+        if writing and str(args[0]).startswith(self.folder):
+            self.count += 1
+            if self.count == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(order: dict[str, Any], pair: Any, answer: int) -> None:
+    """Capture, then say how many file operations it took; never returns."""
+    status = 1
+    try:
+        counter = Counter(order["lake"], order["operation"])
+        sys.addaudithook(counter)
+        tiny.capture(Path(order["lake"]), pair, tiny.NATIVE, variants=("it",), batch=2)
+        os.write(answer, f"{counter.count}\n".encode())
+        if order.get("modules"):
+            Path(order["modules"]).write_text("\n".join(sys.modules))
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run(order: dict[str, Any], pair: Any) -> dict[str, Any]:
+    """Fork one child and wait for it, or kill it when its time is over."""
+    started, (reading, writing) = time.monotonic(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        child(order, pair, writing)
+    os.close(writing)
+    # The pipe closes when the child ends, whichever way.
+    ready, _, _ = select.select([reading], [], [], order["after"])
+    if not ready:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    seconds = time.monotonic() - started
+    count = os.read(reading, 20).strip()
+    os.close(reading)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if not killed and status:
+        raise SystemExit(f"the capture failed with status {status}")
+    return {"killed": killed, "seconds": seconds, "operations": int(count or 0)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, work = Path(sys.argv[1]), Path(sys.argv[2])
+    spec = [tiny.spec(folder / variant, folder.name, variant) for variant in ("pt", "it")]
+    tiny_pair = tiny.PairSpec(folder.name, spec[0], spec[1], {})
+    run({"lake": str(work / "first"), "after": None, "operation": None, "modules": str(work / "modules")}, tiny_pair)
+    for module in (work / "modules").read_text().split("\n"):
+        with contextlib.suppress(Exception):  # a module that exists under this name only while another is imported
+            importlib.import_module(module)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line), tiny_pair)), flush=True)

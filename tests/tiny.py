@@ -1,0 +1,225 @@
+"""Tiny random models, prompts and lakes for tests: seconds to build, every code path of the real ones."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from actlake.capture.pair import Options, capture_pair
+from actlake.capture.prompts import Prompt, PromptSet, canonical_bytes
+from actlake.store.catalog import ModelSpec, PairSpec, ProfileSpec, StreamSpec
+from actlake.store.layout import Layout
+from actlake.store.streams import Stream
+from actlake.store.writer import ShardWriter, Template, create_capture
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
+PAD, BOS, EOS, USER, ASSISTANT = range(5)
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+CORPUS = ["the cat sat on the mat and the dog ran over the log while the rain fell on the plain"] * 5
+TEXTS = (
+    ("p0", "FACT", "the cat"),
+    ("p1", "FACT", "the dog ran over the log and the cat sat on the mat"),
+    ("p2", "FORMAT", "x"),
+    ("p3", "FORMAT", "list: naïve café, 雨\n- 12 + 7 = 19"),
+    ("p-ü", "FACT", "the rain fell on the plain while the dog sat"),
+    ("p5", "SAFETY", "the mat and the log"),
+)
+
+FULL = ProfileSpec("full", ("resid", "mlp_out"), "auto", "auto", 16)
+RAW = StreamSpec("raw", "raw", "own", 6)
+NATIVE = StreamSpec("native", "native", "own", 6)
+TEACHER = StreamSpec("teacher", "native", "it", 6)
+BARE = StreamSpec("bare", "raw", "none", 6)
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: its config class, what it needs beside the common sizes, and where its blocks lie."""
+
+    config: str
+    extra: dict[str, Any] = field(default_factory=dict)
+    blocks: str = "model.layers"
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.15,
+    "tie_word_embeddings": False,
+}
+ONE_KV = {"num_key_value_heads": 4}
+FAMILIES = {
+    "llama": Family("LlamaConfig"),
+    "llama_tied": Family("LlamaConfig", {"tie_word_embeddings": True}),
+    "qwen2": Family("Qwen2Config"),
+    "qwen3": Family("Qwen3Config", {"head_dim": 8}),
+    "olmo2": Family("Olmo2Config"),
+    "mistral": Family("MistralConfig", {"sliding_window": 5}),
+    "gemma3": Family(
+        "Gemma3TextConfig",
+        {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
+    ),
+    "deepseek_v2": Family(
+        "DeepseekV2Config",
+        {
+            **ONE_KV,
+            "kv_lora_rank": 8,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "phi3": Family("Phi3Config"),
+    "gpt2": Family("GPT2Config", blocks="transformer.h"),
+    "gpt_neox": Family("GPTNeoXConfig", blocks="gpt_neox.layers"),
+    "cohere": Family("CohereConfig"),
+    "granite": Family("GraniteConfig", {"logits_scaling": 4.0}),
+    "starcoder2": Family("Starcoder2Config"),
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 300 tokens that adds BOS once, with a chat template that writes its own BOS."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
+    raw.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", BOS)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token=SPECIAL[PAD],
+        bos_token=SPECIAL[BOS],
+        eos_token=SPECIAL[EOS],
+        additional_special_tokens=SPECIAL[USER:],
+    )
+    fast.chat_template = CHAT
+    return fast
+
+
+def make_model(
+    folder: Path, family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any
+) -> Path:
+    """Save a random model of a family with its tokenizer; every parameter is random, norms and biases too."""
+    entry, text = FAMILIES[family], tokenizer()
+    ids = {"vocab_size": len(text), "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    config = getattr(transformers, entry.config)(**{**SIZES, **ids, **entry.extra, **sizes})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.to(dtype).save_pretrained(folder)
+    text.save_pretrained(folder)
+    return folder
+
+
+def spec(folder: Path, pair: str, variant: str) -> ModelSpec:
+    """The catalog's entry of a model folder."""
+    return ModelSpec(pair, variant, folder, None, None, None)
+
+
+def make_pair(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **sizes: Any) -> PairSpec:
+    """A pair of random models that differ in everything but their shape."""
+    found = {v: make_model(folder / v, family, seed, dtype, **sizes) for seed, v in enumerate(("pt", "it"))}
+    return PairSpec(family, spec(found["pt"], family, "pt"), spec(found["it"], family, "it"), {})
+
+
+def prompt_set(texts: Any = TEXTS, name: str = "tiny") -> PromptSet:
+    """A prompt set of (id, category, text) rows."""
+    prompts = tuple(Prompt(*row) for row in texts)
+    return PromptSet(name, prompts, hashlib.sha256(canonical_bytes(prompts)).hexdigest())
+
+
+def capture(lake: Path, pair: PairSpec, *streams: StreamSpec, **options: Any) -> Layout:
+    """Capture a pair into a lake (made when it is not there) with batches of 4 unless told otherwise."""
+    layout = Layout.open(lake, create=True)
+    run = {name: options.pop(name) for name in ("profile", "variants", "prompts") if name in options}
+    capture_pair(
+        layout,
+        pair,
+        streams or (NATIVE,),
+        run.get("prompts", prompt_set()),
+        run.get("profile", FULL),
+        run.get("variants", ("pt", "it")),
+        Options(**{"batch": 4, **options}),
+    )
+    return layout
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes; empty for a folder that is not there."""
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change some keys of a JSON file in place."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def flip(path: Path, at: int) -> None:
+    """Invert one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def synthetic_stream(rows: Any, prompts: str = "made", **fields: Any) -> Stream:
+    """A stream from (prompt id, category, prompt tokens, continuation tokens) rows, without any model."""
+    tokens = [np.asarray([*start, *told], dtype=np.int32) for _, _, start, told in rows]
+    flat = np.concatenate(tokens)
+    made: dict[str, Any] = {
+        "kind": "raw",
+        "prompts": prompts,
+        "prompt_ids": [row[0] for row in rows],
+        "categories": [row[1] for row in rows],
+        "tokens": tokens,
+        "starts": [len(row[2]) for row in rows],
+        "texts": [f"<{token}>" for token in flat],
+        "special": flat == BOS,
+        "recipe": {"key": "k", "tokenizer_sha256": "t"},
+    }
+    return Stream(**{**made, **fields})
+
+
+def blocks_of(template: Template, shard: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random values of one shard row, a function of the seed and the shard alone."""
+    generator = np.random.default_rng([seed, shard])
+    rows = min(template.shard_tokens, template.stream.n_tokens - shard * template.shard_tokens)
+    made = {}
+    for name, size in template.sizes.items():
+        values = generator.standard_normal((rows, *size)).astype(np.float32)
+        made[name] = (values * 100).astype(np.int32) if name == "topk_id" else values
+    return made
+
+
+def write_capture(path: Path, template: Template, order: Any = None) -> None:
+    """Create a capture and write its shard rows (all, or those of `order`); sealing is left to the caller."""
+    create_capture(path, template)
+    with ShardWriter(path, template) as writer:
+        for shard in range(template.n_shards) if order is None else order:
+            writer.put(shard, blocks_of(template, shard))
