@@ -1,0 +1,88 @@
+"""Run all benchmarks one after the other and write benchmarks/RESULTS.md (what `make bench` does)."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+from measure import HEADER, Row
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+NAMES = ("lens", "store", "capture", "tables")
+NOTES = "<!-- notes: everything below this line is kept by run_all.py -->"
+REST = 20  # seconds before each benchmark, so that the load of the last one is forgotten
+
+
+def run_one(name: str, folder: Path) -> dict[str, Any] | None:
+    """Run one benchmark in its own process; its record, or None when it failed."""
+    file = folder / f"{name}.json"
+    print(f"\n{name}", flush=True)
+    done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--json", str(file)], check=False)
+    return json.loads(file.read_bytes()) if done.returncode == 0 and file.exists() else None
+
+
+def section(name: str, record: dict[str, Any] | None) -> list[str]:
+    """Markdown of one benchmark: its table, remarks on rows, and how busy the machine was."""
+    lines = [f"## {name}", "", f"`python benchmarks/{name}.py`", ""]
+    if record is None:
+        return [*lines, "Failed; see the output of the run.", ""]
+    rows = [Row(**{key: row[key] for key in Row.__dataclass_fields__}) for row in record["rows"]]
+    table = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table]
+    remarks = [f"- {row.what}: {row.note}" for row in rows if row.note]
+    return [
+        *lines,
+        "",
+        *remarks,
+        f"- load average {record['load_average']:.2f} before; {machine.note(record['others_cores'])}",
+        "",
+    ]
+
+
+def notes(file: Path) -> str:
+    """What people wrote below the marker of an earlier file."""
+    text = file.read_text() if file.exists() else ""
+    return text.split(NOTES, 1)[1].strip() if NOTES in text else ""
+
+
+def page(records: dict[str, dict[str, Any] | None], kept: str) -> str:
+    """The whole of RESULTS.md; it bears no date, so that equal figures make an equal file."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` (`python benchmarks/run_all.py`). Every figure stands beside a limit taken in the same",
+        "run, the two in turn, medians of repeats; the ratio is measured / limit. Ratios hold on an idle machine only.",
+        "",
+        f"Machine: {machine.describe()}",
+        "",
+    ]
+    for name, record in records.items():
+        lines += section(name, record)
+    return "\n".join([*lines, NOTES, "", kept]).rstrip() + "\n"
+
+
+def main() -> int:
+    """Run, write, and fail when a benchmark broke; a missed target is told, not punished."""
+    records: dict[str, dict[str, Any] | None] = {}
+    with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
+        for name in NAMES:
+            time.sleep(REST)
+            records[name] = run_one(name, Path(folder))
+    RESULTS.write_text(page(records, notes(RESULTS)))
+    missed = [
+        f"{name}: {row['what']}" for name, r in records.items() if r for row in r["rows"] if row["verdict"] == "missed"
+    ]
+    broken = [name for name, record in records.items() if record is None]
+    print(f"\nwrote {RESULTS}; {len(missed)} targets missed{''.join(f'{chr(10)}  {line}' for line in missed)}")
+    if broken:
+        print(f"failed: {', '.join(broken)}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The store against its limits: compression against entropy, writing against encoding, one-layer reads against decoding.
+
+The activations are real ones: the embedded pocket pair in bfloat16 on the project's prompts. Compression is held
+against the plug-in entropy of the bfloat16 bits (sign + exponent + mantissa, as if all values of a layer were drawn
+independently), speed against the codec alone on the same chunks, in memory, in one thread and in two.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import zarr
+from actlake.capture.pair import capture_pair
+from actlake.capture.prompts import read_prompts
+from actlake.store.captures import Capture
+from actlake.store.catalog import ProfileSpec, StreamSpec, load_catalog
+from actlake.store.layout import Layout
+from actlake.store.schema import SITES
+from actlake.store.streams import Stream, read_stream
+from actlake.store.writer import Template, create_capture, write_shard
+from codec import CODEC, single_threaded_blosc, threaded
+from measure import Row, in_turn, main, median_ratio, medians
+
+CATALOG = Path(__file__).parent.parent / "catalog.yaml"
+REPEATS = 5
+CHUNK_OVERHEAD = 20  # bytes: a chunk's checksum and its entry in the shard's index
+Blocks = list[dict[str, np.ndarray]]
+
+
+def capture_pocket(layout: Layout) -> list[Capture]:
+    """Capture both pocket models on the larger prompt set, without continuations."""
+    catalog = load_catalog(CATALOG)
+    prompts = read_prompts(catalog.prompt_path("core"), "core")
+    plain = StreamSpec("plain", "native", "none", 0)
+    profile = ProfileSpec("bench", SITES, "none", "auto", None)
+    return [Capture(result.path) for result in capture_pair(layout, catalog.pair("pocket"), [plain], prompts, profile)]
+
+
+# --- compression -----------------------------------------------------------------------------------------------------
+
+
+def entropy(values: np.ndarray) -> float:
+    """Plug-in entropy in bits of small non-negative integers."""
+    count = np.bincount(values)
+    share = count[count > 0] / values.size
+    return float(-(share * np.log2(share)).sum())
+
+
+def bit_entropy(bits: np.ndarray) -> float:
+    """Bits a value takes when the sign, exponent and mantissa of bfloat16 are coded independently: s + e + m."""
+    flat = np.ascontiguousarray(bits).ravel()
+    return entropy(flat >> 15) + entropy((flat >> 7) & 0xFF) + entropy(flat & 0x7F)
+
+
+def compression(capture: Capture, name: str) -> list[Row]:
+    """A site's stored bytes against the entropy limit: with every row of a layer kept once, and as it lies on disk.
+
+    Equal rows (a prompt's first tokens under one template, token embeddings at boundary 0) cost the codec nearly nothing
+    and would lift it over any limit for independent values; so the row with the target counts distinct rows only. The
+    entropies are taken within each layer, since a codec that sees one layer at a time can adapt to it.
+    """
+    array = capture.array(name)
+    tokens, values = array.array.chunks[0], array[:]
+    raw = coded = ideal = ideal_all = 0.0
+    for layer in range(values.shape[1]):
+        rows = np.ascontiguousarray(values[:, layer])
+        ideal_all += bit_entropy(rows.view(np.uint32) >> 16) / 8 * rows.size
+        rows = rows[np.sort(np.unique(rows.view(f"V{rows.shape[1] * 4}"), return_index=True)[1])]
+        ideal += bit_entropy(rows.view(np.uint32) >> 16) / 8 * rows.size
+        raw += 2 * rows.size
+        for start in range(0, len(rows), tokens):
+            coded += len(CODEC.encode(rows[start : start + tokens])) + CHUNK_OVERHEAD
+    files = capture.manifest["files"].items()
+    stored = sum(entry["bytes"] for file, entry in files if file.startswith(f"{name}/c/"))
+    what = f"compression of {name}, {capture.manifest['provenance']['variant']}"
+    return [
+        Row(f"{what}, distinct rows", raw / coded, raw / ideal, "x", ">= 0.93"),
+        Row(f"{what}, as stored", 2 * values.size / stored, 2 * values.size / ideal_all, "x"),
+    ]
+
+
+# --- speed -----------------------------------------------------------------------------------------------------------
+
+
+def read_blocks(capture: Capture) -> Blocks:
+    """The shard rows of a capture, in memory."""
+    size, count = capture.manifest["shard_tokens"], capture.manifest["n_shards"]
+    return [{name: capture.array(name)[s * size : (s + 1) * size] for name in SITES} for s in range(count)]
+
+
+def cut_chunks(capture: Capture, blocks: Blocks) -> dict[str, list[np.ndarray]]:
+    """The inner chunks that the store encodes, site by site, contiguous; the last ones shorter, as it pads them."""
+    chunks: dict[str, list[np.ndarray]] = {}
+    for name in SITES:
+        tokens = capture.array(name).array.chunks[0]
+        chunks[name] = [
+            np.ascontiguousarray(block[name][start : start + tokens, layer])
+            for block in blocks
+            for layer in range(block[name].shape[1])
+            for start in range(0, len(block[name]), tokens)
+        ]
+    return chunks
+
+
+def template_of(capture: Capture, stream: Stream) -> Template:
+    """A template that makes the same arrays again."""
+    record = capture.manifest
+    return Template(
+        stream=stream,
+        sizes={name: tuple(record["sizes"][name]) for name in SITES},
+        boundaries=tuple(record["boundaries"]),
+        layers=tuple(record["layers"]),
+        source_dtype=record["source_dtype"],
+        provenance=record["provenance"],
+        shard=record["shard_tokens"],
+    )
+
+
+def write_speed(capture: Capture, stream: Stream, blocks: Blocks, folder: Path) -> list[Row]:
+    """Committing shard rows (encode, write, fsync, hash, range) against encoding the same chunks."""
+    template = template_of(capture, stream)
+    create_capture(folder, template)
+    group = zarr.open_group(folder, mode="r+", use_consolidated=False)
+    chunks = [chunk for part in cut_chunks(capture, blocks).values() for chunk in part]
+
+    def write() -> None:
+        for shard, block in enumerate(blocks):
+            write_shard(folder, group, shard, template.shard_tokens, block)
+
+    tasks = {"write": write, "one": threaded(CODEC.encode, chunks, 1), "two": threaded(CODEC.encode, chunks, 2)}
+    return speed_rows("write, all sites", tasks, sum(chunk.nbytes for chunk in chunks), ">= 0.35")
+
+
+def read_speed(capture: Capture, blocks: Blocks) -> list[Row]:
+    """Reading `resid` one boundary at a time, all tokens, against decoding the same chunks."""
+    array = capture.array("resid")
+    chunks = cut_chunks(capture, blocks)["resid"]
+    encoded = [CODEC.encode(chunk) for chunk in chunks]
+
+    def read() -> None:
+        for boundary in range(array.shape[1]):
+            array[:, boundary]
+
+    tasks = {"read": read, "one": threaded(CODEC.decode, encoded, 1), "two": threaded(CODEC.decode, encoded, 2)}
+    return speed_rows("read, one boundary at a time", tasks, sum(chunk.nbytes for chunk in chunks), ">= 0.12")
+
+
+def speed_rows(what: str, tasks: Mapping[str, Callable[[], object]], size: int, target: str) -> list[Row]:
+    """Two rows, MB/s of float32: the store against the codec on two threads (with the target) and on one."""
+    for task in tasks.values():
+        task()
+    seconds = in_turn(tasks, REPEATS)
+    store = next(iter(tasks))
+    rate = size / 1e6 / medians(seconds)[store]
+    rows = []
+    for threads, bound in (("two", target), ("one", "")):
+        share = median_ratio(seconds[threads], seconds[store])
+        rows.append(
+            Row(f"{what}, codec on {threads} thread{'s' * (threads == 'two')}", rate, rate / share, "MB/s", bound)
+        )
+    return rows
+
+
+def run() -> list[Row]:
+    """All rows of this benchmark."""
+    with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder, single_threaded_blosc():
+        layout = Layout.open(Path(folder) / "lake", create=True)
+        captures = capture_pocket(layout)
+        rows = [row for capture in captures for name in SITES for row in compression(capture, name)]
+        blocks, stream = read_blocks(captures[0]), read_stream(layout, captures[0].manifest["stream"])
+        rows += write_speed(captures[0], stream, blocks, Path(folder) / "copy.zarr")
+        return rows + read_speed(captures[0], blocks)
+
+
+if __name__ == "__main__":
+    main("store", run)

@@ -1,0 +1,123 @@
+"""SQL over the lake's Parquet tables against the same rows in a native DuckDB table in memory.
+
+Ten million rows of the `lens` table, 25 layers x 400,000 tokens, written as the lake writes them and asked through the
+lake's own locked connection. The values are random, so that they compress less than real ones.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from actlake.store.layout import Layout
+from actlake.store.schema import TABLES
+from actlake.store.tables import ROW_GROUP_TOKENS, VIEWS, connect, write_table
+from measure import Row, in_turn, main, median_ratio, medians
+
+LAYERS, PROMPT_TOKENS, REPEATS = 25, 100, 5
+CATEGORIES = ("CONTENT-FACT", "CONTENT-REASON", "GOV-FORMAT", "GOV-CONV", "SAFETY", "GOV-REGISTER", "BASELINE-EASY")
+QUERIES = {
+    "mean per layer": "SELECT layer, avg(kl_final_layer) FROM lens GROUP BY layer ORDER BY layer",
+    "mean of one layer": "SELECT avg(kl_final_layer) FROM lens WHERE layer = 12",
+    "median and correlation, two layers": "SELECT layer, quantile_cont(kl_final_layer, 0.5), corr(kl_final_layer, entropy)"
+    " FROM lens WHERE layer IN (8, 20) GROUP BY layer ORDER BY layer",
+    "totals per prompt and layer": "SELECT prompt, layer, sum(kl_final_layer), count(kl_final_layer)"
+    " FROM lens GROUP BY prompt, layer ORDER BY prompt, layer",
+}
+COMMITMENT = "SELECT rule, avg(layer) FROM commitment GROUP BY rule ORDER BY rule"
+
+
+def token_columns() -> dict[str, Any]:
+    """What all layers of a token share: its prompt, its place, its text columns."""
+    token = np.arange(ROW_GROUP_TOKENS)
+    prompt = (token // PROMPT_TOKENS).astype(np.int32)
+    names = pa.array([f"prompt-{index:05d}" for index in range(prompt[-1] + 1)])
+    categories = pa.array([CATEGORIES[index % len(CATEGORIES)] for index in range(len(names))])
+    return {
+        "pair": "made",
+        "variant": "it",
+        "stream": "native-made-00000000",
+        "lens": "raw",
+        "prompt": prompt,
+        "prompt_id": pa.DictionaryArray.from_arrays(pa.array(prompt), names),
+        "category": pa.DictionaryArray.from_arrays(pa.array(prompt), categories),
+        "token": token,
+        "position": (token % PROMPT_TOKENS).astype(np.int32),
+        "step": (token % PROMPT_TOKENS - PROMPT_TOKENS // 2).clip(-1).astype(np.int32),
+    }
+
+
+def layer_groups() -> Iterator[dict[str, Any]]:
+    """One row group per layer, -1 for boundary 0: divergences that fall with depth, tokens that settle on a winner."""
+    rng, shared = np.random.default_rng(0), token_columns()
+    rows = ROW_GROUP_TOKENS
+    winner = rng.integers(0, 50_000, rows, dtype=np.int32)
+    for layer in range(-1, LAYERS - 1):
+        left = (LAYERS - 2 - layer) / LAYERS
+        settled = rng.random(rows) >= left
+        floats = {
+            "kl_layer_final": rng.gamma(2.0, 1.0, rows) * left,
+            "kl_final_layer": rng.gamma(2.0, 1.0, rows) * left,
+            "js_next": rng.random(rows) * left,
+            "entropy": rng.gamma(2.0, 1.0, rows),
+            "p_target": rng.random(rows),
+            "cos_final": 1 - rng.random(rows) * left,
+        }
+        ints = {
+            "top1": np.where(settled, winner, rng.integers(0, 50_000, rows, dtype=np.int32)),
+            "rank_target": rng.integers(1, 1000, rows, dtype=np.int32),
+        }
+        yield (
+            shared
+            | {"layer": np.full(rows, layer, np.int32)}
+            | ints
+            | {k: v.astype(np.float32) for k, v in floats.items()}
+        )
+
+
+def native(file: Path) -> duckdb.DuckDBPyConnection:
+    """The same rows in an ordinary in-memory table, and the same view over them."""
+    connection = duckdb.connect(":memory:")
+    connection.execute(f"CREATE TABLE lens AS SELECT * FROM read_parquet('{file}')")
+    connection.execute(f"CREATE VIEW commitment AS {VIEWS['commitment']}")
+    return connection
+
+
+def compare(
+    lake: duckdb.DuckDBPyConnection, table: duckdb.DuckDBPyConnection, what: str, sql: str, target: str, repeats: int
+) -> Row:
+    """One query both ways: equal answers first, then times, in turn."""
+    found, expected = (np.array(c.execute(sql).fetchall(), dtype=object) for c in (lake, table))
+    assert found.shape == expected.shape and len(found), f"{what}: different answers"
+    for column in range(found.shape[1]):
+        if not isinstance(found[0, column], str):
+            np.testing.assert_allclose(found[:, column].astype(float), expected[:, column].astype(float), rtol=1e-9)
+    tasks = {"lake": lambda: lake.execute(sql).fetchall(), "native": lambda: table.execute(sql).fetchall()}
+    seconds = in_turn(tasks, repeats)
+    measured, ratio = 1e3 * medians(seconds)["lake"], median_ratio(seconds["lake"], seconds["native"])
+    return Row(what, measured, measured / ratio, "ms", target)
+
+
+def run() -> list[Row]:
+    """All rows of this benchmark."""
+    with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
+        layout = Layout.open(Path(folder) / "lake", create=True)
+        file = write_table(layout, "lens", {"benchmark": "tables"}, layer_groups())
+        lake, table = connect(layout), native(file)
+        assert set(TABLES["lens"].names) == {row[0] for row in table.execute("DESCRIBE lens").fetchall()}
+        rows = []
+        for what, sql in QUERIES.items():
+            target = "<= 2" if "GROUP BY layer" in sql and "WHERE" not in sql else ""
+            rows.append(compare(lake, table, what, sql, target, REPEATS))
+        rows.append(compare(lake, table, "commitment, mean layer per rule", COMMITMENT, "", 1))
+        count = lake.execute("SELECT count(*) FROM lens").fetchone()
+        first = rows[0]
+        size = f"{count[0] if count else 0:,} rows, {file.stat().st_size / 1e6:.0f} MB of Parquet"
+        return [Row(first.what, first.measured, first.limit, first.unit, first.target, size), *rows[1:]]
+
+
+if __name__ == "__main__":
+    main("tables", run)
