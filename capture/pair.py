@@ -1,7 +1,7 @@
 """Capturing a pair: which streams come first, which model is loaded when, and what is there already."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model
 from .model import Model, identify, load_model, load_tokenizer, source
-from .plan import BATCH
+from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
 from .run import Result, capture, find_sealed
 from .streams import Source, ensure_stream
@@ -23,7 +23,10 @@ from .tokens import check_same_tokenizer
 
 @dataclass(frozen=True)
 class Options:
-    """How models run: device, dtype ('auto' = as stored), sequences a batch, the seed's double BOS, NaN allowed."""
+    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed.
+
+    dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
+    """
 
     device: str = "cpu"
     dtype: str = "auto"
@@ -74,6 +77,8 @@ def capture_pair(
     One model is in memory at a time and nothing is loaded when all captures are there. Raises LakeError for tokenizers
     that differ, prompts too long for the model, and all that `run.capture` raises.
     """
+    check_sites(profile.sites)
+    options = replace(options, dtype=profile.dtype if options.dtype == "auto" else options.dtype)
     loader = _Loader(options)
     for variant in variants:
         pair.model(variant)  # a LakeError for a variant that the pair lacks

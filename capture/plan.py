@@ -8,7 +8,7 @@ import numpy as np
 
 from ..store.errors import LakeError
 from ..store.files import free_bytes, human_bytes
-from ..store.schema import TOP_K
+from ..store.schema import SITES, TOP_K
 from ..store.writer import Template
 from .model import Model
 
@@ -30,13 +30,17 @@ def batch_plan(lengths: Sequence[int], batch: int = BATCH) -> list[list[int]]:
     return plan
 
 
+def check_sites(sites: Sequence[str]) -> None:
+    """Raise LakeError for a site that this version can't capture."""
+    unknown = [site for site in sites if site not in SITES]
+    if unknown:
+        raise LakeError(f"site {unknown[0]!r} can't be captured by this version; it knows {', '.join(SITES)}")
+
+
 def capture_sizes(model: Model, sites: Sequence[str], logits: str) -> dict[str, tuple[int, ...]]:
     """Variable -> shape after the token axis, for the sites and the form of logits of a profile."""
     layers, d_model, vocab = model.n_layers, model.head.d_model, model.head.vocab
     shapes: dict[str, tuple[int, ...]] = {"resid": (layers + 1, d_model), "mlp_out": (layers, d_model)}
-    unknown = [site for site in sites if site not in shapes]
-    if unknown:
-        raise LakeError(f"site {unknown[0]!r} can't be captured by this version; it knows {', '.join(shapes)}")
     sizes = {site: shapes[site] for site in sites}
     if logits == "full":
         sizes["logits"] = (vocab,)
