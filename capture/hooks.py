@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..store.schema import SITES
 from .model import Model
 from .structure import first_tensor
 
@@ -67,11 +68,23 @@ def gather(model: Model, batch: Batch, out: dict[str, torch.Tensor]) -> Iterator
             handle.remove()
 
 
+def make_room(sizes: dict[str, tuple[int, ...]], tokens: int) -> dict[str, torch.Tensor]:
+    """Buffers [tokens, layers, d] for the sites of a batch, layer by layer in memory as the model fills them."""
+    wanted = {name: size for name, size in sizes.items() if name in SITES}
+    return {name: torch.empty((layers, tokens, d)).transpose(0, 1) for name, (layers, d) in wanted.items()}
+
+
 @torch.no_grad()
-def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Run one batch and return the variables of `sizes` for its real tokens: float32 (int32 for ids) [n, ...]."""
-    wanted = {name: size for name, size in sizes.items() if name in ("resid", "mlp_out")}
-    out = {name: torch.empty((batch.n_tokens, *size), dtype=torch.float32) for name, size in wanted.items()}
+def forward(
+    model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], room: dict[str, torch.Tensor] | None = None
+) -> dict[str, np.ndarray]:
+    """Run one batch and return the variables of `sizes` for its real tokens: float32 (int32 for ids) [n, ...].
+
+    `room` (from `make_room`) is written into and returned in part, so that a loop touches no new memory: use the arrays
+    before the next call.
+    """
+    room = room or make_room(sizes, batch.n_tokens)
+    out = {name: tensor[: batch.n_tokens] for name, tensor in room.items()}
     final: list[torch.Tensor] = []
     last = model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value)))
     try:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from ..store.layout import Layout
 from ..store.manifest import read_manifest, seal
 from ..store.models import write_model
 from ..store.progress import ERRORS, bar
+from ..store.schema import SITES, VARIABLES
 from ..store.streams import Stream, read_stream
 from ..store.version import __version__
 from ..store.writer import PROGRESS, ShardWriter, Template, create_capture, missing_shards
-from .hooks import Batch, forward, pad_id
+from .hooks import Batch, forward, make_room, pad_id
 from .model import Model, head_arrays
 from .plan import BATCH, WINDOW, batch_plan, capture_sizes, check_disk, estimate
 
@@ -139,26 +141,27 @@ def _fill(
     stream, size = template.stream, template.shard_tokens
     rows = _Rows(template, todo)
     needed = [batch for batch in plan if any(rows.wants(prompt) for prompt in batch)]
-    total = sum(len(stream.tokens[prompt]) for batch in needed for prompt in batch)
+    tokens = [sum(len(stream.tokens[prompt]) for prompt in batch) for batch in needed]
+    room = make_room(template.sizes, max(tokens, default=0))
 
     def check(shard: int, blocks: dict[str, np.ndarray]) -> None:
         if not allow_nonfinite:
             check_finite(model.name, stream, shard * size, blocks)
 
     with (
-        bar(f"capture {model.name}", total) as progress,
-        ShardWriter(path, template, check=check, on_write=progress.store) as writer,
+        bar(f"capture {model.name}", sum(tokens)) as progress,
+        ShardWriter(path, template, check=check, on_write=progress.store, recycle=rows.recycle) as writer,
     ):
         for indices in needed:
             batch = Batch([stream.tokens[i] for i in indices], pad_id(model.tokenizer), model.device)
-            arrays = forward(model, batch, template.sizes)
+            arrays = forward(model, batch, template.sizes, room)
             for shard, blocks in rows.add(indices, arrays):
                 writer.put(shard, blocks)
             progress.advance(batch.n_tokens)
 
 
 class _Rows:
-    """Host buffers of the shard rows that are being filled; a full row is handed out and forgotten."""
+    """Host buffers of the shard rows that are being filled; a full row is handed out, and comes back to be filled again."""
 
     def __init__(self, template: Template, todo: list[int]):
         self._template, self._size = template, template.shard_tokens
@@ -166,6 +169,7 @@ class _Rows:
         self._todo = set(todo)
         self._open: dict[int, dict[str, np.ndarray]] = {}
         self._left: dict[int, int] = {}
+        self._spare: deque[dict[str, np.ndarray]] = deque()  # filled by the writer's thread
 
     def shards(self, prompt: int) -> range:
         """Shard rows that hold tokens of a prompt."""
@@ -195,16 +199,28 @@ class _Rows:
             start += last - first
         return full
 
+    def recycle(self, blocks: dict[str, np.ndarray]) -> None:
+        """Take back the buffers of a written row; first touch of new memory costs more than filling it."""
+        if len(next(iter(blocks.values()))) == self._size:
+            self._spare.append(blocks)
+
     def _row(self, shard: int) -> dict[str, np.ndarray]:
         if shard not in self._open:
             tokens = min(self._size, int(self._offset[-1]) - shard * self._size)
-            dtypes = {"topk_id": np.int32}
-            self._open[shard] = {
-                name: np.empty((tokens, *shape), dtype=dtypes.get(name, np.float32))
-                for name, shape in self._template.sizes.items()
-            }
+            blocks = self._spare.popleft() if self._spare else self._allocate(tokens)
+            self._open[shard] = {name: block[:tokens] for name, block in blocks.items()}
             self._left[shard] = tokens
         return self._open[shard]
+
+    def _allocate(self, tokens: int) -> dict[str, np.ndarray]:
+        """Buffers of a row; sites lie layer by layer in memory, as the model fills them and the codec reads them."""
+        blocks = {}
+        for name, shape in self._template.sizes.items():
+            layers, rest = (shape[:1], shape[1:]) if name in SITES else ((), shape)
+            blocks[name] = np.empty((*layers, tokens, *rest), dtype=VARIABLES[name].dtype)
+            if layers:
+                blocks[name] = blocks[name].swapaxes(0, 1)
+        return blocks
 
 
 def check_finite(model: str, stream: Stream, start: int, blocks: dict[str, np.ndarray]) -> None:

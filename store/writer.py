@@ -221,8 +221,9 @@ class ShardWriter:
     """A thread that encodes and writes shard rows while the model computes the next ones.
 
     `put` blocks when `depth` rows wait, so memory stays bounded. `check(shard, blocks)` is asked about rows with NaN or
-    infinity and refuses by raising; `on_write(bytes)` hears of every row on disk. Any error of the thread (full disk, ...)
-    is raised again by the next `put` or by leaving the `with` block; rows recorded before it stay.
+    infinity and refuses by raising; `on_write(bytes)` hears of every row on disk; `recycle(blocks)` gets the arrays back.
+    Any error of the thread (full disk, ...) is raised again by the next `put` or by leaving the `with` block; rows recorded
+    before it stay.
     """
 
     def __init__(
@@ -232,8 +233,10 @@ class ShardWriter:
         depth: int = 2,
         check: Callable[[int, dict[str, np.ndarray]], None] | None = None,
         on_write: Callable[[int], None] | None = None,
+        recycle: Callable[[dict[str, np.ndarray]], None] | None = None,
     ):
-        self._path, self._template, self._check, self._on_write = path, template, check, on_write
+        self._path, self._template = path, template
+        self._check, self._on_write, self._recycle = check, on_write, recycle
         self._group = zarr.open_group(path, mode="r+", use_consolidated=False)
         self._queue: queue.Queue[tuple[int, dict[str, np.ndarray]] | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
@@ -250,7 +253,7 @@ class ShardWriter:
             self._raise()
 
     def put(self, shard: int, blocks: dict[str, np.ndarray]) -> None:
-        """Queue one shard row; the arrays belong to the writer from now on."""
+        """Queue one shard row; the arrays belong to the writer until it recycles them."""
         self._raise()
         self._queue.put((shard, blocks))
 
@@ -272,6 +275,8 @@ class ShardWriter:
         write_json(shard_record(self._path, shard), {"shard": shard, "files": files, "statistics": statistics})
         if self._on_write:
             self._on_write(sum(entry["bytes"] for entry in files.values()))
+        if self._recycle:
+            self._recycle(blocks)
 
     def _raise(self) -> None:
         if self._error is None:
