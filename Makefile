@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/actlake demo
 
 test: $(VENV)/.installed-dev
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -358,8 +358,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
-    # Threads that spin while they wait make torch several times slower as soon as another program wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait make torch several times slower as soon as another program wants a core;
+    # 10,000 turns cost an idle machine nothing that benchmarks/lens.py can see.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(standalone_mode=True)
     except LakeError as error:

@@ -7,8 +7,9 @@
 -- plot: line x=layer hue=variant facet=measure y="KL (nats)" numbers=nats commit_top1_raw_mean=layers
 --   commit_kl01_raw_mean=layers
 -- says: Through the second half of the layers IT stays {cg_raw?farther from|closer to|about as far from} its own final
---   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats), and its top token settles
---   {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean} layers).
+--   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats); its top token settles
+--   {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean} layers), and its KL stays
+--   under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on ({commit_kl01_raw_mean}).
 -- about: `kl_final_layer` = KL(final || layer) is the direction of the seed's code and of its published gaps;
 --   `kl_layer_final` = KL(layer || final) is the direction its text names and exp11/14 use. `cg_raw` is the mean over layers
 --   floor(L/2) and up of IT minus PT, pooled over tokens (long answers weigh more, as in the seed); `cg_raw_prompt` weighs
