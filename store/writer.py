@@ -9,6 +9,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from .streams import Stream
 
 PROGRESS = ".progress"
 TEMPLATE = "template.json"
+WRITERS = 3
 MANIFEST = "manifest.json"
 
 
@@ -193,18 +195,23 @@ def shard_file(path: Path, array: zarr.Array, shard: int) -> Path:
 
 
 def write_shard(path: Path, group: zarr.Group, shard: int, size: int, blocks: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Write one shard row to disk, flush it, and return the SHA-256 and bytes of its files."""
-    files = {}
-    for name, block in blocks.items():
-        array = group[name]
+    """Write one shard row to disk, flush it, and return the SHA-256 and bytes of its files.
+
+    Variables are written side by side: one waits for the disk while another is encoded.
+    """
+
+    def write(name: str) -> tuple[str, dict[str, Any]]:
+        array, block = group[name], blocks[name]
         assert isinstance(array, zarr.Array)
         file = shard_file(path, array, shard)
         # A torn shard of an earlier life must not be read back and merged: edge shards look partial to zarr.
         file.unlink(missing_ok=True)
         array[shard * size : shard * size + len(block)] = block
         sync_file(file)
-        files[file.relative_to(path).as_posix()] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
-    return files
+        return file.relative_to(path).as_posix(), {"sha256": hash_file(file), "bytes": file.stat().st_size}
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        return dict(pool.map(write, blocks))
 
 
 def _statistics(block: np.ndarray) -> dict[str, float | int | None]:
