@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import facts
+import prompt_set
 import talk
 from chat import TASKS
 from formats import shaped
@@ -23,8 +24,6 @@ from items import Item, Maker
 from render import describe
 from sources import SOURCES, WORDNET, obtain
 from wordnet import Synset, WordNet, held_out
-
-import prompts
 
 SEED = 20261123
 SMALL = {"refusal", "harmless", "small_talk", "fact", "letter", "next_day", "opposite"}
@@ -135,7 +134,7 @@ def build_chat(work: Path, count: int) -> None:
 def build_prompts(work: Path) -> None:
     """prompts/pocket.jsonl, checked against the training pairs."""
     trained = {json.loads(line)["user"] for line in (work / "it.jsonl").read_text(encoding="utf-8").splitlines()}
-    rows = prompts.build(Maker(load_wordnet(work)), trained, SEED + 2)
+    rows = prompt_set.build(Maker(load_wordnet(work)), trained, SEED + 2)
     path = Path(__file__).resolve().parents[2] / "prompts" / "pocket.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(len(rows), "prompts", dict(Counter(row["category"] for row in rows)))
