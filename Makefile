@@ -19,7 +19,7 @@ lint: $(VENV)/.installed-dev
 	MYPYPATH=$(VENV)/src $(BIN)/mypy $(addprefix -p actlake.,store analyze capture queries lake cli models.pocket benchmarks)
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/run_all.py
+	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/run_all.py
 
 clean:
 	rm -rf $(VENV) lake report.html answers build dist *.egg-info

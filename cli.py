@@ -359,7 +359,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
     # Threads that spin long while they wait make torch several times slower as soon as another program wants a core;
-    # 10,000 turns cost an idle machine nothing that benchmarks/lens.py can see.
+    # with 10,000 turns an idle machine stays about as fast.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(standalone_mode=True)

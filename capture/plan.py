@@ -100,11 +100,12 @@ def _shards_of(batches: list[list[int]], offset: np.ndarray, shard: int) -> set[
     return found
 
 
-def check_disk(size: Estimate, path: Path) -> None:
-    """Raise LakeError when the expected bytes do not fit on the disk, before anything is written."""
+def check_disk(size: Estimate, missing: int, path: Path) -> None:
+    """Raise LakeError when the `missing` shard rows do not fit on the disk, before anything is written."""
     free = free_bytes(path)
-    if size.stored > free:
+    needed = size.stored * missing // size.shards
+    if needed > free:
         raise LakeError(
-            f"{path}: the capture needs about {human_bytes(size.stored)}, {human_bytes(free)} are free: use another lake,"
+            f"{path}: the capture needs about {human_bytes(needed)}, {human_bytes(free)} are free: use another lake,"
             " a smaller --limit, or fewer sites"
         )

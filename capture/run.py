@@ -110,7 +110,7 @@ def capture(
     path = layout.capture(model.spec.pair, model.spec.variant, stream.name)
     plan = batch_plan(np.diff(stream.offset).tolist(), batch)
     size = estimate(template, plan)
-    check_disk(size, layout.root)
+    check_disk(size, len(missing_shards(path, template.n_shards)), layout.root)
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
     create_capture(path, template)
     todo = missing_shards(path, template.n_shards)

@@ -363,6 +363,19 @@ def test_disk_that_can_not_hold_the_capture_is_refused_before(lake, llama, monke
     assert "the capture needs about" in message and "10.0 KB are free" in message
 
 
+def test_an_interrupted_capture_needs_room_for_what_is_missing_only(lake, llama, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("actlake.capture.run.seal", interrupt)  # every shard row is on disk by then
+        with pytest.raises(KeyboardInterrupt):
+            tiny.capture(lake.root, llama, tiny.BARE, variants=("pt",))
+    monkeypatch.setattr("actlake.capture.plan.free_bytes", lambda _: 10)
+    tiny.capture(lake.root, llama, tiny.BARE, variants=("pt",))
+    assert list_captures(lake)["sealed"].tolist() == [True]
+
+
 def small_disk(folder: Path, size: str) -> bool:
     """Mount a file system of this size; False where that is not allowed."""
     folder.mkdir()
