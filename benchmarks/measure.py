@@ -80,9 +80,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def main(name: str, run: Callable[[], list[Row]]) -> None:
-    """Run one benchmark from the command line: print its table and, with --json FILE, keep its figures."""
-    parser = argparse.ArgumentParser(prog=f"benchmarks/{name}.py")
+def main(name: str, run: Callable[[], list[Row]], about: str | None = None) -> None:
+    """Run one benchmark from the command line: print its table and, with --json FILE, keep its figures.
+
+    `about` is what --help tells beside that.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"benchmarks/{name}.py", description=about, formatter_class=form)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     where = parser.parse_args().json
     load, others, started = machine.load_average(), machine.Others(), time.perf_counter()

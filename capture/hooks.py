@@ -1,18 +1,21 @@
-"""Reading a model's insides during one forward: hooks that gather the valid tokens of a batch, layer by layer."""
+"""Reading a model's insides during one forward: hooks that copy real tokens to where they are kept, layer by layer."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..store.schema import SITES
+from ..store.schema import SITES, VARIABLES
 from .model import Model
 from .structure import first_tensor
 
 LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
+LOG2_E = math.log2(math.e)
 CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in its cache through all passes
 
 
@@ -37,29 +40,94 @@ class Batch:
         return len(self.valid)
 
 
-@contextmanager
-def gather(model: Model, batch: Batch, out: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Fill `out` while the model runs inside the block.
+@dataclass(frozen=True)
+class Part:
+    """Where some tokens of a batch go: tokens start..stop of sequence `row` into `buffers`, from position `low` on."""
 
-    `out["resid"]` is float32 [n, L+1, d] (boundary 0 = what enters block 0, l+1 = what leaves block l) and
-    `out["mlp_out"]` float32 [n, L, d], n the real tokens of the batch in order; bfloat16 is widened exactly.
+    row: int
+    start: int
+    stop: int
+    buffers: dict[str, Tensor]
+    low: int
+
+
+class Sink:
+    """Copies the values of one batch to its parts; from a GPU on a stream of its own, while the model goes on.
+
+    Wait for `event` (None on a CPU) before reading the buffers.
     """
 
-    def keep(name: str, index: int, value: torch.Tensor) -> None:
-        out[name][:, index].copy_(value.reshape(-1, value.shape[-1]).index_select(0, batch.valid))
+    def __init__(self, batch: Batch, parts: Sequence[Part]):
+        self.parts = parts
+        starts = np.concatenate([[0], np.cumsum(batch.lengths)])
+        self._flat = [int(starts[part.row]) + part.start for part in parts]
+        self._side = _side_stream(batch.ids.device)
+        self.event: Any = None
+
+    def padded(self, name: str, index: int, value: Tensor) -> None:
+        """Keep layer `index` of a site from hidden states [batch, width, d]."""
+        self._copy(
+            [part.buffers[name][part.low : part.low + part.stop - part.start, index] for part in self.parts],
+            [value[part.row, part.start : part.stop] for part in self.parts],
+            value,
+        )
+
+    def flat(self, name: str, start: int, value: Tensor) -> None:
+        """Keep a variable of the real tokens start, start + 1, ... of the batch: value [n, ...]."""
+        targets, sources = [], []
+        for part, first in zip(self.parts, self._flat, strict=True):
+            low, high = max(first, start), min(first + part.stop - part.start, start + len(value))
+            if low < high:
+                targets.append(part.buffers[name][part.low + low - first : part.low + high - first])
+                sources.append(value[low - start : high - start])
+        self._copy(targets, sources, value)
+
+    def _copy(self, targets: list[Tensor], sources: list[Tensor], value: Tensor) -> None:
+        if self._side is None:
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source)
+            return
+        self._side.wait_stream(torch.cuda.current_stream(value.device))
+        with torch.cuda.stream(self._side):
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record(self._side)
+        value.record_stream(self._side)
+
+
+_streams: dict[torch.device, Any] = {}
+
+
+def _side_stream(device: torch.device) -> Any:
+    if device.type == "cuda" and device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+    return _streams.get(device)
+
+
+@contextmanager
+def gather(model: Model, sink: Sink, kept: dict[str, dict[int, int]]) -> Iterator[None]:
+    """Send what the model computes inside the block to `sink`.
+
+    `kept[site]` maps what is kept to its place in the buffers: boundary -> place for "resid" (boundary 0 = what enters
+    block 0, l+1 = what leaves block l), block -> place for the other sites.
+    """
 
     def on_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        keep("resid", 0, args[0] if args else kwargs["hidden_states"])
+        sink.padded("resid", kept["resid"][0], args[0] if args else kwargs["hidden_states"])
 
+    modules = {"resid": model.parts.blocks, "mlp_out": model.parts.mlps, "attn_out": getattr(model.parts, "attns", [])}
     handles = []
     try:
-        if "resid" in out:
-            handles.append(model.parts.blocks[0].register_forward_pre_hook(on_input, with_kwargs=True))
-        for name, modules, shift in (("resid", model.parts.blocks, 1), ("mlp_out", model.parts.mlps, 0)):
-            for index, module in enumerate(modules if name in out else []):
+        for name, places in kept.items():
+            for index, place in places.items():
+                if name == "resid" and index == 0:
+                    handles.append(model.parts.blocks[0].register_forward_pre_hook(on_input, with_kwargs=True))
+                    continue
+                module = modules[name][index - (name == "resid")]
                 handles.append(
                     module.register_forward_hook(
-                        lambda _m, _a, value, n=name, i=index + shift: keep(n, i, first_tensor(value))
+                        lambda _m, _a, value, n=name, p=place: sink.padded(n, p, first_tensor(value))
                     )
                 )
         yield
@@ -68,27 +136,44 @@ def gather(model: Model, batch: Batch, out: dict[str, torch.Tensor]) -> Iterator
             handle.remove()
 
 
-def make_room(sizes: dict[str, tuple[int, ...]], tokens: int) -> dict[str, torch.Tensor]:
-    """Buffers [tokens, layers, d] for the sites of a batch, layer by layer in memory as the model fills them."""
-    wanted = {name: size for name, size in sizes.items() if name in SITES}
-    return {name: torch.empty((layers, tokens, d)).transpose(0, 1) for name, (layers, d) in wanted.items()}
+def places(sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict[str, dict[int, int]]:
+    """For `gather`: which boundaries and blocks the sites among `sizes` keep, and where."""
+    found = {name: dict(enumerate(range(sizes[name][0]))) for name in sizes if name in SITES}
+    if "resid" in found:
+        found["resid"] = {boundary: place for place, boundary in enumerate(boundaries)}
+    return found
+
+
+def buffer(name: str, size: tuple[int, ...], tokens: int, dtype: torch.dtype, pin: bool = False) -> Tensor:
+    """Memory for a variable of `tokens` tokens, [tokens, *size]; a site lies layer by layer, as the model fills it.
+
+    Sites keep bfloat16 as it is (half the memory of the float32 on disk); everything else has its dtype on disk.
+    """
+    if name not in SITES:
+        return torch.empty((tokens, *size), dtype=getattr(torch, VARIABLES[name].dtype), pin_memory=pin)
+    kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return torch.empty((size[0], tokens, size[1]), dtype=kept, pin_memory=pin).transpose(0, 1)
+
+
+def block_of(tensor: Tensor) -> np.ndarray:
+    """A buffer as the store takes it: NumPy, with uint16 for the bits of bfloat16."""
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 @torch.no_grad()
-def forward(
-    model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], room: dict[str, torch.Tensor] | None = None
-) -> dict[str, np.ndarray]:
-    """Run one batch and return the variables of `sizes` for its real tokens: float32 (int32 for ids) [n, ...].
-
-    `room` (from `make_room`) is written into and returned in part, so that a loop touches no new memory: use the arrays
-    before the next call.
-    """
-    room = room or make_room(sizes, batch.n_tokens)
-    out = {name: tensor[: batch.n_tokens] for name, tensor in room.items()}
-    final: list[torch.Tensor] = []
-    last = model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value)))
+def read(
+    model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], parts: Sequence[Part]
+) -> Any:
+    """Run one batch and send the variables of `sizes` to `parts`; returns what to wait for (see Sink.event)."""
+    sink, final = Sink(batch, parts), []
+    logits = [name for name in ("logits", "topk_id") if name in sizes]
+    watch = (
+        model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value)))
+        if logits
+        else None
+    )
     try:
-        with gather(model, batch, out):
+        with gather(model, sink, places(sizes, boundaries)):
             # One position of logits: the rest is computed below, for real tokens only and in slices.
             model.hf(
                 input_ids=batch.ids,
@@ -98,34 +183,48 @@ def forward(
                 logits_to_keep=1,
             )
     finally:
-        last.remove()
-    arrays = {name: tensor.numpy() for name, tensor in out.items()}
-    if any(name in sizes for name in ("logits", "topk_id")):
-        hidden = final[0].reshape(-1, final[0].shape[-1]).index_select(0, batch.valid)
-        arrays |= _logits(model, hidden, sizes)
-    return arrays
+        if watch:
+            watch.remove()
+    if logits:
+        hidden = final[0].reshape(-1, final[0].shape[-1]).index_select(0, batch.valid.to(final[0].device))
+        _logits(model, hidden, sizes, sink)
+    return sink.event
 
 
-def _logits(model: Model, hidden: torch.Tensor, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict[str, Any]:
+    """Run one batch and return the variables of `sizes` for its real tokens, [n, ...], sites as float32."""
+    buffers = {name: buffer(name, size, batch.n_tokens, model.dtype) for name, size in sizes.items()}
+    starts = np.concatenate([[0], np.cumsum(batch.lengths)])
+    parts = [Part(row, 0, length, buffers, int(starts[row])) for row, length in enumerate(batch.lengths)]
+    event = read(model, batch, sizes, boundaries, parts)
+    if event is not None:
+        event.synchronize()
+    return {name: tensor.float().numpy() if name in SITES else tensor.numpy() for name, tensor in buffers.items()}
+
+
+def _logits(model: Model, hidden: Tensor, sizes: dict[str, tuple[int, ...]], sink: Sink) -> None:
     rows = max(1, LOGIT_ROWS // model.head.vocab)
     few = max(16, CACHED // model.head.vocab) if hidden.device.type == "cpu" else rows
-    parts: list[dict[str, torch.Tensor]] = []
     for start in range(0, len(hidden), rows):
         logits = model.logits(hidden[start : start + rows])
         if "logits" in sizes:
-            parts.append({"logits": logits.float().cpu()})
-        else:
-            parts += [_summary(part.float(), sizes["topk_id"][0]) for part in logits.split(few)]
-    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+            sink.flat("logits", start, logits.float())
+            continue
+        found = [_summary(part.to(torch.float32, copy=True), sizes["topk_id"][0]) for part in logits.split(few)]
+        for name in found[0]:
+            sink.flat(name, start, torch.cat([part[name] for part in found]))
 
 
-def _summary(logits: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
-    """The k largest of each row, descending, and its log-sum-exp."""
+def _summary(logits: Tensor, k: int) -> dict[str, Tensor]:
+    """The k largest of each row, descending, and its log-sum-exp; `logits` (float32) is used up."""
     value, index = top_k(logits, k)
-    return {"topk_id": index.int().cpu(), "topk_logit": value.cpu(), "logsumexp": torch.logsumexp(logits, dim=-1).cpu()}
+    peak = value[:, :1]
+    # exp2 is vectorised everywhere, exp not; below e^-80 it would run into denormals, which are slow.
+    mass = logits.sub_(peak).clamp_(min=-80.0).mul_(LOG2_E).exp2_().sum(-1)
+    return {"topk_id": index.int(), "topk_logit": value, "logsumexp": mass.log_().add_(peak[:, 0])}
 
 
-def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and ids of the k largest of each row [n, V], descending, as torch.topk, two to four times faster on a CPU.
 
     The vocabulary is dealt into groups: the k largest lie in the k groups with the largest maxima. A maximum over groups

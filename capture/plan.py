@@ -40,8 +40,7 @@ def check_sites(sites: Sequence[str]) -> None:
 def capture_sizes(model: Model, sites: Sequence[str], logits: str) -> dict[str, tuple[int, ...]]:
     """Variable -> shape after the token axis, for the sites and the form of logits of a profile."""
     layers, d_model, vocab = model.n_layers, model.head.d_model, model.head.vocab
-    shapes: dict[str, tuple[int, ...]] = {"resid": (layers + 1, d_model), "mlp_out": (layers, d_model)}
-    sizes = {site: shapes[site] for site in sites}
+    sizes: dict[str, tuple[int, ...]] = {site: (layers + (site == "resid"), d_model) for site in sites}
     if logits == "full":
         sizes["logits"] = (vocab,)
     elif logits in ("auto", "topk"):

@@ -46,8 +46,8 @@ def check_captures(
 
 
 def _reforward(layout: Layout, catalog: Catalog, path: Path, count: int, device: str, report: Report) -> None:
+    from ..capture.again import reforward
     from ..capture.model import load_model
-    from ..capture.run import reforward
 
     pair, variant = path.parts[-3], path.parts[-2]
     dtype = (read_manifest(path) or {})["provenance"]["dtype"]

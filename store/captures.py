@@ -19,8 +19,9 @@ from .files import hash_file, hash_json
 from .layout import Layout, split_model
 from .manifest import MANIFEST, read_manifest
 from .schema import VARIABLES
+from .shards import Grid
 from .streams import stream_records
-from .writer import quiet_zarr, shard_file
+from .writer import quiet_zarr
 
 DASK_BLOCK = 1 << 26  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError, TypeError)  # what codecs raise on bytes they can't decode
@@ -30,15 +31,21 @@ COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", 
 class CheckedArray:
     """A Zarr array whose reads raise CorruptError with the shard's file name instead of returning wrong numbers.
 
-    `whole` says that every shard must be there, as in a sealed capture; without it, what is not written reads as NaN.
+    Slices of a sharded variable are decoded on all cores (store.shards); everything else goes through zarr. `whole` says
+    that every shard must be there, as in a sealed capture; without it, what is not written reads as NaN.
     """
 
     def __init__(self, path: Path, array: zarr.Array, whole: bool):
         self.path, self.array, self.whole = path, array, whole
         self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
         self._rows = (array.shards or array.chunks)[0]
+        self._grid = Grid.of(array)
 
     def __getitem__(self, key: Any) -> np.ndarray:
+        found = as_box(key, self.shape) if self._grid else None
+        if self._grid and found:
+            box, single = found
+            return self._grid.read(self._file, box, self.whole)[single]
         if self.whole:
             self._check_files(key)
         try:
@@ -46,6 +53,9 @@ class CheckedArray:
                 return np.asarray(self.array[key])
         except DAMAGE as error:
             raise self._explain(key, error) from error
+
+    def _file(self, shard: int) -> Path:
+        return self.path.joinpath(self.array.basename, "c", str(shard), *["0"] * (self.ndim - 1))
 
     def _shards(self, key: Any) -> Sequence[int]:
         """Indices of the shards that `key` touches (along the first axis, the only one that is split)."""
@@ -58,7 +68,7 @@ class CheckedArray:
     def _check_files(self, key: Any) -> None:
         """Zarr takes a missing or empty file for one that was never written, and would return its fill value."""
         for shard in self._shards(key):
-            file = shard_file(self.path, self.array, shard)
+            file = self._file(shard)
             if not file.is_file() or not file.stat().st_size:
                 raise CorruptError(f"{file}: missing or empty; restore the file or capture again")
 
@@ -69,11 +79,33 @@ class CheckedArray:
                 with _quiet_loop():
                     self.array[shard * self._rows : (shard + 1) * self._rows]
             except DAMAGE as cause:
-                file = shard_file(self.path, self.array, shard)
+                file = self._file(shard)
                 return CorruptError(
                     f"{file}: stored bytes are damaged ({str(cause).splitlines()[0]}); restore the file or capture again"
                 )
         return error
+
+
+def as_box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]] | None:
+    """A basic key as (one slice of step 1 per axis, the key that drops its integer axes), or None for another kind of key.
+
+    Raises IndexError for an integer beyond its axis.
+    """
+    keys = list(key) if isinstance(key, tuple) else [key]
+    if not all(k is Ellipsis or isinstance(k, int | np.integer | slice) for k in keys):
+        return None
+    gap = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
+    keys[gap : gap + 1] = [slice(None)] * (len(shape) - len(keys) + (gap < len(keys)))
+    if len(keys) != len(shape) or Ellipsis in keys:
+        return None
+    box, single = [], []
+    for k, size in zip(keys, shape, strict=True):
+        start, stop, step = k.indices(size) if isinstance(k, slice) else (range(size)[k], range(size)[k] + 1, 1)
+        if step != 1:
+            return None
+        box.append(slice(start, max(start, stop)))
+        single.append(slice(None) if isinstance(k, slice) else 0)
+    return tuple(box), tuple(single)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ VARIABLES = {
     for variable in (
         Variable("resid", ("token", "boundary", "d_model"), "float32", "residual stream at each boundary"),
         Variable("mlp_out", ("token", "layer", "d_model"), "float32", "output of the MLP module"),
+        Variable("attn_out", ("token", "layer", "d_model"), "float32", "output of the attention module"),
         Variable("logits", ("token", "vocab"), "float32", "next-token logits"),
         Variable("topk_id", ("token", "k"), "int32", "token ids of the largest logits, descending"),
         Variable("topk_logit", ("token", "k"), "float32", "the largest logits, descending"),
@@ -56,7 +57,7 @@ VARIABLES = {
         Variable("layer", ("layer",), "int32", "block index"),
     )
 }
-SITES = ("resid", "mlp_out")
+SITES = ("resid", "mlp_out", "attn_out")
 
 
 def shard_tokens(bytes_per_token: int) -> int:

@@ -4,12 +4,13 @@ Shard row s is the shards of every variable that hold tokens s*S to (s+1)*S. It 
 and only then recorded in `.progress/`; killing the process at any moment loses at most the rows not recorded.
 """
 
-import queue
+import hashlib
+import os
 import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,15 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import LakeError
-from .files import full_disk, hash_file, read_json, sync_file, write_json
+from .files import full_disk, read_json, write_json
 from .schema import FORMAT_VERSION, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
+from .shards import Encoded, Grid
 from .streams import Stream
 
 PROGRESS = ".progress"
 TEMPLATE = "template.json"
-WRITERS = 3
+WRITERS = 3  # files of a row that are written side by side
+DEPTH = 2  # shard rows that are encoded or written at the same time
 MANIFEST = "manifest.json"
 
 
@@ -189,109 +192,127 @@ def missing_shards(path: Path, n_shards: int) -> list[int]:
     return [shard for shard in range(n_shards) if not shard_record(path, shard).exists()]
 
 
-def shard_file(path: Path, array: zarr.Array, shard: int) -> Path:
+def shard_file(path: Path, name: str, shard: int) -> Path:
     """File of one shard: `c/SHARD/0/0...` under the array's folder, since a shard holds all of the other dimensions."""
-    return path.joinpath(array.basename, "c", str(shard), *["0"] * (array.ndim - 1))
+    return path.joinpath(name, "c", str(shard), *["0"] * (len(VARIABLES[name].dims) - 1))
 
 
-def write_shard(path: Path, group: zarr.Group, shard: int, size: int, blocks: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Write one shard row to disk, flush it, and return the SHA-256 and bytes of its files.
+def grid_of(group: zarr.Group, name: str) -> Grid:
+    """How a variable that this module allocated is cut into shards and chunks."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    grid = Grid.of(array)
+    assert grid is not None
+    return grid
 
-    Variables are written side by side: one waits for the disk while another is encoded.
-    """
+
+def encode_row(grids: dict[str, Grid], blocks: dict[str, np.ndarray]) -> dict[str, Encoded]:
+    """Encode one shard row on all cores: variable -> its shard in memory."""
+    return {name: grids[name].encode(block) for name, block in blocks.items()}
+
+
+def write_row(path: Path, shard: int, row: dict[str, Encoded]) -> dict[str, Any]:
+    """Write an encoded shard row to disk, flush it, and return the SHA-256 and bytes of its files."""
 
     def write(name: str) -> tuple[str, dict[str, Any]]:
-        array, block = group[name], blocks[name]
-        assert isinstance(array, zarr.Array)
-        file = shard_file(path, array, shard)
-        # A torn shard of an earlier life must not be read back and merged: edge shards look partial to zarr.
-        file.unlink(missing_ok=True)
-        array[shard * size : shard * size + len(block)] = block
-        sync_file(file)
-        return file.relative_to(path).as_posix(), {"sha256": hash_file(file), "bytes": file.stat().st_size}
+        file = shard_file(path, name, shard)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digest, size = hashlib.sha256(), 0
+        with open(file, "wb", buffering=0) as stream:
+            for piece in row[name].pieces:
+                stream.write(piece)
+                digest.update(piece)
+                size += len(piece)
+            os.fsync(stream.fileno())
+        return file.relative_to(path).as_posix(), {"sha256": digest.hexdigest(), "bytes": size}
 
-    with ThreadPoolExecutor(WRITERS) as pool:
-        return dict(pool.map(write, blocks))
+    with ThreadPoolExecutor(WRITERS) as pool:  # one file waits for the disk while another is hashed
+        return dict(pool.map(write, row))
 
 
-def _statistics(block: np.ndarray) -> dict[str, float | int | None]:
-    """Smallest and largest finite value, and how many are not; NaN and infinity show in the plain extremes."""
-    low, high = float(block.min()), float(block.max())
-    if np.isfinite(low) and np.isfinite(high):
-        return {"min": low, "max": high, "nonfinite": 0}
-    values = block[np.isfinite(block)]
-    extremes = {"min": float(values.min()), "max": float(values.max())} if values.size else {"min": None, "max": None}
-    return {**extremes, "nonfinite": int(block.size - values.size)}
+def _statistics(shard: Encoded) -> dict[str, float | int | None]:
+    """What the manifest says of a variable: smallest and largest finite value, None without any, and how many are not."""
+    empty = shard.low > shard.high
+    return {
+        "min": None if empty else shard.low,
+        "max": None if empty else shard.high,
+        "nonfinite": shard.nonfinite,
+    }
 
 
 class ShardWriter:
-    """A thread that encodes and writes shard rows while the model computes the next ones.
+    """Encodes shard rows on all cores and writes them, two at a time, while the model computes the next ones.
 
-    `put` blocks when `depth` rows wait, so memory stays bounded. `check(shard, blocks)` is asked about rows with NaN or
-    infinity and refuses by raising; `on_write(bytes)` hears of every row on disk; `recycle(blocks)` gets the arrays back.
-    Any error of the thread (full disk, ...) is raised again by the next `put` or by leaving the `with` block; rows recorded
-    before it stay.
+    `put` blocks when `depth` rows are under way, so memory stays bounded. With `wait` it also returns only when its row
+    is encoded: a model that computes on the same cores would only get in the way. `check(shard, blocks)` is asked about
+    rows with NaN or infinity and refuses by raising; `on_write(bytes)` hears of every row on disk; `recycle(shard)` says
+    that a row's arrays are free again. Any error (full disk, ...) is raised again by the next `put` or by leaving the
+    `with` block; rows recorded before it stay.
     """
 
     def __init__(
         self,
         path: Path,
         template: Template,
-        depth: int = 2,
+        depth: int = DEPTH,
         check: Callable[[int, dict[str, np.ndarray]], None] | None = None,
         on_write: Callable[[int], None] | None = None,
-        recycle: Callable[[dict[str, np.ndarray]], None] | None = None,
+        recycle: Callable[[int], None] | None = None,
+        wait: bool = False,
     ):
-        self._path, self._template = path, template
+        self._path, self._template, self._wait = path, template, wait
         self._check, self._on_write, self._recycle = check, on_write, recycle
-        self._group = zarr.open_group(path, mode="r+", use_consolidated=False)
-        self._queue: queue.Queue[tuple[int, dict[str, np.ndarray]] | None] = queue.Queue(maxsize=depth)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="actlake-writer", daemon=True)
+        group = zarr.open_group(path, mode="r", use_consolidated=False)
+        self._grids = {name: grid_of(group, name) for name in template.sizes}
+        self._room = threading.Semaphore(depth)
+        self._rows = ThreadPoolExecutor(depth, thread_name_prefix="actlake-writer")
+        self._under_way: list[Future] = []
 
     def __enter__(self) -> "ShardWriter":
-        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        self._rows.shutdown(wait=True)
         if kind is None:
             self._raise()
 
     def put(self, shard: int, blocks: dict[str, np.ndarray]) -> None:
-        """Queue one shard row; the arrays belong to the writer until it recycles them."""
+        """Hand over one shard row (float32, int32, or uint16 for bfloat16 bits); they are the writer's until `recycle`."""
         self._raise()
-        self._queue.put((shard, blocks))
+        self._room.acquire()
+        encoded = threading.Event()
+        self._under_way.append(self._rows.submit(self._write, shard, blocks, encoded))
+        if self._wait:
+            encoded.wait()
 
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # keep draining, so that a blocked put wakes up and meets the error
-            try:
-                self._write(*item)
-            except BaseException as error:  # handed to the thread that called us
-                self._error = error
-
-    def _write(self, shard: int, blocks: dict[str, np.ndarray]) -> None:
-        statistics = {name: _statistics(block) for name, block in blocks.items()}
-        if self._check and any(found["nonfinite"] for found in statistics.values()):
-            self._check(shard, blocks)
-        with quiet_zarr():
-            files = write_shard(self._path, self._group, shard, self._template.shard_tokens, blocks)
-        write_json(shard_record(self._path, shard), {"shard": shard, "files": files, "statistics": statistics})
-        if self._on_write:
-            self._on_write(sum(entry["bytes"] for entry in files.values()))
-        if self._recycle:
-            self._recycle(blocks)
+    def _write(self, shard: int, blocks: dict[str, np.ndarray], encoded: threading.Event) -> None:
+        try:
+            row = encode_row(self._grids, blocks)
+            if self._check and any(variable.nonfinite for variable in row.values()):
+                self._check(shard, blocks)
+            if self._recycle:
+                self._recycle(shard)
+            del blocks
+            encoded.set()
+            files = write_row(self._path, shard, row)
+            statistics = {name: _statistics(variable) for name, variable in row.items()}
+            write_json(shard_record(self._path, shard), {"shard": shard, "files": files, "statistics": statistics})
+            if self._on_write:
+                self._on_write(sum(entry["bytes"] for entry in files.values()))
+        finally:
+            encoded.set()
+            self._room.release()
 
     def _raise(self) -> None:
-        if self._error is None:
+        failed = next((error for row in self._under_way if row.done() and (error := row.exception())), None)
+        self._under_way = [row for row in self._under_way if not row.done() or row.exception()]
+        if failed is None:
             return
-        if isinstance(self._error, OSError) and full_disk(self._error):
+        if isinstance(failed, OSError) and full_disk(failed):
+            self._rows.shutdown(wait=True)  # count when the other row has come to its end
             done = self._template.n_shards - len(missing_shards(self._path, self._template.n_shards))
             raise LakeError(
                 f"disk full while writing {self._path}: {done} of {self._template.n_shards} shards are safe; free some"
                 " space and run the same command again to go on from there"
-            ) from self._error
-        raise self._error
+            ) from failed
+        raise failed

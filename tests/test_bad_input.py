@@ -159,8 +159,10 @@ def test_unknown_dtype_and_site(lake, llama):
     assert "dtype 'float8': expected auto, float32" in refused(
         lake.root, lambda: tiny.capture(lake.root, llama, tiny.BARE, dtype="float8")
     )
-    profile = replace(tiny.FULL, sites=("resid", "attn_out"))
-    with pytest.raises(LakeError, match="site 'attn_out' can't be captured by this version; it knows resid, mlp_out"):
+    profile = replace(tiny.FULL, sites=("resid", "attn_entropy"))
+    with pytest.raises(
+        LakeError, match="site .attn_entropy. can.t be captured by this version; it knows resid, mlp_out, attn_out"
+    ):
         tiny.capture(lake.root, llama, tiny.BARE, profile=profile)
     assert list_captures(lake).empty
 
@@ -276,9 +278,9 @@ def interrupted(tmp_path, llama, monkeypatch) -> Layout:
         written.append(args)
         return original(*args)
 
-    original = writer.write_shard
+    original = writer.write_row
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_shard", write)
+        patch.setattr(writer, "write_row", write)
         with pytest.raises(Stop):
             tiny.capture(tmp_path / "lake", llama, tiny.BARE, variants=("pt",))
     return Layout.open(tmp_path / "lake")
@@ -343,17 +345,18 @@ def test_full_disk_at_any_moment(tmp_path, llama, monkeypatch):
 def test_full_disk_counts_the_safe_shards(tmp_path, llama, monkeypatch):
     from actlake.store import writer
 
-    sync, calls = writer.sync_file, []
+    write = writer.write_row
 
-    def full(path):
-        calls.append(path)
-        if len(calls) == 14:  # five variables a row: in the third row
+    def full(path, shard, row):
+        if shard >= 2:
             raise OSError(28, "No space left on device")
-        sync(path)
+        return write(path, shard, row)
 
-    monkeypatch.setattr(writer, "sync_file", full)
-    with pytest.raises(LakeError, match=r"disk full while writing .*: 2 of 5 shards are safe"):
+    monkeypatch.setattr(writer, "write_row", full)
+    with pytest.raises(LakeError, match=r"disk full while writing .*: \d of 5 shards are safe") as caught:
         tiny.capture(tmp_path / "lake", llama, tiny.BARE, variants=("pt",))
+    safe = list((tmp_path / "lake").glob("captures/*/*/*/.progress/shard-*.json"))
+    assert f": {len(safe)} of 5 shards are safe" in str(caught.value) and len(safe) < 5
 
 
 def test_disk_that_can_not_hold_the_capture_is_refused_before(lake, llama, monkeypatch):

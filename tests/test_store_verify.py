@@ -11,7 +11,7 @@ import tiny
 import torch
 import zarr
 from actlake.capture.model import load_model
-from actlake.capture.run import reforward
+from actlake.capture.again import reforward
 from actlake.store.captures import Capture, find_capture, open_capture
 from actlake.store.errors import CorruptError, LakeError
 from actlake.store.files import hash_file, hash_json

@@ -1,0 +1,91 @@
+"""Running prompts of a capture once more: what batching changes, and whether what is stored comes out again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..store.captures import Capture
+from ..store.errors import LakeError
+from ..store.layout import Layout
+from ..store.progress import bar
+from ..store.schema import SITES
+from ..store.streams import Stream, read_stream
+from .hooks import Batch, forward, pad_id
+from .model import Model
+from .plan import batch_plan
+
+NOISE_PROMPTS = 2
+
+
+def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
+    """Largest difference between the stored values and the first prompts run alone, unpadded: what batching changes."""
+    stored = Capture(path, allow_unsealed=True)
+    sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored.group}
+    boundaries = stored.array("boundary")[:].tolist()
+    worst = dict.fromkeys(sizes, 0.0)
+    for prompt in range(min(NOISE_PROMPTS, len(stream.starts))):
+        batch = Batch([stream.tokens[prompt]], pad_id(model.tokenizer), model.device)
+        for name, block in forward(model, batch, sizes, boundaries).items():
+            worst[name] = max(worst[name], _worst(stored, stream, name, prompt, block))
+    return {"prompts": NOISE_PROMPTS, "max_abs": worst}
+
+
+def _worst(stored: Capture, stream: Stream, name: str, prompt: int, block: np.ndarray) -> float:
+    """Largest difference between a prompt's stored values and `block`."""
+    kept = stored.array(name)[int(stream.offset[prompt]) : int(stream.offset[prompt + 1])]
+    return float(np.nanmax(np.abs(kept - block), initial=0.0))
+
+
+@dataclass(frozen=True)
+class Reforward:
+    """Outcome of running prompts again: largest absolute difference per variable, and what is allowed."""
+
+    prompts: int
+    exact: bool
+    worst: dict[str, float]
+    allowed: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing differs by more than allowed."""
+        return all(value <= self.allowed[name] for name, value in self.worst.items())
+
+
+def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward:
+    """Run `count` prompts of a sealed capture again, in the batches of its recorded plan, and compare with what is stored.
+
+    On the machine and versions of the capture the difference is zero. Elsewhere it may reach the recorded noise floor;
+    four times that, or 1e-5 of the largest value in float32, is allowed. Raises LakeError for another checkpoint.
+    """
+    stored = Capture(path)
+    manifest = stored.manifest
+    if manifest["provenance"]["model_sha256"] != model.record["sha256"]:
+        raise LakeError(
+            f"{path}: was captured from another checkpoint or dtype than {model.name} is now; nothing to compare"
+        )
+    stream = read_stream(layout, manifest["stream"])
+    plan = batch_plan(np.diff(stream.offset).tolist(), manifest["provenance"]["batch"])
+    wanted = set(np.linspace(0, len(stream.starts) - 1, min(count, len(stream.starts))).astype(int).tolist())
+    sizes = {name: tuple(size) for name, size in manifest["sizes"].items()}
+    compared = [name for name in sizes if name in SITES or name in ("logits", "logsumexp")]
+    worst = dict.fromkeys(compared, 0.0)
+    with bar(f"reforward {model.name}", len(wanted), "prompts") as progress:
+        for indices in (batch for batch in plan if wanted & set(batch)):
+            batch = Batch([stream.tokens[i] for i in indices], pad_id(model.tokenizer), model.device)
+            arrays = forward(model, batch, sizes, manifest["boundaries"])
+            edges = np.concatenate([[0], np.cumsum(batch.lengths)])
+            for place, prompt in enumerate(indices):
+                if prompt in wanted:
+                    for name in compared:
+                        block = arrays[name][edges[place] : edges[place + 1]]
+                        worst[name] = max(worst[name], _worst(stored, stream, name, prompt, block))
+                    progress.advance(1)
+    floor = manifest.get("noise_floor", {}).get("max_abs", {})
+    scale = {
+        name: max(abs(manifest["variables"][name]["min"]), abs(manifest["variables"][name]["max"])) for name in compared
+    }
+    eps = 2.0**-6 if model.record["dtype"] != "float32" else 1e-5
+    allowed = {name: max(4 * floor.get(name, 0.0), eps * scale[name]) for name in compared}
+    return Reforward(len(wanted), not any(worst.values()), worst, allowed)

@@ -1,0 +1,275 @@
+"""Shards of a Zarr v3 array, encoded and decoded on all cores: the same files that zarr reads, without its event loop.
+
+A shard file is its encoded chunks one after the other, layer by layer, then the index that the Zarr specification
+(codec `sharding_indexed`) asks for. zarr-python reads and writes it too, several times slower (benchmarks/store.py).
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise, product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numcodecs import Blosc
+from zarr.codecs import ShardingCodec
+
+from .errors import CorruptError
+
+ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
+CHECKSUM = 4  # bytes of a CRC-32C
+_scratch = threading.local()
+
+
+@cache
+def workers() -> ThreadPoolExecutor:
+    """The threads that encode and decode chunks, one per core; Blosc, hashes and disk reads leave Python's lock alone."""
+    return ThreadPoolExecutor(cores())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not survive a fork
+
+
+def pad(block: np.ndarray, rows: int, fill: float) -> np.ndarray:
+    """`block` [n, ...] as a contiguous array of `rows` rows in this thread's scratch memory, the rest `fill`.
+
+    A uint16 block holds the bits of bfloat16 and comes out as the float32 that widens them exactly.
+    """
+    bits = block.dtype == np.uint16
+    dtype = np.dtype(np.float32) if bits or block.dtype.kind == "f" else block.dtype
+    out = _room(rows * prod(block.shape[1:]) * dtype.itemsize).view(dtype).reshape(rows, *block.shape[1:])
+    if bits:
+        words = out[: len(block)].view(np.uint32)
+        words[...] = block
+        np.left_shift(words, 16, out=words)
+    else:
+        out[: len(block)] = block
+    out[len(block) :] = fill
+    return out
+
+
+def widen(block: np.ndarray) -> np.ndarray:
+    """A block with uint16 bits of bfloat16 turned into float32, any other as it is."""
+    return (block.astype(np.uint32) << 16).view(np.float32) if block.dtype == np.uint16 else block
+
+
+def _room(size: int) -> np.ndarray:
+    """Bytes that this thread may use until it asks again; touching new memory costs as much as widening a chunk."""
+    held = getattr(_scratch, "bytes", None)
+    if held is None or len(held) < size:
+        held = _scratch.bytes = np.empty(size, dtype=np.uint8)
+    return held[:size]
+
+
+def statistics(values: np.ndarray) -> tuple[float, float, int]:
+    """Smallest and largest finite value (inf, -inf without any) and how many are not finite."""
+    low, high = float(values.min()), float(values.max())
+    if np.isfinite(low) and np.isfinite(high):
+        return low, high, 0
+    finite = np.isfinite(values)
+    return (
+        float(values.min(where=finite, initial=np.inf)),
+        float(values.max(where=finite, initial=-np.inf)),
+        int(values.size - np.count_nonzero(finite)),
+    )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One shard in memory: its bytes in pieces, and the smallest, largest and number of non-finite values."""
+
+    pieces: list[bytes]
+    low: float
+    high: float
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How one array is cut: shape, tokens a shard holds, the chunk (C, 1, d), dtype, fill value and Blosc settings."""
+
+    shape: tuple[int, ...]
+    shard: int
+    chunk: tuple[int, ...]
+    dtype: np.dtype
+    fill: float
+    codec: Blosc
+
+    @classmethod
+    def of(cls, array: zarr.Array) -> "Grid | None":
+        """The grid of an array that has the codecs of docs/FORMAT.md, else None: then zarr itself must read it."""
+        codecs = getattr(array.metadata, "codecs", ())
+        if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
+            return None
+        outer: dict[str, Any] = codecs[0].to_dict()["configuration"]  # type: ignore[assignment]
+        names = [codec["name"] for codec in (*outer["codecs"], *outer["index_codecs"])]
+        if names != ["bytes", "blosc", "crc32c", "bytes", "crc32c"] or outer["index_location"] != "end":
+            return None
+        blosc = outer["codecs"][1]["configuration"]
+        shards = array.shards or ()
+        if any(shard != size for shard, size in zip(shards[1:], array.shape[1:], strict=True)):
+            return None
+        shuffle = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+        return cls(
+            array.shape,
+            shards[0],
+            tuple(outer["chunk_shape"]),
+            np.dtype(array.dtype),
+            np.asarray(array.fill_value).item(),
+            Blosc(
+                blosc["cname"],
+                blosc["clevel"],
+                shuffle[blosc["shuffle"]],
+                blosc["blocksize"],
+                typesize=blosc["typesize"],
+            ),
+        )
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Chunks of a whole shard along each axis."""
+        return (
+            self.shard // self.chunk[0],
+            *(-(-n // c) for n, c in zip(self.shape[1:], self.chunk[1:], strict=True)),
+        )
+
+    def encode(self, block: np.ndarray) -> Encoded:
+        """Encode the tokens of one shard [n, ...], n at most a shard's; see `pad` for uint16."""
+        tokens, others = self.counts[0], self.counts[1:]
+        index = np.full((tokens, *others, 2), ABSENT, dtype="<u8")
+        # Layer by layer in the file: reading one layer of many tokens is one stretch of the disk.
+        spots = [(i, *rest) for rest in product(*map(range, others)) for i in range(-(-len(block) // self.chunk[0]))]
+        done = list(workers().map(lambda spot: self._encode(block, spot), spots))
+        place = 0
+        for spot, (piece, *_) in zip(spots, done, strict=True):
+            index[spot] = place, len(piece)
+            place += len(piece)
+        table = index.tobytes()
+        return Encoded(
+            [piece for piece, *_ in done] + [table + _crc(table)],
+            min(low for _, low, _, _ in done),
+            max(high for _, _, high, _ in done),
+            sum(count for *_, count in done),
+        )
+
+    def _encode(self, block: np.ndarray, spot: tuple[int, ...]) -> tuple[bytes, float, float, int]:
+        where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(spot, self.chunk, strict=True))
+        part = block[where]
+        # One layer of a layer-major block is contiguous once its axis of length 1 is out of the way.
+        chunk = pad(part.reshape(len(part), -1), self.chunk[0], self.fill)
+        data = self.codec.encode(chunk)
+        return bytes(data) + _crc(data), *statistics(chunk[: len(part)])
+
+    def read(self, file_of: Callable[[int], Path], box: tuple[slice, ...], whole: bool) -> np.ndarray:
+        """The values of a box (a slice of step 1 per axis, within the shape), chunks decoded in parallel.
+
+        `whole` says that every shard must be there; without it, what is missing reads as the fill value. Raises
+        CorruptError with the file's name for a missing, torn or damaged shard. Sites lie layer by layer in the result's
+        memory, so that chunks are decoded in place.
+        """
+        shape = [axis.stop - axis.start for axis in box]
+        out = (
+            np.empty(shape[1:2] + shape[:1] + shape[2:], self.dtype) if len(shape) == 3 else np.empty(shape, self.dtype)
+        )
+        out = out.swapaxes(0, 1) if len(shape) == 3 else out
+        if not out.size:
+            return out
+        layers = [range(axis.start // c, -(-axis.stop // c)) for axis, c in zip(box[1:], self.chunk[1:], strict=True)]
+        shards = range(box[0].start // self.shard, -(-box[0].stop // self.shard))
+        jobs = [(shard, rest) for shard in shards for rest in product(*layers)]
+
+        def job(item: tuple[int, tuple[int, ...]]) -> None:
+            shard, rest = item
+            file = file_of(shard)
+            try:
+                self._read(file, shard, rest, box, out, whole)
+            except (OSError, ValueError, RuntimeError, EOFError, TypeError) as error:
+                lost = isinstance(error, FileNotFoundError)
+                what = "missing" if lost else f"stored bytes are damaged ({str(error).splitlines()[0]})"
+                raise CorruptError(f"{file}: {what}; restore the file or capture again") from error
+
+        if len(jobs) == 1:
+            job(jobs[0])
+        else:
+            for _ in workers().map(job, jobs):
+                pass
+        return out
+
+    def _read(
+        self, file: Path, shard: int, rest: tuple[int, ...], box: tuple[slice, ...], out: np.ndarray, whole: bool
+    ) -> None:
+        """Decode all chunks of one shard at `rest` (its layer) that the box touches."""
+        first = max(box[0].start - shard * self.shard, 0)
+        last = min(box[0].stop - shard * self.shard, self.shard)
+        spots = [(i, *rest) for i in range(first // self.chunk[0], -(-last // self.chunk[0]))]
+        if not whole and not file.exists():
+            pieces: list[np.ndarray | None] = [None] * len(spots)
+        else:
+            pieces = self._pieces(file, spots)
+        for spot, piece in zip(spots, pieces, strict=True):
+            corner = [i * c for i, c in zip(spot, self.chunk, strict=True)]
+            corner[0] += shard * self.shard
+            low = [max(axis.start, start) for axis, start in zip(box, corner, strict=True)]
+            high = [min(axis.stop, start + c) for axis, start, c in zip(box, corner, self.chunk, strict=True)]
+            target = out[
+                tuple(slice(a - axis.start, b - axis.start) for a, b, axis in zip(low, high, box, strict=True))
+            ]
+            if piece is None:
+                if whole:
+                    raise ValueError("a chunk is absent")
+                target[...] = self.fill
+            elif target.shape == self.chunk and target.flags.c_contiguous:
+                self._decode(piece, target)
+            else:
+                size = prod(self.chunk) * self.dtype.itemsize
+                values = _room(size).view(self.dtype).reshape(self.chunk)
+                self._decode(piece, values)
+                target[...] = values[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, corner, strict=True))]
+
+    def _pieces(self, file: Path, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
+        """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
+        size = prod(self.counts) * 16
+        with open(file, "rb", buffering=0) as stream:
+
+            def read(start: int, stop: int) -> np.ndarray:
+                return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
+
+            end = os.fstat(stream.fileno()).st_size
+            table = read(max(end - size - CHECKSUM, 0), end)
+            if len(table) != size + CHECKSUM or not _sound(table):
+                raise ValueError("its index does not match its checksum")
+            index = table[:size].view("<u8").reshape(*self.counts, 2)
+            places = [(start, start + count) for start, count in (index[spot].tolist() for spot in spots)]
+            there = [place for place in places if place[0] != ABSENT]
+            together = all(a[1] == b[0] for a, b in pairwise(there))  # else written by zarr, in an order of its own
+            if together and len(there) == len(places):
+                data, first = read(places[0][0], places[-1][1]), places[0][0]
+                return [data[start - first : stop - first] for start, stop in places]
+            return [None if place[0] == ABSENT else read(*place) for place in places]
+
+    def _decode(self, piece: np.ndarray, target: np.ndarray) -> None:
+        if not _sound(piece):
+            raise ValueError("a chunk does not match its checksum")
+        self.codec.decode(piece[:-CHECKSUM], out=target)
+
+
+def _crc(data: Any) -> bytes:
+    """CRC-32C of bytes or an uint8 array, as Zarr stores it."""
+    return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
+
+
+def _sound(piece: np.ndarray) -> bool:
+    """True when bytes match the checksum at their end."""
+    return len(piece) > CHECKSUM and _crc(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()
