@@ -116,7 +116,7 @@ def gather(model: Model, sink: Sink, kept: dict[str, dict[int, int]]) -> Iterato
     def on_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         sink.padded("resid", kept["resid"][0], args[0] if args else kwargs["hidden_states"])
 
-    modules = {"resid": model.parts.blocks, "mlp_out": model.parts.mlps, "attn_out": getattr(model.parts, "attns", [])}
+    modules = {"resid": model.parts.blocks, "mlp_out": model.parts.mlps, "attn_out": model.parts.attns}
     handles = []
     try:
         for name, places in kept.items():

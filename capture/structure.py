@@ -27,6 +27,7 @@ class Structure:
 
     blocks: list[nn.Module]
     mlps: list[nn.Module]
+    attns: list[nn.Module]
     post_norms: list[nn.Module]
     norm: nn.Module
     unembed: nn.Module
@@ -103,7 +104,7 @@ def discover(hf: Any) -> tuple[Structure, Head]:
                 f"{type(hf).__name__}: NaN or infinity around block {index} in a short forward of random tokens; are the"
                 " weights damaged, or is the dtype too narrow?"
             )
-    mlps, post_norms, parallel = [], [], False
+    mlps, attns, post_norms, parallel = [], [], [], False
     for index, block in enumerate(blocks):
         heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
         attention = _only(
@@ -117,6 +118,7 @@ def discover(hf: Any) -> tuple[Structure, Head]:
         total = start + trace.branch(block, attention)[0] + added
         _check(total, end, hf, f"block {index} adds something besides its attention and MLP outputs")
         mlps.append(mlp)
+        attns.append(attention)
         post_norms += [norm] if norm is not None else []
         parallel = parallel or _reads_block_input(trace, block, mlp)
     if post_norms and len(post_norms) != len(blocks):
@@ -134,7 +136,7 @@ def discover(hf: Any) -> tuple[Structure, Head]:
     head = _head(hf, norm, unembed, last[0])
     logits = head.logits(last[0].float().cpu())
     _check(logits, trace.logits.cpu(), hf, "head(resid[:, L]) is not the model's logits")
-    return Structure(blocks, mlps, post_norms, norm, unembed, parallel), head
+    return Structure(blocks, mlps, attns, post_norms, norm, unembed, parallel), head
 
 
 def _reads_block_input(trace: _Trace, block: nn.Module, mlp: nn.Module) -> bool:
