@@ -115,15 +115,26 @@ def capture(
         bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")
     ] = False,
     allow_nonfinite: Annotated[bool, typer.Option(help="Store NaN and infinity instead of stopping.")] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help="This process's number among --world, from 0. [default: torchrun's or Slurm's variables, if set]"
+        ),
+    ] = None,
+    world: Annotated[int | None, typer.Option(help="Processes that share the capture.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read models on token streams into the lake; what a stream needs (continuations, say) is made first.
 
     Interrupted? Run the same command again: it goes on where it stopped and seals the same bytes.
+
+    Several GPUs or machines: start the command once for each with --rank R --world N, or under torchrun or srun. Ranks write
+    disjoint shard rows and never talk; the last to finish seals, or `actlake seal` does.
     """
     from dataclasses import replace
 
     from .capture.pair import Options, capture_pair, find_prompts
+    from .capture.ranks import Rank
 
     if variant not in (None, "pt", "it"):
         raise LakeError(f"variant {variant!r}: expected pt or it")
@@ -131,6 +142,7 @@ def capture(
     specs = [known.stream(name) for name in stream or ["native"]]
     if max_new_tokens is not None:
         specs = [replace(spec, max_new_tokens=max_new_tokens) for spec in specs]
+    place = Rank.find(rank, world)
     with writing(known.lakes.get(lake, lake)) as layout:
         results = capture_pair(
             layout,
@@ -139,18 +151,45 @@ def capture(
             find_prompts(known, layout, prompts or ("pocket" if pair == "pocket" else "core"), limit),
             known.profile(profile),
             [variant] if variant else ("pt", "it"),
-            Options(device, dtype, batch, double_bos, allow_nonfinite),
+            Options(place.device(device), dtype, batch, double_bos, allow_nonfinite, place),
         )
     rows = [
-        {"path": str(r.path), "reused": r.reused, "tokens": r.tokens, "bytes": r.bytes, "seconds": round(r.seconds, 2)}
+        {
+            "path": str(r.path),
+            "sealed": r.sealed,
+            "reused": r.reused,
+            "tokens": r.tokens,
+            "bytes": r.bytes,
+            "seconds": round(r.seconds, 2),
+        }
         for r in results
     ]
     if as_json:
         return _json(rows)
     for row, result in zip(rows, results, strict=True):
         state = "was there already" if result.reused else f"sealed in {result.seconds:.1f} s"
+        if not result.sealed:
+            state = f"{place}'s rows written in {result.seconds:.1f} s; other ranks' are missing"
+        size = f", {human_bytes(result.bytes)}" if result.bytes else ""
         out.print(
-            f"{row['path']}: {result.tokens:,} tokens, {human_bytes(result.bytes)}, {state}",
+            f"{row['path']}: {result.tokens:,} tokens{size}, {state}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def seal(
+    capture: Annotated[str | None, typer.Argument(help=CAPTURE + " Every unsealed one when left out.")] = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+) -> None:
+    """Seal captures whose ranks have all come to their end; says which rows are missing where one has not."""
+    from .capture.again import seal_captures
+
+    for path, manifest in seal_captures(_layout(lake, catalog)[0], capture):
+        out.print(
+            f"{path}: sealed, {manifest['n_tokens']:,} tokens, {human_bytes(manifest['bytes'])}",
             highlight=False,
             soft_wrap=True,
         )

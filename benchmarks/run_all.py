@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from measure import HEADER, Row
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
-NAMES = ("lens", "store", "capture", "tables")
+NAMES = ("lens", "store", "capture", "tables", "peers")
+EXTRAS = {"peers": ("nnsight", "transformer_lens")}  # benchmark -> packages that `pip install -e '.[NAME]'` brings
 NOTES = "<!-- notes: everything below this line is kept by run_all.py -->"
 REST = 20  # seconds before each benchmark, so that the load of the last one is forgotten
 
@@ -26,9 +28,16 @@ def run_one(name: str, folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_bytes()) if done.returncode == 0 and file.exists() else None
 
 
+def missing(name: str) -> bool:
+    """True when a benchmark needs packages that are not installed."""
+    return any(find_spec(package) is None for package in EXTRAS.get(name, ()))
+
+
 def section(name: str, record: dict[str, Any] | None) -> list[str]:
     """Markdown of one benchmark: its table, remarks on rows, and how busy the machine was."""
     lines = [f"## {name}", "", f"`python benchmarks/{name}.py`", ""]
+    if missing(name):
+        return [*lines, f"Not run: needs `pip install -e '.[{name}]'`.", ""]
     if record is None:
         return [*lines, "Failed; see the output of the run.", ""]
     rows = [Row(**{key: row[key] for key in Row.__dataclass_fields__}) for row in record["rows"]]
@@ -71,13 +80,17 @@ def main() -> int:
     records: dict[str, dict[str, Any] | None] = {}
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
         for name in NAMES:
+            if missing(name):
+                print(f"\n{name}: not run, needs pip install -e '.[{name}]'")
+                records[name] = None
+                continue
             time.sleep(REST)
             records[name] = run_one(name, Path(folder))
     RESULTS.write_text(page(records, notes(RESULTS)))
     missed = [
         f"{name}: {row['what']}" for name, r in records.items() if r for row in r["rows"] if row["verdict"] == "missed"
     ]
-    broken = [name for name, record in records.items() if record is None]
+    broken = [name for name, record in records.items() if record is None and not missing(name)]
     print(f"\nwrote {RESULTS}; {len(missed)} targets missed{''.join(f'{chr(10)}  {line}' for line in missed)}")
     if broken:
         print(f"failed: {', '.join(broken)}", file=sys.stderr)

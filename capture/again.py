@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from ..store.captures import Capture
+from ..store.captures import Capture, find_capture, list_captures, split_capture
 from ..store.errors import LakeError
+from ..store.files import read_json
 from ..store.layout import Layout
+from ..store.manifest import missing_rows, read_manifest, seal
 from ..store.progress import bar
 from ..store.schema import SITES
 from ..store.streams import Stream, read_stream
+from ..store.writer import PROGRESS, TEMPLATE
 from .hooks import Batch, forward, pad_id
 from .model import Model
 from .plan import batch_plan
+from .ranks import Rank
 
 NOISE_PROMPTS = 2
+NOISE = "noise.json"  # in the progress folder: measured by the first rank that finds the rows of these prompts
 
 
 def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
@@ -30,6 +35,51 @@ def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
         for name, block in forward(model, batch, sizes, boundaries).items():
             worst[name] = max(worst[name], _worst(stored, stream, name, prompt, block))
     return {"prompts": NOISE_PROMPTS, "max_abs": worst}
+
+
+def rows_of_noise(path: Path, stream: Stream) -> set[int]:
+    """Shard rows that hold the prompts of the noise floor."""
+    tokens = read_json(path / PROGRESS / TEMPLATE)["shard_tokens"]
+    last = int(stream.offset[min(NOISE_PROMPTS, len(stream.starts))])
+    return set(range(-(-last // tokens)))
+
+
+def seal_with_noise(path: Path) -> dict[str, Any]:
+    """Seal a complete capture; LakeError when no rank came to measuring the noise floor."""
+    noise = path / PROGRESS / NOISE
+    if not noise.exists() and not read_manifest(path):
+        raise LakeError(
+            f"{path}: all rows are there, the noise floor is not; run any rank again, it measures it and seals"
+        )
+    return seal(path, {"noise_floor": read_json(noise)} if noise.exists() else {})
+
+
+def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """Seal one capture ('PAIR/VARIANT/STREAM') or all that are not, and return their manifests.
+
+    Raises LakeError that says which rank's rows are missing.
+    """
+    if name:
+        paths = [find_capture(layout, *split_capture(name))]
+    else:
+        paths = [Path(row.path) for row in list_captures(layout).itertuples() if not row.sealed]
+    if not paths:
+        raise LakeError(f"{layout.root}: no unsealed capture here; `actlake ls` shows what the lake has")
+    for path in paths:
+        if not read_manifest(path):
+            _check_whole(path)
+    return [(path, read_manifest(path) or seal_with_noise(path)) for path in paths]
+
+
+def _check_whole(path: Path) -> None:
+    missing, count = missing_rows(path)
+    world = read_json(path / PROGRESS / TEMPLATE)["world"]
+    lacking = [rank for rank in range(world) if set(Rank(rank, world).rows(count)) & set(missing)]
+    if lacking:
+        raise LakeError(
+            f"{path}: {len(missing)} of {count} shard rows are missing, those of rank {', '.join(map(str, lacking))} of"
+            f" {world}: run the same `actlake capture` command with --rank {lacking[0]} --world {world} again"
+        )
 
 
 def _worst(stored: Capture, stream: Stream, name: str, prompt: int, block: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from ..store.files import write_atomic
 from .hooks import pad_id
 from .model import Model
 from .plan import batch_plan
+from .ranks import ALONE, Rank
 
 
 def greedy(
@@ -21,17 +22,21 @@ def greedy(
     parts: Path,
     batch: int,
     progress: Callable[[int], None] | None = None,
+    rank: Rank = ALONE,
 ) -> list[list[int]]:
     """Greedy continuation of each prompt: up to and including the first stop token, at most `max_new_tokens`.
 
-    Finished batches lie in the folder `parts` and are not computed again. `progress` is called with prompts done.
+    Finished batches lie in the folder `parts` and are not computed again, whichever rank computed them; each rank begins
+    at a place of its own. `progress` is called with prompts done.
     """
     found: dict[int, list[int]] = {}
-    for number, indices in enumerate(batch_plan([len(row) for row in prompts], batch)):
+    plan = list(enumerate(batch_plan([len(row) for row in prompts], batch)))
+    first = rank.rows(len(plan)).start
+    for number, indices in plan[first:] + plan[:first]:
         part = parts / f"batch-{number:06d}.json"
-        if part.exists():
+        try:
             rows = json.loads(part.read_bytes())
-        else:
+        except FileNotFoundError:  # or another rank has made the stream and taken the parts away: the same once more
             rows = _batch(model, [prompts[i] for i in indices], max_new_tokens, stops)
             write_atomic(part, json.dumps(rows).encode())
         found |= dict(zip(indices, rows, strict=True))

@@ -16,6 +16,7 @@ from ..store.models import check_same_model
 from .model import Model, identify, load_model, load_tokenizer, source
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
+from .ranks import ALONE, Rank
 from .run import Result, capture, find_sealed
 from .streams import Source, ensure_stream
 from .tokens import check_same_tokenizer
@@ -23,7 +24,7 @@ from .tokens import check_same_tokenizer
 
 @dataclass(frozen=True)
 class Options:
-    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed.
+    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed, the rank of this process.
 
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
     """
@@ -33,6 +34,7 @@ class Options:
     batch: int = BATCH
     double_bos: bool = False
     allow_nonfinite: bool = False
+    rank: Rank = ALONE
 
 
 class _Loader:
@@ -100,7 +102,9 @@ def capture_pair(
         done: set[str] = set()
         for spec in streams:
             with explain_full_disk(f"capturing {pair.name}/{variant} into {layout.root}"):
-                name, _ = ensure_stream(layout, sources, variant, spec, prompts, options.double_bos, options.batch)
+                name, _ = ensure_stream(
+                    layout, sources, variant, spec, prompts, options.double_bos, options.batch, options.rank
+                )
                 if name not in done:
                     results.append(_one(layout, pair.model(variant), sources[variant], name, profile, options))
             done.add(name)
@@ -119,8 +123,8 @@ def _one(
     sealed = find_sealed(layout, spec.pair, spec.variant, stream, source.identity, profile)
     if sealed:
         manifest: dict[str, Any] = read_manifest(sealed) or {}
-        return Result(sealed, True, manifest["n_tokens"], manifest["bytes"], 0.0)
-    return capture(layout, source.load(), stream, profile, options.batch, options.allow_nonfinite)
+        return Result(sealed, True, True, manifest["n_tokens"], manifest["bytes"], 0.0)
+    return capture(layout, source.load(), stream, profile, options.batch, options.allow_nonfinite, options.rank)
 
 
 def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:

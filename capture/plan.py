@@ -1,10 +1,12 @@
 """What a capture will do before it does it: the fixed batch plan, sizes and memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..store.errors import LakeError
 from ..store.files import free_bytes, human_bytes
@@ -108,3 +110,18 @@ def check_disk(size: Estimate, missing: int, path: Path) -> None:
             f"{path}: the capture needs about {human_bytes(needed)}, {human_bytes(free)} are free: use another lake,"
             " a smaller --limit, or fewer sites"
         )
+
+
+@contextmanager
+def explain_memory(what: str, batch: int) -> Iterator[None]:
+    """Turn running out of memory inside the block into a LakeError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own kind is a RuntimeError, on a CPU a plain one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise LakeError(
+            f"out of memory while {what} in batches of {batch} prompts; what is written stays. --batch {max(1, batch // 2)} needs"
+            " less, but makes another plan, so delete the unfinished capture first; --device-map auto or a device with more"
+            " memory keeps the plan"
+        ) from error

@@ -13,27 +13,30 @@ import transformers
 
 from ..store.catalog import ProfileSpec
 from ..store.errors import LakeError
-from ..store.files import human_bytes
+from ..store.files import human_bytes, write_json
 from ..store.layout import Layout
-from ..store.manifest import read_manifest, seal
+from ..store.manifest import missing_rows, read_manifest
 from ..store.models import write_model
 from ..store.progress import ERRORS, bar
 from ..store.shards import widen
 from ..store.streams import Stream, read_stream
 from ..store.version import __version__
 from ..store.writer import PROGRESS, ShardWriter, Template, create_capture, missing_shards
-from .again import noise_floor
+from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
 from .hooks import Batch, forward, pad_id, read
 from .model import Model, head_arrays
-from .plan import BATCH, WINDOW, batch_plan, capture_sizes, check_disk, estimate
+from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory
+from .ranks import ALONE, Rank
 from .rows import Rows
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a capture run did: where it lies, whether it was there already, tokens, bytes on disk, seconds."""
+    """What a run did: where the capture lies, whether it is sealed (else other ranks' rows lack) and was so before, tokens,
+    bytes on disk, seconds."""
 
     path: Path
+    sealed: bool
     reused: bool
     tokens: int
     bytes: int
@@ -96,12 +99,19 @@ def find_sealed(
 
 
 def capture(
-    layout: Layout, model: Model, name: str, profile: ProfileSpec, batch: int = BATCH, allow_nonfinite: bool = False
+    layout: Layout,
+    model: Model,
+    name: str,
+    profile: ProfileSpec,
+    batch: int = BATCH,
+    allow_nonfinite: bool = False,
+    rank: Rank = ALONE,
 ) -> Result:
     """Read one model on one stream into the lake and seal the capture; an interrupted one goes on where it stopped.
 
-    Prints sizes before it starts. Raises LakeError when the disk can't hold it, when it fills up on the way, and for
-    NaN or infinity in an activation (with model, layer, prompt and token) unless allowed.
+    Prints sizes before it starts. A rank writes its own shard rows, and the one that finds all rows there seals. Raises
+    LakeError when the disk can't hold it, when it or the memory fills up on the way, and for NaN or infinity in an
+    activation (with model, layer, prompt and token) unless allowed.
     """
     started = time.perf_counter()
     stream = read_stream(layout, name)
@@ -109,19 +119,46 @@ def capture(
     path = layout.capture(model.spec.pair, model.spec.variant, stream.name)
     plan = batch_plan(np.diff(stream.offset).tolist(), batch)
     size = estimate(template, plan)
-    check_disk(size, len(missing_shards(path, template.n_shards)), layout.root)
+    rows = rank.rows(template.n_shards)
+    check_disk(size, len(missing_shards(path, template.n_shards) if rank.world == 1 else rows), layout.root)
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
-    create_capture(path, template)
-    todo = missing_shards(path, template.n_shards)
-    rate = _rate(model, stream, plan)
+    create_capture(path, template, rank.world)
+    with rank.alone(path):
+        todo = [shard for shard in missing_shards(path, template.n_shards) if shard in rows]
+        _announce(model, name, template, plan, size, rank, len(todo))
+        with explain_memory(f"capturing {model.name}", batch):
+            fill(model, template, path, plan, todo, allow_nonfinite)
+            manifest = _seal_if_whole(model, path, stream)
+    seconds = time.perf_counter() - started
+    if not manifest:
+        return Result(path, False, False, stream.n_tokens * len(rows) // template.n_shards, 0, seconds)
+    return Result(path, True, False, stream.n_tokens, manifest["bytes"], seconds)
+
+
+def _announce(
+    model: Model, name: str, template: Template, plan: list[list[int]], size: Estimate, rank: Rank, todo: int
+) -> None:
+    """Say what will be done, how large it gets and how long it takes, before it starts."""
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
-    done = f"; {template.n_shards - len(todo)} shard rows are there already" if len(todo) < template.n_shards else ""
-    ERRORS.print(
-        f"capture {model.name} on {name}: {size.line(rate)} + {human_bytes(weights)} weights{done}", highlight=False
-    )
-    fill(model, template, path, plan, todo, allow_nonfinite)
-    manifest = seal(path, template, {"noise_floor": noise_floor(model, path, stream)})
-    return Result(path, False, stream.n_tokens, manifest["bytes"], time.perf_counter() - started)
+    share = len(rank.rows(template.n_shards))
+    parts = [f"capture {model.name} on {name}: {size.line(_rate(model, template.stream, plan))}"]
+    parts.append(f" + {human_bytes(weights)} weights")
+    if rank.world > 1:
+        parts.append(f"; {rank} (by {rank.said}) owns {share} of {template.n_shards} shard rows")
+    if todo < share:
+        parts.append(f"; {share - todo} shard rows are there already")
+    ERRORS.print("".join(parts), highlight=False)
+
+
+def _seal_if_whole(model: Model, path: Path, stream: Stream) -> dict[str, Any] | None:
+    """Measure the noise floor once its prompts are there, and seal when every row is; None while other ranks' rows lack."""
+    if manifest := read_manifest(path):  # another rank was faster
+        return manifest
+    missing, _ = missing_rows(path)
+    noise = path / PROGRESS / NOISE
+    if not noise.exists() and not set(missing) & rows_of_noise(path, stream):
+        write_json(noise, noise_floor(model, path, stream))
+    return seal_with_noise(path) if not missing else None
 
 
 def _rate(model: Model, stream: Stream, plan: list[list[int]]) -> float:

@@ -15,8 +15,9 @@ from ..store.progress import bar
 from ..store.streams import Stream, find_stream, read_stream, write_stream
 from .generate import greedy
 from .model import Model
-from .plan import BATCH
+from .plan import BATCH, explain_memory
 from .prompts import PromptSet
+from .ranks import ALONE, Rank
 from .tokens import encode, is_special, stop_ids, template_for, token_texts
 
 
@@ -69,11 +70,13 @@ def ensure_stream(
     prompts: PromptSet,
     double_bos: bool = False,
     batch: int = BATCH,
+    rank: Rank = ALONE,
 ) -> tuple[str, bool]:
     """The name of the stream that `variant` reads under `spec`, made first when the lake lacks it.
 
     Returns (name of the stored stream, True when it was already there). A teacher stream makes its teacher's own
-    stream first. Raises LakeError for prompts longer than the model's context.
+    stream first. Ranks share the work of generating: each begins with other batches and takes over what it finds done.
+    Raises LakeError for prompts longer than the model's context.
     """
     source = sources[variant]
     teller = sources[variant if spec.continuation in ("own", "none") else spec.continuation]
@@ -92,10 +95,10 @@ def ensure_stream(
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
     elif teller is source:
-        told = _tell(layout, teller, starts, spec, recipe)
+        told = _tell(layout, teller, starts, spec, recipe, rank)
     else:
         native = StreamSpec(spec.name, spec.template, "own", spec.max_new_tokens)
-        name, _ = ensure_stream(layout, sources, teller.variant, native, prompts, double_bos, batch)
+        name, _ = ensure_stream(layout, sources, teller.variant, native, prompts, double_bos, batch, rank)
         taught = read_stream(layout, name)
         told = [row[start:].tolist() for row, start in zip(taught.tokens, taught.starts, strict=True)]
     tokens = [np.asarray([*start, *more], dtype=np.int32) for start, more in zip(starts, told, strict=True)]
@@ -132,17 +135,22 @@ def _check_lengths(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec
 
 
 def _tell(
-    layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any]
+    layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any], rank: Rank
 ) -> list[list[int]]:
     model = teller.load()
     stops = stop_ids(model.tokenizer, model.hf.generation_config, recipe["template"] == "chat")
-    with bar(f"generate {model.name}", len(starts), "prompts") as progress:
+    size = recipe["continuation"]["batch"]
+    with (
+        bar(f"generate {model.name}", len(starts), "prompts") as progress,
+        explain_memory(f"{model.name} writes", size),
+    ):
         return greedy(
             model,
             starts,
             spec.max_new_tokens,
             stops,
             _parts(layout, recipe),
-            recipe["continuation"]["batch"],
+            size,
             progress.advance,
+            rank,
         )

@@ -12,6 +12,11 @@ from typing import Any
 
 from .errors import LakeError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 BLOCK = 1 << 20
 
 
@@ -76,6 +81,27 @@ def read_json(path: Path) -> Any:
         raise LakeError(f"{path}: no such file") from None
     except ValueError as error:
         raise LakeError(f"{path}: not valid JSON ({error})") from None
+
+
+@contextmanager
+def try_lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock on a file, made if need be; yields False when another process holds it (or waits for it, if `wait`).
+
+    The lock goes with the process, however it ends. File systems without locks yield True: what is written under a lock
+    is the same bytes whoever writes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        held = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                held = False
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+        yield held
 
 
 def free_bytes(path: Path) -> int:

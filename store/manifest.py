@@ -7,48 +7,68 @@ from typing import Any
 import zarr
 
 from .errors import LakeError
-from .files import hash_file, hash_json, read_json, write_json
+from .files import hash_file, hash_json, read_json, try_lock, write_json
 from .layout import check_version
 from .schema import FORMAT_VERSION
-from .writer import MANIFEST, PROGRESS, Template, missing_shards, quiet_zarr, shard_record
+from .writer import ALLOCATING, MANIFEST, PROGRESS, TEMPLATE, missing_shards, quiet_zarr, shard_record
 
+SEALING = "seal.lock"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
 
 
-def seal(path: Path, template: Template, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write the manifest of a complete capture by atomic rename and drop its progress records.
+def seal(path: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write the manifest of a complete capture by atomic rename, with `extra` keys, and drop its progress records.
 
-    The manifest holds no time stamps: an undisturbed run and one resumed after a kill seal to the same bytes.
-    Raises LakeError while shard rows are missing.
+    The manifest holds no time stamps: an undisturbed run, one resumed after a kill and one of several ranks seal to the
+    same bytes. Of ranks that come here at once, one seals. Raises LakeError while shard rows are missing.
     """
-    missing = missing_shards(path, template.n_shards)
+    with try_lock(path / PROGRESS / SEALING, wait=True):
+        manifest = read_manifest(path) or _seal(path, extra or {})
+        shutil.rmtree(path / PROGRESS, ignore_errors=True)
+    return manifest
+
+
+def missing_rows(path: Path) -> tuple[list[int], int]:
+    """Shard rows that an unsealed capture lacks, and how many it has in all."""
+    record = read_json(path / PROGRESS / TEMPLATE)
+    count = -(-record["n_tokens"] // record["shard_tokens"])
+    return missing_shards(path, count), count
+
+
+def _seal(path: Path, extra: dict[str, Any]) -> dict[str, Any]:
+    missing, count = missing_rows(path)
     if missing:
         raise LakeError(
-            f"{path}: {len(missing)} of {template.n_shards} shard rows are missing (first: {missing[0]}); run the capture again"
+            f"{path}: {len(missing)} of {count} shard rows are missing (first: {missing[0]}); run the capture again"
         )
+    template = read_json(path / PROGRESS / TEMPLATE)
+    del template["world"]  # however many ranks wrote it, it is the same capture
     for file in path.rglob("*"):
         if file.name.endswith(HALF_WRITTEN):
-            file.unlink()
+            file.unlink(missing_ok=True)
+    for folder in path.parent.glob(
+        f".{path.name}.*{ALLOCATING}"
+    ):  # left by ranks that were killed while they allocated
+        shutil.rmtree(folder, ignore_errors=True)
     with quiet_zarr():
         zarr.consolidate_metadata(str(path))
-    rows = [read_json(shard_record(path, shard)) for shard in range(template.n_shards)]
+    rows = [read_json(shard_record(path, shard)) for shard in range(count)]
     files = {name: entry for row in rows for name, entry in row["files"].items()}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         if file.is_file() and name not in files and name != MANIFEST and not name.startswith(PROGRESS):
             files[name] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
     record = {
-        **template.record(),
+        **template,
         "format_version": FORMAT_VERSION,
-        "n_shards": template.n_shards,
-        "variables": {name: _merge([row["statistics"][name] for row in rows]) for name in template.sizes},
+        "n_shards": count,
+        "variables": {name: _merge([row["statistics"][name] for row in rows]) for name in template["sizes"]},
         "files": files,
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "capture_sha256": hash_json(files),
-        **(extra or {}),
+        **extra,
     }
     write_json(path / MANIFEST, record)
-    shutil.rmtree(path / PROGRESS, ignore_errors=True)
     return record
 
 

@@ -1,5 +1,8 @@
 """What the lake keeps of a model: model.json and head.zarr, enough to read a lens without the checkpoint."""
 
+import os
+import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,22 @@ def write_model(
     if check_same_model(layout, pair, variant, record):
         return
     folder = layout.model(pair, variant)
-    marker = folder / "model.json"
-    head = folder / "head.zarr"
+    marker, mine = folder / "model.json", folder / f".head.{platform.node()}-{os.getpid()}.tmp"
+    try:
+        files = _write_head(mine, arrays, attrs)
+        _move(mine, folder / "head.zarr", files)
+        write_json(
+            marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
+        )
+    except OSError:
+        if not marker.exists():  # else another rank was faster and has cleaned up after all
+            raise
+    for rest in folder.glob(".head.*.tmp"):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _write_head(head: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any]) -> dict[str, str]:
+    """Write head.zarr at `head` and return the hashes of its files."""
     with quiet_zarr():
         group = zarr.create_group(
             head, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs}
@@ -60,10 +77,15 @@ def write_model(
             )
             array[...] = values
         zarr.consolidate_metadata(str(head))
-    files = hash_files((file for file in head.rglob("*") if file.is_file()), head)
-    write_json(
-        marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
-    )
+    return hash_files((file for file in head.rglob("*") if file.is_file()), head)
+
+
+def _move(mine: Path, head: Path, files: dict[str, str]) -> None:
+    """Put a written head in its place, unless the same one is there; what a kill left there goes."""
+    if head.exists() and hash_files((file for file in head.rglob("*") if file.is_file()), head) != files:
+        shutil.rmtree(head)
+    if not head.exists():
+        mine.rename(head)
 
 
 def check_same_model(layout: Layout, pair: str, variant: str, record: dict[str, Any]) -> bool:

@@ -4,8 +4,10 @@ Shard row s is the shards of every variable that hold tokens s*S to (s+1)*S. It 
 and only then recorded in `.progress/`; killing the process at any moment loses at most the rows not recorded.
 """
 
+import errno
 import hashlib
 import os
+import platform
 import shutil
 import threading
 import warnings
@@ -31,6 +33,7 @@ TEMPLATE = "template.json"
 WRITERS = 3  # files of a row that are written side by side
 DEPTH = 2  # shard rows that are encoded or written at the same time
 MANIFEST = "manifest.json"
+ALLOCATING = ".tmp"  # end of the name of a capture that is being allocated
 
 
 @dataclass(frozen=True)
@@ -137,26 +140,55 @@ def _create_coordinate(group: zarr.Group, name: str, values: np.ndarray) -> None
     array[...] = values
 
 
-def create_capture(path: Path, template: Template) -> None:
+def create_capture(path: Path, template: Template, world: int = 1) -> None:
     """Allocate all arrays and coordinates of a capture, or check that the ones there belong to the same template.
 
-    Raises LakeError when an unfinished capture at `path` was started with another configuration.
+    Several ranks may do so at once: each allocates in a folder of its own, and the first to rename it wins. Raises
+    LakeError when an unfinished capture at `path` was started with another configuration or number of ranks.
     """
-    marker = path / PROGRESS / TEMPLATE
-    record = template.record()
-    if marker.exists():
-        found = read_json(marker)
-        if found != record:
-            keys = [key for key in record if found.get(key) != record[key]]
-            raise LakeError(
-                f"{path}: an unfinished capture with another configuration is there ({', '.join(keys)} differ): finish it"
-                " with the command that started it, or delete the folder"
-            )
+    if _same_capture(path, template, world):
         return
-    if (path / MANIFEST).exists():
-        raise LakeError(f"{path}: this capture is sealed and never changes; use another lake to make it anew")
     # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
     shutil.rmtree(path, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{ALLOCATING}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _allocate(temporary, template)
+        write_json(temporary / PROGRESS / TEMPLATE, {**template.record(), "world": world})
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        _same_capture(path, template, world)  # another rank was first
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _same_capture(path: Path, template: Template, world: int) -> bool:
+    """True when an unfinished capture of this template is there; LakeError for one that is sealed or of another."""
+    marker = path / PROGRESS / TEMPLATE
+    if not marker.exists():
+        if (path / MANIFEST).exists():
+            raise LakeError(f"{path}: this capture is sealed and never changes; use another lake to make it anew")
+        return False
+    found = read_json(marker)
+    started = found.pop("world", 1)
+    record = template.record()
+    if found != record:
+        keys = [key for key in record if found.get(key) != record[key]]
+        raise LakeError(
+            f"{path}: an unfinished capture with another configuration is there ({', '.join(keys)} differ): finish it"
+            " with the command that started it, or delete the folder"
+        )
+    if started != world:
+        raise LakeError(
+            f"{path}: this capture was started by {started} ranks, now there are {world}: finish it with --world {started}"
+            " (its ranks may run one after the other), or delete the folder"
+        )
+    return True
+
+
+def _allocate(path: Path, template: Template) -> None:
     stream = template.stream
     with quiet_zarr():
         group = zarr.create_group(
@@ -179,7 +211,6 @@ def create_capture(path: Path, template: Template) -> None:
         _create_coordinate(group, "offset", stream.offset)
         _create_coordinate(group, "boundary", np.asarray(template.boundaries, dtype=np.int32))
         _create_coordinate(group, "layer", np.asarray(template.layers, dtype=np.int32))
-    write_json(marker, record)
 
 
 def shard_record(path: Path, shard: int) -> Path:

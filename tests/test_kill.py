@@ -82,7 +82,9 @@ def phase(lake: Path) -> str:
     if records:
         return "written" if records == 10 else "writing"
     if next(lake.glob("captures/*/*/*.zarr"), None):
-        return "writing" if next(lake.glob("captures/*/*/*.zarr/.progress/template.json"), None) else "allocating"
+        return "writing"
+    if next(lake.glob("captures/*/*/.*.zarr.*"), None):
+        return "allocating"
     if next(lake.glob("streams/*.json"), None):
         return "stream"
     return "generating" if next(lake.glob("streams/.*.parts"), None) else "nothing"

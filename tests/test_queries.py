@@ -67,7 +67,7 @@ def put_capture(layout: Layout, variant: str, stream: Stream, resid: np.ndarray,
         for shard in range(template.n_shards):
             rows = slice(shard * 32, (shard + 1) * 32)
             writer.put(shard, {"resid": resid[rows], "mlp_out": mlp[rows]})
-    seal(path, template)
+    seal(path)
 
 
 class Made:

@@ -49,7 +49,7 @@ def sealed(layout: Layout, template: Template, order=None):
     write_stream(layout, template.stream)
     path = layout.capture("made", "pt", template.stream.name)
     tiny.write_capture(path, template, order)
-    seal(path, template)
+    seal(path)
     return path
 
 
@@ -100,7 +100,7 @@ def test_sealing_refuses_missing_rows(lake):
     tiny.write_capture(path, template, order=(0, 3))
     before = tiny.tree(path)
     with pytest.raises(LakeError, match=r"3 of 5 shard rows are missing \(first: 1\)"):
-        seal(path, template)
+        seal(path)
     assert tiny.tree(path) == before and read_manifest(path) is None
     assert missing_shards(path, template.n_shards) == [1, 2, 4]
 
@@ -135,7 +135,7 @@ def test_half_written_leftovers_do_not_reach_the_seal(lake, tmp_path):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(b"torn")
     tiny.write_capture(path, template, order=(2, 3, 4))
-    seal(path, template)
+    seal(path)
     assert tiny.tree(path) == clean
 
 

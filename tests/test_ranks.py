@@ -1,0 +1,196 @@
+"""Several ranks on one capture: the same bytes as one, whatever order they run in and whichever die."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from actlake.capture import generate
+from actlake.capture.again import seal_captures
+from actlake.capture.ranks import ALONE, Rank
+from actlake.store.captures import find_capture, list_captures
+from actlake.store.errors import LakeError
+from actlake.store.files import try_lock
+from actlake.store.verify import verify
+from hypothesis import given
+from hypothesis import strategies as st
+
+STREAM = "captures/llama/it"
+
+
+@given(st.integers(0, 60), st.integers(1, 9))
+def test_every_row_has_one_owner(count, world):
+    rows = [row for rank in range(world) for row in Rank(rank, world).rows(count)]
+    assert rows == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ALONE),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Rank(1, 4, 1, "RANK")),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, ALONE),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2"}, Rank(5, 8, 2, "SLURM_PROCID")),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, ALONE),
+        ({"RANK": "1"}, ALONE),
+    ],
+)
+def test_launchers_say_who_we_are(environment, expected):
+    assert Rank.find(None, None, environment) == expected
+    assert Rank.find(0, 3, environment) == Rank(0, 3, 0, "--rank and --world")
+
+
+@pytest.mark.parametrize("bad", [(2, 2), (-1, 2), (0, 0)])
+def test_rank_outside_of_the_world(bad):
+    with pytest.raises(LakeError, match="ranks count from 0 to world - 1"):
+        Rank.find(*bad, {})
+
+
+def test_half_a_rank():
+    with pytest.raises(LakeError, match="--rank and --world belong together"):
+        Rank.find(1, None, {})
+
+
+def capture(lake: Path, pair, rank: Rank, **options):
+    return tiny.capture(lake, pair, tiny.NATIVE, variants=("it",), rank=rank, **options)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_ranks_make_the_same_store_as_one(tmp_path, captured, llama, order):
+    for rank in order:
+        layout = capture(tmp_path / "lake", llama, Rank(rank, 3))
+        sealed = list_captures(layout).sealed.tolist()
+        assert sealed == [rank == order[-1]]
+    assert tiny.tree(layout.root / STREAM) == tiny.tree(captured.root / STREAM)
+    assert tiny.tree(layout.root / "models") == {
+        name: data for name, data in tiny.tree(captured.root / "models").items() if name.startswith("llama/it")
+    }
+    assert verify(layout, find_capture(layout, "llama/it", "native")).ok
+
+
+def test_more_ranks_than_rows(tmp_path, captured, llama):
+    for rank in range(13):
+        layout = capture(tmp_path / "lake", llama, Rank(rank, 13))
+    assert tiny.tree(layout.root / STREAM) == tiny.tree(captured.root / STREAM)
+
+
+def test_ranks_share_the_work_of_generating(tmp_path, llama, monkeypatch):
+    done: list[list] = []
+    batch = generate._batch
+
+    def counted(model, prompts, *rest):
+        done.append(prompts)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return batch(model, prompts, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "_batch", counted)
+        with pytest.raises(KeyboardInterrupt):
+            capture(tmp_path / "lake", llama, Rank(1, 2), batch=2)
+        first = done[0]
+        done[:] = [[], []]  # never at two again
+        capture(tmp_path / "lake", llama, Rank(0, 2), batch=2)
+    assert len(done) == 2 + 2 and first not in done  # three batches in all; the other rank's is taken over
+
+
+def test_another_world_is_refused(tmp_path, llama):
+    capture(tmp_path / "lake", llama, Rank(0, 3))
+    before = tiny.tree(tmp_path / "lake")
+    for rank in (Rank(0, 2), ALONE):
+        with pytest.raises(
+            LakeError, match=rf"started by 3 ranks, now there are {rank.world}: finish it with --world 3"
+        ):
+            capture(tmp_path / "lake", llama, rank)
+    assert tiny.tree(tmp_path / "lake") == before
+
+
+def test_two_processes_of_one_rank_are_refused(tmp_path, llama):
+    layout = capture(tmp_path / "lake", llama, Rank(0, 2))
+    path = find_capture(layout, "llama/it", "native")
+    with (
+        try_lock(path / ".progress" / "rank-1.lock") as mine,
+        pytest.raises(LakeError, match="another process is writing the rows of rank 1 of 2"),
+    ):
+        assert mine
+        capture(tmp_path / "lake", llama, Rank(1, 2))
+    capture(tmp_path / "lake", llama, Rank(1, 2))
+    assert list_captures(layout).sealed.all()
+
+
+def test_seal_says_whose_rows_are_missing(tmp_path, captured, llama, monkeypatch):
+    layout = capture(tmp_path / "lake", llama, Rank(0, 3))
+    with pytest.raises(LakeError, match=r"shard rows are missing, those of rank 1, 2 of 3: .*--rank 1 --world 3 again"):
+        seal_captures(layout)
+    capture(layout.root, llama, Rank(1, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr("actlake.capture.run.seal_with_noise", lambda _: None)
+        capture(layout.root, llama, Rank(2, 3))
+    assert not list_captures(layout).sealed.any()
+    ((path, manifest),) = seal_captures(layout)
+    assert manifest["n_tokens"] > 0 and tiny.tree(layout.root / STREAM) == tiny.tree(captured.root / STREAM)
+    assert seal_captures(layout, "llama/it/native") == [(path, manifest)]
+    with pytest.raises(LakeError, match="no unsealed capture here"):
+        seal_captures(layout)
+
+
+def _rank(lake: Path, pair, rank: Rank) -> None:
+    capture(lake, pair, rank)
+
+
+def test_ranks_at_the_same_time(tmp_path, captured, llama):
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_rank, args=(tmp_path / "lake", llama, Rank(rank, 2))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        assert process.exitcode == 0
+    assert tiny.tree(tmp_path / "lake" / STREAM) == tiny.tree(captured.root / STREAM)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_kills_over_three_ranks(tmp_path, captured, llama):
+    """Three ranks at once, one of them killed at a random moment and started again, until 200 kills are done."""
+    rng, kills, rounds = random.Random(0), 0, 0
+    while kills < 200:
+        lake = tmp_path / f"lake{rounds}"
+        running = {rank: _start(lake, llama, rank) for rank in range(3)}
+        while running:
+            rank = rng.choice(list(running))
+            try:
+                status = running[rank].wait(rng.uniform(0.0, 6.0))
+            except subprocess.TimeoutExpired:
+                os.kill(running[rank].pid, signal.SIGKILL)
+                running[rank].wait()
+                kills, status = kills + 1, None
+            if status == 0:
+                del running[rank]
+            else:
+                assert status is None, running[rank].stderr.read()
+                running[rank] = _start(lake, llama, rank)
+        assert tiny.tree(lake / STREAM) == tiny.tree(captured.root / STREAM)
+        rounds += 1
+
+
+def _start(lake: Path, pair, rank: int) -> subprocess.Popen:
+    code = (
+        "import sys, tiny; from pathlib import Path; from actlake.capture.ranks import Rank\n"
+        "from actlake.store.catalog import PairSpec\n"
+        "lake, it, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])\n"
+        "pair = PairSpec('llama', None, tiny.spec(it, 'llama', 'it'), {})\n"
+        "tiny.capture(lake, pair, tiny.NATIVE, variants=('it',), rank=Rank(rank, 3))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(lake), str(pair.it.path), str(rank)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
