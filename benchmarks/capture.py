@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from actlake.capture.hooks import Batch, pad_id, read
+from actlake.capture.hooks import Batch, pad_id
 from actlake.capture.model import Model, load_model
 from actlake.capture.plan import BATCH, batch_plan
+from actlake.capture.read import read
 from actlake.capture.rows import Rows
 from actlake.capture.run import fill, make_template
 from actlake.store.captures import Capture

@@ -15,10 +15,11 @@ from ..store.progress import bar
 from ..store.schema import SITES
 from ..store.streams import Stream, read_stream
 from ..store.writer import PROGRESS, TEMPLATE
-from .hooks import Batch, forward, pad_id
+from .hooks import Batch, pad_id
 from .model import Model
 from .plan import batch_plan
 from .ranks import Rank
+from .read import forward
 
 NOISE_PROMPTS = 2
 NOISE = "noise.json"  # in the progress folder: measured by the first rank that finds the rows of these prompts

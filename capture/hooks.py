@@ -1,6 +1,5 @@
 """Reading a model's insides during one forward: hooks that copy real tokens to where they are kept, layer by layer."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +12,6 @@ from torch import Tensor, nn
 from ..store.schema import SITES, VARIABLES
 from .model import Model
 from .structure import first_tensor
-
-LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
-LOG2_E = math.log2(math.e)
-CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in its cache through all passes
 
 
 class Batch:
@@ -57,11 +52,11 @@ class Sink:
     Wait for `event` (None on a CPU) before reading the buffers.
     """
 
-    def __init__(self, batch: Batch, parts: Sequence[Part]):
+    def __init__(self, batch: Batch, parts: Sequence[Part], side: bool = True):
         self.parts = parts
         starts = np.concatenate([[0], np.cumsum(batch.lengths)])
         self._flat = [int(starts[part.row]) + part.start for part in parts]
-        self._side = _side_stream(batch.ids.device)
+        self._side = _side_stream(batch.ids.device) if side else None
         self.event: Any = None
 
     def padded(self, name: str, index: int, value: Tensor) -> None:
@@ -83,7 +78,7 @@ class Sink:
         self._copy(targets, sources, value)
 
     def _copy(self, targets: list[Tensor], sources: list[Tensor], value: Tensor) -> None:
-        if self._side is None:
+        if self._side is None or value.device.type == "cpu":
             for target, source in zip(targets, sources, strict=True):
                 target.copy_(source)
             return
@@ -144,7 +139,9 @@ def places(sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict
     return found
 
 
-def buffer(name: str, size: tuple[int, ...], tokens: int, dtype: torch.dtype, pin: bool = False) -> Tensor:
+def buffer(
+    name: str, size: tuple[int, ...], tokens: int, dtype: torch.dtype, pin: bool = False, device: Any = "cpu"
+) -> Tensor:
     """Memory for a variable of `tokens` tokens, [tokens, *size]; a site lies layer by layer, as the model fills it.
 
     Sites keep bfloat16 as it is (half the memory of the float32 on disk); everything else has its dtype on disk.
@@ -152,7 +149,7 @@ def buffer(name: str, size: tuple[int, ...], tokens: int, dtype: torch.dtype, pi
     if name not in SITES:
         return torch.empty((tokens, *size), dtype=getattr(torch, VARIABLES[name].dtype), pin_memory=pin)
     kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    return torch.empty((size[0], tokens, size[1]), dtype=kept, pin_memory=pin).transpose(0, 1)
+    return torch.empty((size[0], tokens, size[1]), dtype=kept, pin_memory=pin, device=device).transpose(0, 1)
 
 
 def block_of(tensor: Tensor) -> np.ndarray:
@@ -160,88 +157,10 @@ def block_of(tensor: Tensor) -> np.ndarray:
     return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-@torch.no_grad()
-def read(
-    model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], parts: Sequence[Part]
-) -> Any:
-    """Run one batch and send the variables of `sizes` to `parts`; returns what to wait for (see Sink.event)."""
-    sink, final = Sink(batch, parts), []
-    logits = [name for name in ("logits", "topk_id") if name in sizes]
-    watch = (
-        model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value)))
-        if logits
-        else None
-    )
-    try:
-        with gather(model, sink, places(sizes, boundaries)):
-            # One position of logits: the rest is computed below, for real tokens only and in slices.
-            model.hf(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=1,
-            )
-    finally:
-        if watch:
-            watch.remove()
-    if logits:
-        hidden = final[0].reshape(-1, final[0].shape[-1]).index_select(0, batch.valid.to(final[0].device))
-        _logits(model, hidden, sizes, sink)
-    return sink.event
-
-
-def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict[str, Any]:
-    """Run one batch and return the variables of `sizes` for its real tokens, [n, ...], sites as float32."""
-    buffers = {name: buffer(name, size, batch.n_tokens, model.dtype) for name, size in sizes.items()}
+def whole(batch: Batch, buffers: dict[str, Tensor]) -> list[Part]:
+    """All real tokens of a batch, one after the other."""
     starts = np.concatenate([[0], np.cumsum(batch.lengths)])
-    parts = [Part(row, 0, length, buffers, int(starts[row])) for row, length in enumerate(batch.lengths)]
-    event = read(model, batch, sizes, boundaries, parts)
-    if event is not None:
-        event.synchronize()
-    return {name: tensor.float().numpy() if name in SITES else tensor.numpy() for name, tensor in buffers.items()}
-
-
-def _logits(model: Model, hidden: Tensor, sizes: dict[str, tuple[int, ...]], sink: Sink) -> None:
-    rows = max(1, LOGIT_ROWS // model.head.vocab)
-    few = max(16, CACHED // model.head.vocab) if hidden.device.type == "cpu" else rows
-    for start in range(0, len(hidden), rows):
-        logits = model.logits(hidden[start : start + rows])
-        if "logits" in sizes:
-            sink.flat("logits", start, logits.float())
-            continue
-        found = [_summary(part.to(torch.float32, copy=True), sizes["topk_id"][0]) for part in logits.split(few)]
-        for name in found[0]:
-            sink.flat(name, start, torch.cat([part[name] for part in found]))
-
-
-def _summary(logits: Tensor, k: int) -> dict[str, Tensor]:
-    """The k largest of each row, descending, and its log-sum-exp; `logits` (float32) is used up."""
-    value, index = top_k(logits, k)
-    peak = value[:, :1]
-    # exp2 is vectorised everywhere, exp not; below e^-80 it would run into denormals, which are slow.
-    mass = logits.sub_(peak).clamp_(min=-80.0).mul_(LOG2_E).exp2_().sum(-1)
-    return {"topk_id": index.int(), "topk_logit": value, "logsumexp": mass.log_().add_(peak[:, 0])}
-
-
-def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and ids of the k largest of each row [n, V], descending, as torch.topk, two to four times faster on a CPU.
-
-    The vocabulary is dealt into groups: the k largest lie in the k groups with the largest maxima. A maximum over groups
-    is one pass at memory speed, and the slow selection sees about 2 sqrt(k V) candidates instead of V.
-    """
-    rows, vocab = logits.shape
-    size = int((vocab / k) ** 0.5)
-    if size < 2:
-        value, index = logits.topk(k, dim=-1)
-        return value, index
-    columns = vocab // size  # members of a group lie this far apart; ids that do not divide are candidates anyway
-    best = logits[:, : size * columns].unflatten(1, (size, columns)).amax(1).topk(k, dim=-1).indices
-    members = torch.arange(size, device=logits.device)[:, None] * columns
-    rest = torch.arange(size * columns, vocab, device=logits.device).expand(rows, -1)
-    candidates = torch.cat([(best[:, None, :] + members).flatten(1), rest], dim=1)
-    value, place = logits.gather(1, candidates).topk(k, dim=-1)
-    return value, candidates.gather(1, place)
+    return [Part(row, 0, length, buffers, int(starts[row])) for row, length in enumerate(batch.lengths)]
 
 
 def pad_id(tokenizer: Any) -> int:

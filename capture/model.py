@@ -1,6 +1,7 @@
 """Loading a checkpoint: the untouched Hugging Face module, its tokenizer, its parts, and what tells it from another."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,17 @@ class Model:
     def max_positions(self) -> int | None:
         """Longest sequence the model was made for, in tokens."""
         return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def head_on_device(self) -> Head:
+        """The head where the unembedding lies, float32."""
+        return self.head.to(next(self.parts.unembed.parameters()).device)
+
+    @cached_property
+    def post_norm(self) -> tuple[np.ndarray, float] | None:
+        """Weights [L, d] and eps of the norm between each MLP and the residual, or None (METHODS 1.2)."""
+        arrays, attrs = head_arrays(self)
+        return (arrays["post_norm_weight"], attrs["post_norm_eps"]) if self.parts.post_norms else None
 
     def logits(self, resid: torch.Tensor) -> torch.Tensor:
         """Logits of final residuals [n, d] through the model's own norm and unembedding, in its dtype."""

@@ -106,7 +106,7 @@ def capture_pair(
                     layout, sources, variant, spec, prompts, options.double_bos, options.batch, options.rank
                 )
                 if name not in done:
-                    results.append(_one(layout, pair.model(variant), sources[variant], name, profile, options))
+                    results.append(_one(layout, pair, sources[variant], name, profile, options))
             done.add(name)
     return results
 
@@ -117,10 +117,8 @@ def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
     return sorted(variants, key=lambda variant: (variant not in teachers, variant != "it"))
 
 
-def _one(
-    layout: Layout, spec: ModelSpec, source: Source, stream: str, profile: ProfileSpec, options: Options
-) -> Result:
-    sealed = find_sealed(layout, spec.pair, spec.variant, stream, source.identity, profile)
+def _one(layout: Layout, pair: PairSpec, source: Source, stream: str, profile: ProfileSpec, options: Options) -> Result:
+    sealed = find_sealed(layout, pair, source.variant, stream, source.identity, profile)
     if sealed:
         manifest: dict[str, Any] = read_manifest(sealed) or {}
         return Result(sealed, True, True, manifest["n_tokens"], manifest["bytes"], 0.0)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..store.catalog import ProfileSpec
 from ..store.errors import LakeError
 from ..store.files import free_bytes, human_bytes
-from ..store.schema import SITES, TOP_K
+from ..store.schema import SITES, TOP_K, scalars
 from ..store.writer import Template
-from .model import Model
 
 BATCH = 16
 WINDOW = 8  # batches; prompts are sorted by length inside a window of this many, so that few slots are padding
@@ -39,13 +39,18 @@ def check_sites(sites: Sequence[str]) -> None:
         raise LakeError(f"site {unknown[0]!r} can't be captured by this version; it knows {', '.join(SITES)}")
 
 
-def capture_sizes(model: Model, sites: Sequence[str], logits: str) -> dict[str, tuple[int, ...]]:
-    """Variable -> shape after the token axis, for the sites and the form of logits of a profile."""
-    layers, d_model, vocab = model.n_layers, model.head.d_model, model.head.vocab
-    sizes: dict[str, tuple[int, ...]] = {site: (layers + (site == "resid"), d_model) for site in sites}
-    if logits == "full":
+def capture_sizes(
+    profile: ProfileSpec, n_layers: int, d_model: int, vocab: int, boundaries: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """Variable -> shape after the token axis, for what a profile keeps of a model of this shape."""
+    sizes: dict[str, tuple[int, ...]] = {
+        site: (len(boundaries) if site == "resid" else n_layers, d_model) for site in profile.sites
+    }
+    for table in profile.scalars:
+        sizes |= dict.fromkeys(scalars(table).values(), (n_layers + 1,))
+    if profile.logits == "full":
         sizes["logits"] = (vocab,)
-    elif logits in ("auto", "topk"):
+    elif profile.logits in ("auto", "topk"):
         k = min(TOP_K, vocab)
         sizes |= {"topk_id": (k,), "topk_logit": (k,), "logsumexp": ()}
     return sizes

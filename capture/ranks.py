@@ -44,11 +44,11 @@ class Rank:
         if rank is not None and world is not None:
             return cls(rank, world, rank, "--rank and --world")
         for names in LAUNCHERS:
-            if all(environment.get(name, "").isdigit() for name in names[:2]) and int(environment[names[1]]) > 1:
-                local = environment.get(names[2], "")
-                return cls(
-                    *(int(environment[name]) for name in names[:2]), int(local) if local.isdigit() else 0, names[0]
-                )
+            here, count, local = (
+                int(environment.get(name, "")) if environment.get(name, "").isdigit() else -1 for name in names
+            )
+            if here >= 0 and count > 1:
+                return cls(here, count, max(local, 0), names[0])
         return cls()
 
     def rows(self, count: int) -> range:

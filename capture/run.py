@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,27 @@ import numpy as np
 import torch
 import transformers
 
-from ..store.catalog import ProfileSpec
+from ..store.catalog import PairSpec, ProfileSpec, resolve_boundaries
 from ..store.errors import LakeError
 from ..store.files import human_bytes, write_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
 from ..store.models import write_model
 from ..store.progress import ERRORS, bar
+from ..store.schema import SITES, VARIABLES, scalars
 from ..store.shards import widen
 from ..store.streams import Stream, read_stream
 from ..store.version import __version__
 from ..store.writer import PROGRESS, ShardWriter, Template, create_capture, missing_shards
 from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
-from .hooks import Batch, forward, pad_id, read
+from .hooks import Batch, pad_id
 from .model import Model, head_arrays
 from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory
 from .ranks import ALONE, Rank
+from .read import forward, read
 from .rows import Rows
+
+Windows = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,15 @@ class Result:
     seconds: float
 
 
-def make_template(model: Model, stream: Stream, profile: ProfileSpec, batch: int = BATCH) -> Template:
-    """The arrays and provenance of a capture of `model` on `stream`."""
+def make_template(
+    model: Model, stream: Stream, profile: ProfileSpec, batch: int = BATCH, windows: Windows | None = None
+) -> Template:
+    """The arrays and provenance of a capture of `model` on `stream`; `windows` are the pair's own."""
+    boundaries = resolve_boundaries(profile, model.n_layers, windows or {})
     return Template(
         stream=stream,
-        sizes=capture_sizes(model, profile.sites, profile.logits),
-        boundaries=tuple(range(model.n_layers + 1)),
+        sizes=capture_sizes(profile, model.n_layers, model.head.d_model, model.head.vocab, boundaries),
+        boundaries=boundaries,
         layers=tuple(range(model.n_layers)),
         source_dtype=model.record["dtype"],
         shard=profile.shard_tokens,
@@ -73,29 +81,46 @@ def make_template(model: Model, stream: Stream, profile: ProfileSpec, batch: int
 
 
 def find_sealed(
-    layout: Layout, pair: str, variant: str, stream: str, identity: dict[str, Any], profile: ProfileSpec
+    layout: Layout,
+    pair: PairSpec,
+    variant: str,
+    stream: str,
+    identity: dict[str, Any],
+    profile: ProfileSpec,
 ) -> Path | None:
     """The sealed capture that already answers this request, or None when there is none yet.
 
-    Raises LakeError when one of another checkpoint or with fewer sites has the name: sealed captures never change.
+    Raises LakeError when one of another checkpoint or that keeps less has the name: sealed captures never change.
     """
-    path = layout.capture(pair, variant, stream)
+    path = layout.capture(pair.name, variant, stream)
     manifest = read_manifest(path)
     if manifest is None:
         return None
     shutil.rmtree(path / PROGRESS, ignore_errors=True)  # left when a kill came right after the manifest
-    lacking = set(profile.sites) - set(manifest["sizes"])
-    if profile.logits != "none" and "logits" not in manifest["sizes"]:
-        lacking |= {"logits"} if profile.logits == "full" else {"topk_id"} - set(manifest["sizes"])
     if manifest["provenance"]["model_sha256"] != identity["sha256"]:
         raise LakeError(
-            f"{path}: sealed with another checkpoint or dtype of {pair}/{variant}; use another lake or pair name"
+            f"{path}: sealed with another checkpoint or dtype of {pair.name}/{variant}; use another lake or pair name"
         )
+    lacking = _lacking(manifest, profile, pair.windows)
     if lacking:
         raise LakeError(
-            f"{path}: sealed without {', '.join(sorted(lacking))}; a sealed capture never changes: use another lake"
+            f"{path}: sealed without {', '.join(lacking)}; a sealed capture never changes: use another lake"
         )
     return path
+
+
+def _lacking(manifest: dict[str, Any], profile: ProfileSpec, windows: Windows) -> list[str]:
+    """What `profile` asks for and a sealed capture does not have; all residuals stand in for scalars."""
+    layers, sizes = len(manifest["layers"]), manifest["sizes"]
+    lacking = [site for site in profile.sites if site not in sizes]
+    if "resid" in profile.sites and "resid" in sizes:
+        asked = resolve_boundaries(profile, layers, windows)
+        lacking += [f"boundary {b}" for b in asked if b not in manifest["boundaries"]]
+    if "resid" not in sizes or len(manifest["boundaries"]) <= layers:
+        lacking += [f"{table} scalars" for table in profile.scalars if not set(scalars(table).values()) <= set(sizes)]
+    if profile.logits != "none" and "logits" not in sizes:
+        lacking += ["logits"] if profile.logits == "full" else ["topk_id"] if "topk_id" not in sizes else []
+    return lacking
 
 
 def capture(
@@ -106,6 +131,7 @@ def capture(
     batch: int = BATCH,
     allow_nonfinite: bool = False,
     rank: Rank = ALONE,
+    windows: Windows | None = None,
 ) -> Result:
     """Read one model on one stream into the lake and seal the capture; an interrupted one goes on where it stopped.
 
@@ -115,7 +141,7 @@ def capture(
     """
     started = time.perf_counter()
     stream = read_stream(layout, name)
-    template = make_template(model, stream, profile, batch)
+    template = make_template(model, stream, profile, batch, windows)
     path = layout.capture(model.spec.pair, model.spec.variant, stream.name)
     plan = batch_plan(np.diff(stream.offset).tolist(), batch)
     size = estimate(template, plan)
@@ -191,7 +217,7 @@ def fill(
 
     def check(shard: int, blocks: dict[str, np.ndarray]) -> None:
         if not allow_nonfinite:
-            check_finite(model.name, stream, shard * size, blocks)
+            check_finite(model.name, stream, shard * size, blocks, template.boundaries)
 
     with (
         bar(
@@ -218,21 +244,33 @@ def fill(
             finish(*ahead.popleft())
 
 
-def check_finite(model: str, stream: Stream, start: int, blocks: dict[str, np.ndarray]) -> None:
+def check_finite(
+    model: str,
+    stream: Stream,
+    start: int,
+    blocks: dict[str, np.ndarray],
+    boundaries: Sequence[int] | None = None,
+) -> None:
     """Raise LakeError that names model, variable, layer, prompt and token of the first NaN or infinity.
 
     The lowest layer comes first: attention carries a NaN to other tokens of its prompt, earlier ones included.
     """
     for name, found in blocks.items():
+        if VARIABLES[name].gaps:
+            continue
         block = widen(found)
         finite = np.isfinite(block)
         if finite.all():
             continue
         spots = np.argwhere(~finite)
-        where = spots[np.argmin(spots[:, 1])] if block.ndim == 3 else spots[0]
+        layered = len(VARIABLES[name].dims) == 3 or VARIABLES[name].dims[-1] == "lens_layer"
+        where = spots[np.argmin(spots[:, 1])] if layered else spots[0]
         token = start + int(where[0])
         prompt = int(stream.columns["prompt"][token])
-        layer = f", {'boundary' if name == 'resid' else 'layer'} {where[1]}" if block.ndim == 3 else ""
+        layer = ""
+        if layered:
+            number = boundaries[where[1]] if name == "resid" and boundaries else where[1] - (name not in SITES)
+            layer = f", {VARIABLES[name].dims[1]} {number}"
         raise LakeError(
             f"{model}: {name} is {block[tuple(where)]}{layer}, prompt {stream.prompt_ids[prompt]!r}, position"
             f" {stream.columns['position'][token]} (token {stream.texts[token]!r}); rows before it are safe. Another dtype may"

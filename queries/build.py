@@ -16,12 +16,12 @@ from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
 from ..store.progress import bar
-from ..store.schema import TABLES, VARIANTS
+from ..store.schema import TABLES, VARIANTS, scalars
 from ..store.streams import read_stream
 from ..store.tables import ROW_GROUP_TOKENS, stream_table, table_file, table_key, write_table
 
 BLOCK_BYTES = 128 << 20  # residuals in memory at a time
-VERSION = {"tokens": 1, "lens": 1, "delta": 1, "pair_lens": 1}  # raise when a kernel's numbers change
+VERSION = {"tokens": 1, "lens": 1, "delta": 2, "pair_lens": 1}  # raise when a kernel's numbers change
 
 Groups = Iterator[dict[str, Any]]
 
@@ -111,30 +111,51 @@ def _tokens_job(layout: Layout, model: tuple[str, str, str], _kind: str, _device
     return Job("tokens", {**_names(model), "capture": capture.sha256}, capture.n_tokens, groups)
 
 
+def _kept(capture: Capture, table: str) -> dict[str, Any]:
+    """Column -> array of a table that was computed during the capture; empty when it was not."""
+    names = scalars(table)
+    return {name: capture.array(v) for name, v in names.items()} if set(names.values()) <= set(capture.group) else {}
+
+
+def _all_boundaries(capture: Capture, table: str) -> Any:
+    """The residuals, once they are there at every boundary; LakeError when the capture kept only some."""
+    if "resid" not in capture.group or capture.array("resid").shape[1] <= len(capture.array("layer")[:]):
+        raise LakeError(
+            f"{capture.path}: table {table} needs the residual at every boundary, this capture kept fewer (a lean profile, or"
+            " other sites): capture with the profile full into another lake"
+        )
+    return capture.array("resid")
+
+
 def _lens_job(layout: Layout, model: tuple[str, str, str], kind: str, device: str) -> Job:
     if kind not in ("", "raw"):
         raise LakeError(f"lens({kind}): this version computes the raw lens only")
     capture = _open(layout, model)
-    resid = capture.array("resid")
+    kept = _kept(capture, "lens")
+    resid: Any = None if kept else _all_boundaries(capture, "lens")
 
     def groups(done: Callable[[int], None]) -> Groups:
         head, target = _head(layout, model)[0], _targets(capture)
 
         def compute(block: slice) -> dict[str, np.ndarray]:
-            found = lens(head, resid[block], target[block], device=device)
+            if kept:
+                found = {name: array[block] for name, array in kept.items()}
+            else:
+                found = lens(head, resid[block], target[block], device=device)
             done(block.stop - block.start)
             return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
         columns = {**_names(model), "lens": "raw", **_token_columns(capture)}
-        yield from _by_layer(columns, capture.n_tokens, 4 * int(np.prod(resid.shape[1:])), compute)
+        yield from _by_layer(columns, capture.n_tokens, _bytes_per_token(resid, kept), compute)
 
     recipe = {**_names(model), "lens": "raw", "capture": capture.sha256, "head": _head_hash(layout, model)}
     return Job("lens", recipe, capture.n_tokens, groups)
 
 
-def _delta_job(layout: Layout, model: tuple[str, str, str], _kind: str, _device: str) -> Job:
+def _delta_job(layout: Layout, model: tuple[str, str, str], _kind: str, device: str) -> Job:
     capture = _open(layout, model)
-    resid = capture.array("resid")
+    kept = _kept(capture, "delta")
+    resid: Any = None if kept else _all_boundaries(capture, "delta")
     mlp = capture.array("mlp_out") if "mlp_out" in capture.group else None
 
     def groups(done: Callable[[int], None]) -> Groups:
@@ -142,16 +163,24 @@ def _delta_job(layout: Layout, model: tuple[str, str, str], _kind: str, _device:
         post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
 
         def compute(block: slice) -> dict[str, np.ndarray]:
-            out = mlp[block] if mlp is not None else None
-            found = delta(resid[block], out, post_norm=post, parallel=bool(attrs["parallel"]))
+            if kept:
+                found = {name: array[block] for name, array in kept.items()}
+            else:
+                out = mlp[block] if mlp is not None else None
+                found = delta(resid[block], out, post_norm=post, parallel=bool(attrs["parallel"]), device=device)
             done(block.stop - block.start)
             return found
 
         columns = {**_names(model), **_token_columns(capture)}
-        yield from _by_layer(columns, capture.n_tokens, 8 * int(np.prod(resid.shape[1:])), compute)
+        yield from _by_layer(columns, capture.n_tokens, 2 * _bytes_per_token(resid, kept), compute)
 
     recipe = {**_names(model), "capture": capture.sha256, "head": _head_hash(layout, model)}
     return Job("delta", recipe, capture.n_tokens, groups)
+
+
+def _bytes_per_token(resid: Any, kept: dict[str, Any]) -> int:
+    """Bytes in memory for a token of a block: its residuals, or the columns that are read instead."""
+    return sum(4 * int(np.prod(array.shape[1:])) for array in (kept.values() if kept else [resid]))
 
 
 def _head_hash(layout: Layout, model: tuple[str, str, str]) -> str:
@@ -184,7 +213,7 @@ def _pair_lens_job(layout: Layout, scope: Scope, device: str) -> Job:
     models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
     captures = {variant: _open(layout, model) for variant, model in models.items()}
     at_pt, at_it = _aligned(captures["pt"], captures["it"])
-    resid = {variant: capture.array("resid") for variant, capture in captures.items()}
+    resid = {variant: _all_boundaries(capture, "pair_lens") for variant, capture in captures.items()}
 
     def groups(done: Callable[[int], None]) -> Groups:
         heads = {variant: _head(layout, model) for variant, model in models.items()}

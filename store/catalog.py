@@ -16,6 +16,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from .errors import LakeError
+from .schema import SCALAR_TABLES
 
 T = TypeVar("T")
 PACKAGED = Path(__file__).parent.parent / "catalog.yaml"
@@ -72,13 +73,19 @@ class StreamSpec:
 
 @dataclass(frozen=True)
 class ProfileSpec:
-    """What a capture keeps, and the compute type; without `shard_tokens` the model's size decides."""
+    """What a capture keeps, and the compute type; without `shard_tokens` the model's size decides.
+
+    `boundaries` are numbers or the names of windows (a window's first boundary) or 'last'; None keeps all. `scalars` are
+    tables whose columns are computed during the capture.
+    """
 
     name: str
     sites: tuple[str, ...]
     logits: str
     dtype: str
     shard_tokens: int | None
+    boundaries: tuple[int | str, ...] | None = None
+    scalars: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,29 @@ def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
     onset = (6 * n_layers + 5) // 10  # round(0.6 L) in whole numbers
     width, middle = n_layers - onset, onset // 2
     return {"early": (0, width), "mid": (middle, middle + width), "late": (onset, n_layers)}
+
+
+def resolve_boundaries(profile: ProfileSpec, n_layers: int, windows: Mapping[str, tuple[int, int]]) -> tuple[int, ...]:
+    """The boundaries that a profile keeps of a model of `n_layers` blocks, ascending.
+
+    Raises LakeError for a number beyond the last boundary or a name that is no window.
+    """
+    if profile.boundaries is None:
+        return tuple(range(n_layers + 1))
+    known = {"last": n_layers} | {
+        name: start for name, (start, _) in (default_windows(n_layers) | dict(windows)).items()
+    }
+    found = set()
+    for boundary in profile.boundaries:
+        number = known.get(boundary) if isinstance(boundary, str) else boundary
+        if number is None:
+            raise LakeError(
+                f"profile {profile.name}: no boundary {boundary!r}; expected a number or one of {_list(known)}"
+            )
+        if number > n_layers:
+            raise LakeError(f"profile {profile.name}: boundary {number}, the model's boundaries end at {n_layers}")
+        found.add(number)
+    return tuple(sorted(found))
 
 
 def load_catalog(path: str | Path | None = None) -> Catalog:
@@ -304,20 +334,38 @@ class _Reader:
 
     def profile(self, name: str, node: Node) -> ProfileSpec:
         what = f"profile {name}"
-        entry = self.mapping(node, what, ("sites", "logits", "dtype", "shard_tokens"), ("sites",))
-        sites = entry["sites"]
-        if not isinstance(sites, SequenceNode) or not sites.value:
-            raise self.error(sites, f"{what}, sites is {_kind(sites)}, expected a list: [resid, mlp_out]")
-        names = tuple(self.choice(site, f"{what}, a site", SITES) for site in sites.value)
-        if len(set(names)) < len(names):
-            raise self.error(sites, f"{what}, sites names one site twice: {_list(names)}")
+        keys = ("sites", "boundaries", "scalars", "logits", "dtype", "shard_tokens")
+        entry = self.mapping(node, what, keys, ("sites",))
+        names = tuple(
+            self.choice(site, f"{what}, a site", SITES)
+            for site in self.list(entry["sites"], f"{what}, sites", "[resid, mlp_out]")
+        )
+        scalars: tuple[str, ...] = ()
+        if "scalars" in entry:
+            found = self.list(entry["scalars"], f"{what}, scalars", "[lens, delta]")
+            scalars = tuple(self.choice(table, f"{what}, a table of scalars", SCALAR_TABLES) for table in found)
+        boundaries = None
+        if "boundaries" in entry:
+            found = self.list(entry["boundaries"], f"{what}, boundaries", "[0, mid, late, last]")
+            boundaries = tuple(self.boundary(part, f"{what}, a boundary") for part in found)
         logits = self.choice(entry["logits"], f"{what}, logits", LOGITS) if "logits" in entry else "auto"
         dtype = self.choice(entry["dtype"], f"{what}, dtype", DTYPES) if "dtype" in entry else "auto"
         tokens = None
         count = entry.get("shard_tokens")
         if count is not None and not count.tag.endswith(":null"):
             tokens = self.whole(count, f"{what}, shard_tokens", 1)
-        return ProfileSpec(name, names, logits, dtype, tokens)
+        return ProfileSpec(name, names, logits, dtype, tokens, boundaries, scalars)
+
+    def boundary(self, node: Node, what: str) -> int | str:
+        return self.whole(node, what, 0) if node.tag.endswith(":int") else self.text(node, what)
+
+    def list(self, node: Node, what: str, example: str) -> list[Node]:
+        if not isinstance(node, SequenceNode) or not node.value:
+            raise self.error(node, f"{what} is {_kind(node)}, expected a list: {example}")
+        names = [part.value for part in node.value]
+        if len(set(map(str, names))) < len(names):
+            raise self.error(node, f"{what} names one thing twice: {_list(map(str, names))}")
+        return node.value
 
     def lake(self, name: str, node: Node) -> str:
         place = self.text(node, f"lake {name}")

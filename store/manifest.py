@@ -22,8 +22,15 @@ def seal(path: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     The manifest holds no time stamps: an undisturbed run, one resumed after a kill and one of several ranks seal to the
     same bytes. Of ranks that come here at once, one seals. Raises LakeError while shard rows are missing.
     """
+    if manifest := read_manifest(path):
+        return manifest
+    missing, count = missing_rows(path)
+    if missing:
+        raise LakeError(
+            f"{path}: {len(missing)} of {count} shard rows are missing (first: {missing[0]}); run the capture again"
+        )
     with try_lock(path / PROGRESS / SEALING, wait=True):
-        manifest = read_manifest(path) or _seal(path, extra or {})
+        manifest = read_manifest(path) or _seal(path, count, extra or {})
         shutil.rmtree(path / PROGRESS, ignore_errors=True)
     return manifest
 
@@ -35,12 +42,7 @@ def missing_rows(path: Path) -> tuple[list[int], int]:
     return missing_shards(path, count), count
 
 
-def _seal(path: Path, extra: dict[str, Any]) -> dict[str, Any]:
-    missing, count = missing_rows(path)
-    if missing:
-        raise LakeError(
-            f"{path}: {len(missing)} of {count} shard rows are missing (first: {missing[0]}); run the capture again"
-        )
+def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
     template = read_json(path / PROGRESS / TEMPLATE)
     del template["world"]  # however many ranks wrote it, it is the same capture
     for file in path.rglob("*"):

@@ -27,6 +27,7 @@ class Variable:
     dims: tuple[str, ...]
     dtype: str
     long_name: str
+    gaps: bool = False  # NaN has a meaning here, for instance where a token has no successor
 
     @property
     def activation(self) -> bool:
@@ -55,6 +56,7 @@ VARIABLES = {
         Variable("offset", ("prompt_edge",), "int64", "prompt p owns tokens offset[p]:offset[p+1]"),
         Variable("boundary", ("boundary",), "int32", "0 = input of block 0, l+1 = output of block l"),
         Variable("layer", ("layer",), "int32", "block index"),
+        Variable("lens_layer", ("lens_layer",), "int32", "layer as in tables: block index, -1 = input of block 0"),
     )
 }
 SITES = ("resid", "mlp_out", "attn_out")
@@ -154,4 +156,27 @@ TABLES = {
             ("top1_agree", pa.bool_()),
         ]
     ),
+}
+
+# What a capture may compute while it has the residuals: the columns of these tables as variables [token, lens_layer].
+SCALAR_TABLES = ("lens", "delta")
+GAPS = ("js_next", "p_target", "cos_final", "block_cos", "mlp_cos", "mlp_norm")
+
+
+def scalars(table: str) -> dict[str, str]:
+    """Column -> variable of a table that a capture may hold in place of residuals: kl_layer_final -> lens_kl_layer_final."""
+    names = TABLES[table].names
+    return {name: f"{table}_{name}" for name in names[names.index("layer") + 1 :]}
+
+
+VARIABLES |= {
+    variable: Variable(
+        variable,
+        ("token", "lens_layer"),
+        "int32" if pa.types.is_integer(TABLES[table].field(column).type) else "float32",
+        f"column {column} of the table {table}",
+        gaps=column in GAPS,
+    )
+    for table in SCALAR_TABLES
+    for column, variable in scalars(table).items()
 }

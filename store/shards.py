@@ -110,20 +110,20 @@ class Grid:
     @classmethod
     def of(cls, array: zarr.Array) -> "Grid | None":
         """The grid of an array that has the codecs of docs/FORMAT.md, else None: then zarr itself must read it."""
-        codecs = getattr(array.metadata, "codecs", ())
+        codecs: Any = getattr(array.metadata, "codecs", ())
         if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
             return None
-        outer: dict[str, Any] = codecs[0].to_dict()["configuration"]  # type: ignore[assignment]
+        outer: dict[str, Any] = codecs[0].to_dict()["configuration"]
         names = [codec["name"] for codec in (*outer["codecs"], *outer["index_codecs"])]
         if names != ["bytes", "blosc", "crc32c", "bytes", "crc32c"] or outer["index_location"] != "end":
             return None
         blosc = outer["codecs"][1]["configuration"]
-        shards = array.shards or ()
+        shards: tuple[int, ...] = array.shards or ()
         if any(shard != size for shard, size in zip(shards[1:], array.shape[1:], strict=True)):
             return None
         shuffle = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
         return cls(
-            array.shape,
+            tuple(array.shape),
             shards[0],
             tuple(outer["chunk_shape"]),
             np.dtype(array.dtype),

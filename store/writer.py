@@ -211,6 +211,8 @@ def _allocate(path: Path, template: Template) -> None:
         _create_coordinate(group, "offset", stream.offset)
         _create_coordinate(group, "boundary", np.asarray(template.boundaries, dtype=np.int32))
         _create_coordinate(group, "layer", np.asarray(template.layers, dtype=np.int32))
+        if any(VARIABLES[name].dims[-1] == "lens_layer" for name in template.sizes):
+            _create_coordinate(group, "lens_layer", np.arange(-1, len(template.layers), dtype=np.int32))
 
 
 def shard_record(path: Path, shard: int) -> Path:
@@ -319,7 +321,7 @@ class ShardWriter:
     def _write(self, shard: int, blocks: dict[str, np.ndarray], encoded: threading.Event) -> None:
         try:
             row = encode_row(self._grids, blocks)
-            if self._check and any(variable.nonfinite for variable in row.values()):
+            if self._check and any(row[name].nonfinite for name in row if not VARIABLES[name].gaps):
                 self._check(shard, blocks)
             if self._recycle:
                 self._recycle(shard)

@@ -233,7 +233,7 @@ def test_sealed_capture_with_fewer_sites_than_asked(tmp_path, llama):
     assert set(open_capture(find_capture(layout, "llama/pt", "bare")).data_vars) == {"resid"}
     for profile, lacking in (
         (tiny.FULL, "mlp_out"),
-        (replace(tiny.FULL, logits="full"), "logits, mlp_out"),
+        (replace(tiny.FULL, logits="full"), "mlp_out, logits"),
         (replace(lean, logits="topk"), "topk_id"),
     ):
         message = refused(
@@ -371,7 +371,7 @@ def test_an_interrupted_capture_needs_room_for_what_is_missing_only(lake, llama,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("actlake.capture.run.seal", interrupt)  # every shard row is on disk by then
+        patch.setattr("actlake.capture.run.seal_with_noise", interrupt)  # every shard row is on disk by then
         with pytest.raises(KeyboardInterrupt):
             tiny.capture(lake.root, llama, tiny.BARE, variants=("pt",))
     monkeypatch.setattr("actlake.capture.plan.free_bytes", lambda _: 10)

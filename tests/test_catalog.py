@@ -306,7 +306,7 @@ def test_a_pair_of_one_model_says_so(tmp_path):
             5,
             "a site is 'mlp', expected one of resid",
         ),
-        ("profiles:\n  f: {sites: [resid, resid]}\n", 2, "names one site twice: resid, resid"),
+        ("profiles:\n  f: {sites: [resid, resid]}\n", 2, "names one thing twice: resid, resid"),
         (
             "profiles:\n  f: {sites: [resid], logits: some}\n",
             2,
