@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from .lake import Lake
-from .store.catalog import Catalog, load_catalog
+from .store.catalog import Catalog, StreamSpec, load_catalog
 from .store.errors import LakeError
 from .store.files import human_bytes
 from .store.layout import Layout, writing
+from .store.schema import SITES, VARIANTS
 from .store.version import __version__
 
 app = typer.Typer(
@@ -41,6 +44,23 @@ CatalogOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...")]
+StreamOption = Annotated[
+    list[str] | None,
+    typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),
+]
+PromptSetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else core]",
+    ),
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto (as stored), bfloat16, float16 or float32.")]
+BatchOption = Annotated[int, typer.Option("--batch", help="Sequences a forward; part of the recorded plan.", min=1)]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N prompts.")]
+NewTokensOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
+]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")
@@ -92,25 +112,16 @@ def demo(
 def capture(
     pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
     variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
-    stream: Annotated[
-        list[str] | None,
-        typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else core]",
-        ),
-    ] = None,
+    stream: StreamOption = None,
+    prompts: PromptSetOption = None,
     profile: Annotated[str, typer.Option(help="Profile of the catalog: what is kept.")] = "full",
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
-    dtype: Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16 or float32.")] = "auto",
-    batch: Annotated[int, typer.Option(help="Sequences a forward; part of the recorded plan.", min=1)] = 16,
-    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest continuation, in place of the stream's.")] = None,
+    dtype: DtypeOption = "auto",
+    batch: BatchOption = 16,
+    limit: LimitOption = None,
+    max_new_tokens: NewTokensOption = None,
     double_bos: Annotated[
         bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")
     ] = False,
@@ -131,26 +142,20 @@ def capture(
     Several GPUs or machines: start the command once for each with --rank R --world N, or under torchrun or srun. Ranks write
     disjoint shard rows and never talk; the last to finish seals, or `actlake seal` does.
     """
-    from dataclasses import replace
-
     from .capture.pair import Options, capture_pair, find_prompts
     from .capture.ranks import Rank
 
-    if variant not in (None, "pt", "it"):
-        raise LakeError(f"variant {variant!r}: expected pt or it")
-    known = load_catalog(catalog)
-    specs = [known.stream(name) for name in stream or ["native"]]
-    if max_new_tokens is not None:
-        specs = [replace(spec, max_new_tokens=max_new_tokens) for spec in specs]
+    known, chosen = load_catalog(catalog), _variants(variant)
+    specs = _streams(known, stream, max_new_tokens)
     place = Rank.find(rank, world)
     with writing(known.lakes.get(lake, lake)) as layout:
         results = capture_pair(
             layout,
             known.pair(pair),
             specs,
-            find_prompts(known, layout, prompts or ("pocket" if pair == "pocket" else "core"), limit),
+            find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
             known.profile(profile),
-            [variant] if variant else ("pt", "it"),
+            chosen,
             Options(place.device(device), dtype, batch, double_bos, allow_nonfinite, place),
         )
     rows = [
@@ -176,6 +181,85 @@ def capture(
             highlight=False,
             soft_wrap=True,
         )
+
+
+@app.command()
+def plan(
+    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance gemma3_4b.")],
+    variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
+    stream: StreamOption = None,
+    prompts: PromptSetOption = None,
+    profile: Annotated[
+        list[str] | None, typer.Option("--profile", help="May be given several times. [default: all of the catalog]")
+    ] = None,
+    tokens_per_second: Annotated[float, typer.Option(help="What the model reads in a second.", min=1)] = 2000,
+    disk_speed: Annotated[float, typer.Option(help="What the disk takes, in MB/s.", min=1)] = 500,
+    dtype: DtypeOption = "auto",
+    batch: BatchOption = 16,
+    limit: LimitOption = None,
+    max_new_tokens: NewTokensOption = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a capture will take: tokens, bytes, shards, memory, time. Reads configs and tokenizers, loads no weights.
+
+    A stream that the lake holds already is counted exactly; otherwise every continuation counts in full ("at most").
+    """
+    from .capture.forecast import forecast
+    from .capture.pair import Options, find_prompts
+
+    known = load_catalog(catalog)
+    place = Path(known.lakes.get(lake, lake)) / "lake.json"
+    layout = _layout(lake, catalog)[0] if place.exists() else None
+    found = forecast(
+        known.pair(pair),
+        _streams(known, stream, max_new_tokens),
+        find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
+        [known.profile(name) for name in profile or known.profiles],
+        _variants(variant),
+        Options(dtype=dtype, batch=batch),
+        layout,
+    )
+    rows = [
+        {
+            "variant": f.variant,
+            "stream": f.stream,
+            "profile": f.profile,
+            "exact": f.exact,
+            "tokens": f.size.tokens,
+            "shard rows": f.size.shards,
+            **{f"{name} (raw)": count for name, count in f.site_bytes.items()},
+            "raw": f.size.raw,
+            "on disk": f.size.stored,
+            "device memory": f.weights + f.size.device,
+            "host memory": f.size.memory,
+            "seconds": round(f.seconds(tokens_per_second, disk_speed * 1e6)),
+        }
+        for f in found
+    ]
+    if as_json:
+        return _json(rows)
+    columns = ["capture", "tokens", "shard rows", "sites, raw", "on disk", "device memory", "host memory", "time"]
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for f, row in zip(found, rows, strict=True):
+        sites = ", ".join(f"{name} {human_bytes(f.site_bytes[name])}" for name in f.site_bytes if name in SITES)
+        table.add_row(
+            f"{f.variant} {f.stream} {f.profile}",
+            f"{'' if f.exact else 'at most '}{f.size.tokens:,}",
+            str(f.size.shards),
+            f"{sites} of {human_bytes(f.size.raw)}",
+            human_bytes(f.size.stored),
+            human_bytes(row["device memory"]),
+            human_bytes(f.size.memory),
+            str(timedelta(seconds=row["seconds"])),
+        )
+    out.print(table)
+    out.print(
+        f"time at {tokens_per_second:,.0f} tokens/s and {disk_speed:,.0f} MB/s of disk (--tokens-per-second, --disk-speed);"
+        " generating continuations comes on top; device memory = weights + the largest batch",
+        style="dim",
+    )
 
 
 @app.command()
@@ -419,6 +503,26 @@ def main() -> None:
 def _layout(lake: str, catalog: Path | None) -> tuple[Layout, Catalog]:
     known = load_catalog(catalog)
     return Layout.open(known.lakes.get(lake, lake)), known
+
+
+def _streams(known: Catalog, names: list[str] | None, max_new_tokens: int | None) -> list[StreamSpec]:
+    specs = [known.stream(name) for name in names or ["native"]]
+    return [
+        replace(spec, max_new_tokens=max_new_tokens)
+        if max_new_tokens is not None and spec.continuation != "none"
+        else spec
+        for spec in specs
+    ]
+
+
+def _variants(variant: str | None) -> tuple[str, ...]:
+    if variant not in (None, *VARIANTS):
+        raise LakeError(f"variant {variant!r}: expected pt or it")
+    return (variant,) if variant else VARIANTS
+
+
+def _usual_prompts(pair: str) -> str:
+    return "pocket" if pair == "pocket" else "core"
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ class Loop:
         rows = Rows(self.template, list(range(self.template.n_shards)), self.model.dtype)
         for indices, batch in zip(self.plan, self.batches(), strict=True):
             read(self.model, batch, self.template.sizes, self.template.boundaries, rows.parts(indices))
-            for shard, _ in rows.filled(indices):
+            for shard, *_ in rows.filled(indices):
                 rows.recycle(shard)
 
     def capture(self) -> None:

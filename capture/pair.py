@@ -81,19 +81,7 @@ def capture_pair(
     """
     check_sites(profile.sites)
     options = replace(options, dtype=profile.dtype if options.dtype == "auto" else options.dtype)
-    loader = _Loader(options)
-    for variant in variants:
-        pair.model(variant)  # a LakeError for a variant that the pair lacks
-    sources = {
-        variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)
-    }
-    if len(sources) == 2:
-        check_same_tokenizer(sources["pt"].tokenizer, sources["it"].tokenizer, pair.name)
-    for spec in streams:
-        if spec.continuation in ("pt", "it") and spec.continuation not in sources:
-            raise LakeError(
-                f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks"
-            )
+    sources = sources_of(pair, variants, streams, options)
     check_name(prompts.name, "prompt set")  # it becomes part of file names
     for variant in variants:
         check_same_model(layout, pair.name, variant, sources[variant].identity)
@@ -111,6 +99,26 @@ def capture_pair(
     return results
 
 
+def sources_of(
+    pair: PairSpec, variants: Sequence[str], streams: Sequence[StreamSpec], options: Options
+) -> dict[str, Source]:
+    """The models of a pair that there are, by variant; LakeError when one is missing or the tokenizers differ."""
+    loader = _Loader(options)
+    for variant in variants:
+        pair.model(variant)  # a LakeError for a variant that the pair lacks
+    sources = {
+        variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)
+    }
+    if len(sources) == 2:
+        check_same_tokenizer(sources["pt"].tokenizer, sources["it"].tokenizer, pair.name)
+    for spec in streams:
+        if spec.continuation in ("pt", "it") and spec.continuation not in sources:
+            raise LakeError(
+                f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks"
+            )
+    return sources
+
+
 def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
     """Teachers first, so that each model is loaded once."""
     teachers = {spec.continuation for spec in streams}
@@ -122,7 +130,9 @@ def _one(layout: Layout, pair: PairSpec, source: Source, stream: str, profile: P
     if sealed:
         manifest: dict[str, Any] = read_manifest(sealed) or {}
         return Result(sealed, True, True, manifest["n_tokens"], manifest["bytes"], 0.0)
-    return capture(layout, source.load(), stream, profile, options.batch, options.allow_nonfinite, options.rank)
+    return capture(
+        layout, source.load(), stream, profile, options.batch, options.allow_nonfinite, options.rank, pair.windows
+    )
 
 
 def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:

@@ -11,11 +11,13 @@ import torch
 from ..store.catalog import ProfileSpec
 from ..store.errors import LakeError
 from ..store.files import free_bytes, human_bytes
-from ..store.schema import SITES, TOP_K, scalars
-from ..store.writer import Template
+from ..store.schema import PROMPT_SITES, SITES, TOP_K, VARIABLES, scalars
+from ..store.writer import DEPTH, Template
 
 BATCH = 16
 WINDOW = 8  # batches; prompts are sorted by length inside a window of this many, so that few slots are padding
+LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
+IN_FLIGHT = 16  # hidden states that a block holds at once, the MLP's wider ones counted as several
 STORED_RATIO = 2.7  # raw float32 bytes over stored bytes of widened bfloat16 (STORAGE 2b: 2.8 to 2.9)
 
 
@@ -34,9 +36,10 @@ def batch_plan(lengths: Sequence[int], batch: int = BATCH) -> list[list[int]]:
 
 def check_sites(sites: Sequence[str]) -> None:
     """Raise LakeError for a site that this version can't capture."""
-    unknown = [site for site in sites if site not in SITES]
+    known = (*SITES, *PROMPT_SITES)
+    unknown = [site for site in sites if site not in known]
     if unknown:
-        raise LakeError(f"site {unknown[0]!r} can't be captured by this version; it knows {', '.join(SITES)}")
+        raise LakeError(f"site {unknown[0]!r} can't be captured by this version; it knows {', '.join(known)}")
 
 
 def capture_sizes(
@@ -44,7 +47,7 @@ def capture_sizes(
 ) -> dict[str, tuple[int, ...]]:
     """Variable -> shape after the token axis, for what a profile keeps of a model of this shape."""
     sizes: dict[str, tuple[int, ...]] = {
-        site: (len(boundaries) if site == "resid" else n_layers, d_model) for site in profile.sites
+        site: (len(boundaries) if site == "resid" else n_layers, d_model) for site in profile.sites if site in SITES
     }
     for table in profile.scalars:
         sizes |= dict.fromkeys(scalars(table).values(), (n_layers + 1,))
@@ -58,13 +61,18 @@ def capture_sizes(
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a capture: tokens, shard rows, raw and expected stored bytes, peak host memory on top of the model (bytes)."""
+    """Sizes of a capture, all in bytes but for tokens and shard rows.
+
+    `raw` as float32 and `stored` as expected on disk; `memory` the peak on the host on top of the model; `device` the peak
+    beside the weights where the model runs.
+    """
 
     tokens: int
     shards: int
     raw: int
     stored: int
     memory: int
+    device: int
 
     def line(self, rate: float | None = None) -> str:
         """One line for people; `rate` in tokens/s adds the expected time."""
@@ -77,21 +85,35 @@ class Estimate:
         return ", ".join(parts + ([f"about {max(1, round(self.tokens / rate))} s"] if rate else []))
 
 
-def estimate(template: Template, plan: list[list[int]], queue_depth: int = 2) -> Estimate:
-    """Sizes of a capture from its template and batch plan."""
+def estimate(template: Template, plan: list[list[int]], vocab: int = 0) -> Estimate:
+    """Sizes of a capture from its template and batch plan; `vocab` counts the logits in flight in."""
     per_token = sum(template.bytes_per_token.values())
-    tokens, shard = template.stream.n_tokens, template.shard_tokens
-    offset = template.stream.offset
+    tokens, shard, offset = template.stream.n_tokens, template.shard_tokens, template.stream.offset
     open_rows = max((len(_shards_of(batches, offset, shard)) for batches in _windows(plan)), default=0)
-    largest = max((int(sum(np.diff(offset)[batch])) for batch in plan), default=0)
-    ratio = STORED_RATIO if template.source_dtype == "bfloat16" else 1.1
+    narrow = template.source_dtype == "bfloat16"
+    ratio = STORED_RATIO if narrow else 1.1
+    # bfloat16 sites are held as they are; rows under way are held once more, encoded.
+    held = sum(size // (2 if narrow and name in SITES else 1) for name, size in template.bytes_per_token.items())
+    rows = min(open_rows + DEPTH, template.n_shards) * held + min(DEPTH, template.n_shards) * per_token / ratio
     return Estimate(
         tokens=tokens,
         shards=template.n_shards,
         raw=tokens * per_token,
         stored=int(tokens * per_token / ratio),
-        memory=(min(open_rows + queue_depth + 1, template.n_shards) * shard + largest) * per_token,
+        memory=int(rows * min(shard, tokens)),
+        device=_device_bytes(template, plan, vocab),
     )
+
+
+def _device_bytes(template: Template, plan: list[list[int]], vocab: int) -> int:
+    """What the largest batch takes where the model runs: activations in flight, a slice of logits, the stage of lean."""
+    lengths = np.diff(template.stream.offset)
+    padded = max((len(batch) * int(lengths[batch].max()) for batch in plan), default=0)
+    layers = len(template.layers)
+    width = next((size[-1] for name, size in template.sizes.items() if name in SITES), 0)
+    wide = 2 if template.source_dtype in ("bfloat16", "float16") else 4
+    staged = 2 * layers + 1 if any(VARIABLES[name].dims[-1] == "lens_layer" for name in template.sizes) else 0
+    return int(padded * width * wide * (IN_FLIGHT + staged) + min(padded * vocab, LOGIT_ROWS) * (wide + 4))
 
 
 def _windows(plan: list[list[int]]) -> list[list[list[int]]]:

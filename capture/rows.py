@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from ..store.writer import Template
+from ..store.writer import PromptValues, Template
 from .hooks import Part, block_of, buffer
 
 
@@ -25,6 +25,7 @@ class Rows:
         self._left: dict[int, int] = {}
         self._spare: deque[dict[str, torch.Tensor]] = deque()
         self._out: dict[int, dict[str, torch.Tensor]] = {}
+        self._notes: dict[int, PromptValues] = {}
 
     def _shards(self, prompt: int) -> range:
         """Shard rows that hold tokens of a prompt."""
@@ -45,8 +46,15 @@ class Rows:
                     found.append(Part(row, low - first, high - first, self._row(shard), low - shard * self._size))
         return found
 
-    def filled(self, prompts: list[int]) -> list[tuple[int, dict[str, np.ndarray]]]:
-        """Count a batch as copied; return the rows that this completed, as the writer takes them."""
+    def note(self, name: str, prompts: list[int], values: np.ndarray) -> None:
+        """Keep one value a prompt [batch, ...] with the row that holds the prompt's last prompt token."""
+        for prompt, value in zip(prompts, values, strict=True):
+            shard = (int(self._offset[prompt]) + self._template.stream.starts[prompt] - 1) // self._size
+            if shard in self._todo:
+                self._notes.setdefault(shard, {}).setdefault(name, {})[prompt] = value
+
+    def filled(self, prompts: list[int]) -> list[tuple[int, dict[str, np.ndarray], PromptValues | None]]:
+        """Count a batch as copied; return what this completed as the writer takes it: rows and their prompts' values."""
         full = []
         for prompt in prompts:
             first, last = int(self._offset[prompt]), int(self._offset[prompt + 1])
@@ -54,7 +62,7 @@ class Rows:
                 if shard in self._left:
                     self._left[shard] -= min(last, (shard + 1) * self._size) - max(first, shard * self._size)
                     if not self._left[shard]:
-                        full.append((shard, self._hand_out(shard)))
+                        full.append((shard, self._hand_out(shard), self._notes.pop(shard, None)))
         return full
 
     def recycle(self, shard: int) -> None:

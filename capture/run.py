@@ -19,12 +19,13 @@ from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
 from ..store.models import write_model
 from ..store.progress import ERRORS, bar
-from ..store.schema import SITES, VARIABLES, scalars
+from ..store.schema import PROMPT_SITES, SITES, VARIABLES, scalars
 from ..store.shards import widen
 from ..store.streams import Stream, read_stream
 from ..store.version import __version__
 from ..store.writer import PROGRESS, ShardWriter, Template, create_capture, missing_shards
 from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
+from .attention import watch
 from .hooks import Batch, pad_id
 from .model import Model, head_arrays
 from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory
@@ -60,6 +61,7 @@ def make_template(
         layers=tuple(range(model.n_layers)),
         source_dtype=model.record["dtype"],
         shard=profile.shard_tokens,
+        per_prompt=tuple(site for site in profile.sites if site in PROMPT_SITES),
         provenance={
             "pair": model.spec.pair,
             "variant": model.spec.variant,
@@ -112,7 +114,7 @@ def find_sealed(
 def _lacking(manifest: dict[str, Any], profile: ProfileSpec, windows: Windows) -> list[str]:
     """What `profile` asks for and a sealed capture does not have; all residuals stand in for scalars."""
     layers, sizes = len(manifest["layers"]), manifest["sizes"]
-    lacking = [site for site in profile.sites if site not in sizes]
+    lacking = [site for site in profile.sites if site not in sizes and site not in manifest.get("per_prompt", [])]
     if "resid" in profile.sites and "resid" in sizes:
         asked = resolve_boundaries(profile, layers, windows)
         lacking += [f"boundary {b}" for b in asked if b not in manifest["boundaries"]]
@@ -144,7 +146,7 @@ def capture(
     template = make_template(model, stream, profile, batch, windows)
     path = layout.capture(model.spec.pair, model.spec.variant, stream.name)
     plan = batch_plan(np.diff(stream.offset).tolist(), batch)
-    size = estimate(template, plan)
+    size = estimate(template, plan, model.head.vocab)
     rows = rank.rows(template.n_shards)
     check_disk(size, len(missing_shards(path, template.n_shards) if rank.world == 1 else rows), layout.root)
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
@@ -229,14 +231,18 @@ def fill(
         def finish(indices: list[int], event: Any) -> None:
             if event is not None:
                 event.synchronize()
-            for shard, blocks in rows.filled(indices):
-                writer.put(shard, blocks)
+            for row in rows.filled(indices):
+                writer.put(*row)
             progress.advance(sum(len(stream.tokens[prompt]) for prompt in indices))
 
         ahead: deque[tuple[list[int], Any]] = deque()
         for indices in needed:
             batch = Batch([stream.tokens[i] for i in indices], pad_id(model.tokenizer), model.device)
-            event = read(model, batch, template.sizes, template.boundaries, rows.parts(indices))
+            ends = np.asarray([stream.starts[prompt] - 1 for prompt in indices])
+            with watch(model, ends, template.per_prompt) as found:
+                event = read(model, batch, template.sizes, template.boundaries, rows.parts(indices))
+            for name, values in found.items():
+                rows.note(name, indices, values)
             ahead.append((indices, event))
             if len(ahead) > gpu:
                 finish(*ahead.popleft())

@@ -134,6 +134,9 @@ def open_capture(path: Path, allow_unsealed: bool = False) -> xr.Dataset:
             continue
         array = capture.array(name)
         attributes = dict(array.array.attrs)
+        if variable.per_prompt:
+            data[name] = (variable.dims, array[...], attributes)
+            continue
         if not variable.activation:
             coordinates[name] = (variable.dims, array[...], attributes)
             continue

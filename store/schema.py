@@ -31,8 +31,13 @@ class Variable:
 
     @property
     def activation(self) -> bool:
-        """Activations are sharded, compressed and finite; coordinates are small and whole."""
+        """Activations are sharded and compressed; coordinates are small and whole."""
         return self.dims[0] == "token" and self.name not in TOKEN_COORDS
+
+    @property
+    def per_prompt(self) -> bool:
+        """One value a prompt: kept beside the shard rows until sealing makes one array of them."""
+        return self.name in PROMPT_SITES
 
 
 TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special")
@@ -46,6 +51,13 @@ VARIABLES = {
         Variable("topk_id", ("token", "k"), "int32", "token ids of the largest logits, descending"),
         Variable("topk_logit", ("token", "k"), "float32", "the largest logits, descending"),
         Variable("logsumexp", ("token",), "float32", "log of the summed exponentials of all logits"),
+        Variable(
+            "attn_entropy",
+            ("prompt", "layer", "head"),
+            "float32",
+            "entropy of the last prompt token's attention row",
+            True,
+        ),
         Variable("token_id", ("token",), "int32", "token fed to the model"),
         Variable("prompt", ("token",), "int32", "index of the prompt"),
         Variable("position", ("token",), "int32", "position in the prompt's sequence"),
@@ -60,6 +72,7 @@ VARIABLES = {
     )
 }
 SITES = ("resid", "mlp_out", "attn_out")
+PROMPT_SITES = ("attn_entropy",)
 
 
 def shard_tokens(bytes_per_token: int) -> int:

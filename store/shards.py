@@ -113,7 +113,7 @@ class Grid:
         codecs: Any = getattr(array.metadata, "codecs", ())
         if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
             return None
-        outer: dict[str, Any] = codecs[0].to_dict()["configuration"]
+        outer: Any = codecs[0].to_dict()["configuration"]
         names = [codec["name"] for codec in (*outer["codecs"], *outer["index_codecs"])]
         if names != ["bytes", "blosc", "crc32c", "bytes", "crc32c"] or outer["index_location"] != "end":
             return None

@@ -6,12 +6,13 @@ and only then recorded in `.progress/`; killing the process at any moment loses 
 
 import errno
 import hashlib
+import io
 import os
 import platform
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import LakeError
-from .files import full_disk, read_json, write_json
+from .files import full_disk, read_json, write_atomic, write_json
 from .schema import FORMAT_VERSION, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
 from .shards import Encoded, Grid
 from .streams import Stream
@@ -33,6 +34,7 @@ TEMPLATE = "template.json"
 WRITERS = 3  # files of a row that are written side by side
 DEPTH = 2  # shard rows that are encoded or written at the same time
 MANIFEST = "manifest.json"
+PromptValues = dict[str, dict[int, np.ndarray]]  # variable -> prompt -> values
 ALLOCATING = ".tmp"  # end of the name of a capture that is being allocated
 
 
@@ -41,7 +43,8 @@ class Template:
     """Everything that fixes a capture's arrays before the first forward.
 
     `sizes` maps variable name -> shape after the token axis, for instance {"resid": (7, 192)}; `boundaries` and
-    `layers` are the coordinate values. `source_dtype` is the model's dtype; `provenance` goes into the manifest as it is.
+    `layers` are the coordinate values. `source_dtype` is the model's dtype; `provenance` goes into the manifest as it
+    is. `per_prompt` names variables of one value a prompt, whose shape is known at sealing.
     """
 
     stream: Stream
@@ -51,6 +54,7 @@ class Template:
     source_dtype: str
     provenance: dict[str, Any]
     shard: int | None = None
+    per_prompt: tuple[str, ...] = ()
 
     @property
     def bytes_per_token(self) -> dict[str, int]:
@@ -81,6 +85,7 @@ class Template:
             "source_dtype": self.source_dtype,
             "shard_tokens": self.shard_tokens,
             "provenance": self.provenance,
+            **({"per_prompt": list(self.per_prompt)} if self.per_prompt else {}),
         }
 
 
@@ -125,7 +130,9 @@ def _create_activation(group: zarr.Group, template: Template, name: str, size: t
     )
 
 
-def _create_coordinate(group: zarr.Group, name: str, values: np.ndarray) -> None:
+def _create_coordinate(
+    group: zarr.Group, name: str, values: np.ndarray, attributes: dict[str, Any] | None = None
+) -> None:
     variable = VARIABLES[name]
     array = group.create_array(
         name,
@@ -134,8 +141,9 @@ def _create_coordinate(group: zarr.Group, name: str, values: np.ndarray) -> None
         chunks=values.shape,
         compressors=[Crc32cCodec()] if variable.dtype == "string" else compressors(),
         dimension_names=variable.dims,
-        attributes={"long_name": variable.long_name},
+        attributes={"long_name": variable.long_name, **(attributes or {})},
         config={"write_empty_chunks": True},
+        **({"fill_value": np.nan} if variable.per_prompt else {}),
     )
     array[...] = values
 
@@ -218,6 +226,36 @@ def _allocate(path: Path, template: Template) -> None:
 def shard_record(path: Path, shard: int) -> Path:
     """File whose existence says that a shard row is complete and on disk."""
     return path / PROGRESS / f"shard-{shard:06d}.json"
+
+
+def prompt_file(path: Path, shard: int) -> Path:
+    """Per-prompt values that came with a shard row: `.progress/prompts-NNNNNN.npz`, replaced by arrays at sealing."""
+    return path / PROGRESS / f"prompts-{shard:06d}.npz"
+
+
+def write_prompts(path: Path, shard: int, values: PromptValues) -> None:
+    """Keep the per-prompt values (variable -> prompt -> array) of the prompts whose last prompt token a row holds."""
+    arrays = {
+        f"{name}/{part}": np.asarray(value)
+        for name, found in values.items()
+        for part, value in (("prompt", sorted(found)), ("values", [found[prompt] for prompt in sorted(found)]))
+    }
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    write_atomic(prompt_file(path, shard), data.getvalue())
+
+
+def gather_prompts(path: Path, names: Sequence[str], n_prompts: int) -> None:
+    """Make one array [prompt, ...] of each per-prompt variable from what came with the shard rows; NaN where none did."""
+    files = [np.load(file) for file in sorted((path / PROGRESS).glob("prompts-*.npz"))]
+    for name in names:
+        rows = [(f[f"{name}/prompt"], f[f"{name}/values"]) for f in files if len(f[f"{name}/prompt"])]
+        whole = np.full((n_prompts, *rows[0][1].shape[1:]), np.nan, dtype=np.float32)
+        for prompts, values in rows:
+            whole[prompts] = values
+        shutil.rmtree(path / name, ignore_errors=True)  # a kill may have left a part
+        with quiet_zarr():
+            _create_coordinate(zarr.open_group(path, mode="r+", use_consolidated=False), name, whole, {"units": "nats"})
 
 
 def missing_shards(path: Path, n_shards: int) -> list[int]:
@@ -309,16 +347,21 @@ class ShardWriter:
         if kind is None:
             self._raise()
 
-    def put(self, shard: int, blocks: dict[str, np.ndarray]) -> None:
-        """Hand over one shard row (float32, int32, or uint16 for bfloat16 bits); they are the writer's until `recycle`."""
+    def put(self, shard: int, blocks: dict[str, np.ndarray], prompts: PromptValues | None = None) -> None:
+        """Hand over one shard row (float32, int32, or uint16 for bfloat16 bits; the writer's until `recycle`).
+
+        `prompts` are per-prompt values of the prompts whose last prompt token lies in it.
+        """
         self._raise()
         self._room.acquire()
         encoded = threading.Event()
-        self._under_way.append(self._rows.submit(self._write, shard, blocks, encoded))
+        self._under_way.append(self._rows.submit(self._write, shard, blocks, prompts, encoded))
         if self._wait:
             encoded.wait()
 
-    def _write(self, shard: int, blocks: dict[str, np.ndarray], encoded: threading.Event) -> None:
+    def _write(
+        self, shard: int, blocks: dict[str, np.ndarray], prompts: PromptValues | None, encoded: threading.Event
+    ) -> None:
         try:
             row = encode_row(self._grids, blocks)
             if self._check and any(row[name].nonfinite for name in row if not VARIABLES[name].gaps):
@@ -328,6 +371,8 @@ class ShardWriter:
             del blocks
             encoded.set()
             files = write_row(self._path, shard, row)
+            if prompts:
+                write_prompts(self._path, shard, prompts)
             statistics = {name: _statistics(variable) for name, variable in row.items()}
             write_json(shard_record(self._path, shard), {"shard": shard, "files": files, "statistics": statistics})
             if self._on_write:

@@ -159,7 +159,7 @@ def test_unknown_dtype_and_site(lake, llama):
     assert "dtype 'float8': expected auto, float32" in refused(
         lake.root, lambda: tiny.capture(lake.root, llama, tiny.BARE, dtype="float8")
     )
-    profile = replace(tiny.FULL, sites=("resid", "attn_entropy"))
+    profile = replace(tiny.FULL, sites=("resid", "attn_in"))
     with pytest.raises(
         LakeError, match="site .attn_entropy. can.t be captured by this version; it knows resid, mlp_out, attn_out"
     ):

@@ -1,0 +1,136 @@
+"""What a capture will take, said from configs and tokenizers alone: no weights are loaded, nothing is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..store.catalog import PairSpec, ProfileSpec, StreamSpec, resolve_boundaries
+from ..store.errors import LakeError
+from ..store.layout import Layout
+from ..store.streams import Stream, find_stream, read_stream
+from ..store.writer import Template
+from .model import DTYPES, load_config
+from .pair import Options, sources_of
+from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
+from .prompts import PromptSet
+from .streams import Source, recipe_of
+from .tokens import encode, template_for
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One capture to come: sizes in bytes; `exact` when its stream is there, else every continuation counts in full."""
+
+    variant: str
+    stream: str
+    profile: str
+    exact: bool
+    weights: int
+    size: Estimate
+    site_bytes: dict[str, int]
+
+    def seconds(self, rate: float, disk: float) -> float:
+        """Time for `rate` tokens/s of the model and `disk` bytes/s, which overlap."""
+        return max(self.size.tokens / rate, self.size.stored / disk)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What sizes follow from: blocks, width, vocabulary, bytes of the weights."""
+
+    layers: int
+    width: int
+    vocab: int
+    weights: int
+
+
+def forecast(
+    pair: PairSpec,
+    streams: Sequence[StreamSpec],
+    prompts: PromptSet,
+    profiles: Sequence[ProfileSpec],
+    variants: Sequence[str] = ("pt", "it"),
+    options: Options = Options(),  # noqa: B008 (frozen)
+    layout: Layout | None = None,
+) -> list[Forecast]:
+    """Sizes of every capture that these names ask for; a stream that `layout` holds is counted exactly.
+
+    Raises LakeError for what the capture itself would refuse: a missing variant, tokenizers that differ, unknown sites.
+    """
+    for profile in profiles:
+        check_sites(profile.sites)
+    sources = sources_of(pair, variants, streams, options)
+    found = []
+    for variant in variants:
+        shape = shape_of(pair, variant, sources[variant].identity["dtype"])
+        for spec in streams:
+            stream, exact = _stream(sources, variant, spec, prompts, options, layout)
+            for profile in profiles:
+                found.append(_one(pair, variant, spec, stream, exact, profile, shape, sources, options))
+    return found
+
+
+def shape_of(pair: PairSpec, variant: str, dtype: str) -> Shape:
+    """The shape of a model, built without memory (on torch's meta device)."""
+    config = load_config(pair.model(variant))
+    try:
+        with torch.device("meta"):
+            hf: Any = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    except ValueError as error:
+        raise LakeError(f"model {pair.name}/{variant}: {str(error).splitlines()[0]}") from error
+    unembed = hf.get_output_embeddings().weight
+    weights = sum(p.numel() * p.element_size() for p in hf.parameters())
+    return Shape(config.get_text_config().num_hidden_layers, unembed.shape[1], unembed.shape[0], weights)
+
+
+def _stream(
+    sources: dict[str, Source],
+    variant: str,
+    spec: StreamSpec,
+    prompts: PromptSet,
+    options: Options,
+    layout: Layout | None,
+) -> tuple[Stream, bool]:
+    """The stream itself when the lake holds it, else one of the same prompts with continuations of full length."""
+    source = sources[variant]
+    teller = sources[variant if spec.continuation in ("own", "none") else spec.continuation]
+    recipe = recipe_of(source, teller, spec, prompts, options.double_bos, options.batch)
+    record = find_stream(layout, recipe["key"], spec.name) if layout else None
+    if layout and record:
+        return read_stream(layout, record["name"]), True
+    template = template_for(spec.template, variant)
+    starts = [len(encode(source.tokenizer, prompt.text, template, options.double_bos)) for prompt in prompts.prompts]
+    more = 0 if spec.continuation == "none" else spec.max_new_tokens
+    rows = [np.zeros(start + more, dtype=np.int32) for start in starts]
+    count = sum(map(len, rows))
+    return Stream(spec.name, prompts.name, [], [], rows, starts, [], np.zeros(count, bool)), spec.continuation == "none"
+
+
+def _one(
+    pair: PairSpec,
+    variant: str,
+    spec: StreamSpec,
+    stream: Stream,
+    exact: bool,
+    profile: ProfileSpec,
+    shape: Shape,
+    sources: dict[str, Source],
+    options: Options,
+) -> Forecast:
+    boundaries = resolve_boundaries(profile, shape.layers, pair.windows)
+    template = Template(
+        stream=stream,
+        sizes=capture_sizes(profile, shape.layers, shape.width, shape.vocab, boundaries),
+        boundaries=boundaries,
+        layers=tuple(range(shape.layers)),
+        source_dtype=sources[variant].identity["dtype"],
+        provenance={},
+        shard=profile.shard_tokens,
+    )
+    size = estimate(template, batch_plan(np.diff(stream.offset).tolist(), options.batch), shape.vocab)
+    each = {name: count * stream.n_tokens for name, count in template.bytes_per_token.items()}
+    return Forecast(variant, spec.name, profile.name, exact, shape.weights, size, each)
