@@ -221,7 +221,7 @@ def plan(
         Options(dtype=dtype, batch=batch),
         layout,
     )
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "variant": f.variant,
             "stream": f.stream,

@@ -80,17 +80,24 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def main(name: str, run: Callable[[], list[Row]], about: str | None = None) -> None:
+def main(
+    name: str,
+    run: Callable[..., list[Row]],
+    about: str | None = None,
+    options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+) -> None:
     """Run one benchmark from the command line: print its table and, with --json FILE, keep its figures.
 
-    `about` is what --help tells beside that.
+    `about` is what --help tells beside that; what `options` adds to the parser reaches `run` by name.
     """
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"benchmarks/{name}.py", description=about, formatter_class=form)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    where = parser.parse_args().json
+    options(parser)
+    given = vars(parser.parse_args())
+    where = given.pop("json")
     load, others, started = machine.load_average(), machine.Others(), time.perf_counter()
-    rows = run()
+    rows = run(**given)
     seconds, busy = time.perf_counter() - started, others.cores()
     print(machine.describe())
     print(table([HEADER, *(row.cells() for row in rows)]))

@@ -93,6 +93,16 @@ def source(spec: ModelSpec) -> str:
     return str(folder)
 
 
+def load_config(spec: ModelSpec) -> Any:
+    """The Hugging Face config of a model, nothing else."""
+    try:
+        return AutoConfig.from_pretrained(source(spec), revision=spec.revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise LakeError(
+            f"model {spec.pair}/{spec.variant}: can't read its config: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def load_tokenizer(spec: ModelSpec) -> Any:
     """The tokenizer of a model, nothing else."""
     try:
@@ -175,14 +185,8 @@ def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dic
     sha256 over all that determines activations.
     """
     check_dtype(dtype)
-    where = source(spec)
     tokenizer = tokenizer or load_tokenizer(spec)
-    try:
-        config = AutoConfig.from_pretrained(where, revision=spec.revision or "main")
-    except (OSError, ValueError, KeyError) as error:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: can't read its config: {str(error).splitlines()[0]}"
-        ) from error
+    config = load_config(spec)
     path = spec.path
     files = hash_files((f for f in path.iterdir() if f.is_file()), path) if path else {}
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32

@@ -5,15 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from ..store.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec
 from ..store.errors import LakeError
 from ..store.files import explain_full_disk
 from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model
-from .model import Model, identify, load_model, load_tokenizer, source
+from .model import Model, identify, load_config, load_model, load_tokenizer
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
 from .ranks import ALONE, Rank
@@ -138,7 +136,7 @@ def _one(layout: Layout, pair: PairSpec, source: Source, stream: str, profile: P
 def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
     tokenizer = load_tokenizer(spec)
     identity = identify(spec, options.dtype, tokenizer)  # explains a config that can't be read
-    config = AutoConfig.from_pretrained(source(spec), revision=spec.revision or "main").get_text_config()
+    config = load_config(spec).get_text_config()
     return Source(
         variant=spec.variant,
         identity=identity,

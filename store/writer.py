@@ -134,6 +134,7 @@ def _create_coordinate(
     group: zarr.Group, name: str, values: np.ndarray, attributes: dict[str, Any] | None = None
 ) -> None:
     variable = VARIABLES[name]
+    fill: dict[str, Any] = {"fill_value": np.nan} if variable.per_prompt else {}
     array = group.create_array(
         name,
         shape=values.shape,
@@ -143,7 +144,7 @@ def _create_coordinate(
         dimension_names=variable.dims,
         attributes={"long_name": variable.long_name, **(attributes or {})},
         config={"write_empty_chunks": True},
-        **({"fill_value": np.nan} if variable.per_prompt else {}),
+        **fill,
     )
     array[...] = values
 
@@ -235,7 +236,7 @@ def prompt_file(path: Path, shard: int) -> Path:
 
 def write_prompts(path: Path, shard: int, values: PromptValues) -> None:
     """Keep the per-prompt values (variable -> prompt -> array) of the prompts whose last prompt token a row holds."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{name}/{part}": np.asarray(value)
         for name, found in values.items()
         for part, value in (("prompt", sorted(found)), ("values", [found[prompt] for prompt in sorted(found)]))
