@@ -68,7 +68,7 @@ def answer(
     """
     started = time.perf_counter()
     scope = Scope(pair, same_prompts(stream_table(layout), pair, query.stream, prompts))
-    made = [path for name, kind in query.needs for path in ensure(layout, name, kind, scope, device)]
+    made = ensure(layout, [(name, kind, scope) for name, kind in query.needs], device)
     sql = scoped(query, scope)
     try:
         frame = connect(layout).sql(sql).df()

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .schema import TABLES, VARIANTS
 from .streams import stream_records
 
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
-ROW_GROUP_TOKENS = 400_000  # one row group = one layer of this many tokens, so that a layer filter skips the rest
+ROW_GROUP_TOKENS = 200_000  # one row group = one layer of about this many tokens, so that a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
 
 
@@ -33,24 +34,22 @@ def table_file(layout: Layout, name: str, key: str) -> Path:
     return layout.table(name) / f"{key}.parquet"
 
 
-def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Path:
-    """Write one table file atomically, a row group per item of `groups`; an existing one is kept (same key, same content).
+@contextmanager
+def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Write one table file atomically: what the block hands over becomes a row group each, the file appears at its end.
 
-    `groups` are mappings column -> array in the schema of the table; scalars are repeated. The recipe goes into the
-    Parquet key-value metadata. A full disk is a LakeError and leaves nothing behind.
+    A row group is a mapping column -> array in the schema of the table; scalars are repeated. The recipe goes into the
+    Parquet key-value metadata. A full disk is a LakeError; whatever raises inside the block leaves nothing behind.
     """
     schema = TABLES[name].with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
     path = table_file(layout, name, table_key(name, recipe))
-    if path.exists():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
         # A dictionary of floats that hardly repeat costs a third more bytes and slows every scan.
         repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "layer"]
         with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeated) as writer:
-            for group in groups:
-                writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
+            yield lambda group: writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
         sync_file(temporary)
         temporary.replace(path)
     except OSError as error:
@@ -61,6 +60,15 @@ def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Itera
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Path:
+    """Write one table file from the row groups of `groups`; an existing one is kept (same key, same content)."""
+    path = table_file(layout, name, table_key(name, recipe))
+    if not path.exists():
+        with table_writer(layout, name, recipe) as add:
+            for group in groups:
+                add(group)
     return path
 
 

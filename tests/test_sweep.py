@@ -1,0 +1,164 @@
+"""The sweep: every stored chunk is decoded once whoever wants it, in blocks of any size, and an error leaves nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from actlake.lake import Lake
+from actlake.queries import sweep
+from actlake.queries.build import Kit, Scope, ensure
+from actlake.queries.sweep import Job
+from actlake.store.captures import Capture, find_capture
+from actlake.store.errors import LakeError
+from actlake.store.shards import Grid
+from actlake.store.tables import connect
+
+TABLES = ("lens", "delta")
+
+
+def path_of(lake, model="llama/it", stream="native") -> Path:
+    return find_capture(lake, model, stream)
+
+
+def scopes(lake) -> dict[str, Scope]:
+    """The native captures (of different texts) and the teacher ones (of one answer)."""
+    found = {
+        kind: {variant: path_of(lake, f"llama/{variant}", kind).stem for variant in ("pt", "it")}
+        for kind in ("native", "teacher")
+    }
+    return {kind: Scope("llama", streams) for kind, streams in found.items()}
+
+
+def needs(lake):
+    native, teacher = scopes(lake).values()
+    return [(table, "", native) for table in TABLES] + [("lens", "", teacher), ("pair_lens", "", teacher)]
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How often each chunk of an activation was decoded: (file, place in the shard) -> times."""
+    counts: Counter = Counter()
+    pieces = Grid._pieces
+
+    def counted(self, file, spots):
+        counts.update((str(file), spot) for spot in spots)
+        return pieces(self, file, spots)
+
+    monkeypatch.setattr(Grid, "_pieces", counted)
+    return counts
+
+
+@pytest.mark.parametrize("size", [1, 3000, 1 << 27])
+def test_every_chunk_is_decoded_once(lake_copy, decoded, monkeypatch, size):
+    monkeypatch.setattr(sweep, "BLOCK_BYTES", size)
+    made = ensure(lake_copy, needs(lake_copy))
+    assert len(made) == 6  # two captures natively, one more of the teacher's, and the pair
+    assert max(decoded.values()) == 1
+    captures = {part for file, _ in decoded for part in Path(file).parts if part.endswith(".zarr")}
+    assert len(captures) == 3
+    assert ensure(lake_copy, needs(lake_copy)) == []
+
+
+def test_block_size_does_not_matter(lake_copy, tmp_path, captured, monkeypatch):
+    found = []
+    for size, lake in ((1, lake_copy), (1 << 27, captured)):
+        monkeypatch.setattr(sweep, "BLOCK_BYTES", size)
+        ensure(lake, needs(lake))
+        tables = {
+            name: connect(lake).sql(f"SELECT * FROM {name} ORDER BY ALL").df()
+            for name in ("lens", "delta", "pair_lens")
+        }
+        found.append(tables)
+    for name, table in found[0].items():
+        assert len(table) == len(found[1][name]) > 0
+        for column in table:
+            one, two = table[column], found[1][name][column]
+            if one.dtype.kind == "f":
+                assert np.allclose(one, two, atol=1e-5, equal_nan=True), (name, column)
+            else:
+                assert one.equals(two), (name, column)
+
+
+def test_row_groups_are_written_as_they_fill(lake_copy, monkeypatch):
+    monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(sweep, "ROW_GROUP_TOKENS", 20)
+    ensure(lake_copy, needs(lake_copy)[:1])
+    tokens = Capture(path_of(lake_copy)).n_tokens
+    rows = connect(lake_copy).sql(
+        "SELECT layer, count(*), count(DISTINCT token) FROM lens WHERE variant = 'it' GROUP BY layer ORDER BY layer"
+    )
+    assert rows.fetchall() == [(layer, tokens, tokens) for layer in range(-1, 3)]
+
+
+class Seen(Job):
+    """Keeps what it is handed."""
+
+    def __init__(self, path, *captures, fail=False):
+        super().__init__("seen", path)
+        self.captures, self.reads = captures, ("resid", "logsumexp")
+        self.rows, self.fail, self.shared = [], fail, []
+
+    def block(self, *rows):
+        self.rows.append(rows)
+        self.shared.append(rows[0].once("number", object))
+        if self.fail and len(self.rows) == 2:
+            raise RuntimeError("in the middle")
+
+    def finish(self):
+        self.path.write_text("done")
+
+
+def test_rows_are_those_of_the_capture(lake_copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "BLOCK_BYTES", 2000)
+    pt, it = (Capture(path_of(lake_copy, f"llama/{variant}", "teacher")) for variant in ("pt", "it"))
+    one, two = Seen(tmp_path / "one", pt, it), Seen(tmp_path / "two", pt)
+    assert sweep.run([one, two]) == [tmp_path / "one", tmp_path / "two"]
+    assert len(one.rows) > 2 and all(a is b for a, b in zip(one.shared, two.shared, strict=True))
+    for place, capture in enumerate((pt, it)):
+        rows = [block[place] for block in one.rows]
+        for name in ("resid", "logsumexp"):
+            assert np.array_equal(np.concatenate([r[name] for r in rows]), capture.array(name)[:])
+        assert np.array_equal(np.concatenate([r.columns["token_id"] for r in rows]), capture.array("token_id")[:])
+        assert [p for r in rows for p in r.prompts] == list(range(len(tiny.TEXTS)))
+        target = np.concatenate([r.columns["target"] for r in rows])
+        ids, prompt = capture.array("token_id")[:], capture.array("prompt")[:]
+        ends = np.append(prompt[1:] != prompt[:-1], True)
+        assert (target[ends] == -1).all() and np.array_equal(target[~ends], np.roll(ids, -1)[~ends])
+
+
+def test_what_comes_first_is_done_first(lake_copy, tmp_path):
+    capture = Capture(path_of(lake_copy))
+    first, second = Seen(tmp_path / "first", capture), Seen(tmp_path / "second", capture)
+    second.before = (first,)
+    second.block = lambda *rows: first.path.read_text()  # fails unless it is there
+    assert sweep.run([second]) == [tmp_path / "first", tmp_path / "second"]
+    assert sweep.run([second]) == []
+
+
+def test_an_error_leaves_no_table(lake_copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
+    before = tiny.tree(lake_copy.root)
+    kit = Kit(lake_copy)
+    from actlake.queries.build import PER_CAPTURE
+
+    names = ("llama", "it", path_of(lake_copy).stem)
+    jobs = [PER_CAPTURE["lens"](kit, names, ""), Seen(tmp_path / "x", kit.capture(names), fail=True)]
+    with pytest.raises(RuntimeError, match="in the middle"):
+        sweep.run(jobs)
+    assert tiny.tree(lake_copy.root) == before
+
+
+def test_captures_of_other_prompts_are_not_read_side_by_side(lake_copy, tmp_path, llama):
+    tiny.capture(lake_copy.root, llama, tiny.BARE, prompts=tiny.prompt_set(tiny.TEXTS[:3], "few"), variants=("it",))
+    captures = [Capture(path_of(lake_copy, "llama/it", kind)) for kind in ("native", "bare-few")]
+    with pytest.raises(LakeError, match="captures of different prompts can't be read side by side"):
+        sweep.run([Seen(tmp_path / "x", *captures)])
+
+
+def test_sql_computes_everything_in_one_pass(lake_copy, decoded):
+    Lake(lake_copy.root).sql(
+        "SELECT (SELECT count(*) FROM lens) + (SELECT count(*) FROM delta) + (SELECT count(*) FROM pair_lens)"
+    )
+    assert max(decoded.values()) == 1
