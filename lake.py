@@ -7,9 +7,11 @@ import duckdb
 import pandas as pd
 import xarray as xr
 
+from .analyze.head import Head
 from .store.captures import find_capture, list_captures, open_capture
 from .store.errors import LakeError
-from .store.layout import Layout
+from .store.layout import Layout, split_model
+from .store.models import read_head
 from .store.tables import check_select, connect, sql_error, tables_in
 
 if TYPE_CHECKING:
@@ -31,13 +33,18 @@ class Lake:
         """Every capture: pair, variant, stream, prompts, tokens, bytes (on disk), sealed, path."""
         return list_captures(self.layout)
 
-    def capture(self, model: str, stream: str, allow_unsealed: bool = False) -> xr.Dataset:
+    def capture(self, model: str, stream: str, allow_unsealed: bool = False, by: str = "layer") -> xr.Dataset:
         """One capture as a lazy xarray.Dataset (dims token, boundary, layer, d_model, k, prompt).
 
-        `model` is 'PAIR/pt' or 'PAIR/it', `stream` a unique beginning of the stream's name. Raises LakeError when there is
-        no such capture or it is not sealed, CorruptError when damaged bytes are read.
+        `model` is 'PAIR/pt' or 'PAIR/it', `stream` a unique beginning of the stream's name. A dask block is one layer of
+        many tokens, or all layers of some with `by="token"`, as the functions of analyze.lazy want it. Raises LakeError
+        when there is no such capture or it is not sealed, CorruptError when damaged bytes are read.
         """
-        return open_capture(find_capture(self.layout, model, stream), allow_unsealed)
+        return open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
+
+    def head(self, model: str) -> Head:
+        """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
+        return Head.from_arrays(*read_head(self.layout, *split_model(model)))
 
     def sql(self, text: str, device: str = "cpu") -> duckdb.DuckDBPyRelation:
         """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture.

@@ -23,7 +23,7 @@ from .shards import Grid
 from .streams import stream_records
 from .writer import quiet_zarr
 
-DASK_BLOCK = 1 << 26  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
+DASK_BLOCK = 1 << 27  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError, TypeError)  # what codecs raise on bytes they can't decode
 COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
 
@@ -120,12 +120,15 @@ def _quiet_loop() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def open_capture(path: Path, allow_unsealed: bool = False) -> xr.Dataset:
+def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") -> xr.Dataset:
     """Open one capture as a lazy, dask-backed xarray.Dataset with dims token, boundary, layer, d_model, ...
 
     Same values as `xr.open_zarr(path)`; here coordinates are in memory, and a damaged chunk raises CorruptError with the
-    file's name. Raises LakeError for a missing or unsealed capture.
+    file's name. A dask block holds one layer of many tokens, or with `by="token"` all layers of one shard's tokens.
+    Raises LakeError for a missing or unsealed capture.
     """
+    if by not in ("layer", "token"):
+        raise LakeError(f"by={by!r}: expected layer (one layer of many tokens a block) or token (all layers of some)")
     capture = Capture(path, allow_unsealed)
     data: dict[str, Any] = {}
     coordinates: dict[str, Any] = {}
@@ -141,7 +144,9 @@ def open_capture(path: Path, allow_unsealed: bool = False) -> xr.Dataset:
             coordinates[name] = (variable.dims, array[...], attributes)
             continue
         chunks = (_dask_rows(array), *((1,) if array.ndim == 3 else ()), -1)[: array.ndim]
-        lazy = da.from_array(array, chunks=chunks, name=f"{name}-{path.stem}-{_token(path)}", asarray=False)
+        if by == "token":
+            chunks = (_shard_rows(capture), -1, -1)[: array.ndim]
+        lazy = da.from_array(array, chunks=chunks, name=f"{name}-{by}-{path.stem}-{_token(path)}", asarray=False)
         data[name] = (variable.dims, lazy, attributes)
     attributes = {key: value for key, value in capture.group.attrs.items() if key != "coordinates"}
     return xr.Dataset(data, coordinates, attributes)
@@ -150,6 +155,14 @@ def open_capture(path: Path, allow_unsealed: bool = False) -> xr.Dataset:
 def _token(path: Path) -> str:
     manifest = read_manifest(path)
     return manifest["capture_sha256"][:16] if manifest else str(path.stat().st_mtime_ns)
+
+
+def _shard_rows(capture: "Capture") -> int:
+    """Tokens of a shard, the same for all activations."""
+    arrays = (
+        capture.group[name] for name, variable in VARIABLES.items() if variable.activation and name in capture.group
+    )
+    return next((array.shards or array.chunks)[0] for array in arrays if isinstance(array, zarr.Array))
 
 
 def _dask_rows(array: CheckedArray) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from actlake.analyze.head import Head
 from actlake.capture.pair import Options, capture_pair
 from actlake.capture.prompts import Prompt, PromptSet, canonical_bytes
 from actlake.store.catalog import ModelSpec, PairSpec, ProfileSpec, StreamSpec
@@ -186,6 +187,12 @@ def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 0xFF
     path.write_bytes(bytes(data))
+
+
+def head(width: int, vocab: int) -> Head:
+    """A random head."""
+    generator = torch.Generator().manual_seed(0)
+    return Head(torch.randn(vocab, width, generator=generator), torch.ones(width))
 
 
 def synthetic_stream(rows: Any, prompts: str = "made", **fields: Any) -> Stream:

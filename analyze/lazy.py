@@ -1,0 +1,89 @@
+"""The kernels on lazy captures: xarray in, lazy xarray out, nothing is read before its values are asked for.
+
+Open the capture with `by="token"`, so that one dask task holds all boundaries of some tokens and the graph stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from .delta import COLUMNS as DELTA_COLUMNS
+from .delta import delta as delta_kernel
+from .head import Head
+from .lens import FLOATS, INTEGERS
+from .lens import lens as lens_kernel
+
+LENS_COLUMNS = (*FLOATS, *INTEGERS)
+
+
+def lens(capture: xr.Dataset, head: Head, *, mask: np.ndarray | None = None, device: str = "cpu") -> xr.Dataset:
+    """The raw lens of a capture: lazy float32 variables [token, layer], named as the columns of the table `lens`.
+
+    `capture` needs resid at every boundary, token_id and prompt; layer -1 is boundary 0. Units, NaN and `mask` as in
+    analyze.lens.lens; ids and ranks are exact up to 2**24. ValueError without all residuals.
+    """
+
+    def kernel(resid: np.ndarray, target: np.ndarray) -> np.ndarray:
+        found = lens_kernel(head, resid, target, mask=mask, device=device)
+        return np.stack([found[name].astype(np.float32) for name in LENS_COLUMNS], axis=-1)
+
+    return _apply(kernel, capture, [_targets(capture)], LENS_COLUMNS)
+
+
+def delta(
+    capture: xr.Dataset,
+    *,
+    post_norm: tuple[np.ndarray, float] | None = None,
+    parallel: bool = False,
+    device: str = "cpu",
+) -> xr.Dataset:
+    """How blocks and MLPs move the residual: lazy float32 variables [token, layer], named as the columns of `delta`.
+
+    `capture` needs resid at every boundary; without mlp_out the MLP columns are NaN. Other arguments as in
+    analyze.delta.delta. ValueError without all residuals.
+    """
+
+    def kernel(resid: np.ndarray, mlp: np.ndarray | None = None) -> np.ndarray:
+        found = delta_kernel(resid, mlp, post_norm=post_norm, parallel=parallel, device=device)
+        return np.stack([found[name] for name in DELTA_COLUMNS], axis=-1)
+
+    return _apply(kernel, capture, [capture["mlp_out"]] if "mlp_out" in capture else [], DELTA_COLUMNS)
+
+
+def _apply(
+    kernel: Callable[..., np.ndarray], capture: xr.Dataset, more: list[xr.DataArray], columns: tuple[str, ...]
+) -> xr.Dataset:
+    """Run a kernel on the residuals of blocks of tokens; its result [n, L+1, columns] becomes a variable per column."""
+    layers, resid = capture.sizes.get("layer", -1), capture.get("resid")
+    if resid is None or resid.sizes["boundary"] != layers + 1:
+        raise ValueError(f"lazy: resid is not there at each of the {layers + 1} boundaries; a full capture has it")
+    # The result has a dim `layer` of its own, one longer; coordinates stay in memory, chunked ones can't be grouped by.
+    given = [array.rename({"layer": "block"} if "layer" in array.dims else {}) for array in more]
+    inputs = [array.reset_coords(drop=True) for array in (resid, *given)]
+    found = xr.apply_ufunc(
+        kernel,
+        *(array.chunk({name: -1 for name in array.dims if name != "token"}) for array in inputs),
+        input_core_dims=[[name for name in array.dims if name != "token"] for array in inputs],
+        output_core_dims=[["layer", "column"]],
+        dask="parallelized",
+        output_dtypes=[np.float32],
+        dask_gufunc_kwargs={"output_sizes": {"layer": layers + 1, "column": len(columns)}},
+    )
+    tokens = {name: value for name, value in capture.coords.items() if value.dims == ("token",)}
+    named: Any = found.assign_coords(layer=np.arange(-1, layers), column=list(columns))
+    return named.to_dataset("column").assign_coords(tokens)
+
+
+def _targets(capture: xr.Dataset) -> xr.DataArray:
+    """The token that follows each position in its prompt, -1 at a prompt's end; the coordinates are in memory."""
+    ids, prompt = capture["token_id"].values.astype(np.int64), capture["prompt"].values
+    target = np.full(len(ids), -1, dtype=np.int64)
+    same = prompt[1:] == prompt[:-1]
+    target[:-1][same] = ids[1:][same]
+    rows = capture["resid"].chunks[0] if capture["resid"].chunks else -1
+    return xr.DataArray(da.from_array(target, chunks=(rows,), inline_array=True), dims="token")
