@@ -25,6 +25,7 @@ from .errors import CorruptError
 
 ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
 CHECKSUM = 4  # bytes of a CRC-32C
+HEADER, STORED = 16, 0x2  # of a Blosc frame: bytes, and the flag that says its bytes were not compressed
 _scratch = threading.local()
 
 
@@ -233,10 +234,8 @@ class Grid:
             elif target.shape == self.chunk and target.flags.c_contiguous:
                 self._decode(piece, target)
             else:
-                size = prod(self.chunk) * self.dtype.itemsize
-                values = _room(size).view(self.dtype).reshape(self.chunk)
-                self._decode(piece, values)
-                target[...] = values[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, corner, strict=True))]
+                rows, *others = (slice(a - s, b - s) for a, b, s in zip(low, high, corner, strict=True))
+                target[...] = self._decode_rows(piece, rows)[(slice(None), *others)]
 
     def _pieces(self, file: Path, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
         """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
@@ -263,6 +262,39 @@ class Grid:
         if not _sound(piece):
             raise ValueError("a chunk does not match its checksum")
         self.codec.decode(piece[:-CHECKSUM], out=target)
+
+    def _decode_rows(self, piece: np.ndarray, rows: slice) -> np.ndarray:
+        """Some tokens [n, ...] of a chunk in this thread's scratch memory, from the Blosc blocks that hold them."""
+        if not _sound(piece):
+            raise ValueError("a chunk does not match its checksum")
+        row = prod(self.chunk[1:]) * self.dtype.itemsize
+        frame, first, size = blosc_blocks(piece[:-CHECKSUM], rows.start * row, rows.stop * row)
+        found = _room(size)
+        self.codec.decode(frame, out=found)
+        found = found[rows.start * row - first : rows.stop * row - first]
+        return found.view(self.dtype).reshape(-1, *self.chunk[1:])
+
+
+def blosc_blocks(frame: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, int, int]:
+    """The blocks of a Blosc frame (uint8) that hold its decoded bytes start..stop, as a frame of their own.
+
+    Returns (frame, decoded byte at which it begins, its decoded size). Blosc codes blocks independently, so that a few
+    tokens of a long chunk need not wait for the rest. Source: c-blosc's README_CHUNK_FORMAT.
+    """
+    size, block, _ = frame[4:16].view("<u4").tolist()
+    count = -(-size // block)
+    # A last block that is shorter can't be a frame by itself: Blosc wants one whole block at least.
+    first, last = min(start // block, max(size // block - 1, 0)), -(-stop // block)
+    if frame[2] & STORED or (first, last) == (0, count):
+        return frame, 0, size
+    begins = frame[HEADER : HEADER + 4 * count].view("<i4").tolist()
+    ends = dict(zip(sorted(begins), [*sorted(begins)[1:], len(frame)], strict=True))  # threads may have shuffled them
+    parts = [frame[at : ends[at]] for at in begins[first:last]]
+    decoded = min(last * block, size) - first * block
+    places = HEADER + 4 * len(parts) + np.cumsum([0, *map(len, parts)])
+    head = frame[:HEADER].copy()
+    head[4:16].view("<u4")[:] = decoded, block, places[-1]
+    return np.concatenate([head, places[:-1].astype("<i4").view(np.uint8), *parts]), first * block, decoded
 
 
 def _crc(data: Any) -> bytes:

@@ -9,10 +9,11 @@ import pytest
 import zarr
 from actlake.store.captures import CheckedArray, as_box
 from actlake.store.errors import CorruptError
-from actlake.store.shards import Grid, pad, statistics, widen
+from actlake.store.shards import Grid, blosc_blocks, pad, statistics, widen
 from actlake.store.writer import compressors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import Blosc
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 4), st.integers(1, 5))
 
@@ -173,3 +174,32 @@ def test_index_beyond_the_axis():
     with pytest.raises(IndexError):
         as_box((99, 0, 0), (10, 3, 4))
     assert as_box((slice(0, 2), None, 0, 0), (10, 3, 4)) is None and as_box((0, 0, 0, 0), (10, 3, 4)) is None
+
+
+@settings(max_examples=80, deadline=None)
+@given(size=st.integers(1, 9000), noise=st.booleans(), data=st.data())
+def test_any_bytes_of_a_blosc_frame_come_from_its_blocks(size, noise, data):
+    rng = np.random.default_rng(size)
+    raw = rng.integers(0, 256 if noise else 3, size).astype(np.uint8)
+    codec = Blosc("zstd", 1, Blosc.SHUFFLE, data.draw(st.sampled_from([512, 1024, 4096])), typesize=4)
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+    whole = np.frombuffer(codec.encode(raw), np.uint8)
+    frame, first, decoded = blosc_blocks(whole, start, stop)
+    found = np.frombuffer(codec.decode(frame), np.uint8)
+    assert len(found) == decoded and first <= start and len(frame) <= len(whole)
+    assert np.array_equal(found[start - first : stop - first], raw[start:stop])
+
+
+def test_few_tokens_need_few_blocks(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).standard_normal((4096, 2, 576)).astype(np.float32)
+    array = allocate(tmp_path, values.shape, 2048, 2)
+    grid, decoded = write(tmp_path, array, values), []
+    monkeypatch.setattr(
+        "actlake.store.shards.blosc_blocks",
+        lambda *a: (found := blosc_blocks(*a), decoded.append(found[2]))[0],
+    )
+    for start, stop in ((0, 50), (1000, 1100), (2040, 2048), (2047, 2049), (4000, 4096)):
+        box = (slice(start, stop), slice(0, 2), slice(0, 576))
+        assert np.array_equal(grid.read(files(tmp_path, 3), box, True), values[start:stop])
+    assert max(decoded) <= 2 << 20 and 2048 * 576 * 4 > 4 << 20
