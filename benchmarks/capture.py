@@ -26,47 +26,10 @@ from actlake.store.streams import Stream
 from actlake.store.writer import Template, create_capture
 from codec import CODEC, single_threaded_blosc, threaded
 from measure import Row, in_turn, main, median_ratio, medians
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from work import CATALOG, random_llama, random_stream
 
-CATALOG = Path(__file__).parent.parent / "catalog.yaml"
 REPEATS = 3
 SITES = ("resid", "mlp_out")
-
-
-def random_llama(folder: Path, tokenizer: Path) -> ModelSpec:
-    """Save a random Llama of SmolLM2-135M's shape and vocabulary, with pocket's tokenizer."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    return ModelSpec("random", "pt", folder, None, None, None)
-
-
-def random_stream(tokens: int, vocab: int) -> Stream:
-    """Random token ids in prompts of 40 to 160 tokens, about `tokens` in all."""
-    rng = np.random.default_rng(0)
-    rows = [rng.integers(5, vocab, size, dtype=np.int32) for size in rng.integers(40, 161, tokens // 100)]
-    count = sum(len(row) for row in rows)
-    names = [f"p{index}" for index in range(len(rows))]
-    return Stream(
-        "bench",
-        "random",
-        names,
-        [""] * len(rows),
-        rows,
-        [len(row) for row in rows],
-        [""] * count,
-        np.zeros(count, bool),
-    )
 
 
 class Loop:
@@ -189,10 +152,13 @@ def run() -> list[Row]:
     assert spec.path is not None
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as name, single_threaded_blosc():
         folder = Path(name)
-        pocket, large = load_model(spec), load_model(random_llama(folder / "model", spec.path))
+        pocket, large = (
+            load_model(spec),
+            load_model(ModelSpec("random", "pt", random_llama(folder / "model"), None, None, None)),
+        )
         vocab = min(pocket.head.vocab, large.head.vocab)
-        rows = overhead("pocket", pocket, random_stream(8000, vocab), folder / "pocket")
-        return rows + overhead("random Llama, d=576", large, random_stream(3200, vocab), folder / "large")
+        rows = overhead("pocket", pocket, random_stream(8000, (40, 160), vocab), folder / "pocket")
+        return rows + overhead("random Llama, d=576", large, random_stream(3200, (40, 160), vocab), folder / "large")
 
 
 if __name__ == "__main__":

@@ -43,15 +43,15 @@ import torch
 import zarr
 from actlake.capture.model import load_model
 from actlake.capture.run import capture
-from actlake.store.catalog import ModelSpec, ProfileSpec, load_catalog
+from actlake.store.catalog import ModelSpec, ProfileSpec
 from actlake.store.layout import Layout
 from actlake.store.progress import ERRORS
 from actlake.store.streams import Stream, write_stream
 from measure import Row, in_turn, main, median_ratio, medians
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
-from work import Batch, batches, random_stream, stream_of
+from work import Batch, batches, random_llama, random_stream, stream_of
 
 PEERS = {"nnsight": "nnsight==0.8.1", "transformer_lens": "transformer-lens==4.3.0"}
 CATALOG = Path(__file__).parent.parent / "catalog.yaml"
@@ -351,25 +351,6 @@ class Seat:
 # ---- the whole
 
 
-def random_llama(folder: Path) -> int:
-    """Save a random Llama of SmolLM2-135M's shape with pocket's tokenizer; returns how many ids that knows."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(load_catalog(CATALOG).pair("pocket").model("pt").path)
-    tokenizer.save_pretrained(folder)
-    return len(tokenizer)
-
-
 def present() -> list[str]:
     """The tools that are installed here; says in one line what the others lack."""
     missing = [package for package, _ in TOOLS.values() if package and not find_spec(package)]
@@ -410,7 +391,7 @@ def run() -> list[Row]:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as temporary:
         folder = Path(temporary)
-        stream = random_stream(TOKENS, (40, 160), random_llama(folder / "model"))
+        stream = random_stream(TOKENS, (40, 160), len(AutoTokenizer.from_pretrained(random_llama(folder / "model"))))
         with seats(Setting(folder / "model", stream, folder)) as jobs:
             runs: dict[str, Callable[[], object]] = {}
             for name, seat in jobs.items():

@@ -1,4 +1,4 @@
-"""The store against its limits: compression against entropy, writing against encoding, one-layer reads against decoding.
+"""The store against its limits: compression against entropy, writing against encoding, reads against decoding.
 
 The activations are real ones: the embedded pocket pair in bfloat16 on the project's prompts. Compression is held
 against the plug-in entropy of the bfloat16 bits (sign + exponent + mantissa, as if all values of a layer were drawn
@@ -6,21 +6,26 @@ independently), speed against the codec alone on the same chunks, in memory, in 
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 import zarr
 from actlake.capture.pair import capture_pair
 from actlake.capture.prompts import read_prompts
 from actlake.store.captures import Capture
 from actlake.store.catalog import ProfileSpec, StreamSpec, load_catalog
 from actlake.store.layout import Layout
+from actlake.store.manifest import seal
 from actlake.store.schema import SITES
 from actlake.store.streams import Stream, read_stream
-from actlake.store.writer import Template, create_capture, encode_row, grid_of, write_row
+from actlake.store.writer import ShardWriter, Template, create_capture, encode_row, grid_of, write_row
 from codec import CODEC, single_threaded_blosc, threaded
 from measure import Row, in_turn, main, median_ratio, medians
+from work import stream_of
 
 CATALOG = Path(__file__).parent.parent / "catalog.yaml"
 REPEATS = 5
@@ -83,16 +88,16 @@ def compression(capture: Capture, name: str) -> list[Row]:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def read_blocks(capture: Capture) -> Blocks:
+def read_blocks(capture: Capture, names: Sequence[str] = SITES) -> Blocks:
     """The shard rows of a capture, in memory."""
     size, count = capture.manifest["shard_tokens"], capture.manifest["n_shards"]
-    return [{name: capture.array(name)[s * size : (s + 1) * size] for name in SITES} for s in range(count)]
+    return [{name: capture.array(name)[s * size : (s + 1) * size] for name in names} for s in range(count)]
 
 
 def cut_chunks(capture: Capture, blocks: Blocks) -> dict[str, list[np.ndarray]]:
     """The inner chunks that the store encodes, site by site, contiguous; the last ones shorter, as it pads them."""
     chunks: dict[str, list[np.ndarray]] = {}
-    for name in SITES:
+    for name in blocks[0]:
         tokens = capture.array(name).array.chunks[0]
         chunks[name] = [
             np.ascontiguousarray(block[name][start : start + tokens, layer])
@@ -133,18 +138,46 @@ def write_speed(capture: Capture, stream: Stream, blocks: Blocks, folder: Path) 
     return speed_rows("write, all sites", tasks, sum(chunk.nbytes for chunk in chunks), ">= 0.35")
 
 
-def read_speed(capture: Capture, blocks: Blocks) -> list[Row]:
-    """Reading `resid` one boundary at a time, all tokens, against decoding the same chunks."""
+def read_speed(capture: Capture, blocks: Blocks, offset: np.ndarray, what: str) -> list[Row]:
+    """Reading `resid` one boundary at a time, all tokens, and prompt by prompt, all boundaries, against decoding."""
     array = capture.array("resid")
     chunks = cut_chunks(capture, blocks)["resid"]
     encoded = [CODEC.encode(chunk) for chunk in chunks]
 
-    def read() -> None:
+    def boundaries() -> None:
         for boundary in range(array.shape[1]):
             array[:, boundary]
 
-    tasks = {"read": read, "one": threaded(CODEC.decode, encoded, 1), "two": threaded(CODEC.decode, encoded, 2)}
-    return speed_rows("read, one boundary at a time", tasks, sum(chunk.nbytes for chunk in chunks), ">= 0.12")
+    def prompts() -> None:
+        for start, stop in pairwise(offset.tolist()):
+            array[start:stop]
+
+    decode = {"one": threaded(CODEC.decode, encoded, 1), "two": threaded(CODEC.decode, encoded, 2)}
+    size = sum(chunk.nbytes for chunk in chunks)
+    about = (
+        f"{what}: {len(offset) - 1} prompts of {int(np.diff(offset).mean())} tokens, chunks of {array.array.chunks[0]}"
+    )
+    rows = speed_rows(f"read, one boundary at a time, {what}", {"read": boundaries, **decode}, size, ">= 0.4")
+    found = speed_rows(f"read, one prompt at a time, {what}", {"read": prompts, **decode}, size, "")
+    return rows + [replace(row, note=about) for row in found[:1]]
+
+
+def synthetic(layout: Layout, width: int, layers: int, prompts: int) -> tuple[Capture, np.ndarray]:
+    """A capture of `resid` alone with made-up bfloat16 values of SmolLM2-135M's shape, and the offsets of its prompts."""
+    rng = np.random.default_rng(0)
+    stream = stream_of([np.zeros(size, np.int32) for size in rng.integers(40, 161, prompts)])
+    shape = (layers + 1, width)
+    template = Template(stream, {"resid": shape}, tuple(range(layers + 1)), tuple(range(layers)), "bfloat16", {})
+    path = layout.capture("synthetic", "pt", stream.name)
+    create_capture(path, template)
+    with ShardWriter(path, template) as writer:
+        for shard in range(template.n_shards):
+            tokens = min(template.shard_tokens, stream.n_tokens - shard * template.shard_tokens)
+            values = torch.randn(shape[0], tokens, width) * torch.randn(shape[0], 1, width).exp()
+            bits = values.bfloat16().view(torch.int16).numpy().view(np.uint16)
+            writer.put(shard, {"resid": bits.swapaxes(0, 1)})
+    seal(path)
+    return Capture(path), stream.offset
 
 
 def speed_rows(what: str, tasks: Mapping[str, Callable[[], object]], size: int, target: str) -> list[Row]:
@@ -171,7 +204,9 @@ def run() -> list[Row]:
         rows = [row for capture in captures for name in SITES for row in compression(capture, name)]
         blocks, stream = read_blocks(captures[0]), read_stream(layout, captures[0].manifest["stream"])
         rows += write_speed(captures[0], stream, blocks, Path(folder) / "copy.zarr")
-        return rows + read_speed(captures[0], blocks)
+        rows += read_speed(captures[0], blocks, stream.offset, "pocket")
+        made, offset = synthetic(layout, 576, 30, 80)
+        return rows + read_speed(made, read_blocks(made, ("resid",)), offset, "30 layers of 576")
 
 
 if __name__ == "__main__":

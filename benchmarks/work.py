@@ -1,14 +1,37 @@
-"""The work that benchmarks give a model: random streams, and their batches as a plain forward takes them."""
+"""The work that benchmarks are given: a random model, random streams, and their batches as a plain forward takes them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from actlake.capture.plan import batch_plan
+from actlake.store.catalog import load_catalog
 from actlake.store.streams import Stream
 from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+CATALOG = Path(__file__).parent.parent / "catalog.yaml"
+
+
+def random_llama(folder: Path) -> Path:
+    """Save a random Llama of SmolLM2-135M's shape and vocabulary in bfloat16, with pocket's tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(load_catalog(CATALOG).pair("pocket").model("pt").path).save_pretrained(folder)
+    return folder
 
 
 def stream_of(rows: Sequence[np.ndarray]) -> Stream:

@@ -1,0 +1,117 @@
+"""Peak memory must not grow with the work: a capture of 8 times the prompts, and a sweep of 200,000 tokens.
+
+Each measurement runs in a fresh process and counts resident memory above what the process held when the model (or the
+lake) was open. The sweep's capture is made up: 34 layers of width 640 with a small vocabulary, so that reading it, not
+the lens, is what takes time; every shard is a copy of the first.
+"""
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+from actlake.capture.model import load_model
+from actlake.capture.plan import batch_plan, estimate
+from actlake.capture.run import capture, make_template
+from actlake.queries.build import Scope, ensure
+from actlake.store.catalog import ModelSpec, ProfileSpec
+from actlake.store.layout import Layout
+from actlake.store.manifest import seal
+from actlake.store.models import write_model
+from actlake.store.progress import ERRORS
+from actlake.store.schema import FORMAT_VERSION
+from actlake.store.streams import write_stream
+from actlake.store.writer import ShardWriter, Template, create_capture
+from measure import Row, main
+from work import random_llama, random_stream, stream_of
+
+PROFILE = ProfileSpec("bench", ("resid", "mlp_out"), "auto", "auto", None)
+TOKENS = 4000
+LAYERS, WIDTH, VOCAB, LONG = 34, 640, 512, 200_000
+
+
+def apart(work: Callable[..., Any], *args: Any) -> Any:
+    """The result of a function that runs in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, args)
+
+
+def capture_memory(model: Path, folder: Path, tokens: int) -> tuple[float, float]:
+    """Bytes at the peak of a capture above what the loaded model holds, and what actlake says beforehand."""
+    ERRORS.quiet = True
+    layout, loaded = Layout.open(folder, create=True), load_model(ModelSpec("bench", "pt", model, None, None, None))
+    warm = random_stream(200, (40, 160), 4000)
+    capture(layout, loaded, write_stream(layout, warm), PROFILE)
+    stream = random_stream(tokens, (40, 160), 4000)
+    name = write_stream(layout, stream)
+    machine.reset_peak_memory()
+    before = machine.peak_memory()
+    capture(layout, loaded, name, PROFILE)
+    plan = batch_plan(np.diff(stream.offset).tolist())
+    said = estimate(make_template(loaded, stream, PROFILE), plan, loaded.head.vocab)
+    return machine.peak_memory() - before, float(said.memory + said.device)
+
+
+def made_up(folder: Path, tokens: int) -> Scope:
+    """A lake with a capture of both variants, values of the first shard repeated, and a small random head."""
+    layout = Layout.open(folder, create=True)
+    rng, rows = np.random.default_rng(0), [np.full(200, 7, np.int32)] * (tokens // 200)
+    stream = stream_of(rows)
+    sizes: dict[str, tuple[int, ...]] = {"resid": (LAYERS + 1, WIDTH), "mlp_out": (LAYERS, WIDTH)}
+    template = Template(
+        stream, sizes, tuple(range(LAYERS + 1)), tuple(range(LAYERS)), "bfloat16", {"dtype": "bfloat16"}
+    )
+    blocks = {
+        name: torch.randn(size[0], template.shard_tokens, WIDTH).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        for name, size in sizes.items()
+    }
+    head = {"norm_weight": np.ones(WIDTH, np.float32), "real_token": np.ones(VOCAB, bool)}
+    head["unembed"] = rng.standard_normal((VOCAB, WIDTH), np.float32)
+    facts = {"norm": "rms", "norm_eps": 1e-6, "softcap": None, "logit_scale": 1.0, "parallel": False}
+    record = {"format_version": FORMAT_VERSION, "sha256": "made up", "id": "made up", "dtype": "bfloat16"}
+    name = write_stream(layout, stream)
+    for variant in ("pt", "it"):
+        write_model(layout, "bench", variant, record, head, facts)
+        path = layout.capture("bench", variant, name)
+        create_capture(path, template)
+        with ShardWriter(path, template) as writer:
+            for shard in range(template.n_shards):
+                count = min(template.shard_tokens, stream.n_tokens - shard * template.shard_tokens)
+                writer.put(shard, {site: block.swapaxes(0, 1)[:count] for site, block in blocks.items()})
+        seal(path)
+    return Scope("bench", {"pt": name, "it": name})
+
+
+def sweep_memory(folder: Path, scope: Scope) -> float:
+    """Bytes at the peak of computing the tables that read residuals, all in one pass, the process included."""
+    ERRORS.quiet = True
+    layout = Layout.open(folder)
+    ensure(layout, [(table, "", scope) for table in ("lens", "delta")])
+    return machine.peak_memory()
+
+
+def run() -> list[Row]:
+    """All rows of this benchmark."""
+    with tempfile.TemporaryDirectory(prefix="actlake-bench-") as name:
+        folder = Path(name)
+        model = random_llama(folder / "model")
+        once, said = apart(capture_memory, model, folder / "once", TOKENS)
+        more, _ = apart(capture_memory, model, folder / "more", 8 * TOKENS)
+        rows = [
+            Row("capture, peak at 8 times the prompts vs once", more / 1e6, once / 1e6, "MB", "<= 1.1"),
+            Row("capture, peak vs what it says before it starts", once / 1e6, said / 1e6, "MB", "<= 1.25"),
+        ]
+        for tokens in (LONG // 4, LONG):
+            scope = made_up(folder / f"long-{tokens}", tokens)
+            peak = apart(sweep_memory, folder / f"long-{tokens}", scope)
+            about = f"{LAYERS} layers of {WIDTH}, both variants"
+            rows.append(Row(f"lens and delta of {tokens:,} tokens, peak vs 2 GB", peak / 1e9, 2.0, "GB", "<= 1", about))
+        return rows
+
+
+if __name__ == "__main__":
+    main("memory", run, __doc__)
