@@ -2,9 +2,10 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -18,7 +19,8 @@ from ..store.tables import connect, same_prompts, sql_error, stream_table
 from .build import BEHIND_VIEW, Scope, ensure
 from .registry import Query, published
 
-NOT_DIMENSIONS = ("prompt", "stratum", "total", "n")
+TOTALS = ("prompt", "stratum", "total", "n")
+MEASURED = ("estimate", "low", "high", "n", "unit", "method")
 RESAMPLES = 2000
 
 
@@ -26,9 +28,9 @@ RESAMPLES = 2000
 class Answer:
     """A question answered for one pair.
 
-    `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n (prompts),
-    method. `sql` is the statement that made the totals, as `actlake sql` accepts it. `published` holds the seed's figures
-    for this model, `says` the finding in a sentence.
+    `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n, unit (what n
+    counts: prompts, as a rule), method. `sql` is the statement behind it, as `actlake sql` accepts it. `published` holds
+    the seed's figures for this model, `says` the finding in a sentence.
     """
 
     query: Query
@@ -67,23 +69,22 @@ def answer(
     `prompts` picks among several captured prompt sets. Raises LakeError when the captures it needs are not there.
     """
     started = time.perf_counter()
-    scope = Scope(pair, same_prompts(stream_table(layout), pair, query.stream, prompts))
-    made = ensure(layout, [(name, kind, scope) for name, kind in query.needs], device)
-    sql = scoped(query, scope)
+    scopes = scopes_of(layout, query, pair, prompts)
+    made = ensure(layout, [(name, kind, scope) for scope in scopes for name, kind in query.needs], device)
+    sql = scoped(query, scopes)
     try:
         frame = connect(layout).sql(sql).df()
     except duckdb.Error as error:
         raise sql_error(error) from error
     if frame.empty:
         raise LakeError(
-            f"{query.id}: no token of pair {pair} on stream {query.stream} qualifies (answers too short?); see `actlake run"
-            f" {query.id} --about`"
+            f"{query.id}: nothing of pair {pair} qualifies{_on(query)} (answers too short?); see `actlake run {query.id} --about`"
         )
-    table = intervals(frame, query, resamples)
+    table = estimates(frame, query) if query.bootstrap == "none" else intervals(frame, query, resamples)
     return Answer(
         query=query,
         pair=pair,
-        streams=scope.streams,
+        streams=_streams(scopes),
         table=table,
         sql=sql,
         published=published(query.id, pair),
@@ -94,31 +95,110 @@ def answer(
     )
 
 
-def scoped(query: Query, scope: Scope) -> str:
+def scopes_of(layout: Layout, query: Query, pair: str, prompts: str | None) -> list[Scope]:
+    """The captures that a query reads: one scope per stream recipe; one without streams when it reads none."""
+    if not query.recipes:
+        return [Scope(pair, {})]
+    streams = stream_table(layout)
+    return [Scope(pair, same_prompts(streams, pair, recipe, prompts), recipe) for recipe in query.recipes]
+
+
+def _streams(scopes: list[Scope]) -> dict[str, str]:
+    """Who read what: variant -> stream name; with several recipes the recipe stands before the variant."""
+    several = len(scopes) > 1
+    return {
+        f"{scope.recipe} {variant}" if several else variant: stream
+        for scope in scopes
+        for variant, stream in scope.streams.items()
+    }
+
+
+def _on(query: Query) -> str:
+    return f" on stream {', '.join(query.recipes)}" if query.recipes else ""
+
+
+def scoped(query: Query, scopes: list[Scope]) -> str:
     """The query's SQL with its tables narrowed to the captures in scope; runs as it stands in `actlake sql`."""
-    streams = ", ".join("'" + stream.replace("'", "''") + "'" for stream in sorted(scope.streams.values()))
-    names = [name for name, _ in query.needs]
+    names = list(dict.fromkeys(name for name, _ in query.needs))
     names += [view for view, table in BEHIND_VIEW.items() if table in names]
-    where = f"pair = '{scope.pair}' AND stream IN ({streams})"
-    narrowed = ",\n".join(f"{name} AS (SELECT * FROM main.{name} WHERE {_where(name, where, scope)})" for name in names)
+    narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes)})" for name in names)
     body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
     return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
 
 
-def _where(name: str, where: str, scope: Scope) -> str:
-    if name != "pair_lens":
-        return where
-    return f"pair = '{scope.pair}' AND stream = '{scope.streams['it']}' AND stream_pt = '{scope.streams['pt']}'"
+def _narrowed(name: str, scopes: list[Scope]) -> str:
+    """One table limited to the captures in scope; several recipes are told apart by a column of that name."""
+    if len(scopes) == 1:
+        return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}"
+    return " UNION ALL ".join(
+        f"SELECT {_text(scope.recipe)} AS recipe, * FROM main.{name} WHERE {_where(name, scope)}" for scope in scopes
+    )
 
 
-# --- intervals -------------------------------------------------------------------------------------------------------
+def _where(name: str, scope: Scope) -> str:
+    pair = f"pair = {_text(scope.pair)}"
+    if not scope.streams:
+        return pair
+    if name == "pair_lens":
+        return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"
+    return f"{pair} AND stream IN ({', '.join(_text(stream) for stream in sorted(scope.streams.values()))})"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+# --- estimates and intervals -----------------------------------------------------------------------------------------
+
+
+def estimates(frame: pd.DataFrame, query: Query) -> pd.DataFrame:
+    """The table of a query that returns estimates itself, plus its contrast where the SQL gives none: a difference
+    without an interval. LakeError when the SQL returns no `measure` or `estimate`, or a quantity twice."""
+    if missing := {"measure", "estimate"} - set(frame.columns):
+        raise LakeError(
+            f"{query.id}: its SQL returns no {' and no '.join(sorted(missing))}; with `bootstrap: none` it must"
+        )
+    dims = [name for name in frame.columns if name not in MEASURED]
+    if frame.duplicated(dims).any():
+        twice = frame[frame.duplicated(dims)].iloc[0][dims].to_dict()
+        raise LakeError(f"{query.id}: its SQL returns {twice} more than once")
+    empty = {"low": np.nan, "high": np.nan, "n": pd.NA, "unit": None, "method": "none"}
+    table = frame.assign(**{name: value for name, value in empty.items() if name not in frame})[[*dims, *MEASURED]]
+    table["n"] = table["n"].astype("Int64")
+    if query.contrast and query.contrast[0] in dims:
+        lines = {
+            tuple(None if pd.isna(key) else key for key in row[: len(dims)]): row for row in table.to_numpy(object)
+        }
+        differences = [
+            [*key, *_difference(lines[plus], lines[minus], len(dims))]
+            for key, plus, minus in _contrasts(lines, dims, query.contrast)
+            if key not in lines
+        ]
+        if differences:
+            table = pd.concat([table, pd.DataFrame(differences, columns=table.columns).astype(table.dtypes)])
+    return _ordered(table, dims)
+
+
+def _difference(plus: np.ndarray, minus: np.ndarray, dims: int) -> list[Any]:
+    """estimate, low, high, n, unit, method of a difference of two final estimates; n where both have the same."""
+    a, b = (dict(zip(MEASURED, line[dims:], strict=True)) for line in (plus, minus))
+    same = a["n"] is not pd.NA and b["n"] is not pd.NA and (a["n"], a["unit"]) == (b["n"], b["unit"])
+    n, unit = (a["n"], a["unit"]) if same else (pd.NA, None)
+    return [a["estimate"] - b["estimate"], np.nan, np.nan, n, unit, "none"]
+
+
+def _ordered(table: pd.DataFrame, dims: list[str]) -> pd.DataFrame:
+    if "layer" in table:
+        table["layer"] = table["layer"].astype("Int64")
+    return table.sort_values(["measure", *(d for d in dims if d != "measure")], ignore_index=True, na_position="first")
+
 
 Totals = tuple[np.ndarray, np.ndarray]
 
 
 def intervals(frame: pd.DataFrame, query: Query, resamples: int = RESAMPLES) -> pd.DataFrame:
     """One estimate and 95 % interval per measure and dimension, plus the query's contrast, prompts resampled together."""
-    dims = [name for name in frame.columns if name not in NOT_DIMENSIONS]
+    dims = [name for name in frame.columns if name not in TOTALS]
     prompts = np.sort(frame["prompt"].unique())
     totals = {key: _matrices(group, prompts) for key, group in _groups(frame, dims)}
     lines = [
@@ -126,11 +206,14 @@ def intervals(frame: pd.DataFrame, query: Query, resamples: int = RESAMPLES) -> 
         for key, value in totals.items()
     ]
     if query.contrast and query.contrast[0] in dims:
-        lines += list(_contrasts(totals, dims, query.contrast, resamples))
-    table = pd.DataFrame(lines)
-    if "layer" in table:
-        table["layer"] = table["layer"].astype("Int64")
-    return table.sort_values(["measure", *(d for d in dims if d != "measure")], ignore_index=True, na_position="first")
+        lines += [
+            {
+                **dict(zip(dims, key, strict=True)),
+                **_line(bootstrap_diff(*totals[plus], *totals[minus], n_resamples=resamples)),
+            }
+            for key, plus, minus in _contrasts(totals, dims, query.contrast)
+        ]
+    return _ordered(pd.DataFrame(lines), dims)
 
 
 def _groups(frame: pd.DataFrame, dims: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
@@ -152,19 +235,20 @@ def _matrices(group: pd.DataFrame, prompts: np.ndarray) -> Totals:
 
 
 def _line(found: Interval) -> dict[str, object]:
-    return {"estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n, "method": found.method}
+    values = (found.estimate, found.low, found.high, found.n, "prompts", found.method)
+    return dict(zip(MEASURED, values, strict=True))
 
 
 def _contrasts(
-    totals: dict[tuple, Totals], dims: list[str], contrast: tuple[str, str, str], resamples: int
-) -> Iterator[dict[str, object]]:
+    keys: Collection[tuple], dims: list[str], contrast: tuple[str, str, str]
+) -> Iterator[tuple[tuple, tuple, tuple]]:
+    """(key of the contrast, key it adds, key it takes away) wherever both are there."""
     column, plus, minus = contrast
     at = dims.index(column)
-    for key, value in totals.items():
+    for key in keys:
         other = (*key[:at], minus, *key[at + 1 :])
-        if key[at] == plus and other in totals:
-            found = bootstrap_diff(*value, *totals[other], n_resamples=resamples)
-            yield {**dict(zip(dims, key, strict=True)), column: f"{plus} - {minus}", **_line(found)}
+        if key[at] == plus and other in keys:
+            yield (*key[:at], f"{plus} - {minus}", *key[at + 1 :]), key, other
 
 
 # --- the sentence ----------------------------------------------------------------------------------------------------
@@ -174,7 +258,7 @@ FIELD = re.compile(r"\{(\w+)(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
 
 def say(template: str, table: pd.DataFrame, query: Query) -> str:
     """Fill a query's sentence: {name} is that measure's estimate and interval, {name?a|b|c} is a when the interval is
-    above zero, b when below, c when it holds zero. With a contrast, its line is meant."""
+    above zero, b when below, c when it holds zero or there is none. With a contrast, its line is meant."""
     scalars = table[table["layer"].isna()] if "layer" in table else table
     if query.contrast:
         scalars = scalars[scalars[query.contrast[0]] == f"{query.contrast[1]} - {query.contrast[2]}"]
@@ -186,7 +270,8 @@ def say(template: str, table: pd.DataFrame, query: Query) -> str:
             return f"({match[1]} undefined)"
         if match[2] is None:
             sign = "+" if query.contrast else ""
-            return f"{line.estimate:{sign}.3g} [{line.low:{sign}.3g}, {line.high:{sign}.3g}]"
+            limits = "" if pd.isna(line.low) else f" [{line.low:{sign}.3g}, {line.high:{sign}.3g}]"
+            return f"{line.estimate:{sign}.3g}{limits}"
         return match[2] if line.low > 0 else match[3] if line.high < 0 else match[4]
 
     return FIELD.sub(fill, template)

@@ -27,10 +27,14 @@ Names = tuple[str, str, str]  # pair, variant, stream
 
 @dataclass(frozen=True)
 class Scope:
-    """The captures a question is about: for one pair, variant -> stream name."""
+    """The captures a question is about: for one pair and stream recipe, variant -> stream name.
+
+    A question that reads no captures has neither recipe nor streams.
+    """
 
     pair: str
     streams: dict[str, str]
+    recipe: str = ""
 
     @property
     def models(self) -> list[Names]:

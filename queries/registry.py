@@ -20,15 +20,22 @@ NEED = re.compile(r"(\w+)(?:\((\w+)\))?")
 class Query:
     """One row of the experiment index.
 
-    The SQL returns one line per quantity and prompt: `measure`, the dimensions it is drawn by (variant, layer, ...),
-    `prompt`, optionally `stratum`, `total` (a sum over tokens) and `n` (how many). An estimate is the mean over strata
-    of sum(total) / sum(n), its interval a bootstrap over prompts.
+    `bootstrap: prompt`: the SQL returns one line per quantity and prompt: `measure`, the dimensions it is drawn by (variant,
+    layer, ...), `prompt`, optionally `stratum`, `total` (a sum over tokens) and `n` (how many). An estimate is the mean
+    over strata of sum(total) / sum(n), its interval a bootstrap over prompts.
+
+    `bootstrap: none`: the SQL returns estimates: `measure`, the dimensions, `estimate`, and what it knows of `low`, `high`,
+    `n`, `unit` (what n counts: prompts, subsamples, tokens ...) and `method`.
+
+    `stream: native, teacher`: tables hold the captures of both recipes, told apart by a column `recipe` that every table
+    of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
     """
 
     id: str
     title: str
     needs: tuple[tuple[str, str], ...]
-    stream: str
+    recipes: tuple[str, ...]
+    bootstrap: str
     contrast: tuple[str, str, str] | None
     plot: dict[str, str]
     says: str
@@ -63,7 +70,8 @@ def parse(text: str, where: str) -> Query:
         id=header["id"],
         title=header["title"],
         needs=tuple((m[1], m[2] or "") for m in NEED.finditer(header["needs"])),
-        stream=header["stream"],
+        recipes=tuple(name.strip() for name in header["stream"].split(",") if name.strip() != "none"),
+        bootstrap=_bootstrap(header.get("bootstrap", "prompt"), where),
         contrast=_contrast(header.get("contrast", ""), where),
         plot=_plot(header.get("plot", "")),
         says=header.get("says", ""),
@@ -71,6 +79,14 @@ def parse(text: str, where: str) -> Query:
         source=header["source"],
         sql="\n".join(lines[end:]).strip(),
     )
+
+
+def _bootstrap(text: str, where: str) -> str:
+    if text not in ("prompt", "none"):
+        raise LakeError(
+            f"{where}: bootstrap {text!r}, expected `prompt` (the SQL returns totals) or `none` (it returns estimates)"
+        )
+    return text
 
 
 def _plot(text: str) -> dict[str, str]:

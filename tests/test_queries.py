@@ -329,3 +329,68 @@ def test_no_pair_no_capture_are_told(tmp_path: Path) -> None:
         lake.run("L1")
     with pytest.raises(LakeError, match="actlake capture nopair --stream native"):
         lake.run("L1", pair="nopair")
+
+
+# --- the form of a row that returns estimates -------------------------------------------------------------------------
+
+
+def final(sql: str, **header: str) -> object:
+    lines = {
+        "id": "Z1", "title": "t", "needs": "lens", "stream": "native", "bootstrap": "none", "source": "METHODS 0",
+        "contrast": "variant it - pt", "says": "gap {share}, {share?more|less|unclear}", **header,
+    }  # fmt: skip
+    return parse("\n".join(f"-- {key}: {value}" for key, value in lines.items() if value) + f"\n{sql}", "z.sql")
+
+
+SHARES = "SELECT 'share' AS measure, variant, avg((top1 = 0)::INT) AS estimate, count(*) AS n, 'tokens' AS unit FROM lens GROUP BY ALL"
+
+
+def test_a_row_may_return_estimates_and_gets_their_differences(made: Made) -> None:
+    found = answers.answer(made.layout, final(SHARES), PAIR)
+    table = found.table.set_index("variant")
+    assert list(table.columns) == ["measure", "estimate", "low", "high", "n", "unit", "method"]
+    share = {v: (made.probabilities(("native", v)).argmax(-1) == 0).mean() for v in ("pt", "it")}
+    lens = made.lake.sql(found.sql).df().set_index("variant")["estimate"]
+    assert table.loc["it", "estimate"] == lens["it"] and abs(lens["it"] - share["it"]) < 0.2  # boundary 0 is in it too
+    assert table.loc["it - pt", "estimate"] == pytest.approx(lens["it"] - lens["pt"])
+    assert table.loc["it - pt", ["low", "high"]].isna().all() and table.loc["it - pt", "method"] == "none"
+    assert table.loc["pt", "unit"] == "tokens" and pd.isna(table.loc["it - pt", "n"])
+    assert found.says == f"gap {lens['it'] - lens['pt']:+.3g}, unclear"
+    assert found.figure().axes
+
+
+def test_a_contrast_that_the_sql_gives_with_its_interval_is_kept(made: Made) -> None:
+    sql = (
+        "SELECT * FROM (VALUES ('share', 'it', 1, .5, .4, .6, 9, 'seeds'), ('share', 'pt', 1, .2, .1, .3, 9, 'seeds'), "
+    )
+    sql += (
+        "('share', 'it - pt', 1, .3, .2, .35, 9, 'seeds')) AS v (measure, variant, layer, estimate, low, high, n, unit)"
+    )
+    table = answers.answer(made.layout, final(sql), PAIR).table
+    assert len(table) == 3
+    line = table[table["variant"] == "it - pt"].iloc[0]
+    assert (line["estimate"], line["low"], line["high"], line["n"], line["unit"]) == (0.3, 0.2, 0.35, 9, "seeds")
+
+
+def test_estimates_without_a_name_or_twice_are_refused(made: Made) -> None:
+    with pytest.raises(LakeError, match="Z1: its SQL returns no estimate"):
+        answers.answer(made.layout, final("SELECT 'a' AS measure, 1 AS n"), PAIR)
+    with pytest.raises(LakeError, match="more than once"):
+        answers.answer(made.layout, final("SELECT 'a' AS measure, 1.0 AS estimate UNION ALL SELECT 'a', 2.0"), PAIR)
+    with pytest.raises(LakeError, match="z.sql: bootstrap 'token'"):
+        final(SHARES, bootstrap="token")
+
+
+def test_a_row_may_read_several_streams_or_none(made: Made) -> None:
+    sql = "SELECT recipe AS measure, variant, count(*) AS estimate FROM lens WHERE layer = 0 GROUP BY ALL"
+    found = answers.answer(made.layout, final(sql, stream="native, teacher"), PAIR)
+    for recipe in ("native", "teacher"):
+        for variant in ("pt", "it"):
+            key = (recipe, variant) if (recipe, variant) in made.stream else ("native", variant)
+            assert estimate(found.table, recipe, variant=variant) == made.stream[key].n_tokens
+    assert set(found.streams) == {"native pt", "native it", "teacher pt", "teacher it"}
+    assert found.streams["native it"] == found.streams["teacher it"]
+    none = answers.answer(
+        made.layout, final("SELECT 'x' AS measure, 1.5 AS estimate", stream="none", contrast=""), PAIR
+    )
+    assert none.streams == {} and none.table["estimate"].tolist() == [1.5]
