@@ -1,5 +1,6 @@
 """Lake: the store and the questions under one name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,12 +64,14 @@ class Lake:
         except duckdb.Error as error:
             raise sql_error(error) from error
 
-    def run(self, row: str, pair: str | None = None, prompts: str | None = None, device: str = "cpu") -> "Answer":
-        """Answer a row of the experiment index for one pair from the store, computing missing tables first.
+    def run(
+        self, row: str, pair: str | Sequence[str] | None = None, prompts: str | None = None, device: str = "cpu"
+    ) -> "Answer":
+        """Answer a row of the experiment index from the store, computing missing tables first.
 
-        `pair` may be left out in a lake of one pair; `prompts` picks among several captured prompt sets. Returns an Answer:
-        `.table` (estimates with 95 % intervals), `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or
-        captures that are not there.
+        `pair` may be left out in a lake of one pair; several pairs are pooled (the mean of their means). `prompts` picks among
+        several captured prompt sets. Returns an Answer: `.table` (estimates with 95 % intervals), `.figure()`, `.sql`,
+        `.published`. Raises LakeError for an unknown row or captures that are not there.
         """
         from .queries.answer import answer
         from .queries.registry import find

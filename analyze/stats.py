@@ -1,9 +1,13 @@
-"""The one bootstrap of the project: BCa intervals with the prompt as the unit that is resampled."""
+"""The statistics of the project: BCa intervals with the prompt as the unit that is resampled, ranks, seeds.
+
+What scipy has is scipy's: `scipy.stats.bootstrap` draws and corrects, this module says what is estimated. Everything a
+question asks for is one vector-valued statistic, so that all of it shares one set of resamples.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +19,10 @@ BATCH_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence limits, n prompts behind it, and how the limits were found.
+    """An estimate with its confidence limits, the n units behind it, and how the limits were found.
 
-    method: "BCa"; "percentile" where BCa is undefined (no spread, or a jackknife without any); "none" (limits NaN)
-    with fewer than two prompts.
+    method: "BCa"; "percentile" where BCa is undefined (no spread, or a jackknife without any); "t" over seeds; "none"
+    (limits NaN) with fewer than two units.
     """
 
     estimate: float
@@ -26,21 +30,98 @@ class Interval:
     high: float
     n: int
     method: str
+    unit: str = "prompts"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a mean or a median is made of: float64 [P, K] per prompt.
+
+    Mean: `total` and `count` per stratum; the estimate is the mean over strata of sum_p total / sum_p count, and strata no
+    prompt counts in are left out. So K = 1 is the token-pooled mean clustered by prompt; K = 1 with count 0 or 1 the
+    prompt mean; K = steps the seed's L1 profile, every step alike. Median: `values` [K], ascending, and how often each
+    occurs; `total` is not used. ValueError on shapes that differ.
+    """
+
+    total: np.ndarray
+    count: np.ndarray
+    values: np.ndarray | None = None
+
+    @classmethod
+    def mean(cls, total: np.ndarray, count: np.ndarray) -> Sample:
+        """A mean over strata of pooled means; a prompt without values may carry NaN as its sum."""
+        total, count = np.asarray(total, dtype=np.float64), np.asarray(count, dtype=np.float64)
+        if total.ndim != 2 or total.shape != count.shape:
+            raise ValueError(f"bootstrap: total {total.shape} and count {count.shape} must both be (prompts, strata)")
+        return cls(np.where(count > 0, total, 0.0), count)
+
+    @classmethod
+    def median(cls, values: np.ndarray, count: np.ndarray) -> Sample:
+        """The median of what all prompts count, the mean of the two middle ones where they are even in number."""
+        values, count = np.asarray(values, dtype=np.float64), np.asarray(count, dtype=np.float64)
+        if count.ndim != 2 or count.shape[1:] != values.shape or (np.diff(values) <= 0).any():
+            raise ValueError(f"bootstrap: values {values.shape} must ascend and fit count {count.shape}")
+        return cls(np.zeros((len(count), 0)), count, values)
+
+    def estimate(self, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+        """The estimates [...] of summed totals and counts [..., K]; NaN where nothing counts."""
+        if self.values is None:
+            ratio = np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
+            return ratio[..., 0] if ratio.shape[-1] == 1 else np.nanmean(ratio, axis=-1)
+        below = bottom.cumsum(-1)
+        half = below[..., -1:] / 2
+        middle = self.values[(below >= half).argmax(-1)] + self.values[(below > half).argmax(-1)]
+        return np.where(half[..., 0] > 0, middle / 2, np.nan)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is to be estimated: `plus`, or plus - minus, in one family (pair of models) or pooled over several.
+
+    `plus` and `minus` have one Sample per family, of the same prompts. Pooled, every family counts alike; with `tokens`,
+    totals and counts are summed over the families first, so that every token does. ValueError on prompts that differ.
+    """
+
+    plus: tuple[Sample, ...]
+    minus: tuple[Sample, ...] = ()
+    tokens: bool = False
+
+    def __post_init__(self) -> None:
+        for a, b in zip(self.plus, self.minus, strict=bool(self.minus)):
+            if len(a.count) != len(b.count):
+                raise ValueError(
+                    f"bootstrap: {len(a.count)} prompts against {len(b.count)}; a paired difference needs the same"
+                )
+
+    def kept(self) -> tuple[np.ndarray, ...]:
+        """Per family bool [P]: prompts that count anywhere."""
+        arms = (self.plus, self.minus) if self.minus else (self.plus,)
+        return tuple(np.any([s.count.any(axis=1) for s in family], axis=0) for family in zip(*arms, strict=True))
+
+
+def intervals(
+    quantities: Sequence[Quantity], *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> list[Interval]:
+    """Estimates with BCa intervals, in order; whatever counts the same prompts shares its resamples.
+
+    Prompts are resampled within their family, the same ones for both arms of a difference; prompts that count nowhere are
+    dropped. Source: METHODS 4, 13, 17; scipy.stats.bootstrap.
+    """
+    groups: dict[tuple[bytes, ...], list[int]] = {}
+    for number, quantity in enumerate(quantities):
+        groups.setdefault(tuple(mask.tobytes() for mask in quantity.kept()), []).append(number)
+    found: dict[int, Interval] = {}
+    for numbers in groups.values():
+        group = [quantities[number] for number in numbers]
+        found |= zip(numbers, _bootstrap(group, group[0].kept(), level, n_resamples, seed), strict=True)
+    return [found[number] for number in range(len(quantities))]
 
 
 def bootstrap_mean(
     total: np.ndarray, count: np.ndarray, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Interval of a mean over strata of pooled means, prompts resampled.
-
-    total, count: [P, K], per prompt and stratum the sum of values and their number. The estimate is the mean over
-    strata of sum_p total / sum_p count; strata no prompt counts in are left out. So K = 1 is the token-pooled mean
-    clustered by prompt; K = 1 with count 0 or 1 the prompt mean; K = steps the seed's L1 profile, every step alike.
-    Prompts that count nowhere are dropped. ValueError on shapes that differ. Source: METHODS 4; scipy.stats.bootstrap.
-    """
-    total, count = _table(total, count)
-    kept = count.any(axis=1)
-    return _interval([(total[kept], count[kept])], level, n_resamples, seed)
+    """Interval of one mean over strata of pooled means, prompts resampled; total, count: [P, K] as in `Sample`."""
+    return intervals([Quantity((Sample.mean(total, count),))], level=level, n_resamples=n_resamples, seed=seed)[0]
 
 
 def bootstrap_diff(
@@ -53,40 +134,144 @@ def bootstrap_diff(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Interval of mean a - mean b, each as in `bootstrap_mean`, paired: every resample takes the same prompts for both.
+    """Interval of mean a - mean b, paired: every resample takes the same prompts for both (row p is the same prompt)."""
+    quantity = Quantity((Sample.mean(total_a, count_a),), (Sample.mean(total_b, count_b),))
+    return intervals([quantity], level=level, n_resamples=n_resamples, seed=seed)[0]
 
-    All [P, K] with the same P (row p is the same prompt in both; K may differ). ValueError when P differs.
+
+def spearman(x: np.ndarray, y: np.ndarray, *, unit: str = "prompts", seed: int = 0) -> tuple[Interval, float]:
+    """Spearman's rank correlation of x, y [n] with a paired BCa interval, and its two-sided p value.
+
+    NaN without limits where either does not vary. ValueError on lengths that differ. Source: METHODS 6 (0D); scipy.
     """
-    a, b = _table(total_a, count_a), _table(total_b, count_b)
-    if len(a[0]) != len(b[0]):
-        raise ValueError(f"bootstrap: {len(a[0])} prompts against {len(b[0])}; a paired difference needs the same")
-    kept = a[1].any(axis=1) | b[1].any(axis=1)
-    return _interval([(t[kept], c[kept]) for t, c in (a, b)], level, n_resamples, seed)
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"spearman: x {x.shape} and y {y.shape} must be as long as each other")
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Interval(np.nan, np.nan, np.nan, len(x), "none", unit), np.nan
+    whole = stats.spearmanr(x, y)
+
+    def rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        a, b = (stats.rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, y))
+        return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        low, high, method = _limits((x, y), rho, 0.95, 2000, len(x), seed, paired=True)
+    return Interval(float(whole.statistic), float(low), float(high), len(x), str(method), unit), float(whole.pvalue)
 
 
-def _table(total: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    total, count = np.asarray(total, dtype=np.float64), np.asarray(count, dtype=np.float64)
-    if total.ndim != 2 or total.shape != count.shape:
-        raise ValueError(f"bootstrap: total {total.shape} and count {count.shape} must both be (prompts, strata)")
-    # A prompt without values may carry NaN as its sum.
-    return np.where(count > 0, total, 0.0), count
+def over_seeds(values: np.ndarray, *, level: float = 0.95) -> Interval:
+    """The mean of one estimate per seed [n] with Student's t interval: how far the choice of a seed moves it."""
+    values = np.asarray(values, dtype=np.float64)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return Interval(mean, np.nan, np.nan, n, "none", "seeds")
+    half = float(stats.sem(values) * stats.t.ppf((1 + level) / 2, n - 1))
+    return Interval(mean, mean - half, mean + half, n, "t", "seeds")
 
 
-def _estimator(arms: list[tuple[np.ndarray, np.ndarray]]) -> Callable[..., np.ndarray]:
-    """The statistic of prompt indices [..., m]: vectorised, and one or two arms on the same indices."""
+# --- inside ----------------------------------------------------------------------------------------------------------
 
-    def pooled(index: np.ndarray, total: np.ndarray, count: np.ndarray) -> np.ndarray:
-        weight = _multiplicity(index, len(total))
-        top, bottom = weight @ total, weight @ count
-        ratio = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
-        return np.nanmean(ratio, axis=-1)
+Statistic = Callable[..., np.ndarray]
 
-    def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        index = np.moveaxis(np.asarray(index), axis, -1)
-        values = [pooled(index, *arm) for arm in arms]
-        return values[0] if len(values) == 1 else values[0] - values[1]
 
-    return statistic
+def _bootstrap(
+    group: Sequence[Quantity], kept: tuple[np.ndarray, ...], level: float, n_resamples: int, seed: int
+) -> list[Interval]:
+    """Intervals of quantities that count the same prompts `kept` (bool [P] per family)."""
+    statistic, width = _statistic(group, kept)
+    data = tuple(np.arange(int(mask.sum())) for mask in kept)
+    prompts = sum(map(len, data))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # scipy and nanmean announce the degenerate cases that `method` reports
+        estimate = statistic(*data) if all(map(len, data)) else np.full(len(group), np.nan)
+        low, high = np.full((2, len(group)), np.nan)
+        method = np.full(len(group), "none", dtype=object)
+        if min(map(len, data)) >= 2:
+            low, high, method = _limits(data, statistic, level, n_resamples, width, seed)
+    unknown = ~np.isfinite(estimate)
+    low, high, method = (
+        np.where(unknown, np.nan, low),
+        np.where(unknown, np.nan, high),
+        np.where(unknown, "none", method),
+    )
+    unit = "prompts" if len(data) == 1 else f"prompts of {len(data)} pairs"
+    return [
+        Interval(float(e), float(a), float(b), prompts, str(m), unit)
+        for e, a, b, m in zip(estimate, low, high, method, strict=True)
+    ]
+
+
+def _limits(
+    data: tuple[np.ndarray, ...],
+    statistic: Statistic,
+    level: float,
+    n_resamples: int,
+    width: int,
+    seed: int,
+    paired: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Limits and methods [M] of a statistic that returns [M, ...]; `width` elements are in memory per resample."""
+    found = stats.bootstrap(
+        data,
+        statistic,
+        vectorized=True,
+        paired=paired,
+        n_resamples=n_resamples,
+        batch=max(1, BATCH_ELEMENTS // width),
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = (np.asarray(limit, dtype=np.float64) for limit in found.confidence_interval)
+    tail = (1.0 - level) / 2.0
+    plain = np.nanquantile(found.bootstrap_distribution, [tail, 1.0 - tail], axis=-1)
+    good = np.isfinite(low) & np.isfinite(high)
+    return np.where(good, low, plain[0]), np.where(good, high, plain[1]), np.where(good, "BCa", "percentile")
+
+
+def _statistic(group: Sequence[Quantity], kept: tuple[np.ndarray, ...]) -> tuple[Statistic, int]:
+    """The estimates [M, ...] of prompt indices (one [..., m] per family), and the elements they take per resample."""
+    columns, tops, bottoms = [], [], []
+    for family, mask in enumerate(kept):
+        samples = {id(s): s for q in group for s in (q.plus[family], *(q.minus[family : family + 1]))}
+        tops.append(_Columns({key: sample.total[mask] for key, sample in samples.items()}))
+        bottoms.append(_Columns({key: sample.count[mask] for key, sample in samples.items()}))
+        columns.append(max(int(mask.sum()), 2 * bottoms[-1].width))
+
+    def statistic(*index: np.ndarray, axis: int = -1) -> np.ndarray:
+        weights = [
+            _multiplicity(np.moveaxis(np.asarray(i), axis, -1), int(mask.sum()))
+            for i, mask in zip(index, kept, strict=True)
+        ]
+        top = [columns.summed(weight) for columns, weight in zip(tops, weights, strict=True)]
+        bottom = [columns.summed(weight) for columns, weight in zip(bottoms, weights, strict=True)]
+
+        def arm(samples: tuple[Sample, ...], tokens: bool) -> np.ndarray:
+            parts = [(top[f][id(s)], bottom[f][id(s)]) for f, s in enumerate(samples)]
+            if tokens:
+                return samples[0].estimate(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
+            return np.mean([s.estimate(*part) for s, part in zip(samples, parts, strict=True)], axis=0)
+
+        return np.stack([arm(q.plus, q.tokens) - (arm(q.minus, q.tokens) if q.minus else 0.0) for q in group])
+
+    return statistic, sum(columns)
+
+
+class _Columns:
+    """Matrices [P, K] of several samples side by side, so that one product sums them all."""
+
+    def __init__(self, parts: dict[int, np.ndarray]):
+        self._all = np.hstack(list(parts.values()))
+        ends = np.cumsum([part.shape[1] for part in parts.values()]).tolist()
+        self._slices = {key: slice(a, b) for key, a, b in zip(parts, [0, *ends], ends, strict=False)}
+        self.width = self._all.shape[1]
+
+    def summed(self, weight: np.ndarray) -> dict[int, np.ndarray]:
+        """Key -> weighted sums over prompts [..., K]; weight [..., P]."""
+        found = weight @ self._all
+        return {key: found[..., part] for key, part in self._slices.items()}
 
 
 def _multiplicity(index: np.ndarray, prompts: int) -> np.ndarray:
@@ -95,31 +280,3 @@ def _multiplicity(index: np.ndarray, prompts: int) -> np.ndarray:
     offset = flat + prompts * np.arange(len(flat))[:, None]
     weight = np.bincount(offset.ravel(), minlength=len(flat) * prompts)
     return weight.reshape(*index.shape[:-1], prompts).astype(np.float64)
-
-
-def _interval(arms: list[tuple[np.ndarray, np.ndarray]], level: float, n_resamples: int, seed: int) -> Interval:
-    prompts = len(arms[0][0])
-    statistic = _estimator(arms)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # scipy and nanmean announce the degenerate cases that `method` reports
-        estimate = float(statistic(np.arange(prompts))) if prompts else np.nan
-        if prompts < 2 or not np.isfinite(estimate):
-            return Interval(estimate, np.nan, np.nan, prompts, "none")
-        width = max(prompts, *(t.shape[1] for t, _ in arms))
-        found = stats.bootstrap(
-            (np.arange(prompts),),
-            statistic,
-            vectorized=True,
-            n_resamples=n_resamples,
-            batch=max(1, BATCH_ELEMENTS // width),
-            confidence_level=level,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-        )
-        low, high = map(float, found.confidence_interval)
-        method = "BCa"
-        if not (np.isfinite(low) and np.isfinite(high)):
-            tail = (1.0 - level) / 2.0
-            low, high = map(float, np.nanquantile(found.bootstrap_distribution, [tail, 1.0 - tail]))
-            method = "percentile"
-    return Interval(estimate, low, high, prompts, method)

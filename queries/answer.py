@@ -1,34 +1,32 @@
-"""Answering a question: tables, SQL, then one estimate with an interval per line of the result."""
+"""Answering questions: their tables (all in one pass), their SQL, then an estimate with an interval per line."""
 
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..analyze.stats import Interval, bootstrap_diff, bootstrap_mean
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.tables import connect, same_prompts, sql_error, stream_table
-from .build import BEHIND_VIEW, Scope, ensure
+from .build import BEHIND_VIEW, Kit, Scope, jobs_of
+from .estimates import RESAMPLES, table_of
 from .registry import Query, published
-
-NOT_DIMENSIONS = ("prompt", "stratum", "total", "n")
-RESAMPLES = 2000
+from .sweep import Job
+from .sweep import run as sweep
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question answered for one pair.
+    """A question answered for one pair, or pooled over several.
 
-    `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n (prompts),
-    method. `sql` is the statement that made the totals, as `actlake sql` accepts it. `published` holds the seed's figures
-    for this model, `says` the finding in a sentence.
+    `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n, unit (what n
+    counts: prompts, as a rule), method. `sql` is the statement behind it, as `actlake sql` accepts it. `published` holds
+    the seed's figures for this model, `says` the finding in a sentence; `computed` are the files made for it.
     """
 
     query: Query
@@ -49,144 +47,223 @@ class Answer:
         return draw(self)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write ID-PAIR.csv, .png and .sql into a folder and return their paths."""
+        """Write ID-PAIR.csv, .png, .svg and .sql into a folder and return their paths."""
+        from .plots import save
+
         folder.mkdir(parents=True, exist_ok=True)
-        stem = folder / f"{self.query.id}-{self.pair}"
-        files = [stem.with_suffix(suffix) for suffix in (".csv", ".png", ".sql")]
+        files = [folder / f"{self.query.id}-{self.pair}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]
         self.table.to_csv(files[0], index=False)
-        self.figure().savefig(files[1], dpi=150)
-        files[2].write_text(self.sql + "\n", encoding="utf-8")
+        figure = self.figure()
+        for file in files[1:3]:
+            save(figure, file)
+        files[3].write_text(self.sql + "\n", encoding="utf-8")
         return files
 
 
-def answer(
-    layout: Layout, query: Query, pair: str, prompts: str | None = None, device: str = "cpu", resamples: int = RESAMPLES
-) -> Answer:
-    """Answer one query for one pair from the store; missing tables are computed first, no model is loaded.
+@dataclass(frozen=True)
+class Refused:
+    """A question that the store can't answer, and why: what is missing and the command that makes it."""
 
-    `prompts` picks among several captured prompt sets. Raises LakeError when the captures it needs are not there.
+    query: Query
+    reason: str
+
+
+def answer(
+    layout: Layout,
+    query: Query,
+    pair: str | Sequence[str],
+    prompts: str | None = None,
+    device: str = "cpu",
+    resamples: int = RESAMPLES,
+) -> Answer:
+    """Answer one query from the store, for one pair or pooled over several; missing tables are computed first.
+
+    No model is loaded. `prompts` picks among several captured prompt sets. Raises LakeError when the captures it needs are
+    not there.
     """
     started = time.perf_counter()
-    scope = Scope(pair, same_prompts(stream_table(layout), pair, query.stream, prompts))
-    made = ensure(layout, [(name, kind, scope) for name, kind in query.needs], device)
-    sql = scoped(query, scope)
+    pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
+    plan = _Plan.make(layout, query, pairs, prompts, Kit(layout, device))
+    made = sweep(plan.jobs)
+    return _answered(connect(layout), plan, made, resamples, started)
+
+
+def answer_all(
+    layout: Layout, queries: Sequence[Query], pair: str | Sequence[str], prompts: str | None = None, device: str = "cpu"
+) -> tuple[list[Answer], list[Refused], float]:
+    """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
+
+    Returns the answers, what could not be answered, and the seconds that the tables took. Raises LakeError only for what
+    concerns them all, such as damaged files.
+    """
+    started = time.perf_counter()
+    pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
+    kit, plans, refused = Kit(layout, device), [], []
+    for query in queries:
+        try:
+            plans.append(_Plan.make(layout, query, pairs, prompts, kit))
+        except LakeError as error:
+            refused.append(Refused(query, str(error)))
+    made = sweep([job for plan in plans for job in plan.jobs])
+    spent, connection, answers = time.perf_counter() - started, connect(layout), []
+    for plan in plans:
+        try:
+            answers.append(_answered(connection, plan, made, RESAMPLES, time.perf_counter()))
+        except LakeError as error:
+            refused.append(Refused(plan.query, str(error)))
+    return answers, refused, spent
+
+
+# --- what a query reads ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A query, its captures pair by pair (one scope per stream recipe), and the jobs that make its tables."""
+
+    query: Query
+    scopes: dict[str, list[Scope]]
+    jobs: list[Job] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
+
+    @classmethod
+    def make(cls, layout: Layout, query: Query, pairs: Sequence[str], prompts: str | None, kit: Kit) -> "_Plan":
+        """LakeError when captures are not there, or a table that is not optional can't be computed from them."""
+        plan = cls(query, {pair: scopes_of(layout, query, pair, prompts) for pair in pairs})
+        for table, kind, optional in query.needs:
+            try:
+                plan.jobs.extend(
+                    job
+                    for scopes in plan.scopes.values()
+                    for scope in scopes
+                    for job in jobs_of(kit, (table, kind, scope))
+                )
+            except LakeError as error:
+                if not optional:
+                    raise
+                plan.without.append(f"without {table}({kind}): {error}")
+        return plan
+
+    @property
+    def streams(self) -> dict[str, str]:
+        """Who read what: variant -> stream name; with several pairs or recipes these stand before the variant."""
+        return {
+            " ".join([*[pair] * (len(self.scopes) > 1), *[scope.recipe] * (len(scopes) > 1), variant]): stream
+            for pair, scopes in self.scopes.items()
+            for scope in scopes
+            for variant, stream in scope.streams.items()
+        }
+
+
+def scopes_of(layout: Layout, query: Query, pair: str, prompts: str | None) -> list[Scope]:
+    """The captures that a query reads: one scope per stream recipe; one without streams when it reads none."""
+    if not query.recipes:
+        return [Scope(pair, {})]
+    streams = stream_table(layout)
+    return [Scope(pair, same_prompts(streams, pair, recipe, prompts), recipe) for recipe in query.recipes]
+
+
+def scoped(query: Query, scopes: Sequence[Scope]) -> str:
+    """The query's SQL with its tables narrowed to the captures in scope; runs as it stands in `actlake sql`."""
+    names = list(dict.fromkeys(wanted.table for wanted in query.needs))
+    names += [view for view, table in BEHIND_VIEW.items() if table in names]
+    narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes)})" for name in names)
+    body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
+    return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
+
+
+def _pooled(query: Query, scopes: dict[str, list[Scope]]) -> str:
+    """One statement for one pair, or for several, told apart by a column `pair`."""
+    parts = {pair: scoped(query, found) for pair, found in scopes.items()}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return "\nUNION ALL BY NAME\n".join(
+        f"SELECT {_text(pair)} AS pair, * FROM (\n{sql}\n)" for pair, sql in parts.items()
+    )
+
+
+def _narrowed(name: str, scopes: Sequence[Scope]) -> str:
+    """One table limited to the captures in scope; several recipes are told apart by a column of that name."""
+    if len(scopes) == 1:
+        return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}"
+    return " UNION ALL ".join(
+        f"SELECT {_text(scope.recipe)} AS recipe, * FROM main.{name} WHERE {_where(name, scope)}" for scope in scopes
+    )
+
+
+def _where(name: str, scope: Scope) -> str:
+    pair = f"pair = {_text(scope.pair)}"
+    if not scope.streams:
+        return pair
+    if name == "pair_lens":
+        return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"
+    return f"{pair} AND stream IN ({', '.join(_text(stream) for stream in sorted(scope.streams.values()))})"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def _answered(
+    connection: duckdb.DuckDBPyConnection, plan: _Plan, made: Sequence[Path], resamples: int, started: float
+) -> Answer:
+    query, pairs = plan.query, list(plan.scopes)
+    sql = _pooled(query, plan.scopes)
     try:
-        frame = connect(layout).sql(sql).df()
+        frame = connection.sql(sql).df()
     except duckdb.Error as error:
         raise sql_error(error) from error
-    if frame.empty:
+    frames = [frame] if len(pairs) == 1 else [part.drop(columns="pair") for _, part in frame.groupby("pair")]
+    if frame.empty or len(frames) < len(pairs):
+        some = ", ".join(sorted(set(pairs) - set(frame.get("pair", []))))
+        on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
         raise LakeError(
-            f"{query.id}: no token of pair {pair} on stream {query.stream} qualifies (answers too short?); see `actlake run"
-            f" {query.id} --about`"
+            f"{query.id}: nothing of pair {some} qualifies{on} (answers too short?); see `actlake run {query.id} --about`"
         )
-    table = intervals(frame, query, resamples)
+    table = table_of(frames, query, resamples)
+    paths = {job.path for job in plan.jobs} | {job.path for first in plan.jobs for job in first.before}
     return Answer(
         query=query,
-        pair=pair,
-        streams=scope.streams,
+        pair="+".join(pairs),
+        streams=plan.streams,
         table=table,
         sql=sql,
-        published=published(query.id, pair),
-        says=say(query.says, table, query),
-        computed=made,
+        published=published(query.id, *pairs),
+        says=" ".join([say(query.says, table, query), *(f"({note})" for note in plan.without)]),
+        computed=[path for path in made if path in paths],
         rows=len(frame),
         seconds=time.perf_counter() - started,
     )
 
 
-def scoped(query: Query, scope: Scope) -> str:
-    """The query's SQL with its tables narrowed to the captures in scope; runs as it stands in `actlake sql`."""
-    streams = ", ".join("'" + stream.replace("'", "''") + "'" for stream in sorted(scope.streams.values()))
-    names = [name for name, _ in query.needs]
-    names += [view for view, table in BEHIND_VIEW.items() if table in names]
-    where = f"pair = '{scope.pair}' AND stream IN ({streams})"
-    narrowed = ",\n".join(f"{name} AS (SELECT * FROM main.{name} WHERE {_where(name, where, scope)})" for name in names)
-    body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
-    return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
-
-
-def _where(name: str, where: str, scope: Scope) -> str:
-    if name != "pair_lens":
-        return where
-    return f"pair = '{scope.pair}' AND stream = '{scope.streams['it']}' AND stream_pt = '{scope.streams['pt']}'"
-
-
-# --- intervals -------------------------------------------------------------------------------------------------------
-
-Totals = tuple[np.ndarray, np.ndarray]
-
-
-def intervals(frame: pd.DataFrame, query: Query, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """One estimate and 95 % interval per measure and dimension, plus the query's contrast, prompts resampled together."""
-    dims = [name for name in frame.columns if name not in NOT_DIMENSIONS]
-    prompts = np.sort(frame["prompt"].unique())
-    totals = {key: _matrices(group, prompts) for key, group in _groups(frame, dims)}
-    lines = [
-        {**dict(zip(dims, key, strict=True)), **_line(bootstrap_mean(*value, n_resamples=resamples))}
-        for key, value in totals.items()
-    ]
-    if query.contrast and query.contrast[0] in dims:
-        lines += list(_contrasts(totals, dims, query.contrast, resamples))
-    table = pd.DataFrame(lines)
-    if "layer" in table:
-        table["layer"] = table["layer"].astype("Int64")
-    return table.sort_values(["measure", *(d for d in dims if d != "measure")], ignore_index=True, na_position="first")
-
-
-def _groups(frame: pd.DataFrame, dims: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
-    for key, group in frame.groupby(dims, dropna=False, sort=True):
-        yield tuple(None if pd.isna(part) else part for part in key), group
-
-
-def _matrices(group: pd.DataFrame, prompts: np.ndarray) -> Totals:
-    """(total, n) as float64 [prompts, strata]; prompts without tokens have zeros."""
-    strata, column = np.unique(
-        group["stratum"].to_numpy() if "stratum" in group else np.zeros(len(group)), return_inverse=True
-    )
-    row = np.searchsorted(prompts, group["prompt"].to_numpy())
-    total, count = np.zeros((2, len(prompts), len(strata)))
-    # DuckDB's threads add in no fixed order; without its last digits a sum, and so an interval, is the same every time.
-    np.add.at(total, (row, column), group["total"].to_numpy(dtype=float).round(9))
-    np.add.at(count, (row, column), group["n"].to_numpy(dtype=float))
-    return total, count
-
-
-def _line(found: Interval) -> dict[str, object]:
-    return {"estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n, "method": found.method}
-
-
-def _contrasts(
-    totals: dict[tuple, Totals], dims: list[str], contrast: tuple[str, str, str], resamples: int
-) -> Iterator[dict[str, object]]:
-    column, plus, minus = contrast
-    at = dims.index(column)
-    for key, value in totals.items():
-        other = (*key[:at], minus, *key[at + 1 :])
-        if key[at] == plus and other in totals:
-            found = bootstrap_diff(*value, *totals[other], n_resamples=resamples)
-            yield {**dict(zip(dims, key, strict=True)), column: f"{plus} - {minus}", **_line(found)}
-
-
-# --- the sentence ----------------------------------------------------------------------------------------------------
-
 FIELD = re.compile(r"\{(\w+)(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
+OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 
 
 def say(template: str, table: pd.DataFrame, query: Query) -> str:
     """Fill a query's sentence: {name} is that measure's estimate and interval, {name?a|b|c} is a when the interval is
-    above zero, b when below, c when it holds zero. With a contrast, its line is meant."""
+    above zero, b when below, c when it holds zero or there is none; [...] is left out where a measure in it is not
+    known. With a contrast, its line is meant."""
     scalars = table[table["layer"].isna()] if "layer" in table else table
     if query.contrast:
-        scalars = scalars[scalars[query.contrast[0]] == f"{query.contrast[1]} - {query.contrast[2]}"]
-    lines = {row.measure: row for row in scalars.itertuples()}
+        mine = scalars[query.contrast[0]]
+        scalars = scalars[(mine == f"{query.contrast[1]} - {query.contrast[2]}") | mine.isna()]
+    lines = {row.measure: row for row in scalars.itertuples() if not pd.isna(row.estimate)}
 
     def fill(match: re.Match[str]) -> str:
         line = lines.get(match[1])
         if line is None:
             return f"({match[1]} undefined)"
         if match[2] is None:
-            sign = "+" if query.contrast else ""
-            return f"{line.estimate:{sign}.3g} [{line.low:{sign}.3g}, {line.high:{sign}.3g}]"
+            sign = "+" if query.contrast and not pd.isna(getattr(line, query.contrast[0])) else ""
+            limits = "" if pd.isna(line.low) else f" [{line.low:{sign}.3g}, {line.high:{sign}.3g}]"
+            return f"{line.estimate:{sign}.3g}{limits}"
         return match[2] if line.low > 0 else match[3] if line.high < 0 else match[4]
 
-    return FIELD.sub(fill, template)
+    def keep(match: re.Match[str]) -> str:
+        return match[1] if all(name in lines for name, *_ in FIELD.findall(match[1])) else ""
+
+    return FIELD.sub(fill, OPTIONAL.sub(keep, template))

@@ -27,10 +27,14 @@ Names = tuple[str, str, str]  # pair, variant, stream
 
 @dataclass(frozen=True)
 class Scope:
-    """The captures a question is about: for one pair, variant -> stream name."""
+    """The captures a question is about: for one pair and stream recipe, variant -> stream name.
+
+    A question that reads no captures has neither recipe nor streams.
+    """
 
     pair: str
     streams: dict[str, str]
+    recipe: str = ""
 
     @property
     def models(self) -> list[Names]:
@@ -214,21 +218,27 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {"pair_lens": _pair_lens
 BEHIND_VIEW = {"commitment": "lens"}
 
 
+def jobs_of(kit: Kit, need: Need) -> list[Job]:
+    """What makes a table for the captures in scope, there already or not.
+
+    Raises LakeError for a table that nobody computes or that these captures do not have what it takes for.
+    """
+    table, kind, scope = need
+    name = BEHIND_VIEW.get(table, table)
+    if name in PER_PAIR:
+        return [PER_PAIR[name](kit, scope, kind)]
+    if name in PER_CAPTURE:
+        return [PER_CAPTURE[name](kit, names, kind) for names in scope.models]
+    raise LakeError(f"unknown table {name!r}; this version computes {', '.join([*PER_CAPTURE, *PER_PAIR])}")
+
+
 def ensure(layout: Layout, needs: Iterable[Need], device: str = "cpu") -> list[Path]:
     """Compute what is missing of the tables named, all in as few passes over the captures as there can be.
 
-    Shows a progress bar per pass and returns the new files. Raises LakeError for a table that nobody computes.
+    Shows a progress bar per pass and returns the new files. Raises LakeError as `jobs_of` does.
     """
-    kit, jobs = Kit(layout, device), []
-    for table, kind, scope in needs:
-        name = BEHIND_VIEW.get(table, table)
-        if name in PER_PAIR:
-            jobs.append(PER_PAIR[name](kit, scope, kind))
-        elif name in PER_CAPTURE:
-            jobs += [PER_CAPTURE[name](kit, names, kind) for names in scope.models]
-        else:
-            raise LakeError(f"unknown table {name!r}; this version computes {', '.join([*PER_CAPTURE, *PER_PAIR])}")
-    return run(jobs)
+    kit = Kit(layout, device)
+    return run([job for need in needs for job in jobs_of(kit, need)])
 
 
 def ensure_all(layout: Layout, names: set[str], device: str = "cpu") -> None:

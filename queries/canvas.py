@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from . import marks
 from .marks import INK, SHADE
 from .panels import Panel, hues, rank, reference, shown, split
+from .words import counts
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -64,13 +65,12 @@ def title(canvas: Canvas) -> list[str]:
 
 
 def caption(canvas: Canvas) -> list[str]:
-    """Prompts, kind of interval and streams, in lines that fit."""
+    """What n counts, kind of interval and streams, in lines that fit."""
     table = canvas.answer.table
-    counts = sorted(set(pd.to_numeric(table["n"], errors="coerce").dropna().astype(int)))
     methods = [str(name) for name in table.loc[table["low"].notna(), "method"].value_counts().index if name != "none"]
     words = [
-        f"n = {' to '.join(str(n) for n in dict.fromkeys([counts[0], counts[-1]]))} prompts" if counts else "",
-        f"95 % {' or '.join(methods)} intervals, prompt = unit" if methods else "no intervals",
+        f"n = {counted}" if (counted := counts(table)) else "",
+        f"95 % {' or '.join(methods)} intervals" if methods else "no intervals",
         f"{canvas.left_out} more in the table" if canvas.left_out else "",
     ]
     streams = [f"{shown(name)} {canvas.answer.streams[name]}" for name in sorted(canvas.answer.streams, key=rank)]

@@ -3,6 +3,7 @@
 -- needs: pair_lens
 -- stream: teacher
 -- bootstrap: prompt
+-- tokens: js_ac_full js_ac_pre js_ac_final20
 -- plot: line x=layer y="JS (nats)" numbers="JS (nats)"
 -- says: On the same answer tokens PT and IT differ by {js_ac_full} nats of JS over all layers and by {js_ac_final20} over
 --   the final 20 %, against {js_ac_pre} before the corrective onset.

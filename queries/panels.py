@@ -14,13 +14,13 @@ import pandas as pd
 if TYPE_CHECKING:
     from .answer import Answer
 
-MEASURED = ["estimate", "low", "high", "n", "method"]
+MEASURED = ["estimate", "low", "high", "n", "unit", "method"]
 NAMES = {"pt": "PT", "it": "IT"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The rows of one measure: columns x, hue, estimate, low, high, n, method; `plain` if no further dimension applies."""
+    """The rows of one measure: columns x, hue, estimate, low, high, n, unit, method; `plain` if no further dimension applies."""
 
     label: str
     measure: str

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -12,24 +13,43 @@ from ..store.errors import LakeError
 
 FOLDER = Path(__file__).parent
 LINE = re.compile(r"--\s*(?:(\w+):\s*)?(.*)")
-KEYS = {"id", "title", "needs", "stream", "bootstrap", "contrast", "plot", "says", "about", "source"}
-NEED = re.compile(r"(\w+)(?:\((\w+)\))?")
+KEYS = {"id", "title", "needs", "stream", "bootstrap", "contrast", "tokens", "plot", "says", "about", "source"}
+NEED = re.compile(r"(\w+)(?:\((\w+)\))?(\??)")
+
+
+class Wanted(NamedTuple):
+    """A table that a query reads: `lens(tuned)?` is the table lens of kind tuned, done without where it can't be had."""
+
+    table: str
+    kind: str
+    optional: bool
 
 
 @dataclass(frozen=True)
 class Query:
     """One row of the experiment index.
 
-    The SQL returns one line per quantity and prompt: `measure`, the dimensions it is drawn by (variant, layer, ...),
-    `prompt`, optionally `stratum`, `total` (a sum over tokens) and `n` (how many). An estimate is the mean over strata
-    of sum(total) / sum(n), its interval a bootstrap over prompts.
+    `bootstrap: prompt`: the SQL returns one line per quantity and prompt: `measure`, the dimensions it is drawn by (variant,
+    layer, ...), `prompt`, optionally `stratum`, `total` (a sum over tokens) and `n` (how many). An estimate is the mean
+    over strata of sum(total) / sum(n). With `value` in place of total, n tokens of the prompt have that value, and the
+    estimate is the median over tokens. Intervals are a bootstrap over prompts. A prompt that is NULL stands for all.
+
+    `bootstrap: none`: the SQL returns estimates: `measure`, the dimensions, `estimate`, and what it knows of `low`, `high`,
+    `n`, `unit` (what n counts: prompts, subsamples, tokens ...) and `method`. With `bootstrap: prompt`, lines with neither
+    total nor value are such estimates too. Pooled over several pairs, measures named by `tokens` get a second line
+    (`MEASURE_token_weighted`) in which every token of every pair counts alike.
+
+    `stream: native, teacher`: tables hold the captures of both recipes, told apart by a column `recipe` that every table
+    of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
     """
 
     id: str
     title: str
-    needs: tuple[tuple[str, str], ...]
-    stream: str
+    needs: tuple[Wanted, ...]
+    recipes: tuple[str, ...]
+    bootstrap: str
     contrast: tuple[str, str, str] | None
+    tokens: tuple[str, ...]
     plot: dict[str, str]
     says: str
     about: str
@@ -62,15 +82,25 @@ def parse(text: str, where: str) -> Query:
     return Query(
         id=header["id"],
         title=header["title"],
-        needs=tuple((m[1], m[2] or "") for m in NEED.finditer(header["needs"])),
-        stream=header["stream"],
+        needs=tuple(Wanted(m[1], m[2] or "", bool(m[3])) for m in NEED.finditer(header["needs"])),
+        recipes=tuple(name.strip() for name in header["stream"].split(",") if name.strip() != "none"),
+        bootstrap=_bootstrap(header.get("bootstrap", "prompt"), where),
         contrast=_contrast(header.get("contrast", ""), where),
+        tokens=tuple(header.get("tokens", "").split()),
         plot=_plot(header.get("plot", "")),
         says=header.get("says", ""),
         about=header.get("about", ""),
         source=header["source"],
         sql="\n".join(lines[end:]).strip(),
     )
+
+
+def _bootstrap(text: str, where: str) -> str:
+    if text not in ("prompt", "none"):
+        raise LakeError(
+            f"{where}: bootstrap {text!r}, expected `prompt` (the SQL returns totals) or `none` (it returns estimates)"
+        )
+    return text
 
 
 def _plot(text: str) -> dict[str, str]:
@@ -109,7 +139,20 @@ def _published() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "published.csv", dtype={"row": str, "model": str, "quantity": str})
 
 
-def published(row: str, model: str) -> pd.DataFrame:
-    """The seed's figures for one row and model: row, model, quantity, value, low, high, source; often empty."""
+# Families that the seed pools: the mean of their means.
+DENSE5 = ("gemma3_4b", "llama31_8b", "mistral_7b", "olmo2_7b", "qwen3_4b")
+POOLS = {"dense5": frozenset(DENSE5), "pooled6": frozenset((*DENSE5, "deepseek_v2_lite"))}
+
+
+def published(row: str, *pairs: str) -> pd.DataFrame:
+    """The seed's figures for one row: row, model, quantity, value, low, high, source; often empty.
+
+    Those of one pair; for several, those of the seed's pool of the same pairs, or of every pool when none is the same;
+    for no pair all of them. A figure may belong to several rows ("L2 0G").
+    """
     table = _published()
-    return table[(table["row"] == row) & (table["model"] == model)].reset_index(drop=True)
+    table = table[[row in rows.split() for rows in table["row"]]]
+    models = [name for name, members in POOLS.items() if members == set(pairs)] or list(POOLS)
+    if pairs:
+        table = table[table["model"].isin(models if len(pairs) > 1 else pairs)]
+    return table.reset_index(drop=True)

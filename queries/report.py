@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from ..store.files import human_bytes
 from .panels import Panel, hues, rank, reference, shown, split
 from .plots import DPI, draw
-from .words import count, interval, seconds
+from .words import count, counts, interval, seconds
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -106,7 +106,7 @@ def _numbers(answer: Answer, panels: list[Panel]) -> dict[str, Any]:
             found = _at(panel.rows, hue)
             line = reference(answer, panel, hue) if found is not None else None
             cells.append({"value": _cell(found), "published": "" if line is None else _as_printed(line)})
-        body.append({"name": panel.label, "cells": cells, "n": _range(panel.rows["n"])})
+        body.append({"name": panel.label, "cells": cells, "n": counts(panel.rows)})
     return {"columns": _headings(columns), "body": body}
 
 
@@ -118,7 +118,7 @@ def _lines(panel: Panel) -> dict[str, Any]:
         x: panel.rows[[value == x for value in panel.rows["x"]]] for x in sorted(positions, key=_in_order(positions))
     }
     body = [{"name": str(x), "cells": [_cell(_at(rows, hue)) for hue in columns]} for x, rows in by_x.items()]
-    return {"name": panel.label, "columns": _headings(columns), "body": body, "n": _range(panel.rows["n"])}
+    return {"name": panel.label, "columns": _headings(columns), "body": body, "n": counts(panel.rows)}
 
 
 def _in_order(values: list[Any]) -> Any:
@@ -152,11 +152,3 @@ def _code(text: str) -> Markup:
     """Escaped text with its `names` in code marks."""
     parts = text.split("`")
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
-
-
-def _range(counts: pd.Series) -> str:
-    found = pd.to_numeric(counts, errors="coerce").dropna()
-    if found.empty:
-        return ""
-    few, many = int(found.min()), int(found.max())
-    return count(few) if few == many else f"{count(few)} to {count(many)}"

@@ -42,6 +42,16 @@ def count(value: float) -> str:
     return "" if pd.isna(value) else f"{int(value):,}"
 
 
+def counts(rows: pd.DataFrame) -> str:
+    """What lies behind some estimates: "229 to 231 prompts", or "100 subsamples, 240 prompts" where units differ."""
+    known = rows[rows["n"].notna() & rows["unit"].notna()]
+    parts = []
+    for unit, n in known.groupby("unit")["n"]:
+        few, many = int(n.min()), int(n.max())
+        parts.append(f"{count(few)} {unit}" if few == many else f"{count(few)} to {count(many)} {unit}")
+    return ", ".join(parts)
+
+
 def seconds(value: float) -> str:
     """A duration: 0.42 s, 12.3 s, 2 min 05 s."""
     value = max(0.0, value)

@@ -19,6 +19,7 @@ def row(measure: str, estimate: float, half: float, n: int = 240, **dims: Any) -
         "low": estimate - half,
         "high": estimate + half,
         "n": n,
+        "unit": "prompts",
         "method": method,
     }
 

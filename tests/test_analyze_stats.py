@@ -7,7 +7,16 @@ import warnings
 
 import numpy as np
 import pytest
-from actlake.analyze.stats import Interval, bootstrap_diff, bootstrap_mean
+from actlake.analyze.stats import (
+    Interval,
+    Quantity,
+    Sample,
+    bootstrap_diff,
+    bootstrap_mean,
+    intervals,
+    over_seeds,
+    spearman,
+)
 from scipy import stats
 
 
@@ -122,3 +131,79 @@ def test_shapes_are_checked() -> None:
         bootstrap_mean(np.ones(3), np.ones(3))
     with pytest.raises(ValueError, match="paired difference"):
         bootstrap_diff(np.ones((3, 1)), np.ones((3, 1)), np.ones((4, 1)), np.ones((4, 1)))
+
+
+# --- many quantities, medians, families -------------------------------------------------------------------------------
+
+
+def test_quantities_that_share_resamples_are_those_asked_one_by_one() -> None:
+    r = np.random.default_rng(9)
+    pairs = [(r.random((30, k)), r.integers(0, 3, (30, k)).astype(float)) for k in (1, 4, 1, 7)]
+    pairs[2] = (pairs[2][0], pairs[2][1] * (np.arange(30) % 2)[:, None])  # counts half of the prompts
+    samples = [Sample.mean(*pair) for pair in pairs]
+    asked = [Quantity((s,)) for s in samples] + [Quantity((samples[0],), (samples[2],))]
+    found = intervals(asked, seed=3)
+    singles = [bootstrap_mean(*pair, seed=3) for pair in pairs] + [bootstrap_diff(*pairs[0], *pairs[2], seed=3)]
+    for got, want in zip(found, singles, strict=True):
+        assert dataclasses.astuple(got)[4:] == dataclasses.astuple(want)[4:]
+        assert dataclasses.astuple(got)[:4] == pytest.approx(dataclasses.astuple(want)[:4])
+    assert found[2].n == sum(pairs[2][1][:, 0] > 0) < found[0].n
+
+
+def test_median_is_numpys_over_all_tokens_resampled_by_prompt() -> None:
+    r = np.random.default_rng(10)
+    values = np.arange(12.0)
+    count = r.integers(0, 4, (25, 12)).astype(float)
+    tokens = [np.repeat(values, row.astype(int)) for row in count]
+    got = intervals([Quantity((Sample.median(values, count),))], seed=1)[0]
+    assert got.estimate == np.median(np.concatenate(tokens))
+    picks = np.random.default_rng(1).integers(0, 25, (2000, 25))
+    loops = [np.median(np.concatenate([tokens[i] for i in pick])) for pick in picks]
+    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(loops, [0.025, 0.975])), abs=0.51)
+    assert got.low <= got.estimate <= got.high and got.n == 25
+    even = intervals([Quantity((Sample.median(np.array([1.0, 4.0]), np.array([[2, 1], [0, 1]])),))])[0]
+    assert even.estimate == np.median([1, 1, 4, 4])
+
+
+def test_families_count_alike_and_tokens_do_when_asked() -> None:
+    r = np.random.default_rng(11)
+    count = [r.integers(1, 9, (n, 1)).astype(float) for n in (20, 35, 50)]
+    total = [c * r.normal(m, 1, c.shape) for c, m in zip(count, (0.0, 1.0, 5.0), strict=True)]
+    samples = tuple(Sample.mean(t, c) for t, c in zip(total, count, strict=True))
+    family, token = intervals([Quantity(samples), Quantity(samples, tokens=True)])
+    assert family.estimate == pytest.approx(np.mean([t.sum() / c.sum() for t, c in zip(total, count, strict=True)]))
+    assert token.estimate == pytest.approx(sum(t.sum() for t in total) / sum(c.sum() for c in count))
+    assert (family.n, family.unit, family.method) == (105, "prompts of 3 pairs", "BCa")
+    # Prompts are resampled within their family: the variance is a ninth of the families' variances summed.
+    single = [bootstrap_mean(t, c) for t, c in zip(total, count, strict=True)]
+    half = np.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in single)) / 3
+    assert (family.high - family.low) / 2 == pytest.approx(half, rel=0.1)
+    with pytest.raises(ValueError, match="paired difference"):
+        Quantity((samples[0],), (samples[1],))
+
+
+def test_spearman_is_scipys() -> None:
+    r = np.random.default_rng(12)
+    x = r.integers(0, 6, 40).astype(float)
+    y = x + r.normal(0, 2, 40)
+    got, p = spearman(x, y)
+    want = stats.spearmanr(x, y)
+    assert (got.estimate, p) == pytest.approx((want.statistic, want.pvalue))
+    ci = stats.bootstrap(
+        (x, y), lambda a, b: stats.spearmanr(a, b).statistic, vectorized=False, paired=True, n_resamples=2000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    assert (got.low, got.high) == pytest.approx(tuple(ci), abs=1e-9)
+    assert (got.n, got.unit) == (40, "prompts")
+    flat, p = spearman(np.ones(9), np.arange(9.0), unit="layers")
+    assert np.isnan([flat.estimate, flat.low, p]).all() and (flat.method, flat.unit) == ("none", "layers")
+    with pytest.raises(ValueError, match="as long as each other"):
+        spearman(np.ones(3), np.ones(4))
+
+
+def test_seeds_get_students_interval() -> None:
+    values = np.array([0.3, 0.34, 0.29, 0.4, 0.31])
+    got = over_seeds(values)
+    want = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
+    assert (got.low, got.high) == pytest.approx(want) and (got.n, got.unit, got.method) == (5, "seeds", "t")
+    assert over_seeds(np.full(3, 2.0)).high == 2.0 and over_seeds(np.ones(1)).method == "none"

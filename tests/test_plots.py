@@ -71,7 +71,7 @@ def test_levels_above_contrast_with_bands_for_every_line():
 def test_words_around_the_axes():
     figure = plots.draw(made.l1("gemma3_4b", 34))
     assert "L1 · δ-cosine of block updates · gemma3_4b" in words(figure)
-    assert "n = 229 to 231 prompts · 95 % BCa intervals, prompt = unit" in words(figure)
+    assert "n = 229 to 231 prompts · 95 % BCa intervals" in words(figure)
     assert "PT native-pocket-1a2b3c4d, IT native-pocket-5e6f7a8b" in words(figure)
     assert legend(figure) == ["PT", "IT", "IT − PT", "final 20 % of layers", "published"]
     lowest = figure.axes[1]

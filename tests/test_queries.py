@@ -1,6 +1,7 @@
 """Rows answered from a store whose numbers are known: hand-made cases, and every row against plain loops over METHODS."""
 
 import math
+import sys
 from pathlib import Path
 
 import actlake
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from actlake.queries import answer as answers
+from actlake.queries.estimates import table_of
 from actlake.queries.registry import find, parse, published, queries
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
@@ -242,7 +244,7 @@ def test_answers_say_their_unit_and_reuse_tables(made: Made, tmp_path: Path) -> 
     assert again.computed == []
     pd.testing.assert_frame_equal(found.table, again.table)
     files = found.save(tmp_path)
-    assert [f.suffix for f in files] == [".csv", ".png", ".sql"] and all(f.stat().st_size for f in files)
+    assert [f.suffix for f in files] == [".csv", ".png", ".svg", ".sql"] and all(f.stat().st_size for f in files)
 
 
 @pytest.mark.parametrize("row", ["L1", "L2", "exp16"])
@@ -250,7 +252,7 @@ def test_the_sql_of_an_answer_runs_as_it_stands(made: Made, row: str) -> None:
     found = made.lake.run(row)
     frame = made.lake.sql(found.sql).df()
     assert len(frame) == found.rows
-    pd.testing.assert_frame_equal(answers.intervals(frame, find(row)), found.table)
+    pd.testing.assert_frame_equal(table_of([frame], find(row)), found.table)
 
 
 def test_a_second_capture_does_not_leak_into_the_first(made: Made, tmp_path: Path) -> None:
@@ -329,3 +331,90 @@ def test_no_pair_no_capture_are_told(tmp_path: Path) -> None:
         lake.run("L1")
     with pytest.raises(LakeError, match="actlake capture nopair --stream native"):
         lake.run("L1", pair="nopair")
+
+
+# --- the form of a row that returns estimates -------------------------------------------------------------------------
+
+
+def final(sql: str, **header: str) -> object:
+    lines = {
+        "id": "Z1", "title": "t", "needs": "lens", "stream": "native", "bootstrap": "none", "source": "METHODS 0",
+        "contrast": "variant it - pt", "says": "gap {share}, {share?more|less|unclear}", **header,
+    }  # fmt: skip
+    return parse("\n".join(f"-- {key}: {value}" for key, value in lines.items() if value) + f"\n{sql}", "z.sql")
+
+
+SHARES = "SELECT 'share' AS measure, variant, avg((top1 = 0)::INT) AS estimate, count(*) AS n, 'tokens' AS unit FROM lens GROUP BY ALL"
+
+
+def test_a_row_may_return_estimates_and_gets_their_differences(made: Made) -> None:
+    found = answers.answer(made.layout, final(SHARES), PAIR)
+    table = found.table.set_index("variant")
+    assert list(table.columns) == ["measure", "estimate", "low", "high", "n", "unit", "method"]
+    share = {v: (made.probabilities(("native", v)).argmax(-1) == 0).mean() for v in ("pt", "it")}
+    lens = made.lake.sql(found.sql).df().set_index("variant")["estimate"]
+    assert table.loc["it", "estimate"] == lens["it"] and abs(lens["it"] - share["it"]) < 0.2  # boundary 0 is in it too
+    assert table.loc["it - pt", "estimate"] == pytest.approx(lens["it"] - lens["pt"])
+    assert table.loc["it - pt", ["low", "high"]].isna().all() and table.loc["it - pt", "method"] == "none"
+    assert table.loc["pt", "unit"] == "tokens" and pd.isna(table.loc["it - pt", "n"])
+    assert found.says == f"gap {lens['it'] - lens['pt']:+.3g}, unclear"
+    assert found.figure().axes
+
+
+def test_a_contrast_that_the_sql_gives_with_its_interval_is_kept(made: Made) -> None:
+    sql = (
+        "SELECT * FROM (VALUES ('share', 'it', 1, .5, .4, .6, 9, 'seeds'), ('share', 'pt', 1, .2, .1, .3, 9, 'seeds'), "
+    )
+    sql += (
+        "('share', 'it - pt', 1, .3, .2, .35, 9, 'seeds')) AS v (measure, variant, layer, estimate, low, high, n, unit)"
+    )
+    table = answers.answer(made.layout, final(sql), PAIR).table
+    assert len(table) == 3
+    line = table[table["variant"] == "it - pt"].iloc[0]
+    assert (line["estimate"], line["low"], line["high"], line["n"], line["unit"]) == (0.3, 0.2, 0.35, 9, "seeds")
+
+
+def test_estimates_without_a_name_or_twice_are_refused(made: Made) -> None:
+    with pytest.raises(LakeError, match="Z1: its SQL must return `measure` and `estimate`"):
+        answers.answer(made.layout, final("SELECT 'a' AS measure, 1 AS n"), PAIR)
+    with pytest.raises(LakeError, match="more than once"):
+        answers.answer(made.layout, final("SELECT 'a' AS measure, 1.0 AS estimate UNION ALL SELECT 'a', 2.0"), PAIR)
+    with pytest.raises(LakeError, match="z.sql: bootstrap 'token'"):
+        final(SHARES, bootstrap="token")
+
+
+def test_a_row_may_read_several_streams_or_none(made: Made) -> None:
+    sql = "SELECT recipe AS measure, variant, count(*) AS estimate FROM lens WHERE layer = 0 GROUP BY ALL"
+    found = answers.answer(made.layout, final(sql, stream="native, teacher"), PAIR)
+    for recipe in ("native", "teacher"):
+        for variant in ("pt", "it"):
+            key = (recipe, variant) if (recipe, variant) in made.stream else ("native", variant)
+            assert estimate(found.table, recipe, variant=variant) == made.stream[key].n_tokens
+    assert set(found.streams) == {"native pt", "native it", "teacher pt", "teacher it"}
+    assert found.streams["native it"] == found.streams["teacher it"]
+    none = answers.answer(
+        made.layout, final("SELECT 'x' AS measure, 1.5 AS estimate", stream="none", contrast=""), PAIR
+    )
+    assert none.streams == {} and none.table["estimate"].tolist() == [1.5]
+
+
+def test_several_pairs_are_pooled_family_by_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        monkeypatch.setattr(sys.modules[__name__], "PAIR", name)
+        lake = Made(tmp_path / "lake", seed).lake
+    single = [lake.run("L2", pair=name) for name in ("one", "two")]
+    both = lake.run("L2", pair=["one", "two"])
+    for measure in ("cg_raw", "commit_top1_raw_mean"):
+        parts = [estimate(found.table, measure, variant="it - pt") for found in single]
+        assert estimate(both.table, measure, variant="it - pt") == pytest.approx(np.mean(parts))
+    line = both.table[both.table["measure"] == "cg_raw"].iloc[0]
+    assert (line["n"], line["unit"]) == (2 * PROMPTS, "prompts of 2 pairs")
+    assert both.pair == "one+two" and set(both.streams) == {"one pt", "one it", "two pt", "two it"}
+    assert len(lake.sql(both.sql).df()) == both.rows == sum(found.rows for found in single)
+    js = lake.run("exp16", pair=["one", "two"]).table.set_index("measure")["estimate"]
+    frames = [
+        lake.sql(lake.run("exp16", pair=name).sql).df().query("measure == 'js_ac_pre'") for name in ("one", "two")
+    ]
+    whole = pd.concat(frames)
+    assert js["js_ac_pre_token_weighted"] == pytest.approx(whole["total"].sum() / whole["n"].sum())
+    assert js["js_ac_pre"] == pytest.approx(np.mean([f["total"].sum() / f["n"].sum() for f in frames]))
