@@ -119,6 +119,7 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
     Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
     """
     check_dtype(dtype)
+    device_of(device)
     if spec.gguf_file:
         raise LakeError(
             f"model {spec.pair}/{spec.variant}: gguf_file is not supported yet; convert it to safetensors first"
@@ -170,6 +171,14 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
         "special_ids": sorted(tokenizer.all_special_ids),
     }
     return Model(spec, hf, tokenizer, parts, head, record)
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device of this name, which need not be there; LakeError for a name that is none."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise LakeError(f"device {name!r}: expected cpu, cuda, cuda:1, mps ...") from error
 
 
 def check_dtype(dtype: str) -> None:
