@@ -15,7 +15,7 @@ from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import hash_files, hash_json
 from ..store.progress import ERRORS
-from .structure import Structure, discover, norm_parameters
+from .structure import Structure, device_of_input, discover, norm_parameters
 from .tokens import real_token_mask, tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -45,7 +45,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Device of the embedding, where token ids go."""
-        return next(self.hf.parameters()).device
+        return device_of_input(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
