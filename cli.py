@@ -194,6 +194,7 @@ def plan(
     ] = None,
     tokens_per_second: Annotated[float, typer.Option(help="What the model reads in a second.", min=1)] = 2000,
     disk_speed: Annotated[float, typer.Option(help="What the disk takes, in MB/s.", min=1)] = 500,
+    device: DeviceOption = "cpu",
     dtype: DtypeOption = "auto",
     batch: BatchOption = 16,
     limit: LimitOption = None,
@@ -218,7 +219,7 @@ def plan(
         find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
         [known.profile(name) for name in profile or known.profiles],
         _variants(variant),
-        Options(dtype=dtype, batch=batch),
+        Options(device, dtype, batch),
         layout,
     )
     rows: list[dict[str, Any]] = [
@@ -230,10 +231,10 @@ def plan(
             "tokens": f.size.tokens,
             "shard rows": f.size.shards,
             **{f"{name} (raw)": count for name, count in f.site_bytes.items()},
-            "raw": f.size.raw,
+            "raw": f.raw,
             "on disk": f.size.stored,
             "device memory": f.weights + f.size.device,
-            "host memory": f.size.memory,
+            "host memory": f.head + f.size.memory,
             "seconds": round(f.seconds(tokens_per_second, disk_speed * 1e6)),
         }
         for f in found
@@ -248,16 +249,17 @@ def plan(
             f"{f.variant} {f.stream} {f.profile}",
             f"{'' if f.exact else 'at most '}{f.size.tokens:,}",
             str(f.size.shards),
-            f"{sites} of {human_bytes(f.size.raw)}",
+            f"{sites} of {human_bytes(f.raw)}",
             human_bytes(f.size.stored),
             human_bytes(row["device memory"]),
-            human_bytes(f.size.memory),
+            human_bytes(row["host memory"]),
             str(timedelta(seconds=row["seconds"])),
         )
     out.print(table)
     out.print(
         f"time at {tokens_per_second:,.0f} tokens/s and {disk_speed:,.0f} MB/s of disk (--tokens-per-second, --disk-speed);"
-        " generating continuations comes on top; device memory = weights + the largest batch",
+        " generating continuations comes on top; device memory = weights + the largest batch; host memory = buffers + the"
+        f" head, which the lake keeps, too ({human_bytes(max(f.head for f in found))} before compression, once a model)",
         style="dim",
     )
 

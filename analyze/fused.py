@@ -49,9 +49,19 @@ class Block:
         rows = min(self.rows, self.buffer // (4 * vocab)) if js else self.rows
         return max(1, rows // length)
 
+    def work(self, length: int, vocab: int, count: int, js: bool = True) -> int:
+        """Bytes of logits and sums in flight for `count` chains, beyond inputs, heads and results."""
+        rows, tile = length * min(self.chains(length, vocab, js), count), min(self.tile, vocab)
+        return rows * (4 * (vocab if js else tile) + 8 * tile + 100 * -(-vocab // tile))
+
 
 CPU = Block(rows=1024, tile=512, buffer=256 << 20)
 ACCELERATOR = Block(rows=4096, tile=8192, buffer=4 << 30)
+
+
+def usual_block(device: str) -> Block:
+    """The block for a type of device (cpu, cuda, mps ...)."""
+    return CPU if device == "cpu" else ACCELERATOR
 
 
 class Chains:
@@ -77,7 +87,7 @@ class Chains:
         self.vocab, self.length = heads[0].vocab, length
         if any(h.vocab != self.vocab for h in heads):
             raise ValueError(f"lens: vocabularies of {[h.vocab for h in heads]} logits do not compare")
-        plan = block or (CPU if self.device.type == "cpu" else ACCELERATOR)
+        plan = block or usual_block(self.device.type)
         self.js = js and self.length > 1
         self.chains = plan.chains(self.length, self.vocab, self.js)
         self.tile = min(plan.tile, self.vocab)

@@ -13,25 +13,35 @@ from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.streams import Stream, find_stream, read_stream
 from ..store.writer import Template
-from .model import DTYPES, load_config
+from .model import DTYPES, device_of, load_config
 from .pair import Options, sources_of
 from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .prompts import PromptSet
-from .streams import Source, recipe_of
+from .streams import Source, check_lengths, recipe_of
 from .tokens import encode, template_for
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """One capture to come: sizes in bytes; `exact` when its stream is there, else every continuation counts in full."""
+    """One capture to come: sizes in bytes; `exact` when its stream is there, else every continuation counts in full.
+
+    `weights` as the model loads them; `head` in float32, which stays on the host and goes into the lake once a model;
+    `site_bytes` of every variable before compression.
+    """
 
     variant: str
     stream: str
     profile: str
     exact: bool
     weights: int
+    head: int
     size: Estimate
     site_bytes: dict[str, int]
+
+    @property
+    def raw(self) -> int:
+        """Bytes of all variables before compression."""
+        return sum(self.site_bytes.values())
 
     def seconds(self, rate: float, disk: float) -> float:
         """Time for `rate` tokens/s of the model and `disk` bytes/s, which overlap."""
@@ -40,9 +50,10 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Shape:
-    """What sizes follow from: blocks, width, vocabulary, bytes of the weights."""
+    """What sizes follow from: blocks, attention heads, width, vocabulary, bytes of the weights."""
 
     layers: int
+    heads: int
     width: int
     vocab: int
     weights: int
@@ -59,7 +70,8 @@ def forecast(
 ) -> list[Forecast]:
     """Sizes of every capture that these names ask for; a stream that `layout` holds is counted exactly.
 
-    Raises LakeError for what the capture itself would refuse: a missing variant, tokenizers that differ, unknown sites.
+    Raises LakeError for what the capture itself would refuse: a missing variant, tokenizers that differ, unknown sites,
+    prompts too long for the model.
     """
     for profile in profiles:
         check_sites(profile.sites)
@@ -84,7 +96,8 @@ def shape_of(pair: PairSpec, variant: str, dtype: str) -> Shape:
         raise LakeError(f"model {pair.name}/{variant}: {str(error).splitlines()[0]}") from error
     unembed = hf.get_output_embeddings().weight
     weights = sum(p.numel() * p.element_size() for p in hf.parameters())
-    return Shape(config.get_text_config().num_hidden_layers, unembed.shape[1], unembed.shape[0], weights)
+    text = config.get_text_config()
+    return Shape(text.num_hidden_layers, text.num_attention_heads, unembed.shape[1], unembed.shape[0], weights)
 
 
 def _stream(
@@ -103,11 +116,12 @@ def _stream(
     if layout and record:
         return read_stream(layout, record["name"]), True
     template = template_for(spec.template, variant)
-    starts = [len(encode(source.tokenizer, prompt.text, template, options.double_bos)) for prompt in prompts.prompts]
+    starts = [encode(source.tokenizer, prompt.text, template, options.double_bos) for prompt in prompts.prompts]
+    check_lengths(starts, prompts, spec, source)
     more = 0 if spec.continuation == "none" else spec.max_new_tokens
-    rows = [np.zeros(start + more, dtype=np.int32) for start in starts]
-    count = sum(map(len, rows))
-    return Stream(spec.name, prompts.name, [], [], rows, starts, [], np.zeros(count, bool)), spec.continuation == "none"
+    rows = [np.zeros(len(start) + more, dtype=np.int32) for start in starts]
+    stream = Stream(spec.name, prompts.name, [], [], rows, list(map(len, starts)), [], np.zeros(0, bool))
+    return stream, spec.continuation == "none"
 
 
 def _one(
@@ -131,6 +145,10 @@ def _one(
         provenance={},
         shard=profile.shard_tokens,
     )
-    size = estimate(template, batch_plan(np.diff(stream.offset).tolist(), options.batch), shape.vocab)
+    batches = batch_plan(np.diff(stream.offset).tolist(), options.batch)
+    size = estimate(template, batches, shape.vocab, device_of(options.device).type)
     each = {name: count * stream.n_tokens for name, count in template.bytes_per_token.items()}
-    return Forecast(variant, spec.name, profile.name, exact, shape.weights, size, each)
+    if "attn_entropy" in profile.sites:
+        each["attn_entropy"] = 4 * len(stream.starts) * shape.layers * shape.heads
+    head = 4 * shape.vocab * shape.width
+    return Forecast(variant, spec.name, profile.name, exact, shape.weights, head, size, each)

@@ -15,7 +15,7 @@ from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import hash_files, hash_json
 from ..store.progress import ERRORS
-from .structure import Structure, discover, norm_parameters
+from .structure import Structure, device_of_input, discover, norm_parameters
 from .tokens import real_token_mask, tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -45,7 +45,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Device of the embedding, where token ids go."""
-        return next(self.hf.parameters()).device
+        return device_of_input(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,6 +119,7 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
     Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
     """
     check_dtype(dtype)
+    device_of(device)
     if spec.gguf_file:
         raise LakeError(
             f"model {spec.pair}/{spec.variant}: gguf_file is not supported yet; convert it to safetensors first"
@@ -170,6 +171,14 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
         "special_ids": sorted(tokenizer.all_special_ids),
     }
     return Model(spec, hf, tokenizer, parts, head, record)
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device of this name, which need not be there; LakeError for a name that is none."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise LakeError(f"device {name!r}: expected cpu, cuda, cuda:1, mps ...") from error
 
 
 def check_dtype(dtype: str) -> None:

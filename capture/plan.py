@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..analyze.fused import usual_block
 from ..store.catalog import ProfileSpec
 from ..store.errors import LakeError
 from ..store.files import free_bytes, human_bytes
-from ..store.schema import PROMPT_SITES, SITES, TOP_K, VARIABLES, scalars
+from ..store.schema import PROMPT_SITES, SCALAR_TABLES, SITES, TOP_K, scalars
 from ..store.writer import DEPTH, Template
 
 BATCH = 16
 WINDOW = 8  # batches; prompts are sorted by length inside a window of this many, so that few slots are padding
 LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
 IN_FLIGHT = 16  # hidden states that a block holds at once, the MLP's wider ones counted as several
-STORED_RATIO = 2.7  # raw float32 bytes over stored bytes of widened bfloat16 (STORAGE 2b: 2.8 to 2.9)
+STORED_RATIO = {"bfloat16": 2.7}  # raw float32 bytes over stored bytes; widened bfloat16: 2.8 to 2.9 (STORAGE 2b)
 
 
 def batch_plan(lengths: Sequence[int], batch: int = BATCH) -> list[list[int]]:
@@ -59,6 +60,11 @@ def capture_sizes(
     return sizes
 
 
+def stages(sizes: dict[str, tuple[int, ...]]) -> list[str]:
+    """The tables among `sizes` whose columns are computed during the capture."""
+    return [table for table in SCALAR_TABLES if set(scalars(table).values()) & set(sizes)]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Sizes of a capture, all in bytes but for tokens and shard rows.
@@ -85,13 +91,18 @@ class Estimate:
         return ", ".join(parts + ([f"about {max(1, round(self.tokens / rate))} s"] if rate else []))
 
 
-def estimate(template: Template, plan: list[list[int]], vocab: int = 0) -> Estimate:
-    """Sizes of a capture from its template and batch plan; `vocab` counts the logits in flight in."""
+def stored_ratio(dtype: str) -> float:
+    """Raw float32 bytes over those that the codec leaves, for values computed in `dtype`."""
+    return STORED_RATIO.get(dtype, 1.1)
+
+
+def estimate(template: Template, plan: list[list[int]], vocab: int = 0, device: str = "cpu") -> Estimate:
+    """Sizes of a capture from its template, batch plan, vocabulary and the type of device the model runs on."""
     per_token = sum(template.bytes_per_token.values())
     tokens, shard, offset = template.stream.n_tokens, template.shard_tokens, template.stream.offset
     open_rows = max((len(_shards_of(batches, offset, shard)) for batches in _windows(plan)), default=0)
     narrow = template.source_dtype == "bfloat16"
-    ratio = STORED_RATIO if narrow else 1.1
+    ratio = stored_ratio(template.source_dtype)
     # bfloat16 sites are held as they are; rows under way are held once more, encoded.
     held = sum(size // (2 if narrow and name in SITES else 1) for name, size in template.bytes_per_token.items())
     rows = min(open_rows + DEPTH, template.n_shards) * held + min(DEPTH, template.n_shards) * per_token / ratio
@@ -101,19 +112,26 @@ def estimate(template: Template, plan: list[list[int]], vocab: int = 0) -> Estim
         raw=tokens * per_token,
         stored=int(tokens * per_token / ratio),
         memory=int(rows * min(shard, tokens)),
-        device=_device_bytes(template, plan, vocab),
+        device=_device_bytes(template, plan, vocab, device),
     )
 
 
-def _device_bytes(template: Template, plan: list[list[int]], vocab: int) -> int:
-    """What the largest batch takes where the model runs: activations in flight, a slice of logits, the stage of lean."""
+def _device_bytes(template: Template, plan: list[list[int]], vocab: int, device: str) -> int:
+    """What the largest batch takes where the model runs: activations and logits in flight, and what lean computes there."""
     lengths = np.diff(template.stream.offset)
     padded = max((len(batch) * int(lengths[batch].max()) for batch in plan), default=0)
-    layers = len(template.layers)
+    boundaries = len(template.layers) + 1
     width = next((size[-1] for name, size in template.sizes.items() if name in SITES), 0)
     wide = 2 if template.source_dtype in ("bfloat16", "float16") else 4
-    staged = 2 * layers + 1 if any(VARIABLES[name].dims[-1] == "lens_layer" for name in template.sizes) else 0
-    return int(padded * width * wide * (IN_FLIGHT + staged) + min(padded * vocab, LOGIT_ROWS) * (wide + 4))
+    # Logits once as they are, once as float32, once more while the largest are chosen.
+    phases = [padded * width * wide * IN_FLIGHT, min(padded * vocab, LOGIT_ROWS) * (wide + 8)]
+    held, tables = 0, stages(template.sizes)
+    if tables:  # all boundaries and MLP outputs
+        held += padded * width * wide * (2 * boundaries - 1)
+    if "lens" in tables:  # the unembedding in float32
+        held += 4 * vocab * width
+        phases.append(usual_block(device).work(boundaries, vocab, padded))
+    return int(held + max(phases))
 
 
 def _windows(plan: list[list[int]]) -> list[list[list[int]]]:
@@ -128,10 +146,10 @@ def _shards_of(batches: list[list[int]], offset: np.ndarray, shard: int) -> set[
     return found
 
 
-def check_disk(size: Estimate, missing: int, path: Path) -> None:
-    """Raise LakeError when the `missing` shard rows do not fit on the disk, before anything is written."""
+def check_disk(size: Estimate, missing: int, path: Path, more: int = 0) -> None:
+    """Raise LakeError when the `missing` shard rows and `more` bytes do not fit on the disk, before anything is written."""
     free = free_bytes(path)
-    needed = size.stored * missing // size.shards
+    needed = size.stored * missing // size.shards + more
     if needed > free:
         raise LakeError(
             f"{path}: the capture needs about {human_bytes(needed)}, {human_bytes(free)} are free: use another lake,"

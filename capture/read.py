@@ -10,8 +10,8 @@ from ..analyze.fused import LOG2_E
 from ..store.schema import SITES
 from .hooks import Batch, Part, Sink, buffer, gather, places, whole
 from .model import Model
-from .plan import LOGIT_ROWS
-from .stage import Stage, stages
+from .plan import LOGIT_ROWS, stages
+from .stage import Stage
 from .structure import first_tensor
 
 CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in its cache through all passes

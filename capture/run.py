@@ -17,7 +17,7 @@ from ..store.errors import LakeError
 from ..store.files import human_bytes, write_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
-from ..store.models import write_model
+from ..store.models import has_model, write_model
 from ..store.progress import ERRORS, bar
 from ..store.schema import PROMPT_SITES, SITES, VARIABLES, scalars
 from ..store.shards import widen
@@ -28,7 +28,7 @@ from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
 from .attention import watch
 from .hooks import Batch, pad_id
 from .model import Model, head_arrays
-from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory
+from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory, stored_ratio
 from .ranks import ALONE, Rank
 from .read import forward, read
 from .rows import Rows
@@ -146,9 +146,11 @@ def capture(
     template = make_template(model, stream, profile, batch, windows)
     path = layout.capture(model.spec.pair, model.spec.variant, stream.name)
     plan = batch_plan(np.diff(stream.offset).tolist(), batch)
-    size = estimate(template, plan, model.head.vocab)
+    size = estimate(template, plan, model.head.vocab, model.device.type)
     rows = rank.rows(template.n_shards)
-    check_disk(size, len(missing_shards(path, template.n_shards) if rank.world == 1 else rows), layout.root)
+    head = 0 if has_model(layout, model.spec.pair, model.spec.variant) else model.head.unembed.numel() * 4
+    missing = len(missing_shards(path, template.n_shards) if rank.world == 1 else rows)
+    check_disk(size, missing, layout.root, int(head / stored_ratio(template.source_dtype)))
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
     create_capture(path, template, rank.world)
     with rank.alone(path):

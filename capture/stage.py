@@ -8,14 +8,10 @@ from torch import Tensor
 
 from ..analyze.delta import delta
 from ..analyze.lens import lens
-from ..store.schema import SCALAR_TABLES, SITES, scalars
+from ..store.schema import SITES, scalars
 from .hooks import Batch, Sink, buffer, places, whole
 from .model import Model
-
-
-def stages(sizes: dict[str, tuple[int, ...]]) -> list[str]:
-    """The tables among `sizes` whose columns are computed during the capture."""
-    return [table for table in SCALAR_TABLES if set(scalars(table).values()) & set(sizes)]
+from .plan import stages
 
 
 class Stage:

@@ -91,7 +91,7 @@ def ensure_stream(
         renamed = replace(stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name})
         return write_stream(layout, renamed), True
     starts = [encode(source.tokenizer, prompt.text, recipe["template"], double_bos) for prompt in prompts.prompts]
-    _check_lengths(starts, prompts, spec, source)
+    check_lengths(starts, prompts, spec, source)
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
     elif teller is source:
@@ -123,7 +123,8 @@ def _parts(layout: Layout, recipe: dict[str, Any]) -> Any:
     return layout.streams / f".{recipe['key'][:16]}.parts"
 
 
-def _check_lengths(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec, source: Source) -> None:
+def check_lengths(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec, source: Source) -> None:
+    """Raise LakeError for a prompt (its token ids in `starts`) that the model's context can't hold with its continuation."""
     limit = source.max_positions
     more = 0 if spec.continuation == "none" else spec.max_new_tokens
     for prompt, ids in zip(prompts.prompts, starts, strict=True):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,17 +39,6 @@ def _is_norm(module: nn.Module) -> bool:
     return bool(parameters) and all(p.dim() == 1 for p in parameters) and not list(module.children())
 
 
-def _find_blocks(hf: Any) -> list[nn.Module]:
-    layers = hf.config.get_text_config().num_hidden_layers
-    stacks: list[Any] = [m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
-    if not stacks:
-        raise LakeError(
-            f"{type(hf).__name__}: no stack of {layers} blocks found; is this a decoder-only language model?"
-        )
-    largest = max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
-    return list(largest)
-
-
 def _only(found: list[nn.Module], what: str, hf: Any) -> nn.Module:
     if len(found) != 1:
         kinds = ", ".join(type(m).__name__ for m in found) or "none"
@@ -60,18 +49,18 @@ def _only(found: list[nn.Module], what: str, hf: Any) -> nn.Module:
 
 
 class _Trace:
-    """Inputs and outputs of every module during one small forward."""
+    """Inputs and outputs of every module that ran in one small forward of random tokens, on the CPU."""
 
     def __init__(self, hf: Any):
         self.inputs: dict[nn.Module, torch.Tensor] = {}
         self.outputs: dict[nn.Module, torch.Tensor] = {}
         generator = torch.Generator().manual_seed(0)
         limit = hf.get_input_embeddings().num_embeddings
-        ids = torch.randint(0, limit, (1, PROBE_TOKENS), generator=generator).to(next(hf.parameters()).device)
+        ids = torch.randint(0, limit, (1, PROBE_TOKENS), generator=generator).to(device_of_input(hf))
         handles = [module.register_forward_hook(self._keep, with_kwargs=True) for module in hf.modules()]
         try:
             with torch.no_grad():
-                self.logits = hf(input_ids=ids, use_cache=False).logits[0].float()
+                self.logits = hf(input_ids=ids, use_cache=False).logits[0].float().cpu()
         finally:
             for handle in handles:
                 handle.remove()
@@ -80,7 +69,7 @@ class _Trace:
         given = args[0] if args else kwargs.get("hidden_states", kwargs.get("input"))
         result = first_tensor(output)
         if isinstance(given, torch.Tensor) and isinstance(result, torch.Tensor):
-            self.inputs[module], self.outputs[module] = given, result
+            self.inputs[module], self.outputs[module] = given.cpu(), result.cpu()
 
     def branch(self, block: nn.Module, module: nn.Module) -> tuple[torch.Tensor, nn.Module | None]:
         """What `module` adds to the residual, and the norm of `block` that its output passes first, if any."""
@@ -91,13 +80,33 @@ class _Trace:
         return out, None
 
 
+def _find_blocks(hf: Any, trace: _Trace) -> list[nn.Module]:
+    """The largest stack of as many modules as the config has layers, all of which ran (a vision tower's did not)."""
+    layers = hf.config.get_text_config().num_hidden_layers
+    lists: list[Any] = [m for m in hf.modules() if isinstance(m, nn.ModuleList)]
+    ran = [stack for stack in lists if len(stack) == layers and all(block in trace.outputs for block in stack)]
+    if not ran:
+        sizes = ", ".join(map(str, sorted({len(stack) for stack in lists}))) or "no"
+        raise LakeError(
+            f"{type(hf).__name__}: no stack of blocks found: looked for a ModuleList of {layers} modules"
+            f" (num_hidden_layers of its config) that all take and return hidden states; its ModuleLists have {sizes} modules."
+            " Is this a decoder-only language model?"
+        )
+    return list(max(ran, key=lambda stack: sum(p.numel() for block in stack for p in block.parameters())))
+
+
+def device_of_input(hf: Any) -> torch.device:
+    """Where token ids go: the device of the embedding."""
+    return hf.get_input_embeddings().weight.device
+
+
 def discover(hf: Any) -> tuple[Structure, Head]:
     """Find blocks, MLPs, norms and head of a decoder from the data that flows in a small forward, and check them.
 
     Checks: each block adds exactly its attention and MLP branches, and head(resid[:, L]) equals the model's logits.
     """
-    blocks = _find_blocks(hf)
     trace = _Trace(hf)
+    blocks = _find_blocks(hf, trace)
     for index, block in enumerate(blocks):
         if not torch.isfinite(trace.inputs[block]).all() or not torch.isfinite(trace.outputs[block]).all():
             raise LakeError(
@@ -133,9 +142,8 @@ def discover(hf: Any) -> tuple[Structure, Head]:
         if _is_norm(m) and torch.equal(trace.inputs[m], last) and torch.equal(trace.outputs[m], trace.inputs[unembed])
     ]
     norm = _only(norms, "final norm between the last block and the unembedding", hf)
-    head = _head(hf, norm, unembed, last[0])
-    logits = head.logits(last[0].float().cpu())
-    _check(logits, trace.logits.cpu(), hf, "head(resid[:, L]) is not the model's logits")
+    head = _head(hf, norm, unembed, last[0], trace.logits)
+    _check(head.logits(last[0]), trace.logits, hf, "head(resid[:, L]) is not the model's logits")
     return Structure(blocks, mlps, attns, post_norms, norm, unembed, parallel), head
 
 
@@ -202,11 +210,12 @@ def norm_parameters(norm: nn.Module, x: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _head(hf: Any, norm: nn.Module, unembed: Any, x: torch.Tensor) -> Head:
+def _head(hf: Any, norm: nn.Module, unembed: Any, x: torch.Tensor, logits: torch.Tensor) -> Head:
+    """The head in float32; of the soft cap that the config has and none, the one that gives these logits from `x`."""
     text = hf.config.get_text_config()
     found = norm_parameters(norm, x)
     divisor = getattr(text, "logits_scaling", None)
-    return Head(
+    capped = Head(
         unembed=unembed.weight.detach().float().cpu(),
         norm_weight=found["weight"],
         norm=found["norm"],
@@ -216,3 +225,6 @@ def _head(hf: Any, norm: nn.Module, unembed: Any, x: torch.Tensor) -> Head:
         softcap=getattr(text, "final_logit_softcapping", None),
         logit_scale=1.0 / divisor if divisor else float(getattr(text, "logit_scale", None) or 1.0),
     )
+    # Gemma 3's multimodal class has the setting and leaves it alone.
+    heads = [capped] if capped.softcap is None else [capped, replace(capped, softcap=None)]
+    return min(heads, key=lambda head: (head.logits(x) - logits).abs().max().item())

@@ -88,10 +88,15 @@ def _move(mine: Path, head: Path, files: dict[str, str]) -> None:
         mine.rename(head)
 
 
+def has_model(layout: Layout, pair: str, variant: str) -> bool:
+    """True when the lake holds a model of this name."""
+    return (layout.model(pair, variant) / "model.json").exists()
+
+
 def check_same_model(layout: Layout, pair: str, variant: str, record: dict[str, Any]) -> bool:
     """True when the lake holds this checkpoint, False when it has none of the name; LakeError when it holds another."""
     marker = layout.model(pair, variant) / "model.json"
-    if not marker.exists():
+    if not has_model(layout, pair, variant):
         return False
     found = read_model(layout, pair, variant)
     if found["sha256"] != record["sha256"]:

@@ -21,6 +21,7 @@ from actlake.store.catalog import PairSpec, load_catalog
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
 from actlake.store.manifest import read_manifest
+from actlake.store.models import read_head
 from actlake.store.streams import stream_records
 from actlake.store.verify import verify
 from safetensors.torch import load_file, save_file
@@ -365,6 +366,18 @@ def test_disk_that_can_not_hold_the_capture_is_refused_before(lake, llama, monke
     monkeypatch.setattr("actlake.capture.plan.free_bytes", lambda _: 10_000)
     message = refused(lake.root, lambda: tiny.capture(lake.root, llama, tiny.BARE, variants=("it",)))
     assert "the capture needs about" in message and "10.0 KB are free" in message
+    # The head of a model goes into the lake with its first capture and is counted once.
+    monkeypatch.setattr("actlake.capture.plan.free_bytes", lambda _: 10**9)
+    tiny.capture(lake.root, llama, tiny.BARE, variants=("it",))
+    head = read_head(lake, "llama", "it")[0]["unembed"].nbytes
+    pt, it = (find_capture(lake, f"llama/{variant}", "bare") for variant in ("pt", "it"))
+    asked: list[int] = []
+    monkeypatch.setattr("actlake.capture.run.check_disk", lambda size, missing, path, more: asked.append(more))
+    for path, model, more in ((it, "it", 0), (pt, "pt", int(head / 1.1))):
+        shutil.rmtree(path)
+        shutil.rmtree(lake.model("llama", "pt"), ignore_errors=True)
+        tiny.capture(lake.root, llama, tiny.BARE, variants=(model,))
+        assert asked.pop() == more
 
 
 def test_an_interrupted_capture_needs_room_for_what_is_missing_only(lake, llama, monkeypatch):

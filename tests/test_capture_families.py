@@ -1,5 +1,6 @@
 """Every stored number against Hugging Face's own forward, for each family, through a path that shares no code with ours."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from actlake.analyze.delta import added
 from actlake.capture.model import load_model
 from actlake.capture.structure import discover
 from actlake.store.captures import Capture, find_capture
@@ -127,22 +129,35 @@ def test_batched_equals_single(tmp_path, singles, pairs, family):
     assert single.manifest["noise_floor"]["max_abs"] == {"resid": 0.0, "mlp_out": 0.0}
 
 
-@pytest.mark.parametrize(
-    ("family", "post_norms", "parallel", "norm"),
-    [
-        ("llama", 0, False, "rms"),
-        ("olmo2", 3, False, "rms"),
-        ("gemma3", 3, False, "rms"),
-        ("gpt2", 0, False, "layer"),
-        ("gpt_neox", 0, True, "layer"),
-        ("cohere", 0, True, "layer"),
-    ],
-)
-def test_structure_is_found_from_the_data(pairs, family, post_norms, parallel, norm):
-    model = load_model(pairs(family).pt)
-    blocks = model.hf.get_submodule(tiny.FAMILIES[family].blocks)
-    assert model.parts.blocks == list(blocks) and model.parts.mlps == [block.mlp for block in blocks]
-    assert (len(model.parts.post_norms), model.parts.parallel, model.head.norm) == (post_norms, parallel, norm)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_structure_is_found_from_the_data(pairs, family):
+    model, entry = load_model(pairs(family).pt), tiny.FAMILIES[family]
+    blocks = list(model.hf.get_submodule(entry.blocks))
+    assert model.parts.blocks == blocks and model.parts.mlps == [block.mlp for block in blocks]
+    assert model.parts.post_norms == (
+        [getattr(block, entry.post_norms[1]) for block in blocks] if entry.post_norms else []
+    )
+    assert (model.parts.parallel, model.head.norm) == (entry.parallel, entry.norm)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_add_what_the_stored_outputs_say(tmp_path, pairs, family):
+    """METHODS 1.2: the residual grows by the attention's and the MLP's output, each through its post-norm if it has one."""
+    profile = replace(tiny.FULL, sites=("resid", "attn_out", "mlp_out"), logits="none")
+    layout = tiny.capture(tmp_path / "lake", pairs(family), tiny.BARE, variants=("pt",), profile=profile)
+    stored = opened(layout, family, "bare")
+    resid, attention, mlp = (stored.array(name)[:] for name in ("resid", "attn_out", "mlp_out"))
+    blocks = hugging_face(pairs(family).pt.path).get_submodule(tiny.FAMILIES[family].blocks)
+    norms = tiny.FAMILIES[family].post_norms
+    for layer, block in enumerate(blocks):
+        parts = [torch.from_numpy(attention[:, layer]), torch.from_numpy(mlp[:, layer])]
+        if norms:
+            assert np.abs(parts[1].numpy() + resid[:, layer] - resid[:, layer + 1]).max() > 0.1  # not the plain output
+            parts = [getattr(block, norm)(part) for norm, part in zip(norms, parts, strict=True)]
+            arrays, attrs = read_head(layout, family, "pt")
+            weight = (arrays["post_norm_weight"], attrs["post_norm_eps"])
+            assert torch.allclose(added(torch.from_numpy(mlp[:, layer]), weight, layer), parts[1], atol=1e-5)
+        assert np.abs(resid[:, layer] + sum(parts).detach().numpy() - resid[:, layer + 1]).max() < 1e-5
 
 
 def test_block_that_adds_something_else_is_refused(tmp_path):
@@ -165,17 +180,11 @@ def test_head_that_does_not_give_the_logits_is_refused(pairs):
         discover(hf)
 
 
-@pytest.fixture(scope="module")
-def bfloat(tmp_path_factory):
-    """A bfloat16 llama captured prompt by prompt, and its pair."""
-    root = tmp_path_factory.mktemp("bfloat16")
-    pair = tiny.make_pair(root / "pair", dtype=torch.bfloat16)
-    return tiny.capture(root / "lake", pair, tiny.RAW, variants=("pt",), batch=1), pair
-
-
-def test_bfloat16_is_widened_exactly(bfloat):
-    layout, pair = bfloat
-    stored, expected = opened(layout, "llama"), references(layout, pair.pt, "llama", torch.bfloat16)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_widened_exactly(tmp_path, family):
+    pair = tiny.make_pair(tmp_path / "pair", family, torch.bfloat16)
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("pt",), batch=1)
+    stored, expected = opened(layout, family), references(layout, pair.pt, family, torch.bfloat16)
     for name in ("resid", "mlp_out"):
         found = stored.array(name)[:]
         assert found.dtype == np.float32 and np.array_equal(found.view(np.uint32), expected[name].view(np.uint32))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from actlake.store.layout import Layout
 from actlake.store.streams import read_stream, stream_records
 from transformers import AutoModelForCausalLM
 
+FAMILIES = list(tiny.FAMILIES)
 IDS = [row[0] for row in tiny.TEXTS]
 
 
@@ -33,17 +35,22 @@ def naive(hf, prompt: list[int], steps: int, stops: tuple[int, ...] = (tiny.EOS,
     return told
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2", "gemma3", "deepseek_v2", "gpt2"])
-def test_continuation_is_the_naive_argmax(tmp_path, pairs, family):
-    pair = pairs(family)
-    long = StreamSpec("raw", "raw", "own", 10)
-    layout = tiny.capture(tmp_path / "lake", pair, long, variants=("pt",))
-    stream, hf = stream_of(layout, f"{family}/pt", "raw"), AutoModelForCausalLM.from_pretrained(pair.pt.path)
-    told = [row[start:].tolist() for row, start in zip(stream.tokens, stream.starts, strict=True)]
-    assert told == [
-        naive(hf, row[:start].tolist(), 10) for row, start in zip(stream.tokens, stream.starts, strict=True)
-    ]
-    assert len({tuple(row) for row in told}) > 1 and len({token for row in told for token in row}) > 10
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, pairs):
+    """Family -> a lake with both variants on their native streams and the pt on the it's tokens."""
+    root = tmp_path_factory.mktemp("taught")
+    return cache(lambda family: tiny.capture(root / family, pairs(family), tiny.NATIVE, tiny.TEACHER))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_continuation_is_the_naive_argmax(taught, pairs, family):
+    for variant in ("pt", "it"):
+        stream = stream_of(taught(family), f"{family}/{variant}", "native")
+        hf = AutoModelForCausalLM.from_pretrained(pairs(family).model(variant).path)
+        told = [row[start:].tolist() for row, start in zip(stream.tokens, stream.starts, strict=True)]
+        prompts = [row[:start].tolist() for row, start in zip(stream.tokens, stream.starts, strict=True)]
+        assert told == [naive(hf, prompt, 6) for prompt in prompts]
+        assert len({tuple(row) for row in told}) > 1 and len({token for row in told for token in row}) > 6
 
 
 def test_native_is_raw_for_pt_and_chat_for_it(captured, llama):
@@ -60,22 +67,23 @@ def test_native_is_raw_for_pt_and_chat_for_it(captured, llama):
     assert pt.recipe["template"] == "raw" and it.recipe["template"] == "chat"
 
 
-def test_teacher_gives_pt_the_words_of_it(captured):
-    taught, native_pt, native_it = (
-        stream_of(captured, *where)
-        for where in (("llama/pt", "teacher"), ("llama/pt", "native"), ("llama/it", "native"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teacher_gives_pt_the_words_of_it(taught, family):
+    teacher, native_pt, native_it = (
+        stream_of(taught(family), f"{family}/{variant}", stream)
+        for variant, stream in (("pt", "teacher"), ("pt", "native"), ("it", "native"))
     )
     for p in range(len(IDS)):
-        start = taught.starts[p]
-        assert taught.tokens[p][:start].tolist() == native_pt.tokens[p][:start].tolist()  # its own prompt
-        assert taught.tokens[p][start:].tolist() == native_it.tokens[p][native_it.starts[p] :].tolist()
+        start = teacher.starts[p]
+        assert teacher.tokens[p][:start].tolist() == native_pt.tokens[p][:start].tolist()  # its own prompt
+        assert teacher.tokens[p][start:].tolist() == native_it.tokens[p][native_it.starts[p] :].tolist()
     # Aligned on (prompt, step) although positions differ.
     steps = [
         {(r, s) for r, s in zip(x.columns["prompt"], x.columns["step"], strict=True) if s >= 0}
-        for x in (taught, native_it)
+        for x in (teacher, native_it)
     ]
     assert steps[0] == steps[1] and len(steps[0]) == sum(
-        len(t) - s for t, s in zip(taught.tokens, taught.starts, strict=True)
+        len(t) - s for t, s in zip(teacher.tokens, teacher.starts, strict=True)
     )
 
 
@@ -132,11 +140,15 @@ def test_nothing_is_loaded_when_everything_is_there(captured, llama, monkeypatch
     assert tiny.tree(captured.root) == before
 
 
-def test_bos_exactly_once_and_the_seeds_double_bos(tmp_path, captured, llama):
-    for model in ("llama/pt", "llama/it"):
-        stream = stream_of(captured, model, "native")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bos_exactly_once(taught, family):
+    for model, name in ((f"{family}/pt", "native"), (f"{family}/it", "native"), (f"{family}/pt", "teacher")):
+        stream = stream_of(taught(family), model, name)
         for tokens, start in zip(stream.tokens, stream.starts, strict=True):
             assert tokens[0] == tiny.BOS and tokens[:start].tolist().count(tiny.BOS) == 1
+
+
+def test_the_seeds_double_bos(tmp_path, captured, llama):
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, double_bos=True)
     pt, it = (stream_of(layout, f"llama/{v}", "native") for v in ("pt", "it"))
     assert all(row[:2].tolist() == [tiny.BOS] * 2 and row[2] != tiny.BOS for row in it.tokens)

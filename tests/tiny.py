@@ -44,11 +44,18 @@ BARE = StreamSpec("bare", "raw", "none", 6)
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: its config class, what it needs beside the common sizes, and where its blocks lie."""
+    """An architecture: its config class, what it needs beside the common sizes, and what its blocks are like.
+
+    `blocks` is where they lie, `post_norms` the norms that attention and MLP outputs pass before they are added (METHODS
+    1.2), `parallel` says that the MLP reads the block's input. With a `text_config` in `extra` the sizes go there.
+    """
 
     config: str
     extra: dict[str, Any] = field(default_factory=dict)
     blocks: str = "model.layers"
+    post_norms: tuple[str, str] | None = None
+    parallel: bool = False
+    norm: str = "rms"
 
 
 SIZES = {
@@ -62,16 +69,29 @@ SIZES = {
     "tie_word_embeddings": False,
 }
 ONE_KV = {"num_key_value_heads": 4}
+POST = ("post_attention_layernorm", "post_feedforward_layernorm")
+GEMMA3 = {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}
+# As many blocks as the text part has, and larger ones: only the data tells which of the two stacks is the decoder.
+VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+}
 FAMILIES = {
     "llama": Family("LlamaConfig"),
     "llama_tied": Family("LlamaConfig", {"tie_word_embeddings": True}),
     "qwen2": Family("Qwen2Config"),
     "qwen3": Family("Qwen3Config", {"head_dim": 8}),
-    "olmo2": Family("Olmo2Config"),
+    "olmo2": Family("Olmo2Config", post_norms=POST),
     "mistral": Family("MistralConfig", {"sliding_window": 5}),
-    "gemma3": Family(
-        "Gemma3TextConfig",
-        {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
+    "gemma3": Family("Gemma3TextConfig", GEMMA3, post_norms=POST),
+    "gemma3_wrapper": Family(
+        "Gemma3Config",
+        {"text_config": GEMMA3, "vision_config": VISION, "mm_tokens_per_image": 4},
+        "model.language_model.layers",
+        POST,
     ),
     "deepseek_v2": Family(
         "DeepseekV2Config",
@@ -92,11 +112,11 @@ FAMILIES = {
         },
     ),
     "phi3": Family("Phi3Config"),
-    "gpt2": Family("GPT2Config", blocks="transformer.h"),
-    "gpt_neox": Family("GPTNeoXConfig", blocks="gpt_neox.layers"),
-    "cohere": Family("CohereConfig"),
+    "gpt2": Family("GPT2Config", blocks="transformer.h", norm="layer"),
+    "gpt_neox": Family("GPTNeoXConfig", blocks="gpt_neox.layers", parallel=True, norm="layer"),
+    "cohere": Family("CohereConfig", parallel=True, norm="layer"),
     "granite": Family("GraniteConfig", {"logits_scaling": 4.0}),
-    "starcoder2": Family("Starcoder2Config"),
+    "starcoder2": Family("Starcoder2Config", norm="layer"),
 }
 
 
@@ -127,7 +147,9 @@ def make_model(
     """Save a random model of a family with its tokenizer; every parameter is random, norms and biases too."""
     entry, text = FAMILIES[family], tokenizer()
     ids = {"vocab_size": len(text), "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-    config = getattr(transformers, entry.config)(**{**SIZES, **ids, **entry.extra, **sizes})
+    text_config = {**SIZES, **ids, **entry.extra.get("text_config", entry.extra), **sizes}
+    nested = {**entry.extra, "text_config": text_config} if "text_config" in entry.extra else text_config
+    config = getattr(transformers, entry.config)(**nested)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
