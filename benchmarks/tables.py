@@ -17,7 +17,7 @@ from actlake.store.schema import TABLES
 from actlake.store.tables import ROW_GROUP_TOKENS, VIEWS, connect, write_table
 from measure import Row, in_turn, main, median_ratio, medians
 
-LAYERS, PROMPT_TOKENS, REPEATS = 25, 100, 5
+LAYERS, TOKENS, PROMPT_TOKENS, REPEATS = 25, 400_000, 100, 5
 CATEGORIES = ("CONTENT-FACT", "CONTENT-REASON", "GOV-FORMAT", "GOV-CONV", "SAFETY", "GOV-REGISTER", "BASELINE-EASY")
 QUERIES = {
     "mean per layer": "SELECT layer, avg(kl_final_layer) FROM lens GROUP BY layer ORDER BY layer",
@@ -30,9 +30,8 @@ QUERIES = {
 COMMITMENT = "SELECT rule, avg(layer) FROM commitment GROUP BY rule ORDER BY rule"
 
 
-def token_columns() -> dict[str, Any]:
+def token_columns(token: np.ndarray) -> dict[str, Any]:
     """What all layers of a token share: its prompt, its place, its text columns."""
-    token = np.arange(ROW_GROUP_TOKENS)
     prompt = (token // PROMPT_TOKENS).astype(np.int32)
     names = pa.array([f"prompt-{index:05d}" for index in range(prompt[-1] + 1)])
     categories = pa.array([CATEGORIES[index % len(CATEGORIES)] for index in range(len(names))])
@@ -51,10 +50,17 @@ def token_columns() -> dict[str, Any]:
 
 
 def layer_groups() -> Iterator[dict[str, Any]]:
-    """One row group per layer, -1 for boundary 0: divergences that fall with depth, tokens that settle on a winner."""
-    rng, shared = np.random.default_rng(0), token_columns()
-    rows = ROW_GROUP_TOKENS
-    winner = rng.integers(0, 50_000, rows, dtype=np.int32)
+    """Row groups of a layer, -1 for boundary 0: divergences that fall with depth, tokens that settle on a winner."""
+    rng = np.random.default_rng(0)
+    for start in range(0, TOKENS, ROW_GROUP_TOKENS):
+        token = np.arange(start, min(start + ROW_GROUP_TOKENS, TOKENS))
+        winner = rng.integers(0, 50_000, len(token), dtype=np.int32)
+        yield from layers_of(rng, token, winner)
+
+
+def layers_of(rng: np.random.Generator, token: np.ndarray, winner: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The row groups of some tokens."""
+    rows, shared = len(token), token_columns(token)
     for layer in range(-1, LAYERS - 1):
         left = (LAYERS - 2 - layer) / LAYERS
         settled = rng.random(rows) >= left

@@ -20,7 +20,7 @@ from .schema import TABLES, VARIANTS
 from .streams import stream_records
 
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
-ROW_GROUP_TOKENS = 200_000  # one row group = one layer of about this many tokens, so that a layer filter skips the rest
+ROW_GROUP_TOKENS = 1 << 16  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
 
 
