@@ -1,0 +1,101 @@
+"""Shape of a cloud of residuals, one point a prompt: intrinsic dimension, effective rank, shares of the leading directions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+METRICS = ("twonn", "mle", "lpca", "participation_ratio", "effective_rank", "pc1", "pc5", "pc10")
+NEIGHBOURS = 20  # of the MLE estimator, scikit-dimension's default
+MOST_POINTS = 2000  # the seed's limit; the cost grows with the cube
+FEWEST_POINTS = 30  # so that a subsample of 80 % still has more points than NEIGHBOURS
+# Squared distance, as a share of both squared norms, below which two points are one: float32 rounding, not geometry.
+SAME = 1e-12
+
+
+def geometry(points: np.ndarray, *, draws: int = 100, share: float = 0.8, seed: int = 42) -> dict[str, np.ndarray]:
+    """Dimension and rank metrics of clouds of points, each with its values on random subsamples.
+
+    points: float [P, B, d], P prompts at B boundaries; of more than MOST_POINTS prompts the first are taken. Returns metric
+    -> float64 [1 + draws, B]: row 0 is the estimate from all points, the others from subsamples of round(share * P)
+    points without replacement, the same ones at every boundary and for every call with this P. Metrics: `twonn`, `mle` and
+    `lpca` intrinsic dimension (scikit-dimension's defaults: 10 % of ratios discarded, 20 neighbours, eigenvalues over
+    5 % of the largest); with l the eigenvalues of the covariance, `participation_ratio` = (sum l)^2 / sum l^2,
+    `effective_rank` = exp of the entropy of l / sum l, `pc1`, `pc5`, `pc10` = share of the leading 1, 5, 10. Of points that
+    coincide the dimensions see one. NaN where a metric is undefined: all points equal, or at most NEIGHBOURS
+    different ones for a dimension. ValueError for fewer than FEWEST_POINTS prompts or points that are not finite.
+    Source: METHODS 4 (L8); Facco et al. 2017, Levina and Bickel 2005, Fukunaga and Olsen 1971, Roy and Vetterli 2007.
+    """
+    points = np.asarray(points)[:MOST_POINTS]
+    if points.ndim != 3 or len(points) < FEWEST_POINTS:
+        raise ValueError(
+            f"geometry: points have shape {points.shape}, expected ({FEWEST_POINTS} prompts or more, boundaries, d)"
+        )
+    if not np.isfinite(points).all():
+        raise ValueError("geometry: some points are not finite")
+    count, boundaries, _ = points.shape
+    rng = np.random.default_rng(seed)
+    size = round(share * count)
+    samples = [np.arange(count), *(np.sort(rng.choice(count, size, replace=False)) for _ in range(draws))]
+    found = {name: np.full((len(samples), boundaries), np.nan) for name in METRICS}
+    for boundary in range(boundaries):
+        gram = _gram(points[:, boundary])
+        for row, sample in enumerate(samples):
+            for name, value in _metrics(gram[np.ix_(sample, sample)]).items():
+                found[name][row, boundary] = value
+    return found
+
+
+def _gram(x: np.ndarray) -> np.ndarray:
+    """Inner products [P, P], float64, of points seen from the first one: everything here follows from them.
+
+    Seen so, equal points are exactly zero, and a large common offset costs no digits.
+    """
+    x = x.astype(np.float64)
+    x -= x[0]
+    return x @ x.T
+
+
+def _metrics(gram: np.ndarray) -> dict[str, float]:
+    """The metrics of the points with these inner products; those that are undefined are left out."""
+    from skdim.id import MLE, TwoNN, lPCA  # it brings scikit-learn and numba, which take seconds to import
+
+    spectrum = _spectrum(gram)
+    if not len(spectrum):
+        return {}
+    weight = spectrum / spectrum.sum()
+    found = {
+        "participation_ratio": 1.0 / np.square(weight).sum(),
+        "effective_rank": float(np.exp(-(weight * np.log(weight)).sum())),
+        **{f"pc{k}": weight[:k].sum() for k in (1, 5, 10)},
+    }
+    with np.errstate(divide="ignore"):  # it compares neighbours of the list, and wants two
+        found["lpca"] = float(lPCA(fit_explained_variance=True).fit(np.append(spectrum, 0.0)).dimension_)
+    near = _nearest(gram)
+    if near is not None:
+        found["twonn"] = float(TwoNN(dist=True).fit(near[:, :2]).dimension_)
+        # Estimators check their points even where the distances are given; any array of that length does.
+        found["mle"] = float(MLE().fit(near, precomputed_knn_arrays=(near, None), n_neighbors=NEIGHBOURS).dimension_)
+    return found
+
+
+def _spectrum(gram: np.ndarray) -> np.ndarray:
+    """Eigenvalues of the covariance of points with these inner products, descending, without those that are rounding."""
+    mean = gram.mean(axis=0)
+    centred = gram - mean - mean[:, None] + mean.mean()
+    values = np.linalg.eigvalsh(centred)[::-1] / (len(gram) - 1)
+    return values[values > np.finfo(np.float64).eps * np.trace(gram)]
+
+
+def _nearest(gram: np.ndarray) -> np.ndarray | None:
+    """Distances [points, NEIGHBOURS] to the nearest other points, ascending; None with too few different points."""
+    norm = np.diag(gram)
+    both = norm + norm[:, None]
+    squared = both - 2.0 * gram
+    close = squared <= SAME * both
+    if close.sum() > len(gram):  # more than each point with itself
+        kept = ~np.tril(close, -1).any(axis=1)
+        squared = squared[np.ix_(kept, kept)]
+    if len(squared) <= NEIGHBOURS:
+        return None
+    np.fill_diagonal(squared, np.inf)
+    return np.sqrt(np.sort(np.partition(squared, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS], axis=1))
