@@ -80,6 +80,10 @@ class Layout:
         """Folder of the prompt sets imported into this lake."""
         return self.root / "prompts"
 
+    def directions(self, pair: str) -> Path:
+        """Folder of one pair's directions."""
+        return self.root / "directions" / check_name(pair, "pair")
+
     def table(self, name: str) -> Path:
         """Folder of one table's Parquet files."""
         return self.root / "tables" / check_name(name, "table")
