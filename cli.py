@@ -364,7 +364,7 @@ def run(
         for query in queries:
             out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {query.source}\n")
         return
-    store = Lake(_layout(lake, catalog)[0].root)
+    store = Lake(_layout(lake, catalog)[0].root, catalog=catalog)
     answers = [store.run(query.id, pair, prompts, device) for query in queries]
     if as_json:
         return _json(
@@ -405,7 +405,7 @@ def sql(
 
     from .store.tables import sql_error
 
-    relation = Lake(_layout(lake, catalog)[0].root).sql(text, device)
+    relation = Lake(_layout(lake, catalog)[0].root, catalog=catalog).sql(text, device)
     try:
         frame = relation.df() if not rows else relation.limit(rows + 1).df()
     except duckdb.Error as error:
@@ -434,7 +434,7 @@ def report(
     from .queries.report import Step
 
     layout, _ = _layout(lake, catalog)
-    store = Lake(layout.root)
+    store = Lake(layout.root, catalog=catalog)
     answers = [store.run(find(row).id, pair, prompts, device) for row in rows or list(queries())]
     steps = [
         Step(f"answer {a.query.id}", a.seconds, sum(p.stat().st_size for p in a.computed), not a.computed)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Lake:
     """A folder of models, streams, captures and tables, and the questions that can be asked of it."""
 
-    def __init__(self, url: str | Path, create: bool = False):
-        self.layout = Layout.open(url, create=create)
+    def __init__(self, url: str | Path, create: bool = False, catalog: Path | None = None):
+        """Open the lake at `url`; `catalog` is the file that says where checkpoints lie, for questions about weights."""
+        self.layout, self._catalog = Layout.open(url, create=create), catalog
 
     def __repr__(self) -> str:
         captures = self.captures
@@ -58,7 +59,7 @@ class Lake:
         if names - {"captures", "streams"}:
             from .queries.build import ensure_all
 
-            ensure_all(self.layout, names, device)
+            ensure_all(self.layout, names, device, self._catalog)
         try:
             return connect(self.layout).sql(text)
         except duckdb.Error as error:
@@ -77,7 +78,7 @@ class Lake:
         from .queries.registry import find
 
         query = find(row)
-        return answer(self.layout, query, pair or self._only_pair(), prompts, device)
+        return answer(self.layout, query, pair or self._only_pair(), prompts, device, catalog=self._catalog)
 
     def _only_pair(self) -> str:
         pairs = sorted(self.captures["pair"].unique())

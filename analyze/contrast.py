@@ -57,13 +57,12 @@ class Moments:
             self.xy[layer] += y[:, layer] @ part
             self.xx[layer].addmm_(part.T, part)
 
-    def __add__(self, other: Moments) -> Moments:
-        """The statistics of both sets of rows."""
-        both = Moments(self.offset, str(self.offset.device))
-        both.n = self.n + other.n
+    def __iadd__(self, other: Moments) -> Moments:
+        """Take the rows of another set with the same offset."""
+        self.n += other.n
         for name in ("x", "y", "xx", "xy", "yy"):
-            getattr(both, name).copy_(getattr(self, name)).add_(getattr(other, name))
-        return both
+            getattr(self, name).add_(getattr(other, name))
+        return self
 
 
 @dataclass(frozen=True)

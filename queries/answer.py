@@ -75,21 +75,27 @@ def answer(
     prompts: str | None = None,
     device: str = "cpu",
     resamples: int = RESAMPLES,
+    catalog: Path | None = None,
 ) -> Answer:
     """Answer one query from the store, for one pair or pooled over several; missing tables are computed first.
 
-    No model is loaded. `prompts` picks among several captured prompt sets. Raises LakeError when the captures it needs are
-    not there.
+    No model is loaded. `prompts` picks among several captured prompt sets, `catalog` says where checkpoints lie. Raises
+    LakeError when the captures it needs are not there.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    plan = _Plan.make(layout, query, pairs, prompts, Kit(layout, device))
+    plan = _Plan.make(layout, query, pairs, prompts, Kit(layout, device, catalog))
     made = sweep(plan.jobs)
     return _answered(connect(layout), plan, made, resamples, started)
 
 
 def answer_all(
-    layout: Layout, queries: Sequence[Query], pair: str | Sequence[str], prompts: str | None = None, device: str = "cpu"
+    layout: Layout,
+    queries: Sequence[Query],
+    pair: str | Sequence[str],
+    prompts: str | None = None,
+    device: str = "cpu",
+    catalog: Path | None = None,
 ) -> tuple[list[Answer], list[Refused], float]:
     """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
 
@@ -98,7 +104,7 @@ def answer_all(
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    kit, plans, refused = Kit(layout, device), [], []
+    kit, plans, refused = Kit(layout, device, catalog), [], []
     for query in queries:
         try:
             plans.append(_Plan.make(layout, query, pairs, prompts, kit))
@@ -195,7 +201,7 @@ def _where(name: str, scope: Scope) -> str:
     pair = f"pair = {_text(scope.pair)}"
     if not scope.streams:
         return pair
-    if name == "pair_lens":
+    if name in ("pair_lens", "directions"):
         return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"
     return f"{pair} AND stream IN ({', '.join(_text(stream) for stream in sorted(scope.streams.values()))})"
 

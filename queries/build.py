@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..analyze.delta import delta
 from ..analyze.head import Head
 from ..analyze.lens import lens, pair_lens
 from ..store.captures import Capture
+from ..store.catalog import Catalog, load_catalog
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
@@ -21,7 +22,8 @@ from ..store.streams import read_stream
 from ..store.tables import stream_table
 from .sweep import Job, LayerTable, Rows, TableJob, run
 
-VERSION = {"tokens": 1, "lens": 1, "delta": 2, "pair_lens": 1}  # raise when a kernel's numbers change
+# Raise when a kernel's numbers change.
+VERSION = {"tokens": 1, "lens": 1, "delta": 2, "geometry": 1, "attention": 1, "pair_lens": 1, "weights": 1}
 Names = tuple[str, str, str]  # pair, variant, stream
 
 
@@ -48,11 +50,16 @@ Need = tuple[str, str, Scope]  # table, kind ('raw' of lens(raw)), captures
 class Kit:
     """What the builders of one call share: the lake, the device, and captures and heads, each opened once."""
 
-    def __init__(self, layout: Layout, device: str = "cpu"):
-        self.layout, self.device = layout, device
+    def __init__(self, layout: Layout, device: str = "cpu", catalog: Path | None = None):
+        self.layout, self.device, self._catalog = layout, device, catalog
         self.capture = cache(lambda names: Capture(layout.capture(*names)))
         self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
         self._head = cache(lambda pair, variant: Head.from_arrays(*self._arrays(pair, variant)))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog, for questions about checkpoints themselves."""
+        return load_catalog(self._catalog)
 
     def head(self, names: Names) -> Head:
         """A model's head."""
@@ -211,10 +218,49 @@ def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
     return LayerTable(kit.layout, "pair_lens", recipe, tuple(captures.values()), ("resid",), compute, named)
 
 
+# Jobs that live in modules of their own, which import from this one.
+
+
+def _geometry(kit: Kit, names: Names, _kind: str) -> Job:
+    from .points import Geometry
+
+    return Geometry(kit, names)
+
+
+def _attention(kit: Kit, names: Names, _kind: str) -> Job:
+    from .points import Attention
+
+    return Attention(kit, names)
+
+
+def _weights(kit: Kit, scope: Scope, _kind: str) -> Job:
+    from .weights import Weights
+
+    return Weights(kit, scope.pair)
+
+
+def _directions(kit: Kit, scope: Scope, kind: str) -> Job:
+    from .directions import directions_table
+
+    return directions_table(kit, scope, kind)
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
-PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {"tokens": _tokens, "lens": _lens, "delta": _delta}
-PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {"pair_lens": _pair_lens}
+PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
+    "tokens": _tokens,
+    "lens": _lens,
+    "delta": _delta,
+    "geometry": _geometry,
+    "attention": _attention,
+}
+PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
+    "pair_lens": _pair_lens,
+    "weights": _weights,
+    "directions": _directions,
+}
+# Kinds that free SQL gets of a table, without naming them.
+KINDS = {"directions": ("stability", "spread", "matched", "splits", "contrast")}
 BEHIND_VIEW = {"commitment": "lens"}
 
 
@@ -232,26 +278,33 @@ def jobs_of(kit: Kit, need: Need) -> list[Job]:
     raise LakeError(f"unknown table {name!r}; this version computes {', '.join([*PER_CAPTURE, *PER_PAIR])}")
 
 
-def ensure(layout: Layout, needs: Iterable[Need], device: str = "cpu") -> list[Path]:
+def ensure(layout: Layout, needs: Iterable[Need], device: str = "cpu", catalog: Path | None = None) -> list[Path]:
     """Compute what is missing of the tables named, all in as few passes over the captures as there can be.
 
     Shows a progress bar per pass and returns the new files. Raises LakeError as `jobs_of` does.
     """
-    kit = Kit(layout, device)
+    kit = Kit(layout, device, catalog)
     return run([job for need in needs for job in jobs_of(kit, need)])
 
 
-def ensure_all(layout: Layout, names: set[str], device: str = "cpu") -> None:
-    """Compute what free SQL asks for: the named tables, for every sealed capture of the lake."""
-    wanted = {BEHIND_VIEW.get(name, name) for name in names} & TABLES.keys()
-    if wanted:
-        streams = stream_table(layout)
-        needs = [
-            (name, "", scope)
-            for name in sorted(wanted)
-            for scope in (_pairs_of(streams) if name in PER_PAIR else _singles(streams))
-        ]
-        ensure(layout, needs, device)
+def ensure_all(layout: Layout, names: set[str], device: str = "cpu", catalog: Path | None = None) -> None:
+    """Compute what free SQL asks for: the named tables, for every sealed capture of the lake that has what they take.
+
+    LakeError when a table can't be had of any capture.
+    """
+    kit, jobs, streams = Kit(layout, device, catalog), [], stream_table(layout)
+    for name in sorted({BEHIND_VIEW.get(name, name) for name in names} & TABLES.keys()):
+        found, problem = [], None
+        for scope in _pairs_of(streams) if name in PER_PAIR else _singles(streams):
+            for kind in KINDS.get(name, ("",)):
+                try:
+                    found += jobs_of(kit, (name, kind, scope))
+                except LakeError as error:
+                    problem = error
+        if problem and not found:
+            raise problem
+        jobs += found
+    run(jobs)
 
 
 def _singles(streams: pd.DataFrame) -> list[Scope]:
@@ -263,5 +316,6 @@ def _pairs_of(streams: pd.DataFrame) -> list[Scope]:
     scopes = []
     for (pair, *_), group in streams.groupby(["pair", "recipe", "prompt_set", "max_new_tokens"]):
         if set(group["variant"]) == set(VARIANTS) and len(group) == len(VARIANTS):
-            scopes.append(Scope(str(pair), dict(zip(group["variant"], group["stream"], strict=True))))
+            streams_of = dict(zip(group["variant"], group["stream"], strict=True))
+            scopes.append(Scope(str(pair), streams_of, str(group["recipe"].iloc[0])))
     return scopes

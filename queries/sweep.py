@@ -55,7 +55,8 @@ class Job:
     """One result to compute: the captures it reads side by side, the variables it wants of them, and where it will lie.
 
     Entered before the first block and left after `finish`, or with the error that stopped the sweep: then nothing may
-    stay behind. A job without `reads` gets no blocks. Jobs of `before` are done first, in a pass of their own.
+    stay behind. A job without `reads` gets no blocks. Jobs of `before` are done first: in an earlier pass, or for a job
+    without `reads` in the same one.
     """
 
     captures: tuple[Capture, ...] = ()
@@ -148,18 +149,34 @@ class LayerTable(TableJob):
 def run(jobs: Sequence[Job]) -> list[Path]:
     """Do the jobs whose result is not there, those they need first before them; returns the new results.
 
-    Raises LakeError when captures that a job reads side by side are not of the same prompts.
+    Each job is put off to the last pass that still serves those who wait for it, so that passes are few and what jobs of
+    one pass need from a block is computed once. Raises LakeError when captures that a job reads side by side are not of
+    the same prompts.
     """
-    missing = {job.path: job for job in jobs if not job.path.exists()}
-    first = {job.path: job for wanted in missing.values() for job in wanted.before}
-    made = run(list(first.values())) if first else []
-    for group in _together([job for job in missing.values() if job.reads]):
-        _sweep(group)
-    for job in missing.values():
-        if not job.reads:
-            with job:
-                job.finish()
-    return made + list(missing)
+    missing = _missing(jobs, {})
+    later = dict.fromkeys(missing, 0)  # passes that must come after the job
+    for job in reversed(missing.values()):
+        for first in job.before:
+            if first.path in missing:
+                later[first.path] = max(later[first.path], later[job.path] + bool(job.reads))
+    for turn in range(max(later.values(), default=0), -1, -1):
+        here = [job for path, job in missing.items() if later[path] == turn]
+        for group in _together([job for job in here if job.reads]):
+            _sweep(group)
+        for job in here:
+            if not job.reads:
+                with job:
+                    job.finish()
+    return list(missing)
+
+
+def _missing(jobs: Sequence[Job], found: dict[Path, Job]) -> dict[Path, Job]:
+    """Path -> job of what is not there, each after all that it needs."""
+    for job in jobs:
+        if job.path not in found and not job.path.exists():
+            _missing(job.before, found)
+            found[job.path] = job
+    return found
 
 
 def _together(jobs: list[Job]) -> list[list[Job]]:

@@ -35,9 +35,7 @@ DIRECTION_DIMS = {
     "r2_in_sample": ("layer",),
     "r2_train": ("layer",),
     "r2_held_out": ("layer",),
-    "dkl": ("prompt", "layer"),
-    "dh_norm": ("prompt", "layer"),
-    "dkl_tokens": ("prompt",),
+    "dh_norm": ("layer",),
 }
 
 
@@ -63,7 +61,7 @@ class DirectionsWriter:
 
     def create(self, name: str, shape: tuple[int, ...]) -> zarr.Array:
         """Allocate an array; one of three dimensions is chunked by records and layer."""
-        whole = name in ("tokens", "prompt", "layer", "dkl_tokens")
+        whole = name in ("tokens", "prompt", "layer")
         rows = max(1, min(shape[0], CHUNK_BYTES // (4 * int(np.prod(shape[1:], dtype=np.int64) or 1))))
         with quiet_zarr():
             return self._group.create_array(

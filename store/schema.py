@@ -98,7 +98,8 @@ def chunk_tokens(shard: int, row_bytes: int) -> int:
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _MODEL = [("pair", _TEXT), ("variant", _TEXT), ("stream", _TEXT)]
-_TOKEN = [("prompt", pa.int32()), ("prompt_id", _TEXT), ("category", _TEXT), ("token", pa.int64())]
+_PROMPT = [("prompt", pa.int32()), ("prompt_id", _TEXT), ("category", _TEXT)]
+_TOKEN = [*_PROMPT, ("token", pa.int64())]
 _PLACE = [("position", pa.int32()), ("step", pa.int32())]
 _LAYER = [("layer", pa.int32())]
 _FLOAT = pa.float32()
@@ -158,15 +159,51 @@ TABLES = {
         [
             *_MODEL,
             ("stream_pt", _TEXT),
-            ("prompt", pa.int32()),
-            ("prompt_id", _TEXT),
-            ("category", _TEXT),
+            *_PROMPT,
             ("step", pa.int32()),
             *_LAYER,
             ("js", _FLOAT),
             ("kl_pt_it", _FLOAT),
             ("kl_it_pt", _FLOAT),
             ("top1_agree", pa.bool_()),
+        ]
+    ),
+    "weights": pa.schema(
+        [
+            ("pair", _TEXT),
+            ("grouping", _TEXT),
+            *_LAYER,
+            ("group", _TEXT),
+            ("rms", _FLOAT),
+            ("rms_pt", _FLOAT),
+            ("parameters", pa.int64()),
+        ]
+    ),
+    "geometry": pa.schema(
+        [*_MODEL, *_LAYER, ("metric", _TEXT), ("draw", pa.int32()), ("value", _FLOAT), ("n", pa.int32())]
+    ),
+    "attention": pa.schema(
+        [
+            *_MODEL,
+            *_PROMPT,
+            ("keys", pa.int32()),
+            *_LAYER,
+            ("head", pa.int32()),
+            ("entropy", _FLOAT),
+            ("entropy_norm", _FLOAT),
+        ]
+    ),
+    "directions": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("kind", _TEXT),
+            ("name", _TEXT),
+            *_LAYER,
+            ("other", pa.int32()),
+            ("draw", pa.int32()),
+            ("value", _FLOAT),
+            ("n", pa.int32()),
         ]
     ),
 }

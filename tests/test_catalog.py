@@ -56,6 +56,7 @@ def test_the_packaged_catalog_holds_what_the_design_promises(tmp_path, monkeypat
         "raw": StreamSpec("raw", "raw", "own", 64),
         "native": StreamSpec("native", "native", "own", 64),
         "teacher": StreamSpec("teacher", "native", "it", 64),
+        "reverse": StreamSpec("reverse", "native", "pt", 64),
     }
     assert catalog.profile("full") == ProfileSpec("full", ("resid", "mlp_out"), "auto", "auto", None)
     assert catalog.lakes == {"default": str(tmp_path / "lake")}  # never inside an installed package

@@ -1,0 +1,53 @@
+-- id: 0A
+-- title: Stability of the mean direction
+-- needs: directions(stability)
+-- stream: native
+-- bootstrap: none
+-- plot: line x=layer hue=records y=cosine numbers=cosine records_to_993=records
+-- says: Directions from two resamples of the records agree to {corrective_pairwise_mean} in the corrective layers (worst pair
+--   {corrective_pairwise_min}), each with that of all records to {corrective_canonical_mean}[; {records_to_993} records are
+--   enough for 0.993].
+-- about: The direction of a layer is the normalised mean difference IT - PT of the MLP module's output (before any post-norm:
+--   trap 6) over each model's own answer; a record is a prompt, averaged over its first min(length PT, length IT, 200) - 1
+--   generated tokens, prompts with fewer than 5 left out. Records weigh equally. `pairwise_*`: cosines between 50 bootstrap
+--   resamples of the records (seed 42); `canonical_*`: with the direction of all records; `subset`: cosine of 20 random
+--   subsets of so many records with it. `early` is layers 1 to round(0.33 L), `corrective` round(0.6 L) and up, `mid`
+--   between: a mean over layers, or the smallest of all. Low and high are percentiles over the resamples. The seed has no
+--   direction for layer 0; here it is drawn but in no group. It takes 600 of 1,400 prompts, the highest by a contrast that
+--   needs a judge (see 0H); here all records count.
+-- source: METHODS 5.1, 6 (0A); trap in METHODS 21 (6)
+WITH cells AS (
+    SELECT name, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'stability'
+), placed AS (
+    SELECT *, CASE WHEN layer = 0 THEN NULL WHEN layer >= round(0.6 * layers) THEN 'corrective'
+        WHEN layer <= round(0.33 * layers) THEN 'early' ELSE 'mid' END AS region
+    FROM cells
+), per_layer AS (
+    SELECT region, layer, n, avg(value) FILTER (name = 'resample') AS canonical_mean,
+        min(value) FILTER (name = 'resample') AS canonical_min,
+        quantile_cont(value, 0.025) FILTER (name = 'resample') AS low,
+        quantile_cont(value, 0.975) FILTER (name = 'resample') AS high,
+        any_value(value) FILTER (name = 'pairwise_mean') AS pairwise_mean,
+        any_value(value) FILTER (name = 'pairwise_min') AS pairwise_min
+    FROM placed WHERE name <> 'subset' GROUP BY region, layer, n
+), subsets AS (
+    SELECT region, layer, n AS size, avg(value) AS mean, quantile_cont(value, 0.025) AS low, quantile_cont(value, 0.975) AS high,
+        count(*) AS draws
+    FROM placed WHERE name = 'subset' GROUP BY region, layer, size
+), enough AS (
+    SELECT size FROM subsets WHERE region = 'corrective' GROUP BY size HAVING min(mean) > 0.993
+)
+SELECT 'canonical' AS measure, NULL AS records, layer, canonical_mean AS estimate, low, high, n, 'records' AS unit,
+    'resamples, 2.5 to 97.5 %' AS method FROM per_layer
+UNION ALL
+SELECT 'pairwise', NULL, layer, pairwise_mean, NULL, NULL, n, 'records', 'none' FROM per_layer
+UNION ALL
+SELECT 'subset', size::VARCHAR, layer, mean, low, high, size, 'records', 'subsets, 2.5 to 97.5 %' FROM subsets
+UNION ALL
+SELECT region || '_' || name, NULL, NULL, value, NULL, NULL, n, 'records', 'none' FROM (
+    SELECT region, min(n) AS n, avg(pairwise_mean) AS pairwise_mean, min(pairwise_min) AS pairwise_min,
+        avg(canonical_mean) AS canonical_mean, min(canonical_min) AS canonical_min
+    FROM per_layer WHERE region IS NOT NULL GROUP BY region
+) UNPIVOT (value FOR name IN (pairwise_mean, pairwise_min, canonical_mean, canonical_min))
+UNION ALL
+SELECT 'records_to_993', NULL, NULL, min(size), NULL, NULL, NULL, NULL, 'none' FROM enough HAVING count(*) > 0

@@ -1,0 +1,36 @@
+-- id: 0B
+-- title: Matched-token direction against the canonical one
+-- needs: directions(matched)
+-- stream: native
+-- bootstrap: none
+-- plot: line x=layer y=cosine numbers=cosine
+-- says: With PT reading IT's tokens, the direction keeps a cosine of {corrective_matched} with the canonical one in the
+--   corrective layers, of {early_matched} in the early ones: the rest of the canonical direction is difference in text.
+-- about: `matched`: PT is fed IT's answer after its own raw prompt (stream teacher), and the direction is the mean difference
+--   IT - PT over the first min(length, 80) answer tokens, which both models read; records weigh equally. Its cosine with
+--   the canonical direction of 0A (each model on its own answer, tokens weigh equally), over the same records. `reverse`:
+--   both read PT's answer; it is there once the stream `reverse` is captured (`actlake capture PAIR --stream reverse`). The
+--   direction is IT - PT in both; the seed prints its reverse figures with a negative sign, and its subtraction is not
+--   documented. Prompts differ (raw against chat), so part of what remains is the template's. Low and high are percentiles
+--   over 200 resamples of the records; a resampled direction is noisier, so they lean low. Groups as in 0A.
+-- source: METHODS 6 (0B)
+WITH cells AS (
+    SELECT name, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'matched'
+), placed AS (
+    SELECT *, CASE WHEN layer >= round(0.6 * layers) THEN 'corrective' WHEN layer <= round(0.33 * layers) THEN 'early'
+        ELSE 'mid' END AS region
+    FROM cells WHERE layer >= 1
+), lines AS (
+    SELECT name AS measure, layer, draw, value, n FROM cells
+    UNION ALL
+    SELECT region || '_' || name, NULL, draw, avg(value), min(n) FROM placed GROUP BY region, name, draw
+    UNION ALL
+    SELECT 'corrective_' || name || '_min', NULL, draw, min(value), min(n) FROM placed WHERE region = 'corrective' GROUP BY name, draw
+    UNION ALL
+    SELECT 'all_' || name || '_' || side, NULL, draw, CASE side WHEN 'min' THEN min(value) ELSE max(value) END, min(n)
+    FROM placed, (VALUES ('min'), ('max')) AS sides (side) GROUP BY name, side, draw
+)
+SELECT measure, layer, any_value(value) FILTER (draw = 0) AS estimate, quantile_cont(value, 0.025) FILTER (draw > 0) AS low,
+    quantile_cont(value, 0.975) FILTER (draw > 0) AS high, min(n) AS n, 'records' AS unit,
+    'resamples, 2.5 to 97.5 %' AS method
+FROM lines GROUP BY measure, layer

@@ -1,0 +1,32 @@
+-- id: 1A
+-- title: Spread of the PT-IT difference
+-- needs: directions(spread)
+-- stream: native
+-- bootstrap: none
+-- plot: line x=layer y=share numbers=cosine
+-- says: Directions of two corrective layers have a cosine of {corrective_corrective} on average, of two early layers
+--   {early_early}, of an early and a corrective layer {early_corrective}.
+-- about: The differences IT - PT of the records' mean MLP outputs (as in 0A) around their mean, layer by layer: `pc1`, `pc5`,
+--   `pc10` are the shares of variance of the first 1, 5, 10 principal components, `pc1_mean` the absolute cosine of the
+--   first one with the mean direction, `mean_share` the part of the mean square that the mean difference itself makes up.
+--   Low mean_share: the direction is an average of very different records. Single numbers are mean cosines between the
+--   directions of two different layers, by layer group (0A). No interval: the numbers describe these records.
+-- source: METHODS 20 (1A), 5.1
+WITH cells AS (
+    SELECT name, layer, other, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'spread'
+), regions AS (
+    SELECT DISTINCT layer AS l, CASE WHEN layer >= round(0.6 * layers) THEN 'corrective'
+        WHEN layer <= round(0.33 * layers) THEN 'early' ELSE 'mid' END AS region
+    FROM cells WHERE layer >= 1
+), ends AS (
+    SELECT least(a.region, b.region) AS one, greatest(a.region, b.region) AS two, value, n
+    FROM cells JOIN regions AS a ON a.l = layer JOIN regions AS b ON b.l = other WHERE name = 'between'
+)
+SELECT 'pc' || k AS measure, layer, sum(value) AS estimate, min(n) AS n, 'records' AS unit
+FROM cells JOIN (VALUES (1), (5), (10)) AS firsts (k) ON other <= k WHERE name = 'share' GROUP BY k, layer
+UNION ALL
+SELECT name, layer, value, n, 'records' FROM cells WHERE name IN ('pc1_mean', 'mean_share')
+UNION ALL
+SELECT CASE WHEN one = 'corrective' AND two <> 'corrective' THEN two || '_' || one ELSE one || '_' || two END, NULL, avg(value),
+    min(n), 'records'
+FROM ends GROUP BY one, two

@@ -1,0 +1,33 @@
+-- id: L9
+-- title: Attention entropy at the last prompt token
+-- needs: attention
+-- stream: native
+-- bootstrap: prompt
+-- contrast: variant it - pt
+-- plot: line x=layer hue=variant y="entropy (nats, or share)" numbers=nats mean_entropy_norm=share argmax_layer=layer
+-- says: At the last prompt token IT's attention is {mean_entropy?more spread out|narrower|about as spread out} than PT's
+--   ({mean_entropy} nats, mean over layers); as a share of the most that its prompt length allows, the difference is
+--   {mean_entropy_norm}.
+-- about: Entropy of the attention row of the last prompt token, mean over heads, then over prompts. `entropy` is in nats, as
+--   the seed has it, and grows with the prompt: IT's is longer by the template. `entropy_norm` divides by ln(number of
+--   tokens up to that position), so that 1 is uniform; layers with a sliding window can reach it only on short prompts.
+--   `mean_*` is the mean over layers, `argmax_layer` the layer where IT - PT is largest. The capture takes the entropies
+--   while the model runs (site attn_entropy, profile attention).
+-- source: METHODS 4, row L9
+WITH cells AS (
+    SELECT variant, prompt, layer, avg(entropy) AS entropy, avg(entropy_norm) AS entropy_norm FROM attention
+    GROUP BY variant, prompt, layer
+), by_layer AS (
+    SELECT layer, avg(entropy) FILTER (variant = 'it') - avg(entropy) FILTER (variant = 'pt') AS difference FROM cells
+    GROUP BY layer
+)
+SELECT 'entropy' AS measure, variant, layer, prompt, entropy AS total, 1 AS n, NULL AS estimate FROM cells
+UNION ALL
+SELECT 'entropy_norm', variant, layer, prompt, entropy_norm, 1, NULL FROM cells WHERE entropy_norm IS NOT NULL
+UNION ALL
+SELECT 'mean_entropy', variant, NULL, prompt, avg(entropy), 1, NULL FROM cells GROUP BY variant, prompt
+UNION ALL
+SELECT 'mean_entropy_norm', variant, NULL, prompt, avg(entropy_norm), 1, NULL FROM cells WHERE entropy_norm IS NOT NULL
+GROUP BY variant, prompt
+UNION ALL
+SELECT 'argmax_layer', 'it - pt', NULL, NULL, NULL, NULL, arg_max(layer, difference) FROM by_layer

@@ -1,0 +1,84 @@
+"""The table `weights`: a pair's two checkpoints compared where the catalog, or the lake, has their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from ..analyze.weights import group_changes, tensor_changes, total_parameters
+from ..store.catalog import ModelSpec
+from ..store.errors import LakeError
+from ..store.files import hash_files
+from ..store.layout import Layout
+from ..store.models import read_model
+from ..store.progress import bar
+from ..store.schema import VARIANTS
+from .build import VERSION, Kit
+from .sweep import TableJob
+
+WEIGHTS = "*.safetensors"
+
+
+class Weights(TableJob):
+    """RMS of IT - PT per layer and group, both groupings, in one pass over both checkpoints' files."""
+
+    def __init__(self, kit: Kit, pair: str):
+        spec = kit.catalog.pair(pair)
+        found = {variant: checkpoint(kit.layout, spec.model(variant)) for variant in VARIANTS}
+        recipe = {
+            "pair": pair,
+            "files": {v: identity for v, (_, identity) in found.items()},
+            "version": VERSION["weights"],
+        }
+        super().__init__(kit.layout, "weights", recipe)
+        self._pair, (self._pt, self._it) = pair, (found[variant][0] for variant in VARIANTS)
+
+    def finish(self) -> None:
+        """Compare tensor by tensor, then pool twice."""
+        with bar(f"weights {self._pair}", total_parameters(self._pt), "weights") as progress:
+            changes = list(tensor_changes(self._pt, self._it, progress.advance))
+        for grouping in ("module", "seed"):
+            columns = group_changes(changes, grouping)
+            self.add({"pair": self._pair, "grouping": grouping, **columns})
+
+
+def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
+    """The folder of a model's safetensors, and what tells their content: file hashes, or the hub's id and commit.
+
+    The lake's own copy comes first, then the catalog's folder, then what the hub's cache holds; nothing is downloaded.
+    LakeError when there is none, or when it is not what the lake's captures were made from.
+    """
+    name, kept = f"{spec.pair}/{spec.variant}", layout.model(spec.pair, spec.variant) / "weights"
+    record = read_model(layout, spec.pair, spec.variant) if (kept.parent / "model.json").exists() else {}
+    if list(kept.glob(WEIGHTS)):
+        return kept, hash_files(kept.glob(WEIGHTS), kept)
+    if spec.gguf_file:
+        raise LakeError(f"model {name}: {spec.gguf_file} is GGUF; weights are compared from safetensors only")
+    found: Any
+    if spec.path:
+        folder, found = spec.path, hash_files(spec.path.glob(WEIGHTS), spec.path)
+        known: Any = {file: sha for file, sha in record.get("files", {}).items() if file in found} or found
+    else:
+        folder = _cached(spec)
+        found = [spec.hub, folder.name]  # the cache names its folders by commit
+        known = [record.get("id", spec.hub), record.get("revision") or folder.name]
+    if known != found:
+        raise LakeError(
+            f"model {name}: the catalog's weights ({folder}) are not those that the lake's captures were made from; name the same"
+            " checkpoint, or give the other one another pair name"
+        )
+    return folder, found
+
+
+def _cached(spec: ModelSpec) -> Path:
+    """The snapshot of a hub model on this machine."""
+    try:
+        return Path(snapshot_download(str(spec.hub), revision=spec.revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        revision = f" --revision {spec.revision}" if spec.revision else ""
+        raise LakeError(
+            f"model {spec.pair}/{spec.variant}: its weights are not on this machine; fetch them with"
+            f" `hf download {spec.hub}{revision}`"
+        ) from error
