@@ -20,6 +20,7 @@ from .store.catalog import Catalog, StreamSpec, load_catalog
 from .store.errors import LakeError
 from .store.files import human_bytes
 from .store.layout import Layout, writing
+from .store.progress import ERRORS
 from .store.schema import SITES, VARIANTS
 from .store.version import __version__
 
@@ -435,7 +436,16 @@ def report(
 
     layout, _ = _layout(lake, catalog)
     store = Lake(layout.root, catalog=catalog)
-    answers = [store.run(find(row).id, pair, prompts, device) for row in rows or list(queries())]
+    answers = []
+    for row in rows or list(queries()):
+        try:
+            answers.append(store.run(find(row).id, pair, prompts, device))
+        except LakeError as error:  # of all rows, those that this lake can answer make the page
+            if rows:
+                raise
+            ERRORS.print(f"without {row}: {error}", highlight=False, soft_wrap=True, markup=False)
+    if not answers:
+        raise LakeError(f"{layout.root}: no row can be answered from what is captured here")
     steps = [
         Step(f"answer {a.query.id}", a.seconds, sum(p.stat().st_size for p in a.computed), not a.computed)
         for a in answers

@@ -8,7 +8,7 @@ METRICS = ("twonn", "mle", "lpca", "participation_ratio", "effective_rank", "pc1
 NEIGHBOURS = 20  # of the MLE estimator, scikit-dimension's default
 MOST_POINTS = 2000  # the seed's limit; the cost grows with the cube
 FEWEST_POINTS = 30  # so that a subsample of 80 % still has more points than NEIGHBOURS
-# Squared distance, as a share of both squared norms, below which two points are one: float32 rounding, not geometry.
+# Squared distance, as a share of the mean squared norm, below which two points are one: float32 rounding, not geometry.
 SAME = 1e-12
 
 
@@ -38,9 +38,11 @@ def geometry(points: np.ndarray, *, draws: int = 100, share: float = 0.8, seed: 
     samples = [np.arange(count), *(np.sort(rng.choice(count, size, replace=False)) for _ in range(draws))]
     found = {name: np.full((len(samples), boundaries), np.nan) for name in METRICS}
     for boundary in range(boundaries):
-        gram = _gram(points[:, boundary])
+        x = points[:, boundary].astype(np.float64)
+        rounding = SAME * np.square(x).sum(axis=1).mean()
+        gram = _gram(x)
         for row, sample in enumerate(samples):
-            for name, value in _metrics(gram[np.ix_(sample, sample)]).items():
+            for name, value in _metrics(gram[np.ix_(sample, sample)], rounding).items():
                 found[name][row, boundary] = value
     return found
 
@@ -50,17 +52,16 @@ def _gram(x: np.ndarray) -> np.ndarray:
 
     Seen so, equal points are exactly zero, and a large common offset costs no digits.
     """
-    x = x.astype(np.float64)
-    x -= x[0]
+    x = x - x[0]
     return x @ x.T
 
 
-def _metrics(gram: np.ndarray) -> dict[str, float]:
+def _metrics(gram: np.ndarray, rounding: float) -> dict[str, float]:
     """The metrics of the points with these inner products; those that are undefined are left out."""
     from skdim.id import MLE, TwoNN, lPCA  # it brings scikit-learn and numba, which take seconds to import
 
     spectrum = _spectrum(gram)
-    if not len(spectrum):
+    if spectrum.sum() <= rounding:
         return {}
     weight = spectrum / spectrum.sum()
     found = {
@@ -70,7 +71,7 @@ def _metrics(gram: np.ndarray) -> dict[str, float]:
     }
     with np.errstate(divide="ignore"):  # it compares neighbours of the list, and wants two
         found["lpca"] = float(lPCA(fit_explained_variance=True).fit(np.append(spectrum, 0.0)).dimension_)
-    near = _nearest(gram)
+    near = _nearest(gram, rounding)
     if near is not None:
         found["twonn"] = float(TwoNN(dist=True).fit(near[:, :2]).dimension_)
         # Estimators check their points even where the distances are given; any array of that length does.
@@ -86,12 +87,11 @@ def _spectrum(gram: np.ndarray) -> np.ndarray:
     return values[values > np.finfo(np.float64).eps * np.trace(gram)]
 
 
-def _nearest(gram: np.ndarray) -> np.ndarray | None:
+def _nearest(gram: np.ndarray, rounding: float) -> np.ndarray | None:
     """Distances [points, NEIGHBOURS] to the nearest other points, ascending; None with too few different points."""
     norm = np.diag(gram)
-    both = norm + norm[:, None]
-    squared = both - 2.0 * gram
-    close = squared <= SAME * both
+    squared = norm + norm[:, None] - 2.0 * gram
+    close = squared <= rounding
     if close.sum() > len(gram):  # more than each point with itself
         kept = ~np.tril(close, -1).any(axis=1)
         squared = squared[np.ix_(kept, kept)]

@@ -6,13 +6,14 @@
 -- plot: line x=layer y=cosine numbers=cosine
 -- says: With PT reading IT's tokens, the direction keeps a cosine of {corrective_matched} with the canonical one in the
 --   corrective layers, of {early_matched} in the early ones: the rest of the canonical direction is difference in text.
--- about: `matched`: PT is fed IT's answer after its own raw prompt (stream teacher), and the direction is the mean difference
---   IT - PT over the first min(length, 80) answer tokens, which both models read; records weigh equally. Its cosine with
---   the canonical direction of 0A (each model on its own answer, tokens weigh equally), over the same records. `reverse`:
---   both read PT's answer; it is there once the stream `reverse` is captured (`actlake capture PAIR --stream reverse`). The
---   direction is IT - PT in both; the seed prints its reverse figures with a negative sign, and its subtraction is not
---   documented. Prompts differ (raw against chat), so part of what remains is the template's. Low and high are percentiles
---   over 200 resamples of the records; a resampled direction is noisier, so they lean low. Groups as in 0A.
+-- about: `matched`: PT is fed IT's answer after its own raw prompt (stream teacher), and the direction is the mean
+--   difference IT - PT over the first min(length, 80) answer tokens, which both models read; records weigh equally. Its
+--   cosine with the canonical direction of 0A (each model on its own answer, tokens weigh equally), over the same records.
+--   `reverse`: both read PT's answer; it is there once the stream `reverse` is captured (`actlake capture PAIR --stream
+--   reverse`). The direction is IT - PT in both; the seed prints its reverse figures with a negative sign, and its
+--   subtraction is not documented. Prompts differ (raw against chat), so part of what remains is the template's.
+--   Intervals: estimate plus and minus 1.96 standard deviations over 200 resamples of the records, on Fisher's z scale
+--   (percentiles would lean low, because a resampled direction is noisier). Groups as in 0A.
 -- source: METHODS 6 (0B)
 WITH cells AS (
     SELECT name, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'matched'
@@ -30,7 +31,11 @@ WITH cells AS (
     SELECT 'all_' || name || '_' || side, NULL, draw, CASE side WHEN 'min' THEN min(value) ELSE max(value) END, min(n)
     FROM placed, (VALUES ('min'), ('max')) AS sides (side) GROUP BY name, side, draw
 )
-SELECT measure, layer, any_value(value) FILTER (draw = 0) AS estimate, quantile_cont(value, 0.025) FILTER (draw > 0) AS low,
-    quantile_cont(value, 0.975) FILTER (draw > 0) AS high, min(n) AS n, 'records' AS unit,
-    'resamples, 2.5 to 97.5 %' AS method
-FROM lines GROUP BY measure, layer
+SELECT measure, layer, estimate,
+    tanh(atanh(estimate) - 1.96 * spread) AS low, tanh(atanh(estimate) + 1.96 * spread) AS high, n, 'records' AS unit,
+    CASE WHEN spread IS NOT NULL THEN 'bootstrap Fisher z' ELSE 'none' END AS method
+FROM (
+    SELECT measure, layer, any_value(least(value, 0.9999999)) FILTER (draw = 0) AS estimate,
+        stddev(atanh(least(value, 0.9999999))) FILTER (draw > 0) AS spread, min(n) AS n
+    FROM lines GROUP BY measure, layer
+)

@@ -3,24 +3,25 @@
 -- needs: weights
 -- stream: none
 -- bootstrap: none
--- plot: line x=layer hue=part y="RMS" numbers=RMS mlp_argmax=layer mlp_late_early=ratio
+-- plot: line x=layer hue=part y="RMS, or ratio" numbers=RMS mlp_argmax=layer mlp_late_early=ratio
 -- says: Post-training moved the MLP weights by {mlp_min} (least changed layer) to {mlp_max} (most changed, layer
 --   {mlp_argmax}) RMS; the last third of the layers changed {mlp_late_early} times as much as the first.
--- about: Root of the mean squared difference IT - PT over all weights of a part, straight from both checkpoints; no model
---   runs. `rms` groups tensors by the module they belong to: attention, mlp (dense), experts and router of a mixture, norms
---   (wherever they lie), and outside the blocks embed, final_norm, lm_head. `relative` is that over PT's own RMS.
---   `rms_seed` groups by substrings of the name as the seed's collector does: attn also takes post_attention_layernorm,
---   router takes gate_proj (trap 17: for DeepSeek mostly expert gate projections), and a tensor may be in several.
---   `mlp_*` sum up the seed's mlp group, whose figures are published: smallest and largest layer, the layer of the largest,
---   and the mean over the last third of the layers over that of the first (the seed's cut for this ratio is not known;
---   thirds are L // 3). Trap 8: its claim that Gemma changed most at the corrective layers is not in its own arrays.
+-- about: Root of the mean squared difference IT - PT over all weights of a part, straight from both checkpoints; no
+--   model runs. `rms` groups tensors by the module they belong to: attention, mlp (dense), experts and router of a
+--   mixture, norms (wherever they lie), and outside the blocks embed, final_norm, lm_head. `relative` is that over PT's
+--   own RMS. `rms_seed` groups by substrings of the name as the seed's collector does: attention also takes
+--   post_attention_layernorm, router takes gate_proj (trap 17: for DeepSeek mostly expert gate projections), and a tensor
+--   may be in several. `mlp_*` sum up the seed's mlp group, whose figures are published: smallest and largest layer, the
+--   layer of the largest, and the mean over the last third of the layers over that of the first (the seed's cut for this
+--   ratio is not known; thirds are L // 3). Trap 8: its claim that Gemma changed most at the corrective layers is not in
+--   its own arrays.
 -- source: METHODS 4, row L3; traps in METHODS 21 (8, 17)
 WITH mine AS (
     SELECT *, CASE WHEN layer >= 0 THEN layer END AS place, max(layer) OVER () + 1 AS layers FROM weights
 ), mlp AS (
     SELECT layer, rms, parameters, layers FROM mine WHERE grouping = 'seed' AND "group" = 'mlp' AND layer >= 0
 ), summary AS (
-    SELECT sum(parameters) AS n, min(rms) AS smallest, max(rms) AS largest, arg_max(layer, rms) AS at,
+    SELECT sum(parameters) AS n, min(rms) AS smallest, max(rms) AS largest, arg_max(layer, rms) AS most,
         avg(rms) FILTER (layer >= 2 * (layers // 3)) / nullif(avg(rms) FILTER (layer < layers // 3), 0) AS ratio
     FROM mlp
 )
@@ -30,7 +31,7 @@ UNION ALL
 SELECT 'relative', "group", place, rms / nullif(rms_pt, 0), parameters, 'weights' FROM mine
 WHERE grouping = 'module' AND layer >= 0
 UNION ALL
-SELECT 'rms_seed', "group", place, rms, parameters, 'weights' FROM mine WHERE grouping = 'seed' AND layer >= 0
+SELECT 'rms_seed', replace(replace("group", 'attn', 'attention'), 'norm', 'norms'), place, rms, parameters, 'weights' FROM mine WHERE grouping = 'seed' AND layer >= 0
 UNION ALL
-SELECT name, NULL, NULL, value, n, 'weights'
-FROM summary, (VALUES ('mlp_min', smallest), ('mlp_max', largest), ('mlp_argmax', at), ('mlp_late_early', ratio)) AS v (name, value)
+SELECT name, 'mlp', NULL, value, n, 'weights'
+FROM summary, (VALUES ('mlp_min', smallest), ('mlp_max', largest), ('mlp_argmax', most), ('mlp_late_early', ratio)) AS v (name, value)

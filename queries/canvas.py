@@ -70,7 +70,9 @@ def caption(canvas: Canvas) -> list[str]:
     methods = [str(name) for name in table.loc[table["low"].notna(), "method"].value_counts().index if name != "none"]
     words = [
         f"n = {counted}" if (counted := counts(table)) else "",
-        f"95 % {' or '.join(methods)} intervals" if methods else "no intervals",
+        f"{' or '.join(name if '%' in name else f'95 % {name}' for name in methods)} intervals"
+        if methods
+        else "no intervals",
         f"{canvas.left_out} more in the table" if canvas.left_out else "",
     ]
     streams = [f"{shown(name)} {canvas.answer.streams[name]}" for name in sorted(canvas.answer.streams, key=rank)]

@@ -139,6 +139,7 @@ class Contrast(_Group):
                 f"pair {scope.pair}: {len(prompts)} prompts have an answer; the regression needs {FEWEST_RECORDS}"
             )
         held = np.random.default_rng(42).permutation(prompts)[: round(HELD_OUT * len(prompts))]
+        self.held_out, self.fitted = len(held), len(prompts) - len(held)
         self._held = np.isin(np.arange(len(told)), held)
         self._every = -(-int(told.sum()) // GRADIENTS)
         self._device = "cpu" if kit.device == "mps" else kit.device  # it has no float64
@@ -392,24 +393,23 @@ def _nats(kit: Kit, names: Names) -> np.ndarray:
 
 
 def _contrast(kit: Kit, scope: Scope) -> Job:
-    own = sibling(kit, scope, "native")
-    return DirectionsTable(kit, scope, "contrast", (Contrast(kit, scope), _records(kit, own, "own")), _contrast_lines)
-
-
-def _contrast_lines(groups: list[Arrays]) -> Iterator[Line]:
     """exp10: how well d_conv predicts, and its cosines with d_mean and with the KL gradient."""
-    found = {name: array[:] for name, array in groups[0].items()}
-    mean, n = groups[1]["d_mean"][:].astype(np.float64), len(groups[1]["tokens"][:])
-    cosines = {
-        "conv_mean": (found["d_conv"] * mean[:-1]).sum(-1),
-        "conv_grad": (found["d_conv"] * found["d_grad"]).sum(-1),
-        "mean_grad": (mean[:-1] * found["d_grad"]).sum(-1),
-    }
-    for name in ("r2_in_sample", "r2_train", "r2_held_out", "dh_norm"):
-        cosines[name] = found[name]
-    for name, values in cosines.items():
-        for layer, value in zip(found["layer"].tolist(), values.tolist(), strict=True):
-            yield name, layer, None, 0, value, n
+    contrast, own = Contrast(kit, scope), _records(kit, sibling(kit, scope, "native"), "own")
+
+    def lines(groups: list[Arrays]) -> Iterator[Line]:
+        found = {name: array[:] for name, array in groups[0].items()}
+        mean = groups[1]["d_mean"][:-1].astype(np.float64)
+        found["conv_mean"] = (found["d_conv"] * mean).sum(-1)
+        found["conv_grad"] = (found["d_conv"] * found["d_grad"]).sum(-1)
+        found["mean_grad"] = (mean * found["d_grad"]).sum(-1)
+        for name in ("r2_in_sample", "r2_train", "r2_held_out", "conv_mean", "conv_grad", "mean_grad", "dh_norm"):
+            n = {"r2_train": contrast.fitted, "r2_held_out": contrast.held_out}.get(
+                name, contrast.fitted + contrast.held_out
+            )
+            for layer, value in zip(found["layer"].tolist(), found[name].tolist(), strict=True):
+                yield name, layer, None, 0, value, n
+
+    return DirectionsTable(kit, scope, "contrast", (contrast, own), lines)
 
 
 def _layers(group: Arrays) -> Iterator[tuple[int, np.ndarray]]:

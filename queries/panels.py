@@ -6,6 +6,7 @@ as a rule; missing for a single number) and `hue` (the variant, as a rule; a con
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,8 @@ def hues(found: list[Panel]) -> list[object]:
 
 def rank(hue: object) -> tuple[bool, bool, int, str]:
     """Sort key of a hue: PT, IT, others by name, contrasts, none."""
-    return hue is None, is_contrast(hue), {"pt": 0, "it": 1}.get(str(hue), 2), str(hue)
+    name = re.sub(r"\d+", lambda digits: digits[0].zfill(9), str(hue))  # 25 before 100
+    return hue is None, is_contrast(hue), {"pt": 0, "it": 1}.get(str(hue), 2), name
 
 
 def _position(x: object) -> float:

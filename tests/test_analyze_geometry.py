@@ -99,6 +99,10 @@ def test_equal_points_are_undefined_and_copies_count_once() -> None:
     single = at(geometry(stacked(x), draws=0))
     for name in ("twonn", "mle"):
         assert at(found)[name] == pytest.approx(single[name], rel=1e-9)
+    nearly = same + np.random.default_rng(0).uniform(-1e-4, 1e-4, same.shape).astype(
+        np.float32
+    )  # below float32's steps
+    assert all(np.isnan(values).all() for values in geometry(stacked(nearly), draws=1).values())
     few = at(geometry(stacked(np.tile(x[:10], (4, 1))), draws=0))
     assert np.isnan(few["twonn"]) and np.isnan(few["mle"]) and few["participation_ratio"] > 1
 

@@ -162,3 +162,18 @@ def test_sql_computes_everything_in_one_pass(lake_copy, decoded):
         "SELECT (SELECT count(*) FROM lens) + (SELECT count(*) FROM delta) + (SELECT count(*) FROM pair_lens)"
     )
     assert max(decoded.values()) == 1
+
+
+def test_passes_are_few_and_jobs_wait_for_the_last_that_serves_them(lake_copy, tmp_path, decoded, monkeypatch):
+    passes = []
+    together = sweep._sweep
+    monkeypatch.setattr(sweep, "_sweep", lambda jobs: (passes.append([job.path.name for job in jobs]), together(jobs)))
+    capture = Capture(path_of(lake_copy))
+    probe, tuned, raw, shared = (Seen(tmp_path / name, capture) for name in ("probe", "tuned", "raw", "shared"))
+    table = Seen(tmp_path / "table")
+    table.reads = ()  # it reads nothing itself: its turn comes at the end of the pass that made what it needs
+    tuned.before, table.before = (probe,), (shared, raw)
+    made = sweep.run([table, tuned, raw])
+    assert passes == [["probe"], ["shared", "raw", "tuned"]]
+    assert [path.name for path in made] == ["shared", "raw", "table", "probe", "tuned"]
+    assert max(decoded.values()) == 2 and table.path.read_text() == "done"
