@@ -215,7 +215,7 @@ def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
 
 PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {"tokens": _tokens, "lens": _lens, "delta": _delta}
 PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {"pair_lens": _pair_lens}
-BEHIND_VIEW = {"commitment": "lens"}
+BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
 
 
 def jobs_of(kit: Kit, need: Need) -> list[Job]:
