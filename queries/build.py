@@ -21,7 +21,14 @@ from ..store.streams import read_stream
 from ..store.tables import stream_table
 from .sweep import Job, LayerTable, Rows, TableJob, run
 
-VERSION = {"tokens": 1, "lens": 1, "delta": 2, "pair_lens": 1}  # raise when a kernel's numbers change
+VERSION = {
+    "tokens": 1,
+    "lens": 1,
+    "delta": 2,
+    "endpoint": 1,
+    "churn": 1,
+    "pair_lens": 1,
+}  # raise when a kernel's numbers change
 Names = tuple[str, str, str]  # pair, variant, stream
 
 
@@ -163,6 +170,21 @@ def _delta(kit: Kit, names: Names, _kind: str) -> Job:
     return LayerTable(kit.layout, "delta", recipe, (capture,), reads, compute, lambda rows: {**named, **label(rows)})
 
 
+# Jobs that live in modules of their own, which import from this one.
+
+
+def _endpoint(kit: Kit, names: Names, _kind: str) -> Job:
+    from .endpoint import endpoint_table
+
+    return endpoint_table(kit, names)
+
+
+def _churn(kit: Kit, names: Names, kind: str) -> Job:
+    from .endpoint import churn_table
+
+    return churn_table(kit, names, kind)
+
+
 # --- a pair ----------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +235,13 @@ def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
 
 # --- what is missing -------------------------------------------------------------------------------------------------
 
-PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {"tokens": _tokens, "lens": _lens, "delta": _delta}
+PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
+    "tokens": _tokens,
+    "lens": _lens,
+    "delta": _delta,
+    "endpoint": _endpoint,
+    "churn": _churn,
+}
 PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {"pair_lens": _pair_lens}
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
 

@@ -34,7 +34,8 @@ def draw(answer: Answer) -> Figure:
 
     The header's `plot:` line holds a kind (`line`, or `dots` for points that are not joined), x, hue, y (label of the
     lines' y axis), `numbers` (unit of the single numbers), MEASURE=UNIT for a number in another unit, and hide=MEASURE,...
-    for what only the table shows; both may be patterns (commit_*). At most 12 panels and 12 single numbers are drawn; the caption says how many are left.
+    for what only the table shows; both may be patterns (commit_*). At most 12 panels and 12 single numbers are drawn; the
+    caption says how many are left.
     """
     canvas = read(answer)
     parts = [

@@ -199,7 +199,12 @@ def test_0J_as_published_on_a_deep_profile(tmp_path: Path) -> None:
     frame = connect(layout).sql(answers.scoped(find("0J"), [scope])).df()
     found = table_of([frame], find("0J")).set_index("measure")["estimate"]
     base = drop[6:15].astype("f4")
-    for name, bound in {"1sd": base.mean() - base.std(), "2sd": base.mean() - 2 * base.std(), "0.02": -0.02, "0.05": -0.05}.items():
+    for name, bound in {
+        "1sd": base.mean() - base.std(),
+        "2sd": base.mean() - 2 * base.std(),
+        "0.02": -0.02,
+        "0.05": -0.05,
+    }.items():
         onset = next(i for i in range(15, len(drop) - 1) if drop[i] < bound and drop[i + 1] < bound)
         assert found[f"onset_{name}"] == onset
     assert found["onset_rules"] == 9 and found["onset_latest"] == 26 and found["onset_0.02"] == 23
