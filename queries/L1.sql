@@ -8,20 +8,29 @@
 -- says: Over the final 20 % of layers IT's blocks write {final20?less|more|neither clearly more nor less} against the residual
 --   they are added to than PT's: δ-cosine difference {final20}.
 -- about: The cosine between what a whole block (attention + MLP) adds and the residual it adds to; the seed's text calls it
---   MLP update, its code uses the block. Negative = the block writes against its input. `profile` is the mean over record
---   steps 10 to 99 with equal weight for each step, each step averaged over the prompts that reach it; the seed counts from
---   the second generated token, so record step t is step t + 1 here. `final20` is the mean over layers floor(0.8 L) and up,
---   `last_layer` the last one alone. Layer 0 is undefined in the seed and left out. Free-running: PT and IT read
---   different texts.
+--   MLP update, its code uses the block (trap 6: "δ-cosine" is cos(m, r) in exp11 and exp14; that one is `mlp_cos` of the
+--   table `delta`). Negative = the block writes against its input. `profile` is the mean over record steps 10 to 99 with
+--   equal weight for each step, each step averaged over the prompts that reach it; the seed counts from the second
+--   generated token, so record step t is step t + 1 here. Steps 0 to 9 and those after 99 are left out as in the seed
+--   (trap 19: L2 uses all, the seed's mean commitments skip 5); for all of them: `actlake sql "SELECT variant, layer,
+--   avg(block_cos) FROM delta WHERE step >= 1 GROUP BY ALL"`. `final20` is the mean over layers floor(0.8 L) and up,
+--   `last_layer` the last one alone, thirds split at L // 3. Layer 0 is undefined in the seed and left out. Pooled over
+--   pairs: the mean of the pairs' numbers. Free-running: PT and IT read different texts. Trap 5: the seed's IT prompts
+--   began with two BOS tokens (`actlake capture --double-bos`).
 -- source: METHODS 4, row L1
-WITH cells AS (
-    SELECT variant, prompt, step - 1 AS stratum, layer, block_cos, max(layer) OVER () + 1 AS layers
+WITH regions AS (
+    SELECT unnest(['final20', 'last_layer', 'first_third', 'middle_third', 'last_third']) AS measure,
+        unnest([floor(0.8 * layers), layers - 1, 0, layers // 3, 2 * (layers // 3)]) AS first,
+        unnest([layers, layers, layers // 3, 2 * (layers // 3), layers]) AS past
+    FROM (SELECT max(layer) + 1 AS layers FROM delta)
+), cells AS (
+    -- A curve without steps (a foreign table) is a profile already.
+    SELECT variant, prompt, step - 1 AS stratum, layer, block_cos
     FROM delta
-    WHERE step - 1 BETWEEN 10 AND 99 AND layer >= 1 AND block_cos IS NOT NULL
+    WHERE coalesce(step - 1 BETWEEN 10 AND 99, true) AND layer >= 1 AND block_cos IS NOT NULL
 )
 SELECT 'profile' AS measure, variant, layer, prompt, stratum, block_cos AS total, 1 AS n FROM cells
-UNION ALL
-SELECT 'final20', variant, NULL, prompt, stratum, avg(block_cos), 1 FROM cells WHERE layer >= floor(0.8 * layers)
-GROUP BY variant, prompt, stratum
-UNION ALL
-SELECT 'last_layer', variant, NULL, prompt, stratum, block_cos, 1 FROM cells WHERE layer = layers - 1
+UNION ALL BY NAME
+SELECT measure, variant, prompt, stratum, avg(block_cos) AS total, 1 AS n
+FROM cells JOIN regions ON layer >= first AND layer < past
+GROUP BY ALL

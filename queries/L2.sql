@@ -1,42 +1,76 @@
 -- id: L2
--- title: Convergence gap and commitment (raw lens)
--- needs: lens(raw)
+-- title: Convergence gap and commitment
+-- needs: lens(raw), lens(tuned)?
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant facet=measure y="KL (nats)" numbers=nats commit_top1_raw_mean=layers
---   commit_kl01_raw_mean=layers
+-- plot: line x=layer hue=variant facet=lens y="KL (nats)" numbers=nats commit_*=layers late_half_*=layers
+--   hide=gap_*,tokens_*
 -- says: Through the second half of the layers IT stays {cg_raw?farther from|closer to|about as far from} its own final
---   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats); its top token settles
---   {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean} layers), and its KL stays
---   under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on ({commit_kl01_raw_mean}).
+--   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats[, with the tuned lens {cg_tuned}]); its top token
+--   settles {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean} layers), and its
+--   KL stays under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on ({commit_kl01_raw_mean}).
 -- about: `kl_final_layer` = KL(final || layer) is the direction of the seed's code and of its published gaps;
---   `kl_layer_final` = KL(layer || final) is the direction its text names and exp11/14 use. `cg_raw` is the mean over layers
---   floor(L/2) and up of IT minus PT, pooled over tokens (long answers weigh more, as in the seed); `cg_raw_prompt` weighs
---   prompts equally. Positions: continuation tokens from the second on (the step that predicts the first is left out, as
---   the seed's hooks did). `commit_*_mean` is the mean layer from which the lens keeps the final top token (top1) or stays
---   under 0.1 nats (kl01); tokens that never do count as the last layer. Medians: `actlake sql "SELECT variant, rule,
---   median(layer) FROM commitment WHERE step >= 1 GROUP BY ALL"`.
+--   `kl_layer_final` = KL(layer || final) is the direction its text names and exp11, 14 and 22 use (trap 1). `cg_raw` and
+--   `cg_tuned` are the mean over layers floor(L/2) and up of IT minus PT, pooled over tokens (long answers weigh more, as in
+--   the seed); `*_prompt` weighs prompts equally; `gap_*_third` are the same over thirds that split at L // 3.
+--   `late_half_layers_it_above_pt_*` counts the layers of that half in which IT's mean KL is above PT's. Positions:
+--   continuation tokens from the second on (METHODS 0, set a); the seed's fast collector is shifted by one (trap 4): for
+--   that, ask the table `lens` for step >= 2. No step is dropped (trap 19). `commit_top1_*` is the layer from which the lens
+--   keeps its own last top token, `commit_kl01_*` the one from which KL stays under 0.1 nats: mean and median over tokens;
+--   tokens that never do count as the last layer (trap 13: exp11 drops them). The published claim that no family commits
+--   earlier does not hold for all of the seed's own files (trap 7). All rules and prompt means: row 0G. The tuned lens is
+--   done without where the capture has no residuals to train it from.
 -- source: METHODS 4, row L2; rules in METHODS 3.3
-WITH tokens_of AS (
-    SELECT variant, prompt, token, layer, kl_final_layer, kl_layer_final, max(layer) OVER () + 1 AS layers
+WITH depth AS (
+    SELECT max(layer) + 1 AS layers FROM lens
+), cells AS MATERIALIZED (
+    -- Curves without steps (foreign tables) are means over the positions already.
+    SELECT lens, variant, prompt, layer, sum(kl_final_layer) AS kl, sum(kl_layer_final) AS kl_back, count(kl_final_layer) AS n
     FROM lens
-    WHERE lens = 'raw' AND step >= 1 AND layer >= 0
+    WHERE coalesce(step >= 1, true) AND layer >= 0
+    GROUP BY ALL
 ), late AS (
-    SELECT variant, prompt, token, avg(kl_final_layer) AS kl FROM tokens_of WHERE layer >= floor(layers / 2)
-    GROUP BY variant, prompt, token
-), commits AS (
-    SELECT variant, prompt, rule, layer FROM commitment
-    WHERE lens = 'raw' AND step >= 1 AND rule IN ('top1', 'kl_0.1')
+    SELECT * FROM cells, depth WHERE layer >= floor(layers / 2)
+), curves AS (
+    SELECT lens, variant, layer, sum(kl) / sum(n) AS kl FROM late GROUP BY ALL
+), thirds AS (
+    SELECT lens, variant, prompt, kl, n,
+        CASE WHEN layer < layers // 3 THEN 'first' WHEN layer < 2 * (layers // 3) THEN 'middle' ELSE 'last' END AS third
+    FROM cells, depth
+), picked AS (
+    UNPIVOT (SELECT lens, variant, prompt, top1, kl[2]::INTEGER AS kl01 FROM commit_layers WHERE step >= 1)
+    ON top1, kl01 INTO NAME rule VALUE value
+), commits AS MATERIALIZED (
+    SELECT lens, variant, prompt, rule, value, count(*) AS n FROM picked GROUP BY ALL
 )
-SELECT 'kl_final_layer' AS measure, variant, layer, prompt, sum(kl_final_layer) AS total, count(*) AS n FROM tokens_of
-GROUP BY variant, layer, prompt
-UNION ALL
-SELECT 'kl_layer_final', variant, layer, prompt, sum(kl_layer_final), count(*) FROM tokens_of GROUP BY variant, layer, prompt
-UNION ALL
-SELECT 'cg_raw', variant, NULL, prompt, sum(kl), count(*) FROM late GROUP BY variant, prompt
-UNION ALL
-SELECT 'cg_raw_prompt', variant, NULL, prompt, avg(kl), 1 FROM late GROUP BY variant, prompt
-UNION ALL
-SELECT 'commit_' || replace(replace(rule, 'kl_0.1', 'kl01'), '_', '') || '_raw_mean', variant, NULL, prompt, sum(layer), count(*) FROM commits
-GROUP BY variant, rule, prompt
+SELECT 'kl_final_layer' AS measure, lens, variant, layer, prompt, kl AS total, n FROM cells
+UNION ALL BY NAME
+SELECT 'kl_layer_final' AS measure, lens, variant, layer, prompt, kl_back AS total, n FROM cells
+UNION ALL BY NAME
+SELECT 'cg_' || lens AS measure, variant, prompt, sum(kl) AS total, sum(n) AS n FROM late GROUP BY ALL
+UNION ALL BY NAME
+SELECT 'cg_' || lens || '_prompt' AS measure, variant, prompt, sum(kl) / sum(n) AS total, 1 AS n FROM late GROUP BY ALL
+UNION ALL BY NAME
+SELECT 'gap_' || lens || '_' || third || '_third' AS measure, variant, prompt, sum(kl) AS total, sum(n) AS n
+FROM thirds
+GROUP BY ALL
+UNION ALL BY NAME
+SELECT 'commit_' || rule || '_' || lens || '_mean' AS measure, variant, prompt, sum(value * n) AS total, sum(n) AS n
+FROM commits
+GROUP BY ALL
+UNION ALL BY NAME
+SELECT 'commit_' || rule || '_' || lens || '_median' AS measure, variant, prompt, value, n FROM commits
+UNION ALL BY NAME
+SELECT 'late_half_layers' AS measure, count(DISTINCT layer) AS estimate, count(DISTINCT layer) AS n, 'layers' AS unit FROM late
+UNION ALL BY NAME
+SELECT 'late_half_layers_it_above_pt_' || it.lens AS measure, count(*) FILTER (it.kl > pt.kl) AS estimate, count(*) AS n,
+    'layers' AS unit
+FROM curves AS it JOIN curves AS pt USING (lens, layer)
+WHERE it.variant = 'it' AND pt.variant = 'pt'
+GROUP BY ALL
+UNION ALL BY NAME
+SELECT 'tokens_' || variant AS measure, sum(n) AS estimate, sum(n) AS n, 'tokens' AS unit
+FROM cells
+WHERE lens = 'raw' AND layer = (SELECT max(layer) FROM cells)
+GROUP BY variant

@@ -23,7 +23,17 @@ from ..store.tables import stream_table
 from .sweep import Job, LayerTable, Rows, TableJob, run
 
 # Raise when a kernel's numbers change.
-VERSION = {"tokens": 1, "lens": 1, "delta": 2, "geometry": 1, "attention": 1, "pair_lens": 1, "weights": 1}
+VERSION = {
+    "tokens": 1,
+    "lens": 1,
+    "delta": 2,
+    "endpoint": 1,
+    "churn": 1,
+    "geometry": 1,
+    "attention": 1,
+    "pair_lens": 1,
+    "weights": 1,
+}
 Names = tuple[str, str, str]  # pair, variant, stream
 
 
@@ -170,6 +180,21 @@ def _delta(kit: Kit, names: Names, _kind: str) -> Job:
     return LayerTable(kit.layout, "delta", recipe, (capture,), reads, compute, lambda rows: {**named, **label(rows)})
 
 
+# Jobs that live in modules of their own, which import from this one.
+
+
+def _endpoint(kit: Kit, names: Names, _kind: str) -> Job:
+    from .endpoint import endpoint_table
+
+    return endpoint_table(kit, names)
+
+
+def _churn(kit: Kit, names: Names, kind: str) -> Job:
+    from .endpoint import churn_table
+
+    return churn_table(kit, names, kind)
+
+
 # --- a pair ----------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +276,8 @@ PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
     "tokens": _tokens,
     "lens": _lens,
     "delta": _delta,
+    "endpoint": _endpoint,
+    "churn": _churn,
     "geometry": _geometry,
     "attention": _attention,
 }
@@ -261,7 +288,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {"directions": ("stability", "spread", "matched", "splits", "contrast")}
-BEHIND_VIEW = {"commitment": "lens"}
+BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
 
 
 def jobs_of(kit: Kit, need: Need) -> list[Job]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase as fnmatch
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -39,7 +40,11 @@ class Canvas:
 
 def read(answer: Answer) -> Canvas:
     """Sort an answer's table into what a figure shows."""
-    lines, numbers = ([p for p in part if p.rows["estimate"].notna().any()] for part in split(answer))
+    hidden = answer.query.plot.get("hide", "").split(",")
+    lines, numbers = (
+        [p for p in part if p.rows["estimate"].notna().any() and not any(fnmatch(p.measure, name) for name in hidden)]
+        for part in split(answer)
+    )
     values = list(dict.fromkeys(x for panel in lines for x in panel.rows["x"]))
     layers = 1 + int(max(values)) if lines and answer.query.plot.get("x", "layer") == "layer" else 0
     names = [] if all(isinstance(value, (int, float)) for value in values) else values
@@ -56,6 +61,12 @@ def read(answer: Answer) -> Canvas:
         plain=[panel for panel in kept if not panel.rows["hue"].notna().any()],
         left_out=max(0, len(lines) - MOST_LINES) + max(0, len(numbers) - MOST_NUMBERS),
     )
+
+
+def unit(canvas: Canvas, panel: Panel) -> str:
+    """The unit of a single number: what the header says of its measure (or a pattern that fits), else of all numbers."""
+    plot = canvas.answer.query.plot
+    return next((plot[name] for name in plot if fnmatch(panel.measure, name)), plot.get("numbers", ""))
 
 
 def title(canvas: Canvas) -> list[str]:

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 
 from ..store.errors import LakeError
 from . import marks
-from .canvas import Canvas, beside, caption, legend, read, title
+from .canvas import Canvas, beside, caption, legend, read, title, unit
 from .marks import GREY, INK
 from .panels import Panel, shown
 
@@ -33,8 +33,9 @@ def draw(answer: Answer) -> Figure:
     """Draw an answer as its query's header says; rows without x make the strip at the bottom.
 
     The header's `plot:` line holds a kind (`line`, or `dots` for points that are not joined), x, hue, y (label of the
-    lines' y axis), `numbers` (unit of the single numbers) and MEASURE=UNIT for a number in another unit. At most 12
-    panels and 12 single numbers are drawn; the caption says how many are left to the table.
+    lines' y axis), `numbers` (unit of the single numbers), MEASURE=UNIT for a number in another unit, and hide=MEASURE,...
+    for what only the table shows; both may be patterns (commit_*). At most 12 panels and 12 single numbers are drawn; the
+    caption says how many are left.
     """
     canvas = read(answer)
     parts = [
@@ -162,11 +163,9 @@ def _draw_lines(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
 
 def _draw_numbers(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
     cells = _axes(figure, spec, canvas.numbers, _number_ratios(canvas), share=False)
-    plot = canvas.answer.query.plot
     for panel, parts in zip(canvas.numbers, cells, strict=True):
-        unit = plot.get(panel.measure, plot.get("numbers", ""))
-        if unit:
-            parts[0][0].set_title(f"{panel.label} ({unit})", loc="left", size=9, color=INK)
+        if named := unit(canvas, panel):
+            parts[0][0].set_title(f"{panel.label} ({named})", loc="left", size=9, color=INK)
         for axes, rows in parts:
             labels = [shown(hue) for hue in rows["hue"]]
             marks.dots(axes, rows, labels, canvas.looks, beside(canvas, panel, rows))
@@ -179,4 +178,4 @@ def _draw_plain(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
     published = [line for panel in canvas.plain for line in beside(canvas, panel, panel.rows)]
     axes = figure.add_subplot(spec)
     marks.dots(axes, rows, labels, canvas.looks, published)
-    axes.set_xlabel(canvas.answer.query.plot.get("numbers", ""), size=8.5, color=INK)
+    axes.set_xlabel(" or ".join(dict.fromkeys(unit(canvas, panel) for panel in canvas.plain)), size=8.5, color=INK)

@@ -100,9 +100,10 @@ class TableJob(Job):
 
 
 class LayerTable(TableJob):
-    """A table of token x layer: `compute` turns a block into columns [n, L+1], `label` into columns [n] and constants.
+    """A table of token x layer: `compute` turns a block into columns [n, layers], `label` into columns [n] and constants.
 
-    Row groups are one layer of about ROW_GROUP_TOKENS tokens; that many are held in memory.
+    The first column is layer `first`: -1, the input of block 0, where all boundaries have one. Row groups are one layer of
+    about ROW_GROUP_TOKENS tokens; that many are held in memory.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class LayerTable(TableJob):
         reads: tuple[str, ...],
         compute: Callable[..., dict[str, np.ndarray]],
         label: Callable[..., dict[str, Any]],
+        first: int = -1,
     ):
         super().__init__(layout, table, recipe)
         self.captures, self.reads = captures, reads
-        self._compute, self._label = compute, label
+        self._compute, self._label, self._first = compute, label, first
         self._held: list[tuple[dict[str, Any], dict[str, np.ndarray]]] = []
         self._tokens = 0
 
@@ -140,9 +142,9 @@ class LayerTable(TableJob):
             name: np.concatenate([label[name] for label in labels]) if isinstance(first, np.ndarray) else first
             for name, first in labels[0].items()
         }
-        for boundary in range(next(iter(values[0].values())).shape[1]):
-            layer = {name: np.ma.concatenate([part[name][:, boundary] for part in values]) for name in values[0]}
-            self.add({**columns, "layer": boundary - 1, **layer})
+        for place in range(next(iter(values[0].values())).shape[1]):
+            layer = {name: np.ma.concatenate([part[name][:, place] for part in values]) for name in values[0]}
+            self.add({**columns, "layer": self._first + place, **layer})
         self._held, self._tokens = [], 0
 
 

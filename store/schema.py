@@ -155,6 +155,19 @@ TABLES = {
             ("resid_norm", _FLOAT),
         ]
     ),
+    "endpoint": pa.schema(
+        [
+            *_MODEL,
+            *_TOKEN,
+            *_PLACE,
+            *_LAYER,
+            ("entropy", _FLOAT),
+            ("confidence", _FLOAT),
+            ("margin", _FLOAT),
+            ("logsumexp", _FLOAT),
+        ]
+    ),
+    "churn": pa.schema([*_MODEL, ("lens", _TEXT), *_TOKEN, *_PLACE, *_LAYER, ("churn", _FLOAT)]),
     "pair_lens": pa.schema(
         [
             *_MODEL,

@@ -75,8 +75,8 @@ def l2(pair: str = "pocket", layers: int = 6) -> Any:
     rows += by_variant("cg_raw", 2.13, 3.04, 0.11, layer=pd.NA)
     rows += by_variant("cg_raw_prompt", 2.17, 2.91, 0.12, layer=pd.NA)
     rows += by_variant("commit_kl01_raw_mean", 0.84 * layers, 0.9 * layers, 0.02 * layers, layer=pd.NA)
-    rows += by_variant("commit_top1_raw_mean", 0.65 * layers, 0.74 * layers, 0.02 * layers, layer=pd.NA)
-    return answer("L2", pair, rows, numbers="nats", commit_kl01_raw_mean="layers", commit_top1_raw_mean="layers")
+    rows += by_variant("commit_top1_raw_mean_skip5", 0.65 * layers, 0.74 * layers, 0.02 * layers, layer=pd.NA)
+    return answer("L2", pair, rows)
 
 
 def exp16(pair: str = "pocket", layers: int = 6) -> Any:

@@ -20,6 +20,7 @@ NEEDED = (
     "queries/L1.sql",
     "queries/page.html.j2",
     "queries/published.csv",
+    "store/views/commit_layers.sql",
     "store/views/commitment.sql",
 )
 

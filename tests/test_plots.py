@@ -134,7 +134,7 @@ def test_no_text_is_cut_off_or_covers_another(which: int):
 
 def test_single_numbers_stand_in_a_strip_with_the_published_figure():
     figure = plots.draw(made.l2("gemma3_4b", 34))
-    assert "cg_raw (nats)" in titles(figure) and "commit_top1_raw_mean (layers)" in titles(figure)
+    assert "cg_raw (nats)" in titles(figure) and "commit_top1_raw_mean_skip5 (layers)" in titles(figure)
     strip = next(axes for axes in figure.axes if axes.get_title(loc="left") == "cg_raw (nats)")
     assert [label.get_text() for label in strip.get_yticklabels()] == ["PT", "IT"]
     below = figure.axes[figure.axes.index(strip) + 1]
@@ -161,8 +161,8 @@ def test_a_published_figure_belongs_to_its_measure_and_variant_only():
 
     assert value("cg_raw", "it - pt") == 1.008
     assert value("cg_raw", "pt") is None and value("cg_raw_prompt", "it - pt") is None
-    assert (value("commit_top1_raw_mean", "pt"), value("commit_top1_raw_mean", "it")) == (22.02, 25.71)
-    assert value("commit_top1_raw_mean", "it - pt") is None
+    assert (value("commit_top1_raw_mean_skip5", "pt"), value("commit_top1_raw_mean_skip5", "it")) == (22.02, 25.71)
+    assert value("commit_top1_raw_mean_skip5", "it - pt") is None
 
 
 def test_one_layer_and_missing_intervals():

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from actlake.queries import answer as answers
+from actlake.queries.build import Scope
 from actlake.queries.estimates import table_of
 from actlake.queries.registry import find, parse, published, queries
 from actlake.store.errors import LakeError
@@ -16,6 +17,7 @@ from actlake.store.layout import Layout
 from actlake.store.manifest import seal
 from actlake.store.models import write_model
 from actlake.store.streams import Stream, write_stream
+from actlake.store.tables import connect, write_table
 from actlake.store.writer import ShardWriter, Template, create_capture
 
 LAYERS, D, VOCAB, PROMPTS, ANSWER = 5, 4, 7, 6, 14
@@ -154,6 +156,86 @@ def test_L1_is_the_profile_of_METHODS_by_plain_loops(made: Made) -> None:
     assert not ((table["measure"] == "profile") & (table["layer"] == 0)).any()
 
 
+def test_L1_thirds_and_0J_onset_by_plain_loops(made: Made) -> None:
+    table = made.lake.run("L1").table
+    profile = {
+        v: [estimate(table, "profile", variant=v, layer=layer) for layer in range(1, LAYERS)] for v in ("pt", "it")
+    }
+    diff = dict(enumerate(np.subtract(profile["it"], profile["pt"]), start=1))
+    third = LAYERS // 3
+    for name, layers in {
+        "first": range(third), "middle": range(third, 2 * third), "last": range(2 * third, LAYERS),
+    }.items():  # fmt: skip
+        inside = [diff[layer] for layer in layers if layer in diff]
+        found = table[(table["measure"] == f"{name}_third") & (table["variant"] == "it - pt")]["estimate"].tolist()
+        assert found == pytest.approx([np.mean(inside)] if inside else [], abs=1e-5)
+    found = made.lake.run("0J").table.set_index("measure")["estimate"]
+    base = [diff[layer] for layer in range(round(6 * LAYERS / 34), round(14 * LAYERS / 34) + 1)]
+    bounds = {f"{k:g}sd": np.mean(base) - k * np.std(base) for k in (0.5, 0.75, 1, 1.5, 2)}
+    bounds |= {f"{t:.2f}": -t for t in (0.02, 0.05, 0.10, 0.15)}
+    onsets = {}
+    for name, bound in bounds.items():
+        for layer in range(round(14 * LAYERS / 34) + 1, LAYERS - 1):
+            if diff[layer] < bound and diff[layer + 1] < bound:
+                onsets.setdefault(name, layer)
+    assert found["onset_scaled_rules"] == len(onsets)
+    assert {name: found.get(f"onset_scaled_{name}") for name in bounds} == {name: onsets.get(name) for name in bounds}
+    assert not any(name.startswith("onset_1") for name in found.index)  # 5 layers: nothing as published
+
+
+def test_0J_as_published_on_a_deep_profile(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "lake", create=True)
+    rng = np.random.default_rng(3)
+    drop = np.r_[rng.normal(0, 0.01, 20), -0.018, 0.0, -0.012, -0.03, -0.06, -0.03, -0.2, -0.2, -0.2]
+    for variant in ("pt", "it"):
+        rows = {
+            "pair": PAIR, "variant": variant, "stream": f"native-set-{variant}", "prompt_id": "a", "category": "A",
+            "prompt": 0, "token": 0, "position": 20, "step": 15, "layer": np.arange(len(drop)),
+            "block_cos": (drop if variant == "it" else 0 * drop).astype("f4"), "mlp_cos": 0.0 * drop, "mlp_norm": 0.0 * drop,
+            "resid_norm": 0.0 * drop,
+        }  # fmt: skip
+        write_table(layout, "delta", {"variant": variant}, [rows])
+    scope = Scope(PAIR, {v: f"native-set-{v}" for v in ("pt", "it")}, "native")
+    frame = connect(layout).sql(answers.scoped(find("0J"), [scope])).df()
+    found = table_of([frame], find("0J")).set_index("measure")["estimate"]
+    base = drop[6:15].astype("f4")
+    for name, bound in {
+        "1sd": base.mean() - base.std(),
+        "2sd": base.mean() - 2 * base.std(),
+        "0.02": -0.02,
+        "0.05": -0.05,
+    }.items():
+        onset = next(i for i in range(15, len(drop) - 1) if drop[i] < bound and drop[i + 1] < bound)
+        assert found[f"onset_{name}"] == onset
+    assert found["onset_rules"] == 9 and found["onset_latest"] == 26 and found["onset_0.02"] == 23
+
+
+def test_0G_numbers_by_plain_loops(made: Made) -> None:
+    table = made.lake.run("0G").table
+    for variant in ("pt", "it"):
+        key = ("native", variant)
+        p, rows = made.probabilities(key), made.rows(key)
+        final = p[:, -1:]
+        kl = (final * (np.log(final) - np.log(p))).sum(-1)
+        top = p.argmax(-1)
+        settled = np.array([next(i for i in range(LAYERS) if (row[i:] == row[-1]).all()) for row in top])
+        under = {
+            bound: np.array([next((i for i in range(LAYERS) if (row[i:] < bound).all()), LAYERS - 1) for row in kl])
+            for bound in (0.05, 0.1, 0.2, 0.5, 1.0)
+        }
+        every, skip5 = rows["step"] >= 1, rows["step"] >= 6
+        assert estimate(table, "commit_top1_raw_median", variant=variant) == np.median(settled[every])
+        assert estimate(table, "commit_kl01_raw_median", variant=variant) == np.median(under[0.1][every])
+        assert estimate(table, "commit_top1_raw_mean_skip5", variant=variant) == pytest.approx(settled[skip5].mean())
+        by_prompt = pd.Series(settled[skip5]).groupby(rows["prompt"][skip5].to_numpy()).mean()
+        assert estimate(table, "commit_top1_raw_prompt_mean", variant=variant) == pytest.approx(by_prompt.mean())
+        for bound, layers in under.items():
+            assert estimate(table, "kl", variant=variant, threshold=bound) == pytest.approx(layers[every].mean())
+    line = table[(table["measure"] == "commit_top1_raw_median") & (table["variant"] == "it - pt")].iloc[0]
+    parts = [estimate(table, "commit_top1_raw_median", variant=v) for v in ("it", "pt")]
+    assert line["estimate"] == parts[0] - parts[1] and line["low"] <= line["estimate"] <= line["high"]
+
+
 def test_L2_gap_and_commitment_are_those_of_METHODS_by_plain_loops(made: Made) -> None:
     table = made.lake.run("L2").table
     curves, late = {}, math.floor(LAYERS / 2)
@@ -179,6 +261,17 @@ def test_L2_gap_and_commitment_are_those_of_METHODS_by_plain_loops(made: Made) -
         assert estimate(table, "commit_kl01_raw_mean", variant=variant) == pytest.approx(np.mean(under))
     gap = (curves["it"] - curves["pt"])[late:].mean()
     assert estimate(table, "cg_raw", variant="it - pt") == pytest.approx(gap, abs=1e-4)
+    apart = curves["it"] - curves["pt"]
+    third = LAYERS // 3
+    for name, layers in {
+        "first": slice(third), "middle": slice(third, 2 * third), "last": slice(2 * third, None),
+    }.items():  # fmt: skip
+        found = estimate(table, f"gap_raw_{name}_third", variant="it - pt")
+        assert found == pytest.approx(apart[layers].mean(), abs=1e-4)
+    assert estimate(table, "late_half_layers") == LAYERS - late
+    assert estimate(table, "late_half_layers_it_above_pt_raw") == (apart[late:] > 1e-9).sum()
+    for variant in ("pt", "it"):
+        assert estimate(table, f"tokens_{variant}") == (made.rows(("native", variant))["step"] >= 1).sum()
 
 
 def test_exp16_js_by_plain_loops(made: Made) -> None:
@@ -236,7 +329,8 @@ def test_hand_made_numbers(tmp_path: Path) -> None:
 def test_answers_say_their_unit_and_reuse_tables(made: Made, tmp_path: Path) -> None:
     found = made.lake.run("L2", pair=PAIR)
     assert set(found.table.columns) >= {"measure", "variant", "layer", "estimate", "low", "high", "n", "method"}
-    assert (found.table["n"] == PROMPTS).all()
+    prompts = found.table[found.table["unit"] == "prompts"]
+    assert (prompts["n"] == PROMPTS).all() and set(found.table["unit"]) == {"prompts", "layers", "tokens"}
     inside = found.table["low"].isna() | (found.table["low"] <= found.table["estimate"] + 1e-9)
     assert inside.all()
     assert "convergence gap" in found.says and "{" not in found.says
@@ -282,7 +376,7 @@ def test_a_second_capture_does_not_leak_into_the_first(made: Made, tmp_path: Pat
     with pytest.raises(LakeError, match="--prompts"):
         other.lake.run("L2")
     pd.testing.assert_frame_equal(other.lake.run("L2", prompts="set").table, before)
-    assert (other.lake.run("L2", prompts="other").table["n"] == 3).all()
+    assert (other.lake.run("L1", prompts="other").table["n"] == 3).all()
 
 
 def test_lens_rows_and_free_sql(made: Made) -> None:

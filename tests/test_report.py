@@ -107,7 +107,7 @@ def test_numbers_of_the_table_and_published_ones_beside_them(html: str):
     assert "0.910 [0.833, 0.987] published 1.008" in text
     assert "−0.245 [−0.259, −0.231]" in text
     assert "published 22.02" in text and "published 25.71" in text
-    assert "All that is published for gemma3_4b in this row (18)" in text and "1,273,606" in text
+    assert "All that is published for gemma3_4b in this row (23)" in text and "1,273,606" in text
     assert re.search(r"measure\s+PT\s+IT\s+IT − PT\s+n\s", text)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 RULES = [
     "top1",
-    *(f"kl_{threshold}" for threshold in ("0.05", "0.1", "0.2", "0.5", "1.0")),
+    *(f"{family}_{threshold}" for family in ("kl", "entropy") for threshold in ("0.05", "0.1", "0.2", "0.5", "1.0")),
     *(f"cos_{threshold}" for threshold in ("0.8", "0.9", "0.95", "0.99")),
 ]
 
@@ -306,7 +306,7 @@ def test_commitment_comes_back_over_the_threshold(lake):
 
 def test_never_committing_is_the_last_layer(lake):
     """A tuned lens may miss its own threshold even at the last layer."""
-    found = commitment(lake, kl_final_layer=[3, 3, 3, 3, 3], cos_final=[0, 0, 0, 0, 0])
+    found = commitment(lake, kl_final_layer=[3, 3, 3, 3, 3], cos_final=[0, 0, 0, 0, 0], entropy=[0, 2, 0, 2, 0])
     assert {found[rule] for rule in RULES if rule != "top1"} == {4} and found["top1"] == 0
 
 

@@ -1,0 +1,61 @@
+-- id: 0J
+-- title: Onset of the corrective layers
+-- needs: delta
+-- stream: native
+-- bootstrap: none
+-- plot: line x=layer y="δ-cosine, IT − PT" numbers=layer onset_*rules=rules hide=onset_*rules
+-- says: First layer of the drop of IT's δ-cosine below PT's, one standard deviation under the baseline layers: by depth
+--   [{onset_scaled_1sd}, ]searched after a sixth to two fifths of the layers; as published, after layer 14[, {onset_1sd}]. No
+--   number: no two consecutive layers qualify.
+-- about: `diff` is the L1 profile of IT minus PT. As published (`onset_*`): baseline = mean and standard deviation (n in the
+--   denominator) of diff over layers 6 to 14; the onset is the first of two consecutive layers after 14 with diff below mean
+--   minus k standard deviations (`onset_0.5sd` to `onset_2sd`), or with PT minus IT above a threshold (`onset_0.02` to
+--   `onset_0.15`). The search starts at layer 15, so no onset can be earlier. For models of another depth
+--   `onset_scaled_*` puts the baseline at the same share of the depth (the published layers are those of a 34-layer model:
+--   round(6 L / 34) to round(14 L / 34)); models with 16 layers and less have only these. `*_earliest` and `*_latest` are
+--   over all nine rules, `*_rules` says how many of them have an onset. No line: no two consecutive layers qualify (the
+--   seed's "none"), or there are fewer than two baseline layers. No intervals: an onset is a layer.
+-- source: METHODS 6, row 0J
+WITH depth AS (
+    SELECT max(layer) + 1 AS layers FROM delta
+), means AS (
+    SELECT variant, layer, step, avg(block_cos) AS cosine
+    FROM delta
+    WHERE coalesce(step - 1 BETWEEN 10 AND 99, true) AND layer >= 1 AND block_cos IS NOT NULL
+    GROUP BY ALL
+), profile AS (
+    SELECT variant, layer, avg(cosine) AS cosine FROM means GROUP BY ALL
+), diff AS MATERIALIZED (
+    SELECT layer, it.cosine - pt.cosine AS diff
+    FROM profile AS it JOIN profile AS pt USING (layer)
+    WHERE it.variant = 'it' AND pt.variant = 'pt'
+), forms AS (
+    SELECT 'onset_' AS form, 6 AS first, 14 AS last FROM depth WHERE layers > 16
+    UNION ALL
+    SELECT 'onset_scaled_', round(6 * layers / 34), round(14 * layers / 34) FROM depth
+), baselines AS (
+    SELECT form, last, avg(diff) AS mean, stddev_pop(diff) AS sd
+    FROM forms JOIN diff ON layer BETWEEN first AND last
+    GROUP BY ALL
+    HAVING count(*) > 1
+), bounds AS (
+    SELECT form, last, unnest(['0.5sd', '0.75sd', '1sd', '1.5sd', '2sd', '0.02', '0.05', '0.10', '0.15']) AS name,
+        unnest([mean - 0.5 * sd, mean - 0.75 * sd, mean - sd, mean - 1.5 * sd, mean - 2 * sd, -0.02, -0.05, -0.10, -0.15])
+            AS bound
+    FROM baselines
+), two AS (
+    SELECT layer, diff, lead(diff) OVER (ORDER BY layer) AS next FROM diff
+), onsets AS (
+    SELECT form, name, min(layer) AS onset
+    FROM bounds JOIN two ON layer > last AND diff < bound AND next < bound
+    GROUP BY ALL
+)
+SELECT 'diff' AS measure, layer, diff AS estimate FROM diff
+UNION ALL BY NAME
+SELECT form || name AS measure, onset AS estimate FROM onsets
+UNION ALL BY NAME
+SELECT form || 'rules' AS measure, count(onset) AS estimate, count(*) AS n, 'rules' AS unit
+FROM bounds LEFT JOIN onsets USING (form, name)
+GROUP BY ALL
+UNION ALL BY NAME
+SELECT form || unnest(['earliest', 'latest']) AS measure, unnest([min(onset), max(onset)]) AS estimate FROM onsets GROUP BY form
