@@ -35,7 +35,7 @@ class Model:
     @property
     def name(self) -> str:
         """PAIR/VARIANT."""
-        return f"{self.spec.pair}/{self.spec.variant}"
+        return self.spec.name
 
     @property
     def n_layers(self) -> int:
@@ -82,12 +82,10 @@ def source(spec: ModelSpec) -> str:
     folder = spec.path
     assert folder is not None
     if not (folder / "config.json").is_file():
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: {folder} has no config.json; it should be a Hugging Face model folder"
-        )
+        raise LakeError(f"model {spec.name}: {folder} has no config.json; it should be a Hugging Face model folder")
     if not list(folder.glob("*.safetensors")):
         raise LakeError(
-            f"model {spec.pair}/{spec.variant}: {folder} has no .safetensors file; actlake loads nothing else (save it with"
+            f"model {spec.name}: {folder} has no .safetensors file; actlake loads nothing else (save it with"
             " save_pretrained)"
         )
     return str(folder)
@@ -98,9 +96,7 @@ def load_config(spec: ModelSpec) -> Any:
     try:
         return AutoConfig.from_pretrained(source(spec), revision=spec.revision or "main")
     except (OSError, ValueError, KeyError) as error:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: can't read its config: {str(error).splitlines()[0]}"
-        ) from error
+        raise LakeError(f"model {spec.name}: can't read its config: {str(error).splitlines()[0]}") from error
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -108,9 +104,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source(spec), revision=spec.revision or "main")
     except (OSError, ValueError) as error:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: can't load its tokenizer: {str(error).splitlines()[0]}"
-        ) from error
+        raise LakeError(f"model {spec.name}: can't load its tokenizer: {str(error).splitlines()[0]}") from error
 
 
 def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa") -> Model:
@@ -121,9 +115,7 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
     check_dtype(dtype)
     device_of(device)
     if spec.gguf_file:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: gguf_file is not supported yet; convert it to safetensors first"
-        )
+        raise LakeError(f"model {spec.name}: gguf_file is not supported yet; convert it to safetensors first")
     where = source(spec)
     if not ERRORS.is_terminal:
         transformers.utils.logging.disable_progress_bar()
@@ -141,16 +133,14 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
         )
         hf = loaded[0].to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: can't load {where}: {str(error).splitlines()[0]}"
-        ) from error
+        raise LakeError(f"model {spec.name}: can't load {where}: {str(error).splitlines()[0]}") from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     # Hugging Face fills gaps with random numbers and a warning.
     gaps = sorted(loaded[1]["missing_keys"]) + sorted(key[0] for key in loaded[1]["mismatched_keys"])
     if gaps:
         raise LakeError(
-            f"model {spec.pair}/{spec.variant}: {where} lacks {len(gaps)} weights that its config asks for, or has them in"
+            f"model {spec.name}: {where} lacks {len(gaps)} weights that its config asks for, or has them in"
             f" another shape (first: {gaps[0]}); the folder is incomplete or its config.json belongs to another model"
         )
     parts, head = discover(hf)

@@ -42,6 +42,11 @@ class ModelSpec:
     revision: str | None
     gguf_file: str | None
 
+    @property
+    def name(self) -> str:
+        """PAIR/VARIANT; a model without a catalog entry has no variant."""
+        return f"{self.pair}/{self.variant}" if self.variant else self.pair
+
 
 @dataclass(frozen=True)
 class PairSpec:
