@@ -61,6 +61,7 @@ def describe(model: Model) -> dict[str, Any]:
         "parameters": model.record["parameters"],
         "dtype": model.record["dtype"],
         "sha256": model.record["sha256"],
+        "quantized_from": model.record.get("quantized_from"),
         "blocks": model.n_layers,
         "d_model": head.d_model,
         "vocab": head.vocab,
@@ -143,11 +144,12 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     extras = [f"soft cap {head['softcap']}" if head["softcap"] else "no soft cap"]
     extras += [f"logits x {head['logit_scale']:g}"] if head["logit_scale"] != 1 else []
     extras += ["bias"] if head["bias"] else []
+    source = f", dequantised from {found['quantized_from']['file']}" if found["quantized_from"] else ""
     begins = [f"{bos[template]} in a {template} prompt" for template in ("raw", "chat") if template in bos]
     special = ", ".join(f"{token} {number}" for token, number in list(found["special_ids"].items())[:12])
     more = len(found["special_ids"]) - 12
     return [
-        ("class", f"{found['class']}, {found['parameters']:,} parameters, {found['dtype']}"),
+        ("class", f"{found['class']}, {found['parameters']:,} parameters, {found['dtype']}{source}"),
         ("shape", f"{found['blocks']} blocks, d_model {found['d_model']}, {found['vocab']:,} logits"),
         ("context", f"{found['max_positions'] or 'not said'}"),
         ("norms", f"{found['norm_placement']}; {found['mlp_out']}"),
