@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
+model_app = typer.Typer(help="Models.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
 
 CAPTURE = "PAIR/VARIANT/STREAM, the stream by a unique beginning of its name: pocket/it/native."
@@ -452,6 +454,33 @@ def report(
     ]
     write_page(layout, answers, steps, page)
     out.print(str(page.absolute()), highlight=False, soft_wrap=True)
+
+
+@model_app.command("check")
+def model_check(
+    what: Annotated[
+        str, typer.Argument(metavar="PATH|PAIR", help="A model folder, a .gguf file, or a pair of the catalog.")
+    ],
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "auto",
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load models and tell what was found: blocks, norms, what the MLP output means, head, attention, tokenizer.
+
+    Runs the checks of a capture on the way; a model that passes can be captured.
+    """
+    from .capture.describe import check_models, find_specs, lines
+
+    found = check_models(find_specs(load_catalog(catalog), what), device, dtype)
+    if as_json:
+        return _json(found)
+    for model in found:
+        out.print(f"[bold]{escape(model['model'])}[/]", highlight=False)
+        for name, text in lines(model):
+            out.print(f"  {name:11} {escape(text)}", highlight=False, soft_wrap=True)
+    if len(found) == 2:
+        out.print("the two have one shape and one tokenizer: they can be captured as a pair", highlight=False)
 
 
 @prompts_app.command("add")

@@ -1,7 +1,9 @@
 """Loading a checkpoint: the untouched Hugging Face module, its tokenizer, its parts, and what tells it from another."""
 
+import struct
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import hash_files, hash_json
 from ..store.progress import ERRORS
+from .gguf import DTYPE, gguf_path, loading, read_once
 from .structure import Structure, device_of_input, discover, norm_parameters
 from .tokens import real_token_mask, tokenizer_hash
 
@@ -35,7 +38,7 @@ class Model:
     @property
     def name(self) -> str:
         """PAIR/VARIANT."""
-        return f"{self.spec.pair}/{self.spec.variant}"
+        return self.spec.name
 
     @property
     def n_layers(self) -> int:
@@ -75,19 +78,35 @@ class Model:
         return torch.tanh(out / cap) * cap if cap else out
 
 
+# What Hugging Face raises for files that are not what they should be.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    AssertionError,
+    ImportError,
+    SafetensorError,
+    struct.error,
+)
+
+
 def source(spec: ModelSpec) -> str:
     """The folder or hub id a model is loaded from; LakeError when a folder can't hold one."""
+    if spec.gguf_file:
+        gguf_path(spec)
     if spec.hub:
         return spec.hub
     folder = spec.path
     assert folder is not None
+    if spec.gguf_file:
+        return str(folder)
     if not (folder / "config.json").is_file():
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: {folder} has no config.json; it should be a Hugging Face model folder"
-        )
+        raise LakeError(f"model {spec.name}: {folder} has no config.json; it should be a Hugging Face model folder")
     if not list(folder.glob("*.safetensors")):
         raise LakeError(
-            f"model {spec.pair}/{spec.variant}: {folder} has no .safetensors file; actlake loads nothing else (save it with"
+            f"model {spec.name}: {folder} has no .safetensors file; actlake loads nothing else (save it with"
             " save_pretrained)"
         )
     return str(folder)
@@ -95,36 +114,41 @@ def source(spec: ModelSpec) -> str:
 
 def load_config(spec: ModelSpec) -> Any:
     """The Hugging Face config of a model, nothing else."""
-    try:
-        return AutoConfig.from_pretrained(source(spec), revision=spec.revision or "main")
-    except (OSError, ValueError, KeyError) as error:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: can't read its config: {str(error).splitlines()[0]}"
-        ) from error
+    return _load(AutoConfig, spec, "read its config")
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
     """The tokenizer of a model, nothing else."""
+    return _load(AutoTokenizer, spec, "load its tokenizer")
+
+
+def _load(auto: Any, spec: ModelSpec, what: str) -> Any:
+    where = source(spec)
     try:
-        return AutoTokenizer.from_pretrained(source(spec), revision=spec.revision or "main")
-    except (OSError, ValueError) as error:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: can't load its tokenizer: {str(error).splitlines()[0]}"
-        ) from error
+        if spec.gguf_file:
+            return read_once(auto, spec, where)
+        return auto.from_pretrained(where, revision=spec.revision or "main")
+    except UNREADABLE as error:
+        raise unreadable(spec, what, error) from error
+
+
+def unreadable(spec: ModelSpec, what: str, error: BaseException) -> LakeError:
+    """One line for what Hugging Face raises about a model's files."""
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return LakeError(f"model {spec.name}: can't {what}: {first}")
 
 
 def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa") -> Model:
-    """Load a checkpoint from safetensors, find its parts and check them with a small forward.
+    """Load a checkpoint from safetensors or a GGUF file, find its parts and check them with a small forward.
 
     Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
     """
     check_dtype(dtype)
     device_of(device)
-    if spec.gguf_file:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: gguf_file is not supported yet; convert it to safetensors first"
-        )
     where = source(spec)
+    kind: dict[str, Any] = {"use_safetensors": True}
+    if spec.gguf_file:
+        kind, dtype = {"config": load_config(spec), **loading(spec)}, DTYPE if dtype == "auto" else dtype
     if not ERRORS.is_terminal:
         transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
@@ -135,22 +159,20 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
             revision=spec.revision or "main",
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
-            use_safetensors=True,
+            **kind,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
         )
         hf = loaded[0].to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: can't load {where}: {str(error).splitlines()[0]}"
-        ) from error
+        raise LakeError(f"model {spec.name}: can't load {where}: {str(error).splitlines()[0]}") from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     # Hugging Face fills gaps with random numbers and a warning.
     gaps = sorted(loaded[1]["missing_keys"]) + sorted(key[0] for key in loaded[1]["mismatched_keys"])
     if gaps:
         raise LakeError(
-            f"model {spec.pair}/{spec.variant}: {where} lacks {len(gaps)} weights that its config asks for, or has them in"
+            f"model {spec.name}: {where} lacks {len(gaps)} weights that its config asks for, or has them in"
             f" another shape (first: {gaps[0]}); the folder is incomplete or its config.json belongs to another model"
         )
     parts, head = discover(hf)
@@ -190,25 +212,33 @@ def check_dtype(dtype: str) -> None:
 def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dict[str, Any]:
     """What tells one checkpoint from another, without loading its weights.
 
-    Keys: id, revision, files (SHA-256 each, for a local folder), dtype, tokenizer_sha256, chat_template_sha256, and
-    sha256 over all that determines activations.
+    Keys: id, revision, files (SHA-256 each, for a local folder or GGUF file), dtype, tokenizer_sha256,
+    chat_template_sha256, quantized_from (a GGUF's name and SHA-256, there only), and sha256 over all that determines
+    activations.
     """
     check_dtype(dtype)
     tokenizer = tokenizer or load_tokenizer(spec)
     config = load_config(spec)
     path = spec.path
-    files = hash_files((f for f in path.iterdir() if f.is_file()), path) if path else {}
+    names = [path / spec.gguf_file] if path and spec.gguf_file else path.iterdir() if path else []
+    files = hash_files((file for file in names if file.is_file()), path) if path else {}
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if spec.gguf_file:
+        stored = DTYPES[DTYPE]
     record: dict[str, Any] = {
-        "id": spec.hub or (path.name if path else ""),
+        "id": spec.hub or (Path(spec.gguf_file).stem if spec.gguf_file else path.name if path else ""),
         "revision": spec.revision or getattr(config, "_commit_hash", None),
         "files": files,
         "dtype": str(stored if dtype == "auto" else DTYPES[dtype]).removeprefix("torch."),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "chat_template_sha256": hash_json(tokenizer.chat_template),
     }
-    weights = {name: sha for name, sha in files.items() if name.endswith((".safetensors", "config.json"))}
-    determines = [weights or [record["id"], record["revision"]], record["dtype"], record["tokenizer_sha256"]]
+    origin = [record["id"], record["revision"]]
+    if spec.gguf_file:
+        origin.append(spec.gguf_file)
+        record["quantized_from"] = {"file": spec.gguf_file, "sha256": files.get(spec.gguf_file)}
+    weights = {name: sha for name, sha in files.items() if name.endswith((".safetensors", ".gguf", "config.json"))}
+    determines = [weights or origin, record["dtype"], record["tokenizer_sha256"]]
     return {**record, "sha256": hash_json(determines)}
 
 

@@ -23,7 +23,11 @@ def first_tensor(value: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Structure:
-    """The parts of a decoder. `post_norms` normalise the MLP output before it is added (Gemma, OLMo 2), else empty."""
+    """The parts of a decoder, and how far the checks at load were off (relative to the largest value).
+
+    `post_norms` normalise the MLP output before it is added (Gemma, OLMo 2), else empty. `placement` says where norms stand
+    around the MLP, see `_placement`.
+    """
 
     blocks: list[nn.Module]
     mlps: list[nn.Module]
@@ -31,7 +35,13 @@ class Structure:
     post_norms: list[nn.Module]
     norm: nn.Module
     unembed: nn.Module
-    parallel: bool
+    placement: str
+    errors: dict[str, float]
+
+    @property
+    def parallel(self) -> bool:
+        """True when the MLP starts from the block's input instead of the residual after attention."""
+        return self.placement == "parallel"
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -113,26 +123,11 @@ def discover(hf: Any) -> tuple[Structure, Head]:
                 f"{type(hf).__name__}: NaN or infinity around block {index} in a short forward of random tokens; are the"
                 " weights damaged, or is the dtype too narrow?"
             )
-    mlps, attns, post_norms, parallel = [], [], [], False
-    for index, block in enumerate(blocks):
-        heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
-        attention = _only(
-            [m for name, m in heavy if "attn" in name or "attention" in name], "attention module per block", hf
-        )
-        mlp = _only(
-            [m for name, m in heavy if "attn" not in name and "attention" not in name], "MLP module per block", hf
-        )
-        added, norm = trace.branch(block, mlp)
-        start, end = trace.inputs[block], trace.outputs[block]
-        total = start + trace.branch(block, attention)[0] + added
-        _check(total, end, hf, f"block {index} adds something besides its attention and MLP outputs")
-        mlps.append(mlp)
-        attns.append(attention)
-        post_norms += [norm] if norm is not None else []
-        parallel = parallel or _reads_block_input(trace, block, mlp)
-    if post_norms and len(post_norms) != len(blocks):
+    parts = [_block(trace, block, index, hf) for index, block in enumerate(blocks)]
+    placements = sorted({part.placement for part in parts})
+    if len(placements) > 1:
         raise LakeError(
-            f"{type(hf).__name__}: only {len(post_norms)} of {len(blocks)} blocks norm their MLP output; not supported"
+            f"{type(hf).__name__}: blocks differ in where norms stand around the MLP ({', '.join(placements)}); not supported"
         )
     unembed = hf.get_output_embeddings()
     last = trace.outputs[blocks[-1]]
@@ -143,23 +138,58 @@ def discover(hf: Any) -> tuple[Structure, Head]:
     ]
     norm = _only(norms, "final norm between the last block and the unembedding", hf)
     head = _head(hf, norm, unembed, last[0], trace.logits)
-    _check(head.logits(last[0]), trace.logits, hf, "head(resid[:, L]) is not the model's logits")
-    return Structure(blocks, mlps, attns, post_norms, norm, unembed, parallel), head
+    errors = {
+        "blocks": max(part.error for part in parts),
+        "head": _check(head.logits(last[0]), trace.logits, hf, "head(resid[:, L]) is not the model's logits"),
+    }
+    mlps, attns = [part.mlp for part in parts], [part.attention for part in parts]
+    post_norms = [part.post_norm for part in parts if part.post_norm is not None]
+    return Structure(blocks, mlps, attns, post_norms, norm, unembed, placements[0], errors), head
 
 
-def _reads_block_input(trace: _Trace, block: nn.Module, mlp: nn.Module) -> bool:
-    """True for parallel blocks, whose MLP starts from the block's input instead of the residual after attention."""
-    start, given = trace.inputs[block], trace.inputs[mlp]
-    return torch.equal(given, start) or any(
-        _is_norm(norm)
-        and norm in trace.outputs
-        and torch.equal(trace.outputs[norm], given)
-        and torch.equal(trace.inputs[norm], start)
-        for norm in block.children()
+@dataclass(frozen=True)
+class _Block:
+    """The parts of one block, and how far its input plus its branches is from its output."""
+
+    attention: nn.Module
+    mlp: nn.Module
+    post_norm: nn.Module | None
+    placement: str
+    error: float
+
+
+def _block(trace: _Trace, block: nn.Module, index: int, hf: Any) -> _Block:
+    heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
+    attention = _only(
+        [m for name, m in heavy if "attn" in name or "attention" in name], "attention module per block", hf
     )
+    mlp = _only([m for name, m in heavy if "attn" not in name and "attention" not in name], "MLP module per block", hf)
+    added, norm = trace.branch(block, mlp)
+    total = trace.inputs[block] + trace.branch(block, attention)[0] + added
+    error = _check(
+        total, trace.outputs[block], hf, f"block {index} adds something besides its attention and MLP outputs"
+    )
+    return _Block(attention, mlp, norm, _placement(trace, block, mlp, norm), error)
 
 
-def _check(found: torch.Tensor, expected: torch.Tensor, hf: Any, problem: str) -> None:
+def _placement(trace: _Trace, block: nn.Module, mlp: nn.Module, post_norm: nn.Module | None) -> str:
+    """Where norms stand around the MLP (METHODS 1.2): before it (pre), after it (post), both (sandwich), none.
+
+    A parallel MLP reads the block's input, normed or not, instead of the residual after attention.
+    """
+    start, given = trace.inputs[block], trace.inputs[mlp]
+    before = [
+        m for m in block.children() if _is_norm(m) and m in trace.outputs and torch.equal(trace.outputs[m], given)
+    ]
+    if torch.equal(given, start) or any(torch.equal(trace.inputs[norm], start) for norm in before):
+        return "parallel"
+    return {(True, False): "pre", (False, True): "post", (True, True): "sandwich", (False, False): "none"}[
+        bool(before), post_norm is not None
+    ]
+
+
+def _check(found: torch.Tensor, expected: torch.Tensor, hf: Any, problem: str) -> float:
+    """The largest error relative to the largest value; LakeError when it is more than a few roundings."""
     scale = expected.float().abs().max().item() or 1.0
     error = (found.float() - expected.float()).abs().max().item() / scale
     limit = TOLERANCE[hf.dtype]
@@ -168,6 +198,7 @@ def _check(found: torch.Tensor, expected: torch.Tensor, hf: Any, problem: str) -
             f"{type(hf).__name__}: {problem} (relative error {error:.1e}, allowed {limit:.0e}); this architecture is not"
             " supported"
         )
+    return error
 
 
 def norm_parameters(norm: nn.Module, x: torch.Tensor) -> dict[str, Any]:

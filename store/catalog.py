@@ -42,6 +42,11 @@ class ModelSpec:
     revision: str | None
     gguf_file: str | None
 
+    @property
+    def name(self) -> str:
+        """PAIR/VARIANT; a model without a catalog entry has no variant."""
+        return f"{self.pair}/{self.variant}" if self.variant else self.pair
+
 
 @dataclass(frozen=True)
 class PairSpec:
@@ -304,6 +309,8 @@ class _Reader:
         texts = {key: self.text(value, f"{what}, {key}") for key, value in entry.items() if key != "path"}
         if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", texts["hub"], re.ASCII):
             raise self.error(entry["hub"], f"{what}, hub is {texts['hub']!r}, expected OWNER/NAME")
+        if Path(texts.get("gguf_file", "")).is_absolute() or ".." in Path(texts.get("gguf_file", "")).parts:
+            raise self.error(entry["gguf_file"], f"{what}, gguf_file: expected the name of a file inside the folder")
         return ModelSpec(pair, variant, path, texts.get("hub"), texts.get("revision"), texts.get("gguf_file"))
 
     def window(self, node: Node, what: str) -> tuple[int, int]:

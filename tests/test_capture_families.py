@@ -137,7 +137,7 @@ def test_structure_is_found_from_the_data(pairs, family):
     assert model.parts.post_norms == (
         [getattr(block, entry.post_norms[1]) for block in blocks] if entry.post_norms else []
     )
-    assert (model.parts.parallel, model.head.norm) == (entry.parallel, entry.norm)
+    assert (model.parts.placement, model.head.norm) == (entry.placement, entry.norm)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

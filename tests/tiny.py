@@ -47,14 +47,14 @@ class Family:
     """An architecture: its config class, what it needs beside the common sizes, and what its blocks are like.
 
     `blocks` is where they lie, `post_norms` the norms that attention and MLP outputs pass before they are added (METHODS
-    1.2), `parallel` says that the MLP reads the block's input. With a `text_config` in `extra` the sizes go there.
+    1.2), `placement` where norms stand around the MLP. With a `text_config` in `extra` the sizes go there.
     """
 
     config: str
     extra: dict[str, Any] = field(default_factory=dict)
     blocks: str = "model.layers"
     post_norms: tuple[str, str] | None = None
-    parallel: bool = False
+    placement: str = "pre"
     norm: str = "rms"
 
 
@@ -84,14 +84,15 @@ FAMILIES = {
     "llama_tied": Family("LlamaConfig", {"tie_word_embeddings": True}),
     "qwen2": Family("Qwen2Config"),
     "qwen3": Family("Qwen3Config", {"head_dim": 8}),
-    "olmo2": Family("Olmo2Config", post_norms=POST),
+    "olmo2": Family("Olmo2Config", post_norms=POST, placement="post"),
     "mistral": Family("MistralConfig", {"sliding_window": 5}),
-    "gemma3": Family("Gemma3TextConfig", GEMMA3, post_norms=POST),
+    "gemma3": Family("Gemma3TextConfig", GEMMA3, post_norms=POST, placement="sandwich"),
     "gemma3_wrapper": Family(
         "Gemma3Config",
         {"text_config": GEMMA3, "vision_config": VISION, "mm_tokens_per_image": 4},
         "model.language_model.layers",
         POST,
+        "sandwich",
     ),
     "deepseek_v2": Family(
         "DeepseekV2Config",
@@ -113,8 +114,8 @@ FAMILIES = {
     ),
     "phi3": Family("Phi3Config"),
     "gpt2": Family("GPT2Config", blocks="transformer.h", norm="layer"),
-    "gpt_neox": Family("GPTNeoXConfig", blocks="gpt_neox.layers", parallel=True, norm="layer"),
-    "cohere": Family("CohereConfig", parallel=True, norm="layer"),
+    "gpt_neox": Family("GPTNeoXConfig", blocks="gpt_neox.layers", placement="parallel", norm="layer"),
+    "cohere": Family("CohereConfig", placement="parallel", norm="layer"),
     "granite": Family("GraniteConfig", {"logits_scaling": 4.0}),
     "starcoder2": Family("Starcoder2Config", norm="layer"),
 }

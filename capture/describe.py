@@ -1,0 +1,174 @@
+"""What a model looks like from inside: the structure that was found and what the checks at load say, for people."""
+
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..store.catalog import Catalog, ModelSpec, default_windows
+from ..store.errors import LakeError
+from .model import Model, load_model, load_tokenizer
+from .tokens import SAMPLE, check_same_tokenizer, encode, real_token_mask, stop_ids
+
+# What the residual gets, by where norms stand around the MLP (METHODS 1.2).
+ADDED = {
+    "pre": "h = r + mlp_out: what the MLP returns is what is added",
+    "none": "h = r + mlp_out: what the MLP returns is what is added",
+    "parallel": "h = input + attn_out + mlp_out: the MLP reads the block's input, not the residual after attention",
+    "sandwich": "h = r + norm(mlp_out): what the MLP returns is normed before it is added",
+    "post": "h = r + norm(mlp_out): the MLP reads r as it is, and what it returns is normed before it is added",
+}
+
+
+def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
+    """The models of a pair of the catalog, or the one model at the path of a folder or a .gguf file."""
+    path = Path(name).expanduser()
+    if name in catalog.pairs or not path.exists():
+        if "/" in name or name.endswith(".gguf"):
+            raise LakeError(f"{name}: no such model folder or .gguf file, and no pair of {catalog.path}")
+        pair = catalog.pair(name)
+        return [spec for spec in (pair.pt, pair.it) if spec]
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise LakeError(f"{name}: expected a model folder or a .gguf file")
+        return [ModelSpec(path.stem, "", path.parent.absolute(), None, None, path.name)]
+    return [ModelSpec(path.absolute().name, "", path.absolute(), None, None, None)]
+
+
+def check_models(specs: list[ModelSpec], device: str = "cpu", dtype: str = "auto") -> list[dict[str, Any]]:
+    """Load models one after the other and describe them; two of them must be able to be a pair.
+
+    Raises LakeError for what `load_model` refuses, for tokenizers that differ and for models of different shape.
+    """
+    if len(specs) == 2:
+        check_same_tokenizer(load_tokenizer(specs[0]), load_tokenizer(specs[1]), specs[0].pair)
+    found = [describe(load_model(spec, device, dtype)) for spec in specs]
+    shapes = [f"{one['blocks']} blocks of width {one['d_model']}" for one in found]
+    if len(set(shapes)) > 1:
+        raise LakeError(f"pair {specs[0].pair}: pt has {shapes[0]}, it {shapes[1]}; a pair has one architecture")
+    return found
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Everything that `model check` tells, JSON-ready; `errors` are those of the checks at load, relative."""
+    text, head, parts, tokenizer = model.hf.config.get_text_config(), model.head, model.parts, model.tokenizer
+    special = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    return {
+        "model": model.name,
+        "class": type(model.hf).__name__,
+        "parameters": model.record["parameters"],
+        "dtype": model.record["dtype"],
+        "sha256": model.record["sha256"],
+        "quantized_from": model.record.get("quantized_from"),
+        "blocks": model.n_layers,
+        "d_model": head.d_model,
+        "vocab": head.vocab,
+        "max_positions": model.max_positions,
+        "windows": default_windows(model.n_layers) if model.n_layers > 1 else {},
+        "norm_placement": parts.placement,
+        "mlp_out": ADDED[parts.placement],
+        "mlp": _mlps(model),
+        "attention": _attention(text, model.n_layers),
+        "head": {
+            "norm": head.norm,
+            "eps": head.eps,
+            "softcap": head.softcap,
+            "logit_scale": head.logit_scale,
+            "bias": head.bias is not None,
+        },
+        "tied_embeddings": parts.unembed.weight is model.hf.get_input_embeddings().weight,
+        "tokens": len(tokenizer),
+        "real_tokens": int(real_token_mask(tokenizer, head.vocab).sum()),
+        "bos": _bos(tokenizer),
+        "chat_template": bool(tokenizer.chat_template),
+        "special_ids": special,
+        "stop_ids": stop_ids(tokenizer, model.hf.generation_config, chat=True),
+        "errors": parts.errors,
+    }
+
+
+def _mlps(model: Model) -> list[dict[str, Any]]:
+    """Runs of blocks with one kind of MLP: class, blocks as text, experts (0: dense)."""
+    kinds = [(type(mlp).__name__, _experts(mlp)) for mlp in model.parts.mlps]
+    found = []
+    for (kind, experts), run in groupby(range(len(kinds)), key=lambda index: kinds[index]):
+        found.append({"class": kind, "blocks": spans(list(run)), "experts": experts})
+    return found
+
+
+def _experts(mlp: Any) -> int:
+    """Experts of a mixture: the length of a list of them, or of the first axis of stacked weights; 0 for a dense MLP."""
+    stacked = [p.shape[0] for p in mlp.parameters() if p.dim() == 3]
+    return max(stacked + [len(m) for m in mlp.modules() if isinstance(m, nn.ModuleList)], default=0)
+
+
+def _attention(text: Any, layers: int) -> dict[str, Any]:
+    """Which blocks attend to everything and which through a sliding window, as the config says."""
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    found: dict[str, Any] = {
+        kind: spans([index for index, one in enumerate(kinds) if one == kind]) for kind in Counter(kinds)
+    }
+    return found | ({"window": window} if "sliding_attention" in found else {})
+
+
+def _bos(tokenizer: Any) -> dict[str, Any]:
+    """The BOS token, and how often a raw and a chat prompt hold it, as captures encode them."""
+    bos = tokenizer.bos_token_id
+    counts = {
+        template: encode(tokenizer, SAMPLE, template).count(bos)
+        for template in ("raw", "chat")
+        if bos is not None and (template == "raw" or tokenizer.chat_template)
+    }
+    return {"id": bos, "token": tokenizer.bos_token, **counts}
+
+
+def spans(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> '0-2, 5'."""
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The description as (name, text) lines."""
+    head, bos, attention = found["head"], found["bos"], dict(found["attention"])
+    sliding = attention.pop("window", None)
+    kinds = [f"{kind.removesuffix('_attention')}: {blocks}" for kind, blocks in attention.items()]
+    mlps = [
+        f"{one['class']} in {one['blocks']}" + (f" ({one['experts']} experts)" if one["experts"] else " (dense)")
+        for one in found["mlp"]
+    ]
+    errors = {name: f"off by {error:.0e}" if error else "exactly" for name, error in found["errors"].items()}
+    extras = [f"soft cap {head['softcap']}" if head["softcap"] else "no soft cap"]
+    extras += [f"logits x {head['logit_scale']:g}"] if head["logit_scale"] != 1 else []
+    extras += ["bias"] if head["bias"] else []
+    source = f", dequantised from {found['quantized_from']['file']}" if found["quantized_from"] else ""
+    begins = [f"{bos[template]} in a {template} prompt" for template in ("raw", "chat") if template in bos]
+    special = ", ".join(f"{token} {number}" for token, number in list(found["special_ids"].items())[:12])
+    more = len(found["special_ids"]) - 12
+    return [
+        ("class", f"{found['class']}, {found['parameters']:,} parameters, {found['dtype']}{source}"),
+        ("shape", f"{found['blocks']} blocks, d_model {found['d_model']}, {found['vocab']:,} logits"),
+        ("context", f"{found['max_positions'] or 'not said'}"),
+        ("norms", f"{found['norm_placement']}; {found['mlp_out']}"),
+        ("mlp", "; ".join(mlps)),
+        ("attention", "; ".join(kinds) + (f" (window {sliding})" if sliding else "")),
+        ("head", f"{head['norm']} norm, eps {head['eps']:g}, {', '.join(extras)}"),
+        ("embeddings", "tied to the unembedding" if found["tied_embeddings"] else "apart from the unembedding"),
+        (
+            "windows",
+            ", ".join(f"{name} {spans(list(range(*window)))}" for name, window in found["windows"].items()) or "none",
+        ),
+        ("tokenizer", f"{found['tokens']:,} tokens, {found['real_tokens']:,} logits name a usable one"),
+        ("BOS", f"{bos['token']} ({bos['id']}), {', '.join(begins)}" if bos["id"] is not None else "none"),
+        ("chat", "has a chat template" if found["chat_template"] else "no chat template: raw streams only"),
+        ("special", special + (f" and {more} more" if more > 0 else "")),
+        ("stop ids", ", ".join(map(str, found["stop_ids"]))),
+        (
+            "checks",
+            f"blocks add their attention and MLP outputs ({errors['blocks']}),"
+            f" head(resid[:, L]) is the model's logits ({errors['head']})",
+        ),
+    ]

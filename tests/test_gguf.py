@@ -1,0 +1,172 @@
+"""Models in GGUF files: the same activations as the same weights in safetensors, and what stands behind a capture."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+pytest.importorskip("accelerate")
+pytest.importorskip("gguf")
+
+import ggufs
+from actlake import cli
+from actlake.capture import gguf
+from actlake.capture.describe import describe, lines
+from actlake.capture.forecast import forecast
+from actlake.capture.model import identify, load_model
+from actlake.store.captures import Capture, find_capture
+from actlake.store.catalog import ModelSpec, PairSpec, load_catalog
+from actlake.store.errors import LakeError
+from actlake.store.files import hash_file
+from actlake.store.models import read_model
+from gguf import GGUFWriter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with `tiny.gguf` and, in `dense`, the same weights as a Hugging Face model."""
+    made = tmp_path_factory.mktemp("gguf")
+    ggufs.make_gguf(made)
+    return made
+
+
+def in_file(folder: Path, variant: str = "it") -> ModelSpec:
+    return ModelSpec("tiny", variant, folder, None, None, "tiny.gguf")
+
+
+def pair_of(spec: ModelSpec) -> PairSpec:
+    return PairSpec("tiny", None, spec, {})
+
+
+def test_activations_are_those_of_the_dequantised_weights(tmp_path, folder):
+    specs = in_file(folder), tiny.spec(folder / "dense", "tiny", "it")
+    stored = []
+    for number, spec in enumerate(specs):
+        layout = tiny.capture(tmp_path / f"{number}", pair_of(spec), tiny.NATIVE, variants=("it",), dtype="float32")
+        stored.append(Capture(find_capture(layout, "tiny/it", "native")))
+    one, two = stored
+    assert one.array("token_id")[0] == tiny.BOS
+    for name in ("token_id", "step", "resid", "mlp_out", "topk_id", "topk_logit", "logsumexp"):
+        assert np.array_equal(one.array(name)[:], two.array(name)[:])
+    assert one.manifest["provenance"]["model_sha256"] != two.manifest["provenance"]["model_sha256"]
+
+
+def test_lake_says_what_it_was_quantised_from(tmp_path, folder):
+    layout = tiny.capture(tmp_path / "lake", pair_of(in_file(folder)), tiny.BARE, variants=("it",))
+    record, manifest = read_model(layout, "tiny", "it"), Capture(find_capture(layout, "tiny/it", "bare")).manifest
+    sha256 = hash_file(folder / "tiny.gguf")
+    assert record["quantized_from"] == {"file": "tiny.gguf", "sha256": sha256}
+    assert record["files"] == {"tiny.gguf": sha256} and record["id"] == "tiny"
+    assert record["dtype"] == manifest["source_dtype"] == "bfloat16"  # unless another is asked for
+    assert record["sha256"] == manifest["provenance"]["model_sha256"] == identify(in_file(folder))["sha256"]
+    assert "quantized_from" not in identify(tiny.spec(folder / "dense", "tiny", "it"))
+
+
+def test_only_the_file_is_the_model(tmp_path, folder):
+    shutil.copy(folder / "tiny.gguf", tmp_path)
+    before = identify(in_file(tmp_path))
+    (tmp_path / "other.gguf").write_bytes(b"something else")
+    assert identify(in_file(tmp_path)) == before
+    assert identify(in_file(tmp_path), "float32")["sha256"] != before["sha256"]
+    with open(tmp_path / "tiny.gguf", "r+b") as file:  # one weight changes
+        file.seek(-5, 2)
+        file.write(b"\x01")
+    assert identify(in_file(tmp_path))["sha256"] != before["sha256"]
+    other = ModelSpec("tiny", "it", None, "owner/name", "1234567", "a.gguf")
+    assert gguf.loading(other)["gguf_file"] == "a.gguf" and gguf.gguf_path(other) is None
+
+
+def test_plan_and_check_know_the_file(folder):
+    (found,) = forecast(pair_of(in_file(folder)), [tiny.BARE], tiny.prompt_set(), [tiny.FULL], ("it",))
+    model = load_model(in_file(folder))
+    assert found.exact and found.weights == sum(p.nbytes for p in model.hf.parameters())
+    told = describe(model)
+    assert (told["norm_placement"], told["bos"]["raw"], told["bos"]["chat"]) == ("pre", 1, 1)
+    assert dict(lines(told))["class"].endswith("bfloat16, dequantised from tiny.gguf")
+
+
+def test_commands_take_a_gguf_file(tmp_path, folder, monkeypatch, capsys):
+    (tmp_path / "catalog.yaml").write_text(
+        f"pairs:\n  tiny:\n    it: {{path: {folder}, gguf_file: tiny.gguf}}\nlakes:\n  default: lake\n"
+        "prompts:\n  tiny: {path: set.jsonl}\n"
+    )
+    (tmp_path / "set.jsonl").write_text('{"id": "a", "text": "the cat"}\n{"id": "b", "text": "the dog sat"}\n')
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["actlake", *words, "--catalog", str(tmp_path / "catalog.yaml")])
+        capsys.readouterr()
+        cli.main()
+        return capsys.readouterr().out
+
+    def ok(*words: str) -> str:
+        try:
+            return run(*words)
+        except SystemExit as stop:
+            assert not stop.code
+            return capsys.readouterr().out
+
+    assert json.loads(ok("model", "check", str(folder / "tiny.gguf"), "--json"))[0]["model"] == "tiny"
+    ok("capture", "tiny", "it", "--prompts", "tiny", "--max-new-tokens", "3")
+    (report,) = json.loads(ok("verify", "--reforward", "2", "--json"))
+    assert report["ok"] and "bit for bit equal" in report["reforward"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda file: file.unlink(), "tiny.gguf: no such file"),
+        (lambda file: file.write_bytes(b"12345678 rubbish"), "can't load its tokenizer: "),
+        (lambda file: file.write_bytes(b""), "can't load its tokenizer: "),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), "can't load its tokenizer: "),
+        (lambda file: file.write_bytes(file.read_bytes()[:-3000]), "tiny/it: can't "),
+    ],
+    ids=["absent", "rubbish", "empty", "cut-in-metadata", "cut-in-weights"],
+)
+def test_file_that_can_not_be_loaded(tmp_path, folder, spoil, says):
+    shutil.copy(folder / "tiny.gguf", tmp_path)
+    spoil(tmp_path / "tiny.gguf")
+    with pytest.raises(LakeError) as caught:
+        tiny.capture(tmp_path / "lake", pair_of(in_file(tmp_path)), tiny.BARE, variants=("it",))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert list((tmp_path / "lake").iterdir()) == [tmp_path / "lake" / "lake.json"] or not list(
+        (tmp_path / "lake").glob("captures/*/*/*")
+    )
+
+
+def test_architecture_that_hugging_face_can_not_read(tmp_path):
+    writer = GGUFWriter(tmp_path / "tiny.gguf", "deepseek2")
+    writer.add_block_count(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(LakeError, match="model tiny/it: can't .*deepseek2") as caught:
+        load_model(in_file(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("package", gguf.PACKAGES)
+def test_missing_package_says_what_to_install(folder, monkeypatch, package):
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(LakeError, match=rf"needs the package {package}: pip install 'actlake\[gguf\]'"):
+        load_model(in_file(folder))
+
+
+def test_a_changed_file_is_read_again(tmp_path, folder):
+    for seed in (1, 2):
+        ggufs.make_gguf(tmp_path / f"{seed}", seed)
+        shutil.copy(tmp_path / f"{seed}" / "tiny.gguf", tmp_path / "tiny.gguf")
+        one, two = load_model(in_file(tmp_path)), load_model(replace(in_file(tmp_path / f"{seed}")))
+        assert one.record["sha256"] == two.record["sha256"]
+
+
+def test_catalog_wants_a_name_inside_the_folder(tmp_path):
+    for name in ("/x/y.gguf", "../y.gguf"):
+        (tmp_path / "c.yaml").write_text(f"pairs:\n  a:\n    pt:\n      path: x\n      gguf_file: {name}\n")
+        with pytest.raises(LakeError, match="c.yaml:5: pair a, pt, gguf_file: expected the name of a file inside"):
+            load_catalog(tmp_path / "c.yaml")
