@@ -39,8 +39,13 @@ def of_modules(folder: Path, blocks: str) -> dict[tuple[int, str, str], np.ndarr
             for end, group in CLASSES.items():
                 if kind.endswith(end):
                     owner |= {id(p): (layer, group) for p in module.parameters()}
-    rest = {True: (-1, "embed"), False: (-1, "final_norm")}  # position embeddings; the last norm
-    return {(*owner.get(id(p), rest["wpe" in name]), name): p.detach().numpy() for name, p in model.named_parameters()}
+
+    def rest(name: str) -> tuple[int, str]:
+        """Position embeddings, an image tower and its projector, the last norm."""
+        image = "vision_tower" in name or "multi_modal_projector" in name
+        return (-1, "embed") if "wpe" in name else (-1, "other") if image else (-1, "final_norm")
+
+    return {(*owner.get(id(p), rest(name)), name): p.detach().numpy() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
