@@ -1,6 +1,5 @@
 """The command line: parse, call, print."""
 
-import json
 import os
 import sys
 import time
@@ -9,18 +8,35 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_ask import questions
+from .cli_options import (
+    CAPTURE,
+    BatchOption,
+    CatalogOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LakeOption,
+    LimitOption,
+    NewTokensOption,
+    PairOption,
+    PromptSetOption,
+    StreamOption,
+    open_layout,
+    out,
+    print_json,
+    print_table,
+)
 from .lake import Lake
 from .store.catalog import Catalog, StreamSpec, load_catalog
 from .store.errors import LakeError
 from .store.files import human_bytes
-from .store.layout import Layout, writing
-from .store.progress import ERRORS
+from .store.layout import writing
 from .store.schema import SITES, VARIANTS
 from .store.version import __version__
 
@@ -35,39 +51,7 @@ prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
 model_app = typer.Typer(help="Models.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
-out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
-
-CAPTURE = "PAIR/VARIANT/STREAM, the stream by a unique beginning of its name: pocket/it/native."
-LakeOption = Annotated[
-    str,
-    typer.Option("--lake", help="Folder of the lake, or its name in the catalog.", show_default="catalog's default"),
-]
-CatalogOption = Annotated[
-    Path | None, typer.Option("--catalog", help="catalog.yaml to use instead of ./catalog.yaml or the packaged one.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...")]
-StreamOption = Annotated[
-    list[str] | None,
-    typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),
-]
-PromptSetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--prompts",
-        help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else core]",
-    ),
-]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="auto (as stored), bfloat16, float16 or float32.")]
-BatchOption = Annotated[int, typer.Option("--batch", help="Sequences a forward; part of the recorded plan.", min=1)]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N prompts.")]
-NewTokensOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
-]
-PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
-PromptsOption = Annotated[
-    str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")
-]
+app.add_typer(questions)
 
 
 @app.command()
@@ -173,7 +157,7 @@ def capture(
         for r in results
     ]
     if as_json:
-        return _json(rows)
+        return print_json(rows)
     for row, result in zip(rows, results, strict=True):
         state = "was there already" if result.reused else f"sealed in {result.seconds:.1f} s"
         if not result.sealed:
@@ -215,7 +199,7 @@ def plan(
 
     known = load_catalog(catalog)
     place = Path(known.lakes.get(lake, lake)) / "lake.json"
-    layout = _layout(lake, catalog)[0] if place.exists() else None
+    layout = open_layout(lake, catalog)[0] if place.exists() else None
     found = forecast(
         known.pair(pair),
         _streams(known, stream, max_new_tokens),
@@ -243,7 +227,7 @@ def plan(
         for f in found
     ]
     if as_json:
-        return _json(rows)
+        return print_json(rows)
     columns = ["capture", "tokens", "shard rows", "sites, raw", "on disk", "device memory", "host memory", "time"]
     table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for f, row in zip(found, rows, strict=True):
@@ -276,7 +260,7 @@ def seal(
     """Seal captures whose ranks have all come to their end; says which rows are missing where one has not."""
     from .capture.again import seal_captures
 
-    for path, manifest in seal_captures(_layout(lake, catalog)[0], capture):
+    for path, manifest in seal_captures(open_layout(lake, catalog)[0], capture):
         out.print(
             f"{path}: sealed, {manifest['n_tokens']:,} tokens, {human_bytes(manifest['bytes'])}",
             highlight=False,
@@ -287,8 +271,8 @@ def seal(
 @app.command()
 def ls(lake: LakeOption = "default", catalog: CatalogOption = None, as_json: JsonOption = False) -> None:
     """What the lake holds: every capture with its tokens and bytes."""
-    table = Lake(_layout(lake, catalog)[0].root).captures
-    _print(table if as_json else table.drop(columns="path"), as_json)
+    table = Lake(open_layout(lake, catalog)[0].root).captures
+    print_table(table if as_json else table.drop(columns="path"), as_json)
 
 
 @app.command()
@@ -302,10 +286,10 @@ def show(
     from .store.captures import find_capture, open_capture, split_capture
     from .store.manifest import read_manifest
 
-    path = find_capture(_layout(lake, catalog)[0], *split_capture(capture))
+    path = find_capture(open_layout(lake, catalog)[0], *split_capture(capture))
     manifest = read_manifest(path) or {}
     if as_json:
-        return _json(manifest)
+        return print_json(manifest)
     out.print(open_capture(path), highlight=False)
     for key in ("capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
         out.print(f"{key:15} {manifest.get(key)}", highlight=False)
@@ -327,10 +311,10 @@ def verify(
     """
     from .queries.check import check_captures
 
-    layout, known = _layout(lake, catalog)
+    layout, known = open_layout(lake, catalog)
     reports = check_captures(layout, known, capture, pair, reforward, device)
     if as_json:
-        _json([vars(report) | {"ok": report.ok} for report in reports])
+        print_json([vars(report) | {"ok": report.ok} for report in reports])
     else:
         for report in reports:
             state = "[green]good[/]" if report.ok else "[red]DAMAGED[/]"
@@ -343,117 +327,6 @@ def verify(
                 out.print(f"  {escape(problem)}", highlight=False, soft_wrap=True)
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
-
-
-@app.command()
-def run(
-    rows: Annotated[list[str], typer.Argument(help="Rows of the experiment index, for instance L1 L2 exp16.")],
-    pair: PairOption = None,
-    prompts: PromptsOption = None,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png and .sql.")] = Path("answers"),
-    about: Annotated[
-        bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the traps.")
-    ] = False,
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Answer rows from the store: a table with intervals, a figure, the SQL, and the seed's figure beside it."""
-    from .queries.registry import find
-
-    queries = [find(row) for row in rows]
-    if about:
-        for query in queries:
-            out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {query.source}\n")
-        return
-    store = Lake(_layout(lake, catalog)[0].root, catalog=catalog)
-    answers = [store.run(query.id, pair, prompts, device) for query in queries]
-    if as_json:
-        return _json(
-            [
-                {"row": a.query.id, "pair": a.pair, "says": a.says, "table": _records(a.table), "sql": a.sql}
-                for a in answers
-            ]
-        )
-    for found in answers:
-        out.print(
-            f"\n[bold]{found.query.id} · {found.query.title} · {found.pair}[/]\n{escape(found.says)}", highlight=False
-        )
-        _print(found.table)
-        if found.published.empty:
-            out.print(f"The seed published no figure of {found.query.id} for {found.pair}.", style="dim")
-        else:
-            out.print("published by the seed:")
-            _print(found.published.drop(columns=["row", "model"]))
-        out.print("files: " + ", ".join(str(path) for path in found.save(folder)), highlight=False, soft_wrap=True)
-
-
-@app.command()
-def sql(
-    text: Annotated[str, typer.Argument(help="One SELECT statement.")],
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    rows: Annotated[int, typer.Option(help="Print at most N rows (0: all).", min=0)] = 100,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams (DuckDB's SQL).
-
-    Tables that are not there yet are computed first.
-
-    Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
-    """
-    import duckdb
-
-    from .store.tables import sql_error
-
-    relation = Lake(_layout(lake, catalog)[0].root, catalog=catalog).sql(text, device)
-    try:
-        frame = relation.df() if not rows else relation.limit(rows + 1).df()
-    except duckdb.Error as error:
-        raise sql_error(error) from error
-    cut = bool(rows) and len(frame) > rows
-    _print(frame.head(rows) if cut else frame, as_json)
-    if cut:
-        Console(stderr=True).print(f"the first {rows} rows; --rows 0 prints all", style="dim")
-
-
-@app.command()
-def report(
-    pair: PairOption = None,
-    page: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
-    rows: Annotated[
-        list[str] | None, typer.Option("--row", help="Row to answer; may be given several times. [default: all]")
-    ] = None,
-    prompts: PromptsOption = None,
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
-) -> None:
-    """Answer rows and write one self-contained HTML page with figures, tables and SQL."""
-    from .queries.demo import write_page
-    from .queries.registry import find, queries
-    from .queries.report import Step
-
-    layout, _ = _layout(lake, catalog)
-    store = Lake(layout.root, catalog=catalog)
-    answers = []
-    for row in rows or list(queries()):
-        try:
-            answers.append(store.run(find(row).id, pair, prompts, device))
-        except LakeError as error:  # of all rows, those that this lake can answer make the page
-            if rows:
-                raise
-            ERRORS.print(f"without {row}: {error}", highlight=False, soft_wrap=True, markup=False)
-    if not answers:
-        raise LakeError(f"{layout.root}: no row can be answered from what is captured here")
-    steps = [
-        Step(f"answer {a.query.id}", a.seconds, sum(p.stat().st_size for p in a.computed), not a.computed)
-        for a in answers
-    ]
-    write_page(layout, answers, steps, page)
-    out.print(str(page.absolute()), highlight=False, soft_wrap=True)
 
 
 @model_app.command("check")
@@ -474,7 +347,7 @@ def model_check(
 
     found = check_models(find_specs(load_catalog(catalog), what), device, dtype)
     if as_json:
-        return _json(found)
+        return print_json(found)
     for model in found:
         out.print(f"[bold]{escape(model['model'])}[/]", highlight=False)
         for name, text in lines(model):
@@ -541,11 +414,6 @@ def main() -> None:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _layout(lake: str, catalog: Path | None) -> tuple[Layout, Catalog]:
-    known = load_catalog(catalog)
-    return Layout.open(known.lakes.get(lake, lake)), known
-
-
 def _streams(known: Catalog, names: list[str] | None, max_new_tokens: int | None) -> list[StreamSpec]:
     specs = [known.stream(name) for name in names or ["native"]]
     return [
@@ -564,28 +432,3 @@ def _variants(variant: str | None) -> tuple[str, ...]:
 
 def _usual_prompts(pair: str) -> str:
     return "pocket" if pair == "pocket" else "core"
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return json.loads(frame.to_json(orient="records"))
-
-
-def _json(value: Any) -> None:
-    print(json.dumps(value, default=str, ensure_ascii=False))
-
-
-def _print(frame: pd.DataFrame, as_json: bool = False) -> None:
-    if as_json:
-        return _json(_records(frame))
-    table = Table(*[escape(str(name)) for name in frame.columns], box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*[escape(_cell(name, value)) for name, value in zip(frame.columns, row, strict=True)])
-    out.print(table)
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
-        return "-"
-    if name == "bytes":
-        return human_bytes(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
