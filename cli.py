@@ -67,7 +67,7 @@ def demo(
     Run it twice: the second time everything is there and nothing is computed.
     """
     from .queries.demo import demo as run_demo
-    from .queries.demo import next_commands
+    from .queries.results import next_commands
 
     started = time.perf_counter()
     known = load_catalog(catalog)
@@ -91,7 +91,7 @@ def demo(
         f"{time.perf_counter() - started:.1f} s in all"
     )
     out.print(f"lake  {done.lake}\npage  {done.page.absolute()}\n\nnext:", highlight=False, soft_wrap=True)
-    for command in next_commands(layout, done.answers[0].pair):
+    for command in next_commands(done.answers[0].pair):
         out.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 

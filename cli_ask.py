@@ -1,7 +1,8 @@
 """The commands that ask: run, sql, report."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,7 +13,7 @@ from .cli_options import (
     DeviceOption,
     JsonOption,
     LakeOption,
-    PairOption,
+    PairsOption,
     PromptsOption,
     open_layout,
     out,
@@ -21,51 +22,71 @@ from .cli_options import (
     records,
 )
 from .lake import Lake
+from .store.errors import LakeError
+
+if TYPE_CHECKING:
+    from .queries.answer import Answer
+    from .queries.registry import Query
+    from .queries.results import Results
 
 questions = typer.Typer()
 
 
 @questions.command()
 def run(
-    rows: Annotated[list[str], typer.Argument(help="Rows of the experiment index, for instance L1 L2 exp16.")],
-    pair: PairOption = None,
+    rows: Annotated[
+        list[str] | None, typer.Argument(help="Rows of the experiment index, for instance L1 L2 exp16.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every row that the store can answer, and one page: DIR/index.html.")
+    ] = False,
+    pair: PairsOption = None,
     prompts: PromptsOption = None,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png and .sql.")] = Path("answers"),
+    folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png, .svg and .sql.")] = Path(
+        "answers"
+    ),
     about: Annotated[
         bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the traps.")
+    ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Only print what the seed published for the rows; needs no lake.")
     ] = False,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Answer rows from the store: a table with intervals, a figure, the SQL, and the seed's figure beside it."""
-    from .queries.registry import find
+    """Answer rows from the store: tables with intervals, figures, the SQL, and the seed's figures beside them.
 
-    queries = [find(row) for row in rows]
+    Missing tables of all rows are computed together first, in as few passes over the captures as there can be. Rows that
+    --all can't answer are listed with the command that captures what they need.
+    """
+    from .queries.registry import find, queries
+    from .queries.results import write_results
+
+    if every and rows:
+        raise LakeError("name rows or say --all, not both")
+    if not (rows or every or about or published):
+        raise LakeError(f"name rows, or say --all for every one of {', '.join(queries())}")
+    asked = [find(row) for row in rows] if rows else list(queries().values())
     if about:
-        for query in queries:
-            out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {query.source}\n")
-        return
-    store = Lake(open_layout(lake, catalog)[0].root)
-    answers = [store.run(query.id, pair, prompts, device) for query in queries]
+        return _about(asked)
+    if published:
+        return _published(asked, pair or [], as_json)
+    layout = open_layout(lake, catalog)[0]
+    pairs = pair or [Lake(layout.root).only_pair()]
+    if every:
+        done = write_results(layout, asked, pairs, folder, prompts, device, catalog)
+        return _all(done, folder, as_json)
+    from .queries.answer import answer_all
+
+    answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog)
+    if refused:
+        raise LakeError(refused[0].reason)
     if as_json:
-        return print_json(
-            [
-                {"row": a.query.id, "pair": a.pair, "says": a.says, "table": records(a.table), "sql": a.sql}
-                for a in answers
-            ]
-        )
+        return print_json([_record(found) for found in answers])
     for found in answers:
-        out.print(
-            f"\n[bold]{found.query.id} · {found.query.title} · {found.pair}[/]\n{escape(found.says)}", highlight=False
-        )
-        print_table(found.table)
-        if found.published.empty:
-            out.print(f"The seed published no figure of {found.query.id} for {found.pair}.", style="dim")
-        else:
-            out.print("published by the seed:")
-            print_table(found.published.drop(columns=["row", "model"]))
+        _show(found)
         out.print("files: " + ", ".join(str(path) for path in found.save(folder)), highlight=False, soft_wrap=True)
 
 
@@ -88,7 +109,7 @@ def sql(
 
     from .store.tables import sql_error
 
-    relation = Lake(open_layout(lake, catalog)[0].root).sql(text, device)
+    relation = Lake(open_layout(lake, catalog)[0].root, catalog=catalog).sql(text, device)
     try:
         frame = relation.df() if not rows else relation.limit(rows + 1).df()
     except duckdb.Error as error:
@@ -101,7 +122,7 @@ def sql(
 
 @questions.command()
 def report(
-    pair: PairOption = None,
+    pair: PairsOption = None,
     page: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
     rows: Annotated[
         list[str] | None, typer.Option("--row", help="Row to answer; may be given several times. [default: all]")
@@ -112,16 +133,81 @@ def report(
     device: DeviceOption = "cpu",
 ) -> None:
     """Answer rows and write one self-contained HTML page with figures, tables and SQL."""
-    from .queries.demo import write_page
+    from .queries.answer import answer_all
     from .queries.registry import find, queries
-    from .queries.report import Step
+    from .queries.results import table_steps, write_page
 
-    layout, _ = open_layout(lake, catalog)
-    store = Lake(layout.root)
-    answers = [store.run(find(row).id, pair, prompts, device) for row in rows or list(queries())]
-    steps = [
-        Step(f"answer {a.query.id}", a.seconds, sum(p.stat().st_size for p in a.computed), not a.computed)
-        for a in answers
-    ]
-    write_page(layout, answers, steps, page)
+    layout = open_layout(lake, catalog)[0]
+    asked = [find(row) for row in rows] if rows else list(queries().values())
+    answers, refused, spent = answer_all(layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog)
+    if refused and (rows or not answers):
+        raise LakeError(refused[0].reason)
+    write_page(layout, answers, table_steps(answers, spent), page, refused)
     out.print(str(page.absolute()), highlight=False, soft_wrap=True)
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _about(asked: "list[Query]") -> None:
+    for query in asked:
+        out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {query.source}\n")
+
+
+def _published(asked: "list[Query]", pairs: list[str], as_json: bool) -> None:
+    from .queries.registry import published
+
+    frames = {query.id: published(query.id, *pairs) for query in asked}
+    if as_json:
+        return print_json({row: records(frame) for row, frame in frames.items()})
+    for query in asked:
+        out.print(f"\n[bold]{query.id} · {query.title}[/], published by the seed", highlight=False)
+        frame = frames[query.id]
+        if frame.empty:
+            out.print(f"nothing{f' for {escape(chr(43).join(pairs))}' if pairs else ''}", style="dim")
+        else:
+            print_table(frame.drop(columns="row"))
+
+
+def _record(found: "Answer") -> dict[str, Any]:
+    return {
+        "row": found.query.id,
+        "pair": found.pair,
+        "says": found.says,
+        "table": records(found.table),
+        "sql": found.sql,
+        "published": records(found.published),
+    }
+
+
+def _show(found: "Answer") -> None:
+    query = found.query
+    out.print(f"\n[bold]{query.id} · {query.title} · {escape(found.pair)}[/]\n{escape(found.says)}", highlight=False)
+    print_table(found.table)
+    if found.published.empty:
+        out.print(f"The seed published no figure of {query.id} for {escape(found.pair)}.", style="dim")
+    else:
+        out.print("published by the seed:")
+        print_table(found.published.drop(columns="row"))
+
+
+def _all(done: "Results", folder: Path, as_json: bool) -> None:
+    if as_json:
+        return print_json(
+            {
+                "answers": [_record(found) for found in done.answers],
+                "refused": {found.query.id: found.reason for found in done.refused},
+                "page": str(done.page),
+            }
+        )
+    for answer in done.answers:
+        out.print(f"[bold]{answer.query.id:6}[/] {escape(answer.says)}", highlight=False)
+    if done.refused:
+        out.print("\nnot answered; these rows need more data:")
+        for missing in done.refused:
+            out.print(f"[bold]{missing.query.id:6}[/] {escape(missing.reason)}", highlight=False, soft_wrap=True)
+    out.print(
+        f"\n{len(done.answers)} of {len(done.answers) + len(done.refused)} rows in {done.seconds:.1f} s: {folder}{os.sep}, page {done.page}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -45,6 +45,12 @@ NewTokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
 ]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
+PairsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pair", help="Pair, needed when the lake holds several; several pairs are pooled, family by family."
+    ),
+]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")
 ]

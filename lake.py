@@ -78,9 +78,10 @@ class Lake:
         from .queries.registry import find
 
         query = find(row)
-        return answer(self.layout, query, pair or self._only_pair(), prompts, device, catalog=self._catalog)
+        return answer(self.layout, query, pair or self.only_pair(), prompts, device, catalog=self._catalog)
 
-    def _only_pair(self) -> str:
+    def only_pair(self) -> str:
+        """The lake's pair, when it has only one; else LakeError."""
         pairs = sorted(self.captures["pair"].unique())
         if len(pairs) != 1:
             raise LakeError(f"name a pair: the lake has {', '.join(pairs) or 'none yet'}")

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..capture.pair import Options, capture_pair, find_prompts
-from ..store.captures import list_captures
 from ..store.catalog import Catalog
+from ..store.errors import LakeError
 from ..store.layout import Layout
-from .answer import Answer, answer
+from .answer import Answer, answer_all
 from .registry import find
-from .report import Step, page
+from .report import Step
+from .results import table_steps, write_page
 
 ROWS = ("L1", "L2", "exp16")
 STREAMS = ("native", "teacher")
@@ -55,35 +56,9 @@ def demo(
     for result in results:
         variant, stream = result.path.parts[-2], result.path.stem
         steps.append(Step(f"capture {pair}/{variant} on {stream}", result.seconds, result.bytes, result.reused))
-    answers = []
-    for row in rows:
-        found = answer(layout, find(row), pair, prompts, device)
-        stored = sum(path.stat().st_size for path in found.computed)
-        steps.append(Step(f"answer {row}", found.seconds, stored, not found.computed))
-        answers.append(found)
+    answers, refused, spent = answer_all(layout, [find(row) for row in rows], pair, prompts, device)
+    if refused:
+        raise LakeError(refused[0].reason)
+    steps += table_steps(answers, spent)
     write_page(layout, answers, steps, out)
     return Done(steps, answers, out, layout.root)
-
-
-def write_page(layout: Layout, answers: Sequence[Answer], steps: Sequence[Step], out: Path) -> None:
-    """Write the HTML page of some answers."""
-    pairs = ", ".join(dict.fromkeys(found.pair for found in answers))
-    text = page(
-        answers,
-        title=f"actlake: {pairs}",
-        sentences=[found.says for found in answers],
-        steps=list(steps),
-        captures=list_captures(layout),
-        next_commands=next_commands(layout, answers[0].pair),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
-
-
-def next_commands(layout: Layout, pair: str) -> list[str]:
-    """Three commands worth trying after the demo."""
-    return [
-        'actlake sql "SELECT variant, layer, avg(kl_final_layer) AS kl FROM lens GROUP BY ALL ORDER BY ALL"',
-        f"actlake run L2 --pair {pair} --about",
-        f"actlake verify --pair {pair} --reforward 8",
-    ]

@@ -120,9 +120,15 @@ def _contrast(text: str, where: str) -> tuple[str, str, str] | None:
 
 @cache
 def queries() -> dict[str, Query]:
-    """Every query of the package by its id."""
-    found = [parse(path.read_text(encoding="utf-8"), path.name) for path in sorted(FOLDER.glob("*.sql"))]
-    return {query.id: query for query in found}
+    """Every query of the package by its id, in the order that answers are read in."""
+    found = [parse(path.read_text(encoding="utf-8"), path.name) for path in FOLDER.glob("*.sql")]
+    return {query.id: query for query in sorted(found, key=_order)}
+
+
+def _order(query: Query) -> tuple[bool, bool, str, int]:
+    """L1 to L9, then 0A to 0J, then the experiments by number: a row comes after those that it builds on."""
+    letters, digits = re.fullmatch(r"(\D*)(\d*)\D*", query.id).groups()  # type: ignore[union-attr]
+    return letters != "L", letters != "", letters or query.id, int(digits or 0)
 
 
 def find(name: str) -> Query:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -46,10 +46,13 @@ def page(
     steps: Sequence[Step],
     captures: pd.DataFrame,
     next_commands: Sequence[str],
+    refused: Sequence[tuple[str, str]] = (),
+    picture: Callable[[Answer], bytes] | None = None,
 ) -> str:
     """The whole page as text.
 
-    `sentences` open it. `captures` needs the columns pair, variant, stream, prompts, tokens, bytes; others, such as
+    `sentences` open it. `refused` are rows that could not be answered, with the reason. `picture` gives the PNG of an answer
+    that is drawn already. `captures` needs the columns pair, variant, stream, prompts, tokens, bytes; others, such as
     paths, are not shown, nor are captures that its `sealed` column says are unfinished.
     """
     environment = jinja2.Environment(
@@ -64,7 +67,8 @@ def page(
     return template.render(
         title=title,
         sentences=sentences,
-        rows=[_row(answer) for answer in answers],
+        rows=[_row(answer, picture or _png) for answer in answers],
+        refused=refused,
         steps=steps,
         captures=captures[CAPTURE_COLUMNS].to_dict("records"),
         totals=captures[["tokens", "bytes"]].sum(),
@@ -72,12 +76,12 @@ def page(
     )
 
 
-def _row(answer: Answer) -> dict[str, Any]:
+def _row(answer: Answer, picture: Callable[[Answer], bytes]) -> dict[str, Any]:
     lines, panels = split(answer)
     numbers = _numbers(answer, panels)
     return {
         "answer": answer,
-        "figure": _image(answer),
+        "figure": base64.b64encode(picture(answer)).decode("ascii"),
         "numbers": numbers,
         "beside": any(cell["published"] for line in numbers["body"] for cell in line["cells"]),
         "published": [{**line, "text": _as_printed(line)} for line in answer.published.to_dict("records")],
@@ -87,10 +91,10 @@ def _row(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _image(answer: Answer) -> str:
+def _png(answer: Answer) -> bytes:
     buffer = io.BytesIO()
     draw(answer).savefig(buffer, format="png", dpi=DPI)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Progress bars with rate and time left, on the terminal's standard error; silent where nobody watches."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -45,7 +45,27 @@ class Bar:
 
 @contextmanager
 def bar(label: str, total: int, unit: str = "tokens") -> Iterator[Bar]:
-    """Show a progress bar of `total` units while the block runs."""
+    """Show a progress bar of `total` units while the block runs; inside `together`, under the bars before it."""
+    with _display() if _shared is None else nullcontext(_shared) as progress:
+        yield Bar(progress, label, total, unit)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Bars of the block share one display."""
+    global _shared
+    with _display() as progress:
+        before, _shared = _shared, progress
+        try:
+            yield
+        finally:
+            _shared = before
+
+
+_shared: Progress | None = None
+
+
+def _display() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -55,5 +75,4 @@ def bar(label: str, total: int, unit: str = "tokens") -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=ERRORS, transient=False, disable=not ERRORS.is_terminal) as progress:
-        yield Bar(progress, label, total, unit)
+    return Progress(*columns, console=ERRORS, transient=False, disable=not ERRORS.is_terminal)

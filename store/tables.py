@@ -203,9 +203,11 @@ def same_prompts(streams: pd.DataFrame, pair: str, recipe: str, prompts: str | N
             or "none"
         )
         if not groups:
+            known = streams.loc[streams["pair"] == pair, "prompts"].unique()
+            named = prompts or (known[0] if len(known) == 1 else "")
             raise LakeError(
                 f"pair {pair}: this question needs sealed captures of pt and it on stream {recipe!r}; there: {have}."
-                f" Run `actlake capture {pair} --stream {recipe}`"
+                f" Run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`"
             )
         raise LakeError(f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts NAME")
     return dict(zip(groups[0]["variant"], groups[0]["stream"], strict=True))

@@ -405,7 +405,7 @@ def test_every_query_file_has_its_header_and_unknown_rows_are_refused() -> None:
     assert {"L1", "L2", "exp16"} <= queries().keys()
     for query in queries().values():
         assert query.about and query.source.startswith("METHODS") and query.says and query.plot["kind"]
-    with pytest.raises(LakeError, match="L1, L2, .*exp16"):
+    with pytest.raises(LakeError, match="L1, L2, .*0G, .*exp16"):
         find("L99")
     with pytest.raises(LakeError, match="x.sql:1"):
         parse("SELECT 1", "x.sql")

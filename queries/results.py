@@ -1,0 +1,91 @@
+"""Many rows at once: answered together, written into a folder of results, and gathered on one page."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..store.captures import list_captures
+from ..store.layout import Layout
+from ..store.progress import bar, together
+from .answer import Answer, Refused, answer_all
+from .registry import Query
+from .report import Step, page
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of results: its answers, the rows that need more than the lake has, the page, and the seconds it took."""
+
+    answers: list[Answer]
+    refused: list[Refused]
+    page: Path
+    seconds: float
+
+
+def write_results(
+    layout: Layout,
+    queries: Sequence[Query],
+    pairs: Sequence[str],
+    folder: Path,
+    prompts: str | None = None,
+    device: str = "cpu",
+    catalog: Path | None = None,
+) -> Results:
+    """Answer what the store can answer, and write per row ID-PAIR.csv, .png, .svg and .sql, and index.html for all.
+
+    Missing tables of all rows are computed in as few passes over the captures as there can be. Rows that need more data are
+    no error: their reasons say which command makes it. `catalog` says where checkpoints lie.
+    """
+    started = time.perf_counter()
+    with together():
+        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog)
+        files: dict[str, Path] = {}
+        with bar("figures", len(answers), "rows") as progress:
+            for found in answers:
+                files[found.query.id] = next(path for path in found.save(folder) if path.suffix == ".png")
+                progress.advance(1)
+    index = folder / "index.html"
+    steps = table_steps(answers, spent)
+    write_page(layout, answers, steps, index, refused, lambda found: files[found.query.id].read_bytes())
+    return Results(answers, refused, index, time.perf_counter() - started)
+
+
+def table_steps(answers: Sequence[Answer], seconds: float) -> list[Step]:
+    """What answering took: one step for all the tables, then one per row."""
+    made = {path: path.stat().st_size for found in answers for path in found.computed}
+    tables = Step("tables, in one pass over the captures", seconds, sum(made.values()), not made)
+    return [tables, *(Step(f"answer {found.query.id}", found.seconds, 0, not found.computed) for found in answers)]
+
+
+def write_page(
+    layout: Layout,
+    answers: Sequence[Answer],
+    steps: Sequence[Step],
+    out: Path,
+    refused: Sequence[Refused] = (),
+    picture: Callable[[Answer], bytes] | None = None,
+) -> None:
+    """Write the HTML page of some answers; `picture` gives the PNG of one that is drawn already."""
+    pairs = ", ".join(dict.fromkeys(found.pair for found in answers))
+    text = page(
+        answers,
+        title=f"actlake: {pairs}" if pairs else "actlake",
+        sentences=[found.says for found in answers],
+        steps=list(steps),
+        captures=list_captures(layout),
+        next_commands=next_commands(answers[0].pair) if answers else [],
+        refused=[(f"{found.query.id} · {found.query.title}", found.reason) for found in refused],
+        picture=picture,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+
+
+def next_commands(pair: str) -> list[str]:
+    """Three commands worth trying next."""
+    return [
+        'actlake sql "SELECT variant, layer, avg(kl_final_layer) AS kl FROM lens GROUP BY ALL ORDER BY ALL"',
+        f"actlake run --all --pair {pair}",
+        f"actlake verify --pair {pair} --reforward 8",
+    ]
