@@ -62,7 +62,6 @@ def run(
     --all can't answer are listed with the command that captures what they need.
     """
     from .queries.registry import find, queries
-    from .queries.results import write_results
 
     if every and rows:
         raise LakeError("name rows or say --all, not both")
@@ -76,6 +75,8 @@ def run(
     layout = open_layout(lake, catalog)[0]
     pairs = pair or [Lake(layout.root).only_pair()]
     if every:
+        from .queries.results import write_results
+
         done = write_results(layout, asked, pairs, folder, prompts, device, catalog)
         return _all(done, folder, as_json)
     from .queries.answer import answer_all
@@ -139,7 +140,9 @@ def report(
 
     layout = open_layout(lake, catalog)[0]
     asked = [find(row) for row in rows] if rows else list(queries().values())
-    answers, refused, spent = answer_all(layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog)
+    answers, refused, spent = answer_all(
+        layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog
+    )
     if refused and (rows or not answers):
         raise LakeError(refused[0].reason)
     write_page(layout, answers, table_steps(answers, spent), page, refused)
@@ -206,8 +209,9 @@ def _all(done: "Results", folder: Path, as_json: bool) -> None:
         out.print("\nnot answered; these rows need more data:")
         for missing in done.refused:
             out.print(f"[bold]{missing.query.id:6}[/] {escape(missing.reason)}", highlight=False, soft_wrap=True)
+    rows = len(done.answers) + len(done.refused)
     out.print(
-        f"\n{len(done.answers)} of {len(done.answers) + len(done.refused)} rows in {done.seconds:.1f} s: {folder}{os.sep}, page {done.page}",
+        f"\n{len(done.answers)} of {rows} rows in {done.seconds:.1f} s: {folder}{os.sep}, page {done.page}",
         highlight=False,
         soft_wrap=True,
     )
