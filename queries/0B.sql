@@ -1,6 +1,6 @@
 -- id: 0B
 -- title: Matched-token direction against the canonical one
--- needs: directions(matched)
+-- needs: directions(matched), directions(reverse)?
 -- stream: native
 -- bootstrap: none
 -- plot: line x=layer y=cosine numbers=cosine
@@ -16,7 +16,7 @@
 --   (percentiles would lean low, because a resampled direction is noisier). Groups as in 0A.
 -- source: METHODS 6 (0B)
 WITH cells AS (
-    SELECT name, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'matched'
+    SELECT name, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind IN ('matched', 'reverse')
 ), placed AS (
     SELECT *, CASE WHEN layer >= round(0.6 * layers) THEN 'corrective' WHEN layer <= round(0.33 * layers) THEN 'early'
         ELSE 'mid' END AS region

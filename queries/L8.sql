@@ -3,6 +3,7 @@
 -- needs: geometry
 -- stream: native
 -- bootstrap: none
+-- contrast: variant it - pt
 -- plot: line x=layer hue=variant y="dimension, rank or share" numbers=""
 -- says: Over the final 20 % of layers the cloud of prompts has {late_participation_ratio?a higher|a lower|about the same}
 --   participation ratio in IT than in PT ({late_participation_ratio}), effective rank {late_effective_rank}, share of the first

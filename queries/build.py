@@ -287,7 +287,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "directions": _directions,
 }
 # Kinds that free SQL gets of a table, without naming them.
-KINDS = {"directions": ("stability", "spread", "matched", "splits", "contrast")}
+KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast")}
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..analyze.geometry import FEWEST_POINTS, geometry
+from ..analyze.geometry import FEWEST_POINTS, MOST_POINTS, geometry
 from ..store.errors import LakeError
 from .build import Kit, Names, all_boundaries
 from .sweep import Rows, TableJob
@@ -38,11 +38,12 @@ class Geometry(TableJob):
     def block(self, *rows: Rows) -> None:
         """Keep the residuals of the last prompt tokens, all boundaries."""
         at = last_prompt_tokens(rows[0].columns["prompt"], rows[0].columns["step"])
-        self._points.append(rows[0]["resid"][at])
+        self._points.append(rows[0]["resid"][at[: max(0, MOST_POINTS - rows[0].prompts.start)]])
 
     def finish(self) -> None:
         """Measure, and write one row per layer, metric and draw."""
         points = np.concatenate(self._points)
+        self._points.clear()
         try:
             found = geometry(points)
         except ValueError as error:

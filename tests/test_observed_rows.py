@@ -385,6 +385,9 @@ def test_other_texts_and_other_shapes(observed: Lake, tmp_path: Path) -> None:
     names = {v: find_capture(observed.layout, f"llama/{v}", "native").stem for v in ("pt", "it")}
     with pytest.raises(LakeError, match="different continuations"):
         directions_table(Kit(observed.layout), Scope("llama", names, "native"), "contrast")
+    teacher = {v: find_capture(observed.layout, f"llama/{v}", "teacher").stem for v in ("pt", "it")}
+    with pytest.raises(LakeError, match="both captures read one answer"):
+        directions_table(Kit(observed.layout), Scope("llama", teacher, "teacher"), "stability")
     with pytest.raises(LakeError, match="expected one of stability, spread"):
         directions_table(Kit(observed.layout), Scope("llama", names, "native"), "sideways")
     wide = tiny.make_model(tmp_path / "wide", hidden_size=48)
@@ -425,6 +428,6 @@ def test_weights_of_another_checkpoint_are_refused(observed: Lake, llama: PairSp
 
 def test_free_sql_gets_what_can_be_had(observed: Lake, captured: Layout) -> None:
     kinds = observed.sql("SELECT DISTINCT kind FROM directions ORDER BY kind").fetchall()
-    assert [kind for (kind,) in kinds] == ["contrast", "matched", "splits", "spread", "stability"]
+    assert [kind for (kind,) in kinds] == ["contrast", "matched", "reverse", "splits", "spread", "stability"]
     with pytest.raises(LakeError, match="no attn_entropy"):
         Lake(captured.root).sql("SELECT * FROM attention")
