@@ -18,6 +18,7 @@ from .cli_options import (
     CAPTURE,
     BatchOption,
     CatalogOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -105,6 +106,7 @@ def capture(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = None,
     dtype: DtypeOption = "auto",
     batch: BatchOption = 16,
     limit: LimitOption = None,
@@ -127,7 +129,8 @@ def capture(
     Interrupted? Run the same command again: it goes on where it stopped and seals the same bytes.
 
     Several GPUs or machines: start the command once for each with --rank R --world N, or under torchrun or srun. Ranks write
-    disjoint shard rows and never talk; the last to finish seals, or `actlake seal` does.
+    disjoint shard rows and never talk; the last to finish seals, or `actlake seal` does. A model that is larger than one
+    GPU: --device-map auto.
     """
     from .capture.pair import Options, capture_pair, find_prompts
     from .capture.ranks import Rank
@@ -143,7 +146,7 @@ def capture(
             find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
             known.profile(profile),
             chosen,
-            Options(place.device(device), dtype, batch, double_bos, allow_nonfinite, place),
+            Options(place.device(device), dtype, batch, double_bos, allow_nonfinite, place, device_map),
         )
     rows = [
         {
@@ -303,6 +306,7 @@ def verify(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Re-hash every shard, check counts, finiteness and the zero low halves of widened bfloat16.
@@ -312,7 +316,7 @@ def verify(
     from .queries.check import check_captures
 
     layout, known = open_layout(lake, catalog)
-    reports = check_captures(layout, known, capture, pair, reforward, device)
+    reports = check_captures(layout, known, capture, pair, reforward, device, device_map)
     if as_json:
         print_json([vars(report) | {"ok": report.ok} for report in reports])
     else:
@@ -335,6 +339,7 @@ def model_check(
         str, typer.Argument(metavar="PATH|PAIR", help="A model folder, a .gguf file, or a pair of the catalog.")
     ],
     device: DeviceOption = "cpu",
+    device_map: DeviceMapOption = None,
     dtype: DtypeOption = "auto",
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
@@ -345,7 +350,7 @@ def model_check(
     """
     from .capture.describe import check_models, find_specs, lines
 
-    found = check_models(find_specs(load_catalog(catalog), what), device, dtype)
+    found = check_models(find_specs(load_catalog(catalog), what), device, dtype, device_map)
     if as_json:
         return print_json(found)
     for model in found:

@@ -27,6 +27,13 @@ CatalogOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...")]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="auto: spread a model that is larger than one device over all of them (needs the package accelerate).",
+    ),
+]
 StreamOption = Annotated[
     list[str] | None,
     typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),

@@ -37,14 +37,16 @@ def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
     return [ModelSpec(path.absolute().name, "", path.absolute(), None, None, None)]
 
 
-def check_models(specs: list[ModelSpec], device: str = "cpu", dtype: str = "auto") -> list[dict[str, Any]]:
+def check_models(
+    specs: list[ModelSpec], device: str = "cpu", dtype: str = "auto", device_map: Any = None
+) -> list[dict[str, Any]]:
     """Load models one after the other and describe them; two of them must be able to be a pair.
 
     Raises LakeError for what `load_model` refuses, for tokenizers that differ and for models of different shape.
     """
     if len(specs) == 2:
         check_same_tokenizer(load_tokenizer(specs[0]), load_tokenizer(specs[1]), specs[0].pair)
-    found = [describe(load_model(spec, device, dtype)) for spec in specs]
+    found = [describe(load_model(spec, device, dtype, device_map=device_map)) for spec in specs]
     shapes = [f"{one['blocks']} blocks of width {one['d_model']}" for one in found]
     if len(set(shapes)) > 1:
         raise LakeError(f"pair {specs[0].pair}: pt has {shapes[0]}, it {shapes[1]}; a pair has one architecture")

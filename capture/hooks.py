@@ -49,15 +49,20 @@ class Part:
 class Sink:
     """Copies the values of one batch to its parts; from a GPU on a stream of its own, while the model goes on.
 
-    Wait for `event` (None on a CPU) before reading the buffers.
+    Blocks may lie on several devices. `wait` before reading the buffers.
     """
 
     def __init__(self, batch: Batch, parts: Sequence[Part], side: bool = True):
         self.parts = parts
         starts = np.concatenate([[0], np.cumsum(batch.lengths)])
         self._flat = [int(starts[part.row]) + part.start for part in parts]
-        self._side = _side_stream(batch.ids.device) if side else None
-        self.event: Any = None
+        self._side = side
+        self._events: dict[torch.device, Any] = {}
+
+    def wait(self) -> None:
+        """Return when all copies have arrived."""
+        for event in self._events.values():
+            event.synchronize()
 
     def padded(self, name: str, index: int, value: Tensor) -> None:
         """Keep layer `index` of a site from hidden states [batch, width, d]."""
@@ -78,26 +83,26 @@ class Sink:
         self._copy(targets, sources, value)
 
     def _copy(self, targets: list[Tensor], sources: list[Tensor], value: Tensor) -> None:
-        if self._side is None or value.device.type == "cpu":
+        if not self._side or value.device.type != "cuda":
             for target, source in zip(targets, sources, strict=True):
                 target.copy_(source)
             return
-        self._side.wait_stream(torch.cuda.current_stream(value.device))
-        with torch.cuda.stream(self._side):
+        stream = _side_stream(value.device)
+        stream.wait_stream(torch.cuda.current_stream(value.device))
+        with torch.cuda.stream(stream):
             for target, source in zip(targets, sources, strict=True):
                 target.copy_(source, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record(self._side)
-        value.record_stream(self._side)
+            self._events[value.device] = stream.record_event()
+        value.record_stream(stream)
 
 
 _streams: dict[torch.device, Any] = {}
 
 
 def _side_stream(device: torch.device) -> Any:
-    if device.type == "cuda" and device not in _streams:
+    if device not in _streams:
         _streams[device] = torch.cuda.Stream(device)
-    return _streams.get(device)
+    return _streams[device]
 
 
 @contextmanager

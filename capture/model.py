@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .structure import Structure, device_of_input, discover, norm_parameters
 from .tokens import real_token_mask, tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,15 @@ class Model:
         """Longest sequence the model was made for, in tokens."""
         return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def head_device(self) -> torch.device:
+        """Device of the unembedding, which a device map may put elsewhere than the embedding."""
+        return next(self.parts.unembed.parameters()).device
+
     @cached_property
     def head_on_device(self) -> Head:
         """The head where the unembedding lies, float32."""
-        return self.head.to(next(self.parts.unembed.parameters()).device)
+        return self.head.to(self.head_device)
 
     @cached_property
     def post_norm(self) -> tuple[np.ndarray, float] | None:
@@ -138,13 +145,16 @@ def unreadable(spec: ModelSpec, what: str, error: BaseException) -> LakeError:
     return LakeError(f"model {spec.name}: can't {what}: {first}")
 
 
-def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa") -> Model:
+def load_model(
+    spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attention: str = "sdpa", device_map: Any = None
+) -> Model:
     """Load a checkpoint from safetensors or a GGUF file, find its parts and check them with a small forward.
 
+    `device_map` ('auto', or a dict as accelerate takes it) spreads blocks over several devices in place of `device`.
     Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
     """
     check_dtype(dtype)
-    device_of(device)
+    check_device_map(device_map, device)
     where = source(spec)
     kind: dict[str, Any] = {"use_safetensors": True}
     if spec.gguf_file:
@@ -159,13 +169,19 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
             revision=spec.revision or "main",
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
+            device_map=device_map,
             **kind,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
         )
-        hf = loaded[0].to(device).eval()
-    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise LakeError(f"model {spec.name}: can't load {where}: {str(error).splitlines()[0]}") from error
+        hf = (loaded[0] if device_map else loaded[0].to(device)).eval()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise LakeError(
+            f"model {spec.name}: its weights do not fit into the memory of {device}; --device-map auto spreads them over several"
+            " devices, --dtype bfloat16 halves float32 ones"
+        ) from error
+    except UNREADABLE as error:
+        raise unreadable(spec, f"load {where}", error) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     # Hugging Face fills gaps with random numbers and a warning.
@@ -174,6 +190,12 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: str = "auto", attent
         raise LakeError(
             f"model {spec.name}: {where} lacks {len(gaps)} weights that its config asks for, or has them in"
             f" another shape (first: {gaps[0]}); the folder is incomplete or its config.json belongs to another model"
+        )
+    absent = [name for name, parameter in hf.named_parameters() if parameter.is_meta]
+    if absent:
+        raise LakeError(
+            f"model {spec.name}: does not fit on the devices, {len(absent)} weights would be moved in and out (first:"
+            f" {absent[0]}); use more or larger devices, or --device cpu"
         )
     parts, head = discover(hf)
     tokenizer = load_tokenizer(spec)
@@ -201,6 +223,16 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise LakeError(f"device {name!r}: expected cpu, cuda, cuda:1, mps ...") from error
+
+
+def check_device_map(device_map: Any, device: str) -> None:
+    """Raise LakeError for a device that is none, and for a device map that can't be followed or contradicts it."""
+    if device_of(device).type != "cpu" and device_map:
+        raise LakeError(f"--device {device} and --device-map exclude each other; leave one out")
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise LakeError(f"device map {device_map!r}: expected one of {', '.join(DEVICE_MAPS)}")
+    if device_map and find_spec("accelerate") is None:
+        raise LakeError("--device-map needs the package accelerate: pip install accelerate")
 
 
 def check_dtype(dtype: str) -> None:

@@ -11,7 +11,7 @@ from ..store.files import explain_full_disk
 from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model
-from .model import Model, identify, load_config, load_model, load_tokenizer
+from .model import Model, check_device_map, identify, load_config, load_model, load_tokenizer
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
 from .ranks import ALONE, Rank
@@ -22,7 +22,8 @@ from .tokens import check_same_tokenizer
 
 @dataclass(frozen=True)
 class Options:
-    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed, the rank of this process.
+    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed, the rank of this process, and a
+    device map in place of one device.
 
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
     """
@@ -33,6 +34,7 @@ class Options:
     double_bos: bool = False
     allow_nonfinite: bool = False
     rank: Rank = ALONE
+    device_map: Any = None
 
 
 class _Loader:
@@ -46,7 +48,8 @@ class _Loader:
     def __call__(self, spec: ModelSpec) -> Model:
         if self._model is None or self._model.spec != spec:
             self._model = None
-            self._model = load_model(spec, self._options.device, self._options.dtype)
+            options = self._options
+            self._model = load_model(spec, options.device, options.dtype, device_map=options.device_map)
             self.loads += 1
         return self._model
 
@@ -78,6 +81,7 @@ def capture_pair(
     that differ, prompts too long for the model, and all that `run.capture` raises.
     """
     check_sites(profile.sites)
+    check_device_map(options.device_map, options.device)
     options = replace(options, dtype=profile.dtype if options.dtype == "auto" else options.dtype)
     sources = sources_of(pair, variants, streams, options)
     check_name(prompts.name, "prompt set")  # it becomes part of file names

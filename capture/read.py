@@ -21,8 +21,8 @@ CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in 
 @torch.no_grad()
 def read(
     model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], parts: Sequence[Part]
-) -> Any:
-    """Run one batch and send the variables of `sizes` to `parts`; returns what to wait for (see Sink.event)."""
+) -> Sink:
+    """Run one batch and send the variables of `sizes` to `parts`; `wait` for the sink before reading them."""
     sink, final = Sink(batch, parts), []
     logits = [name for name in ("logits", "topk_id") if name in sizes]
     watch = (
@@ -51,15 +51,13 @@ def read(
     if logits:
         hidden = final[0].reshape(-1, final[0].shape[-1]).index_select(0, batch.valid.to(final[0].device))
         _logits(model, hidden, sizes, sink)
-    return sink.event
+    return sink
 
 
 def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict[str, Any]:
     """Run one batch and return the variables of `sizes` for its real tokens, [n, ...], sites as float32."""
     buffers = {name: buffer(name, size, batch.n_tokens, model.dtype) for name, size in sizes.items()}
-    event = read(model, batch, sizes, boundaries, whole(batch, buffers))
-    if event is not None:
-        event.synchronize()
+    read(model, batch, sizes, boundaries, whole(batch, buffers)).wait()
     return {name: tensor.float().numpy() if name in SITES else tensor.numpy() for name, tensor in buffers.items()}
 
 

@@ -26,7 +26,7 @@ from ..store.version import __version__
 from ..store.writer import PROGRESS, ShardWriter, Template, create_capture, missing_shards
 from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
 from .attention import watch
-from .hooks import Batch, pad_id
+from .hooks import Batch, Sink, pad_id
 from .model import Model, head_arrays
 from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory, stored_ratio
 from .ranks import ALONE, Rank
@@ -230,22 +230,21 @@ def fill(
         ShardWriter(path, template, check=check, on_write=progress.store, recycle=rows.recycle, wait=not gpu) as writer,
     ):
 
-        def finish(indices: list[int], event: Any) -> None:
-            if event is not None:
-                event.synchronize()
+        def finish(indices: list[int], sink: Sink) -> None:
+            sink.wait()
             for row in rows.filled(indices):
                 writer.put(*row)
             progress.advance(sum(len(stream.tokens[prompt]) for prompt in indices))
 
-        ahead: deque[tuple[list[int], Any]] = deque()
+        ahead: deque[tuple[list[int], Sink]] = deque()
         for indices in needed:
             batch = Batch([stream.tokens[i] for i in indices], pad_id(model.tokenizer), model.device)
             ends = np.asarray([stream.starts[prompt] - 1 for prompt in indices])
             with watch(model, ends, template.per_prompt) as found:
-                event = read(model, batch, template.sizes, template.boundaries, rows.parts(indices))
+                sink = read(model, batch, template.sizes, template.boundaries, rows.parts(indices))
             for name, values in found.items():
                 rows.note(name, indices, values)
-            ahead.append((indices, event))
+            ahead.append((indices, sink))
             if len(ahead) > gpu:
                 finish(*ahead.popleft())
         while ahead:

@@ -15,7 +15,7 @@ from .plan import stages
 
 
 class Stage:
-    """All boundaries of one batch where the model runs, and the lens and delta columns computed from them there."""
+    """All boundaries of one batch where the unembedding lies, and the lens and delta columns computed from them there."""
 
     def __init__(self, model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]]):
         self._model, self._batch, self._sizes = model, batch, sizes
@@ -24,7 +24,7 @@ class Stage:
         sites += ["attn_out"] if "attn_out" in sizes else []
         shapes: dict[str, tuple[int, ...]] = {name: (layers + (name == "resid"), width) for name in sites}
         self._held = {
-            name: buffer(name, shape, batch.n_tokens, model.dtype, device=model.device)
+            name: buffer(name, shape, batch.n_tokens, model.dtype, device=model.head_device)
             for name, shape in shapes.items()
         }
         self.places = places(shapes, range(layers + 1))

@@ -25,6 +25,7 @@ def check_captures(
     pair: str | None,
     reforward: int,
     device: str = "cpu",
+    device_map: str | None = None,
 ) -> list[Report]:
     """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again."""
     if capture:
@@ -41,17 +42,20 @@ def check_captures(
         with bar(f"verify {path.parts[-3]}/{path.parts[-2]}", total, "bytes") as progress:
             reports.append(verify(layout, path, progress.advance))
         if reforward and reports[-1].ok:
-            _reforward(layout, catalog, path, reforward, device, reports[-1])
+            _reforward(layout, catalog, path, reforward, (device, device_map), reports[-1])
     return reports
 
 
-def _reforward(layout: Layout, catalog: Catalog, path: Path, count: int, device: str, report: Report) -> None:
+def _reforward(
+    layout: Layout, catalog: Catalog, path: Path, count: int, where: tuple[str, str | None], report: Report
+) -> None:
     from ..capture.again import reforward
     from ..capture.model import load_model
 
     pair, variant = path.parts[-3], path.parts[-2]
     dtype = (read_manifest(path) or {})["provenance"]["dtype"]
-    found = reforward(layout, load_model(catalog.pair(pair).model(variant), device, dtype), path, count)
+    model = load_model(catalog.pair(pair).model(variant), where[0], dtype, device_map=where[1])
+    found = reforward(layout, model, path, count)
     worst = ", ".join(f"{name} {value:.1e} (allowed {found.allowed[name]:.1e})" for name, value in found.worst.items())
     report.reforward = f"; {found.prompts} prompts run again: " + (
         "bit for bit equal" if found.exact else f"largest difference {worst}"
