@@ -144,9 +144,9 @@ def raw_lens(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
 
 def _lens(kit: Kit, names: Names, kind: str) -> Job:
     if kind == "tuned":
-        from .tuned import TunedLens
+        from .tuned import tuned_lens
 
-        return TunedLens(kit, names)
+        return tuned_lens(kit, names)
     if kind not in ("", "raw"):
         raise LakeError(f"lens({kind}): the lens is raw or tuned")
     capture = kit.capture(names)

@@ -40,7 +40,7 @@ class Wish:
     """One set of probes: of which capture, by what recipe. `tokens` in all, or as many as the recipe's steps take."""
 
     names: Names
-    recipe: Recipe = DEFAULT
+    recipe: Recipe
     tokens: int | None = None
     seed: int = 0
 
@@ -223,7 +223,7 @@ def choose(kit: Kit, names: Names) -> Chosen:
     Sets of another checkpoint don't count. LakeError when nothing is there and nothing can be trained.
     """
     model = kit.head_hash(names)
-    wish = Wish(_native(kit, names))
+    wish = Wish(_native(kit, names), DEFAULT)
     usual = wish.path(kit)
     folder = kit.layout.probes(*names[:2])
     sets = [(path, record) for path, record in list_probes(kit.layout) if path.parent == folder]

@@ -1,5 +1,6 @@
 """Tables made with the tuned lens: its rows of `lens`, and `lens_eval`, raw against tuned on held-out tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,31 +18,47 @@ from .sweep import LayerTable, Rows, TableJob
 PROMPT = ("prompt", "prompt_id", "category")
 
 
-class TunedLens(LayerTable):
-    """The rows of the table `lens` with lens = 'tuned'; those of other probes give way to them."""
+class TunedTable(LayerTable):
+    """A table of one capture through the tuned lens: `compute` gets the probes and a block, and returns columns [n, layers].
 
-    def __init__(self, kit: Kit, names: Names):
+    Rows of the same capture by other probes give way to it. `first` is the layer of the first column.
+    """
+
+    def __init__(
+        self, kit: Kit, names: Names, table: str, compute: Callable[[Probes, Rows], dict[str, Any]], first: int = -1
+    ):
         capture = kit.capture(names)
-        all_boundaries(capture, "lens(tuned)")
+        all_boundaries(capture, f"{table}(tuned)")
         chosen = choose(kit, names)
-        recipe = kit.recipe("lens", names, head=True, lens="tuned", probes=chosen.name)
+        recipe = kit.recipe(table, names, head=True, lens="tuned", probes=chosen.name)
         self._same = {name: recipe[name] for name in ("pair", "variant", "stream", "lens")}
-
-        def compute(rows: Rows) -> dict[str, Any]:
-            target = rows.columns["target"]
-            found = lens(kit.head(names), rows["resid"], target, probes=chosen.probes, device=kit.device)
-            return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
-
-        def labels(rows: Rows) -> dict[str, Any]:
-            return {**self._same, **label(rows)}
-
-        super().__init__(kit.layout, "lens", recipe, (capture,), ("resid",), compute, labels)
+        super().__init__(
+            kit.layout,
+            table,
+            recipe,
+            (capture,),
+            ("resid",),
+            lambda rows: compute(chosen.probes, rows),
+            lambda rows: {**self._same, **label(rows)},
+            first=first,
+        )
         self._layout, self.before = kit.layout, chosen.before
 
     def finish(self) -> None:
-        """Write what is still held, and delete the rows of the same capture by other probes."""
+        """Write what is still held, and delete the rows by other probes."""
         super().finish()
-        drop_tables(self._layout, "lens", self._same, keep=self.path)
+        drop_tables(self._layout, self.name, self._same, keep=self.path)
+
+
+def tuned_lens(kit: Kit, names: Names) -> TunedTable:
+    """The rows of the table `lens` with lens = 'tuned'."""
+
+    def compute(probes: Probes, rows: Rows) -> dict[str, Any]:
+        target = rows.columns["target"]
+        found = lens(kit.head(names), rows["resid"], target, probes=probes, device=kit.device)
+        return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
+
+    return TunedTable(kit, names, "lens", compute)
 
 
 class Evaluation(TableJob):
