@@ -52,6 +52,8 @@ prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
 model_app = typer.Typer(help="Models.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+probes_app = typer.Typer(help="Tuned-lens probes.", no_args_is_help=True)
+app.add_typer(probes_app, name="probes")
 app.add_typer(questions)
 
 
@@ -380,6 +382,62 @@ def prompts_add(
         path = add_prompts(file, layout.prompts, name or file.stem)
     count = len(read_prompts(path).prompts)
     out.print(f"{path}: {count} prompts; use it with --prompts {path.stem}", highlight=False, soft_wrap=True)
+
+
+@probes_app.command("train")
+def probes_train(
+    pair: Annotated[str, typer.Argument(help="Pair whose captures the lake holds.")],
+    variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
+    recipe: Annotated[str, typer.Option(help="sgd (the published one) or adam.")] = "adam",
+    stream: Annotated[str, typer.Option(help="Captured stream to train on, by a unique beginning.")] = "native",
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens to train on, again and again if memory holds them. [default: the recipe's]", min=1),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Tokens a step. [default: the recipe's]", min=1)] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Learning rate of sgd in tenths. [default: the published one of the family]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the tokens.")] = 0,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train an affine probe per layer from a stored capture, so that its lens foretells the last layer. No model is loaded.
+
+    Four prompts in five are trained on, the rest watch. Interrupted? The same command goes on from the last check. Rows that
+    need a tuned lens use what was trained here, the most tokens first.
+    """
+    from .queries.probes import recipe_of, train_probes
+
+    layout, _ = open_layout(lake, catalog)
+    for name in _variants(variant):
+        path, record = train_probes(
+            layout,
+            f"{pair}/{name}",
+            stream,
+            recipe_of(layout, recipe, f"{pair}/{name}", batch, scale),
+            tokens,
+            seed,
+            device,
+        )
+        out.print(
+            f"{path}: {record['trained_tokens']:,} tokens, {record['steps']} steps; held-out KL in nats, layers -1 to"
+            f" {len(record['kl_raw']) - 2}:",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for kind in ("raw", "tuned"):
+            out.print(f"  {kind:5} " + " ".join(f"{kl:.4g}" for kl in record[f"kl_{kind}"]), highlight=False)
+
+
+@probes_app.command("ls")
+def probes_ls(lake: LakeOption = "default", catalog: CatalogOption = None, as_json: JsonOption = False) -> None:
+    """Every set of probes, with its held-out KL (nats, mean over the layers that have a probe), raw and tuned."""
+    from .store.probes import probes_table
+
+    table = probes_table(open_layout(lake, catalog)[0])
+    print_table(table if as_json else table.drop(columns="path"), as_json)
 
 
 @app.command()

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import pandas as pd
+import torch
 import xarray as xr
 
 from .analyze.head import Head
+from .analyze.tuned import Probes
 from .store.captures import find_capture, list_captures, open_capture
 from .store.errors import LakeError
 from .store.layout import Layout, split_model
 from .store.models import read_head
+from .store.probes import find_probes, read_probes
 from .store.tables import check_select, connect, sql_error, tables_in
 
 if TYPE_CHECKING:
@@ -47,6 +50,14 @@ class Lake:
     def head(self, model: str) -> Head:
         """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
         return Head.from_arrays(*read_head(self.layout, *split_model(model)))
+
+    def probes(self, model: str, name: str = "") -> Probes:
+        """Tuned-lens probes of 'PAIR/VARIANT', by a unique beginning of their name if it has several sets.
+
+        For analyze.lazy.lens and analyze.lens.lens. LakeError when there is no such set, CorruptError when it is damaged.
+        """
+        weight, bias, _ = read_probes(find_probes(self.layout, model, name))
+        return Probes(torch.from_numpy(weight), torch.from_numpy(bias))
 
     def sql(self, text: str, device: str = "cpu") -> duckdb.DuckDBPyRelation:
         """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture.

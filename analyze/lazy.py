@@ -17,19 +17,28 @@ from .delta import delta as delta_kernel
 from .head import Head
 from .lens import FLOATS, INTEGERS
 from .lens import lens as lens_kernel
+from .tuned import Probes
 
 LENS_COLUMNS = (*FLOATS, *INTEGERS)
 
 
-def lens(capture: xr.Dataset, head: Head, *, mask: np.ndarray | None = None, device: str = "cpu") -> xr.Dataset:
-    """The raw lens of a capture: lazy float32 variables [token, layer], named as the columns of the table `lens`.
+def lens(
+    capture: xr.Dataset,
+    head: Head,
+    *,
+    probes: Probes | None = None,
+    mask: np.ndarray | None = None,
+    device: str = "cpu",
+) -> xr.Dataset:
+    """The lens of a capture: lazy float32 variables [token, layer], named as the columns of the table `lens`.
 
-    `capture` needs resid at every boundary, token_id and prompt; layer -1 is boundary 0. Units, NaN and `mask` as in
-    analyze.lens.lens; ids and ranks are exact up to 2**24. ValueError without all residuals.
+    The raw lens, or with `probes` the tuned one. `capture` needs resid at every boundary, token_id and prompt; layer -1 is
+    boundary 0. Units, NaN and other arguments as in analyze.lens.lens; ids and ranks are exact up to 2**24. ValueError
+    without all residuals.
     """
 
     def kernel(resid: np.ndarray, target: np.ndarray) -> np.ndarray:
-        found = lens_kernel(head, resid, target, mask=mask, device=device)
+        found = lens_kernel(head, resid, target, probes=probes, mask=mask, device=device)
         return np.stack([found[name].astype(np.float32) for name in LENS_COLUMNS], axis=-1)
 
     return _apply(kernel, capture, [_targets(capture)], LENS_COLUMNS)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .fused import Array, Block, Chains, Progress
 from .head import Head
+from .tuned import Probes
 
 FLOATS = ("kl_layer_final", "kl_final_layer", "js_next", "entropy", "p_target", "cos_final")
 INTEGERS = ("top1", "rank_target")
@@ -18,6 +19,7 @@ def lens(
     resid: Array,
     target: Array,
     *,
+    probes: Probes | None = None,
     mask: Array | None = None,
     device: str = "cpu",
     js_next: bool = True,
@@ -34,19 +36,24 @@ def lens(
     h_l and h_L before the norm (NaN for a zero vector); int32 [T, B]: top1 (the lowest id among equals),
     rank_target = 1 + the number of strictly larger logits (0 without target). A row that holds NaN gives NaN.
 
+    `probes` make it the tuned lens: they translate the residuals of all boundaries but the last, so that p_L stays the
+    model's own distribution; h_l in cos_final is then the translated one. Without, it is the raw lens.
+
     `preview` multiplies in bfloat16: faster, and wrong by up to tenths of a nat. `block` bounds the memory.
     `progress` is called with the number of tokens done so far. ValueError on shapes that do not fit.
-    Source: METHODS 3.1 and 4 (L2).
+    Source: METHODS 3.1, 3.2 and 4 (L2).
     """
     resid, target = _residuals(resid, head, "resid"), torch.as_tensor(target)
     tokens, boundaries, _ = resid.shape
     if target.shape != (tokens,) or (tokens and not -1 <= int(target.min()) <= int(target.max()) < head.vocab):
         raise ValueError(f"lens: target must hold {tokens} ids from -1 to {head.vocab - 1}")
     chains = Chains([head], boundaries, mask=mask, device=device, js=js_next, preview=preview, block=block)
+    probes = None if probes is None else probes.to(chains.device)
     out = {name: np.full((tokens, boundaries), np.nan, np.float32) for name in FLOATS}
     out |= {name: np.zeros((tokens, boundaries), np.int32) for name in INTEGERS}
     for part in chains.blocks(tokens, progress):
         h = resid[part].to(chains.device, torch.float32)
+        h = h if probes is None else probes(h)
         result = chains.run([h], target[part].to(chains.device)) | {"cos_final": _cosine(h, h[:, -1:])}
         for name in out.keys() & result.keys():
             column = result[name].cpu().numpy()

@@ -33,6 +33,7 @@ VERSION = {
     "attention": 1,
     "pair_lens": 1,
     "weights": 1,
+    "lens_eval": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 
@@ -142,8 +143,12 @@ def raw_lens(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
 
 
 def _lens(kit: Kit, names: Names, kind: str) -> Job:
+    if kind == "tuned":
+        from .tuned import tuned_lens
+
+        return tuned_lens(kit, names)
     if kind not in ("", "raw"):
-        raise LakeError(f"lens({kind}): this version computes the raw lens only")
+        raise LakeError(f"lens({kind}): the lens is raw or tuned")
     capture = kit.capture(names)
     kept = _kept(capture, "lens")
     if not kept:
@@ -270,6 +275,12 @@ def _directions(kit: Kit, scope: Scope, kind: str) -> Job:
     return directions_table(kit, scope, kind)
 
 
+def _lens_eval(kit: Kit, scope: Scope, _kind: str) -> Job:
+    from .tuned import Evaluation
+
+    return Evaluation(kit, scope)
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
@@ -285,6 +296,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "pair_lens": _pair_lens,
     "weights": _weights,
     "directions": _directions,
+    "lens_eval": _lens_eval,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast")}

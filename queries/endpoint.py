@@ -1,12 +1,15 @@
 """Tables about the end of the stack: what the final distribution looks like, how the top tokens change just before it."""
 
 import numpy as np
+import torch
 
 from ..analyze.lens import lens
 from ..analyze.topk import churn
+from ..analyze.tuned import Probes
 from ..store.errors import LakeError
 from .build import Kit, Names, all_boundaries, label
 from .sweep import LayerTable, Rows
+from .tuned import TunedTable
 
 LATE = 0.8  # METHODS 0: the final 20 % of layers are floor(0.8 L) and up
 
@@ -50,16 +53,19 @@ def endpoint_table(kit: Kit, names: Names) -> LayerTable:
 
 def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
     """The table `churn`: 1 - Jaccard of the five most likely tokens of each late layer and the next (METHODS 16)."""
-    if kind not in ("", "raw"):
-        raise LakeError(f"churn({kind}): this version computes it for the raw lens only")
+    if kind not in ("", "raw", "tuned"):
+        raise LakeError(f"churn({kind}): the lens is raw or tuned")
     capture = kit.capture(names)
     all_boundaries(capture, "churn")
     layers = len(capture.array("layer")[:])
     start = min(int(LATE * layers), layers - 2)  # one step at least, however shallow the model
 
-    def compute(rows: Rows) -> dict[str, np.ndarray]:
-        return {"churn": churn(kit.head(names), rows["resid"][:, start + 1 :], device=kit.device)}
+    def compute(rows: Rows, probes: Probes | None = None) -> dict[str, np.ndarray]:
+        resid = rows["resid"] if probes is None else probes(torch.from_numpy(rows["resid"]))
+        return {"churn": churn(kit.head(names), resid[:, start + 1 :], device=kit.device)}
 
+    if kind == "tuned":
+        return TunedTable(kit, names, "churn", lambda probes, rows: compute(rows, probes), first=start)
     columns = {"pair": names[0], "variant": names[1], "stream": names[2], "lens": "raw"}
     return LayerTable(
         kit.layout,

@@ -84,6 +84,10 @@ class Layout:
         """Folder of one pair's directions."""
         return self.root / "directions" / check_name(pair, "pair")
 
+    def probes(self, pair: str, variant: str) -> Path:
+        """Folder of one model's tuned-lens probes."""
+        return self.root / "probes" / check_name(pair, "pair") / check_name(variant, "variant")
+
     def table(self, name: str) -> Path:
         """Folder of one table's Parquet files."""
         return self.root / "tables" / check_name(name, "table")

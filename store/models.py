@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def write_model(
     folder = layout.model(pair, variant)
     marker, mine = folder / "model.json", folder / f".head.{platform.node()}-{os.getpid()}.tmp"
     try:
-        files = _write_head(mine, arrays, attrs)
+        files = write_group(mine, arrays, HEAD_DIMS, attrs, ROWS)
         _move(mine, folder / "head.zarr", files)
         write_json(
             marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
@@ -58,26 +59,28 @@ def write_model(
         shutil.rmtree(rest, ignore_errors=True)
 
 
-def _write_head(head: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any]) -> dict[str, str]:
-    """Write head.zarr at `head` and return the hashes of its files."""
+def write_group(
+    path: Path, arrays: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], attrs: dict[str, Any], rows: int
+) -> dict[str, str]:
+    """Write a small Zarr group, each array with its `dims` and in chunks of `rows` rows; returns the hashes of its files."""
     with quiet_zarr():
         group = zarr.create_group(
-            head, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs}
+            path, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs}
         )
         for name, values in arrays.items():
             array = group.create_array(
                 name,
                 shape=values.shape,
                 dtype=values.dtype,
-                chunks=(min(ROWS, values.shape[0]), *values.shape[1:]),
+                chunks=(min(rows, values.shape[0]), *values.shape[1:]),
                 compressors=compressors(),
-                fill_value=np.nan if values.dtype.kind == "f" else False,
-                dimension_names=HEAD_DIMS[name],
+                fill_value=np.nan if values.dtype.kind == "f" else False if values.dtype.kind == "b" else -1,
+                dimension_names=dims[name],
                 config={"write_empty_chunks": True},
             )
             array[...] = values
-        zarr.consolidate_metadata(str(head))
-    return hash_files((file for file in head.rglob("*") if file.is_file()), head)
+        zarr.consolidate_metadata(str(path))
+    return hash_files((file for file in path.rglob("*") if file.is_file()), path)
 
 
 def _move(mine: Path, head: Path, files: dict[str, str]) -> None:

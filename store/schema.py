@@ -219,6 +219,20 @@ TABLES = {
             ("n", pa.int32()),
         ]
     ),
+    "lens_eval": pa.schema(
+        [
+            *_MODEL,
+            ("probe_variant", _TEXT),
+            ("probes", _TEXT),
+            *_PROMPT,
+            *_LAYER,
+            ("n", pa.int32()),
+            ("kl_raw", _FLOAT),
+            ("kl_tuned", _FLOAT),
+            ("top1_raw", _FLOAT),
+            ("top1_tuned", _FLOAT),
+        ]
+    ),
 }
 
 # What a capture may compute while it has the residuals: the columns of these tables as variables [token, lens_layer].

@@ -1,5 +1,6 @@
 """Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -70,6 +71,14 @@ def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Itera
             for group in groups:
                 add(group)
     return path
+
+
+def drop_tables(layout: Layout, name: str, recipe: dict[str, Any], keep: Path) -> None:
+    """Delete a table's files whose recipe has these values, but for `keep`: what they hold was made anew there."""
+    for file in layout.table(name).glob("*.parquet"):
+        found = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
+        if file != keep and all(found.get(key) == value for key, value in recipe.items()):
+            file.unlink()
 
 
 def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:

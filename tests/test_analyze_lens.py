@@ -40,9 +40,9 @@ def make_resid(seed: int, tokens: int, boundaries: int, width: int = 12) -> np.n
     return np.cumsum(r.standard_normal((tokens, boundaries, width)), axis=1).astype(np.float32)
 
 
-def reference_logits(head: Head, resid: np.ndarray) -> torch.Tensor:
+def reference_logits(head: Head, resid: np.ndarray | torch.Tensor) -> torch.Tensor:
     """METHODS 3.1 in float64, written independently of Head's own methods."""
-    x = torch.from_numpy(resid).double()
+    x = torch.as_tensor(resid).double()
     if head.norm == "layer":
         x = x - x.mean(-1, keepdim=True)
     x = x / (x.pow(2).mean(-1, keepdim=True) + head.eps).sqrt() * head.norm_weight.double()

@@ -1,0 +1,123 @@
+"""Tables made with the tuned lens: its rows of `lens`, and `lens_eval`, raw against tuned on held-out tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..analyze.lens import lens
+from ..analyze.split import held_out
+from ..analyze.tuned import Probes
+from ..store.schema import VARIANTS
+from ..store.tables import drop_tables
+from .build import VERSION, Kit, Names, Scope, all_boundaries, label
+from .probes import choose
+from .sweep import LayerTable, Rows, TableJob
+
+PROMPT = ("prompt", "prompt_id", "category")
+
+
+class TunedTable(LayerTable):
+    """A table of one capture through the tuned lens: `compute` gets the probes and a block, and returns columns [n, layers].
+
+    Rows of the same capture by other probes give way to it. `first` is the layer of the first column.
+    """
+
+    def __init__(
+        self, kit: Kit, names: Names, table: str, compute: Callable[[Probes, Rows], dict[str, Any]], first: int = -1
+    ):
+        capture = kit.capture(names)
+        all_boundaries(capture, f"{table}(tuned)")
+        chosen = choose(kit, names)
+        recipe = kit.recipe(table, names, head=True, lens="tuned", probes=chosen.name)
+        self._same = {name: recipe[name] for name in ("pair", "variant", "stream", "lens")}
+        super().__init__(
+            kit.layout,
+            table,
+            recipe,
+            (capture,),
+            ("resid",),
+            lambda rows: compute(chosen.probes, rows),
+            lambda rows: {**self._same, **label(rows)},
+            first=first,
+        )
+        self._layout, self.before = kit.layout, chosen.before
+
+    def finish(self) -> None:
+        """Write what is still held, and delete the rows by other probes."""
+        super().finish()
+        drop_tables(self._layout, self.name, self._same, keep=self.path)
+
+
+def tuned_lens(kit: Kit, names: Names) -> TunedTable:
+    """The rows of the table `lens` with lens = 'tuned'."""
+
+    def compute(probes: Probes, rows: Rows) -> dict[str, Any]:
+        target = rows.columns["target"]
+        found = lens(kit.head(names), rows["resid"], target, probes=probes, device=kit.device)
+        return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
+
+    return TunedTable(kit, names, "lens", compute)
+
+
+class Evaluation(TableJob):
+    """The table `lens_eval`: raw and tuned lens on held-out tokens, each variant's probes on both variants' activations."""
+
+    reads = ("resid",)
+
+    def __init__(self, kit: Kit, scope: Scope):
+        self._kit, self._models = kit, [(scope.pair, variant, scope.streams[variant]) for variant in VARIANTS]
+        self.captures = tuple(kit.capture(names) for names in self._models)
+        for capture in self.captures:
+            all_boundaries(capture, "lens_eval")
+        self._chosen = {names[1]: choose(kit, names) for names in self._models}
+        self._same = {"pair": scope.pair, "streams": scope.streams}
+        recipe = self._same | {
+            "captures": {names[1]: capture.sha256 for names, capture in zip(self._models, self.captures, strict=True)},
+            "heads": {names[1]: kit.head_hash(names) for names in self._models},
+            "probes": {variant: chosen.name for variant, chosen in self._chosen.items()},
+            "version": VERSION["lens_eval"],
+        }
+        super().__init__(kit.layout, "lens_eval", recipe)
+        self._held: list[pd.DataFrame] = []
+        self.before = tuple(job for chosen in self._chosen.values() for job in chosen.before)
+
+    def block(self, *rows: Rows) -> None:
+        """Measure the held-out prompts of a block."""
+        for names, mine in zip(self._models, rows, strict=True):
+            columns = mine.columns
+            chosen = np.flatnonzero(held_out(columns["prompt_id"]) & (columns["position"] > 0))
+            if len(chosen):
+                self._measure(names, mine["resid"][chosen], {name: columns[name][chosen] for name in PROMPT})
+
+    def finish(self) -> None:
+        """Write all prompts, and delete what other probes gave on the same captures."""
+        if self._held:
+            self.add({str(name): column.to_numpy() for name, column in pd.concat(self._held).items()})
+        drop_tables(self._kit.layout, "lens_eval", self._same, keep=self.path)
+
+    def _measure(self, names: Names, resid: np.ndarray, prompt: dict[str, np.ndarray]) -> None:
+        """Rows of one evaluated variant: means over each prompt's tokens, per set of probes and layer."""
+        _, first, index, count = np.unique(prompt["prompt"], return_index=True, return_inverse=True, return_counts=True)
+        raw, layers = self._means(names, resid, None, index, count), np.arange(resid.shape[1])
+        place = {name: np.tile(values[first], len(layers)) for name, values in prompt.items()}
+        place |= {"n": np.tile(count, len(layers)), "layer": np.repeat(layers - 1, len(count))}
+        place |= {f"{name}_raw": values[:, layers].T.ravel() for name, values in raw.items()}
+        for variant, chosen in self._chosen.items():
+            tuned = self._means(names, resid, chosen.probes, index, count)
+            values = {f"{name}_tuned": values[:, layers].T.ravel() for name, values in tuned.items()}
+            frame = pd.DataFrame({**place, **values, "probe_variant": variant, "probes": chosen.name})
+            self._held.append(frame.assign(**dict(zip(("pair", "variant", "stream"), names, strict=True))))
+
+    def _means(
+        self, names: Names, resid: np.ndarray, probes: Probes | None, index: np.ndarray, count: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """kl = KL(p_L || p_l) and top1 = agreement with the last layer's top token, [prompts, L+1]."""
+        none = np.full(len(resid), -1)
+        found = lens(self._kit.head(names), resid, none, probes=probes, device=self._kit.device, js_next=False)
+        values = {"kl": found["kl_final_layer"], "top1": found["top1"] == found["top1"][:, -1:]}
+        total = {name: np.zeros((len(count), resid.shape[1])) for name in values}
+        for name, value in values.items():
+            np.add.at(total[name], index, value)
+        return {name: value / count[:, None] for name, value in total.items()}

@@ -1,0 +1,154 @@
+"""Tuned-lens probes in the lake: sealed Zarr groups with their provenance, and the state of a training under way."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import CorruptError, LakeError
+from .files import explain_full_disk, hash_files, hash_json, read_json, sync_file, write_json
+from .layout import Layout, check_version, split_model
+from .manifest import MANIFEST
+from .models import write_group
+from .schema import FORMAT_VERSION
+from .writer import quiet_zarr
+
+PROBE_DIMS = {
+    "weight": ("boundary", "d_out", "d_model"),
+    "bias": ("boundary", "d_out"),
+    "boundary": ("boundary",),
+}
+Curve = list[dict[str, Any]]
+
+
+def probes_path(layout: Layout, pair: str, variant: str, name: str) -> Path:
+    """Zarr group of one set of probes."""
+    return layout.probes(pair, variant) / f"{name}.zarr"
+
+
+def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[str, Any]) -> None:
+    """Seal probes of the boundaries 0 .. L-1 (weight [L, d, d], bias [L, d], float32) under `path`.
+
+    The group appears whole, with a manifest of `record` and the hash of every file, by one rename. What is there already
+    stays. The training state beside it goes. A full disk is a LakeError and leaves nothing behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    arrays = {"weight": weight, "bias": bias, "boundary": np.arange(len(bias), dtype=np.int32)}
+    named = {name: record[name] for name in ("pair", "variant", "stream", "model_sha256", "capture_sha256")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with explain_full_disk(f"writing {path}"):
+            files = write_group(temporary, arrays, PROBE_DIMS, named, 1)
+            sealed = {"format_version": FORMAT_VERSION, **record, "files": files, "probes_sha256": hash_json(files)}
+            write_json(temporary / MANIFEST, sealed)
+            if not (path / MANIFEST).exists():
+                shutil.rmtree(path, ignore_errors=True)
+                temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    training_file(path).unlink(missing_ok=True)
+
+
+def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """weight [L, d, d] and bias [L, d], float32, and the manifest of a sealed set.
+
+    Every file is hashed before its numbers are used. LakeError when there is no such set, CorruptError on damage.
+    """
+    record = read_json(path / MANIFEST)
+    check_version(record, path / MANIFEST)
+    again = f"restore it, or delete {path} and train again"
+    if hash_json(record.get("files")) != record.get("probes_sha256"):
+        raise CorruptError(f"{path / MANIFEST}: damaged; {again}")
+    present = (file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
+    found, wanted = hash_files(present, path), record["files"]
+    if wrong := [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]:
+        raise CorruptError(f"{path / wrong[0]}: missing, or not the bytes that were written; {again}")
+    with quiet_zarr():
+        group = zarr.open_group(path, mode="r")
+        weight, bias = (np.asarray(group[name][...]) for name in ("weight", "bias"))  # type: ignore[index]
+    return weight, bias, record
+
+
+def list_probes(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
+    """Every sealed set with its manifest, by path."""
+    sets = sorted((layout.root / "probes").glob(f"*/*/[!.]*.zarr/{MANIFEST}"))
+    return [(file.parent, read_json(file)) for file in sets]
+
+
+def probes_table(layout: Layout) -> pd.DataFrame:
+    """One row per set: pair, variant, name, recipe, tokens, steps, kl_raw, kl_tuned (held-out, mean over layers), path."""
+    rows = [
+        {
+            "pair": record["pair"],
+            "variant": record["variant"],
+            "name": path.stem,
+            "recipe": record["recipe"]["name"],
+            "tokens": record["trained_tokens"],
+            "steps": record["steps"],
+            "kl_raw": float(np.mean(record["kl_raw"])),
+            "kl_tuned": float(np.mean(record["kl_tuned"])),
+            "path": str(path),
+        }
+        for path, record in list_probes(layout)
+    ]
+    columns = ["pair", "variant", "name", "recipe", "tokens", "steps", "kl_raw", "kl_tuned", "path"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def find_probes(layout: Layout, model: str, name: str = "") -> Path:
+    """The set of 'PAIR/VARIANT' whose name starts with `name`; LakeError if none or several do."""
+    folder = layout.probes(*split_model(model))
+    names = [path.stem for path, _ in list_probes(layout) if path.parent == folder]
+    found = [name] if name in names else [known for known in names if known.startswith(name)]
+    if len(found) != 1:
+        raise LakeError(
+            f"{'no' if not found else 'several'} probes of {model} have a name that starts with {name!r}; there:"
+            f" {', '.join(names) or 'none'}. `actlake probes train` makes some"
+        )
+    return folder / f"{found[0]}.zarr"
+
+
+def training_file(path: Path) -> Path:
+    """Where the state of an unfinished training of `path` lies."""
+    return path.with_name(f".{path.stem}.training")
+
+
+def save_training(path: Path, state: Mapping[str, np.ndarray], curve: Curve) -> None:
+    """Keep a training's state beside `path`, atomically."""
+    file = training_file(path)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with explain_full_disk(f"writing {file}"):
+            save_file(
+                {name: np.asarray(value).copy() for name, value in state.items()},
+                temporary,
+                {"curve": json.dumps(curve)},
+            )
+            sync_file(temporary)
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_training(path: Path) -> tuple[dict[str, np.ndarray], Curve] | None:
+    """The state and curve of an unfinished training, or None; LakeError when the file can't be read."""
+    file = training_file(path)
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "numpy") as stored:
+            names, curve = stored.keys(), json.loads(stored.metadata()["curve"])
+            return {name: stored.get_tensor(name) for name in names}, curve
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise LakeError(
+            f"{file}: can't be read ({str(error).splitlines()[0]}); delete it to train from the start"
+        ) from error

@@ -1,0 +1,378 @@
+"""Probes trained from a lake and the rows made with them, against Hugging Face's own forward in float64; their keeping."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+import xarray as xr
+from actlake.analyze import lazy
+from actlake.analyze.recipes import Adam, Sgd
+from actlake.analyze.split import held_out
+from actlake.analyze.tuned import Probes
+from actlake.lake import Lake
+from actlake.queries import probes as training
+from actlake.queries.build import Kit, Scope, ensure
+from actlake.queries.probes import Wish, choose, recipe_of, train_probes
+from actlake.store.captures import Capture, CheckedArray, find_capture
+from actlake.store.catalog import PairSpec
+from actlake.store.errors import CorruptError, LakeError
+from actlake.store.layout import Layout
+from actlake.store.probes import read_probes, save_training, training_file, write_probes
+from actlake.store.shards import Grid
+from actlake.store.streams import read_stream
+from actlake.store.tables import connect
+from test_observed_rows import Forward, texts
+from typer.testing import CliRunner
+
+QUICK = Adam(batch=32, steps=40, check_every=10, peak=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "DEFAULT", QUICK)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, llama: PairSpec) -> Layout:
+    """30 prompts of the tiny pair, captured natively and on IT's answers; no probes."""
+    root = tmp_path_factory.mktemp("base") / "lake"
+    return tiny.capture(root, llama, tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(30)), batch=16)
+
+
+@pytest.fixture
+def lake(base: Layout, tmp_path: Path) -> Lake:
+    """A copy of it to train in."""
+    shutil.copytree(base.root, tmp_path / "lake")
+    return Lake(tmp_path / "lake")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """How often each chunk of an activation was decoded."""
+    counts: Counter = Counter()
+    pieces = Grid._pieces
+
+    def counted(self, file, spots):
+        counts.update((str(file), spot) for spot in spots)
+        return pieces(self, file, spots)
+
+    monkeypatch.setattr(Grid, "_pieces", counted)
+    return counts
+
+
+def names(lake: Lake, variant: str, stream: str = "native") -> tuple[str, str, str]:
+    return ("llama", variant, find_capture(lake.layout, f"llama/{variant}", stream).stem)
+
+
+def native(lake: Lake) -> Scope:
+    return Scope("llama", {variant: names(lake, variant)[2] for variant in ("pt", "it")}, "native")
+
+
+def table(lake: Lake, sql: str) -> pd.DataFrame:
+    """What the tables hold, without computing what is missing."""
+    return connect(lake.layout).sql(sql).df()
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reference(forward: Forward, tokens: np.ndarray, probes: Probes | None) -> tuple[np.ndarray, np.ndarray]:
+    """KL(p_L || p_l) and top tokens [n, L] of one prompt from the model's own modules in float64."""
+    resid = torch.from_numpy(forward(tokens)["resid"])
+    final = forward.hf.lm_head(forward.hf.model.norm(resid[:, -1])).log_softmax(-1)
+    kl, top1 = [], []
+    for layer in range(resid.shape[1]):
+        h = resid[:, layer]
+        if probes is not None and layer < resid.shape[1] - 1:  # boundary layer + 1 has the probe of that number
+            h = h @ probes.weight[layer + 1].double().T + probes.bias[layer + 1].double()
+        logp = forward.hf.lm_head(forward.hf.model.norm(h)).log_softmax(-1)
+        kl.append((final.exp() * (final - logp)).sum(-1))
+        top1.append(logp.argmax(-1))
+    return torch.stack(kl, 1).numpy(), torch.stack(top1, 1).numpy()
+
+
+def test_rows_are_those_of_hugging_face_and_the_probes(lake: Lake, llama: PairSpec) -> None:
+    answer = lake.run("tuned", "llama")
+    ensure(lake.layout, [("lens", "tuned", native(lake))])
+    own = {v: lake.probes(f"llama/{v}") for v in ("pt", "it")}
+    rows = table(lake, "SELECT * FROM lens WHERE lens = 'tuned' AND layer >= 0 ORDER BY variant, token, layer")
+    evaluated = table(lake, "SELECT * FROM lens_eval WHERE layer >= 0 ORDER BY prompt, layer")
+    total = {key: [] for key in ("raw", "own", "other")}
+    for variant, other in (("pt", "it"), ("it", "pt")):
+        forward = Forward(getattr(llama, variant).path)
+        stream = read_stream(lake.layout, names(lake, variant)[2])
+        mine = rows[rows["variant"] == variant]
+        for p, (prompt, tokens) in enumerate(zip(stream.prompt_ids, stream.tokens, strict=True)):
+            kl = {
+                kind: reference(forward, tokens, probes)
+                for kind, probes in (("raw", None), ("own", own[variant]), ("other", own[other]))
+            }
+            part = mine[mine["prompt"] == p]
+            assert np.allclose(part["kl_final_layer"].to_numpy().reshape(-1, 3), kl["own"][0], atol=1e-4)
+            assert np.array_equal(part["top1"].to_numpy().reshape(-1, 3), kl["own"][1])
+            if not held_out([prompt])[0]:
+                assert prompt not in set(evaluated["prompt_id"])
+                continue
+            for kind, probe_variant in (("own", variant), ("other", other)):
+                here = (evaluated["variant"] == variant) & (evaluated["probe_variant"] == probe_variant)
+                line = evaluated[here & (evaluated["prompt"] == p)]
+                assert np.allclose(line["kl_tuned"], kl[kind][0][1:].mean(0), atol=1e-4) and set(line["n"]) == {
+                    len(tokens) - 1
+                }
+                assert np.allclose(line["top1_tuned"], (kl[kind][1] == kl[kind][1][:, -1:])[1:].mean(0), atol=1e-6)
+            assert np.allclose(line["kl_raw"], kl["raw"][0][1:].mean(0), atol=1e-4)
+            if variant == "it":
+                for kind, found in kl.items():
+                    total[kind].append(found[0][1:, :-1].sum())
+    found = answer.table.set_index("measure")["estimate"]
+    raw, mine, theirs = (sum(total[kind]) for kind in ("raw", "own", "other"))
+    assert np.isclose(found["reduction_it"], 1 - mine / raw, atol=1e-4) and 0 < found["reduction_it"] < 1
+    assert np.isclose(found["transfer_ratio_it"], theirs / mine, atol=1e-4)
+
+
+def test_manifest_tells_the_held_out_kl_of_raw_and_tuned(lake: Lake) -> None:
+    lake.run("tuned", "llama")
+    for variant in ("pt", "it"):
+        _, _, record = read_probes(choose(Kit(lake.layout), names(lake, variant)).path)
+        found = table(
+            lake,
+            "SELECT sum(kl_raw * n) / sum(n) AS raw, sum(kl_tuned * n) / sum(n) AS tuned FROM lens_eval"
+            f" WHERE variant = '{variant}' AND probe_variant = '{variant}' GROUP BY layer ORDER BY layer",
+        )
+        assert np.allclose(record["kl_raw"], found["raw"][:-1], atol=1e-4)
+        assert np.allclose(record["kl_tuned"], found["tuned"][:-1], atol=1e-4)
+        assert np.all(np.array(record["kl_tuned"]) < record["kl_raw"]) and found["tuned"].iloc[-1] < 1e-6
+        assert record["curve"][-1]["step"] == record["steps"] == 40 and record["trained_tokens"] == 40 * 32
+
+
+def test_lazy_tuned_lens_is_that_of_the_table(lake: Lake) -> None:
+    ensure(lake.layout, [("lens", "tuned", native(lake))])
+    capture = lake.capture("llama/it", "native", by="token")
+    found = lazy.lens(capture, lake.head("llama/it"), probes=lake.probes("llama/it"))["kl_final_layer"].values
+    rows = table(lake, "SELECT kl_final_layer FROM lens WHERE lens = 'tuned' AND variant = 'it' ORDER BY token, layer")
+    assert np.allclose(found.ravel(), rows["kl_final_layer"], atol=1e-5)
+
+
+def test_churn_of_the_tuned_lens(lake: Lake) -> None:
+    ensure(lake.layout, [("churn", kind, native(lake)) for kind in ("raw", "tuned")])
+    counts = table(lake, "SELECT lens, count(*) AS n, avg(churn) AS churn FROM churn GROUP BY lens ORDER BY lens")
+    assert counts["lens"].tolist() == ["raw", "tuned"] and counts["n"].nunique() == 1
+    assert counts["churn"].nunique() == 2
+    with pytest.raises(LakeError, match=r"lens\(sharp\): the lens is raw or tuned"):
+        ensure(lake.layout, [("lens", "sharp", native(lake))])
+
+
+# --- reading the store -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("buffer", [384 << 20, 30_000])
+def test_all_rows_touch_a_chunk_twice_training_once(lake: Lake, decoded: Counter, monkeypatch, buffer: int) -> None:
+    monkeypatch.setattr(training, "BUFFER_BYTES", buffer)
+    train_probes(lake.layout, "llama/it", "native", QUICK)
+    assert set(decoded.values()) == {1}
+    decoded.clear()
+    shutil.rmtree(lake.layout.root / "probes")
+    made = ensure(
+        lake.layout,
+        [
+            (table, kind, native(lake))
+            for table, kind in (("lens", "raw"), ("lens", "tuned"), ("delta", ""), ("lens_eval", ""))
+        ],
+    )
+    assert len(made) == 2 + 2 + 2 + 2 + 1  # with two sets of probes
+    resid = {key: n for key, n in decoded.items() if "/resid/" in key[0]}
+    assert set(resid.values()) == {2} and {n for key, n in decoded.items() if key not in resid} == {1}
+
+
+def test_a_capture_larger_than_the_buffer_is_one_pass_over_its_training_rows(lake: Lake, monkeypatch) -> None:
+    monkeypatch.setattr(training, "BUFFER_BYTES", 30_000)
+    capture = Capture(lake.layout.capture(*names(lake, "it")))
+    columns = capture.columns()
+    usable = (columns["position"] > 0) & ~held_out(columns["prompt_id"])
+    _, record = train_probes(lake.layout, "llama/it", "native", Adam(batch=16, steps=10_000))
+    assert record["trained_tokens"] == usable.sum() // 16 * 16 and record["held_out_tokens"] == 30_000 // 8 // (
+        4 * 4 * 32
+    )
+    assert np.mean(record["kl_tuned"]) < np.mean(record["kl_raw"])
+
+
+def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monkeypatch) -> None:
+    pair = tiny.make_pair(tmp_path / "pair", dtype=torch.bfloat16)
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, variants=("it",), prompts=tiny.prompt_set(texts(12)))
+    path, record = train_probes(layout, "llama/it", "native", QUICK)
+    narrow = read_probes(path)
+    shutil.rmtree(layout.root / "probes")
+    kinds = []
+    shuffle = training.Shuffle
+
+    def wide(blocks, capacity, seed, dtype):
+        kinds.append(dtype)
+        return shuffle(blocks, capacity, seed, torch.float32)
+
+    monkeypatch.setattr(training, "Shuffle", wide)
+    train_probes(layout, "llama/it", "native", QUICK)
+    assert kinds == [torch.bfloat16]
+    assert np.array_equal(read_probes(path)[0], narrow[0])
+
+
+def test_rows_that_are_not_finite_are_left_out(lake: Lake, monkeypatch) -> None:
+    capture = Capture(lake.layout.capture(*names(lake, "it")))
+    capture.manifest["variables"]["resid"]["nonfinite"] = 1
+    rows = training._Rows(capture, 0)
+    read = CheckedArray.__getitem__
+
+    def spoiled(self, key):
+        block = read(self, key).copy()
+        block[0, 1, 5] = np.inf  # the first token of every chunk
+        return block
+
+    monkeypatch.setattr(CheckedArray, "__getitem__", spoiled)
+    blocks = list(rows.blocks())
+    assert all(np.isfinite(block).all() for block in [*blocks, rows.held()])
+    assert sum(map(len, blocks)) == rows.tokens - rows._train[:: rows._chunk].sum() < rows.tokens
+
+
+# --- keeping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [QUICK, Sgd(batch=64, steps=40, check_every=10)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("buffer", [384 << 20, 30_000])
+def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(lake: Lake, monkeypatch, recipe, buffer: int) -> None:
+    monkeypatch.setattr(training, "BUFFER_BYTES", buffer)
+    recipe = Adam(batch=8, steps=40, check_every=5) if buffer < 1e6 and recipe is QUICK else recipe
+    path, _ = train_probes(lake.layout, "llama/it", "native", recipe)
+    whole = tiny.tree(path)
+    assert {file.name for file in path.parent.iterdir()} == {path.name}
+    shutil.rmtree(path)
+    checks = []
+
+    def stop(where, state, curve):
+        save_training(where, state, curve)
+        checks.append(len(curve))
+        if len(checks) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_training", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_probes(lake.layout, "llama/it", "native", recipe)
+    assert training_file(path).exists() and not path.exists()
+    train_probes(lake.layout, "llama/it", "native", recipe)
+    assert tiny.tree(path) == whole and not training_file(path).exists()
+    assert checks[1:2] in ([3], [])  # the second run began at the third look
+
+
+def test_a_full_disk_leaves_no_half_set(lake: Lake, monkeypatch) -> None:
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("actlake.store.probes.write_group", full)
+    with pytest.raises(LakeError, match="disk full while writing"):
+        train_probes(lake.layout, "llama/it", "native", QUICK)
+    assert not list((lake.layout.root / "probes").rglob("*.zarr")) and not list(
+        (lake.layout.root / "probes").rglob("*.tmp")
+    )
+
+
+def test_stored_probes_open_in_plain_xarray_and_say_where_they_come_from(lake: Lake) -> None:
+    path, record = train_probes(lake.layout, "llama/pt", "native", QUICK, seed=3)
+    opened = xr.open_zarr(path)
+    probes = lake.probes("llama/pt")
+    assert opened.weight.dims == ("boundary", "d_out", "d_model") and opened.weight.dtype == np.float32
+    assert np.array_equal(opened.weight, probes.weight) and np.array_equal(opened.bias, probes.bias)
+    assert opened.boundary.values.tolist() == [0, 1, 2]
+    kit = Kit(lake.layout)
+    where = names(lake, "pt")
+    assert record["capture_sha256"] == kit.capture(where).sha256 and record["model_sha256"] == kit.head_hash(where)
+    assert record["recipe"] == QUICK.record() and record["seed"] == 3 and record["held_out"] == 0.2
+    assert path.stem.startswith(f"{where[2]}-adam-")
+    again, _ = train_probes(lake.layout, "llama/pt", "native", QUICK, seed=3)
+    other, _ = train_probes(lake.layout, "llama/pt", "native", QUICK, seed=4)
+    assert again == path != other
+
+
+@pytest.mark.parametrize("name", ["weight/c/1/0/0", "bias/c/0/0", "zarr.json", "manifest.json"])
+def test_damage_is_found(lake: Lake, name: str) -> None:
+    path, _ = train_probes(lake.layout, "llama/pt", "native", QUICK)
+    file = path / name
+    if name == "manifest.json":
+        file.write_text(file.read_text().replace('"zarr.json": "', '"zarr.json": "0'))
+    else:
+        tiny.flip(file, file.stat().st_size // 2)
+    with pytest.raises(CorruptError, match="damaged|not the bytes that were written") as found:
+        lake.probes("llama/pt")
+    assert str(file) in str(found.value)
+    file.unlink()
+    with pytest.raises(LakeError, match="missing|no probes of llama/pt"):
+        lake.probes("llama/pt", path.stem)
+
+
+# --- which set -------------------------------------------------------------------------------------------------------
+
+
+def test_probes_asked_for_go_before_the_usual_ones_and_their_rows_replace_them(lake: Lake) -> None:
+    where, tuned = names(lake, "it"), [("lens", "tuned", native(lake))]
+    ensure(lake.layout, [*tuned, ("lens", "raw", native(lake)), ("lens_eval", "", native(lake))])
+    usual = choose(Kit(lake.layout), where)
+    assert usual.before == () and usual.name in table(lake, "SELECT DISTINCT probes FROM lens_eval")["probes"].tolist()
+    small, _ = train_probes(lake.layout, "llama/it", "native", QUICK, tokens=64)
+    large, _ = train_probes(lake.layout, "llama/it", "teacher", Sgd(batch=64, steps=4))
+    assert small != large != usual.path
+    assert choose(Kit(lake.layout), where).path == large  # of what was asked for, the most tokens
+    assert ensure(lake.layout, tuned) and ensure(lake.layout, [("lens_eval", "", native(lake))])
+    counts = table(lake, "SELECT lens, variant, count(*) AS n FROM lens GROUP BY ALL")
+    assert counts.groupby("variant")["n"].nunique().eq(1).all() and len(counts) == 4
+    assert usual.name not in table(lake, "SELECT DISTINCT probes FROM lens_eval")["probes"].tolist()
+    assert ensure(lake.layout, tuned) == []
+
+
+def test_usual_probes_are_those_of_the_native_stream(lake: Lake) -> None:
+    kit = Kit(lake.layout)
+    teacher, own = (choose(kit, names(lake, "pt", stream)) for stream in ("teacher", "native"))
+    assert teacher.path == own.path == Wish(names(lake, "pt"), QUICK).path(kit) and len(teacher.before) == 1
+    native_only = names(lake, "pt")
+    shutil.rmtree(lake.layout.capture(*native_only))
+    kit = Kit(lake.layout)
+    assert choose(kit, names(lake, "pt", "teacher")).path != own.path
+
+
+def test_probes_of_another_checkpoint_do_not_count(lake: Lake) -> None:
+    path, record = train_probes(lake.layout, "llama/it", "native", QUICK, tokens=64)
+    weight, bias, _ = read_probes(path)
+    shutil.rmtree(path)
+    kept = {key: value for key, value in record.items() if key not in ("files", "probes_sha256")}
+    write_probes(path, weight, bias, {**kept, "model_sha256": "0" * 64})
+    assert choose(Kit(lake.layout), names(lake, "it")).path != path
+
+
+def test_users_mistakes_are_told(lake: Lake, captured: Layout, tmp_path: Path, llama: PairSpec) -> None:
+    with pytest.raises(LakeError, match="recipe 'rmsprop': expected sgd or adam"):
+        recipe_of(lake.layout, "rmsprop", "llama/it")
+    with pytest.raises(LakeError, match="scale is for the recipe sgd"):
+        recipe_of(lake.layout, "adam", "llama/it", scale=0.5)
+    assert recipe_of(lake.layout, "sgd", "llama/it", batch=64) == Sgd(batch=64)
+    with pytest.raises(LakeError, match="no capture of llama/it on a stream that starts with 'web'"):
+        train_probes(lake.layout, "llama/it", "web", QUICK)
+    with pytest.raises(LakeError, match="no probes of llama/it"):
+        lake.probes("llama/it")
+    few = tiny.capture(tmp_path / "few", llama, tiny.NATIVE, variants=("it",), prompts=tiny.prompt_set(texts(7)[1:]))
+    with pytest.raises(LakeError, match="of its 6 prompts 0 are held out.*capture more prompts"):
+        train_probes(few, "llama/it", "native", QUICK)
+
+
+def test_commands_train_and_list(lake: Lake) -> None:
+    from actlake.cli import app
+
+    run, where = CliRunner(), ["--lake", str(lake.layout.root)]
+    done = run.invoke(
+        app, ["probes", "train", "llama", "it", "--recipe", "sgd", "--tokens", "96", "--batch", "32", *where]
+    )
+    assert done.exit_code == 0, done.output
+    assert "96 tokens, 3 steps" in done.output and "tuned" in done.output
+    listed = run.invoke(app, ["probes", "ls", *where])
+    assert listed.exit_code == 0 and "sgd" in listed.output and "96" in listed.output
