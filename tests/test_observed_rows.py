@@ -320,7 +320,7 @@ def kl_gradient(hf: torch.nn.Module, resid: np.ndarray) -> np.ndarray:
 # --- one pass --------------------------------------------------------------------------------------------------------
 
 
-def test_all_rows_decode_every_chunk_once(
+def test_all_rows_decode_a_chunk_once_and_once_more_to_train_the_tuned_lens(
     observed: Lake, llama: PairSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = Layout.open(tmp_path / "lake", create=True)
@@ -339,7 +339,10 @@ def test_all_rows_decode_every_chunk_once(
     wanted = [find(row) for row in ("L1", "L2", "L3", "L8", "L9", "0A", "0B", "0H", "1A", "exp10", "exp16")]
     answers, refused, _ = answer_all(fresh, wanted, "llama", catalog=catalog(tmp_path, llama))
     assert [found.query.id for found in refused] == ["L1"]  # its table is made, its answers are too short
-    assert max(counts.values()) == 1 and {Path(file).parts[-5] for file, _ in counts} == {"resid", "mlp_out"}
+    variables = {name: {n for (file, _), n in counts.items() if f"/{name}/" in file} for name in ("resid", "mlp_out")}
+    assert variables == {"resid": {1, 2}, "mlp_out": {1}}
+    twice = {Path(file).parts[-6] for (file, _), n in counts.items() if n == 2}
+    assert twice == {find_capture(observed.layout, f"llama/{variant}", "native").name for variant in ("pt", "it")}
     # Blocks of any size give the same numbers as one block.
     whole = {
         row: Lake(observed.layout.root, catalog=catalog(tmp_path, llama)).run(row).table

@@ -230,7 +230,9 @@ def test_0G_numbers_by_plain_loops(made: Made) -> None:
         by_prompt = pd.Series(settled[skip5]).groupby(rows["prompt"][skip5].to_numpy()).mean()
         assert estimate(table, "commit_top1_raw_prompt_mean", variant=variant) == pytest.approx(by_prompt.mean())
         for bound, layers in under.items():
-            assert estimate(table, "kl", variant=variant, threshold=bound) == pytest.approx(layers[every].mean())
+            assert estimate(table, "kl", lens="raw", variant=variant, threshold=bound) == pytest.approx(
+                layers[every].mean()
+            )
     line = table[(table["measure"] == "commit_top1_raw_median") & (table["variant"] == "it - pt")].iloc[0]
     parts = [estimate(table, "commit_top1_raw_median", variant=v) for v in ("it", "pt")]
     assert line["estimate"] == parts[0] - parts[1] and line["low"] <= line["estimate"] <= line["high"]
@@ -252,10 +254,9 @@ def test_L2_gap_and_commitment_are_those_of_METHODS_by_plain_loops(made: Made) -
             next((layer for layer in range(LAYERS) if (row[layer:] < 0.1).all()), LAYERS - 1) for row in kl_final_layer
         ]
         for layer in range(LAYERS):
-            assert estimate(table, "kl_final_layer", variant=variant, layer=layer) == pytest.approx(
-                curves[variant][layer], abs=1e-4
-            )
-            found = estimate(table, "kl_layer_final", variant=variant, layer=layer)
+            where = {"lens": "raw", "variant": variant, "layer": layer}
+            assert estimate(table, "kl_final_layer", **where) == pytest.approx(curves[variant][layer], abs=1e-4)
+            found = estimate(table, "kl_layer_final", **where)
             assert found == pytest.approx(kl_layer_final.mean(0)[layer], abs=1e-4)
         assert estimate(table, "commit_top1_raw_mean", variant=variant) == pytest.approx(np.mean(stable))
         assert estimate(table, "commit_kl01_raw_mean", variant=variant) == pytest.approx(np.mean(under))
@@ -381,7 +382,7 @@ def test_a_second_capture_does_not_leak_into_the_first(made: Made, tmp_path: Pat
 
 def test_lens_rows_and_free_sql(made: Made) -> None:
     frame = made.lake.sql(
-        "SELECT variant, layer, count(*) AS n, avg(entropy) AS h FROM lens GROUP BY ALL ORDER BY ALL"
+        "SELECT variant, layer, count(*) AS n, avg(entropy) AS h FROM lens WHERE lens = 'raw' GROUP BY ALL ORDER BY ALL"
     ).df()
     assert set(frame["layer"]) == set(range(-1, LAYERS))
     tokens = {v: sum(s.n_tokens for (k, w), s in made.stream.items() if w == v) for v in ("pt", "it")}
@@ -389,7 +390,7 @@ def test_lens_rows_and_free_sql(made: Made) -> None:
     key = ("native", "it")
     name = made.stream[key].name
     rank = made.lake.sql(
-        f"SELECT token, layer, rank_target, p_target FROM lens WHERE stream = '{name}' ORDER BY ALL"
+        f"SELECT token, layer, rank_target, p_target FROM lens WHERE lens = 'raw' AND stream = '{name}' ORDER BY ALL"
     ).df()
     p, rows = made.probabilities(key), made.rows(key)
     follows = np.append(rows["prompt"].to_numpy()[1:] == rows["prompt"].to_numpy()[:-1], False)
@@ -478,7 +479,7 @@ def test_estimates_without_a_name_or_twice_are_refused(made: Made) -> None:
 
 
 def test_a_row_may_read_several_streams_or_none(made: Made) -> None:
-    sql = "SELECT recipe AS measure, variant, count(*) AS estimate FROM lens WHERE layer = 0 GROUP BY ALL"
+    sql = "SELECT recipe AS measure, variant, count(*) AS estimate FROM lens WHERE lens = 'raw' AND layer = 0 GROUP BY ALL"
     found = answers.answer(made.layout, final(sql, stream="native, teacher"), PAIR)
     for recipe in ("native", "teacher"):
         for variant in ("pt", "it"):

@@ -26,15 +26,11 @@ from actlake.store.probes import read_probes, save_training, training_file, writ
 from actlake.store.shards import Grid
 from actlake.store.streams import read_stream
 from actlake.store.tables import connect
+from conftest import USUAL
 from test_observed_rows import Forward, texts
 from typer.testing import CliRunner
 
-QUICK = Adam(batch=32, steps=40, check_every=10, peak=1e-2)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "DEFAULT", QUICK)
+QUICK = training.DEFAULT  # that of the tests, see conftest
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +306,32 @@ def test_damage_is_found(lake: Lake, name: str) -> None:
     file.unlink()
     with pytest.raises(LakeError, match="missing|no probes of llama/pt"):
         lake.probes("llama/pt", path.stem)
+
+
+@pytest.mark.slow
+def test_usual_recipe_beats_the_raw_lens_at_every_layer_of_pocket(tmp_path: Path, monkeypatch) -> None:
+    from actlake.capture.pair import Options, capture_pair, find_prompts
+    from actlake.store.catalog import load_catalog
+
+    known, layout = load_catalog(None), Layout.open(tmp_path / "lake", create=True)
+    prompts = find_prompts(known, layout, "pocket", 100)
+    capture_pair(
+        layout, known.pair("pocket"), [known.stream("native")], prompts, known.profile("full"), options=Options()
+    )
+    monkeypatch.setattr(training, "DEFAULT", USUAL)
+    ensure(
+        layout,
+        [
+            (
+                "lens_eval",
+                "",
+                Scope("pocket", {v: find_capture(layout, f"pocket/{v}", "native").stem for v in ("pt", "it")}),
+            )
+        ],
+    )
+    sql = "SELECT variant, layer, sum(kl_raw * n) AS raw, sum(kl_tuned * n) AS tuned FROM lens_eval"
+    found = table(Lake(layout.root), f"{sql} WHERE probe_variant = variant AND layer < 5 GROUP BY ALL")
+    assert len(found) == 12 and (found["tuned"] < 0.6 * found["raw"]).all()
 
 
 # --- which set -------------------------------------------------------------------------------------------------------
