@@ -1,5 +1,6 @@
 """Rows L3, L8, L9, 0A, 0B, 0H, 1A and exp10 against Hugging Face's own forward in float64, prompt by prompt."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from actlake.queries import sweep
 from actlake.queries.answer import answer_all
 from actlake.queries.build import Kit, Scope
 from actlake.queries.directions import directions_table
+from actlake.queries.points import last_prompt_tokens
 from actlake.queries.registry import find
 from actlake.store.captures import capture_names, find_capture
 from actlake.store.catalog import PairSpec, StreamSpec
@@ -24,7 +26,9 @@ from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
 from actlake.store.shards import Grid
 from actlake.store.streams import read_stream
-from safetensors.torch import load_file, save_file
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM
 
@@ -162,6 +166,18 @@ def test_geometry_of_last_prompt_tokens(rows: Callable, reference: Reference) ->
     )
     lines = found[found["measure"] == "late_participation_ratio"]
     assert (lines["low"] < lines["high"]).all() and set(lines["n"]) == {40} and set(lines["unit"]) == {"prompts"}
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=6), st.integers(0, 5))
+def test_last_prompt_tokens_with_and_without_continuation(lengths: list[tuple[int, int]], first: int) -> None:
+    prompt, step, want, at = [], [], [], 0
+    for p, (start, told) in enumerate(lengths, first):
+        size = start + told
+        prompt += [p] * size
+        step += [q - start + 1 if start - 1 <= q < size - 1 else -1 for q in range(size)]
+        want.append(at + start - 1)
+        at += size
+    assert last_prompt_tokens(np.array(prompt), np.array(step)).tolist() == want
 
 
 def test_embedding_of_one_token_is_a_point(observed: Lake, rows: Callable) -> None:
@@ -408,22 +424,30 @@ def test_equal_prompts_are_undefined_not_nan(tmp_path: Path, llama: PairSpec) ->
     assert value(table, "pairwise", 1) == pytest.approx(1) and value(table, "canonical", 1) == pytest.approx(1)
 
 
-def test_weights_of_another_checkpoint_are_refused(observed: Lake, llama: PairSpec, tmp_path: Path) -> None:
+def test_where_weights_come_from(
+    observed: Lake, llama: PairSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tiny.make_model(tmp_path / "other", seed=7)
     lake = Lake(observed.layout.root, catalog=catalog(tmp_path, llama, other))
     refused(lake, "L3", "are not those that the lake's captures were made from")
-    (tmp_path / "catalog.yaml").write_text(
-        f"pairs:\n  llama:\n    pt: {{hub: nobody/nothing}}\n    it: {{path: {llama.it.path}}}\n"
-    )
-    refused(lake, "L3", "fetch them with `hf download nobody/nothing`")
-    kept = (
-        tmp_path / "lake" / "models" / "llama" / "pt" / "weights"
-    )  # a lake that keeps its own copy needs no catalog path
+    file, weights = catalog(tmp_path, llama), llama.pt.path / "model.safetensors"
+    file.write_text(file.read_text().replace(f"path: {llama.pt.path}", "hub: nobody/nothing"))
+    fresh = Lake(tmp_path / "lake", create=True, catalog=file)
+    refused(fresh, "L3", "fetch them with `hf download nobody/nothing`")
+    cached = tmp_path / "hub" / "models--nobody--nothing"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    shutil.copy(weights, cached / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    table = fresh.run("L3", pair="llama").table
+    refused(lake, "L3", "are not those that the lake's captures were made from")  # which came from a folder
+    shutil.rmtree(tmp_path / "hub")
+    shutil.rmtree(tmp_path / "lake" / "tables")
+    kept = tmp_path / "lake" / "models" / "llama" / "pt" / "weights"  # the lake's own copy comes first
     kept.mkdir(parents=True)
-    save_file(load_file(llama.pt.path / "model.safetensors"), kept / "model.safetensors")
-    (tmp_path / "lake" / "lake.json").write_text('{"format": "actlake", "format_version": 1}')
-    table = Lake(tmp_path / "lake", catalog=tmp_path / "catalog.yaml").run("L3", pair="llama").table
-    assert value(table, "rms", part="lm_head") > 0
+    shutil.copy(weights, kept)
+    pd.testing.assert_frame_equal(fresh.run("L3", pair="llama").table, table)
 
 
 def test_free_sql_gets_what_can_be_had(observed: Lake, captured: Layout) -> None:
