@@ -1,7 +1,7 @@
 """Rows L3, L8, L9, 0A, 0B, 0H, 1A and exp10 against Hugging Face's own forward in float64, prompt by prompt."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,12 +12,16 @@ import pytest
 import skdim
 import tiny
 import torch
+from actlake.analyze.recipes import Adam
+from actlake.analyze.tuned import Probes
 from actlake.lake import Lake
+from actlake.queries import probes as training
 from actlake.queries import sweep
 from actlake.queries.answer import answer_all
 from actlake.queries.build import Kit, Scope
 from actlake.queries.directions import directions_table
 from actlake.queries.points import last_prompt_tokens
+from actlake.queries.probes import choose
 from actlake.queries.registry import find
 from actlake.store.captures import capture_names, find_capture
 from actlake.store.catalog import PairSpec, StreamSpec
@@ -41,6 +45,14 @@ LAYERS, D = 3, 32
 def texts(count: int) -> list[tuple[str, str, str]]:
     rng = np.random.default_rng(0)
     return [(f"p{i}", "FACT", " ".join(rng.choice(WORDS, 1 + i % 6))) for i in range(count)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_training() -> Iterator[None]:
+    """Probes are trained briefly; what they predict does not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "DEFAULT", Adam(batch=32, steps=20, check_every=10, peak=1e-2))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +80,11 @@ class Forward:
         self.mlp.clear()
         found = self.hf(torch.tensor(tokens[None].astype(np.int64)), output_hidden_states=True, output_attentions=True)
         hidden = [*(h[0] for h in found.hidden_states[1:-1]), self.last]
-        logp = torch.stack([self.hf.lm_head(self.hf.model.norm(h)) for h in hidden], 1).log_softmax(-1)
-        kl = (logp[:, -1:].exp() * (logp[:, -1:] - logp)).sum(-1)
+        logp = self.hf.lm_head(self.hf.model.norm(self.last)).log_softmax(-1)
         return {
             "resid": torch.stack(hidden, 1).numpy(),
             "mlp": torch.stack(self.mlp, 1).numpy(),
-            "kl": kl.numpy(),
-            "logp": logp[:, -1].numpy(),
+            "logp": logp.numpy(),
             "attention": torch.stack([a[0] for a in found.attentions]).numpy(),
         }
 
@@ -292,21 +302,26 @@ def test_calibration_splits(rows: Callable, reference: Reference) -> None:
     assert value(found, "corrective_top_bottom") == value(found, "cosine", 2, sets="top_bottom")
 
 
-def test_direction_of_later_convergence(rows: Callable, observed: Lake, reference: Reference) -> None:
+@pytest.mark.parametrize("lens", ["raw", "tuned"])
+def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lake, reference: Reference) -> None:
     found, (difference, counts) = rows("exp10"), reference.own()
+    runs = {v: reference.runs(v, "teacher") for v in ("pt", "it")}
+    probes = {v: trained(observed, v) if lens == "tuned" else None for v in runs}
     x, y, held = [], [], np.random.default_rng(42).permutation(40)[:8]
     gradient = np.zeros((LAYERS, D))
-    for pt, it in zip(reference.runs("pt", "teacher"), reference.runs("it", "teacher"), strict=True):
-        change = it["kl"][it["start"] :] - pt["kl"][pt["start"] :]
+    for pt, it in zip(runs["pt"], runs["it"], strict=True):
+        told = {"pt": pt["resid"][pt["start"] :], "it": it["resid"][it["start"] :]}
+        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probes[v]) for v, resid in told.items()}
+        change = kl["it"][0] - kl["pt"][0]
         if len(change) > 4:
             change = np.clip(change, *np.percentile(change, [5, 95], axis=0))
-        x.append(it["resid"][it["start"] :] - pt["resid"][pt["start"] :])
+        x.append(told["it"] - told["pt"])
         y.append(change)
-        gradient += kl_gradient(reference.models["it"].hf, it["resid"][it["start"] :])
+        gradient += kl["it"][1]
     test = np.concatenate([np.full(len(part), p in held) for p, part in enumerate(y)])
     x, y = np.concatenate(x), np.concatenate(y)
     for layer in range(LAYERS):
-        assert value(found, "dkl", layer) == pytest.approx(y[:, layer].mean(), abs=1e-4)
+        assert value(found, f"dkl_{lens}", layer) == pytest.approx(y[:, layer].mean(), abs=1e-4)
     for layer in range(LAYERS - 1):
         everything, fitted = Ridge(1.0).fit(x[:, layer], y[:, layer]), Ridge(1.0).fit(x[~test, layer], y[~test, layer])
         want = {
@@ -315,22 +330,34 @@ def test_direction_of_later_convergence(rows: Callable, observed: Lake, referenc
             "held_out": fitted.score(x[test, layer], y[test, layer]),
         }
         for part, score in want.items():
-            assert value(found, "r2", layer, part=part) == pytest.approx(score, abs=2e-3)
-        mean = unit(counts[counts > 0] @ difference[:, layer])
-        assert value(found, "cosine", layer, part="conv_mean") == pytest.approx(unit(everything.coef_) @ mean, abs=2e-3)
-        assert value(found, "cosine", layer, part="mean_grad") == pytest.approx(unit(gradient[layer]) @ mean, abs=2e-3)
+            assert value(found, f"r2_{lens}", layer, part=part) == pytest.approx(score, abs=2e-3)
+        mean, conv = unit(counts[counts > 0] @ difference[:, layer]), unit(everything.coef_)
+        cosines = {"conv_mean": conv @ mean, "mean_grad": unit(gradient[layer]) @ mean}
+        for part, cosine in cosines.items():
+            assert value(found, f"cosine_{lens}", layer, part=part) == pytest.approx(cosine, abs=2e-3)
         assert value(found, "dh_norm", layer) == pytest.approx(np.linalg.norm(x[:, layer], axis=-1).mean(), rel=1e-4)
     lines = found.set_index(["measure", "part", "layer"])["n"]
-    assert lines["r2", "held_out", 0] == 8 and lines["r2", "train", 0] == 32
+    assert lines[f"r2_{lens}", "held_out", 0] == 8 and lines[f"r2_{lens}", "train", 0] == 32
 
 
-def kl_gradient(hf: torch.nn.Module, resid: np.ndarray) -> np.ndarray:
-    """Sum over tokens of the gradient of KL(p_L || p_l) in h_l by autograd, [layers, d]."""
+def trained(lake: Lake, variant: str) -> Probes:
+    """The probes that the row used."""
+    names = ("llama", variant, find_capture(lake.layout, f"llama/{variant}", "native").stem)
+    return choose(Kit(lake.layout), names).probes
+
+
+def kl_and_gradient(hf: torch.nn.Module, resid: np.ndarray, probes: Probes | None) -> tuple[np.ndarray, np.ndarray]:
+    """KL(p_L || p_l) [n, layers] and the sum over tokens of its gradient in h_l, by autograd, [layers, d]."""
     h = torch.tensor(resid, requires_grad=True)
-    logp = hf.lm_head(hf.model.norm(h)).log_softmax(-1)
+    read = h
+    if probes is not None:  # boundary l + 1 is layer l; the last one has no probe
+        weight, bias = probes.weight[1:].double(), probes.bias[1:].double()
+        read = torch.cat([torch.einsum("nld,led->nle", h[:, :-1], weight) + bias, h[:, -1:]], dim=1)
+    logp = hf.lm_head(hf.model.norm(read)).log_softmax(-1)
     final = logp[:, -1:].detach()
-    (final.exp() * (final - logp)).sum().backward()
-    return h.grad.sum(0).numpy()
+    kl = (final.exp() * (final - logp)).sum(-1)
+    kl.sum().backward()
+    return kl.detach().numpy(), h.grad.sum(0).numpy()
 
 
 # --- one pass --------------------------------------------------------------------------------------------------------
@@ -351,11 +378,11 @@ def test_all_rows_decode_every_chunk_once(
         return pieces(self, file, spots)
 
     monkeypatch.setattr(Grid, "_pieces", counted)
-    monkeypatch.setattr(sweep, "BLOCK_BYTES", 60_000)
+    monkeypatch.setattr(sweep, "BLOCK_BYTES", 300_000)
     wanted = [find(row) for row in ("L1", "L2", "L3", "L8", "L9", "0A", "0B", "0H", "1A", "exp10", "exp16")]
     answers, refused, _ = answer_all(fresh, wanted, "llama", catalog=catalog(tmp_path, llama))
     assert [found.query.id for found in refused] == ["L1"]  # its table is made, its answers are too short
-    assert max(counts.values()) == 1 and {Path(file).parts[-5] for file, _ in counts} == {"resid", "mlp_out"}
+    assert max(counts.values()) == 2 and {Path(file).parts[-5] for file, _ in counts} == {"resid", "mlp_out"}
     # Blocks of any size give the same numbers as one block.
     whole = {
         row: Lake(observed.layout.root, catalog=catalog(tmp_path, llama)).run(row).table
@@ -390,7 +417,7 @@ def test_missing_sites_and_streams_say_the_command(tmp_path: Path, llama: PairSp
     lake = Lake(layout.root)
     refused(lake, "0A", "directions need mlp_out, which this capture left out: capture with the profile full")
     refused(lake, "0H", "run `actlake capture llama --stream teacher --prompts tiny`")
-    refused(lake, "exp10", "Run `actlake capture llama --stream teacher`")
+    refused(lake, "exp10", "Run `actlake capture llama --stream teacher --prompts tiny`")
     refused(lake, "L3", "unknown pair 'llama'")
     lean = replace(tiny.FULL, sites=("resid",), boundaries=(0, 3))
     layout = tiny.capture(tmp_path / "lean", llama, tiny.NATIVE, profile=lean, prompts=tiny.prompt_set(texts(30)))
@@ -452,6 +479,14 @@ def test_where_weights_come_from(
 
 def test_free_sql_gets_what_can_be_had(observed: Lake, captured: Layout) -> None:
     kinds = observed.sql("SELECT DISTINCT kind FROM directions ORDER BY kind").fetchall()
-    assert [kind for (kind,) in kinds] == ["contrast", "matched", "reverse", "splits", "spread", "stability"]
+    assert [kind for (kind,) in kinds] == [
+        "contrast",
+        "contrast_tuned",
+        "matched",
+        "reverse",
+        "splits",
+        "spread",
+        "stability",
+    ]
     with pytest.raises(LakeError, match="no attn_entropy"):
         Lake(captured.root).sql("SELECT * FROM attention")
