@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .fused import Array
 from .head import Head
+from .tuned import Objective, Probes
 
 RIDGE = 1.0
-LOGITS = 1 << 26  # logits in memory at a time: 256 MiB, twice
 
 
 def winsorised(values: np.ndarray, prompt: np.ndarray, tail: float = 5.0) -> np.ndarray:
@@ -103,31 +103,22 @@ def r2(fit: Fit, moments: Moments) -> np.ndarray:
     return torch.where(defined, 1 - error / total, torch.nan).cpu().numpy()
 
 
-def kl_gradient(head: Head, resid: Array, *, device: str = "cpu") -> np.ndarray:
+def kl_gradient(head: Head, resid: Array, *, probes: Probes | None = None, device: str = "cpu") -> np.ndarray:
     """Sum over tokens of the gradient of KL(p_L || p_l) with respect to the residual h_l, the final p_L held fixed.
 
-    resid: float32 [n, B, d], the last boundary is the final one. Returns float64 [B, d], nats per unit of the residual; the
-    last row is zero. In closed form: the gradient in the logits is p_l - p_L, times the unembedding, through the norm's
-    own derivative; rows of logits are written out for a bounded number of tokens at a time. Source: METHODS 7 (P1).
+    resid: float32 [n, B, d], the last boundary is the final one; `probes` make it the tuned lens. Returns float64 [B, d],
+    nats per unit of the residual; the last row is zero. The gradient in the logits is p_l - p_L in closed form; rows of
+    logits are written out for a bounded number of tokens at a time. Source: METHODS 7 (P1).
     """
-    head, found = head.to(device), torch.zeros(resid.shape[1], head.d_model, dtype=torch.float64, device=device)
-    step = max(1, LOGITS // head.vocab)
-    for start in range(0, len(resid), step):
-        part = torch.as_tensor(resid[start : start + step]).to(device, torch.float32)
-        final = head.logits(part[:, -1]).softmax(-1)
+    objective, found = Objective(head, device), torch.zeros(*resid.shape[1:], dtype=torch.float64, device=device)
+    probes = None if probes is None else probes.to(device)
+    for start in range(0, len(resid), objective.rows):
+        part = torch.as_tensor(resid[start : start + objective.rows]).to(device, torch.float32)
+        objective.against(part[:, -1])
         for boundary in range(part.shape[1] - 1):
-            found[boundary] += _through_head(head, part[:, boundary], final).sum(0)
+            h = part[:, boundary].detach().requires_grad_()
+            read = h if probes is None else torch.addmm(probes.bias[boundary], h, probes.weight[boundary].T)
+            normed = objective.head.normed(read)
+            _, change = objective.kl(normed.detach(), gradient=True)
+            found[boundary] += torch.autograd.grad(normed, h, change)[0].double().sum(0)
     return found.cpu().numpy()
-
-
-def _through_head(head: Head, h: Tensor, final: Tensor) -> Tensor:
-    """Gradient [n, d] of KL(final || p(h)) in h [n, d]."""
-    h = h.detach().requires_grad_()
-    normed = head.normed(h)
-    with torch.no_grad():
-        z = head.project(normed, 0, head.vocab)
-        error = z.softmax(-1).sub_(final).mul_(head.logit_scale)
-        if head.softcap is not None:
-            error *= 1 - (z / head.softcap).square()
-        error = error @ head.unembed.to(error.dtype)
-    return torch.autograd.grad(normed, h, error)[0].double()

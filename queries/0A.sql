@@ -36,7 +36,8 @@ WITH cells AS (
         count(*) AS draws
     FROM placed WHERE name = 'subset' GROUP BY region, layer, size
 ), enough AS (
-    SELECT size FROM subsets WHERE region = 'corrective' GROUP BY size HAVING min(mean) > 0.993
+    SELECT size FROM subsets WHERE region = 'corrective' AND size <= (SELECT max(n) FROM per_layer) / 2
+    GROUP BY size HAVING min(mean) > 0.993
 )
 SELECT 'canonical' AS measure, 'all' AS records, layer, canonical_mean AS estimate, low, high, n, 'records' AS unit,
     'resample (2.5 to 97.5 %)' AS method FROM per_layer

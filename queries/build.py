@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ VERSION = {
     "lens_eval": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Kit:
 
     def __init__(self, layout: Layout, device: str = "cpu", catalog: Path | None = None):
         self.layout, self.device, self._catalog = layout, device, catalog
+        self._known: dict[Any, Any] = {}
         self.capture = cache(lambda names: Capture(layout.capture(*names)))
         self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
         self._head = cache(lambda pair, variant: Head.from_arrays(*self._arrays(pair, variant)))
@@ -71,6 +73,12 @@ class Kit:
     def catalog(self) -> Catalog:
         """The catalog, for questions about checkpoints themselves."""
         return load_catalog(self._catalog)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` returns, made for the first builder that asks under this key and shared with the others."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
 
     def head(self, names: Names) -> Head:
         """A model's head."""
@@ -299,7 +307,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "lens_eval": _lens_eval,
 }
 # Kinds that free SQL gets of a table, without naming them.
-KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast")}
+KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned")}
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
 
 

@@ -12,7 +12,7 @@ from ..store.captures import CheckedArray
 from ..store.directions import read_directions
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
-from ..store.tables import connect
+from ..store.tables import connect, drop_tables
 from .build import Kit, Names, Scope, jobs_of
 from .records import VERSION, Contrast, Group, records, sibling
 from .sweep import Job, TableJob
@@ -46,7 +46,7 @@ class DirectionsTable(TableJob):
         super().__init__(
             kit.layout, "directions", {**self._named, "from": [path.stem for path in made], "version": VERSION}
         )
-        self.before = before
+        self.before, self._layout = before, kit.layout
         self._groups = [job.path for job in before if isinstance(job, Group)]
         self._lines = lines
 
@@ -55,6 +55,7 @@ class DirectionsTable(TableJob):
         lines = list(self._lines([read_directions(path)[0] for path in self._groups]))
         columns = dict(zip(("name", "layer", "other", "draw", "value", "n"), zip(*lines, strict=True), strict=True))
         values = np.asarray(columns.pop("value"), np.float64)
+        drop_tables(self._layout, "directions", self._named, keep=self.path)
         self.add({**self._named, **{name: list(column) for name, column in columns.items()}, "value": values})
 
 
@@ -156,9 +157,9 @@ def _nats(kit: Kit, names: Names) -> np.ndarray:
     return nats
 
 
-def _contrast(kit: Kit, scope: Scope) -> Job:
+def _contrast(kit: Kit, scope: Scope, lens: str) -> Job:
     """exp10: how well d_conv predicts, and its cosines with d_mean and with the KL gradient."""
-    contrast, own = Contrast(kit, scope), records(kit, sibling(kit, scope, "native"), "own")
+    contrast, own = Contrast(kit, scope, lens), records(kit, sibling(kit, scope, "native"), "own")
 
     def lines(groups: list[Arrays]) -> Iterator[Line]:
         found = {name: array[:] for name, array in groups[0].items()}
@@ -173,7 +174,8 @@ def _contrast(kit: Kit, scope: Scope) -> Job:
             for layer, value in zip(found["layer"].tolist(), found[name].tolist(), strict=True):
                 yield name, layer, None, 0, value, n
 
-    return DirectionsTable(kit, scope, "contrast", (contrast, own), lines)
+    kind = "contrast" if lens == "raw" else f"contrast_{lens}"
+    return DirectionsTable(kit, scope, kind, (contrast, own), lines)
 
 
 def _layers(group: Arrays) -> Iterator[tuple[int, np.ndarray]]:
@@ -192,5 +194,6 @@ KINDS: dict[str, Callable[[Kit, Scope], Job]] = {
     "matched": _matched,
     "reverse": _reverse,
     "splits": _splits,
-    "contrast": _contrast,
+    "contrast": lambda kit, scope: _contrast(kit, scope, "raw"),
+    "contrast_tuned": lambda kit, scope: _contrast(kit, scope, "tuned"),
 }

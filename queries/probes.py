@@ -222,6 +222,10 @@ def choose(kit: Kit, names: Names) -> Chosen:
 
     Sets of another checkpoint don't count. LakeError when nothing is there and nothing can be trained.
     """
+    return kit.once(("probes", names), lambda: _choose(kit, names))
+
+
+def _choose(kit: Kit, names: Names) -> Chosen:
     model = kit.head_hash(names)
     wish = Wish(_native(kit, names), DEFAULT)
     usual = wish.path(kit)

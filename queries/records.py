@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,9 @@ from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import stream_table
 from .build import Kit, Scope, all_boundaries, raw_lens
+from .probes import Chosen, choose
 from .sweep import Job, Rows
+from .tuned import tuned_columns
 
 VERSION = 1  # raise when a kernel's numbers change
 FEWEST_RECORDS = 10
@@ -109,11 +112,11 @@ class Contrast(Group):
     """Paired differences of both models on one text, regressed on how much later IT converges.
 
     Per block 0 to L-2 (the last layer's KL to itself is zero): x = h_it - h_pt at the generated tokens, y = difference
-    of KL(p_L || p_l), each model through its own raw lens, winsorised per prompt. Memory 16 * L * d^2 bytes.
+    of KL(p_L || p_l), each model through its own lens, raw or tuned, winsorised per prompt. Memory 16 * L * d^2 bytes.
     Source: METHODS 7 (P1, P2).
     """
 
-    def __init__(self, kit: Kit, scope: Scope):
+    def __init__(self, kit: Kit, scope: Scope, lens: str):
         models = [(scope.pair, variant, scope.streams[variant]) for variant in VARIANTS]
         captures = (kit.capture(models[0]), kit.capture(models[1]))
         for capture in captures:
@@ -125,8 +128,15 @@ class Contrast(Group):
                 " tokenizers; the regression needs one text"
             )
         told = told_by(captures[1])
-        heads = {names[1]: kit.head_hash(names) for names in models}
-        super().__init__(kit, scope.pair, "contrast", captures, lens="raw", heads=heads)
+        recipe: dict[str, Any] = {"lens": lens, "heads": {names[1]: kit.head_hash(names) for names in models}}
+        self._lens: Callable[..., dict[str, np.ndarray]] = raw_lens
+        self._chosen: Chosen | None = None
+        if lens == "tuned":
+            chosen = [choose(kit, names) for names in models]
+            recipe["probes"] = [found.name for found in chosen]
+            self._lens, self._chosen = tuned_columns, chosen[1]
+            self.before = tuple(job for found in chosen for job in found.before)
+        super().__init__(kit, scope.pair, "contrast", captures, **recipe)
         self.reads = ("resid",)
         self._kit, self._models = kit, models
         prompts = np.flatnonzero(told)
@@ -153,7 +163,7 @@ class Contrast(Group):
         prompt = pt.columns["prompt"][at[0]]
         x = it["resid"][at[1], 1:-1] - pt["resid"][at[0], 1:-1]
         kl = [
-            raw_lens(self._kit, names, part)["kl_final_layer"][told, 1:-1].astype(np.float64)
+            self._lens(self._kit, names, part)["kl_final_layer"][told, 1:-1].astype(np.float64)
             for names, part, told in zip(self._models, rows, at, strict=True)
         ]
         y, held = winsorised(kl[1] - kl[0], prompt), self._held[prompt]
@@ -166,7 +176,8 @@ class Contrast(Group):
         self._seen += len(x)
         if len(some):
             head = self._kit.head(self._models[1])
-            self._gradient = self._gradient + kl_gradient(head, it["resid"][some], device=self._kit.device)
+            probes = self._chosen.probes if self._chosen else None
+            self._gradient += kl_gradient(head, it["resid"][some], probes=probes, device=self._kit.device)
 
     def finish(self) -> None:
         """Fit, score, and keep the directions."""

@@ -50,12 +50,21 @@ class TunedTable(LayerTable):
         drop_tables(self._layout, self.name, self._same, keep=self.path)
 
 
+def tuned_columns(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
+    """The tuned lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
+
+    def compute() -> dict[str, np.ndarray]:
+        probes, target = choose(kit, names).probes, rows.columns["target"]
+        return lens(kit.head(names), rows["resid"], target, probes=probes, device=kit.device)
+
+    return rows.once("lens(tuned)", compute)
+
+
 def tuned_lens(kit: Kit, names: Names) -> TunedTable:
     """The rows of the table `lens` with lens = 'tuned'."""
 
-    def compute(probes: Probes, rows: Rows) -> dict[str, Any]:
-        target = rows.columns["target"]
-        found = lens(kit.head(names), rows["resid"], target, probes=probes, device=kit.device)
+    def compute(_probes: Probes, rows: Rows) -> dict[str, Any]:
+        found = tuned_columns(kit, names, rows)
         return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
     return TunedTable(kit, names, "lens", compute)

@@ -15,6 +15,7 @@ from ..store.layout import Layout
 from ..store.models import read_model
 from ..store.progress import bar
 from ..store.schema import VARIANTS
+from ..store.tables import drop_tables
 from .build import VERSION, Kit
 from .sweep import TableJob
 
@@ -33,12 +34,13 @@ class Weights(TableJob):
             "version": VERSION["weights"],
         }
         super().__init__(kit.layout, "weights", recipe)
-        self._pair, (self._pt, self._it) = pair, (found[variant][0] for variant in VARIANTS)
+        self._layout, self._pair, (self._pt, self._it) = kit.layout, pair, (found[variant][0] for variant in VARIANTS)
 
     def finish(self) -> None:
         """Compare tensor by tensor, then pool twice."""
         with bar(f"weights {self._pair}", total_parameters(self._pt), "weights") as progress:
             changes = list(tensor_changes(self._pt, self._it, progress.advance))
+        drop_tables(self._layout, "weights", {"pair": self._pair}, keep=self.path)
         for grouping in ("module", "seed"):
             columns = group_changes(changes, grouping)
             self.add({"pair": self._pair, "grouping": grouping, **columns})

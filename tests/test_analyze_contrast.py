@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from actlake.analyze import contrast
+from actlake.analyze import tuned
 from actlake.analyze.contrast import Moments, kl_gradient, r2, ridge, winsorised
 from actlake.analyze.head import Head
 from hypothesis import given, settings
@@ -94,12 +94,18 @@ def head(kind: str, seed: int = 0, vocab: int = 23, width: int = 6) -> Head:
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("budget", [1, 60, 1 << 26])
-def test_kl_gradient_matches_autograd(kind: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrast, "LOGITS", budget)
+@pytest.mark.parametrize("budget", [1, 400, 1 << 26])
+@pytest.mark.parametrize("probed", [False, True])
+def test_kl_gradient_matches_autograd(kind: str, budget: int, probed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "LOGIT_BYTES", budget)
     h = head(kind)
     resid = np.random.default_rng(1).standard_normal((5, 4, 6)).astype(np.float32)
-    x = torch.tensor(resid, dtype=torch.float64, requires_grad=True)
+    leaf = torch.tensor(resid, dtype=torch.float64, requires_grad=True)
+    probes = tuned.Probes(torch.randn(3, 6, 6), torch.randn(3, 6)) if probed else None
+    x = leaf
+    if probes:
+        read = torch.einsum("nbd,bed->nbe", leaf[:, :-1], probes.weight.double()) + probes.bias.double()
+        x = torch.cat([read, leaf[:, -1:]], dim=1)
     if kind == "layer":
         normed = torch.nn.functional.layer_norm(x, (6,), h.norm_weight.double(), h.norm_bias.double(), h.eps)
         z = (normed @ h.unembed.double().T + h.bias.double()) * h.logit_scale
@@ -109,6 +115,6 @@ def test_kl_gradient_matches_autograd(kind: str, budget: int, monkeypatch: pytes
     logp = z.log_softmax(-1)
     final = logp[:, -1:].detach()
     (final.exp() * (final - logp)).sum().backward()
-    got = kl_gradient(h, resid)
-    np.testing.assert_allclose(got, x.grad.sum(0).numpy(), rtol=1e-4, atol=1e-5)
+    got = kl_gradient(h, resid, probes=probes)
+    np.testing.assert_allclose(got, leaf.grad.sum(0).numpy(), rtol=1e-4, atol=1e-5)
     assert (got[-1] == 0).all()

@@ -1,6 +1,7 @@
 """Rows L3, L8, L9, 0A, 0B, 0H, 1A and exp10 against Hugging Face's own forward in float64, prompt by prompt."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,16 @@ import pytest
 import skdim
 import tiny
 import torch
+from actlake.analyze.recipes import Adam
+from actlake.analyze.tuned import Probes
 from actlake.lake import Lake
+from actlake.queries import probes as training
 from actlake.queries import sweep
 from actlake.queries.answer import answer_all
 from actlake.queries.build import Kit, Scope
 from actlake.queries.directions import directions_table
+from actlake.queries.points import last_prompt_tokens
+from actlake.queries.probes import choose
 from actlake.queries.registry import find
 from actlake.store.captures import capture_names, find_capture
 from actlake.store.catalog import PairSpec, StreamSpec
@@ -24,7 +30,9 @@ from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
 from actlake.store.shards import Grid
 from actlake.store.streams import read_stream
-from safetensors.torch import load_file, save_file
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM
 
@@ -37,6 +45,14 @@ LAYERS, D = 3, 32
 def texts(count: int) -> list[tuple[str, str, str]]:
     rng = np.random.default_rng(0)
     return [(f"p{i}", "FACT", " ".join(rng.choice(WORDS, 1 + i % 6))) for i in range(count)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_training() -> Iterator[None]:
+    """Probes are trained briefly; what they predict does not matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "DEFAULT", Adam(batch=32, steps=20, check_every=10, peak=1e-2))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +80,11 @@ class Forward:
         self.mlp.clear()
         found = self.hf(torch.tensor(tokens[None].astype(np.int64)), output_hidden_states=True, output_attentions=True)
         hidden = [*(h[0] for h in found.hidden_states[1:-1]), self.last]
-        logp = torch.stack([self.hf.lm_head(self.hf.model.norm(h)) for h in hidden], 1).log_softmax(-1)
-        kl = (logp[:, -1:].exp() * (logp[:, -1:] - logp)).sum(-1)
+        logp = self.hf.lm_head(self.hf.model.norm(self.last)).log_softmax(-1)
         return {
             "resid": torch.stack(hidden, 1).numpy(),
             "mlp": torch.stack(self.mlp, 1).numpy(),
-            "kl": kl.numpy(),
-            "logp": logp[:, -1].numpy(),
+            "logp": logp.numpy(),
             "attention": torch.stack([a[0] for a in found.attentions]).numpy(),
         }
 
@@ -162,6 +176,18 @@ def test_geometry_of_last_prompt_tokens(rows: Callable, reference: Reference) ->
     )
     lines = found[found["measure"] == "late_participation_ratio"]
     assert (lines["low"] < lines["high"]).all() and set(lines["n"]) == {40} and set(lines["unit"]) == {"prompts"}
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=6), st.integers(0, 5))
+def test_last_prompt_tokens_with_and_without_continuation(lengths: list[tuple[int, int]], first: int) -> None:
+    prompt, step, want, at = [], [], [], 0
+    for p, (start, told) in enumerate(lengths, first):
+        size = start + told
+        prompt += [p] * size
+        step += [q - start + 1 if start - 1 <= q < size - 1 else -1 for q in range(size)]
+        want.append(at + start - 1)
+        at += size
+    assert last_prompt_tokens(np.array(prompt), np.array(step)).tolist() == want
 
 
 def test_embedding_of_one_token_is_a_point(observed: Lake, rows: Callable) -> None:
@@ -276,21 +302,26 @@ def test_calibration_splits(rows: Callable, reference: Reference) -> None:
     assert value(found, "corrective_top_bottom") == value(found, "cosine", 2, sets="top_bottom")
 
 
-def test_direction_of_later_convergence(rows: Callable, observed: Lake, reference: Reference) -> None:
+@pytest.mark.parametrize("lens", ["raw", "tuned"])
+def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lake, reference: Reference) -> None:
     found, (difference, counts) = rows("exp10"), reference.own()
+    runs = {v: reference.runs(v, "teacher") for v in ("pt", "it")}
+    probes = {v: trained(observed, v) if lens == "tuned" else None for v in runs}
     x, y, held = [], [], np.random.default_rng(42).permutation(40)[:8]
     gradient = np.zeros((LAYERS, D))
-    for pt, it in zip(reference.runs("pt", "teacher"), reference.runs("it", "teacher"), strict=True):
-        change = it["kl"][it["start"] :] - pt["kl"][pt["start"] :]
+    for pt, it in zip(runs["pt"], runs["it"], strict=True):
+        told = {"pt": pt["resid"][pt["start"] :], "it": it["resid"][it["start"] :]}
+        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probes[v]) for v, resid in told.items()}
+        change = kl["it"][0] - kl["pt"][0]
         if len(change) > 4:
             change = np.clip(change, *np.percentile(change, [5, 95], axis=0))
-        x.append(it["resid"][it["start"] :] - pt["resid"][pt["start"] :])
+        x.append(told["it"] - told["pt"])
         y.append(change)
-        gradient += kl_gradient(reference.models["it"].hf, it["resid"][it["start"] :])
+        gradient += kl["it"][1]
     test = np.concatenate([np.full(len(part), p in held) for p, part in enumerate(y)])
     x, y = np.concatenate(x), np.concatenate(y)
     for layer in range(LAYERS):
-        assert value(found, "dkl", layer) == pytest.approx(y[:, layer].mean(), abs=1e-4)
+        assert value(found, f"dkl_{lens}", layer) == pytest.approx(y[:, layer].mean(), abs=1e-4)
     for layer in range(LAYERS - 1):
         everything, fitted = Ridge(1.0).fit(x[:, layer], y[:, layer]), Ridge(1.0).fit(x[~test, layer], y[~test, layer])
         want = {
@@ -299,22 +330,34 @@ def test_direction_of_later_convergence(rows: Callable, observed: Lake, referenc
             "held_out": fitted.score(x[test, layer], y[test, layer]),
         }
         for part, score in want.items():
-            assert value(found, "r2", layer, part=part) == pytest.approx(score, abs=2e-3)
-        mean = unit(counts[counts > 0] @ difference[:, layer])
-        assert value(found, "cosine", layer, part="conv_mean") == pytest.approx(unit(everything.coef_) @ mean, abs=2e-3)
-        assert value(found, "cosine", layer, part="mean_grad") == pytest.approx(unit(gradient[layer]) @ mean, abs=2e-3)
+            assert value(found, f"r2_{lens}", layer, part=part) == pytest.approx(score, abs=2e-3)
+        mean, conv = unit(counts[counts > 0] @ difference[:, layer]), unit(everything.coef_)
+        cosines = {"conv_mean": conv @ mean, "mean_grad": unit(gradient[layer]) @ mean}
+        for part, cosine in cosines.items():
+            assert value(found, f"cosine_{lens}", layer, part=part) == pytest.approx(cosine, abs=2e-3)
         assert value(found, "dh_norm", layer) == pytest.approx(np.linalg.norm(x[:, layer], axis=-1).mean(), rel=1e-4)
     lines = found.set_index(["measure", "part", "layer"])["n"]
-    assert lines["r2", "held_out", 0] == 8 and lines["r2", "train", 0] == 32
+    assert lines[f"r2_{lens}", "held_out", 0] == 8 and lines[f"r2_{lens}", "train", 0] == 32
 
 
-def kl_gradient(hf: torch.nn.Module, resid: np.ndarray) -> np.ndarray:
-    """Sum over tokens of the gradient of KL(p_L || p_l) in h_l by autograd, [layers, d]."""
+def trained(lake: Lake, variant: str) -> Probes:
+    """The probes that the row used."""
+    names = ("llama", variant, find_capture(lake.layout, f"llama/{variant}", "native").stem)
+    return choose(Kit(lake.layout), names).probes
+
+
+def kl_and_gradient(hf: torch.nn.Module, resid: np.ndarray, probes: Probes | None) -> tuple[np.ndarray, np.ndarray]:
+    """KL(p_L || p_l) [n, layers] and the sum over tokens of its gradient in h_l, by autograd, [layers, d]."""
     h = torch.tensor(resid, requires_grad=True)
-    logp = hf.lm_head(hf.model.norm(h)).log_softmax(-1)
+    read = h
+    if probes is not None:  # boundary l + 1 is layer l; the last one has no probe
+        weight, bias = probes.weight[1:].double(), probes.bias[1:].double()
+        read = torch.cat([torch.einsum("nld,led->nle", h[:, :-1], weight) + bias, h[:, -1:]], dim=1)
+    logp = hf.lm_head(hf.model.norm(read)).log_softmax(-1)
     final = logp[:, -1:].detach()
-    (final.exp() * (final - logp)).sum().backward()
-    return h.grad.sum(0).numpy()
+    kl = (final.exp() * (final - logp)).sum(-1)
+    kl.sum().backward()
+    return kl.detach().numpy(), h.grad.sum(0).numpy()
 
 
 # --- one pass --------------------------------------------------------------------------------------------------------
@@ -335,14 +378,11 @@ def test_all_rows_decode_a_chunk_once_and_once_more_to_train_the_tuned_lens(
         return pieces(self, file, spots)
 
     monkeypatch.setattr(Grid, "_pieces", counted)
-    monkeypatch.setattr(sweep, "BLOCK_BYTES", 60_000)
+    monkeypatch.setattr(sweep, "BLOCK_BYTES", 300_000)
     wanted = [find(row) for row in ("L1", "L2", "L3", "L8", "L9", "0A", "0B", "0H", "1A", "exp10", "exp16")]
     answers, refused, _ = answer_all(fresh, wanted, "llama", catalog=catalog(tmp_path, llama))
     assert [found.query.id for found in refused] == ["L1"]  # its table is made, its answers are too short
-    variables = {name: {n for (file, _), n in counts.items() if f"/{name}/" in file} for name in ("resid", "mlp_out")}
-    assert variables == {"resid": {1, 2}, "mlp_out": {1}}
-    twice = {Path(file).parts[-6] for (file, _), n in counts.items() if n == 2}
-    assert twice == {find_capture(observed.layout, f"llama/{variant}", "native").name for variant in ("pt", "it")}
+    assert max(counts.values()) == 2 and {Path(file).parts[-5] for file, _ in counts} == {"resid", "mlp_out"}
     # Blocks of any size give the same numbers as one block.
     whole = {
         row: Lake(observed.layout.root, catalog=catalog(tmp_path, llama)).run(row).table
@@ -377,7 +417,7 @@ def test_missing_sites_and_streams_say_the_command(tmp_path: Path, llama: PairSp
     lake = Lake(layout.root)
     refused(lake, "0A", "directions need mlp_out, which this capture left out: capture with the profile full")
     refused(lake, "0H", "run `actlake capture llama --stream teacher --prompts tiny`")
-    refused(lake, "exp10", "Run `actlake capture llama --stream teacher`")
+    refused(lake, "exp10", "Run `actlake capture llama --stream teacher --prompts tiny`")
     refused(lake, "L3", "unknown pair 'llama'")
     lean = replace(tiny.FULL, sites=("resid",), boundaries=(0, 3))
     layout = tiny.capture(tmp_path / "lean", llama, tiny.NATIVE, profile=lean, prompts=tiny.prompt_set(texts(30)))
@@ -411,26 +451,42 @@ def test_equal_prompts_are_undefined_not_nan(tmp_path: Path, llama: PairSpec) ->
     assert value(table, "pairwise", 1) == pytest.approx(1) and value(table, "canonical", 1) == pytest.approx(1)
 
 
-def test_weights_of_another_checkpoint_are_refused(observed: Lake, llama: PairSpec, tmp_path: Path) -> None:
+def test_where_weights_come_from(
+    observed: Lake, llama: PairSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tiny.make_model(tmp_path / "other", seed=7)
     lake = Lake(observed.layout.root, catalog=catalog(tmp_path, llama, other))
     refused(lake, "L3", "are not those that the lake's captures were made from")
-    (tmp_path / "catalog.yaml").write_text(
-        f"pairs:\n  llama:\n    pt: {{hub: nobody/nothing}}\n    it: {{path: {llama.it.path}}}\n"
-    )
-    refused(lake, "L3", "fetch them with `hf download nobody/nothing`")
-    kept = (
-        tmp_path / "lake" / "models" / "llama" / "pt" / "weights"
-    )  # a lake that keeps its own copy needs no catalog path
+    file, weights = catalog(tmp_path, llama), llama.pt.path / "model.safetensors"
+    file.write_text(file.read_text().replace(f"path: {llama.pt.path}", "hub: nobody/nothing"))
+    fresh = Lake(tmp_path / "lake", create=True, catalog=file)
+    refused(fresh, "L3", "fetch them with `hf download nobody/nothing`")
+    cached = tmp_path / "hub" / "models--nobody--nothing"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    shutil.copy(weights, cached / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    table = fresh.run("L3", pair="llama").table
+    refused(lake, "L3", "are not those that the lake's captures were made from")  # which came from a folder
+    shutil.rmtree(tmp_path / "hub")
+    shutil.rmtree(tmp_path / "lake" / "tables")
+    kept = tmp_path / "lake" / "models" / "llama" / "pt" / "weights"  # the lake's own copy comes first
     kept.mkdir(parents=True)
-    save_file(load_file(llama.pt.path / "model.safetensors"), kept / "model.safetensors")
-    (tmp_path / "lake" / "lake.json").write_text('{"format": "actlake", "format_version": 1}')
-    table = Lake(tmp_path / "lake", catalog=tmp_path / "catalog.yaml").run("L3", pair="llama").table
-    assert value(table, "rms", part="lm_head") > 0
+    shutil.copy(weights, kept)
+    pd.testing.assert_frame_equal(fresh.run("L3", pair="llama").table, table)
 
 
 def test_free_sql_gets_what_can_be_had(observed: Lake, captured: Layout) -> None:
     kinds = observed.sql("SELECT DISTINCT kind FROM directions ORDER BY kind").fetchall()
-    assert [kind for (kind,) in kinds] == ["contrast", "matched", "reverse", "splits", "spread", "stability"]
+    assert [kind for (kind,) in kinds] == [
+        "contrast",
+        "contrast_tuned",
+        "matched",
+        "reverse",
+        "splits",
+        "spread",
+        "stability",
+    ]
     with pytest.raises(LakeError, match="no attn_entropy"):
         Lake(captured.root).sql("SELECT * FROM attention")
