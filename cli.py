@@ -241,7 +241,7 @@ def plan(
             f"{f.variant} {f.stream} {f.profile}",
             f"{'' if f.exact else 'at most '}{f.size.tokens:,}",
             str(f.size.shards),
-            f"{sites} of {human_bytes(f.raw)}",
+            f"{sites} of {human_bytes(f.raw)}".removeprefix(" of "),
             human_bytes(f.size.stored),
             human_bytes(row["device memory"]),
             human_bytes(row["host memory"]),

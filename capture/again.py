@@ -15,6 +15,7 @@ from ..store.progress import bar
 from ..store.schema import SITES
 from ..store.streams import Stream, read_stream
 from ..store.writer import PROGRESS, TEMPLATE
+from .attention import watch
 from .hooks import Batch, pad_id
 from .model import Model
 from .plan import batch_plan
@@ -86,7 +87,12 @@ def _check_whole(path: Path) -> None:
 def _worst(stored: Capture, stream: Stream, name: str, prompt: int, block: np.ndarray) -> float:
     """Largest difference between a prompt's stored values and `block`."""
     kept = stored.array(name)[int(stream.offset[prompt]) : int(stream.offset[prompt + 1])]
-    return float(np.nanmax(np.abs(kept - block), initial=0.0))
+    return _apart(kept, block)
+
+
+def _apart(a: np.ndarray, b: np.ndarray | float) -> float:
+    """Largest absolute difference, NaN left out."""
+    return float(np.nanmax(np.abs(a - b), initial=0.0))
 
 
 @dataclass(frozen=True)
@@ -121,22 +127,28 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
     wanted = set(np.linspace(0, len(stream.starts) - 1, min(count, len(stream.starts))).astype(int).tolist())
     sizes = {name: tuple(size) for name, size in manifest["sizes"].items()}
     compared = [name for name in sizes if name in SITES or name in ("logits", "logsumexp")]
-    worst = dict.fromkeys(compared, 0.0)
+    per_prompt = manifest.get("per_prompt", [])
+    worst = dict.fromkeys([*compared, *per_prompt], 0.0)
     with bar(f"reforward {model.name}", len(wanted), "prompts") as progress:
         for indices in (batch for batch in plan if wanted & set(batch)):
             batch = Batch([stream.tokens[i] for i in indices], pad_id(model.tokenizer), model.device)
-            arrays = forward(model, batch, sizes, manifest["boundaries"])
+            ends = np.asarray([stream.starts[prompt] - 1 for prompt in indices])
+            with watch(model, ends, per_prompt) as found:
+                arrays = forward(model, batch, sizes, manifest["boundaries"])
             edges = np.concatenate([[0], np.cumsum(batch.lengths)])
             for place, prompt in enumerate(indices):
                 if prompt in wanted:
                     for name in compared:
                         block = arrays[name][edges[place] : edges[place + 1]]
                         worst[name] = max(worst[name], _worst(stored, stream, name, prompt, block))
+                    for name in per_prompt:
+                        worst[name] = max(worst[name], _apart(stored.array(name)[prompt], found[name][place]))
                     progress.advance(1)
     floor = manifest.get("noise_floor", {}).get("max_abs", {})
     scale = {
         name: max(abs(manifest["variables"][name]["min"]), abs(manifest["variables"][name]["max"])) for name in compared
     }
+    scale |= {name: _apart(stored.array(name)[...], 0) for name in per_prompt}
     eps = 2.0**-6 if model.record["dtype"] != "float32" else 1e-5
-    allowed = {name: max(4 * floor.get(name, 0.0), eps * scale[name]) for name in compared}
+    allowed = {name: max(4 * floor.get(name, 0.0), eps * scale[name]) for name in worst}
     return Reforward(len(wanted), not any(worst.values()), worst, allowed)

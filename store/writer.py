@@ -64,7 +64,7 @@ class Template:
     @property
     def shard_tokens(self) -> int:
         """Tokens in a shard, the same for all variables so that a shard row is one range of tokens."""
-        return self.shard or shard_tokens(max(self.bytes_per_token.values()))
+        return self.shard or shard_tokens(max(self.bytes_per_token.values(), default=0))
 
     @property
     def n_shards(self) -> int:

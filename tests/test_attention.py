@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from actlake.capture.again import reforward
 from actlake.capture.model import load_model
 from actlake.capture.ranks import Rank
 from actlake.lake import Lake
@@ -60,6 +61,22 @@ def test_entropy_changes_no_other_value_and_ranks_agree(tmp_path, captured, llam
     plain, stored = (Capture(find_capture(lake, "llama/it", "native")) for lake in (captured, one))
     assert np.array_equal(plain.array("resid")[:], stored.array("resid")[:])
     assert stored.manifest["per_prompt"] == ["attn_entropy"] and "per_prompt" not in plain.manifest
+
+
+def test_entropy_alone(tmp_path, llama):
+    """A profile that keeps nothing of a token is a capture like any other, and is run again as one."""
+    alone = replace(tiny.FULL, sites=("attn_entropy",), logits="none", shard_tokens=None)
+    layout = tiny.capture(tmp_path / "alone", llama, tiny.NATIVE, profile=alone, variants=("it",))
+    both = tiny.capture(tmp_path / "both", llama, tiny.NATIVE, profile=PROFILE, variants=("it",))
+    one, two = (Capture(find_capture(lake, "llama/it", "native")) for lake in (layout, both))
+    assert np.array_equal(one.array("attn_entropy")[...], two.array("attn_entropy")[...])
+    assert one.manifest["sizes"] == {} and verify(layout, one.path).ok
+    model = load_model(llama.it)
+    found = reforward(layout, model, one.path, 3)
+    assert found.ok and found.exact and found.worst == {"attn_entropy": 0.0} and found.allowed["attn_entropy"] > 0
+    with torch.no_grad():
+        model.parts.attns[0].q_proj.weight.mul_(1.1)
+    assert not reforward(layout, model, one.path, 3).ok
 
 
 def test_sealed_without_entropy(tmp_path, llama):
