@@ -22,7 +22,9 @@ from .cli_options import (
     records,
 )
 from .lake import Lake
+from .store.catalog import load_catalog
 from .store.errors import LakeError
+from .store.layout import writing
 
 if TYPE_CHECKING:
     from .queries.answer import Answer
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from .queries.results import Results
 
 questions = typer.Typer()
+table_app = typer.Typer(help="Tables from elsewhere.", no_args_is_help=True)
+questions.add_typer(table_app, name="table")
 
 
 @questions.command()
@@ -147,6 +151,39 @@ def report(
         raise LakeError(refused[0].reason)
     write_page(layout, answers, table_steps(answers, spent), page, refused)
     out.print(str(page.absolute()), highlight=False, soft_wrap=True)
+
+
+@table_app.command("add")
+def table_add(
+    name: Annotated[str, typer.Argument(help="The table that the file has columns of: lens, delta, pair_lens ...")],
+    file: Annotated[Path, typer.Argument(help="A .parquet or .csv file: values per token, per prompt or per layer.")],
+    pair: Annotated[str | None, typer.Option(help="Pair of all rows, if the file has no such column.")] = None,
+    variant: Annotated[str | None, typer.Option(help="pt or it, likewise.")] = None,
+    stream: Annotated[
+        str | None, typer.Option(help="Recipe, and a name to keep it apart by: native-published. Likewise.")
+    ] = None,
+    stream_pt: Annotated[str | None, typer.Option(help="Stream of the pt, in tables of both variants.")] = None,
+    lens: Annotated[str | None, typer.Option(help="raw or tuned, in tables of lenses. [default: raw]")] = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a table of somebody else's numbers and bring it into the lake, so that `run` and `sql` work on them.
+
+    Columns that the file lacks are NULL. Without prompt and token a row stands for the mean over them: published curves
+    (variant, layer, value) give published numbers.
+    """
+    from .store.foreign import add_table
+
+    known = load_catalog(catalog)
+    with writing(known.lakes.get(lake, lake)) as layout:
+        names = {"pair": pair, "variant": variant, "stream": stream, "stream_pt": stream_pt, "lens": lens}
+        added = add_table(layout, name, file, **names)
+    if as_json:
+        return print_json(vars(added))
+    whose = "; ".join("/".join(capture.values()) for capture in added.captures)
+    state = "was there already" if added.reused else "added"
+    out.print(f"{added.path}: {added.rows:,} rows of {whose}, {state}", highlight=False, soft_wrap=True)
 
 
 # --- printing --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .store.errors import LakeError
 from .store.layout import Layout, split_model
 from .store.models import read_head
 from .store.probes import find_probes, read_probes
-from .store.tables import check_select, connect, sql_error, tables_in
+from .store.tables import check_select, connect, sql_error, stream_table, tables_in
 
 if TYPE_CHECKING:
     from .queries.answer import Answer
@@ -93,7 +93,7 @@ class Lake:
 
     def only_pair(self) -> str:
         """The lake's pair, when it has only one; else LakeError."""
-        pairs = sorted(self.captures["pair"].unique())
+        pairs = sorted({*self.captures["pair"], *stream_table(self.layout)["pair"]})
         if len(pairs) != 1:
             raise LakeError(f"name a pair: the lake has {', '.join(pairs) or 'none yet'}")
         return pairs[0]

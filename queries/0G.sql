@@ -1,6 +1,6 @@
 -- id: 0G
 -- title: Commitment layers, every rule
--- needs: lens(raw), lens(tuned)?
+-- needs: lens(raw)?, lens(tuned)?
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

@@ -14,14 +14,15 @@
 --   generated token, so record step t is step t + 1 here. Steps 0 to 9 and those after 99 are left out as in the seed
 --   (trap 19: L2 uses all, the seed's mean commitments skip 5); for all of them: `actlake sql "SELECT variant, layer,
 --   avg(block_cos) FROM delta WHERE step >= 1 GROUP BY ALL"`. `final20` is the mean over layers floor(0.8 L) and up,
---   `last_layer` the last one alone, thirds split at L // 3. Layer 0 is undefined in the seed and left out. Pooled over
+--   `last_layer` the last one alone, thirds split at L // 3 and 2 L // 3
+--   (the published thirds of L2 need this cut). Layer 0 is undefined in the seed and left out. Pooled over
 --   pairs: the mean of the pairs' numbers. Free-running: PT and IT read different texts. Trap 5: the seed's IT prompts
 --   began with two BOS tokens (`actlake capture --double-bos`).
 -- source: METHODS 4, row L1
 WITH regions AS (
     SELECT unnest(['final20', 'last_layer', 'first_third', 'middle_third', 'last_third']) AS measure,
-        unnest([floor(0.8 * layers), layers - 1, 0, layers // 3, 2 * (layers // 3)]) AS first,
-        unnest([layers, layers, layers // 3, 2 * (layers // 3), layers]) AS past
+        unnest([floor(0.8 * layers), layers - 1, 0, layers // 3, 2 * layers // 3]) AS first,
+        unnest([layers, layers, layers // 3, 2 * layers // 3, layers]) AS past
     FROM (SELECT max(layer) + 1 AS layers FROM delta)
 ), cells AS (
     -- A curve without steps (a foreign table) is a profile already.

@@ -1,20 +1,22 @@
 -- id: L2
 -- title: Convergence gap and commitment
--- needs: lens(raw), lens(tuned)?
+-- needs: lens(raw)?, lens(tuned)?
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
 -- plot: line x=layer hue=variant facet=lens y="KL (nats)" numbers=nats commit_*=layers late_half_*=layers
 --   hide=gap_*,tokens_*
--- says: Through the second half of the layers IT stays {cg_raw?farther from|closer to|about as far from} its own final
---   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats[, with the tuned lens {cg_tuned}]); its top token
---   settles {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean} layers), and its
---   KL stays under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on ({commit_kl01_raw_mean}).
+-- says: [Through the second half of the layers IT stays {cg_raw?farther from|closer to|about as far from} its own final
+--   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats). ][With the tuned lens the gap is {cg_tuned} nats. ]
+--   [Its top token settles {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean}
+--   layers), and its KL stays under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on
+--   ({commit_kl01_raw_mean}).]
 -- about: `kl_final_layer` = KL(final || layer) is the direction of the seed's code and of its published gaps;
 --   `kl_layer_final` = KL(layer || final) is the direction its text names and exp11, 14 and 22 use (trap 1). `cg_raw` and
 --   `cg_tuned` are the mean over layers floor(L/2) and up of IT minus PT, pooled over tokens (long answers weigh more, as in
---   the seed); `*_prompt` weighs prompts equally; `gap_*_third` are the same over thirds that split at L // 3.
---   `late_half_layers_it_above_pt_*` counts the layers of that half in which IT's mean KL is above PT's. Positions:
+--   the seed); `*_prompt` weighs prompts equally; `gap_*_third` are the same over thirds that split at L // 3 and
+--   2 L // 3. `late_half_layers_it_above_pt_*` counts the layers of that half in which IT's mean KL is above PT's; the last
+--   layer, where both are zero, counts if its rounding does (one of Mistral's published 15). Positions:
 --   continuation tokens from the second on (METHODS 0, set a); the seed's fast collector is shifted by one (trap 4): for
 --   that, ask the table `lens` for step >= 2. No step is dropped (trap 19). `commit_top1_*` is the layer from which the lens
 --   keeps its own last top token, `commit_kl01_*` the one from which KL stays under 0.1 nats: mean and median over tokens;
@@ -36,7 +38,7 @@ WITH depth AS (
     SELECT lens, variant, layer, sum(kl) / sum(n) AS kl FROM late GROUP BY ALL
 ), thirds AS (
     SELECT lens, variant, prompt, kl, n,
-        CASE WHEN layer < layers // 3 THEN 'first' WHEN layer < 2 * (layers // 3) THEN 'middle' ELSE 'last' END AS third
+        CASE WHEN layer < layers // 3 THEN 'first' WHEN layer < 2 * layers // 3 THEN 'middle' ELSE 'last' END AS third
     FROM cells, depth
 ), picked AS (
     UNPIVOT (SELECT lens, variant, prompt, top1, kl[2]::INTEGER AS kl01 FROM commit_layers WHERE step >= 1)
@@ -62,7 +64,8 @@ GROUP BY ALL
 UNION ALL BY NAME
 SELECT 'commit_' || rule || '_' || lens || '_median' AS measure, variant, prompt, value, n FROM commits
 UNION ALL BY NAME
-SELECT 'late_half_layers' AS measure, count(DISTINCT layer) AS estimate, count(DISTINCT layer) AS n, 'layers' AS unit FROM late
+SELECT 'late_half_layers' AS measure, count(DISTINCT layer) AS estimate, count(DISTINCT layer) AS n, 'layers' AS unit
+FROM late
 UNION ALL BY NAME
 SELECT 'late_half_layers_it_above_pt_' || it.lens AS measure, count(*) FILTER (it.kl > pt.kl) AS estimate, count(*) AS n,
     'layers' AS unit
@@ -72,5 +75,5 @@ GROUP BY ALL
 UNION ALL BY NAME
 SELECT 'tokens_' || variant AS measure, sum(n) AS estimate, sum(n) AS n, 'tokens' AS unit
 FROM cells
-WHERE lens = 'raw' AND layer = (SELECT max(layer) FROM cells)
+WHERE prompt IS NOT NULL AND lens = (SELECT min(lens) FROM cells) AND layer = (SELECT max(layer) FROM cells)
 GROUP BY variant

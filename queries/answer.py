@@ -134,8 +134,9 @@ class _Plan:
 
     @classmethod
     def make(cls, layout: Layout, query: Query, pairs: Sequence[str], prompts: str | None, kit: Kit) -> "_Plan":
-        """LakeError when captures are not there, or a table that is not optional can't be computed from them."""
+        """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all."""
         plan = cls(query, {pair: scopes_of(layout, query, pair, prompts) for pair in pairs})
+        refused: list[LakeError] = []
         for table, kind, optional in query.needs:
             try:
                 plan.jobs.extend(
@@ -145,8 +146,9 @@ class _Plan:
                     for job in jobs_of(kit, (table, kind, scope))
                 )
             except LakeError as error:
-                if not optional:
-                    raise
+                refused.append(error)
+                if not optional or len(refused) == len(query.needs):
+                    raise refused[0] from None
                 plan.without.append(f"without {table}({kind}): {error}")
         return plan
 

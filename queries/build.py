@@ -15,6 +15,7 @@ from ..analyze.lens import lens, pair_lens
 from ..store.captures import Capture
 from ..store.catalog import Catalog, load_catalog
 from ..store.errors import LakeError
+from ..store.foreign import foreign_captures
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
 from ..store.schema import TABLES, VARIANTS, scalars
@@ -66,6 +67,7 @@ class Kit:
         self.layout, self.device, self._catalog = layout, device, catalog
         self._known: dict[Any, Any] = {}
         self.capture = cache(lambda names: Capture(layout.capture(*names)))
+        self.foreign = cache(lambda table: foreign_captures(layout, table))
         self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
         self._head = cache(lambda pair, variant: Head.from_arrays(*self._arrays(pair, variant)))
 
@@ -319,10 +321,38 @@ def jobs_of(kit: Kit, need: Need) -> list[Job]:
     table, kind, scope = need
     name = BEHIND_VIEW.get(table, table)
     if name in PER_PAIR:
-        return [PER_PAIR[name](kit, scope, kind)]
+        foreign = _is_foreign(kit, name, kind, {"pair": scope.pair, **_streams_of(scope)})
+        return [] if foreign else [PER_PAIR[name](kit, scope, kind)]
     if name in PER_CAPTURE:
-        return [PER_CAPTURE[name](kit, names, kind) for names in scope.models]
+        return [
+            PER_CAPTURE[name](kit, names, kind)
+            for names in scope.models
+            if not _is_foreign(kit, name, kind, _named(names))
+        ]
     raise LakeError(f"unknown table {name!r}; this version computes {', '.join([*PER_CAPTURE, *PER_PAIR])}")
+
+
+def _streams_of(scope: Scope) -> dict[str, str]:
+    return {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]} if scope.streams else {}
+
+
+def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> bool:
+    """Whether a table's rows of a capture came from elsewhere (`actlake table add`), so that nobody computes them.
+
+    LakeError when they did not and there is no capture to compute them from either.
+    """
+    wanted = {**capture, **({"lens": kind or "raw"} if "lens" in TABLES[table].names else {})}
+    wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
+    if any(wanted.items() <= found.items() for found in kit.foreign(table)):
+        return True
+    variant = capture.get("variant", "it")
+    if "stream" not in capture or kit.layout.capture(capture["pair"], variant, capture["stream"]).exists():
+        return False
+    names = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in wanted.items() if key != "kind")
+    raise LakeError(
+        f"table {table} has no rows of {', '.join(wanted.values())}, and there is no capture to compute them from:"
+        f" `actlake table add {table} FILE {names}`"
+    )
 
 
 def ensure(layout: Layout, needs: Iterable[Need], device: str = "cpu", catalog: Path | None = None) -> list[Path]:

@@ -15,7 +15,7 @@
 --   difference is the template's.
 -- source: METHODS 13
 WITH cells AS (
-    SELECT prompt, step, layer, js, max(layer) OVER () + 1 AS layers FROM pair_lens WHERE step >= 0 AND layer >= 0
+    SELECT prompt, step, layer, js, max(layer) OVER () + 1 AS layers FROM pair_lens WHERE coalesce(step >= 0, true) AND layer >= 0
 ), regions AS (
     SELECT region, prompt, step, avg(js) AS js
     FROM cells, (VALUES ('full'), ('pre'), ('final20')) AS names (region)

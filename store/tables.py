@@ -23,11 +23,12 @@ from .streams import stream_records
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
 ROW_GROUP_TOKENS = 1 << 16  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
+FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
 
 
 def table_key(name: str, recipe: dict[str, Any]) -> str:
-    """KEY of a table file: hash of everything that determines its content."""
-    return hash_json({"table": name, **recipe})[:32]
+    """KEY of a table file: hash of everything that determines its content; foreign- before it where that is a file."""
+    return (f"{FOREIGN}-" if FOREIGN in recipe else "") + hash_json({"table": name, **recipe})[:32]
 
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
@@ -98,10 +99,15 @@ def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def stream_table(layout: Layout) -> pd.DataFrame:
-    """One row per model and stream name it can be asked by.
+def foreign_files(layout: Layout, name: str) -> list[Path]:
+    """The files of a table that were brought in from elsewhere (see store.foreign)."""
+    return sorted(layout.table(name).glob(f"{FOREIGN}-*.parquet"))
 
-    Columns: pair, variant, recipe, prompts, stream, name, prompt_set (SHA-256), max_new_tokens, n_prompts.
+
+def stream_table(layout: Layout) -> pd.DataFrame:
+    """One row per model and stream name it can be asked by, captured or known from foreign tables alone.
+
+    Columns: pair, variant, recipe, prompts, stream, name, prompt_set (SHA-256, or "foreign"), max_new_tokens, n_prompts.
     `stream` is the name tables carry; `name` may be an alias of equal content (IT's teacher stream is its native one).
     """
     records = {record["name"]: record for record in stream_records(layout)}
@@ -125,8 +131,29 @@ def stream_table(layout: Layout) -> pd.DataFrame:
                         "n_prompts": record["n_prompts"],
                     }
                 )
+    rows += [_foreign_stream(*names) for names in _foreign_models(layout)]
     columns = ["pair", "variant", "recipe", "prompts", "stream", "name", "prompt_set", "max_new_tokens", "n_prompts"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _foreign_models(layout: Layout) -> list[tuple[str, str, str]]:
+    """(pair, variant, stream) of everything that foreign tables hold."""
+    found = set()
+    for name in TABLES:
+        for path in foreign_files(layout, name):
+            for capture in json.loads(pq.read_schema(path).metadata[b"actlake"])[FOREIGN]["captures"]:
+                if "stream_pt" in capture:
+                    found |= {(capture["pair"], "pt", capture["stream_pt"]), (capture["pair"], "it", capture["stream"])}
+                elif "stream" in capture:
+                    found.add((capture["pair"], capture["variant"], capture["stream"]))
+    return sorted(found)
+
+
+def _foreign_stream(pair: str, variant: str, stream: str) -> dict[str, Any]:
+    """A row of `stream_table`: the recipe is what a stream's name begins with, as for captured ones."""
+    recipe, _, prompts = stream.partition("-")
+    named = {"pair": pair, "variant": variant, "recipe": recipe, "prompts": prompts, "stream": stream, "name": stream}
+    return {**named, "prompt_set": FOREIGN, "max_new_tokens": 0, "n_prompts": 0}
 
 
 def connect(layout: Layout) -> duckdb.DuckDBPyConnection:

@@ -164,7 +164,7 @@ def test_L1_thirds_and_0J_onset_by_plain_loops(made: Made) -> None:
     diff = dict(enumerate(np.subtract(profile["it"], profile["pt"]), start=1))
     third = LAYERS // 3
     for name, layers in {
-        "first": range(third), "middle": range(third, 2 * third), "last": range(2 * third, LAYERS),
+        "first": range(third), "middle": range(third, 2 * LAYERS // 3), "last": range(2 * LAYERS // 3, LAYERS),
     }.items():  # fmt: skip
         inside = [diff[layer] for layer in layers if layer in diff]
         found = table[(table["measure"] == f"{name}_third") & (table["variant"] == "it - pt")]["estimate"].tolist()
@@ -265,7 +265,7 @@ def test_L2_gap_and_commitment_are_those_of_METHODS_by_plain_loops(made: Made) -
     apart = curves["it"] - curves["pt"]
     third = LAYERS // 3
     for name, layers in {
-        "first": slice(third), "middle": slice(third, 2 * third), "last": slice(2 * third, None),
+        "first": slice(third), "middle": slice(third, 2 * LAYERS // 3), "last": slice(2 * LAYERS // 3, None),
     }.items():  # fmt: skip
         found = estimate(table, f"gap_raw_{name}_third", variant="it - pt")
         assert found == pytest.approx(apart[layers].mean(), abs=1e-4)
