@@ -24,7 +24,8 @@ from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
 from actlake.store.shards import Grid
 from actlake.store.streams import read_stream
-from safetensors.torch import load_file, save_file
+from actlake.store.weights import write_weights
+from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM
 
@@ -416,12 +417,9 @@ def test_weights_of_another_checkpoint_are_refused(observed: Lake, llama: PairSp
         f"pairs:\n  llama:\n    pt: {{hub: nobody/nothing}}\n    it: {{path: {llama.it.path}}}\n"
     )
     refused(lake, "L3", "fetch them with `hf download nobody/nothing`")
-    kept = (
-        tmp_path / "lake" / "models" / "llama" / "pt" / "weights"
-    )  # a lake that keeps its own copy needs no catalog path
-    kept.mkdir(parents=True)
-    save_file(load_file(llama.pt.path / "model.safetensors"), kept / "model.safetensors")
-    (tmp_path / "lake" / "lake.json").write_text('{"format": "actlake", "format_version": 1}')
+    # A lake that keeps its own copy needs no catalog path.
+    layout = Layout.open(tmp_path / "lake", create=True)
+    write_weights(layout, "llama", "pt", llama.pt.path, ["model.safetensors"], "1234")
     table = Lake(tmp_path / "lake", catalog=tmp_path / "catalog.yaml").run("L3", pair="llama").table
     assert value(table, "rms", part="lm_head") > 0
 
