@@ -117,6 +117,12 @@ def capture(
         bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")
     ] = False,
     allow_nonfinite: Annotated[bool, typer.Option(help="Store NaN and infinity instead of stopping.")] = False,
+    with_weights: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the models' own files in the lake, to run them again without the hub; mind their licence."
+        ),
+    ] = False,
     rank: Annotated[
         int | None,
         typer.Option(
@@ -148,7 +154,7 @@ def capture(
             find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
             known.profile(profile),
             chosen,
-            Options(place.device(device), dtype, batch, double_bos, allow_nonfinite, place, device_map),
+            Options(place.device(device), dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights),
         )
     rows = [
         {

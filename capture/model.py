@@ -17,7 +17,10 @@ from ..analyze.head import Head
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import hash_files, hash_json
+from ..store.layout import Layout
+from ..store.models import read_model
 from ..store.progress import ERRORS
+from ..store.weights import read_weights, weights_folder
 from .gguf import DTYPE, gguf_path, loading, read_once
 from .structure import Structure, device_of_input, discover, norm_parameters
 from .tokens import real_token_mask, tokenizer_hash
@@ -103,10 +106,9 @@ def source(spec: ModelSpec) -> str:
     """The folder or hub id a model is loaded from; LakeError when a folder can't hold one."""
     if spec.gguf_file:
         gguf_path(spec)
-    if spec.hub:
-        return spec.hub
     folder = spec.path
-    assert folder is not None
+    if folder is None:
+        return str(spec.hub)
     if spec.gguf_file:
         return str(folder)
     if not (folder / "config.json").is_file():
@@ -117,6 +119,16 @@ def source(spec: ModelSpec) -> str:
             " save_pretrained)"
         )
     return str(folder)
+
+
+def stored_weights(layout: Layout, pair: str, variant: str) -> ModelSpec | None:
+    """The model whose own files the lake holds (`capture --with-weights`), to be loaded like any other; else None."""
+    if not read_weights(layout, pair, variant):
+        return None
+    record, folder = read_model(layout, pair, variant), weights_folder(layout, pair, variant)
+    origin = record.get("quantized_from", {}).get("file")
+    hub = None if record["files"] else record["id"]
+    return ModelSpec(pair, variant, folder, hub, record["revision"] if hub else None, origin)
 
 
 def load_config(spec: ModelSpec) -> Any:
@@ -251,7 +263,7 @@ def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dic
     check_dtype(dtype)
     tokenizer = tokenizer or load_tokenizer(spec)
     config = load_config(spec)
-    path = spec.path
+    path = None if spec.hub else spec.path  # the lake's copy of a hub model is known by the hub's name for it
     names = [path / spec.gguf_file] if path and spec.gguf_file else path.iterdir() if path else []
     files = hash_files((file for file in names if file.is_file()), path) if path else {}
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32

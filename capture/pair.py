@@ -11,6 +11,7 @@ from ..store.files import explain_full_disk
 from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model
+from .keep import check_weights_fit, keep_weights
 from .model import Model, check_device_map, identify, load_config, load_model, load_tokenizer
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
@@ -22,8 +23,8 @@ from .tokens import check_same_tokenizer
 
 @dataclass(frozen=True)
 class Options:
-    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed, the rank of this process, and a
-    device map in place of one device.
+    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed, the rank of this process, a
+    device map in place of one device, and whether the checkpoints' own files go into the lake.
 
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
     """
@@ -35,6 +36,7 @@ class Options:
     allow_nonfinite: bool = False
     rank: Rank = ALONE
     device_map: Any = None
+    with_weights: bool = False
 
 
 class _Loader:
@@ -87,6 +89,8 @@ def capture_pair(
     check_name(prompts.name, "prompt set")  # it becomes part of file names
     for variant in variants:
         check_same_model(layout, pair.name, variant, sources[variant].identity)
+        if options.with_weights:
+            check_weights_fit(layout, pair.model(variant))
     results = []
     for variant in _order(variants, streams):
         done: set[str] = set()
@@ -98,6 +102,9 @@ def capture_pair(
                 if name not in done:
                     results.append(_one(layout, pair, sources[variant], name, profile, options))
             done.add(name)
+        if options.with_weights and options.rank.rank == 0:
+            with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout.root}"):
+                keep_weights(layout, pair.model(variant), sources[variant].identity)
     return results
 
 

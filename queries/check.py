@@ -12,8 +12,9 @@ from ..store.files import free_bytes, human_bytes
 from ..store.layout import Layout
 from ..store.manifest import read_manifest
 from ..store.progress import bar
-from ..store.verify import Report, verify
+from ..store.verify import Report, verify, verify_weights
 from ..store.version import __version__
+from ..store.weights import read_weights
 
 PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy")
 
@@ -27,7 +28,10 @@ def check_captures(
     device: str = "cpu",
     device_map: str | None = None,
 ) -> list[Report]:
-    """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again."""
+    """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again.
+
+    Without the name of one capture, the model files that the lake holds are verified, too.
+    """
     if capture:
         paths = [find_capture(layout, *split_capture(capture))]
     else:
@@ -43,6 +47,11 @@ def check_captures(
             reports.append(verify(layout, path, progress.advance))
         if reforward and reports[-1].ok:
             _reforward(layout, catalog, path, reforward, (device, device_map), reports[-1])
+    for model in [] if capture else sorted({(path.parts[-3], path.parts[-2]) for path in paths}):
+        if record := read_weights(layout, *model):
+            total = sum(entry["bytes"] for entry in record["files"].values())
+            with bar(f"verify weights of {'/'.join(model)}", total, "bytes") as progress:
+                reports.append(verify_weights(layout, *model, record, progress.advance))
     return reports
 
 
@@ -50,12 +59,12 @@ def _reforward(
     layout: Layout, catalog: Catalog, path: Path, count: int, where: tuple[str, str | None], report: Report
 ) -> None:
     from ..capture.again import reforward
-    from ..capture.model import load_model
+    from ..capture.model import load_model, stored_weights
 
     pair, variant = path.parts[-3], path.parts[-2]
     dtype = (read_manifest(path) or {})["provenance"]["dtype"]
-    model = load_model(catalog.pair(pair).model(variant), where[0], dtype, device_map=where[1])
-    found = reforward(layout, model, path, count)
+    spec = stored_weights(layout, pair, variant) or catalog.pair(pair).model(variant)
+    found = reforward(layout, load_model(spec, where[0], dtype, device_map=where[1]), path, count)
     worst = ", ".join(f"{name} {value:.1e} (allowed {found.allowed[name]:.1e})" for name, value in found.worst.items())
     report.reforward = f"; {found.prompts} prompts run again: " + (
         "bit for bit equal" if found.exact else f"largest difference {worst}"

@@ -12,10 +12,11 @@ from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import hash_files
 from ..store.layout import Layout
-from ..store.models import read_model
+from ..store.models import has_model, read_model
 from ..store.progress import bar
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
+from ..store.weights import read_weights, weights_folder
 from .build import VERSION, Kit
 from .sweep import TableJob
 
@@ -52,10 +53,12 @@ def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
     The lake's own copy comes first, then the catalog's folder, then what the hub's cache holds; nothing is downloaded.
     LakeError when there is none, or when it is not what the lake's captures were made from.
     """
-    name, kept = f"{spec.pair}/{spec.variant}", layout.model(spec.pair, spec.variant) / "weights"
-    record = read_model(layout, spec.pair, spec.variant) if (kept.parent / "model.json").exists() else {}
-    if list(kept.glob(WEIGHTS)):
-        return kept, hash_files(kept.glob(WEIGHTS), kept)
+    name = spec.name
+    record = read_model(layout, spec.pair, spec.variant) if has_model(layout, spec.pair, spec.variant) else {}
+    stored = read_weights(layout, spec.pair, spec.variant) or {"files": {}}
+    kept = {file: entry["sha256"] for file, entry in stored["files"].items() if file.endswith(".safetensors")}
+    if kept:
+        return weights_folder(layout, spec.pair, spec.variant), kept
     if spec.gguf_file:
         raise LakeError(f"model {name}: {spec.gguf_file} is GGUF; weights are compared from safetensors only")
     found: Any

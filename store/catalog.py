@@ -33,7 +33,10 @@ NEW_TOKENS = 64  # length of a continuation when the stream does not say
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where a model comes from: a local folder (`path`) or a Hugging Face repository (`hub`), never both."""
+    """Where a model comes from: a local folder (`path`) or a Hugging Face repository (`hub`).
+
+    Both only for a lake's own copy of a hub model: it is loaded from the folder and known by the hub's name.
+    """
 
     pair: str
     variant: str

@@ -14,6 +14,7 @@ from .layout import Layout
 from .manifest import MANIFEST
 from .schema import VARIABLES
 from .streams import read_stream
+from .weights import weights_folder
 from .writer import PROGRESS
 
 
@@ -49,6 +50,20 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
         _check_coordinates(layout, capture, report)
     for name in capture.manifest["sizes"]:
         _check_values(capture, name, damaged, report)
+    return report
+
+
+def verify_weights(
+    layout: Layout,
+    pair: str,
+    variant: str,
+    record: dict[str, Any],
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Re-hash a model's own files that the lake holds, as `record` (weights.json) has them."""
+    folder = weights_folder(layout, pair, variant)
+    report = Report(capture=folder.relative_to(layout.root).as_posix())
+    _check_files(folder, record, report, progress)
     return report
 
 

@@ -30,6 +30,7 @@ from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
 from actlake.store.shards import Grid
 from actlake.store.streams import read_stream
+from actlake.store.weights import write_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -471,9 +472,8 @@ def test_where_weights_come_from(
     refused(lake, "L3", "are not those that the lake's captures were made from")  # which came from a folder
     shutil.rmtree(tmp_path / "hub")
     shutil.rmtree(tmp_path / "lake" / "tables")
-    kept = tmp_path / "lake" / "models" / "llama" / "pt" / "weights"  # the lake's own copy comes first
-    kept.mkdir(parents=True)
-    shutil.copy(weights, kept)
+    # The lake's own copy comes first.
+    write_weights(fresh.layout, "llama", "pt", llama.pt.path, ["model.safetensors"], "1234")
     pd.testing.assert_frame_equal(fresh.run("L3", pair="llama").table, table)
 
 

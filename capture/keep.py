@@ -1,0 +1,76 @@
+"""A checkpoint's own files into the lake, so that a shared lake can run the model again without the hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from ..store.catalog import ModelSpec
+from ..store.errors import LakeError
+from ..store.files import human_bytes
+from ..store.layout import Layout
+from ..store.progress import ERRORS, bar
+from ..store.weights import check_room, read_weights, write_weights
+
+# What belongs to a checkpoint: weights, configs, tokenizer files, licences. Other formats of the same weights do not.
+SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".md")
+LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
+INDEX = "model.safetensors.index.json"
+
+
+def files_of(spec: ModelSpec) -> tuple[Path, list[str]]:
+    """The folder of a checkpoint on this machine (the hub's cache for a hub model) and the names of its files.
+
+    LakeError when a hub model is not on this machine: a capture that generates or reads fetches it.
+    """
+    folder = spec.path
+    if folder is None:
+        try:
+            folder = Path(snapshot_download(str(spec.hub), revision=spec.revision, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise LakeError(
+                f"model {spec.name}: its files are not on this machine; fetch them with `hf download {spec.hub}`"
+            ) from error
+    if spec.gguf_file:
+        return folder, [spec.gguf_file]
+    names = sorted(
+        file.name
+        for file in folder.iterdir()
+        if file.is_file() and (file.suffix in SUFFIXES or file.name.startswith(LICENCES))
+    )
+    if spec.hub and (folder / INDEX).is_file():  # some repositories hold the weights a second time in another layout
+        loaded = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+        names = [name for name in names if not name.endswith(".safetensors") or name in loaded]
+    return folder, names
+
+
+def check_weights_fit(layout: Layout, spec: ModelSpec) -> None:
+    """Raise LakeError when `keep_weights` would not find the room; a hub model is fetched later and not counted."""
+    if spec.path and not read_weights(layout, spec.pair, spec.variant):
+        check_room(layout, spec.pair, spec.variant, *files_of(spec))
+
+
+def keep_weights(layout: Layout, spec: ModelSpec, identity: dict[str, Any]) -> None:
+    """Put the files of a model into the lake, once; `identity` (model.identify) says what they must be."""
+    if read_weights(layout, spec.pair, spec.variant):
+        return
+    folder, names = files_of(spec)
+    total = sum((folder / name).stat().st_size for name in names)
+    ERRORS.print(
+        f"weights of {spec.name}: {human_bytes(total)} into the lake. The model's licence goes with them: who shares the lake"
+        " passes the model on, and gated models ask each user to accept their terms first.",
+        highlight=False,
+    )
+    with bar(f"weights {spec.name}", total, "bytes") as progress:
+        write_weights(
+            layout,
+            spec.pair,
+            spec.variant,
+            folder,
+            names,
+            identity["sha256"],
+            known=identity["files"],
+            link=spec.path is None,  # files in the hub's cache never change; a folder's may be saved over
+            progress=progress.advance,
+        )
