@@ -14,8 +14,9 @@ from measure import HEADER, Row
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
-NAMES = ("lens", "store", "capture", "tables", "peers")
-EXTRAS = {"peers": ("nnsight", "transformer_lens")}  # benchmark -> packages that `pip install -e '.[NAME]'` brings
+NAMES = ("lens", "tuned", "store", "capture", "tables", "peers")
+# Benchmark -> packages that `pip install -e '.[NAME]'` brings.
+EXTRAS = {"peers": ("nnsight", "transformer_lens"), "tuned": ("tuned_lens",)}
 NOTES = "<!-- notes: everything below this line is kept by run_all.py -->"
 REST = 20  # seconds before each benchmark, so that the load of the last one is forgotten
 
