@@ -52,7 +52,9 @@ def captured(folder: Path) -> tuple[Layout, Path]:
         ("pt",),
         Options(dtype="float32"),
     )
-    return layout, pair.pt.path
+    model = pair.model("pt").path
+    assert model is not None
+    return layout, model
 
 
 @torch.no_grad()
