@@ -34,8 +34,7 @@ def test_all_rows_into_a_folder_and_what_is_missing(
     monkeypatch.setattr(sweep, "_sweep", lambda jobs: (passes.append([job.name for job in jobs]), sweep_(jobs)))
     done = run(app, ["run", "--all", "--lake", str(lake), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert len(passes) == 1, passes  # every table of every row at once, what probes and directions need too
-    assert passes[0].count("delta") == 2 and passes[0].count("lens") >= 2
+    assert len(passes) == 1 and {"delta", "lens"} <= set(passes[0])  # every table of every row at once
     for row in ("L1", "L2", "0G", "0J"):
         for suffix in ("csv", "png", "svg", "sql"):
             assert (tmp_path / "out" / f"{row}-made.{suffix}").stat().st_size > 100
