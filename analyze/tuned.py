@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ ROWS = 512
 LOGIT_BYTES = 256 << 20
 # Below e^-60 a probability counts as that: still nothing, and far from the denormal numbers that slow products down.
 FLOOR = -60.0
+SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Trainer:
                 normed = self.objective.head.normed(torch.addmm(self.bias[layer], h[:, layer], self.weight[layer].T))
                 kl, gradient = self.objective.kl(normed.detach(), gradient=True)
                 normed.backward(gradient)
-                self._loss[layer] += float(kl.double().sum())
+                self._loss[layer] += float(kl.sum())
             self._rows += len(part)
 
     def step(self) -> None:
@@ -207,7 +209,7 @@ class Trainer:
             self.objective.against(h[:, -1])
             for layer, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
                 normed = self.objective.head.normed(torch.addmm(bias, h[:, layer], weight.T))
-                total[layer] += float(self.objective.kl(normed)[0].double().sum())
+                total[layer] += float(self.objective.kl(normed)[0].sum())
         return total / max(len(rows), 1)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -256,11 +258,12 @@ def train(
     """Train until the steps, the rows or every probe's patience are used up; returns each probe's best state.
 
     A restored trainer goes on where it was: `feed` must begin anew, and the rows already seen are left out. `save` is
-    called after every check, `progress` with the rows of each step.
+    called after a check and when SAVE_SECONDS have passed, `progress` with the rows of each step.
     """
     feed.skip(trainer.seen)
     if not trainer.curve:
         trainer.check(held_out)
+    saved = time.monotonic()
     while trainer.active:
         missing = trainer.recipe.batch
         while missing and len(rows := feed.take(min(missing, trainer.objective.rows))):
@@ -271,10 +274,12 @@ def train(
         trainer.step()
         if progress:
             progress(trainer.recipe.batch - missing)
-        if trainer.done % trainer.recipe.check_every == 0 or trainer.done >= trainer.steps:
+        look = trainer.done % trainer.recipe.check_every == 0 or trainer.done >= trainer.steps
+        if look:
             trainer.check(held_out)
-            if save:
-                save()
+        if save and (look or time.monotonic() - saved >= SAVE_SECONDS):
+            save()
+            saved = time.monotonic()
     if trainer.curve[-1]["step"] != trainer.done:
         trainer.check(held_out)
     return trainer.best
