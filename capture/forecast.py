@@ -17,7 +17,7 @@ from .model import DTYPES, device_of, load_config
 from .pair import Options, sources_of
 from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .prompts import PromptSet
-from .streams import Source, check_lengths, recipe_of
+from .streams import Source, check_prompts, recipe_of, teller_of
 from .tokens import encode, template_for
 
 
@@ -110,14 +110,14 @@ def _stream(
 ) -> tuple[Stream, bool]:
     """The stream itself when the lake holds it, else one of the same prompts with continuations of full length."""
     source = sources[variant]
-    teller = sources[variant if spec.continuation in ("own", "none") else spec.continuation]
+    teller = teller_of(sources, variant, spec)
     recipe = recipe_of(source, teller, spec, prompts, options.double_bos, options.batch)
     record = find_stream(layout, recipe["key"], spec.name) if layout else None
     if layout and record:
         return read_stream(layout, record["name"]), True
     template = template_for(spec.template, variant)
     starts = [encode(source.tokenizer, prompt.text, template, options.double_bos) for prompt in prompts.prompts]
-    check_lengths(starts, prompts, spec, source)
+    check_prompts(starts, prompts, spec, source)
     more = 0 if spec.continuation == "none" else spec.max_new_tokens
     rows = [np.zeros(len(start) + more, dtype=np.int32) for start in starts]
     stream = Stream(spec.name, prompts.name, [], [], rows, list(map(len, starts)), [], np.zeros(0, bool))

@@ -11,13 +11,14 @@ from ..store.files import explain_full_disk
 from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model
+from ..store.streams import stream_records
 from .keep import check_weights_fit, keep_weights
 from .model import Model, check_device_map, identify, load_config, load_model, load_tokenizer
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
 from .ranks import ALONE, Rank
 from .run import Result, capture, find_sealed
-from .streams import Source, ensure_stream
+from .streams import Source, ensure_stream, recipe_of, teller_of
 from .tokens import check_same_tokenizer
 
 
@@ -91,6 +92,10 @@ def capture_pair(
         check_same_model(layout, pair.name, variant, sources[variant].identity)
         if options.with_weights:
             check_weights_fit(layout, pair.model(variant))
+        for spec in streams:
+            teller = teller_of(sources, variant, spec)
+            key = recipe_of(sources[variant], teller, spec, prompts, options.double_bos, options.batch)["key"]
+            _check_unfinished(layout, pair.name, variant, spec.name, prompts, key)
     results = []
     for variant in _order(variants, streams):
         done: set[str] = set()
@@ -128,6 +133,22 @@ def sources_of(
     return sources
 
 
+def _check_unfinished(layout: Layout, pair: str, variant: str, kind: str, prompts: PromptSet, key: str) -> None:
+    """Raise LakeError for an unfinished capture whose prompts have changed: running on would leave it behind unseen.
+
+    `key` is the recipe's that is asked for now.
+    """
+    for record in stream_records(layout):
+        if (record["kind"], record["prompts"]) != (kind, prompts.name) or key in record["keys"]:
+            continue
+        path, then = layout.capture(pair, variant, record["same_as"]), record["recipe"].get("prompt_set_sha256")
+        if then != prompts.sha256 and path.exists() and not read_manifest(path):
+            raise LakeError(
+                f"{path}: an unfinished capture of prompt set {prompts.name} as it was before (its file, or --limit, has"
+                " changed): finish it with the prompts as they were, or delete the folder, then run this again"
+            )
+
+
 def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
     """Teachers first, so that each model is loaded once."""
     teachers = {spec.continuation for spec in streams}
@@ -153,5 +174,6 @@ def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
         identity=identity,
         tokenizer=tokenizer,
         max_positions=getattr(config, "max_position_embeddings", None),
+        vocab=config.vocab_size,
         load=lambda: loader(spec),
     )

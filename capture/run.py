@@ -143,6 +143,11 @@ def capture(
     """
     started = time.perf_counter()
     stream = read_stream(layout, name)
+    if stream.recipe.get("tokenizer_sha256") != model.record["tokenizer_sha256"]:
+        raise LakeError(
+            f"stream {name}: was made with another tokenizer than that of {model.name}; its token ids mean other text there: let"
+            " `actlake capture` make the model's own stream"
+        )
     template = make_template(model, stream, profile, batch, windows)
     path = layout.capture(model.spec.pair, model.spec.variant, stream.name)
     plan = batch_plan(np.diff(stream.offset).tolist(), batch)

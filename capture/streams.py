@@ -29,7 +29,13 @@ class Source:
     identity: dict[str, Any]
     tokenizer: Any
     max_positions: int | None
+    vocab: int
     load: Callable[[], Model]
+
+
+def teller_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
+    """The model that writes the continuation that `variant` reads."""
+    return sources[variant if spec.continuation in ("own", "none") else spec.continuation]
 
 
 def recipe_of(
@@ -79,7 +85,7 @@ def ensure_stream(
     Raises LakeError for prompts longer than the model's context.
     """
     source = sources[variant]
-    teller = sources[variant if spec.continuation in ("own", "none") else spec.continuation]
+    teller = teller_of(sources, variant, spec)
     recipe = recipe_of(source, teller, spec, prompts, double_bos, batch)
     record = find_stream(layout, recipe["key"], spec.name)
     if record:
@@ -91,7 +97,7 @@ def ensure_stream(
         renamed = replace(stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name})
         return write_stream(layout, renamed), True
     starts = [encode(source.tokenizer, prompt.text, recipe["template"], double_bos) for prompt in prompts.prompts]
-    check_lengths(starts, prompts, spec, source)
+    check_prompts(starts, prompts, spec, source)
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
     elif teller is source:
@@ -123,15 +129,21 @@ def _parts(layout: Layout, recipe: dict[str, Any]) -> Any:
     return layout.streams / f".{recipe['key'][:16]}.parts"
 
 
-def check_lengths(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec, source: Source) -> None:
-    """Raise LakeError for a prompt (its token ids in `starts`) that the model's context can't hold with its continuation."""
+def check_prompts(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec, source: Source) -> None:
+    """Raise LakeError for a prompt (its token ids in `starts`) that the model can't read, or not with its continuation."""
     limit = source.max_positions
     more = 0 if spec.continuation == "none" else spec.max_new_tokens
     for prompt, ids in zip(prompts.prompts, starts, strict=True):
+        where = f"prompt {prompt.id!r} of set {prompts.name}"
         if limit and len(ids) + more > limit:
             raise LakeError(
-                f"prompt {prompt.id!r} of set {prompts.name}: {len(ids)} tokens + {more} new ones, the model's context holds"
-                f" {limit}: shorten the prompt or use a smaller --max-new-tokens"
+                f"{where}: {len(ids)} tokens + {more} new ones, the model's context holds {limit}: shorten the prompt or use a"
+                " smaller --max-new-tokens"
+            )
+        if (top := max(ids, default=0)) >= source.vocab:
+            raise LakeError(
+                f"{where}: token id {top} ({source.tokenizer.decode([top])!r}), the {source.variant} model has {source.vocab}"
+                " embeddings: its tokenizer files belong to another model"
             )
 
 

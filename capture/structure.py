@@ -53,7 +53,7 @@ def _only(found: list[nn.Module], what: str, hf: Any) -> nn.Module:
     if len(found) != 1:
         kinds = ", ".join(type(m).__name__ for m in found) or "none"
         raise LakeError(
-            f"{type(hf).__name__}: expected exactly one {what}, found {kinds}; this architecture is not supported"
+            f"{type(hf).__name__}: looked for one {what}, found {kinds}; this architecture is not supported"
         )
     return found[0]
 
@@ -160,10 +160,10 @@ class _Block:
 
 def _block(trace: _Trace, block: nn.Module, index: int, hf: Any) -> _Block:
     heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
-    attention = _only(
-        [m for name, m in heavy if "attn" in name or "attention" in name], "attention module per block", hf
-    )
-    mlp = _only([m for name, m in heavy if "attn" not in name and "attention" not in name], "MLP module per block", hf)
+    attentive = [("attn" in name or "attention" in name, m) for name, m in heavy]
+    place = f"with weight matrices in block {index} (it has {', '.join(name for name, _ in heavy) or 'none'})"
+    attention = _only([m for yes, m in attentive if yes], f"attention module (named *attn* or *attention*) {place}", hf)
+    mlp = _only([m for yes, m in attentive if not yes], f"MLP (any other module) {place}", hf)
     added, norm = trace.branch(block, mlp)
     total = trace.inputs[block] + trace.branch(block, attention)[0] + added
     error = _check(

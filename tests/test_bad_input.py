@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from actlake import cli
+from actlake.capture.model import load_model
 from actlake.capture.pair import find_prompts
+from actlake.capture.run import capture
+from actlake.capture.structure import discover
 from actlake.store.captures import Capture, find_capture, list_captures, open_capture
 from actlake.store.catalog import PairSpec, load_catalog
 from actlake.store.errors import LakeError
@@ -128,6 +132,72 @@ def test_weights_that_a_config_promises_and_the_file_lacks(lake, copy):
     save_file(weights, copy.pt.path / "model.safetensors", metadata={"format": "pt"})
     message = refused(lake.root, lambda: tiny.capture(lake.root, copy, tiny.RAW, variants=("pt",)))
     assert "model.layers.1.mlp.up_proj.weight" in message
+
+
+def test_decoder_whose_parts_can_not_be_found(pairs):
+    with torch.device("cpu"):
+        mamba = transformers.AutoModelForCausalLM.from_config(
+            transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=50, state_size=4)
+        )
+    says = (
+        "MambaForCausalLM: looked for one attention module (named *attn* or *attention*) with weight matrices in block 0 (it"
+        " has mixer), found none"
+    )
+    assert says in str(pytest.raises(LakeError, discover, mamba).value)
+    llama = transformers.AutoModelForCausalLM.from_pretrained(pairs("llama").pt.path)
+    llama.config.num_hidden_layers = 4
+    says = "LlamaForCausalLM: no stack of blocks found: looked for a ModuleList of 4 modules (num_hidden_layers of its config)"
+    message = str(pytest.raises(LakeError, discover, llama).value)
+    assert says in message and "its ModuleLists have 3 modules" in message
+    llama = transformers.AutoModelForCausalLM.from_pretrained(pairs("llama").pt.path)
+    llama.model.layers[1].more = torch.nn.Linear(2, 2)
+    message = str(pytest.raises(LakeError, discover, llama).value)
+    assert (
+        "looked for one MLP (any other module) with weight matrices in block 1 (it has self_attn, mlp, more), found"
+        in message
+    )
+
+
+def test_tokenizer_with_more_tokens_than_the_model_has_embeddings(lake, copy):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["cat sat"])
+    tokenizer.save_pretrained(copy.pt.path)
+    message = refused(lake.root, lambda: tiny.capture(lake.root, copy, tiny.RAW, variants=("pt",)))
+    assert message.startswith("prompt 'p1' of set tiny: token id 300 ('cat sat'), the pt model has 300 embeddings")
+
+
+def test_stream_of_another_tokenizer(captured, lake, copy):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<unused0>"])
+    tokenizer.save_pretrained(copy.it.path)
+    name = find_capture(captured, "llama/it", "native").stem
+    shutil.copytree(captured.streams, lake.streams)
+    model = load_model(copy.it)
+    message = refused(lake.root, lambda: capture(lake, model, name, tiny.FULL))
+    assert message.startswith(f"stream {name}: was made with another tokenizer than that of llama/it")
+
+
+def test_memory_that_runs_out_while_generating(lake, llama, monkeypatch):
+    from actlake.capture import generate
+
+    batch, calls = generate._batch, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+        return batch(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "_batch", full)
+        with pytest.raises(
+            LakeError, match="out of memory while llama/pt writes in batches of 2 prompts; .*--batch 1 needs less"
+        ):
+            tiny.capture(lake.root, llama, tiny.RAW, variants=("pt",), batch=2)
+    calls.clear()
+    monkeypatch.setattr(generate, "_batch", lambda *args: (calls.append(args), batch(*args))[1])
+    tiny.capture(lake.root, llama, tiny.RAW, variants=("pt",), batch=2)
+    assert len(calls) == 2 and list_captures(lake).sealed.all()  # of three batches one was there
 
 
 def test_tokenizers_that_differ(lake, copy):
@@ -311,6 +381,40 @@ def test_unfinished_capture_with_another_configuration(interrupted, llama):
             interrupted.root, partial(tiny.capture, interrupted.root, llama, tiny.BARE, variants=("pt",), **options)
         )
         assert f"an unfinished capture with another configuration is there ({key} differ)" in message
+
+
+@pytest.mark.parametrize("change", ["text", "limit", "order"])
+def test_prompts_that_changed_under_an_unfinished_capture(interrupted, llama, tmp_path, change):
+    texts = {
+        "text": (("p0", "FACT", "the dog"), *tiny.TEXTS[1:]),
+        "limit": tiny.TEXTS[:3],
+        "order": tiny.TEXTS[::-1],
+    }[change]
+    path, changed = find_capture(interrupted, "llama/pt", "bare"), tiny.prompt_set(texts)
+    again = partial(tiny.capture, interrupted.root, llama, tiny.BARE, variants=("pt",))
+    message = refused(interrupted.root, partial(again, prompts=changed))
+    assert message.startswith(f"{path}: an unfinished capture of prompt set tiny as it was before")
+    again(prompts=tiny.prompt_set(texts, "other"))  # another set has nothing to do with it
+    again()  # finished with the prompts as they were: the changed ones are a capture of their own
+    again(prompts=changed)  # the tokens of `other`, so the same capture
+    assert list_captures(interrupted).sealed.tolist() == [True] * 2
+    undisturbed = tiny.capture(tmp_path / "undisturbed", llama, tiny.BARE, variants=("pt",))
+    assert tiny.tree(path) == tiny.tree(find_capture(undisturbed, "llama/pt", "bare"))
+
+
+def test_changed_categories_are_no_other_tokens(interrupted, llama):
+    """Nothing that a model reads has changed: of two recipes of one stream, each finishes what it began."""
+    renamed = tiny.prompt_set([(name, "OTHER", text) for name, _, text in tiny.TEXTS])
+    tiny.capture(interrupted.root, llama, tiny.BARE, variants=("it",), prompts=renamed)
+    tiny.capture(interrupted.root, llama, tiny.BARE, variants=("pt",), prompts=renamed)
+    assert list_captures(interrupted).sealed.tolist() == [True] * 2
+
+
+def test_deleting_the_unfinished_capture_is_enough(interrupted, llama):
+    shutil.rmtree(find_capture(interrupted, "llama/pt", "bare"))
+    few = tiny.prompt_set(tiny.TEXTS[:2])
+    tiny.capture(interrupted.root, llama, tiny.BARE, variants=("pt",), prompts=few)
+    assert list_captures(interrupted).sealed.tolist() == [True]
 
 
 # --- full disk ---------------------------------------------------------------------------------------------------------
