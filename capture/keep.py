@@ -19,19 +19,20 @@ LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
 INDEX = "model.safetensors.index.json"
 
 
-def files_of(spec: ModelSpec) -> tuple[Path, list[str]]:
-    """The folder of a checkpoint on this machine (the hub's cache for a hub model) and the names of its files.
+def cached_folder(spec: ModelSpec) -> Path:
+    """The folder of a hub model in the hub's cache on this machine, named by its commit; LakeError when it isn't there."""
+    try:
+        return Path(snapshot_download(str(spec.hub), revision=spec.revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        revision = f" --revision {spec.revision}" if spec.revision else ""
+        raise LakeError(
+            f"model {spec.name}: its weights are not on this machine; fetch them with `hf download {spec.hub}{revision}`"
+        ) from error
 
-    LakeError when a hub model is not on this machine: a capture that generates or reads fetches it.
-    """
-    folder = spec.path
-    if folder is None:
-        try:
-            folder = Path(snapshot_download(str(spec.hub), revision=spec.revision, local_files_only=True))
-        except (OSError, ValueError) as error:
-            raise LakeError(
-                f"model {spec.name}: its files are not on this machine; fetch them with `hf download {spec.hub}`"
-            ) from error
+
+def files_of(spec: ModelSpec) -> tuple[Path, list[str]]:
+    """The folder of a checkpoint on this machine (the hub's cache for a hub model) and the names of its files."""
+    folder = spec.path or cached_folder(spec)
     if spec.gguf_file:
         return folder, [spec.gguf_file]
     names = sorted(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from ..analyze.weights import group_changes, tensor_changes, total_parameters
+from ..capture.keep import cached_folder
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import hash_files
@@ -66,7 +65,7 @@ def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
         folder, found = spec.path, hash_files(spec.path.glob(WEIGHTS), spec.path)
         known: Any = {file: sha for file, sha in record.get("files", {}).items() if file in found} or found
     else:
-        folder = _cached(spec)
+        folder = cached_folder(spec)
         found = [spec.hub, folder.name]  # the cache names its folders by commit
         known = [record.get("id", spec.hub), record.get("revision") or folder.name]
     if known != found:
@@ -75,15 +74,3 @@ def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
             " checkpoint, or give the other one another pair name"
         )
     return folder, found
-
-
-def _cached(spec: ModelSpec) -> Path:
-    """The snapshot of a hub model on this machine."""
-    try:
-        return Path(snapshot_download(str(spec.hub), revision=spec.revision, local_files_only=True))
-    except (OSError, ValueError) as error:
-        revision = f" --revision {spec.revision}" if spec.revision else ""
-        raise LakeError(
-            f"model {spec.pair}/{spec.variant}: its weights are not on this machine; fetch them with"
-            f" `hf download {spec.hub}{revision}`"
-        ) from error
