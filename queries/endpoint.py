@@ -9,7 +9,6 @@ from ..analyze.tuned import Probes
 from ..store.errors import LakeError
 from .build import Kit, Names, all_boundaries, label
 from .sweep import LayerTable, Rows
-from .tuned import TunedTable
 
 LATE = 0.8  # METHODS 0: the final 20 % of layers are floor(0.8 L) and up
 
@@ -52,7 +51,10 @@ def endpoint_table(kit: Kit, names: Names) -> LayerTable:
 
 
 def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
-    """The table `churn`: 1 - Jaccard of the five most likely tokens of each late layer and the next (METHODS 16)."""
+    """The table `churn`: 1 - Jaccard of the five most likely tokens of each late layer and the next (METHODS 16).
+
+    LakeError when the capture does not hold the residual at every boundary, and as for `lens(tuned)`.
+    """
     if kind not in ("", "raw", "tuned"):
         raise LakeError(f"churn({kind}): the lens is raw or tuned")
     capture = kit.capture(names)
@@ -60,12 +62,18 @@ def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
     layers = len(capture.array("layer")[:])
     start = min(int(LATE * layers), layers - 2)  # one step at least, however shallow the model
 
-    def compute(rows: Rows, probes: Probes | None = None) -> dict[str, np.ndarray]:
-        resid = rows["resid"] if probes is None else probes(torch.from_numpy(rows["resid"]))
-        return {"churn": churn(kit.head(names), resid[:, start + 1 :], device=kit.device)}
+    def late(rows: Rows) -> np.ndarray:
+        return rows["resid"][:, start + 1 :]
+
+    def translated(probes: Probes, rows: Rows) -> dict[str, np.ndarray]:
+        mine = Probes(probes.weight[start + 1 :], probes.bias[start + 1 :]).to(kit.device)
+        resid = torch.as_tensor(late(rows)).to(kit.device, torch.float32)
+        return {"churn": churn(kit.head(names), mine(resid), device=kit.device)}
 
     if kind == "tuned":
-        return TunedTable(kit, names, "churn", lambda probes, rows: compute(rows, probes), first=start)
+        from .tuned import TunedTable
+
+        return TunedTable(kit, names, "churn", translated, first=start)
     columns = {"pair": names[0], "variant": names[1], "stream": names[2], "lens": "raw"}
     return LayerTable(
         kit.layout,
@@ -73,7 +81,7 @@ def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
         kit.recipe("churn", names, head=True, lens="raw"),
         (capture,),
         ("resid",),
-        compute,
+        lambda rows: {"churn": churn(kit.head(names), late(rows), device=kit.device)},
         lambda rows: {**columns, **label(rows)},
         first=start,
     )

@@ -12,6 +12,7 @@ from actlake.analyze.topk import churn, top_k
 from actlake.lake import Lake
 from actlake.store.catalog import PairSpec, ProfileSpec, StreamSpec
 from actlake.store.errors import LakeError
+from actlake.store.probes import list_probes, read_probes
 from actlake.store.streams import read_stream
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +32,14 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, PairSpec]:
     return Lake(layout.root), pair
 
 
-def stack(lake: Lake, pair: PairSpec, variant: str) -> pd.DataFrame:
+def probes(lake: Lake, variant: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias for the output of each block but the last, in float64."""
+    (path,) = [path for path, record in list_probes(lake.layout) if record["variant"] == variant]
+    weight, bias = (torch.as_tensor(array).double() for array in read_probes(path)[:2])
+    return list(zip(weight[1:], bias[1:], strict=True))
+
+
+def stack(lake: Lake, pair: PairSpec, variant: str, lens: str) -> pd.DataFrame:
     """One row per answer token from the sixth on, everything in float64 from the model itself."""
     names = lake.captures.query("variant == @variant").iloc[0]
     stream = read_stream(lake.layout, names["stream"])
@@ -44,7 +52,10 @@ def stack(lake: Lake, pair: PairSpec, variant: str) -> pd.DataFrame:
         kept.clear()
         with torch.no_grad():
             model(torch.tensor(ids[None].astype(np.int64)))
-            logits = model.lm_head(model.model.norm(torch.stack([h.reshape(len(ids), -1) for h in kept])))
+            read = [h.reshape(len(ids), -1) for h in kept]
+            if lens == "tuned":
+                read = [*(h @ w.T + b for h, (w, b) in zip(read, probes(lake, variant), strict=False)), read[-1]]
+            logits = model.lm_head(model.model.norm(torch.stack(read)))
         logp = logits.log_softmax(-1).numpy()  # [L, n, V]
         for position in range(len(ids)):
             if stream.columns["step"][at + position] >= 5:
@@ -98,18 +109,24 @@ def weigh(tokens: pd.DataFrame) -> pd.DataFrame:
 
 def test_every_number_is_that_of_METHODS_from_the_models_themselves(deep) -> None:
     lake, pair = deep
-    tokens = weigh(pd.concat([stack(lake, pair, v) for v in ("pt", "it")], ignore_index=True))
-    assert len(tokens) > 200 and tokens["matched"].eq(0).any() and tokens["matched"].between(0.01, 0.99).any()
     found = lake.run("exp22", pair="llama")
-    raw = found.table[found.table["lens"].fillna("raw") == "raw"]
-    table = raw.set_index(["measure", "weights", "variant"])["estimate"]
-    for name in ("late_kl", "adjacent_js", "flips", "churn"):
-        for weights in ("all", "matched", "ipw", "overlap"):
-            means = {v: np.average(g[name], weights=g[weights]) for v, g in tokens.groupby("variant")}
-            for variant, want in {**means, "it - pt": means["it"] - means["pt"]}.items():
-                assert table[name, weights, variant] == pytest.approx(want, abs=2e-5), (name, weights, variant)
+    read = {
+        lens: weigh(pd.concat([stack(lake, pair, v, lens) for v in ("pt", "it")], ignore_index=True))
+        for lens in ("raw", "tuned")
+    }
+    tokens = read["raw"]
+    assert len(tokens) > 200 and tokens["matched"].eq(0).any() and tokens["matched"].between(0.01, 0.99).any()
+    assert not np.allclose(tokens["late_kl"], read["tuned"]["late_kl"], atol=1e-3)
+    table = found.table.set_index(["measure", "lens", "weights", "variant"])["estimate"]
+    for lens, rows in {**read, "both": pd.concat(read.values())}.items():
+        for name in ("late_kl", "adjacent_js", "flips", "churn"):
+            for weights in ("all", "matched", "ipw", "overlap"):
+                means = {v: np.average(g[name], weights=g[weights]) for v, g in rows.groupby("variant")}
+                for variant, want in {**means, "it - pt": means["it"] - means["pt"]}.items():
+                    assert table[name, lens, weights, variant] == pytest.approx(want, abs=2e-5), (name, lens, weights)
     plain = found.table[found.table["weights"].isna()].set_index(["measure", "variant"])["estimate"]
-    assert plain["late_kl_raw_matched", "it - pt"] == pytest.approx(table["late_kl", "matched", "it - pt"], rel=1e-12)
+    line = table["late_kl", "raw", "matched", "it - pt"]
+    assert plain["late_kl_raw_matched", "it - pt"] == pytest.approx(line, rel=1e-12)
     assert plain["retained", np.nan] == pytest.approx((tokens["matched"] > 0).mean())
     smds = []
     for name in ("entropy", "confidence", "margin"):
