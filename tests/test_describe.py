@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from actlake.capture.describe import check_models, describe, find_specs, lines, 
 from actlake.capture.model import load_model
 from actlake.store.catalog import load_catalog
 from actlake.store.errors import LakeError
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 
@@ -68,8 +71,12 @@ def test_model_without_chat_template_and_bos(tmp_path):
     assert dict(lines(found))["BOS"] == "none" and "raw streams only" in dict(lines(found))["chat"]
 
 
-def test_spans():
-    assert [spans(x) for x in ([], [3], [0, 1, 2, 5], [1, 3, 4])] == ["", "3", "0-2, 5", "1, 3-4"]
+@given(st.sets(st.integers(0, 30)))
+def test_spans_say_the_same_numbers(numbers):
+    text = spans(sorted(numbers))
+    ends = [[int(n) for n in run.split("-")] for run in text.split(", ") if run]
+    assert {n for run in ends for n in range(run[0], run[-1] + 1)} == numbers
+    assert all(later[0] > earlier[-1] + 1 for earlier, later in pairwise(ends))  # no run could be joined to the next
 
 
 def test_names_and_paths(tmp_path, llama, monkeypatch):
