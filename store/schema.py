@@ -39,7 +39,20 @@ class Variable:
         """One value a prompt: kept beside the shard rows until sealing makes one array of them."""
         return self.name in PROMPT_SITES
 
+    @property
+    def unit(self) -> str:
+        """Attribute `units` of a floating array."""
+        return "nats" if self.name in NATS else "1"
 
+    @property
+    def derived(self) -> bool:
+        """Computed in float32 from what the model computed, so never a widened bfloat16."""
+        return self.name == "logsumexp" or self.dims[-1] == "lens_layer"
+
+
+NATS = ("logits", "topk_logit", "logsumexp", "attn_entropy") + tuple(
+    f"lens_{column}" for column in ("kl_layer_final", "kl_final_layer", "js_next", "entropy")
+)
 TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special")
 VARIABLES = {
     variable.name: variable

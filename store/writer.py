@@ -111,8 +111,8 @@ def _create_activation(group: zarr.Group, template: Template, name: str, size: t
     floating = variable.dtype.startswith("float")
     attributes: dict[str, Any] = {"long_name": variable.long_name}
     if floating:
-        attributes["units"] = "nats" if name in ("logits", "topk_logit", "logsumexp") else "1"
-    if floating and name != "logsumexp":
+        attributes["units"] = variable.unit
+    if floating and not variable.derived:
         attributes["source_dtype"] = template.source_dtype
         if template.source_dtype == "bfloat16":
             attributes["lossless_cast"] = "bfloat16"
@@ -256,7 +256,8 @@ def gather_prompts(path: Path, names: Sequence[str], n_prompts: int) -> None:
             whole[prompts] = values
         shutil.rmtree(path / name, ignore_errors=True)  # a kill may have left a part
         with quiet_zarr():
-            _create_coordinate(zarr.open_group(path, mode="r+", use_consolidated=False), name, whole, {"units": "nats"})
+            group = zarr.open_group(path, mode="r+", use_consolidated=False)
+            _create_coordinate(group, name, whole, {"units": VARIABLES[name].unit})
 
 
 def missing_shards(path: Path, n_shards: int) -> list[int]:

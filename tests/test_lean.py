@@ -54,6 +54,22 @@ def test_kept_residuals_are_those_of_a_full_capture(lean, captured):
     assert verify(lean, two.path).ok
 
 
+def test_scalars_of_a_narrow_model_are_float32(tmp_path, pairs):
+    """Residuals and logits of a bfloat16 model are widened, what is computed from them is not, and verify knows."""
+    layout = tiny.capture(tmp_path / "lake", pairs("llama"), tiny.RAW, variants=("it",), profile=LEAN, dtype="bfloat16")
+    stored = Capture(find_capture(layout, "llama/it", "raw"))
+    assert verify(layout, stored.path).problems == []
+    for name in stored.manifest["sizes"]:
+        attrs = dict(stored.array(name).array.attrs)
+        assert ("lossless_cast" in attrs) == (name in ("resid", "topk_logit")), name
+    assert np.any(stored.array("lens_entropy")[:].view(np.uint32) & 0xFFFF)
+    units = {name: dict(stored.array(name).array.attrs).get("units") for name in stored.manifest["sizes"]}
+    assert {name for name, unit in units.items() if unit == "nats"} == {
+        "topk_logit", "logsumexp", "lens_kl_layer_final", "lens_kl_final_layer", "lens_js_next", "lens_entropy"
+    }  # fmt: skip
+    assert units["resid"] == units["lens_cos_final"] == units["delta_mlp_norm"] == "1" and units["lens_top1"] is None
+
+
 def test_rows_are_answered_from_scalars(lean, captured):
     one, two = (Lake(layout.root).run("L2").table for layout in (captured, lean))
     # A lean capture keeps too few residuals for a tuned lens, so that L2 answers with the raw one alone.
