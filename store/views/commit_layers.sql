@@ -12,10 +12,10 @@
 --   cos          from here on the residual's cosine with the final one is >= C
 --   continuous   KL = 0.1 for the first time, interpolated between layers (exp10)
 WITH final AS (
-    SELECT pair, variant, stream, lens, token, top1 AS final_top1, entropy AS final_entropy
+    SELECT pair, variant, stream, lens, token, arg_max(top1, layer) AS final_top1, arg_max(entropy, layer) AS final_entropy
     FROM lens
     WHERE token IS NOT NULL
-    QUALIFY layer = max(layer) OVER (PARTITION BY pair, variant, stream, lens)
+    GROUP BY pair, variant, stream, lens, token
 ), packed AS (
     -- last_*: the last layer that breaks a rule, the commitment is the one after. over: bit l is set where KL_l >= T.
     SELECT pair, variant, stream, lens, token,
