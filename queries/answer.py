@@ -47,15 +47,17 @@ class Answer:
         return draw(self)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write ID-PAIR.csv, .png, .svg and .sql into a folder and return their paths."""
-        from .plots import save
+        """Write ID-PAIR.csv, .png, .svg and .sql into a folder and return their paths.
+
+        A figure that is there and shows the same is not drawn again.
+        """
+        from .plots import drawn, figure_key, save
 
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.query.id}-{self.pair}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]
         self.table.to_csv(files[0], index=False)
-        figure = self.figure()
-        for file in files[1:3]:
-            save(figure, file)
+        if not drawn(files[1], files[2], key := figure_key(self)):
+            save(self.figure(), files[1], files[2], key=key)
         files[3].write_text(self.sql + "\n", encoding="utf-8")
         return files
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.text import Text
 
 from ..store.errors import LakeError
+from ..store.files import hash_file, hash_json
 from . import marks
 from .canvas import Canvas, beside, caption, legend, read, title, unit
 from .marks import GREY, INK
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .answer import Answer
 
 WIDTH, DPI = 8.0, 150
+DRAWING = ("plots", "canvas", "panels", "marks", "words")  # modules that decide what a figure looks like
+HEADER = 4096  # bytes of an SVG that hold its metadata
 Part = tuple[Axes, pd.DataFrame]
 
 
@@ -65,17 +69,44 @@ def draw(answer: Answer) -> Figure:
         draw_part(figure, blocks[index], canvas)
     for text in figure.findobj(Text):  # a name may hold a $, which must not become mathematics
         text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if not axis.get_label_text():
+            # Spares the search for a place beside all tick labels, several times a figure.
+            axis.set_label_coords(0.5, 0.5)
     return figure
 
 
-def save(figure: Figure, path: Path | str) -> Path:
-    """Write a figure as PNG (150 dots per inch) or SVG, by the ending of its name; it carries no date."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".png", ".svg"):
-        raise LakeError(f"{path}: a figure is written as .png or .svg")
-    figure.savefig(path, dpi=DPI, metadata={"Date": None} if suffix == ".svg" else {"Software": None})
-    return path
+def save(figure: Figure, *paths: Path, key: str = "") -> None:
+    """Write a figure as PNG (150 dots per inch) or SVG, by the endings of the names; it carries no date.
+
+    SVG has its text as text, and `key` in its metadata (see `drawn`).
+    """
+    for path in paths:
+        if path.suffix.lower() not in (".png", ".svg"):
+            raise LakeError(f"{path}: a figure is written as .png or .svg")
+    if engine := figure.get_layout_engine():  # once for all files: it takes as long as drawing does
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    for path in paths:
+        svg = path.suffix.lower() == ".svg"
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "actlake"}):
+            figure.savefig(path, dpi=DPI, metadata={"Date": None, "Identifier": key} if svg else {"Software": None})
+
+
+def figure_key(answer: Answer) -> str:
+    """Hash of all that a figure shows and of the code that draws it."""
+    code = [hash_file(Path(__file__).with_name(f"{name}.py")) for name in DRAWING]
+    query = answer.query
+    shown = [query.id, query.title, query.plot, query.contrast, answer.pair, answer.streams]
+    return hash_json([*shown, answer.table.to_csv(), answer.published.to_csv(), code])
+
+
+def drawn(png: Path, svg: Path, key: str) -> bool:
+    """Whether both files are there and show what `figure_key` stands for."""
+    if not (png.exists() and svg.exists()):
+        return False
+    with open(svg, "rb") as file:
+        return key.encode() in file.read(HEADER)
 
 
 # --- places ----------------------------------------------------------------------------------------------------------
@@ -129,7 +160,7 @@ def _axes(
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         top = figure.add_subplot(grid[row * len(ratios), column])
-        top.set_title(panel.label, loc="left", size=9, color=INK)
+        top.set_title(panel.label, loc="left", size=9, color=INK, y=1.0)  # a y spares a search for one
         if len(ratios) == 2 and len(panel.levels) and len(panel.contrasts):
             low = figure.add_subplot(grid[row * len(ratios) + 1, column], sharex=top if share else None)
             yield [(top, panel.levels), (low, panel.contrasts)]
@@ -165,7 +196,7 @@ def _draw_numbers(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
     cells = _axes(figure, spec, canvas.numbers, _number_ratios(canvas), share=False)
     for panel, parts in zip(canvas.numbers, cells, strict=True):
         if named := unit(canvas, panel):
-            parts[0][0].set_title(f"{panel.label} ({named})", loc="left", size=9, color=INK)
+            parts[0][0].set_title(f"{panel.label} ({named})", loc="left", size=9, color=INK, y=1.0)
         for axes, rows in parts:
             labels = [shown(hue) for hue in rows["hue"]]
             marks.dots(axes, rows, labels, canvas.looks, beside(canvas, panel, rows))

@@ -237,7 +237,9 @@ def test_layer_ticks_end_with_the_last_layer_and_keep_a_distance(first: int, las
 
 def test_saved_files_are_png_or_svg_and_repeat(tmp_path):
     for suffix in (".png", ".svg"):
-        paths = [plots.save(plots.draw(made.exp16()), tmp_path / f"{i}{suffix}") for i in (1, 2)]
+        paths = [tmp_path / f"{i}{suffix}" for i in (1, 2)]
+        for path in paths:
+            plots.save(plots.draw(made.exp16()), path)
         assert paths[0].read_bytes()[:8] == PNG or b"<svg" in paths[0].read_bytes()
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
     with pytest.raises(LakeError, match=r"\.png or \.svg"):
