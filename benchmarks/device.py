@@ -30,7 +30,7 @@ from codec import CODEC, single_threaded_blosc, threaded
 from measure import Row, in_turn, median_ratio, medians
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig
-from work import Batch, batches, random_stream, stream_of
+from work import Batch, batches, random_stream, read_by, stream_of
 
 CATALOG = Path(__file__).parent.parent / "catalog.yaml"
 PROFILE = ProfileSpec("bench", ("resid", "mlp_out"), "none", "auto", None)
@@ -112,7 +112,7 @@ class Loop:
 
     def __init__(self, model: Model, folder: Path, tokens: int, lengths: tuple[int, int]):
         self.model, self.device, self.raw = model, model.device.type, folder / "raw"
-        self.stream = random_stream(tokens, lengths, model.head.vocab)
+        self.stream = read_by(model, random_stream(tokens, lengths, model.head.vocab))
         self.layout = Layout.open(folder / "lake", create=True)
         self.name = write_stream(self.layout, self.stream)
         self.path = self.layout.capture("bench", "pt", self.name)
@@ -121,7 +121,9 @@ class Loop:
         pin = self.device == "cuda"
         self.rooms = [torch.empty(shape, dtype=torch.bfloat16, pin_memory=pin) for _ in range(2)]
         # The first capture of a model also stores its head, once.
-        capture(self.layout, model, write_stream(self.layout, stream_of(self.stream.tokens[-2:])), PROFILE)
+        capture(
+            self.layout, model, write_stream(self.layout, read_by(model, stream_of(self.stream.tokens[-2:]))), PROFILE
+        )
 
     def batches(self) -> Iterator[Batch]:
         """The batches of the plan, on the device."""

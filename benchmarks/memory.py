@@ -27,7 +27,7 @@ from actlake.store.schema import FORMAT_VERSION
 from actlake.store.streams import write_stream
 from actlake.store.writer import ShardWriter, Template, create_capture
 from measure import Row, main
-from work import random_llama, random_stream, stream_of
+from work import random_llama, random_stream, read_by, stream_of
 
 PROFILE = ProfileSpec("bench", ("resid", "mlp_out"), "auto", "auto", None)
 TOKENS = 4000
@@ -44,9 +44,9 @@ def capture_memory(model: Path, folder: Path, tokens: int) -> tuple[float, float
     """Bytes at the peak of a capture above what the loaded model holds, and what actlake says beforehand."""
     ERRORS.quiet = True
     layout, loaded = Layout.open(folder, create=True), load_model(ModelSpec("bench", "pt", model, None, None, None))
-    warm = random_stream(200, (40, 160), 4000)
+    warm = read_by(loaded, random_stream(200, (40, 160), 4000))
     capture(layout, loaded, write_stream(layout, warm), PROFILE)
-    stream = random_stream(tokens, (40, 160), 4000)
+    stream = read_by(loaded, random_stream(tokens, (40, 160), 4000))
     name = write_stream(layout, stream)
     machine.reset_peak_memory()
     before = machine.peak_memory()

@@ -51,7 +51,7 @@ from measure import Row, in_turn, main, median_ratio, medians
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
-from work import Batch, batches, random_llama, random_stream, stream_of
+from work import Batch, batches, random_llama, random_stream, read_by, stream_of
 
 PEERS = {"nnsight": "nnsight==0.8.1", "transformer_lens": "transformer-lens==4.3.0"}
 CATALOG = Path(__file__).parent.parent / "catalog.yaml"
@@ -217,8 +217,8 @@ def actlake_jobs(setting: Setting) -> dict[str, Job]:
     model = load_model(ModelSpec("peers", "pt", setting.model, None, None, None))
     profile = ProfileSpec("peers", ("resid", "mlp_out"), "none", "auto", None)
     layout = Layout.open(setting.folder / "lake", create=True)
-    capture(layout, model, write_stream(layout, stream_of(setting.stream.tokens[-1:])), profile)
-    name = write_stream(layout, setting.stream)
+    capture(layout, model, write_stream(layout, read_by(model, stream_of(setting.stream.tokens[-1:]))), profile)
+    name = write_stream(layout, read_by(model, setting.stream))
     return {"actlake": Job(lambda: capture(layout, model, name, profile), layout.capture("peers", "pt", name))}
 
 

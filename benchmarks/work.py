@@ -1,12 +1,13 @@
 """The work that benchmarks are given: a random model, random streams, and their batches as a plain forward takes them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from actlake.capture.model import Model
 from actlake.capture.plan import batch_plan
 from actlake.store.catalog import load_catalog
 from actlake.store.streams import Stream
@@ -45,6 +46,11 @@ def random_stream(tokens: int, lengths: tuple[int, int], vocab: int) -> Stream:
     rng = np.random.default_rng(0)
     sizes = rng.integers(lengths[0], lengths[1] + 1, max(2, 2 * tokens // sum(lengths)))
     return stream_of([rng.integers(5, vocab, size, dtype=np.int32) for size in sizes])
+
+
+def read_by(model: Model, stream: Stream) -> Stream:
+    """The stream as one that this model's tokenizer made: captures refuse any other."""
+    return replace(stream, recipe={"tokenizer_sha256": model.record["tokenizer_sha256"]})
 
 
 @dataclass(frozen=True)

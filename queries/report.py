@@ -118,10 +118,11 @@ def _lines(panel: Panel) -> dict[str, Any]:
     """One measure along the x axis, a column per hue."""
     columns = hues([panel])
     positions = list(dict.fromkeys(panel.rows["x"]))
-    by_x = {
-        x: panel.rows[[value == x for value in panel.rows["x"]]] for x in sorted(positions, key=_in_order(positions))
-    }
-    body = [{"name": str(x), "cells": [_cell(_at(rows, hue)) for hue in columns]} for x, rows in by_x.items()]
+    at: dict[tuple[Any, object], str] = {}
+    for row in panel.rows.itertuples():
+        at.setdefault((row.x, row.hue), interval(row.estimate, row.low, row.high))
+    ordered = sorted(positions, key=_in_order(positions))
+    body = [{"name": str(x), "cells": [at.get((x, hue), "") for hue in columns]} for x in ordered]
     return {"name": panel.label, "columns": _headings(columns), "body": body, "n": counts(panel.rows)}
 
 
