@@ -4,7 +4,8 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: dots x=weights hue=variant y="per token" numbers=nats retained*=share *smd*=SD flips_*=changes churn_*=share
+-- plot: dots x=weights hue=variant y="per token" numbers=nats retained*=share *smd*=SD flips_*=changes
+--   hide=churn_*,adjacent_js_raw_*,adjacent_js_tuned_*,flips_raw_*,flips_tuned_*,late_kl_both_*
 -- says: Among tokens whose final distributions are alike in entropy, confidence and margin, IT's last 20 % of layers stay
 --   {late_kl_raw_matched?farther from|closer to|about as far from} their own final distribution {late_kl_raw_matched?than|than|as}
 --   PT's ({late_kl_raw_matched} nats[, with the tuned lens {late_kl_tuned_matched}]); {retained} of the tokens are matched, the

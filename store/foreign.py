@@ -1,22 +1,31 @@
 """Tables from elsewhere: published arrays, checked and brought into the lake, so that the same SQL runs on them."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import pandas as pd
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from .errors import LakeError
 from .files import hash_file
 from .layout import Layout, check_name
 from .schema import TABLES, VARIANTS
-from .tables import FOREIGN, ROW_GROUP_TOKENS, VIEWS, foreign_files, stream_table, table_file, table_key, write_table
+from .tables import (
+    FOREIGN,
+    ROW_GROUP_TOKENS,
+    VIEWS,
+    duck_type,
+    foreign_files,
+    stream_table,
+    table_file,
+    table_key,
+    write_table,
+)
 
 # What tells rows apart; all other columns hold values. A row without a prompt or token stands for all of them.
 KEYS = (
@@ -28,7 +37,7 @@ COSINE, SHARE = (-1.0, 1.0), (0.0, 1.0)
 RANGES = {
     "js": (0.0, 0.6932),
     "js_next": (0.0, 0.6932),
-    **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "margin"), (0.0, float("inf"))),
+    **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "margin"), (0.0, math.inf)),
     **dict.fromkeys(("block_cos", "mlp_cos", "cos_final"), COSINE),
     **dict.fromkeys(("p_target", "confidence", "churn"), SHARE),
 }
@@ -58,15 +67,15 @@ def add_table(layout: Layout, name: str, file: Path, **given: str | None) -> Add
         what = f"{name} is a view over lens" if name in VIEWS else f"no table {name!r}"
         raise LakeError(f"{what}; tables are {', '.join(TABLES)}")
     options = {key: value for key, value in given.items() if value}
-    table = _complete(_read(file), name, file, options)
-    _check(table, name, file)
-    captures = _captures(table, name)
+    rows = _Rows(name, file, options)
+    rows.check()
+    captures = rows.captures()
     recipe = {FOREIGN: {"file": file.name, "sha256": hash_file(file), "given": options, "captures": captures}}
     path = table_file(layout, name, table_key(name, recipe))
     if path.exists():
-        return Added(path, table.num_rows, captures, True)
+        return Added(path, rows.count, captures, True)
     _refuse_overlap(layout, name, captures)
-    return Added(write_table(layout, name, recipe, _groups(table)), table.num_rows, captures, False)
+    return Added(write_table(layout, name, recipe, rows.groups()), rows.count, captures, False)
 
 
 def foreign_captures(layout: Layout, name: str) -> list[dict[str, str]]:
@@ -81,85 +90,130 @@ def foreign_captures(layout: Layout, name: str) -> list[dict[str, str]]:
 # --- reading and checking --------------------------------------------------------------------------------------------
 
 
-def _read(file: Path) -> pa.Table:
-    try:
-        if file.suffix == ".parquet":
-            table = pq.read_table(file)
-            return table.drop([column for column in table.column_names if column.startswith(PANDAS_INDEX)])
-        if file.suffix == ".csv":
-            return pyarrow.csv.read_csv(file)
-    except FileNotFoundError:
-        raise LakeError(f"{file}: no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise LakeError(f"{file}: can't be read as {file.suffix[1:]} ({str(error).splitlines()[0]})") from error
-    raise LakeError(f"{file}: a table is a .parquet or .csv file")
+class _Rows:
+    """The rows of a file as a table of DuckDB's with all columns of the schema: the file's, the given ones, and NULL."""
 
-
-def _complete(table: pa.Table, name: str, file: Path, options: dict[str, str]) -> pa.Table:
-    """All columns of the schema in its types: those of the file, of the options, and NULL."""
-    schema = TABLES[name]
-    if unknown := [column for column in table.column_names if column not in schema.names]:
-        raise LakeError(f"{file}: table {name} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
-    if unfit := [key for key in options if key not in schema.names or key in table.column_names]:
-        where = "the file has it" if unfit[0] in table.column_names else f"table {name} has none"
-        raise LakeError(f"{file}: --{unfit[0].replace('_', '-')} does not apply: {where}")
-    columns = {column: table[column].combine_chunks() for column in table.column_names}
-    columns |= {key: pa.repeat(pa.scalar(value), table.num_rows) for key, value in options.items()}
-    if "lens" in schema.names:
-        columns.setdefault("lens", pa.repeat(pa.scalar("raw"), table.num_rows))
-    if "variant" in schema.names and "stream_pt" in schema.names:
-        columns.setdefault("variant", pa.repeat(pa.scalar("both"), table.num_rows))
-    if "prompt" in schema.names and "prompt" not in columns and "prompt_id" in columns:
-        columns["prompt"] = pa.array(pd.factorize(columns["prompt_id"].to_pandas())[0])
-    made = []
-    for field in schema:
-        kind = pa.string() if pa.types.is_dictionary(field.type) else field.type
+    def __init__(self, name: str, file: Path, options: dict[str, str]):
+        self.schema, self._name, self._file = TABLES[name], name, file
+        self._sql = duckdb.connect(":memory:")
+        there = self._read()
+        if unknown := [column for column in there if column not in self.schema.names]:
+            self._refuse(f"table {name} has no column {unknown[0]!r}; it has {', '.join(self.schema.names)}")
+        if unfit := [key for key in options if key not in self.schema.names or key in there]:
+            where = "the file has it" if unfit[0] in there else f"table {name} has none"
+            self._refuse(f"--{unfit[0].replace('_', '-')} does not apply: {where}")
+        columns = [f'{self._column(field, there, options)} AS "{field.name}"' for field in self.schema]
         try:
-            made.append(columns[field.name].cast(kind) if field.name in columns else pa.nulls(table.num_rows, kind))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise LakeError(f"{file}: column {field.name}: {str(error).splitlines()[0]}; expected {kind}") from error
-    return pa.table(made, names=schema.names)
+            numbered = "(SELECT *, row_number() OVER () AS file_row FROM source)"
+            self._sql.execute(f"CREATE TABLE given AS SELECT {', '.join(columns)}, file_row FROM {numbered}")
+        except duckdb.Error as error:
+            self._refuse(f"{str(error).splitlines()[0]}; table {name} is {', '.join(map(_described, self.schema))}")
+        self.count = self._one("SELECT count(*) FROM given")[0]
+
+    def _read(self) -> list[str]:
+        """Names of the file's columns; the file becomes the view `source`."""
+        reader = {".parquet": "read_parquet", ".csv": "read_csv"}.get(self._file.suffix)
+        if reader is None:
+            self._refuse("a table is a .parquet or .csv file")
+        if not self._file.exists():
+            self._refuse("no such file")
+        try:
+            name = str(self._file).replace("'", "''")
+            self._sql.execute(f"CREATE VIEW source AS SELECT * FROM {reader}('{name}')")
+            there = [row[0] for row in self._sql.execute("DESCRIBE source").fetchall()]
+        except duckdb.Error as error:
+            self._refuse(f"can't be read as {self._file.suffix[1:]} ({str(error).splitlines()[0]})")
+        return [column for column in there if not column.startswith(PANDAS_INDEX)]
+
+    def _column(self, field: pa.Field, there: list[str], options: dict[str, str]) -> str:
+        """The SQL of one column; NaN becomes NULL."""
+        kind = duck_type(field.type)
+        defaults = {"lens": "raw"} | ({"variant": "both"} if "stream_pt" in self.schema.names else {})
+        if field.name in there:
+            value = f'CAST("{field.name}" AS {kind})'
+            return f"CASE WHEN NOT isnan({value}) THEN {value} END" if kind == "FLOAT" else value
+        if text := (defaults | options).get(field.name):
+            return "'" + text.replace("'", "''") + "'"
+        if field.name == "prompt" and "prompt_id" in there:
+            return "CAST(dense_rank() OVER (ORDER BY prompt_id) - 1 AS INTEGER)"
+        return f"CAST(NULL AS {kind})"
+
+    def check(self) -> None:
+        """LakeError for the first thing that does not fit."""
+        if not self.count:
+            self._refuse("no rows")
+        counts = ", ".join(f'count("{column}")' for column in self.schema.names)
+        known = dict(zip(self.schema.names, self._one(f"SELECT {counts} FROM given"), strict=True))
+        for column in KEYS:
+            if column not in OPTIONAL and known.get(column, self.count) < self.count:
+                hint = f"give it with --{column.replace('_', '-')}" if column in CAPTURE[:5] else "every row needs it"
+                self._refuse(f"column {column} of table {self._name} is missing or has gaps: {hint}")
+        values = [field for field in self.schema if field.name not in KEYS]
+        if not any(known[field.name] for field in values):
+            self._refuse(f"no values; table {self._name} has {', '.join(field.name for field in values)}")
+        for field in values:
+            if pa.types.is_floating(field.type):
+                self._check_range(field.name)
+        self._check_names()
+        self._check_twice()
+
+    def _check_range(self, column: str) -> None:
+        low, high = RANGES.get(column, (-math.inf, math.inf))
+        bad = f"{column} < {low - SLACK:.9f}" if math.isfinite(low) else "false"
+        bad += f" OR {column} > {high + SLACK:.9f}" if math.isfinite(high) else ""
+        wrong = self._sql.execute(
+            f"SELECT file_row, {column} FROM given WHERE {bad} OR isinf({column}) ORDER BY file_row LIMIT 1"
+        ).fetchone()
+        if wrong:
+            self._refuse(f"column {column}, row {wrong[0]}: {wrong[1]:g}, expected {low:g} to {high:g}")
+
+    def _check_names(self) -> None:
+        allowed = ("both",) if "stream_pt" in self.schema.names else VARIANTS
+        for column in ("pair", "variant", "stream", "stream_pt"):
+            for value in self._distinct(column) if column in self.schema.names else ():
+                if column == "variant" and value not in allowed:
+                    self._refuse(f"variant {value!r}; expected {' or '.join(allowed)}")
+                check_name(value, f"{self._file}: {column}")
+
+    def _check_twice(self) -> None:
+        columns = [column for column in self.schema.names if column in KEYS]
+        names = ", ".join(f'"{column}"' for column in columns)
+        row = self._sql.execute(
+            f"SELECT {names} FROM given GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
+        ).fetchone()
+        if row:
+            named = zip(columns, row, strict=True)
+            self._refuse(f"two rows for {', '.join(f'{key} {value}' for key, value in named if value is not None)}")
+
+    def captures(self) -> list[dict[str, str]]:
+        """The combinations of what questions narrow the table by."""
+        columns = [column for column in CAPTURE if column in self.schema.names]
+        rows = self._sql.execute(f"SELECT DISTINCT {', '.join(columns)} FROM given ORDER BY ALL").fetchall()
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Row groups of one layer, as other tables have them."""
+        layered = "layer" in self.schema.names
+        for layer in self._distinct("layer") if layered else [None]:
+            where = f"WHERE layer = {layer}" if layered else ""
+            rows = self._sql.sql(f"SELECT * EXCLUDE (file_row) FROM given {where}").to_arrow_table()
+            for batch in rows.to_batches(max_chunksize=ROW_GROUP_TOKENS):
+                yield dict(zip(batch.schema.names, batch.columns, strict=True))
+
+    def _distinct(self, column: str) -> list[Any]:
+        return [row[0] for row in self._sql.execute(f"SELECT DISTINCT {column} FROM given ORDER BY 1").fetchall()]
+
+    def _one(self, sql: str) -> tuple[Any, ...]:
+        row = self._sql.execute(sql).fetchone()
+        assert row is not None
+        return row
+
+    def _refuse(self, words: str) -> NoReturn:
+        raise LakeError(f"{self._file}: {words}")
 
 
-def _check(table: pa.Table, name: str, file: Path) -> None:
-    if not table.num_rows:
-        raise LakeError(f"{file}: no rows")
-    for column in table.column_names:
-        if column in KEYS and column not in OPTIONAL and table[column].null_count:
-            hint = f"give it with --{column.replace('_', '-')}" if column in CAPTURE[:5] else "every row needs it"
-            raise LakeError(f"{file}: column {column} of table {name} is missing or has gaps: {hint}")
-    values = [column for column in table.column_names if column not in KEYS]
-    if all(table[column].null_count == table.num_rows for column in values):
-        raise LakeError(f"{file}: no values; table {name} has {', '.join(values)}")
-    for column in values:
-        if pa.types.is_floating(table[column].type):
-            _check_range(table[column], column, file)
-    if "variant" in table.column_names:
-        allowed = VARIANTS if "stream_pt" not in table.column_names else ("both",)
-        if wrong := sorted(set(pc.unique(table["variant"]).to_pylist()) - set(allowed)):
-            raise LakeError(f"{file}: variant {wrong[0]!r}; expected {' or '.join(allowed)}")
-    for column in ("pair", "stream", "stream_pt"):
-        for value in pc.unique(table[column]).to_pylist() if column in table.column_names else ():
-            check_name(value, f"{file}: {column}")
-    keys = table.select([column for column in table.column_names if column in KEYS]).to_pandas()
-    if (twice := keys.duplicated()).any():
-        row = keys[twice].iloc[0].dropna().to_dict()
-        raise LakeError(f"{file}: two rows for {', '.join(f'{key} {value}' for key, value in row.items())}")
-
-
-def _check_range(values: pa.ChunkedArray, column: str, file: Path) -> None:
-    known = values.to_pandas().dropna()
-    low, high = RANGES.get(column, (-float("inf"), float("inf")))
-    wrong = known[~((known >= low - SLACK) & (known <= high + SLACK)) | (known.abs() == float("inf"))]
-    if len(wrong):
-        raise LakeError(
-            f"{file}: column {column}, row {wrong.index[0] + 1}: {wrong.iloc[0]:g}, expected {low:g} to {high:g}"
-        )
-
-
-def _captures(table: pa.Table, name: str) -> list[dict[str, str]]:
-    columns = [column for column in CAPTURE if column in TABLES[name].names]
-    return table.select(columns).to_pandas().drop_duplicates().sort_values(columns).to_dict("records")
+def _described(field: pa.Field) -> str:
+    return f"{field.name} {duck_type(field.type)}"
 
 
 def _refuse_overlap(layout: Layout, name: str, captures: list[dict[str, str]]) -> None:
@@ -173,14 +227,3 @@ def _refuse_overlap(layout: Layout, name: str, captures: list[dict[str, str]]) -
             raise LakeError(
                 f"table {name}: the lake has rows of {words} already; choose another --stream, native-NAME say"
             )
-
-
-def _groups(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Row groups of one layer, as other tables have them."""
-    layered = "layer" in table.column_names
-    layers = sorted(pc.unique(table["layer"]).to_pylist()) if layered else [None]
-    for layer in layers:
-        part = table.filter(pc.equal(table["layer"], layer)) if layered else table
-        for start in range(0, part.num_rows, ROW_GROUP_TOKENS):
-            piece = part.slice(start, ROW_GROUP_TOKENS).combine_chunks()
-            yield {column: piece[column].combine_chunks() for column in piece.column_names}

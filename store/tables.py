@@ -182,11 +182,12 @@ def _scan(layout: Layout, name: str, schema: pa.Schema) -> str:
     files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in sorted(layout.table(name).glob("*.parquet")))
     if files:
         return f"SELECT * FROM read_parquet([{files}])"
-    columns = ", ".join(f'NULL::{_duck_type(field.type)} AS "{field.name}"' for field in schema)
+    columns = ", ".join(f'NULL::{duck_type(field.type)} AS "{field.name}"' for field in schema)
     return f"SELECT {columns} WHERE false"
 
 
-def _duck_type(kind: pa.DataType) -> str:
+def duck_type(kind: pa.DataType) -> str:
+    """DuckDB's name of a column type of the schema."""
     if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
         return "VARCHAR"
     return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "bool": "BOOLEAN"}[str(kind)]

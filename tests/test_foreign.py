@@ -193,7 +193,7 @@ BAD: list[tuple[str, Any, dict[str, str], str]] = [
     ("delta", {**CURVE, "block_cos": [0.1, np.inf]}, GIVEN, "row 2: inf"),
     ("delta", {**CURVE, "variant": ["pt", "base"]}, GIVEN, "variant 'base'; expected pt or it"),
     ("delta", {**CURVE, "variant": ["pt", "pt"]}, GIVEN, "two rows for pair p, variant pt, stream native, layer 1"),
-    ("delta", {**CURVE, "block_cos": ["a", "b"]}, GIVEN, "column block_cos: .*expected float"),
+    ("delta", {**CURVE, "block_cos": ["a", "b"]}, GIVEN, "Could not convert string 'a'.*block_cos FLOAT"),
     ("delta", {"variant": ["pt"], "layer": [1]}, GIVEN, "no values; table delta has block_cos"),
     ("delta", {"variant": [], "layer": [], "block_cos": []}, GIVEN, "no rows"),
     ("delta", CURVE, {**GIVEN, "pair": "../up"}, "pair '../up' is not a valid name"),

@@ -242,5 +242,28 @@ def test_saved_files_are_png_or_svg_and_repeat(tmp_path):
             plots.save(plots.draw(made.exp16()), path)
         assert paths[0].read_bytes()[:8] == PNG or b"<svg" in paths[0].read_bytes()
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+    assert (tmp_path / "1.svg").read_bytes() == (tmp_path / "2.svg").read_bytes()
     with pytest.raises(LakeError, match=r"\.png or \.svg"):
         plots.save(plots.draw(made.exp16()), tmp_path / "figure.exe")
+
+
+def test_a_figure_knows_what_it_shows(tmp_path):
+    png, svg = tmp_path / "x.png", tmp_path / "x.svg"
+    answer = made.l2()
+    key = plots.figure_key(answer)
+    assert not plots.drawn(png, svg, key)
+    plots.save(plots.draw(answer), png, svg, key=key)
+    assert plots.drawn(png, svg, key) and plots.drawn(png, svg, plots.figure_key(made.l2()))
+    answer.table.loc[0, "estimate"] += 1e-3
+    other, titled = plots.figure_key(answer), made.l2()
+    titled.query.title = "another"
+    assert len({key, other, plots.figure_key(titled), plots.figure_key(made.l2("gemma3_4b"))}) == 4
+    assert not plots.drawn(png, svg, other)
+    png.unlink()
+    assert not plots.drawn(png, svg, key)
+
+
+def test_text_of_an_svg_is_text(tmp_path):
+    plots.save(plots.draw(made.l2()), tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert "L2 · Convergence gap" in text and "cg_raw (nats)" in text

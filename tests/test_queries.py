@@ -340,6 +340,9 @@ def test_answers_say_their_unit_and_reuse_tables(made: Made, tmp_path: Path) -> 
     pd.testing.assert_frame_equal(found.table, again.table)
     files = found.save(tmp_path)
     assert [f.suffix for f in files] == [".csv", ".png", ".svg", ".sql"] and all(f.stat().st_size for f in files)
+    before = [f.stat().st_mtime_ns for f in files]
+    assert again.save(tmp_path) == files  # the same figure: not drawn again
+    assert [f.stat().st_mtime_ns == t for f, t in zip(files, before, strict=True)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize("row", ["L1", "L2", "exp16"])
