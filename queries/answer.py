@@ -14,7 +14,7 @@ from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.tables import connect, same_prompts, sql_error, stream_table
 from .build import BEHIND_VIEW, Kit, Scope, jobs_of
-from .estimates import RESAMPLES, table_of
+from .estimates import RESAMPLES, read, table_of
 from .registry import Query, published
 from .sweep import Job
 from .sweep import run as sweep
@@ -223,17 +223,16 @@ def _answered(
     query, pairs = plan.query, list(plan.scopes)
     sql = _pooled(query, plan.scopes)
     try:
-        frame = connection.sql(sql).df()
+        found = read(connection, sql, query, pairs)
     except duckdb.Error as error:
         raise sql_error(error) from error
-    frames = [frame] if len(pairs) == 1 else [part.drop(columns="pair") for _, part in frame.groupby("pair")]
-    if frame.empty or len(frames) < len(pairs):
-        some = ", ".join(sorted(set(pairs) - set(frame.get("pair", []))))
+    if missing := [pair for pair in pairs if pair not in found]:
         on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
         raise LakeError(
-            f"{query.id}: nothing of pair {some} qualifies{on} (answers too short?); see `actlake run {query.id} --about`"
+            f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on} (answers too short?); see `actlake run"
+            f" {query.id} --about`"
         )
-    table = table_of(frames, query, resamples)
+    table = table_of(list(found.values()), query, resamples)
     paths = {job.path for job in plan.jobs} | {job.path for first in plan.jobs for job in first.before}
     return Answer(
         query=query,
@@ -244,7 +243,7 @@ def _answered(
         published=published(query.id, *pairs),
         says=" ".join([say(query.says, table, query), *(f"({note})" for note in plan.without)]),
         computed=[path for path in made if path in paths],
-        rows=len(frame),
+        rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,
     )
 

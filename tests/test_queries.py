@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from actlake.queries import answer as answers
+from actlake.queries import estimates
 from actlake.queries.build import Scope
-from actlake.queries.estimates import table_of
 from actlake.queries.registry import find, parse, published, queries
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
@@ -196,8 +196,8 @@ def test_0J_as_published_on_a_deep_profile(tmp_path: Path) -> None:
         }  # fmt: skip
         write_table(layout, "delta", {"variant": variant}, [rows])
     scope = Scope(PAIR, {v: f"native-set-{v}" for v in ("pt", "it")}, "native")
-    frame = connect(layout).sql(answers.scoped(find("0J"), [scope])).df()
-    found = table_of([frame], find("0J")).set_index("measure")["estimate"]
+    read = estimates.read(connect(layout), answers.scoped(find("0J"), [scope]), find("0J"), [PAIR])
+    found = estimates.table_of([read[PAIR]], find("0J")).set_index("measure")["estimate"]
     base = drop[6:15].astype("f4")
     for name, bound in {
         "1sd": base.mean() - base.std(),
@@ -350,7 +350,8 @@ def test_the_sql_of_an_answer_runs_as_it_stands(made: Made, row: str) -> None:
     found = made.lake.run(row)
     frame = made.lake.sql(found.sql).df()
     assert len(frame) == found.rows
-    pd.testing.assert_frame_equal(table_of([frame], find(row)), found.table)
+    read = estimates.read(connect(made.layout), found.sql, find(row), [PAIR])
+    pd.testing.assert_frame_equal(estimates.table_of([read[PAIR]], find(row)), found.table)
 
 
 def test_a_second_capture_does_not_leak_into_the_first(made: Made, tmp_path: Path) -> None:
