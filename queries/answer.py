@@ -241,7 +241,7 @@ def _answered(
         table=table,
         sql=sql,
         published=published(query.id, *pairs),
-        says=" ".join([say(query.says, table, query), *(f"({note})" for note in plan.without)]),
+        says=" ".join([say(query.says, table, query), *(f"({note})" for note in plan.without)]).strip(),
         computed=[path for path in made if path in paths],
         rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,
@@ -275,4 +275,4 @@ def say(template: str, table: pd.DataFrame, query: Query) -> str:
     def keep(match: re.Match[str]) -> str:
         return match[1] if all(name in lines for name, *_ in FIELD.findall(match[1])) else ""
 
-    return FIELD.sub(fill, OPTIONAL.sub(keep, template))
+    return " ".join(FIELD.sub(fill, OPTIONAL.sub(keep, template)).split())

@@ -12,7 +12,9 @@
 --   compared. `js_ac_full`, `js_ac_pre` (layers below round(0.6 L)) and `js_ac_final20` (floor(0.8 L) and up) pool tokens;
 --   `*_prompt_mean` are means of prompt means. Positions: from the last prompt token (which predicts the first answer token) to
 --   the one before the last. JS is at most ln 2 = 0.693. The prompts differ (raw against chat), so part of the
---   difference is the template's.
+--   difference is the template's. Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` over all tokens,
+--   layers and pairs alike, as the seed prints them. Of its later intervals only some resample prompts (trap 12): these do.
+--   Grafts compared at the same layer (`js_target_*` of the published list, trap 11) need replays.
 -- source: METHODS 13
 WITH cells AS (
     SELECT prompt, step, layer, js, max(layer) OVER () + 1 AS layers FROM pair_lens WHERE coalesce(step >= 0, true) AND layer >= 0
