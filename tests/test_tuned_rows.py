@@ -358,7 +358,7 @@ def test_usual_recipe_beats_the_raw_lens_at_every_layer_of_pocket(tmp_path: Path
     )
     sql = "SELECT variant, layer, sum(kl_raw * n) AS raw, sum(kl_tuned * n) AS tuned FROM lens_eval"
     found = table(Lake(layout.root), f"{sql} WHERE probe_variant = variant AND layer < 5 GROUP BY ALL")
-    assert len(found) == 12 and (found["tuned"] < 0.6 * found["raw"]).all()
+    assert len(found) == 12 and (found["tuned"] < 0.8 * found["raw"]).all()
 
 
 # --- which set -------------------------------------------------------------------------------------------------------
