@@ -288,6 +288,16 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(lake: Lake, monke
     assert checks[0] == 4 and min(checks[1:], default=5) > 4  # the second run began after the first's two looks
 
 
+def test_a_broken_training_state_is_named(lake: Lake, monkeypatch) -> None:
+    path = Wish(names(lake, "it"), QUICK).path(Kit(lake.layout))
+    for content in (b"", b"no zip", b"PK\x03\x04 cut off"):
+        training_file(path).parent.mkdir(parents=True, exist_ok=True)
+        training_file(path).write_bytes(content)
+        with pytest.raises(LakeError, match="can't be read .*delete it to train from the start") as found:
+            train_probes(lake.layout, "llama/it", "native", QUICK)
+        assert str(training_file(path)) in str(found.value)
+
+
 def test_a_full_disk_leaves_no_half_set(lake: Lake, monkeypatch) -> None:
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
