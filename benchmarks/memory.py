@@ -8,6 +8,7 @@ the lens, is what takes time; every shard is a copy of the first.
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def made_up(folder: Path, tokens: int) -> Scope:
     """A lake with a capture of both variants, values of the first shard repeated, and a small random head."""
     layout = Layout.open(folder, create=True)
     rng, rows = np.random.default_rng(0), [np.full(200, 7, np.int32)] * (tokens // 200)
-    stream = stream_of(rows)
+    stream = replace(
+        stream_of(rows), starts=[100] * len(rows)
+    )  # the second half is continuation: a pair is compared there
     sizes: dict[str, tuple[int, ...]] = {"resid": (LAYERS + 1, WIDTH), "mlp_out": (LAYERS, WIDTH)}
     template = Template(
         stream, sizes, tuple(range(LAYERS + 1)), tuple(range(LAYERS)), "bfloat16", {"dtype": "bfloat16"}
