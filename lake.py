@@ -8,8 +8,6 @@ import duckdb
 import pandas as pd
 import xarray as xr
 
-from .analyze.head import Head
-from .analyze.tuned import Probes
 from .store.captures import find_capture, list_captures, open_capture
 from .store.errors import LakeError
 from .store.layout import Layout, split_model
@@ -18,6 +16,8 @@ from .store.probes import find_probes
 from .store.tables import check_select, connect, sql_error, stream_table, tables_in
 
 if TYPE_CHECKING:
+    from .analyze.head import Head
+    from .analyze.tuned import Probes
     from .queries.answer import Answer
 
 
@@ -46,11 +46,13 @@ class Lake:
         """
         return open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
 
-    def head(self, model: str) -> Head:
+    def head(self, model: str) -> "Head":
         """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
+        from .analyze.head import Head
+
         return Head.from_arrays(*read_head(self.layout, *split_model(model)))
 
-    def probes(self, model: str, name: str = "") -> list[Probes]:
+    def probes(self, model: str, name: str = "") -> "list[Probes]":
         """Tuned-lens probes of 'PAIR/VARIANT' by fold, for analyze.lens and analyze.lazy.
 
         `name` is a unique beginning of the set's name, needed if there are several. A fold's probes were not trained on the
