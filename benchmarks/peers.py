@@ -56,7 +56,7 @@ from work import Batch, batches, random_llama, random_stream, read_by, stream_of
 PEERS = {"nnsight": "nnsight==0.8.1", "transformer_lens": "transformer-lens==4.3.0"}
 CATALOG = Path(__file__).parent.parent / "catalog.yaml"
 THREADS = 2
-TOKENS = 3200
+TOKENS = 9600
 REPEATS = 3
 PACKAGES = ("transformers", "nnsight", "transformer-lens")  # beyond those that the machine's line tells
 RIVALS, FASTER = ("nnsight", "TransformerLens"), ">= 1.5"

@@ -32,11 +32,14 @@ Styles = dict[object, Style]
 
 
 def styles(hues: Iterable[object]) -> Styles:
-    """A look for every hue; PT, IT and contrasts always get theirs, others differ in colour, then in marker too."""
+    """A look for every hue; PT, IT and contrasts always get theirs, others differ in colour, then in marker too.
+
+    None, the last of several, is what has no name in the legend: it looks like none of those that have.
+    """
     found: Styles = {}
     others = 0
     for hue in hues:
-        fixed = Style(INK, "o") if is_contrast(hue) else FIXED.get(str(hue))
+        fixed = Style(INK, "o") if is_contrast(hue) or (hue is None and found) else FIXED.get(str(hue))
         turn, which = divmod(others, len(OTHERS))
         found[hue] = fixed or Style(OTHERS[which], "o^vDPX"[turn % 6])
         others += fixed is None
@@ -93,7 +96,7 @@ def dots(
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.08)
     axes.ticklabel_format(axis="x", useOffset=False)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
 
 
 def layer_axis(axes: Axes, first: int, layers: int, most: int) -> None:

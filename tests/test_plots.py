@@ -215,6 +215,8 @@ def test_looks_are_fixed_for_variants_and_differ_for_others():
     many = ["pt", "it", *(f"c{i}" for i in range(14)), "it - pt"]
     looks = marks.styles(many)
     assert looks["pt"] == marks.styles(["pt"])["pt"] and len(set(looks.values())) == len(many)
+    nameless = marks.styles([*"abcdefgh", None])
+    assert len(set(nameless.values())) == 9 and nameless[None].colour == marks.INK != marks.styles([None])[None].colour
     assert is_contrast("it - pt") and not is_contrast("it") and shown("it - pt") == "IT − PT"
 
 
