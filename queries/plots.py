@@ -162,12 +162,20 @@ def _axes(
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         top = figure.add_subplot(grid[row * len(ratios), column])
-        top.set_title(panel.label, loc="left", size=9, color=INK, y=1.0)  # a y spares a search for one
+        _title(top, panel.label, columns)
         if len(ratios) == 2 and len(panel.levels) and len(panel.contrasts):
             low = figure.add_subplot(grid[row * len(ratios) + 1, column], sharex=top if share else None)
             yield [(top, panel.levels), (low, panel.contrasts)]
         else:
             yield [(top, panel.rows)]
+
+
+def _title(axes: Axes, text: str, columns: int) -> None:
+    """Write a panel's title, smaller where it would not fit into one of so many columns."""
+    most = {1: 90, 2: 44}.get(columns, 28)
+    axes.set_title(
+        text, loc="left", size=min(9, 9 * most / max(len(text), 1)), color=INK, y=1.0
+    )  # a y spares a search for one
 
 
 def _draw_lines(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
@@ -198,7 +206,7 @@ def _draw_numbers(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
     cells = _axes(figure, spec, canvas.numbers, _number_ratios(canvas), share=False)
     for panel, parts in zip(canvas.numbers, cells, strict=True):
         if named := unit(canvas, panel):
-            parts[0][0].set_title(f"{panel.label} ({named})", loc="left", size=9, color=INK, y=1.0)
+            _title(parts[0][0], f"{panel.label} ({named})", _columns(len(canvas.numbers)))
         for axes, rows in parts:
             labels = [shown(hue) for hue in rows["hue"]]
             marks.dots(axes, rows, labels, canvas.looks, beside(canvas, panel, rows))
