@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..analyze import steer
 from ..store.errors import LakeError
 from .hooks import at_boundary, forward_as, on_output
 from .model import Model
 from .structure import Structure, first_tensor
 from .suffix import Donor
 
-SMALL = 1e-8  # smallest divisor of a projection; METHODS 5.2
 Operator = Callable[[Tensor], Tensor]
 
 
@@ -127,7 +127,7 @@ class Scale(OutputEdit):
     def operator(self, layer: int, device: torch.device) -> Operator:
         """The scaling of one block."""
         d = _unit(self, self.direction, layer, device)
-        return lambda m: m + (self.alpha - 1) * _along(m, d) * d.to(m)
+        return lambda m: steer.scale(m, d.to(m), self.alpha)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Inject(OutputEdit):
     def operator(self, layer: int, device: torch.device) -> Operator:
         """The injection of one block."""
         d = _unit(self, self.direction, layer, device)
-        return lambda m: m + self.beta * (m.norm(dim=-1, keepdim=True) if self.relative else 1) * d.to(m)
+        return lambda m: steer.inject(m, d.to(m), self.beta, self.relative)
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,7 @@ class MatchedScale(OutputEdit):
     def operator(self, layer: int, device: torch.device) -> Operator:
         """The scaling of one block."""
         d, u = _unit(self, self.direction, layer, device), _unit(self, self.random, layer, device)
-
-        def change(m: Tensor) -> Tensor:
-            random = _along(m, u)
-            size = _along(m, d).abs() / random.abs().clamp_min(SMALL)
-            return m + (self.alpha - 1) * size * random * u.to(m)
-
-        return change
+        return lambda m: steer.scale_matched(m, d.to(m), u.to(m), self.alpha)
 
 
 @dataclass(frozen=True)
@@ -249,11 +243,7 @@ class RandomGraft(Graft):
         delta = first_tensor(donor(*args, **kwargs)).to(wide) - m.to(wide)
         generator = torch.Generator().manual_seed(self.seed + 7919 * layer)
         random = torch.randn(m.shape[-1], generator=generator, dtype=torch.float32).to(m.device, wide)
-        towards = torch.nn.functional.normalize(x.to(wide), dim=-1)
-        parallel = (delta * towards).sum(-1, keepdim=True) * towards
-        across = random - (towards @ random)[..., None] * towards
-        size = (delta - parallel).norm(dim=-1, keepdim=True)
-        new = (m.to(wide) + parallel + size * torch.nn.functional.normalize(across, dim=-1)).to(m.dtype)
+        new = (m.to(wide) + steer.random_like(delta, x.to(wide), random)).to(m.dtype)
         return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
@@ -321,11 +311,6 @@ def _unit(edit: Edit, directions: Mapping[int, np.ndarray], layer: int, device: 
             " expected one vector of norm 1"
         )
     return found.to(device, torch.float32 if device.type == "mps" else torch.float64)
-
-
-def _along(m: Tensor, d: Tensor) -> Tensor:
-    """Component of each token along d, [..., 1]."""
-    return (m @ d.to(m))[..., None]
 
 
 def _shapes(module: nn.Module) -> dict[str, str]:

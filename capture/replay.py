@@ -179,31 +179,30 @@ def replay(
     """Run a model's blocks from `start` on, batch by batch in the capture's plan, with edits.
 
     keep: sites to return (resid, mlp_out, attn_out); logits: 'topk' (topk_id, topk_logit, logsumexp), 'full' or 'none';
-    boundaries: those to return, None for all from the start's; tokens: bool [tokens of the capture], the positions to
-    return values of (all run); prompts: batches without any of these are left out, and so are values of others. The next
-    batch is read while one is computed. Without edits the stored values come out again, bit for bit on the capture's
-    machine. LakeError for a model of another width, and as in `starting`.
+    boundaries: those to return, None for all from the start's; prompts, and tokens (bool, one per token of the capture):
+    what to return values of. All positions of a prompt run; batches without a wanted token do not. The next batch is
+    read while one is computed. Without edits the stored values come out again, bit for bit on the capture's machine
+    (padding holds zeros here: experts of a mixture see other numbers of tokens, which can move a rounding). LakeError for a
+    model that does not fit the start, an edit that does not fit the model, or no token.
     """
+    _check_fit(model, start)
     sizes, boundaries = _sizes(model, start, keep, logits, boundaries)
-    plan = [batch for batch in start.plan if prompts is None or set(prompts) & set(batch)]
+    wanted = _wanted(start, tokens, prompts)
+    plan = [batch for batch in start.plan if any(wanted[slice(*span)].any() for span in start.spans(batch))]
 
     def prepare(indices: list[int]) -> tuple[list[int], Slots, Batch]:
         spans = start.spans(indices)
         slots = Slots(spans, max(stop - at for at, stop in spans))
-        chosen = [
-            _chosen(span, tokens, prompts is None or p in prompts) for p, span in zip(indices, spans, strict=True)
-        ]
-        rows = [start.token_id[at:stop] for at, stop in spans]
+        rows, chosen = ([array[slice(*span)] for span in spans] for array in (start.token_id, wanted))
         return indices, slots, Batch(rows, 0, model.device, chosen, slots.padded(start.states, model.dtype))
 
     with starting(model, start.boundary) as late:
         for indices, slots, batch in _ahead(plan, prepare):
             with entering(late.parts, batch.given["inputs_embeds"]), edited(late, edits, slots):
                 arrays = forward(late, batch, sizes, boundaries)
-            flat = [
-                np.arange(*span)[row[: span[1] - span[0]]] for span, row in zip(slots.spans, batch.wanted, strict=True)
-            ]
-            yield Piece([p for p in indices if prompts is None or p in prompts], np.concatenate(flat), arrays)
+            found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in slots.spans]
+            there = [prompt for prompt, flat in zip(indices, found, strict=True) if len(flat)]
+            yield Piece(there, np.concatenate(found), arrays)
 
 
 def replay_whole(model: Model, start: Start, edits: Sequence[Edit] = (), **options: Any) -> Piece:
@@ -230,13 +229,8 @@ def _sizes(
         raise LakeError(
             f"replay from boundary {start.boundary}: no boundary {wrong[0]}; expected {known[0]} to {layers}"
         )
-    width = start.states[0:1].shape[-1]
-    if width != head.d_model:
-        raise LakeError(
-            f"{start.path}: its residual has width {width}, {model.name} has {head.d_model}; not the same family"
-        )
     sizes: dict[str, tuple[int, ...]] = {
-        site: (len(kept) if site == "resid" else layers - start.boundary, width) for site in keep
+        site: (len(kept) if site == "resid" else layers - start.boundary, head.d_model) for site in keep
     }
     k = min(TOP_K, head.vocab)
     if logits == "topk":
@@ -246,9 +240,34 @@ def _sizes(
     return sizes, kept
 
 
-def _chosen(span: tuple[int, int], tokens: np.ndarray | None, wanted: bool) -> np.ndarray:
-    chosen = np.full(span[1] - span[0], wanted)
-    return chosen if tokens is None else chosen & tokens[slice(*span)]
+def _wanted(start: Start, tokens: np.ndarray | None, prompts: Collection[int] | None) -> np.ndarray:
+    """True at the flat tokens to return values of; LakeError when there are none."""
+    prompt = np.repeat(np.arange(len(start.lengths)), np.diff(start.offset))
+    wanted = np.arange(len(prompt)) < (start.offset[:-1] + start.lengths)[prompt]
+    if prompts is not None:
+        wanted &= np.isin(prompt, list(prompts))
+    if tokens is not None:
+        if len(tokens) != len(wanted):
+            raise LakeError(f"replay: tokens marks {len(tokens)} tokens, {start.path} has {len(wanted)}")
+        wanted &= np.asarray(tokens, bool)
+    if not wanted.any():
+        raise LakeError(f"replay of {start.path}: no token is wanted; its prompts are 0 to {len(start.lengths) - 1}")
+    return wanted
+
+
+def _check_fit(model: Model, start: Start) -> None:
+    """Raise LakeError unless the model computes as the one did whose residual it gets."""
+    dtype, attention = str(model.dtype).removeprefix("torch."), model.hf.config._attn_implementation
+    for what, ours, theirs in (
+        ("width", model.head.d_model, start.states[0:1].shape[-1]),
+        ("dtype", dtype, start.provenance["dtype"]),
+        ("attention", attention, start.provenance["attn_implementation"]),
+    ):
+        if ours != theirs:
+            raise LakeError(
+                f"{start.path}: its residual has {what} {theirs}, {model.name} has {what} {ours}: a replay needs states of one"
+                " architecture, and the model loaded as for the capture"
+            )
 
 
 def _ahead(plan: Sequence[list[int]], prepare: Callable[[list[int]], T]) -> Iterator[T]:

@@ -161,6 +161,8 @@ def test_chosen_tokens_and_prompts(lakes, pairs):
     assert np.array_equal(some.arrays["resid"], whole.arrays["resid"][expected][:, [0, 2]])
     assert np.abs(some.arrays["logits"] - whole.arrays["logits"][expected]).max() < 1e-6
     assert set(some.arrays) == {"resid", "logits"}
+    pieces = list(replay(model, start, prompts={start.plan[1][0]}))
+    assert [piece.prompts for piece in pieces] == [start.plan[1][:1]]  # the other batch did not run
     assert set(replay_whole(model, start, keep=("attn_out",), logits="none").arrays) == {"attn_out"}
 
 
@@ -273,6 +275,19 @@ def test_incomplete_weights(tmp_path, pairs):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
+        (
+            lambda model, start, spec: next(replay(model, start, prompts=(6,))),
+            "no token is wanted; its prompts are 0 to 5",
+        ),
+        (lambda model, start, spec: next(replay(model, start, tokens=np.ones(3, bool))), "tokens marks 3 tokens"),
+        (
+            lambda model, start, spec: next(replay(load_suffix(spec, 2, dtype="bfloat16"), start)),
+            "its residual has dtype float32, llama/it has dtype bfloat16",
+        ),
+        (
+            lambda model, start, spec: next(replay(load_suffix(spec, 2, attention="eager"), start)),
+            "its residual has attention sdpa, llama/it has attention eager",
+        ),
         (lambda model, start, spec: load_suffix(spec, 3), "no block 3; it has blocks 0 to 2"),
         (lambda model, start, spec: load_donor(spec, range(2, 4)), "no block 3; it has blocks 0 to 2"),
         (lambda model, start, spec: load_donor(spec, ()), "no blocks named"),
@@ -281,7 +296,7 @@ def test_incomplete_weights(tmp_path, pairs):
         (lambda model, start, spec: next(replay(model, start, boundaries=(0,))), "no boundary 0; expected 2 to 3"),
         (
             lambda model, start, spec: next(replay(model, replace(start, states=np.zeros((1, 8), np.float32)))),
-            "its residual has width 8, llama/it has 32",
+            "its residual has width 8, llama/it has width 32",
         ),
     ],
 )
