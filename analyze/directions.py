@@ -6,7 +6,10 @@ direction here is a weighted mean of the records' differences, normalised; only 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
+import torch
 
 CAP = 200  # the longest continuation that counts, in tokens; METHODS 5.1
 FORCED = 80  # the same where one model reads the other's tokens; METHODS 6 (0B)
@@ -129,3 +132,32 @@ def components(difference: np.ndarray, count: int = 10) -> dict[str, np.ndarray]
         "pc1_mean": np.abs(first @ direction(difference)) / np.linalg.norm(first),
         "mean_share": len(difference) * np.square(mean).sum() / square,
     }
+
+
+def random_units(layers: Iterable[int], width: int, seed: int = 42) -> dict[int, np.ndarray]:
+    """A fixed random unit vector per layer, float64 [width], drawn one after the other: the control A1_rand of METHODS 5.2."""
+    rng = np.random.default_rng(seed)
+    return {layer: _unit(rng.standard_normal(width)) for layer in layers}
+
+
+def matched_units(layers: Iterable[int], width: int, seed: int = 42) -> dict[int, np.ndarray]:
+    """A random unit vector per layer, each from a seed of its own, for changes matched in size (METHODS 5.2, 0C)."""
+    return {layer: _unit(_normal(seed + 7919 * layer, width)) for layer in layers}
+
+
+def rotated_units(direction: Mapping[int, np.ndarray], seed: int = 42) -> dict[int, np.ndarray]:
+    """Per layer a random unit vector orthogonal to the direction given, [d]: the rotated control of METHODS 5.2."""
+    found = {}
+    for layer, given in direction.items():
+        d, random = np.asarray(given, np.float64), _normal(seed + 1031 * layer + 999_983, len(given))
+        found[layer] = _unit(random - (random @ d) / (d @ d) * d)
+    return found
+
+
+def _normal(seed: int, width: int) -> np.ndarray:
+    drawn: np.ndarray = torch.randn(width, generator=torch.Generator().manual_seed(seed)).double().numpy()
+    return drawn
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)

@@ -1,8 +1,9 @@
 """Reading a model's insides during one forward: hooks that copy real tokens to where they are kept, layer by layer."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,39 @@ from .structure import first_tensor
 
 
 class Batch:
-    """Right-padded token ids of some sequences and the flat indices of their real tokens."""
+    """Right-padded sequences, and the flat slots of the tokens whose values are wanted: all real ones, or those of `chosen`.
 
-    def __init__(self, sequences: Sequence[np.ndarray], pad: int, device: torch.device):
+    `chosen` has one bool array per sequence. With `state` [batch, width, d] the model starts from hidden states in place of
+    token ids (capture.replay).
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[np.ndarray],
+        pad: int,
+        device: torch.device,
+        chosen: Sequence[np.ndarray] | None = None,
+        state: Tensor | None = None,
+    ):
         width = max(len(row) for row in sequences)
         ids = torch.full((len(sequences), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
+        wanted = np.zeros(ids.shape, dtype=bool)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
             mask[row, : len(sequence)] = 1
+            wanted[row, : len(sequence)] = True if chosen is None else chosen[row]
         self.ids, self.mask = ids.to(device), mask.to(device)
         self.positions = torch.arange(width, device=device).expand_as(self.ids)
-        self.valid = torch.nonzero(mask.reshape(-1)).squeeze(1).to(device)
+        self.slots, self.wanted = np.flatnonzero(wanted), wanted
+        self.valid = torch.from_numpy(self.slots).to(device)
         self.lengths = [len(row) for row in sequences]
+        self.given = {"input_ids": self.ids} if state is None else {"inputs_embeds": state.to(device)}
 
     @property
     def n_tokens(self) -> int:
-        """Real tokens in the batch."""
-        return len(self.valid)
+        """Wanted tokens in the batch."""
+        return len(self.slots)
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,8 @@ class Sink:
 
     def __init__(self, batch: Batch, parts: Sequence[Part], side: bool = True):
         self.parts = parts
-        starts = np.concatenate([[0], np.cumsum(batch.lengths)])
-        self._flat = [int(starts[part.row]) + part.start for part in parts]
+        width = batch.ids.shape[1]
+        self._flat = np.searchsorted(batch.slots, [part.row * width + part.start for part in parts]).tolist()
         self._side = side
         self._events: dict[torch.device, Any] = {}
 
@@ -73,7 +89,7 @@ class Sink:
         )
 
     def flat(self, name: str, start: int, value: Tensor) -> None:
-        """Keep a variable of the real tokens start, start + 1, ... of the batch: value [n, ...]."""
+        """Keep a variable of the wanted tokens start, start + 1, ... of the batch: value [n, ...]."""
         targets, sources = [], []
         for part, first in zip(self.parts, self._flat, strict=True):
             low, high = max(first, start), min(first + part.stop - part.start, start + len(value))
@@ -106,6 +122,56 @@ def _side_stream(device: torch.device) -> Any:
 
 
 @contextmanager
+def at_boundary(
+    blocks: Sequence[nn.Module], boundary: int, first: int, change: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call `change` with the hidden states that pass a boundary; what it returns, unless None, takes their place.
+
+    Boundary l is the output of block l-1; `first`, where the model begins, is the input of that block.
+    """
+
+    def on_input(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        new = change(args[0] if args else kwargs["hidden_states"])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    if boundary == first:
+        handle = blocks[boundary].register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = blocks[boundary - 1].register_forward_hook(on_output(change))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def on_output(change: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    """A forward hook that calls `change` with a module's hidden states and puts what it returns, unless None, in their
+    place."""
+
+    def hook(_module: nn.Module, _args: tuple, value: Any) -> Any:
+        new = change(first_tensor(value))
+        return new if new is None or not isinstance(value, tuple) else (new, *value[1:])
+
+    return hook
+
+
+@contextmanager
+def forward_as(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Make a module compute `function` in place of its own forward; its hooks go on."""
+    own, before = "forward" in vars(module), module.forward
+    module.forward = function
+    try:
+        yield
+    finally:
+        if own:  # accelerate's, or that of a module which stands in for another already
+            module.forward = before
+        else:
+            del module.forward
+
+
+@contextmanager
 def gather(model: Model, sink: Sink, kept: dict[str, dict[int, int]]) -> Iterator[None]:
     """Send what the model computes inside the block to `sink`.
 
@@ -113,32 +179,21 @@ def gather(model: Model, sink: Sink, kept: dict[str, dict[int, int]]) -> Iterato
     block 0, l+1 = what leaves block l), block -> place for the other sites.
     """
 
-    def on_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        sink.padded("resid", kept["resid"][0], args[0] if args else kwargs["hidden_states"])
-
-    modules = {"resid": model.parts.blocks, "mlp_out": model.parts.mlps, "attn_out": model.parts.attns}
-    handles = []
-    try:
+    modules = {"mlp_out": model.parts.mlps, "attn_out": model.parts.attns}
+    with ExitStack() as stack:
         for name, places in kept.items():
             for index, place in places.items():
-                if name == "resid" and index == 0:
-                    handles.append(model.parts.blocks[0].register_forward_pre_hook(on_input, with_kwargs=True))
-                    continue
-                module = modules[name][index - (name == "resid")]
-                handles.append(
-                    module.register_forward_hook(
-                        lambda _m, _a, value, n=name, p=place: sink.padded(n, p, first_tensor(value))
-                    )
-                )
+                keep = partial(sink.padded, name, place)
+                if name == "resid":
+                    stack.enter_context(at_boundary(model.parts.blocks, index, model.parts.first, keep))
+                else:
+                    stack.callback(modules[name][index].register_forward_hook(on_output(keep)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def places(sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict[str, dict[int, int]]:
-    """For `gather`: which boundaries and blocks the sites among `sizes` keep, and where."""
-    found = {name: dict(enumerate(range(sizes[name][0]))) for name in sizes if name in SITES}
+def places(sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], first: int = 0) -> dict[str, dict[int, int]]:
+    """For `gather`: which boundaries and blocks (`first` and on) the sites among `sizes` keep, and where."""
+    found = {name: {first + place: place for place in range(sizes[name][0])} for name in sizes if name in SITES}
     if "resid" in found:
         found["resid"] = {boundary: place for place, boundary in enumerate(boundaries)}
     return found
@@ -163,9 +218,14 @@ def block_of(tensor: Tensor) -> np.ndarray:
 
 
 def whole(batch: Batch, buffers: dict[str, Tensor]) -> list[Part]:
-    """All real tokens of a batch, one after the other."""
-    starts = np.concatenate([[0], np.cumsum(batch.lengths)])
-    return [Part(row, 0, length, buffers, int(starts[row])) for row, length in enumerate(batch.lengths)]
+    """All wanted tokens of a batch, one after the other: a part for each run of them."""
+    parts, low = [], 0
+    for row, wanted in enumerate(batch.wanted):
+        edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            parts.append(Part(row, start, stop, buffers, low))
+            low += stop - start
+    return parts
 
 
 def pad_id(tokenizer: Any) -> int:

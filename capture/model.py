@@ -165,6 +165,31 @@ def load_model(
     `device_map` ('auto', or a dict as accelerate takes it) spreads blocks over several devices in place of `device`.
     Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
     """
+    hf = load_hf(spec, AutoModelForCausalLM, device, dtype, attention, device_map)
+    parts, head = discover(hf)
+    tokenizer = load_tokenizer(spec)
+    config = {
+        key: value
+        for key, value in hf.config.get_text_config().to_diff_dict().items()
+        if not key.startswith("_") and key != "dtype"
+    }
+    record = {
+        **identify(spec, dtype, tokenizer),
+        "class": type(hf).__name__,
+        "config": config,
+        "n_layers": len(parts.blocks),
+        "d_model": head.d_model,
+        "vocab": head.vocab,
+        "parameters": sum(p.numel() for p in hf.parameters()),
+        "special_ids": sorted(tokenizer.all_special_ids),
+    }
+    return Model(spec, hf, tokenizer, parts, head, record)
+
+
+def load_hf(
+    spec: ModelSpec, auto: Any, device: str, dtype: str, attention: str, device_map: Any = None, **options: Any
+) -> Any:
+    """A Hugging Face module of the class `auto` with a checkpoint's weights; LakeError for whatever is wrong with them."""
     check_dtype(dtype)
     check_device_map(device_map, device)
     where = source(spec)
@@ -176,13 +201,13 @@ def load_model(
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # its report of gaps is a page long; ours is below
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             where,
             revision=spec.revision or "main",
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
             device_map=device_map,
-            **kind,
+            **{**kind, **options},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
         )
@@ -209,24 +234,7 @@ def load_model(
             f"model {spec.name}: does not fit on the devices, {len(absent)} weights would be moved in and out (first:"
             f" {absent[0]}); use more or larger devices, or --device cpu"
         )
-    parts, head = discover(hf)
-    tokenizer = load_tokenizer(spec)
-    config = {
-        key: value
-        for key, value in hf.config.get_text_config().to_diff_dict().items()
-        if not key.startswith("_") and key != "dtype"
-    }
-    record = {
-        **identify(spec, dtype, tokenizer),
-        "class": type(hf).__name__,
-        "config": config,
-        "n_layers": len(parts.blocks),
-        "d_model": head.d_model,
-        "vocab": head.vocab,
-        "parameters": sum(p.numel() for p in hf.parameters()),
-        "special_ids": sorted(tokenizer.all_special_ids),
-    }
-    return Model(spec, hf, tokenizer, parts, head, record)
+    return hf
 
 
 def device_of(name: str) -> torch.device:

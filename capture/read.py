@@ -31,12 +31,12 @@ def read(
         else None
     )
     stage = Stage(model, batch, sizes) if stages(sizes) else None
-    target, kept = (stage.sink, stage.places) if stage else (sink, places(sizes, boundaries))
+    target, kept = (stage.sink, stage.places) if stage else (sink, places(sizes, boundaries, model.parts.first))
     try:
         with gather(model, target, kept):
             # One position of logits: the rest is computed below, for real tokens only and in slices.
             model.hf(
-                input_ids=batch.ids,
+                **batch.given,
                 attention_mask=batch.mask,
                 position_ids=batch.positions,
                 use_cache=False,
@@ -55,7 +55,7 @@ def read(
 
 
 def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict[str, Any]:
-    """Run one batch and return the variables of `sizes` for its real tokens, [n, ...], sites as float32."""
+    """Run one batch and return the variables of `sizes` for its wanted tokens, [n, ...], sites as float32."""
     buffers = {name: buffer(name, size, batch.n_tokens, model.dtype) for name, size in sizes.items()}
     read(model, batch, sizes, boundaries, whole(batch, buffers)).wait()
     return {name: tensor.float().numpy() if name in SITES else tensor.numpy() for name, tensor in buffers.items()}

@@ -26,7 +26,8 @@ class Structure:
     """The parts of a decoder, and how far the checks at load were off (relative to the largest value).
 
     `post_norms` normalise the MLP output before it is added (Gemma, OLMo 2), else empty. `placement` says where norms stand
-    around the MLP, see `_placement`.
+    around the MLP, see `_placement`. Blocks before `first` are empty shells that stand in for their own parts, so that a
+    block has its number of the full model (capture.suffix); a whole model begins at 0.
     """
 
     blocks: list[nn.Module]
@@ -37,6 +38,7 @@ class Structure:
     unembed: nn.Module
     placement: str
     errors: dict[str, float]
+    first: int = 0
 
     @property
     def parallel(self) -> bool:
@@ -59,24 +61,21 @@ def _only(found: list[nn.Module], what: str, hf: Any) -> nn.Module:
 
 
 class _Trace:
-    """Inputs and outputs of every module that ran in one small forward of random tokens, on the CPU."""
+    """Inputs and outputs of every module that ran in one small forward of `given`, on the CPU."""
 
-    def __init__(self, hf: Any):
+    def __init__(self, hf: Any, given: dict[str, torch.Tensor]):
         self.inputs: dict[nn.Module, torch.Tensor] = {}
         self.outputs: dict[nn.Module, torch.Tensor] = {}
-        generator = torch.Generator().manual_seed(0)
-        limit = hf.get_input_embeddings().num_embeddings
-        ids = torch.randint(0, limit, (1, PROBE_TOKENS), generator=generator).to(device_of_input(hf))
         handles = [module.register_forward_hook(self._keep, with_kwargs=True) for module in hf.modules()]
         try:
             with torch.no_grad():
-                self.logits = hf(input_ids=ids, use_cache=False).logits[0].float().cpu()
+                self.logits = hf(**given, use_cache=False).logits[0].float().cpu()
         finally:
             for handle in handles:
                 handle.remove()
 
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        given = args[0] if args else kwargs.get("hidden_states", kwargs.get("input"))
+        given = first_tensor(args[0] if args else kwargs.get("hidden_states", kwargs.get("input")))
         result = first_tensor(output)
         if isinstance(given, torch.Tensor) and isinstance(result, torch.Tensor):
             self.inputs[module], self.outputs[module] = given.cpu(), result.cpu()
@@ -90,40 +89,54 @@ class _Trace:
         return out, None
 
 
+def stacks(module: nn.Module, layers: int) -> list[nn.ModuleList]:
+    """The lists of `layers` modules inside a module, those with most weights first."""
+    found = [m for m in module.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    return sorted(found, key=lambda stack: -sum(p.numel() for p in stack.parameters()))
+
+
 def _find_blocks(hf: Any, trace: _Trace) -> list[nn.Module]:
     """The largest stack of as many modules as the config has layers, all of which ran (a vision tower's did not)."""
     layers = hf.config.get_text_config().num_hidden_layers
-    lists: list[Any] = [m for m in hf.modules() if isinstance(m, nn.ModuleList)]
-    ran = [stack for stack in lists if len(stack) == layers and all(block in trace.outputs for block in stack)]
+    ran = [stack for stack in stacks(hf, layers) if all(block in trace.outputs for block in stack)]
     if not ran:
+        lists = [m for m in hf.modules() if isinstance(m, nn.ModuleList)]
         sizes = ", ".join(map(str, sorted({len(stack) for stack in lists}))) or "no"
         raise LakeError(
             f"{type(hf).__name__}: no stack of blocks found: looked for a ModuleList of {layers} modules"
             f" (num_hidden_layers of its config) that all take and return hidden states; its ModuleLists have {sizes} modules."
             " Is this a decoder-only language model?"
         )
-    return list(max(ran, key=lambda stack: sum(p.numel() for block in stack for p in block.parameters())))
+    return list(ran[0])
 
 
 def device_of_input(hf: Any) -> torch.device:
-    """Where token ids go: the device of the embedding."""
-    return hf.get_input_embeddings().weight.device
+    """Where a model's input goes: the device of the embedding, of the first weight where there is none."""
+    return next(hf.get_input_embeddings().parameters(), next(hf.parameters())).device
 
 
-def discover(hf: Any) -> tuple[Structure, Head]:
+def random_tokens(hf: Any) -> dict[str, torch.Tensor]:
+    """The input of a small forward: a few token ids, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    limit = hf.get_input_embeddings().num_embeddings
+    return {"input_ids": torch.randint(0, limit, (1, PROBE_TOKENS), generator=generator).to(device_of_input(hf))}
+
+
+def discover(hf: Any, given: dict[str, torch.Tensor] | None = None, first: int = 0) -> tuple[Structure, Head]:
     """Find blocks, MLPs, norms and head of a decoder from the data that flows in a small forward, and check them.
 
-    Checks: each block adds exactly its attention and MLP branches, and head(resid[:, L]) equals the model's logits.
+    Checks: each block adds exactly its attention and MLP branches, and head(resid[:, L]) equals the model's logits. The
+    forward is one of `given` (else random tokens); blocks before `first` are shells and left out.
     """
-    trace = _Trace(hf)
+    trace = _Trace(hf, given or random_tokens(hf))
     blocks = _find_blocks(hf, trace)
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(blocks[first:], first):
         if not torch.isfinite(trace.inputs[block]).all() or not torch.isfinite(trace.outputs[block]).all():
             raise LakeError(
                 f"{type(hf).__name__}: NaN or infinity around block {index} in a short forward of random tokens; are the"
                 " weights damaged, or is the dtype too narrow?"
             )
-    parts = [_block(trace, block, index, hf) for index, block in enumerate(blocks)]
+    parts = [_block(trace, block, index, hf) for index, block in enumerate(blocks[first:], first)]
     placements = sorted({part.placement for part in parts})
     if len(placements) > 1:
         raise LakeError(
@@ -142,9 +155,10 @@ def discover(hf: Any) -> tuple[Structure, Head]:
         "blocks": max(part.error for part in parts),
         "head": _check(head.logits(last[0]), trace.logits, hf, "head(resid[:, L]) is not the model's logits"),
     }
-    mlps, attns = [part.mlp for part in parts], [part.attention for part in parts]
+    shells = blocks[:first]
+    mlps, attns = shells + [part.mlp for part in parts], shells + [part.attention for part in parts]
     post_norms = [part.post_norm for part in parts if part.post_norm is not None]
-    return Structure(blocks, mlps, attns, post_norms, norm, unembed, placements[0], errors), head
+    return Structure(blocks, mlps, attns, post_norms, norm, unembed, placements[0], errors, first), head
 
 
 @dataclass(frozen=True)
@@ -159,17 +173,22 @@ class _Block:
 
 
 def _block(trace: _Trace, block: nn.Module, index: int, hf: Any) -> _Block:
-    heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
-    attentive = [("attn" in name or "attention" in name, m) for name, m in heavy]
-    place = f"with weight matrices in block {index} (it has {', '.join(name for name, _ in heavy) or 'none'})"
-    attention = _only([m for yes, m in attentive if yes], f"attention module (named *attn* or *attention*) {place}", hf)
-    mlp = _only([m for yes, m in attentive if not yes], f"MLP (any other module) {place}", hf)
+    attention, mlp = branches(block, index, hf)
     added, norm = trace.branch(block, mlp)
     total = trace.inputs[block] + trace.branch(block, attention)[0] + added
     error = _check(
         total, trace.outputs[block], hf, f"block {index} adds something besides its attention and MLP outputs"
     )
     return _Block(attention, mlp, norm, _placement(trace, block, mlp, norm), error)
+
+
+def branches(block: nn.Module, index: int, hf: Any) -> tuple[nn.Module, nn.Module]:
+    """The attention and the MLP module of a block: its two children with weight matrices, told apart by name."""
+    heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
+    attentive = [("attn" in name or "attention" in name, m) for name, m in heavy]
+    place = f"with weight matrices in block {index} (it has {', '.join(name for name, _ in heavy) or 'none'})"
+    attention = _only([m for yes, m in attentive if yes], f"attention module (named *attn* or *attention*) {place}", hf)
+    return attention, _only([m for yes, m in attentive if not yes], f"MLP (any other module) {place}", hf)
 
 
 def _placement(trace: _Trace, block: nn.Module, mlp: nn.Module, post_norm: nn.Module | None) -> str:

@@ -18,6 +18,7 @@ from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
 
 ROWS = 4096  # rows of the unembedding per chunk
+SAMPLE = 256  # rows of it that tell a checkpoint from another
 
 HEAD_DIMS = {
     "norm_weight": ("d_model",),
@@ -130,3 +131,18 @@ def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.nda
         raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
     group = open_group(path, read_model(layout, pair, variant)["head_files"]["zarr.json"])
     return {name: checked(path, group, name)[...] for name in group.array_keys()}, dict(group.attrs)
+
+
+def check_head(layout: Layout, pair: str, variant: str, norm_weight: Any, unembed: Any) -> None:
+    """Raise LakeError unless a head's norm and the first rows of its unembedding are, bit for bit, those in the lake.
+
+    A cheap way to tell a checkpoint from another without hashing its files.
+    """
+    path: Path = layout.model(pair, variant) / "head.zarr"
+    group = open_group(path, read_model(layout, pair, variant)["head_files"]["zarr.json"])
+    norm, rows = checked(path, group, "norm_weight")[:], checked(path, group, "unembed")[:SAMPLE]
+    if not (np.array_equal(norm, np.asarray(norm_weight)) and np.array_equal(rows, np.asarray(unembed[:SAMPLE]))):
+        raise LakeError(
+            f"model {pair}/{variant}: its weights are not those that the lake's captures were made from (norm or unembedding"
+            " differ); name the same checkpoint, or give the other one another pair name"
+        )
