@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from actlake.queries import index
 
 ROOT = Path(__file__).parent.parent
 NEEDED = (
@@ -65,3 +66,7 @@ def test_the_command_sets_up_torch_before_it_is_loaded() -> None:
     code = "import os, sys, actlake.cli; assert 'torch' not in sys.modules; sys.argv[1:] = ['--version']; actlake.cli.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("actlake ")
+
+
+def test_the_page_of_rows_is_that_of_the_headers() -> None:
+    assert (ROOT / "docs" / "ROWS.md").read_text(encoding="utf-8") == index.page(), index.__doc__

@@ -1,0 +1,53 @@
+"""docs/ROWS.md, every row in one table, from the headers of the query files: `python -m actlake.queries.index docs/ROWS.md`."""
+
+import sys
+from pathlib import Path
+
+from .registry import Query, queries
+
+REPLAYED = {"graft", "factorial", "divergence"}  # tables that late blocks of a model are run for
+CHECKPOINTS = {"weights"}
+INTRODUCTION = """\
+# The rows of the experiment index
+
+Written from the headers of `queries/*.sql` by `python -m actlake.queries.index docs/ROWS.md`; a test compares the two.
+`actlake run ROW --about` says how a row is computed and which traps of the original it keeps out of.
+
+- *offline*: answered from the store alone; no model, no checkpoint. Tables that are not there yet are computed from
+  stored residuals in one pass.
+- *weights*: reads both checkpoints, tensor by tensor; runs no model.
+- *replay*: runs late blocks of a model from a residual stored at a boundary, with or without an edit, once per
+  condition; after that offline.
+- *generate* (free-running text under edits): no row yet.
+
+What is linear in stored arrays needs no replay either: `actlake.analyze.direct` reads MLP outputs and edited final
+residuals through the head.
+
+| row | title | how | streams | tables (? = done without if they can't be had) | figure | source |
+|---|---|---|---|---|---|---|"""
+
+
+def reads(query: Query) -> str:
+    """What a row takes besides its SQL: `offline` the store alone, `weights` both checkpoints, `replay` late blocks of them."""
+    tables = {want.table for want in query.needs}
+    return "replay" if tables & REPLAYED else "weights" if tables & CHECKPOINTS else "offline"
+
+
+def page() -> str:
+    """The page as Markdown."""
+    rows = [
+        f"| {query.id} | {query.title} | {reads(query)} | {', '.join(query.recipes) or 'none'} | {_tables(query)}"
+        f" | {query.plot.get('kind', 'none')} | {query.source} |"
+        for query in queries().values()
+    ]
+    return "\n".join([INTRODUCTION, *rows, ""])
+
+
+def _tables(query: Query) -> str:
+    return ", ".join(
+        f"`{want.table}{f'({want.kind})' if want.kind else ''}`{'?' if want.optional else ''}" for want in query.needs
+    )
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
