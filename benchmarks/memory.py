@@ -33,7 +33,7 @@ from measure import Row, main
 from work import random_llama, random_stream, read_by, stream_of
 
 PROFILE = ProfileSpec("bench", ("resid", "mlp_out"), "auto", "auto", None)
-TOKENS = 4000
+TOKENS, TRAINED = 4000, 1024
 LAYERS, WIDTH, VOCAB, LONG = 34, 640, 512, 200_000
 # All tables of token x layer and what is made of residuals beside them; those left out need sites or streams of their own.
 SWEPT = [
@@ -108,7 +108,7 @@ def training_memory(folder: Path, scope: Scope) -> float:
     included. The sweep after it reads through these."""
     ERRORS.quiet = True
     for variant in ("pt", "it"):
-        train_probes(Layout.open(folder), f"{scope.pair}/{variant}", scope.streams[variant], Adam(), tokens=TOKENS)
+        train_probes(Layout.open(folder), f"{scope.pair}/{variant}", scope.streams[variant], Adam(), tokens=TRAINED)
     return machine.peak_memory()
 
 

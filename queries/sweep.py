@@ -19,7 +19,7 @@ from ..store.layout import Layout
 from ..store.progress import bar
 from ..store.tables import ROW_GROUP_TOKENS, table_file, table_key, table_writer
 
-BLOCK_BYTES = 128 << 20  # of decoded values in memory at a time, all captures together
+BLOCK_BYTES = 32 << 20  # of decoded values in memory at a time, all captures together
 T = TypeVar("T")
 
 
@@ -261,23 +261,24 @@ class _Feed:
 
 
 class _Reader:
-    """One array from its first token on; chunks that a block ends in are kept for the next."""
+    """One array from its first token on; the chunks that a block ends in are kept for the next, which gets a view of them."""
 
     def __init__(self, array: CheckedArray):
         self.array = array
         self._chunk = array.array.chunks[0]
-        self._held = array[0:0]
-        self._at = 0  # token where `_held` begins
+        self._held, self._start = array[0:0], 0  # whole chunks, from this token on
+        self._at = 0  # token that the next block begins with
 
     def take(self, stop: int) -> np.ndarray:
         """Values [n, ...] from where the last call stopped up to token `stop`."""
-        read = self._at + len(self._held)
+        block, read = self._held[self._at - self._start : stop - self._start], self._start + len(self._held)
         if stop > read:
+            if not len(block):
+                self._held = block = block.copy()  # lets go of the chunks before others come in
             end = min(-(-stop // self._chunk) * self._chunk, self.array.shape[0])
-            self._held = _join(self._held, self.array[read:end])
-        block, rest = self._held[: stop - self._at], self._held[stop - self._at :]
-        # A copy of the rest lets go of the block's memory.
-        self._held, self._at = rest.copy(order="K"), stop
+            self._held, self._start = self.array[read:end], read
+            block = _join(block, self._held[: stop - read])
+        self._at = stop
         return block
 
 

@@ -21,7 +21,7 @@ from .schema import TABLES, VARIANTS
 from .streams import stream_records
 
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
-ROW_GROUP_TOKENS = 1 << 16  # one row group = one layer of about this many tokens: a layer filter skips the rest
+ROW_GROUP_TOKENS = 1 << 15  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
 
