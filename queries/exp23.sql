@@ -37,7 +37,7 @@ WITH cells AS (
     FROM factorial
     WHERE event = 'first_diff'
     GROUP BY prompt, prompt_id, step, readout
-), effects AS (
+), effects AS MATERIALIZED (
     SELECT *, pt_it - pt_pt AS late_pt, it_it - it_pt AS late_it, late_it - late_pt AS interaction,
         (late_pt + late_it) / 2 AS late_weight, (it_pt - pt_pt + it_it - pt_it) / 2 AS upstream,
         CASE WHEN step < 1 THEN '0' WHEN step < 3 THEN '1-2' WHEN step < 8 THEN '3-7' WHEN step >= 8 THEN '8+' END AS bin
@@ -57,11 +57,13 @@ WITH cells AS (
         SELECT prompt, readout, unnest(['all', bin]) AS steps, late_pt, late_it, interaction, late_weight, upstream FROM effects
     )
     ON late_pt, late_it, interaction, late_weight, upstream INTO NAME measure VALUE value
+), hashes AS MATERIALIZED (
+    SELECT interaction, block, md5_number_lower(coalesce(prompt_id, prompt::VARCHAR) || ' ' || block) AS signs
+    FROM common, range(160) AS blocks (block)
 ), null_draws AS (
     -- 64 signs an MD5: the same draws everywhere.
-    SELECT sum(interaction * (1 - 2 * ((md5_number_lower(prompt_id || ' ' || block) >> bit) & 1)::INTEGER)) / count(*) AS mean,
-        count(*) AS n
-    FROM common, range(160) AS blocks (block), range(64) AS bits (bit)
+    SELECT avg(CASE (signs >> bit) & 1 WHEN 1 THEN -interaction ELSE interaction END) AS mean, count(*) AS n
+    FROM hashes, range(64) AS bits (bit)
     GROUP BY block, bit
 )
 SELECT measure, prompt, avg(value) AS total, 1 AS n FROM numbers GROUP BY measure, prompt

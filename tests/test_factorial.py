@@ -398,25 +398,23 @@ def test_choice_is_a_masked_argmax() -> None:
         choose(head, resid[:, 0], tokens)
 
 
-def test_records_from_elsewhere_answer_exp23(lake: Layout, tmp_path: Path) -> None:
+def test_records_from_elsewhere_answer_exp23_alone_and_pooled(lake: Layout, tmp_path: Path) -> None:
     y = {("pt", "pt"): -2.0, ("pt", "it"): -1.0, ("it", "pt"): 1.0, ("it", "it"): 4.0}
-    rows = [
-        {
-            "prompt_id": f"r{i}",
-            "step": i,
-            "event": "first_diff",
-            "upstream": u,
-            "late": v,
-            "readout": "common_it",
-            "margin": m + i,
-        }
-        for (u, v), m in y.items()
-        for i in range(8)
-    ]
-    pd.DataFrame(rows).to_csv(tmp_path / "records.csv", index=False)
-    add_table(lake, "factorial", tmp_path / "records.csv", pair="theirs", stream="raw-theirs", stream_pt="raw-theirs")
-    table = Lake(lake.root).run("exp23").table.set_index(["measure"])["estimate"]
-    assert (table["late_pt"], table["late_it"], table["interaction"], table["upstream"]) == (1, 3, 2, 4)
+    for pair, scale in (("theirs", 1), ("others", 3)):
+        cells = [{"upstream": u, "late": v, "margin": scale * m} for (u, v), m in y.items()]
+        rows = (
+            pd.DataFrame(cells)
+            .assign(event="first_diff", readout="common_it")
+            .merge(pd.DataFrame({"step": range(8)}), "cross")
+        )
+        rows.assign(prompt_id="r" + rows["step"].astype(str)).to_csv(tmp_path / f"{pair}.csv", index=False)
+        names = {"pair": pair, "stream": "raw-theirs", "stream_pt": "raw-theirs"}
+        add_table(lake, "factorial", tmp_path / f"{pair}.csv", **names)
+    found = [Lake(lake.root).run("exp23", pair=pair).table for pair in ("theirs", "others", ["theirs", "others"])]
+    one, other, both = (table[table["steps"].isna()].set_index("measure")["estimate"] for table in found)
+    assert (one["late_pt"], one["late_it"], one["interaction"], one["upstream"]) == (1, 3, 2, 4)
+    for name in ("interaction", "interaction_step3", "interaction_null_999", "cell_it_it"):
+        assert both[name] == pytest.approx((one[name] + other[name]) / 2) == pytest.approx(2 * one[name])
 
 
 def refused(scene: Scene, root: Path, row: str = "exp23", file: Path | None = None) -> str:
