@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..store.progress import bar
+from ..store.progress import Advance, bar
 from .build import Kit, Scope
 from .events import EventTable, Pieces
+
+if TYPE_CHECKING:
+    from ..capture.model import Model
 
 WINDOWS = ("early", "mid", "late")
 HOSTS = {"pt": ("A", "B"), "it": ("C", "D")}  # a host on its own, and with grafts
@@ -27,10 +31,8 @@ class Divergence(EventTable):
 
     def measure(self, events: pd.DataFrame) -> None:
         """Load one host after the other, and for each window the donor's MLPs."""
-        from ..capture.edits import Graft
-        from ..capture.replay import load_late, load_mlps
+        from ..capture.replay import load_late
 
-        layout, catalog, device = self.kit.layout, self.kit.catalog, self.kit.device
         edges = sorted({self.layers, *(edge for window in self.windows.values() for edge in window)})
         total = len(self.grafts) * int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
         with bar(f"divergence {self.pair}", total) as progress:
@@ -38,16 +40,30 @@ class Divergence(EventTable):
                 there = self.kit.capture(self.names[host]).manifest["boundaries"]
                 mine = [edge for edge in edges if edge in there]
                 self._condition(host, alone, events, mine, self.stored(host, events, mine))
-                model = load_late(layout, self.model(host), edges[0], catalog, device=device)
+                model = load_late(self.kit.layout, self.model(host), edges[0], self.kit.catalog, device=self.kit.device)
                 for name, window in self.grafts.items():
-                    donor = load_mlps(
-                        layout, self.model("it" if host == "pt" else "pt"), window, catalog, device=device
-                    )
                     after = [edge for edge in edges if edge >= window[0]]
-                    start = self.start(host, window[0])
-                    pieces = self.replayed(model, start, events, after, [Graft(donor)], progress.advance)
+                    pieces = self._grafted(model, host, window, events, after, progress.advance)
                     self._condition(host, f"{grafted}_{name}", events, after, pieces)
-                del model, donor, pieces  # before the other is loaded
+                del model, pieces  # before the other is loaded
+
+    def _grafted(
+        self,
+        model: Model,
+        host: str,
+        window: tuple[int, int],
+        events: pd.DataFrame,
+        boundaries: Sequence[int],
+        advance: Advance,
+    ) -> Pieces:
+        """Residuals of the events with the other model's MLPs in a window; they are in memory while this is read."""
+        from ..capture.edits import Graft
+        from ..capture.replay import load_mlps
+
+        other = self.model("it" if host == "pt" else "pt")
+        donor = load_mlps(self.kit.layout, other, window, self.kit.catalog, device=self.kit.device)
+        start = self.start(host, window[0])
+        yield from self.replayed(model, start, events, boundaries, [Graft(donor)], advance)
 
     def _condition(
         self, host: str, condition: str, events: pd.DataFrame, boundaries: Sequence[int], pieces: Pieces
