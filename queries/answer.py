@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..store.errors import LakeError
 from ..store.layout import Layout
+from ..store.schema import TABLES
 from ..store.tables import connect, same_prompts, sql_error, stream_table
 from .build import BEHIND_VIEW, Kit, Scope, jobs_of
 from .estimates import RESAMPLES, read, table_of
@@ -81,8 +82,8 @@ def answer(
 ) -> Answer:
     """Answer one query from the store, for one pair or pooled over several; missing tables are computed first.
 
-    No model is loaded. `prompts` picks among several captured prompt sets, `catalog` says where checkpoints lie. Raises
-    LakeError when the captures it needs are not there.
+    No model is loaded but where a missing table is a replay. `prompts` picks among several captured prompt sets, `catalog`
+    says where checkpoints lie. Raises LakeError when the captures it needs are not there.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
@@ -205,7 +206,7 @@ def _where(name: str, scope: Scope) -> str:
     pair = f"pair = {_text(scope.pair)}"
     if not scope.streams:
         return pair
-    if name in ("pair_lens", "directions"):
+    if name in TABLES and "stream_pt" in TABLES[name].names:
         return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"
     return f"{pair} AND stream IN ({', '.join(_text(stream) for stream in sorted(scope.streams.values()))})"
 

@@ -13,7 +13,7 @@ from ..analyze.delta import delta
 from ..analyze.head import Head
 from ..analyze.lens import lens, pair_lens
 from ..store.captures import Capture
-from ..store.catalog import Catalog, load_catalog
+from ..store.catalog import Catalog, default_windows, load_catalog
 from ..store.errors import LakeError
 from ..store.foreign import foreign_captures
 from ..store.layout import Layout
@@ -35,6 +35,8 @@ VERSION = {
     "pair_lens": 1,
     "weights": 1,
     "lens_eval": 1,
+    "factorial": 1,
+    "divergence": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 T = TypeVar("T")
@@ -81,6 +83,18 @@ class Kit:
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]
+
+    def windows(self, pair: str, n_layers: int) -> dict[str, tuple[int, int]]:
+        """Early, mid and late blocks of a pair: the catalog's, else METHODS 1.6's; LakeError for one outside the model."""
+        known = self.catalog.pairs.get(pair)
+        found = default_windows(n_layers) | (known.windows if known else {})
+        for name, (start, stop) in found.items():
+            if not 0 <= start < stop <= n_layers:
+                raise LakeError(
+                    f"pair {pair}: window {name} [{start}, {stop}) of {self.catalog.path} is outside the model, whose blocks are"
+                    f" 0 to {n_layers - 1}"
+                )
+        return found
 
     def head(self, names: Names) -> Head:
         """A model's head."""
@@ -291,6 +305,18 @@ def _lens_eval(kit: Kit, scope: Scope, _kind: str) -> Job:
     return Evaluation(kit, scope)
 
 
+def _factorial(kit: Kit, scope: Scope, _kind: str) -> Job:
+    from .factorial import Factorial
+
+    return Factorial(kit, scope)
+
+
+def _divergence(kit: Kit, scope: Scope, _kind: str) -> Job:
+    from .divergence import Divergence
+
+    return Divergence(kit, scope)
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
@@ -307,10 +333,12 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "weights": _weights,
     "directions": _directions,
     "lens_eval": _lens_eval,
+    "factorial": _factorial,
+    "divergence": _divergence,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned")}
-BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
+BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
 
 
 def jobs_of(kit: Kit, need: Need) -> list[Job]:

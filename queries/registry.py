@@ -147,7 +147,12 @@ def _published() -> pd.DataFrame:
 
 # Families that the seed pools: the mean of their means.
 DENSE5 = ("gemma3_4b", "llama31_8b", "mistral_7b", "olmo2_7b", "qwen3_4b")
-POOLS = {"dense5": frozenset(DENSE5), "pooled6": frozenset((*DENSE5, "deepseek_v2_lite"))}
+POOLS = {
+    "dense5": frozenset(DENSE5),
+    "pooled6": frozenset((*DENSE5, "deepseek_v2_lite")),
+    "dense6": frozenset((*DENSE5, "qwen25_32b")),
+    "core5": frozenset({*DENSE5, "qwen25_32b"} - {"gemma3_4b"}),
+}
 
 
 def published(row: str, *pairs: str) -> pd.DataFrame:

@@ -31,13 +31,14 @@ from .tables import (
 KEYS = (
     *("pair", "variant", "stream", "stream_pt", "lens", "prompt", "prompt_id", "category", "token", "position", "step"),
     *("layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
+    *("event", "upstream", "late", "readout", "condition"),
 )
 OPTIONAL = ("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other")
 COSINE, SHARE = (-1.0, 1.0), (0.0, 1.0)
 RANGES = {
     "js": (0.0, 0.6932),
     "js_next": (0.0, 0.6932),
-    **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "margin"), (0.0, math.inf)),
+    **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "endpoint.margin"), (0.0, math.inf)),
     **dict.fromkeys(("block_cos", "mlp_cos", "cos_final"), COSINE),
     **dict.fromkeys(("p_target", "confidence", "churn"), SHARE),
 }
@@ -158,7 +159,7 @@ class _Rows:
         self._check_twice()
 
     def _check_range(self, column: str) -> None:
-        low, high = RANGES.get(column, (-math.inf, math.inf))
+        low, high = RANGES.get(f"{self._name}.{column}", RANGES.get(column, (-math.inf, math.inf)))
         bad = f"{column} < {low - SLACK:.9f}" if math.isfinite(low) else "false"
         bad += f" OR {column} > {high + SLACK:.9f}" if math.isfinite(high) else ""
         wrong = self._sql.execute(

@@ -116,6 +116,8 @@ _TOKEN = [*_PROMPT, ("token", pa.int64())]
 _PLACE = [("position", pa.int32()), ("step", pa.int32())]
 _LAYER = [("layer", pa.int32())]
 _FLOAT = pa.float32()
+_EVENT = [("event", _TEXT), ("it_token", pa.int32()), ("pt_token", pa.int32())]
+_CHOICE = [("margin", _FLOAT), ("it_logit", _FLOAT), ("pt_logit", _FLOAT), ("top1", pa.int32())]
 
 STREAM_SCHEMA = pa.schema(
     [
@@ -231,6 +233,22 @@ TABLES = {
             ("value", _FLOAT),
             ("n", pa.int32()),
         ]
+    ),
+    "factorial": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            *_PROMPT,
+            *_PLACE,
+            *_EVENT,
+            ("upstream", _TEXT),
+            ("late", _TEXT),
+            ("readout", _TEXT),
+            *_CHOICE,
+        ]
+    ),
+    "divergence": pa.schema(
+        [*_MODEL, ("stream_pt", _TEXT), *_PROMPT, *_PLACE, *_EVENT, ("condition", _TEXT), *_LAYER, *_CHOICE]
     ),
     "lens_eval": pa.schema(
         [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from actlake.capture.prompts import read_prompts
+from actlake.queries.registry import POOLS
 from actlake.store import catalog as module
 from actlake.store.catalog import (
     ModelSpec,
@@ -403,10 +404,10 @@ def test_published_figures_have_their_shape():
     assert list(rows[0]) == ["row", "model", "quantity", "value", "low", "high", "source"]
     keys = [(r["row"], r["model"], r["quantity"]) for r in rows]
     assert len(set(keys)) == len(keys)
-    assert {"L1", "L2", "L3", "L8", "L9", "0A", "0B", "0H", "exp10", "exp16"} <= {r["row"] for r in rows}
-    assert (
-        {r["model"] for r in rows} <= {*SEED_PAIRS, "pooled6", "dense5"} <= {*load_catalog().pairs, "pooled6", "dense5"}
-    )
+    assert {"L1", "L2", "L3", "L8", "L9", "0A", "0B", "0H", "exp10", "exp16", "exp20", "exp23"} <= {
+        r["row"] for r in rows
+    }
+    assert {r["model"] for r in rows} == {*SEED_PAIRS, "qwen25_32b", *POOLS}
     for r in rows:
         value = float(r["value"])
         assert bool(r["low"]) == bool(r["high"])
@@ -425,6 +426,8 @@ def test_published_pooled_figures_are_the_means_of_the_families():
         ("exp16", "js_ac_full", "dense5", DENSE5),
         ("exp16", "js_ac_pre", "dense5", DENSE5),
         ("exp16", "js_ac_final20", "dense5", DENSE5),
+        ("exp23", "interaction", "dense5", DENSE5),
+        *(("exp23", quantity, "dense6", [*DENSE5, "qwen25_32b"]) for quantity in ("late_pt", "late_it", "interaction")),
     ]:
         found = values[row, quantity]
         assert sum(found[m] for m in members) / len(members) == pytest.approx(found[pooled], abs=5.1e-4)
