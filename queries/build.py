@@ -37,6 +37,7 @@ VERSION = {
     "lens_eval": 1,
     "factorial": 1,
     "divergence": 1,
+    "writeout": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 T = TypeVar("T")
@@ -317,6 +318,12 @@ def _divergence(kit: Kit, scope: Scope, _kind: str) -> Job:
     return Divergence(kit, scope)
 
 
+def _writeout(kit: Kit, scope: Scope, _kind: str) -> Job:
+    from .writeout import Writeout
+
+    return Writeout(kit, scope)
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
@@ -335,6 +342,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "lens_eval": _lens_eval,
     "factorial": _factorial,
     "divergence": _divergence,
+    "writeout": _writeout,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned")}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..capture.model import Model
     from ..capture.replay import Start
 
-EVENT = "first_diff"
 READ_TOGETHER = 256  # events whose stored residuals are in memory at a time
 LABELS = ("prompt", "prompt_id", "category", "position", "step", "it_token", "pt_token")
 Pieces = Iterator[tuple[np.ndarray, np.ndarray]]  # places of some events [n], their residuals [n, boundaries, d]
@@ -36,6 +35,8 @@ class EventTable(TableJob):
     or the last one, when the two models read different prompts, or when their weights can't be found; a table that is there
     already needs none of it.
     """
+
+    event = "first_diff"
 
     def __init__(self, kit: Kit, scope: Scope, table: str, windows: Sequence[str]):
         if set(scope.streams) != set(VARIANTS):
@@ -51,14 +52,14 @@ class EventTable(TableJob):
             "streams": scope.streams,
             "captures": {variant: capture.sha256 for variant, capture in captures.items()},
             "models": {variant: kit.head_hash(names) for variant, names in self.names.items()},
-            "event": EVENT,
+            "event": self.event,
             "windows": self.windows,
             "version": VERSION[table],
         }
         super().__init__(kit.layout, table, recipe)
         self.before = tuple(jobs_of(kit, ("tokens", "", scope)))
         if not self.path.exists():
-            self._check()
+            self.check()
 
     def finish(self) -> None:
         """Find the events and write what there is to say of them; rows made with other windows give way."""
@@ -89,7 +90,7 @@ class EventTable(TableJob):
         """Residuals of the events as the capture of a variant has them."""
         capture = self.kit.capture(self.names[variant])
         resid, places = capture.array("resid"), [capture.manifest["boundaries"].index(b) for b in boundaries]
-        tokens = _tokens(events, variant).tolist()
+        tokens = tokens_of(events, variant).tolist()
         for first in range(0, len(tokens), READ_TOGETHER):
             some = tokens[first : first + READ_TOGETHER]
             read = [np.concatenate([resid[token : token + 1, place] for token in some]) for place in places]
@@ -108,7 +109,7 @@ class EventTable(TableJob):
         from ..capture.replay import replay
 
         variant = start.path.parent.name
-        lengths, tokens = np.ones_like(start.lengths), _tokens(events, variant)
+        lengths, tokens = np.ones_like(start.lengths), tokens_of(events, variant)
         lengths[events["prompt"]] = tokens - start.offset[events["prompt"]] + 1
         start, wanted = replace(start, lengths=lengths), np.isin(np.arange(len(start.token_id)), tokens)
         for piece in replay(model, start, edits, keep=("resid",), logits="none", boundaries=boundaries, tokens=wanted):
@@ -136,7 +137,7 @@ class EventTable(TableJob):
             {
                 **{"pair": self.pair, "variant": "both", "stream": self.streams["it"], "stream_pt": self.streams["pt"]},
                 **{name: events[name].to_numpy() for name in LABELS},
-                "event": EVENT,
+                "event": self.event,
                 **more,
                 "margin": logits[:, 0] - logits[:, 1],
                 "it_logit": logits[:, 0],
@@ -145,7 +146,7 @@ class EventTable(TableJob):
             }
         )
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """What can be known before anything runs."""
         from ..capture.model import load_config
         from ..capture.replay import borrowed, find_weights
@@ -161,6 +162,6 @@ class EventTable(TableJob):
             borrowed(prompts[one], prompts[other])  # refuses other tokens
 
 
-def _tokens(events: pd.DataFrame, variant: str) -> np.ndarray:
+def tokens_of(events: pd.DataFrame, variant: str) -> np.ndarray:
     """Place of each event on the token axis of a variant's stream, int64 [events]."""
     return events["token" if variant == "it" else "token_pt"].to_numpy(np.int64)

@@ -250,6 +250,18 @@ TABLES = {
     "divergence": pa.schema(
         [*_MODEL, ("stream_pt", _TEXT), *_PROMPT, *_PLACE, *_EVENT, ("condition", _TEXT), *_LAYER, *_CHOICE]
     ),
+    "writeout": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            *_PROMPT,
+            *_PLACE,
+            *_EVENT,
+            *_LAYER,
+            *((name, pa.bool_()) for name in ("early", "mid", "late")),
+            *((name, _FLOAT) for name in ("support_it", "support_pt", "against", "rest", "cos")),
+        ]
+    ),
     "lens_eval": pa.schema(
         [
             *_MODEL,

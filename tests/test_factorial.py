@@ -4,8 +4,9 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,47 @@ def test_exp20_counts_what_each_condition_picks(scenes) -> None:
     assert "grafted into PT's middle window" in found.says and found.figure().axes
 
 
+# --- exp21 -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_exp21_by_whole_forwards(scenes) -> None:
+    scene = scenes("llama")
+    table = scene.lake.sql("SELECT * FROM writeout").df().set_index(["prompt", "variant", "layer"])
+    assert len(table) == 2 * LAYERS * len(scene.events)
+    for event in scene.events.itertuples():
+        for variant in ("pt", "it"):
+            seen: dict[int, list[Tensor]] = {layer: [] for layer in range(LAYERS)}
+            hf = scene.hf[variant]
+            with ExitStack() as hooks:
+                for layer, block in enumerate(scene.blocks[variant]):
+                    for module in (block.mlp, block):
+                        keep = partial(lambda told, _module, _args, out: told.append(first(out)[0, -1]), seen[layer])
+                        hooks.callback(module.register_forward_hook(keep).remove)
+                hf(scene.prefix(event))
+            for layer, (u, after) in seen.items():
+                before = after - u
+                support = hf.lm_head(hf.model.norm(after)) - hf.lm_head(hf.model.norm(before))
+                row = table.loc[event.prompt, variant, layer]
+                expected = (float(support[event.it_token]), float(support[event.pt_token]))
+                assert (row.support_it, row.support_pt) == pytest.approx(expected, abs=TOLERANCE)
+                assert (row.early, row.mid, row.late) == tuple(
+                    start <= layer < stop for start, stop in map(WINDOWS.get, ("early", "mid", "late"))
+                )
+    flat = table.reset_index()
+    flat["margin"] = flat["support_it"] - flat["support_pt"]
+    found = scene.lake.run("exp21")
+    got = found.table[found.table["layer"].isna()].set_index(["measure", "variant"])["estimate"]
+    for variant, mine in flat.groupby("variant"):
+        for name in ("early", "mid", "late"):
+            mean = mine[mine[name]].groupby("prompt")["margin"].mean().mean()
+            assert got[f"margin_{name}", variant] == pytest.approx(mean, abs=1e-5)
+    late = flat[flat["late"] & (flat["variant"] == "it")]
+    numbers = found.table[found.table["variant"].isna()].set_index("measure")["estimate"]
+    assert numbers["against_late_it"] == pytest.approx(late.groupby("prompt")["against"].mean().mean(), abs=1e-6)
+    assert "late window moves" in found.says and found.figure().axes
+
+
 # --- kernel, foreign records, what is refused ------------------------------------------------------------------------
 
 
@@ -431,6 +473,7 @@ def test_what_is_missing_is_said_before_anything_runs(scenes, tmp_path: Path) ->
         assert "Run `actlake capture llama --stream raw --prompts tiny`" in refused(scene, native.root, row)
     profile = replace(tiny.FULL, boundaries=(0, "last"))
     few = tiny.capture(tmp_path / "few", pair, RAW, prompts=prompts, profile=profile)
+    assert "needs the residual at every boundary" in refused(scene, few.root, "exp21")
     assert re.search("boundary 3 is not stored in this capture .it has 0, 5.*--profile full", refused(scene, few.root))
     full = tiny.capture(tmp_path / "full", pair, RAW, prompts=prompts)
     assert "no weights found" in refused(scene, full.root, file=catalog(tmp_path, replace(pair, name="other")))
