@@ -405,36 +405,39 @@ def probes_train(
         float | None, typer.Option(help="Learning rate of sgd in tenths. [default: the published one of the family]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the tokens.")] = 0,
+    folds: Annotated[
+        int,
+        typer.Option(
+            help="Sets of probes, each kept for the prompts it was not trained on. 1: one set, trained on four fifths of the"
+            " prompts, that reads them all: for text no question is asked about.",
+            min=1,
+        ),
+    ] = 2,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Train an affine probe per layer from a stored capture, so that its lens foretells the last layer. No model is loaded.
 
-    Four prompts in five are trained on, the rest watch. Interrupted? The same command goes on from the last check. Rows that
-    need a tuned lens use what was trained here, the most tokens first.
+    Interrupted? The same command goes on from a minute before. Rows that need a tuned lens use what was trained here, the
+    most tokens first, before the probes they train by themselves.
     """
     from .queries.probes import recipe_of, train_probes
 
     layout, _ = open_layout(lake, catalog)
     for name in _variants(variant):
+        chosen = recipe_of(layout, recipe, f"{pair}/{name}", batch, scale)
         path, record = train_probes(
-            layout,
-            f"{pair}/{name}",
-            stream,
-            recipe_of(layout, recipe, f"{pair}/{name}", batch, scale),
-            tokens,
-            seed,
-            device,
+            layout, f"{pair}/{name}", stream, chosen, tokens=tokens, seed=seed, folds=folds, device=device
         )
-        out.print(
-            f"{path}: {record['trained_tokens']:,} tokens, {record['steps']} steps; held-out KL in nats, layers -1 to"
-            f" {len(record['kl_raw']) - 2}:",
-            highlight=False,
-            soft_wrap=True,
-        )
-        for kind in ("raw", "tuned"):
-            out.print(f"  {kind:5} " + " ".join(f"{kl:.4g}" for kl in record[f"kl_{kind}"]), highlight=False)
+        layers = f"layers -1 to {len(record['kl_raw'][0]) - 2}"
+        out.print(f"{path}: held-out KL in nats, {layers}", highlight=False, soft_wrap=True)
+        for fold in range(folds):
+            took = f"{record['trained_tokens'][fold]:,} tokens in {record['steps'][fold]} steps"
+            out.print(f"  fold {fold + 1} of {folds}, {took}", highlight=False)
+            for kind in ("raw", "tuned"):
+                values = " ".join(f"{kl:.4g}" for kl in record[f"kl_{kind}"][fold])
+                out.print(f"    {kind:5} {values}", highlight=False)
 
 
 @probes_app.command("ls")

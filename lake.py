@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import pandas as pd
-import torch
 import xarray as xr
 
-from .analyze.head import Head
-from .analyze.tuned import Probes
 from .store.captures import find_capture, list_captures, open_capture
 from .store.errors import LakeError
 from .store.layout import Layout, split_model
 from .store.models import read_head
-from .store.probes import find_probes, read_probes
+from .store.probes import find_probes
 from .store.tables import check_select, connect, sql_error, stream_table, tables_in
 
 if TYPE_CHECKING:
+    from .analyze.head import Head
+    from .analyze.tuned import Probes
     from .queries.answer import Answer
 
 
@@ -47,17 +46,22 @@ class Lake:
         """
         return open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
 
-    def head(self, model: str) -> Head:
+    def head(self, model: str) -> "Head":
         """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
+        from .analyze.head import Head
+
         return Head.from_arrays(*read_head(self.layout, *split_model(model)))
 
-    def probes(self, model: str, name: str = "") -> Probes:
-        """Tuned-lens probes of 'PAIR/VARIANT', by a unique beginning of their name if it has several sets.
+    def probes(self, model: str, name: str = "") -> "list[Probes]":
+        """Tuned-lens probes of 'PAIR/VARIANT' by fold, for analyze.lens and analyze.lazy.
 
-        For analyze.lazy.lens and analyze.lens.lens. LakeError when there is no such set, CorruptError when it is damaged.
+        `name` is a unique beginning of the set's name, needed if there are several. A fold's probes were not trained on the
+        prompts for which `analyze.split.fold_of(prompt_ids, folds)` is its number.
+        LakeError when there is no such set, CorruptError when it is damaged.
         """
-        weight, bias, _ = read_probes(find_probes(self.layout, model, name))
-        return Probes(torch.from_numpy(weight), torch.from_numpy(bias))
+        from .queries.probes import load_probes
+
+        return load_probes(find_probes(self.layout, model, name))
 
     def sql(self, text: str, device: str = "cpu") -> duckdb.DuckDBPyRelation:
         """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture.

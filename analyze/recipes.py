@@ -72,13 +72,13 @@ class Sgd(Recipe):
 class Adam(Recipe):
     """Adam with decoupled weight decay, 5 % of warm-up, then a cosine to zero, and early stopping.
 
-    Learning rate, decay and schedule of the seed's other recipe, whose quality figures are the ones it committed; that
-    one took 5,000 steps of 64 tokens, `Adam(batch=64, steps=5000)`. Source: METHODS 3.2, trap 15.
+    Batch, learning rate, decay and schedule of the seed's other recipe, whose quality figures are the ones it committed;
+    that one took 5,000 steps, which small captures have no tokens for. Source: METHODS 3.2, trap 15.
     """
 
     name: ClassVar[str] = "adam"
-    batch: int = 128
-    steps: int = 600
+    batch: int = 64
+    steps: int = 500
     check_every: int = 100
     peak: float = 1e-3
     decay: float = 1e-3

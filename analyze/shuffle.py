@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ class Shuffle:
     """
 
     def __init__(
-        self, blocks: Iterable[Array], capacity: int, seed: int = 0, dtype: torch.dtype = torch.float32
+        self, blocks: Iterable[Array], capacity: int, seed: int | Sequence[int] = 0, dtype: torch.dtype = torch.float32
     ) -> None:
-        self._blocks = (torch.as_tensor(block) for block in blocks if len(block))
+        self._blocks: Iterator[Tensor] = (torch.as_tensor(block) for block in blocks if len(block))
         self._next = next(self._blocks, None)  # the rows that come in next, so that the end is seen when it is reached
         if self._next is None:
             raise ValueError("shuffle: the blocks hold no rows")
@@ -49,6 +49,11 @@ class Shuffle:
         """Leave out the next `count` rows, as if they had been taken."""
         while count and len(rows := self.take(min(count, SKIP))):
             count -= len(rows)
+
+    def close(self) -> None:
+        """Let go of the rows: none will be taken any more."""
+        self._blocks, self._next, self._buffer = iter(()), None, self._buffer[:0]
+        self._free, self._order, self.whole = np.empty(0, np.int64), np.empty(0, np.int64), False
 
     def _refill(self) -> bool:
         """Draw a new order when the last one is used up; False at the end of a stream."""

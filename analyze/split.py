@@ -1,4 +1,4 @@
-"""Which prompts are held out: decided by a prompt's id alone, so that it is the same in every capture and model."""
+"""Which prompts a fit is not shown: decided by a prompt's id alone, so that it is the same in every capture and model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numpy as np
 HELD_OUT = 0.2  # METHODS 2: 80/20
 
 
-def held_out(prompt_ids: Iterable[str], fraction: float = HELD_OUT) -> np.ndarray:
-    """Whether each prompt is held out, bool [P]: the first 64 bits of its id's SHA-256 lie in the lowest `fraction`.
+def fold_of(prompt_ids: Iterable[str], folds: int) -> np.ndarray:
+    """The fold that each prompt is held out from, int [P]: folds of equal size, by the first 64 bits of the id's SHA-256.
 
-    A prompt that one model is trained on is then never held out for another, whatever else is in the set.
+    With one fold, the fifth with the lowest hashes is held out from it; the others are -1, held out from none. What one
+    model is not shown is then not shown to another, whatever else is in its prompt set. ValueError on no folds.
     """
-    draws = [int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "big") for name in prompt_ids]
-    return np.array([draw < fraction * 2**64 for draw in draws], dtype=bool)
+    if folds < 1:
+        raise ValueError(f"folds: {folds}, expected at least 1")
+    draws = (int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "big") / 2**64 for name in prompt_ids)
+    return np.array([int(u * folds) if folds > 1 else -(u >= HELD_OUT) for u in draws], dtype=np.int64)

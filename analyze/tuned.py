@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,8 @@ class Objective:
     vocabulary in float32 (three with a soft cap), at most LOGIT_BYTES for the two.
     """
 
-    def __init__(self, head: Head, device: str) -> None:
-        self.head = head.to(device)
+    def __init__(self, head: Head, device: str = "cpu") -> None:
+        self.head, self.device = head.to(device), device
         self.rows = max(1, min(ROWS, LOGIT_BYTES // (8 * head.vocab)))
         self._final, self._table = (torch.empty(self.rows, head.vocab, device=device) for _ in range(2))
         self._slope = torch.empty_like(self._table) if head.softcap else None
@@ -121,23 +121,21 @@ def _exp(z: Tensor, out: Tensor) -> Tensor:
 
 
 class Trainer:
-    """Trains the probes of all boundaries side by side: `add` rows until a batch is full, `step`, now and then `check`.
+    """Trains the probes of all boundaries side by side: `add` rows until a batch is full, `step`, now and then `check`;
+    `advance` does so from a feed.
 
-    head: the model's own. boundaries: L + 1. `steps` replaces the recipe's number of steps. Memory: 4 (SGD) or 5 (Adam)
-    times the probes' 4 L d^2 bytes, and the objective's tables, whatever the number of rows.
+    objective: that of the model's head, which several trainers may share. boundaries: L + 1. `steps` replaces the recipe's
+    number of steps. Memory: 4 (SGD) or 5 (Adam) times the probes' 4 L d^2 bytes, whatever the number of rows.
 
     `state` and `restore` carry a run between processes: restored after a step, it goes on bit for bit on the same
     machine. Source: METHODS 3.2; Belrose et al. 2023, arXiv:2303.08112.
     """
 
-    def __init__(
-        self, head: Head, boundaries: int, recipe: Recipe, *, steps: int | None = None, device: str = "cpu"
-    ) -> None:
+    def __init__(self, objective: Objective, boundaries: int, recipe: Recipe, steps: int | None = None) -> None:
         if boundaries < 2:
             raise ValueError(f"tuned lens: {boundaries} boundaries, expected at least 2")
-        self.recipe, self.steps, self.device = recipe, steps or recipe.steps, device
-        self.objective = Objective(head, device)
-        self.best = Probes.identity(boundaries - 1, head.d_model, device)
+        self.objective, self.recipe, self.steps = objective, recipe, steps or recipe.steps
+        self.best = Probes.identity(boundaries - 1, objective.head.d_model, objective.device)
         self.weight = [w.clone().requires_grad_() for w in self.best.weight]
         self.bias = [b.clone().requires_grad_() for b in self.best.bias]
         self.best_kl = np.full(len(self.bias), np.inf)
@@ -146,7 +144,7 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         self._parameters = [p for pair in zip(self.weight, self.bias, strict=True) for p in pair]
         self._optimizer = recipe.optimizer(self._parameters)
-        self._loss, self._rows = np.zeros(len(self.bias)), 0  # of the step under way
+        self._loss, self._rows = np.zeros(len(self.bias)), 0  # since the last check; in the step under way
 
     @property
     def active(self) -> list[int]:
@@ -156,7 +154,7 @@ class Trainer:
     def add(self, resid: Array) -> None:
         """Add the gradients of rows [n, L+1, d] to the step under way."""
         for part in torch.as_tensor(resid).split(self.objective.rows):
-            h = part.to(self.device, torch.float32)
+            h = part.to(self.objective.device, torch.float32)
             self.objective.against(h[:, -1])
             for layer in self.active:
                 normed = self.objective.head.normed(torch.addmm(self.bias[layer], h[:, layer], self.weight[layer].T))
@@ -205,12 +203,27 @@ class Trainer:
         """Mean KL(p_L || p_l) [L] in nats of the probes as they are now, on rows [n, L+1, d]; float64."""
         total, rows = np.zeros(len(self.bias)), torch.as_tensor(resid)
         for part in rows.split(self.objective.rows):
-            h = part.to(self.device, torch.float32)
+            h = part.to(self.objective.device, torch.float32)
             self.objective.against(h[:, -1])
             for layer, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
                 normed = self.objective.head.normed(torch.addmm(bias, h[:, layer], weight.T))
                 total[layer] += float(self.objective.kl(normed)[0].sum())
         return total / max(len(rows), 1)
+
+    def advance(self, feed: Shuffle, held_out: Array) -> int:
+        """One step on the feed's next rows, and a check when one is due; returns how many rows, 0 when none were left."""
+        missing = self.recipe.batch
+        while missing and len(rows := feed.take(min(missing, self.objective.rows))):
+            self.add(rows)
+            missing -= len(rows)
+        if missing < self.recipe.batch:
+            self.step()
+        else:
+            self.steps = self.done
+        due = self.done % self.recipe.check_every == 0 or self.done >= self.steps
+        if due and self.curve[-1]["step"] < self.done:
+            self.check(held_out)
+        return self.recipe.batch - missing
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything a later process needs to go on after the last step, as arrays by name."""
@@ -248,38 +261,32 @@ class Trainer:
 
 
 def train(
-    trainer: Trainer,
-    feed: Shuffle,
-    held_out: Array,
+    runs: Sequence[tuple[Trainer, Shuffle, Array]],
     *,
     save: Callable[[], None] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Probes:
-    """Train until the steps, the rows or every probe's patience are used up; returns each probe's best state.
+) -> list[Probes]:
+    """Train several sets of probes in turn, a step each: (trainer, its rows, its held-out rows). Returns their best states.
 
-    A restored trainer goes on where it was: `feed` must begin anew, and the rows already seen are left out. `save` is
-    called after a check and when SAVE_SECONDS have passed, `progress` with the rows of each step.
+    A run ends when its steps, its rows or every probe's patience are used up. Restored trainers go on where they were:
+    feeds must begin anew, and the rows already seen are left out. `save` is called when trainers have looked at the
+    held-out rows and when SAVE_SECONDS have passed, `progress` with the rows of each step.
     """
-    feed.skip(trainer.seen)
-    if not trainer.curve:
-        trainer.check(held_out)
-    saved = time.monotonic()
-    while trainer.active:
-        missing = trainer.recipe.batch
-        while missing and len(rows := feed.take(min(missing, trainer.objective.rows))):
-            trainer.add(rows)
-            missing -= len(rows)
-        if missing == trainer.recipe.batch:
-            break
-        trainer.step()
-        if progress:
-            progress(trainer.recipe.batch - missing)
-        look = trainer.done % trainer.recipe.check_every == 0 or trainer.done >= trainer.steps
-        if look:
+    for trainer, feed, held_out in runs:
+        feed.skip(trainer.seen)
+        if not trainer.curve:
             trainer.check(held_out)
-        if save and (look or time.monotonic() - saved >= SAVE_SECONDS):
+    saved, looks = time.monotonic(), sum(len(trainer.curve) for trainer, *_ in runs)
+    while active := [run for run in runs if run[0].active]:
+        for trainer, feed, _ in runs:
+            if not trainer.active:
+                feed.close()  # rows that nobody takes need not wait
+        for trainer, feed, held_out in active:
+            rows = trainer.advance(feed, held_out)
+            if progress:
+                progress(rows)
+        found = sum(len(trainer.curve) for trainer, *_ in runs)
+        if save and (found > looks or time.monotonic() - saved >= SAVE_SECONDS):
             save()
-            saved = time.monotonic()
-    if trainer.curve[-1]["step"] != trainer.done:
-        trainer.check(held_out)
-    return trainer.best
+            saved, looks = time.monotonic(), found
+    return [trainer.best for trainer, *_ in runs]

@@ -8,16 +8,19 @@ the lens, is what takes time; every shard is a copy of the first.
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 import torch
+from actlake.analyze.recipes import Adam
 from actlake.capture.model import load_model
 from actlake.capture.plan import batch_plan, estimate
 from actlake.capture.run import capture, make_template
 from actlake.queries.build import Scope, ensure
+from actlake.queries.probes import train_probes
 from actlake.store.catalog import ModelSpec, ProfileSpec
 from actlake.store.layout import Layout
 from actlake.store.manifest import seal
@@ -60,7 +63,9 @@ def made_up(folder: Path, tokens: int) -> Scope:
     """A lake with a capture of both variants, values of the first shard repeated, and a small random head."""
     layout = Layout.open(folder, create=True)
     rng, rows = np.random.default_rng(0), [np.full(200, 7, np.int32)] * (tokens // 200)
-    stream = stream_of(rows)
+    stream = replace(
+        stream_of(rows), starts=[100] * len(rows)
+    )  # the second half is continuation: a pair is compared there
     sizes: dict[str, tuple[int, ...]] = {"resid": (LAYERS + 1, WIDTH), "mlp_out": (LAYERS, WIDTH)}
     template = Template(
         stream, sizes, tuple(range(LAYERS + 1)), tuple(range(LAYERS)), "bfloat16", {"dtype": "bfloat16"}
@@ -94,6 +99,13 @@ def sweep_memory(folder: Path, scope: Scope) -> float:
     return machine.peak_memory()
 
 
+def training_memory(folder: Path, scope: Scope) -> float:
+    """Bytes at the peak of training a tuned lens (two folds) on a part of a capture that no buffer holds, all included."""
+    ERRORS.quiet = True
+    train_probes(Layout.open(folder), f"{scope.pair}/it", scope.streams["it"], Adam(), tokens=TOKENS)
+    return machine.peak_memory()
+
+
 def run() -> list[Row]:
     """All rows of this benchmark."""
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as name:
@@ -110,6 +122,9 @@ def run() -> list[Row]:
             peak = apart(sweep_memory, folder / f"long-{tokens}", scope)
             about = f"{LAYERS} layers of {WIDTH}, both variants"
             rows.append(Row(f"lens and delta of {tokens:,} tokens, peak vs 2 GB", peak / 1e9, 2.0, "GB", "<= 1", about))
+        peak = apart(training_memory, folder / f"long-{LONG}", scope)
+        about = f"{LAYERS} layers of {WIDTH}, two folds"
+        rows.append(Row(f"tuned lens on {LONG:,} tokens, peak vs 2 GB", peak / 1e9, 2.0, "GB", "<= 1", about))
         return rows
 
 

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from actlake.analyze.recipes import Sgd
-from actlake.analyze.split import held_out
+from actlake.analyze.split import fold_of
 from actlake.capture.pair import Options, capture_pair, find_prompts
 from actlake.capture.prompts import PromptSet
-from actlake.queries.probes import train_probes
+from actlake.queries.probes import load_probes, train_probes
 from actlake.store.catalog import StreamSpec, load_catalog
 from actlake.store.layout import Layout
-from actlake.store.probes import read_probes
 from actlake.store.streams import read_stream
 from measure import Row, main
 from torch import Tensor
@@ -100,10 +99,10 @@ def with_package(model: Any, states: Tensor, logits: Tensor, each: bool) -> tupl
 def with_ours(layout: Layout) -> tuple[Translate, float]:
     """Our probes after RECIPE's steps, from the store, and the seconds that took."""
     started = time.perf_counter()
-    path, _ = train_probes(layout, MODEL, BARE.name, RECIPE)
+    path, _ = train_probes(layout, MODEL, BARE.name, RECIPE, folds=1)
     seconds = time.perf_counter() - started
-    weight, bias = (torch.from_numpy(array) for array in read_probes(path)[:2])
-    return lambda h, layer: h @ weight[layer].T + bias[layer], seconds
+    probes = load_probes(path)[0]
+    return lambda h, layer: h @ probes.weight[layer].T + probes.bias[layer], seconds
 
 
 @torch.no_grad()
@@ -119,7 +118,7 @@ def run() -> list[Row]:
         layout, path = captured(Path(folder) / "lake")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         stream = read_stream(layout, next(layout.streams.glob("*.parquet")).stem)
-        told = held_out(stream.prompt_ids)
+        told = fold_of(stream.prompt_ids, 1) == 0
         train, test = (
             rows(model, [t for t, h in zip(stream.tokens, told, strict=True) if h == which]) for which in (False, True)
         )

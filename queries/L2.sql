@@ -22,7 +22,8 @@
 --   keeps its own last top token, `commit_kl01_*` the one from which KL stays under 0.1 nats: mean and median over tokens;
 --   tokens that never do count as the last layer (trap 13: exp11 drops them). The published claim that no family commits
 --   earlier does not hold for all of the seed's own files (trap 7). All rules and prompt means: row 0G. The tuned lens is
---   done without where the capture has no residuals to train it from.
+--   done without where the capture has no residuals to train it from; on few prompts its probes are poorer than the
+--   seed's, and those of the variant with fewer tokens more so (row tuned).
 -- source: METHODS 4, row L2; rules in METHODS 3.3
 WITH depth AS (
     SELECT max(layer) + 1 AS layers FROM lens

@@ -1,14 +1,13 @@
 """Tables about the end of the stack: what the final distribution looks like, how the top tokens change just before it."""
 
 import numpy as np
-import torch
 
 from ..analyze.lens import lens
 from ..analyze.topk import churn
-from ..analyze.tuned import Probes
 from ..store.errors import LakeError
 from .build import Kit, Names, all_boundaries, label
 from .sweep import LayerTable, Rows
+from .tuned import TunedTable, translated
 
 LATE = 0.8  # METHODS 0: the final 20 % of layers are floor(0.8 L) and up
 
@@ -62,18 +61,12 @@ def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
     layers = len(capture.array("layer")[:])
     start = min(int(LATE * layers), layers - 2)  # one step at least, however shallow the model
 
-    def late(rows: Rows) -> np.ndarray:
-        return rows["resid"][:, start + 1 :]
-
-    def translated(probes: Probes, rows: Rows) -> dict[str, np.ndarray]:
-        mine = Probes(probes.weight[start + 1 :], probes.bias[start + 1 :]).to(kit.device)
-        resid = torch.as_tensor(late(rows)).to(kit.device, torch.float32)
-        return {"churn": churn(kit.head(names), mine(resid), device=kit.device)}
+    def compute(rows: Rows) -> dict[str, np.ndarray]:
+        resid = translated(kit, names, rows) if kind == "tuned" else rows["resid"]
+        return {"churn": churn(kit.head(names), resid[:, start + 1 :], device=kit.device)}
 
     if kind == "tuned":
-        from .tuned import TunedTable
-
-        return TunedTable(kit, names, "churn", translated, first=start)
+        return TunedTable(kit, names, "churn", compute, first=start)
     columns = {"pair": names[0], "variant": names[1], "stream": names[2], "lens": "raw"}
     return LayerTable(
         kit.layout,
@@ -81,7 +74,7 @@ def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
         kit.recipe("churn", names, head=True, lens="raw"),
         (capture,),
         ("resid",),
-        lambda rows: {"churn": churn(kit.head(names), late(rows), device=kit.device)},
+        compute,
         lambda rows: {**columns, **label(rows)},
         first=start,
     )

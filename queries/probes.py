@@ -4,6 +4,7 @@ Training reads every stored chunk once, in random order, and loads no model. In 
 two blocks of one chunk's tokens, the trainer (4 or 5 times the probes) and the head.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..analyze.recipes import RECIPES, Adam, Recipe, Sgd, family_scale
 from ..analyze.shuffle import Shuffle
-from ..analyze.split import HELD_OUT, held_out
-from ..analyze.tuned import Probes, Trainer, train
+from ..analyze.split import fold_of
+from ..analyze.tuned import Objective, Probes, Trainer, train
 from ..store.captures import Capture, find_capture
 from ..store.errors import LakeError
 from ..store.files import hash_json, read_json
@@ -30,19 +32,24 @@ from .build import Kit, Names, all_boundaries
 from .sweep import Job, run
 
 VERSION = 1  # raise when training the same recipe gives other probes
-BUFFER_BYTES = 384 << 20  # of rows in memory: 7/8 are shuffled, the rest is the held-out set of the checks
-CHECK_TOKENS = 4096  # held-out tokens of a check, as many as the seed took
+BUFFER_BYTES = 384 << 20  # of rows in memory: 7/8 are to train on, the rest to look at
+CHECK_TOKENS = 2048  # held-out tokens of a look, as many as the seed reported on
 DEFAULT = Adam()
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One set of probes: of which capture, by what recipe. `tokens` in all, or as many as the recipe's steps take."""
+    """Probes to be had: of which capture, by what recipe, in how many folds.
+
+    The probes of a fold are trained on all prompts but those of that fold (`fold_of`), which they are kept for; of a
+    single fold a fifth of the prompts. `tokens`: to train each fold on, or as many as the recipe's steps take.
+    """
 
     names: Names
     recipe: Recipe
     tokens: int | None = None
     seed: int = 0
+    folds: int = 2
 
     def record(self, kit: Kit) -> dict[str, Any]:
         """Everything that determines the probes."""
@@ -55,7 +62,7 @@ class Wish:
             "recipe": self.recipe.record(),
             "tokens": self.tokens,
             "seed": self.seed,
-            "held_out": HELD_OUT,
+            "folds": self.folds,
             "version": VERSION,
         }
 
@@ -67,94 +74,118 @@ class Wish:
 
 
 class Training(Job):
-    """Training a set of probes, a pass of its own over one capture."""
+    """Training a set of probes, all folds in one pass of its own over one capture."""
 
     def __init__(self, kit: Kit, wish: Wish):
         capture = kit.capture(wish.names)
         all_boundaries(capture, "lens(tuned)")
         super().__init__(f"tuned lens {wish.names[0]}/{wish.names[1]}", wish.path(kit))
-        self._kit, self._wish, self._rows = kit, wish, _Rows(capture, wish.seed)
+        self._kit, self._wish, self._rows = kit, wish, _Rows(capture, wish.seed, wish.folds)
 
     def finish(self) -> None:
         """Train, going on from where an earlier run was stopped, and seal the result."""
-        rows, recipe = self._rows, self._wish.recipe
-        feed = Shuffle(rows.blocks(), rows.capacity, self._wish.seed, rows.dtype)
-        check = rows.held()
-        tokens = self._wish.tokens or recipe.steps * recipe.batch
-        tokens = tokens if feed.whole else min(tokens, rows.tokens)
-        head, boundaries = self._kit.head(self._wish.names), rows.array.shape[1]
-        trainer = Trainer(head, boundaries, recipe, steps=max(1, tokens // recipe.batch), device=self._kit.device)
-        if kept := load_training(self.path):
+        rows, recipe, seed = self._rows, self._wish.recipe, self._wish.seed
+        feeds = [
+            Shuffle(rows.blocks(fold), capacity, (seed, fold), rows.dtype)
+            for fold, capacity in enumerate(rows.capacity)
+        ]
+        checks = rows.held_out()
+        objective = Objective(self._kit.head(self._wish.names), self._kit.device)
+        trainers = []
+        for feed, there in zip(feeds, rows.tokens, strict=True):
+            tokens = self._wish.tokens or recipe.steps * recipe.batch
+            steps = max(1, (tokens if feed.whole else min(tokens, there)) // recipe.batch)
+            trainers.append(Trainer(objective, rows.array.shape[1], recipe, steps))
+        for trainer, kept in zip(trainers, load_training(self.path), strict=False):
             trainer.restore(*kept)
-        with bar(f"train {self.name}", trainer.steps * recipe.batch) as progress:
-            progress.advance(trainer.seen)
-            probes = train(
-                trainer,
-                feed,
-                check,
-                save=lambda: save_training(self.path, trainer.state(), trainer.curve),
+        with bar(f"train {self.name}", sum(trainer.steps * recipe.batch for trainer in trainers)) as progress:
+            progress.advance(sum(trainer.seen for trainer in trainers))
+            found = train(
+                list(zip(trainers, feeds, checks, strict=True)),
+                save=lambda: save_training(self.path, [(trainer.state(), trainer.curve) for trainer in trainers]),
                 progress=progress.advance,
             )
         record = self._wish.record(self._kit) | {
-            "steps": trainer.done,
-            "trained_tokens": trainer.seen,
-            "held_out_tokens": len(check),
-            "kl_raw": trainer.curve[0]["held_out"],
-            "kl_tuned": trainer.best_kl.tolist(),
-            "curve": trainer.curve,
+            "steps": [trainer.done for trainer in trainers],
+            "trained_tokens": [trainer.seen for trainer in trainers],
+            "held_out_tokens": [len(check) for check in checks],
+            "kl_raw": [trainer.curve[0]["held_out"] for trainer in trainers],
+            "kl_tuned": [trainer.best_kl.tolist() for trainer in trainers],
+            "curve": [trainer.curve for trainer in trainers],
             "device": torch.device(self._kit.device).type,
             "torch": torch.__version__,
         }
-        write_probes(self.path, probes.weight.cpu().numpy(), probes.bias.cpu().numpy(), record)
+        weight, bias = (np.stack([getattr(p, name).cpu().numpy() for p in found]) for name in ("weight", "bias"))
+        write_probes(self.path, weight, bias, record)
 
 
 class _Rows:
-    """What of a capture is trained on and what is held out: blocks of whole chunks, in random order.
+    """What of a capture each fold is trained on and what it is looked at with, from one pass over chunks in random order.
 
-    The first position of a prompt counts as neither (METHODS 3.2). LakeError when there are too few prompts for both.
+    The first position of a prompt counts for neither (METHODS 3.2). LakeError when there are too few prompts for both.
     """
 
-    def __init__(self, capture: Capture, seed: int):
-        self.array, columns = capture.array("resid"), capture.columns()
-        names = capture.array("prompt_id")[:]
-        told, after_first = held_out(names)[columns["prompt"]], columns["position"] > 0
-        self._train, self._held_out = after_first & ~told, after_first & told
-        self.tokens = int(self._train.sum())
-        if not (self.tokens and self._held_out.any()):
+    def __init__(self, capture: Capture, seed: int, folds: int):
+        self.array, columns, names = capture.array("resid"), capture.columns(), capture.array("prompt_id")[:]
+        fold, after_first = fold_of(names, folds)[columns["prompt"]], columns["position"] > 0
+        self._held = [after_first & (fold == k) for k in range(folds)]
+        self._train = [after_first & (fold != k) for k in range(folds)]
+        self.tokens = [int(mask.sum()) for mask in self._train]
+        if not all(mask.any() for mask in [*self._held, *self._train]):
             raise LakeError(
-                f"{capture.path}: of its {len(names)} prompts {int(held_out(names).sum())} are held out, which leaves nothing to"
-                " train on or nothing to check with: capture more prompts (20 or more will do)"
+                f"{capture.path}: {len(names)} prompts are too few for a tuned lens: after the split of prompts nothing is left"
+                " to train on, or to check with; capture more (20 or more will do)"
             )
-        row = 4 * int(np.prod(self.array.shape[1:]))
-        self.capacity = max(1, min(self.tokens, BUFFER_BYTES // 8 * 7 // row))
-        self._room = max(1, min(CHECK_TOKENS, BUFFER_BYTES // 8 // row))
-        self._kept: list[np.ndarray] = []
         # Bfloat16 in disguise takes half the memory when the disguise is dropped.
         narrow = self.array.array.attrs.get("lossless_cast") == "bfloat16"
         self.dtype = torch.bfloat16 if narrow else torch.float32
+        row = self.dtype.itemsize * int(np.prod(self.array.shape[1:]))
+        most = BUFFER_BYTES // 8 * 7 // row // (2 * folds - 1)  # while one fold's buffer fills, rows of the others wait
+        self.capacity = [max(1, min(there, most)) for there in self.tokens]
+        self._room = [max(1, min(CHECK_TOKENS, BUFFER_BYTES // 8 // row // folds))] * folds
+        self._kept: list[list[Tensor]] = [[] for _ in range(folds)]
+        self._waiting: list[deque[Tensor]] = [deque() for _ in range(folds)]
         self._finite = not (capture.manifest and capture.manifest["variables"]["resid"]["nonfinite"])
-        self._order = np.random.default_rng(seed).permutation(-(-capture.n_tokens // self._chunk))
+        self._chunk = self.array.array.chunks[0]
+        order = np.random.default_rng(seed).permutation(-(-capture.n_tokens // self._chunk))
+        parts = [slice(chunk * self._chunk, (chunk + 1) * self._chunk) for chunk in order.tolist()]
+        # Those first that every fold can be looked at with; the order is random among them and among the rest.
+        self._parts = iter(sorted(parts, key=lambda part: not all(mask[part].any() for mask in self._held)))
 
-    @property
-    def _chunk(self) -> int:
-        return self.array.array.chunks[0]
+    def blocks(self, fold: int) -> Iterator[Tensor]:
+        """Rows [n, L+1, d] to train a fold on."""
+        waiting = self._waiting[fold]
+        try:
+            while waiting or self._read():
+                if waiting:
+                    yield waiting.popleft()
+        finally:
+            self._waiting[fold] = deque(maxlen=0)  # a fold that has come to its end wants no more
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Rows to train on [n, L+1, d]; held-out rows on the way are kept until there are enough."""
-        parts = [slice(chunk * self._chunk, (chunk + 1) * self._chunk) for chunk in self._order.tolist()]
-        for part in sorted(parts, key=lambda part: not self._held_out[part].any()):  # stable: the order stays random
-            rows = self.array[part]
-            usable = True if self._finite else np.isfinite(rows).all((1, 2))
-            if self._room:
-                found = rows[self._held_out[part] & usable][: self._room]
-                self._kept.append(found)
-                self._room -= len(found)
-            yield rows[self._train[part] & usable]
+    def held_out(self) -> list[Tensor]:
+        """By fold, the rows held out from it that were met until now, some at least; no more are kept after that."""
+        while not all(map(len, self._kept)) and self._read():
+            pass
+        self._room = [0] * len(self._room)
+        return [torch.cat(kept) for kept in self._kept]
 
-    def held(self) -> np.ndarray:
-        """The held-out rows met until now; no more are kept after that."""
-        self._room = 0
-        return np.concatenate(self._kept)
+    def _read(self) -> bool:
+        """Read the next chunk and deal its rows out; False when there is none."""
+        part = next(self._parts, None)
+        if part is None:
+            return False
+        block = self.array[part]
+        usable = True if self._finite else np.isfinite(block).all((1, 2))
+        for fold, waiting in enumerate(self._waiting):
+            waiting.append(self._pick(block, self._train[fold][part] & usable))
+            if room := self._room[fold]:
+                found = self._pick(block, self._held[fold][part] & usable)[:room]
+                self._room[fold] -= len(found)
+                self._kept[fold] += [found] if len(found) else []
+        return True
+
+    def _pick(self, block: np.ndarray, mask: np.ndarray) -> Tensor:
+        return torch.from_numpy(block[mask]).to(self.dtype)
 
 
 def train_probes(
@@ -162,8 +193,10 @@ def train_probes(
     model: str,
     stream: str,
     recipe: Recipe,
+    *,
     tokens: int | None = None,
     seed: int = 0,
+    folds: int = 2,
     device: str = "cpu",
 ) -> tuple[Path, dict[str, Any]]:
     """Train probes of 'PAIR/VARIANT' on the capture whose stream starts with `stream`; returns the set and its manifest.
@@ -172,7 +205,7 @@ def train_probes(
     """
     pair, variant = split_model(model)
     names = (pair, variant, find_capture(layout, model, stream).stem)
-    job = Training(Kit(layout, device), Wish(names, recipe, tokens, seed))
+    job = Training(Kit(layout, device), Wish(names, recipe, tokens, seed, folds))
     run([job])
     return job.path, read_json(job.path / MANIFEST)
 
@@ -205,15 +238,38 @@ class Chosen:
         return self.path.stem
 
     @cached_property
-    def probes(self) -> Probes:
-        """The probes, once they are trained; CorruptError when they are damaged."""
+    def folds(self) -> list[Probes]:
+        """The probes of each fold, once they are trained; CorruptError when they are damaged."""
         return load_probes(self.path)
 
+    def unseen(self, prompt_ids: np.ndarray) -> np.ndarray:
+        """Which prompts some fold was not trained on, bool [P]; of a single fold the fifth that was held out."""
+        return fold_of(prompt_ids, len(self.folds)) >= 0
 
-def load_probes(path: Path) -> Probes:
-    """The probes under `path`, hashed first; CorruptError when they are damaged."""
+    def readers(self, prompt_ids: np.ndarray) -> Iterator[tuple[Probes, np.ndarray]]:
+        """Probes, and the places in `prompt_ids` (one a token) that they read: those they were not trained on.
+
+        A single fold reads everything.
+        """
+        names, inverse = np.unique(prompt_ids.astype(str), return_inverse=True)
+        fold = np.maximum(fold_of(names, len(self.folds)), 0)[inverse]
+        for number, probes in enumerate(self.folds):
+            if len(places := np.flatnonzero(fold == number)):
+                yield probes, places
+
+    def translate(self, resid: np.ndarray, prompt_ids: np.ndarray, device: str) -> np.ndarray:
+        """Residuals [n, L+1, d] as the lens reads them, each prompt through its own fold's probes; float32."""
+        out = np.empty_like(resid, order="C")
+        for probes, places in self.readers(prompt_ids):
+            here = torch.from_numpy(resid[places]).to(device)
+            out[places] = probes.to(device)(here).cpu().numpy()
+        return out
+
+
+def load_probes(path: Path) -> list[Probes]:
+    """The probes of each fold under `path`, hashed first; CorruptError when they are damaged."""
     weight, bias, _ = read_probes(path)
-    return Probes(torch.from_numpy(weight), torch.from_numpy(bias))
+    return [Probes(torch.from_numpy(w), torch.from_numpy(b)) for w, b in zip(weight, bias, strict=True)]
 
 
 def choose(kit: Kit, names: Names) -> Chosen:
@@ -231,7 +287,7 @@ def _choose(kit: Kit, names: Names) -> Chosen:
     usual = wish.path(kit)
     folder = kit.layout.probes(*names[:2])
     sets = [(path, record) for path, record in list_probes(kit.layout) if path.parent == folder]
-    mine = [(record["trained_tokens"], path) for path, record in sets if record["model_sha256"] == model]
+    mine = [(max(record["trained_tokens"]), path) for path, record in sets if record["model_sha256"] == model]
     asked = [entry for entry in mine if entry[1] != usual]
     if asked:
         return Chosen(max(asked)[1], ())

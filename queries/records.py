@@ -175,9 +175,10 @@ class Contrast(Group):
         some = at[1][-self._seen % self._every :: self._every]
         self._seen += len(x)
         if len(some):
-            head = self._kit.head(self._models[1])
-            probes = self._chosen.probes if self._chosen else None
-            self._gradient += kl_gradient(head, it["resid"][some], probes=probes, device=self._kit.device)
+            head, ids = self._kit.head(self._models[1]), it.columns["prompt_id"][some]
+            for probes, places in self._chosen.readers(ids) if self._chosen else [(None, np.arange(len(some)))]:
+                resid = it["resid"][some[places]]
+                self._gradient += kl_gradient(head, resid, probes=probes, device=self._kit.device)
 
     def finish(self) -> None:
         """Fit, score, and keep the directions."""

@@ -103,7 +103,7 @@ class LayerTable(TableJob):
     """A table of token x layer: `compute` turns a block into columns [n, layers], `label` into columns [n] and constants.
 
     The first column is layer `first`: -1, the input of block 0, where all boundaries have one. Row groups are one layer of
-    about ROW_GROUP_TOKENS tokens; that many are held in memory.
+    ROW_GROUP_TOKENS tokens (the last fewer); that many are held in memory.
     """
 
     def __init__(
@@ -120,32 +120,46 @@ class LayerTable(TableJob):
         super().__init__(layout, table, recipe)
         self.captures, self.reads = captures, reads
         self._compute, self._label, self._first = compute, label, first
-        self._held: list[tuple[dict[str, Any], dict[str, np.ndarray]]] = []
-        self._tokens = 0
+        self._constant: dict[str, Any] = {}
+        self._held: dict[str, np.ndarray] = {}
+        self._layers = self._tokens = 0
 
     def block(self, *rows: Rows) -> None:
-        """Compute a block, and write row groups once enough tokens are held."""
+        """Compute a block, and write row groups as they fill."""
         values = self._compute(*rows)
-        self._held.append((self._label(*rows), values))
-        self._tokens += len(next(iter(values.values())))
-        if self._tokens >= ROW_GROUP_TOKENS:
-            self._flush()
+        columns = {**self._label(*rows), **values}
+        count, self._layers = next(iter(values.values())).shape
+        self._constant = {name: column for name, column in columns.items() if not isinstance(column, np.ndarray)}
+        start = 0
+        while start < count:
+            stop = min(count, start + ROW_GROUP_TOKENS - self._tokens)
+            for name in columns.keys() - self._constant.keys():
+                self._hold(name, columns[name][start:stop])
+            self._tokens += stop - start
+            start = stop
+            if self._tokens == ROW_GROUP_TOKENS:
+                self._flush()
 
     def finish(self) -> None:
         """Write what is still held."""
         if self._tokens:
             self._flush()
 
+    def _hold(self, name: str, part: np.ndarray) -> None:
+        """Keep a column [n] or [n, layers], tokens last, in memory that is taken once: small pieces kept between the large
+        ones that come and go would scatter over the heap, which then only grows."""
+        if name not in self._held:
+            empty = np.ma.empty if isinstance(part, np.ma.MaskedArray) else np.empty
+            self._held[name] = empty((*part.shape[1:], ROW_GROUP_TOKENS), part.dtype)
+        self._held[name][..., self._tokens : self._tokens + len(part)] = part.T
+
     def _flush(self) -> None:
-        labels, values = zip(*self._held, strict=True)
-        columns = {
-            name: np.concatenate([label[name] for label in labels]) if isinstance(first, np.ndarray) else first
-            for name, first in labels[0].items()
-        }
-        for place in range(next(iter(values[0].values())).shape[1]):
-            layer = {name: np.ma.concatenate([part[name][:, place] for part in values]) for name in values[0]}
-            self.add({**columns, "layer": self._first + place, **layer})
-        self._held, self._tokens = [], 0
+        """Write a row group per layer."""
+        columns = {name: column[..., : self._tokens] for name, column in self._held.items()}
+        for place in range(self._layers):
+            here = {name: column if column.ndim == 1 else column[place] for name, column in columns.items()}
+            self.add({**self._constant, "layer": self._first + place, **here})
+        self._tokens = 0
 
 
 def run(jobs: Sequence[Job]) -> list[Path]:

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 
 from ..analyze.lens import lens
-from ..analyze.split import held_out
-from ..analyze.tuned import Probes
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from .build import VERSION, Kit, Names, Scope, all_boundaries, label
@@ -19,14 +17,12 @@ PROMPT = ("prompt", "prompt_id", "category")
 
 
 class TunedTable(LayerTable):
-    """A table of one capture through the tuned lens: `compute` gets the probes and a block, and returns columns [n, layers].
+    """A table of one capture through the tuned lens: `compute` turns a block into columns [n, layers].
 
     Rows of the same capture by other probes give way to it. `first` is the layer of the first column.
     """
 
-    def __init__(
-        self, kit: Kit, names: Names, table: str, compute: Callable[[Probes, Rows], dict[str, Any]], first: int = -1
-    ):
+    def __init__(self, kit: Kit, names: Names, table: str, compute: Callable[[Rows], dict[str, Any]], first: int = -1):
         capture = kit.capture(names)
         all_boundaries(capture, f"{table}(tuned)")
         chosen = choose(kit, names)
@@ -38,7 +34,7 @@ class TunedTable(LayerTable):
             recipe,
             (capture,),
             ("resid",),
-            lambda rows: compute(chosen.probes, rows),
+            compute,
             lambda rows: {**self._same, **label(rows)},
             first=first,
         )
@@ -50,12 +46,20 @@ class TunedTable(LayerTable):
         drop_tables(self._layout, self.name, self._same, keep=self.path)
 
 
+def translated(kit: Kit, names: Names, rows: Rows) -> np.ndarray:
+    """The residuals of a block as the tuned lens reads them [n, L+1, d]; made once however many jobs want them."""
+
+    def translate() -> np.ndarray:
+        return choose(kit, names).translate(rows["resid"], rows.columns["prompt_id"], kit.device)
+
+    return rows.once("translated", translate)
+
+
 def tuned_columns(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
     """The tuned lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
 
     def compute() -> dict[str, np.ndarray]:
-        probes, target = choose(kit, names).probes, rows.columns["target"]
-        return lens(kit.head(names), rows["resid"], target, probes=probes, device=kit.device)
+        return lens(kit.head(names), translated(kit, names, rows), rows.columns["target"], device=kit.device)
 
     return rows.once("lens(tuned)", compute)
 
@@ -63,7 +67,7 @@ def tuned_columns(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
 def tuned_lens(kit: Kit, names: Names) -> TunedTable:
     """The rows of the table `lens` with lens = 'tuned'."""
 
-    def compute(_probes: Probes, rows: Rows) -> dict[str, Any]:
+    def compute(rows: Rows) -> dict[str, Any]:
         found = tuned_columns(kit, names, rows)
         return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
@@ -71,7 +75,8 @@ def tuned_lens(kit: Kit, names: Names) -> TunedTable:
 
 
 class Evaluation(TableJob):
-    """The table `lens_eval`: raw and tuned lens on held-out tokens, each variant's probes on both variants' activations."""
+    """The table `lens_eval`: raw and tuned lens on prompts that no probes in it were trained on, by the probes of each
+    variant on the activations of both."""
 
     reads = ("resid",)
 
@@ -93,12 +98,13 @@ class Evaluation(TableJob):
         self.before = tuple(job for chosen in self._chosen.values() for job in chosen.before)
 
     def block(self, *rows: Rows) -> None:
-        """Measure the held-out prompts of a block."""
+        """Measure a block of both variants."""
         for names, mine in zip(self._models, rows, strict=True):
-            columns = mine.columns
-            chosen = np.flatnonzero(held_out(columns["prompt_id"]) & (columns["position"] > 0))
-            if len(chosen):
-                self._measure(names, mine["resid"][chosen], {name: columns[name][chosen] for name in PROMPT})
+            ids = mine.columns["prompt_id"]
+            unseen = np.all([chosen.unseen(ids) for chosen in self._chosen.values()], axis=0)
+            kept = np.flatnonzero(unseen & (mine.columns["position"] > 0))
+            if len(kept):
+                self._measure(names, mine["resid"][kept], {name: mine.columns[name][kept] for name in PROMPT})
 
     def finish(self) -> None:
         """Write all prompts, and delete what other probes gave on the same captures."""
@@ -109,24 +115,20 @@ class Evaluation(TableJob):
     def _measure(self, names: Names, resid: np.ndarray, prompt: dict[str, np.ndarray]) -> None:
         """Rows of one evaluated variant: means over each prompt's tokens, per set of probes and layer."""
         _, first, index, count = np.unique(prompt["prompt"], return_index=True, return_inverse=True, return_counts=True)
-        raw, layers = self._means(names, resid, None, index, count), np.arange(resid.shape[1])
-        place = {name: np.tile(values[first], len(layers)) for name, values in prompt.items()}
-        place |= {"n": np.tile(count, len(layers)), "layer": np.repeat(layers - 1, len(count))}
-        place |= {f"{name}_raw": values[:, layers].T.ravel() for name, values in raw.items()}
-        for variant, chosen in self._chosen.items():
-            tuned = self._means(names, resid, chosen.probes, index, count)
-            values = {f"{name}_tuned": values[:, layers].T.ravel() for name, values in tuned.items()}
-            frame = pd.DataFrame({**place, **values, "probe_variant": variant, "probes": chosen.name})
-            self._held.append(frame.assign(**dict(zip(("pair", "variant", "stream"), names, strict=True))))
+        layers, head = resid.shape[1], self._kit.head(names)
+        place: dict[str, Any] = dict(zip(("pair", "variant", "stream"), names, strict=True))
+        place |= {name: np.tile(values[first], layers) for name, values in prompt.items()}
+        place |= {"n": np.tile(count, layers), "layer": np.repeat(np.arange(-1, layers - 1), len(count))}
 
-    def _means(
-        self, names: Names, resid: np.ndarray, probes: Probes | None, index: np.ndarray, count: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """kl = KL(p_L || p_l) and top1 = agreement with the last layer's top token, [prompts, L+1]."""
-        none = np.full(len(resid), -1)
-        found = lens(self._kit.head(names), resid, none, probes=probes, device=self._kit.device, js_next=False)
-        values = {"kl": found["kl_final_layer"], "top1": found["top1"] == found["top1"][:, -1:]}
-        total = {name: np.zeros((len(count), resid.shape[1])) for name in values}
-        for name, value in values.items():
-            np.add.at(total[name], index, value)
-        return {name: value / count[:, None] for name, value in total.items()}
+        def means(read: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+            found = lens(head, read, np.full(len(read), -1), device=self._kit.device, js_next=False)
+            values = {"kl": found["kl_final_layer"], "top1": found["top1"] == found["top1"][:, -1:]}
+            return {
+                f"{name}_{kind}": np.stack([np.bincount(index, column) / count for column in value.T]).ravel()
+                for name, value in values.items()
+            }
+
+        place |= means(resid, "raw")
+        for variant, chosen in self._chosen.items():
+            tuned = means(chosen.translate(resid, prompt["prompt_id"], self._kit.device), "tuned")
+            self._held.append(pd.DataFrame({**place, **tuned, "probe_variant": variant, "probes": chosen.name}))

@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def write_model(
     folder = layout.model(pair, variant)
     marker, mine = folder / "model.json", folder / f".head.{platform.node()}-{os.getpid()}.tmp"
     try:
-        files = write_group(mine, arrays, HEAD_DIMS, attrs, ROWS)
+        files = write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
         _move(mine, folder / "head.zarr", files)
         write_json(
             marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
@@ -61,9 +61,13 @@ def write_model(
 
 
 def write_group(
-    path: Path, arrays: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], attrs: dict[str, Any], rows: int
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    dims: Mapping[str, tuple[str, ...]],
+    attrs: dict[str, Any],
+    chunks: Callable[[tuple[int, ...]], tuple[int, ...]],
 ) -> dict[str, str]:
-    """Write a small Zarr group, each array with its `dims` and in chunks of `rows` rows; returns the hashes of its files."""
+    """Write a small Zarr group, each array with its `dims`, in chunks made of its shape; returns the hashes of its files."""
     with quiet_zarr():
         group = zarr.create_group(
             path, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs}
@@ -73,7 +77,7 @@ def write_group(
                 name,
                 shape=values.shape,
                 dtype=values.dtype,
-                chunks=(min(rows, values.shape[0]), *values.shape[1:]),
+                chunks=chunks(values.shape),
                 compressors=compressors(),
                 fill_value=np.nan if values.dtype.kind == "f" else False if values.dtype.kind == "b" else -1,
                 dimension_names=dims[name],

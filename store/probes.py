@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 import zarr
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from .errors import CorruptError, LakeError
 from .files import explain_full_disk, hash_files, hash_json, read_json, sync_file, write_json
@@ -22,11 +20,12 @@ from .schema import FORMAT_VERSION
 from .writer import quiet_zarr
 
 PROBE_DIMS = {
-    "weight": ("boundary", "d_out", "d_model"),
-    "bias": ("boundary", "d_out"),
+    "weight": ("fold", "boundary", "d_out", "d_model"),
+    "bias": ("fold", "boundary", "d_out"),
     "boundary": ("boundary",),
 }
 Curve = list[dict[str, Any]]
+Training = list[tuple[dict[str, np.ndarray], Curve]]  # of each fold
 
 
 def probes_path(layout: Layout, pair: str, variant: str, name: str) -> Path:
@@ -35,18 +34,18 @@ def probes_path(layout: Layout, pair: str, variant: str, name: str) -> Path:
 
 
 def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[str, Any]) -> None:
-    """Seal probes of the boundaries 0 .. L-1 (weight [L, d, d], bias [L, d], float32) under `path`.
+    """Seal probes of F folds and the boundaries 0 .. L-1 (weight [F, L, d, d], bias [F, L, d], float32) under `path`.
 
     The group appears whole, with a manifest of `record` and the hash of every file, by one rename. What is there already
     stays. The training state beside it goes. A full disk is a LakeError and leaves nothing behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    arrays = {"weight": weight, "bias": bias, "boundary": np.arange(len(bias), dtype=np.int32)}
+    arrays = {"weight": weight, "bias": bias, "boundary": np.arange(bias.shape[1], dtype=np.int32)}
     named = {name: record[name] for name in ("pair", "variant", "stream", "model_sha256", "capture_sha256")}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with explain_full_disk(f"writing {path}"):
-            files = write_group(temporary, arrays, PROBE_DIMS, named, 1)
+            files = write_group(temporary, arrays, PROBE_DIMS, named, lambda shape: (1, 1, *shape[2:])[: len(shape)])
             sealed = {"format_version": FORMAT_VERSION, **record, "files": files, "probes_sha256": hash_json(files)}
             write_json(temporary / MANIFEST, sealed)
             if not (path / MANIFEST).exists():
@@ -58,7 +57,7 @@ def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[
 
 
 def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """weight [L, d, d] and bias [L, d], float32, and the manifest of a sealed set.
+    """weight [F, L, d, d] and bias [F, L, d], float32, and the manifest of a sealed set.
 
     Every file is hashed before its numbers are used. LakeError when there is no such set, CorruptError on damage.
     """
@@ -84,22 +83,24 @@ def list_probes(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def probes_table(layout: Layout) -> pd.DataFrame:
-    """One row per set: pair, variant, name, recipe, tokens, steps, kl_raw, kl_tuned (held-out, mean over layers), path."""
+    """One row per set: pair, variant, name, recipe, folds, tokens and steps (of a fold), kl_raw, kl_tuned (held-out, mean
+    over folds and layers), path."""
     rows = [
         {
             "pair": record["pair"],
             "variant": record["variant"],
             "name": path.stem,
             "recipe": record["recipe"]["name"],
-            "tokens": record["trained_tokens"],
-            "steps": record["steps"],
+            "folds": record["folds"],
+            "tokens": max(record["trained_tokens"]),
+            "steps": max(record["steps"]),
             "kl_raw": float(np.mean(record["kl_raw"])),
             "kl_tuned": float(np.mean(record["kl_tuned"])),
             "path": str(path),
         }
         for path, record in list_probes(layout)
     ]
-    columns = ["pair", "variant", "name", "recipe", "tokens", "steps", "kl_raw", "kl_tuned", "path"]
+    columns = ["pair", "variant", "name", "recipe", "folds", "tokens", "steps", "kl_raw", "kl_tuned", "path"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -121,34 +122,37 @@ def training_file(path: Path) -> Path:
     return path.with_name(f".{path.stem}.training")
 
 
-def save_training(path: Path, state: Mapping[str, np.ndarray], curve: Curve) -> None:
-    """Keep a training's state beside `path`, atomically."""
+def save_training(path: Path, training: Training) -> None:
+    """Keep the state of a training beside `path`, atomically: the arrays and the curve of each fold."""
     file = training_file(path)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     file.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"{fold}/{name}": value for fold, (state, _) in enumerate(training) for name, value in state.items()}
+    curves = np.array(json.dumps([curve for _, curve in training]))
     try:
         with explain_full_disk(f"writing {file}"):
-            save_file(
-                {name: np.asarray(value).copy() for name, value in state.items()},
-                temporary,
-                {"curve": json.dumps(curve)},
-            )
+            with open(temporary, "wb") as stored:  # array by array: a copy of all would double what a training takes
+                np.savez(stored, curves=curves, **arrays)  # type: ignore[arg-type]
             sync_file(temporary)
             temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load_training(path: Path) -> tuple[dict[str, np.ndarray], Curve] | None:
-    """The state and curve of an unfinished training, or None; LakeError when the file can't be read."""
+def load_training(path: Path) -> Training:
+    """The state of an unfinished training by fold, empty without one; LakeError when the file can't be read."""
     file = training_file(path)
     if not file.exists():
-        return None
+        return []
     try:
-        with safe_open(file, "numpy") as stored:
-            names, curve = stored.keys(), json.loads(stored.metadata()["curve"])
-            return {name: stored.get_tensor(name) for name in names}, curve
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        with np.load(file) as stored:
+            found: Training = [({}, curve) for curve in json.loads(str(stored["curves"]))]
+            for name in stored.files:
+                fold, slash, rest = name.partition("/")
+                if slash:
+                    found[int(fold)][0][rest] = stored[name]
+            return found
+    except (BadZipFile, OSError, EOFError, KeyError, IndexError, ValueError) as error:
         raise LakeError(
             f"{file}: can't be read ({str(error).splitlines()[0]}); delete it to train from the start"
         ) from error

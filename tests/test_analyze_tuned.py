@@ -15,8 +15,8 @@ from actlake.analyze.head import Head
 from actlake.analyze.lens import lens
 from actlake.analyze.recipes import Adam, Recipe, Sgd, family_scale
 from actlake.analyze.shuffle import Shuffle
-from actlake.analyze.split import held_out
-from actlake.analyze.tuned import Probes, Trainer, train
+from actlake.analyze.split import fold_of
+from actlake.analyze.tuned import Objective, Probes, Trainer, train
 from hypothesis import given
 from hypothesis import strategies as st
 from test_analyze_lens import HEADS, assert_same, make_head, make_resid, reference, reference_logits
@@ -49,10 +49,10 @@ def translated(probes: Probes, resid: np.ndarray) -> np.ndarray:
     return out
 
 
-def run(recipe: Recipe, rows: np.ndarray, head: Head, **options) -> Trainer:
+def run(recipe: Recipe, rows: np.ndarray, head: Head) -> Trainer:
     """A whole run on rows that fit the buffer, held-out rows apart."""
-    trainer = Trainer(head, rows.shape[1], recipe, **options)
-    train(trainer, Shuffle([rows[16:]], len(rows), 0), rows[:16])
+    trainer = Trainer(Objective(head), rows.shape[1], recipe)
+    train([(trainer, Shuffle([rows[16:]], len(rows), 0), rows[:16])])
     return trainer
 
 
@@ -101,7 +101,7 @@ def reference_loss(head: Head, resid: torch.Tensor, weight: torch.Tensor, bias: 
 def test_gradient_is_that_of_float64_autograd(options: dict, rows: int) -> None:
     head, resid = make_head(1, **options), make_resid(2, 23, 4)
     probes = make_probes(5, 3, 12)
-    trainer = Trainer(head, 4, Sgd(batch=23))
+    trainer = Trainer(Objective(head), 4, Sgd(batch=23))
     trainer.objective.rows = rows  # more rows than fit at once are added up
     with torch.no_grad():
         for layer in range(3):
@@ -121,7 +121,7 @@ def test_sgd_is_the_published_update() -> None:
     # METHODS 3.2, written as it stands: clip per probe, v = mu v + g, step lr (g + mu v), lr falls linearly.
     head, resid = make_head(1), make_mixed(2, 64, 3)
     resid[:, 1] = 0.8 * resid[:, -1] + 0.2 * resid[:, 1]  # near its goal: a gradient that is not clipped
-    trainer = Trainer(head, 3, Sgd(batch=16, scale=0.5), steps=4)
+    trainer = Trainer(Objective(head), 3, Sgd(batch=16, scale=0.5), steps=4)
     weight, bias = (t.double() for t in dataclasses.astuple(Probes.identity(2, 12)))
     velocity = [torch.zeros(2, 12, 13, dtype=torch.float64)]
     norms = []
@@ -146,7 +146,7 @@ def test_sgd_is_the_published_update() -> None:
 def test_adam_is_the_published_update() -> None:
     head, resid = make_head(1, softcap=5.0), make_resid(2, 60, 3)
     recipe = Adam(batch=3, steps=20)
-    trainer = Trainer(head, 3, recipe)
+    trainer = Trainer(Objective(head), 3, recipe)
     linear = [torch.nn.Linear(12, 12).double() for _ in range(2)]
     for layer in linear:
         torch.nn.init.eye_(layer.weight)
@@ -203,7 +203,7 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe: Recipe, stop: int, monkeypa
     class Killed(Exception):
         pass
 
-    first, kept = Trainer(head, 4, recipe), {}
+    first, kept = Trainer(Objective(head), 4, recipe), {}
 
     def save() -> None:
         kept.update(first.state(), curve=json.dumps(first.curve))
@@ -212,10 +212,10 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe: Recipe, stop: int, monkeypa
 
     monkeypatch.setattr(tuned, "SAVE_SECONDS", 0.0)
     with pytest.raises(Killed):
-        train(first, Shuffle([rows[16:]], 200, 0), rows[:16], save=save)
-    second, curve = Trainer(head, 4, recipe), json.loads(kept.pop("curve"))
+        train([(first, Shuffle([rows[16:]], 200, 0), rows[:16])], save=save)
+    second, curve = Trainer(Objective(head), 4, recipe), json.loads(kept.pop("curve"))
     second.restore(kept, curve)
-    train(second, Shuffle([rows[16:]], 200, 0), rows[:16])
+    train([(second, Shuffle([rows[16:]], 200, 0), rows[:16])])
     assert torch.equal(second.best.weight, whole.best.weight) and torch.equal(second.best.bias, whole.best.bias)
     assert second.curve == whole.curve and second.seen == whole.seen
 
@@ -231,10 +231,22 @@ def test_patience_stops_each_probe_on_its_own() -> None:
     assert trainer.best_kl[0] < trainer.curve[0]["held_out"][0]
 
 
+def test_runs_in_turn_are_each_what_they_are_alone() -> None:
+    rows, head = make_mixed(2, 216, 4), make_head(1)
+    objective, heard = Objective(head), []
+    recipes = [QUICK, Sgd(batch=32, steps=15, check_every=10)]
+    trainers = [Trainer(objective, 4, recipe) for recipe in recipes]
+    feeds = [Shuffle([rows[16:]], len(rows), 0) for _ in recipes]
+    best = train([(t, f, rows[:16]) for t, f in zip(trainers, feeds, strict=True)], progress=heard.append)
+    for found, recipe in zip(best, recipes, strict=True):
+        assert torch.equal(found.weight, run(recipe, rows, head).best.weight)
+    assert sum(heard) == 40 * 16 + 15 * 32
+
+
 def test_a_stream_that_ends_early_is_used_up() -> None:
     rows, head = make_resid(2, 100, 3), make_head(1)
-    trainer = Trainer(head, 3, dataclasses.replace(QUICK, steps=1000))
-    train(trainer, Shuffle(np.array_split(rows, 5), 32, 0), rows[:8])
+    trainer = Trainer(Objective(head), 3, dataclasses.replace(QUICK, steps=1000))
+    train([(trainer, Shuffle(np.array_split(rows, 5), 32, 0), rows[:8])])
     assert (trainer.seen, trainer.done) == (100, 7)  # six batches of 16 and what was left
     assert trainer.curve[-1]["step"] == 7
 
@@ -243,9 +255,9 @@ def test_bad_numbers_are_refused() -> None:
     rows = make_resid(2, 20, 3)
     rows[3, 1, 2] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        Trainer(make_head(1), 3, QUICK).check(rows)
+        Trainer(Objective(make_head(1)), 3, QUICK).check(rows)
     with pytest.raises(ValueError, match="1 boundaries"):
-        Trainer(make_head(1), 1, QUICK)
+        Trainer(Objective(make_head(1)), 1, QUICK)
 
 
 def test_kl_of_close_distributions_keeps_its_digits() -> None:
@@ -255,7 +267,7 @@ def test_kl_of_close_distributions_keeps_its_digits() -> None:
     )
     logp = reference_logits(head, resid).log_softmax(-1)
     expected = kl(logp[:, -1:], logp[:, :-1]).mean(0).numpy()
-    assert np.allclose(Trainer(head, 3, QUICK).measure(resid), expected, atol=1e-5) and expected[0] < 0.01
+    assert np.allclose(Trainer(Objective(head), 3, QUICK).measure(resid), expected, atol=1e-5) and expected[0] < 0.01
 
 
 # --- feed and split --------------------------------------------------------------------------------------------------
@@ -301,13 +313,20 @@ def test_bfloat16_keeps_widened_values_and_empty_blocks_are_refused() -> None:
         Shuffle([rows[:0]], 30, 1)
 
 
-def test_split_depends_on_the_id_alone() -> None:
+@pytest.mark.parametrize("folds", [1, 2, 5])
+def test_split_depends_on_the_id_alone(folds: int) -> None:
     names = [f"p{i}" for i in range(5000)]
-    split = held_out(names)
-    assert 0.18 < split.mean() < 0.22
+    split = fold_of(names, folds)
+    share = np.bincount(split + 1, minlength=folds + 1)[1:] / 5000
+    assert np.allclose(share, 0.2 if folds == 1 else 1 / folds, atol=0.02)
+    assert split.min() == (-1 if folds == 1 else 0) and split.max() == folds - 1
     order = np.random.default_rng(0).permutation(5000)
-    assert np.array_equal(held_out([names[i] for i in order]), split[order])
-    assert not (split & ~held_out(names, 0.5)).any() and not held_out(names, 0.0).any()
-    # Pinned: lakes that hold probes keep their split.
-    assert held_out([f"p{i}" for i in range(20)]).nonzero()[0].tolist() == [0, 7, 9, 11, 17]
-    assert not held_out(["p-ü"])[0]
+    assert np.array_equal(fold_of([names[i] for i in order], folds), split[order])
+
+
+def test_split_of_probes_that_lakes_hold_is_kept() -> None:
+    names = [f"p{i}" for i in range(20)]
+    assert (fold_of(names, 1) == 0).nonzero()[0].tolist() == [0, 7, 9, 11, 17]
+    assert fold_of([*names[:6], "p-ü"], 2).tolist() == [0, 1, 0, 0, 1, 0, 0]
+    with pytest.raises(ValueError, match="folds: 0"):
+        fold_of(names, 0)

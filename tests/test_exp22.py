@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from actlake.analyze.head import Head
+from actlake.analyze.split import fold_of
 from actlake.analyze.topk import churn, top_k
 from actlake.lake import Lake
 from actlake.store.catalog import PairSpec, ProfileSpec, StreamSpec
@@ -32,10 +33,11 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, PairSpec]:
     return Lake(layout.root), pair
 
 
-def probes(lake: Lake, variant: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weight and bias for the output of each block but the last, in float64."""
+def probes(lake: Lake, variant: str, prompt: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weight and bias for the output of each block but the last, in float64: those that are kept for the prompt."""
     (path,) = [path for path, record in list_probes(lake.layout) if record["variant"] == variant]
-    weight, bias = (torch.as_tensor(array).double() for array in read_probes(path)[:2])
+    fold = fold_of([prompt], 2)[0]
+    weight, bias = (torch.as_tensor(array[fold]).double() for array in read_probes(path)[:2])
     return list(zip(weight[1:], bias[1:], strict=True))
 
 
@@ -54,7 +56,8 @@ def stack(lake: Lake, pair: PairSpec, variant: str, lens: str) -> pd.DataFrame:
             model(torch.tensor(ids[None].astype(np.int64)))
             read = [h.reshape(len(ids), -1) for h in kept]
             if lens == "tuned":
-                read = [*(h @ w.T + b for h, (w, b) in zip(read, probes(lake, variant), strict=False)), read[-1]]
+                mine = probes(lake, variant, stream.prompt_ids[prompt])
+                read = [*(h @ w.T + b for h, (w, b) in zip(read, mine, strict=False)), read[-1]]
             logits = model.lm_head(model.model.norm(torch.stack(read)))
         logp = logits.log_softmax(-1).numpy()  # [L, n, V]
         for position in range(len(ids)):

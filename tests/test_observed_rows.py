@@ -14,6 +14,7 @@ import skdim
 import tiny
 import torch
 from actlake.analyze.recipes import Adam
+from actlake.analyze.split import fold_of
 from actlake.analyze.tuned import Probes
 from actlake.lake import Lake
 from actlake.queries import probes as training
@@ -308,12 +309,13 @@ def test_calibration_splits(rows: Callable, reference: Reference) -> None:
 def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lake, reference: Reference) -> None:
     found, (difference, counts) = rows("exp10"), reference.own()
     runs = {v: reference.runs(v, "teacher") for v in ("pt", "it")}
-    probes = {v: trained(observed, v) if lens == "tuned" else None for v in runs}
+    probes = {v: trained(observed, v) if lens == "tuned" else [None, None] for v in runs}
+    fold = fold_of([name for name, *_ in texts(40)], 2)
     x, y, held = [], [], np.random.default_rng(42).permutation(40)[:8]
     gradient = np.zeros((LAYERS, D))
-    for pt, it in zip(runs["pt"], runs["it"], strict=True):
+    for pt, it, part in zip(runs["pt"], runs["it"], fold, strict=True):
         told = {"pt": pt["resid"][pt["start"] :], "it": it["resid"][it["start"] :]}
-        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probes[v]) for v, resid in told.items()}
+        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probes[v][part]) for v, resid in told.items()}
         change = kl["it"][0] - kl["pt"][0]
         if len(change) > 4:
             change = np.clip(change, *np.percentile(change, [5, 95], axis=0))
@@ -342,10 +344,10 @@ def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lak
     assert lines[f"r2_{lens}", "held_out", 0] == 8 and lines[f"r2_{lens}", "train", 0] == 32
 
 
-def trained(lake: Lake, variant: str) -> Probes:
-    """The probes that the row used."""
+def trained(lake: Lake, variant: str) -> list[Probes]:
+    """The probes that the row used, by fold."""
     names = ("llama", variant, find_capture(lake.layout, f"llama/{variant}", "native").stem)
-    return choose(Kit(lake.layout), names).probes
+    return choose(Kit(lake.layout), names).folds
 
 
 def kl_and_gradient(hf: torch.nn.Module, resid: np.ndarray, probes: Probes | None) -> tuple[np.ndarray, np.ndarray]:

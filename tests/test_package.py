@@ -59,3 +59,9 @@ def test_an_installed_wheel_finds_its_catalog_prompts_queries_and_models(wheel: 
     assert done.returncode == 0, done.stderr
     # The packaged catalog's lake lies where one works, not in site-packages.
     assert Path(done.stdout.strip()).resolve() == (tmp_path / "lake").resolve()
+
+
+def test_the_command_sets_up_torch_before_it_is_loaded() -> None:
+    code = "import os, sys, actlake.cli; assert 'torch' not in sys.modules; sys.argv[1:] = ['--version']; actlake.cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("actlake ")

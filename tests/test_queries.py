@@ -318,9 +318,11 @@ def test_hand_made_numbers(tmp_path: Path) -> None:
         put_capture(layout, variant, stream, resid, np.ones((stream.n_tokens, LAYERS, D), dtype=np.float32))
     table = actlake.open(tmp_path / "lake").run("L2").table
     uniform = 0.5 * math.log(0.5 * VOCAB) + 0.5 * math.log(VOCAB / (2 * (VOCAB - 1)))  # KL(final || uniform)
-    assert estimate(table, "kl_final_layer", variant="pt", layer=LAYERS - 2) == pytest.approx(uniform, abs=1e-5)
-    assert estimate(table, "kl_final_layer", variant="it", layer=LAYERS - 2) == pytest.approx(0, abs=1e-6)
-    assert estimate(table, "kl_final_layer", variant="pt", layer=LAYERS - 1) == pytest.approx(0, abs=1e-6)
+    assert estimate(table, "kl_final_layer", lens="raw", variant="pt", layer=LAYERS - 2) == pytest.approx(
+        uniform, abs=1e-5
+    )
+    assert estimate(table, "kl_final_layer", lens="raw", variant="it", layer=LAYERS - 2) == pytest.approx(0, abs=1e-6)
+    assert estimate(table, "kl_final_layer", lens="raw", variant="pt", layer=LAYERS - 1) == pytest.approx(0, abs=1e-6)
     late = LAYERS - math.floor(LAYERS / 2)
     assert estimate(table, "cg_raw", variant="it - pt") == pytest.approx(-uniform / late, abs=1e-5)
     assert estimate(table, "commit_kl01_raw_mean", variant="pt") == LAYERS - 1
