@@ -133,7 +133,7 @@ def load_late(layout: Layout, model: str, boundary: int, catalog: Catalog | None
     hub model must be in the hub's cache. LakeError when there are no weights, or when they are not those that the lake's
     captures were made from.
     """
-    spec = _checkpoint(layout, model, catalog)
+    spec = find_weights(layout, model, catalog)
     record = read_model(layout, spec.pair, spec.variant)
     found = load_suffix(spec, boundary, **{"dtype": record["dtype"], **options})
     check_head(layout, spec.pair, spec.variant, found.head.norm_weight.numpy(), found.head.unembed)
@@ -144,12 +144,12 @@ def load_mlps(
     layout: Layout, model: str, window: tuple[int, int], catalog: Catalog | None = None, **options: Any
 ) -> Donor:
     """The MLPs of blocks window[0]..window[1]-1 of 'PAIR/VARIANT', found as in `load_late`; nothing else is loaded."""
-    spec = _checkpoint(layout, model, catalog)
+    spec = find_weights(layout, model, catalog)
     dtype = read_model(layout, spec.pair, spec.variant)["dtype"]
     return load_donor(spec, range(*window), **{"dtype": dtype, **options})
 
 
-def _checkpoint(layout: Layout, model: str, catalog: Catalog | None) -> ModelSpec:
+def find_weights(layout: Layout, model: str, catalog: Catalog | None) -> ModelSpec:
     """Where the weights of a model lie on this machine; LakeError that says where they were looked for."""
     pair, variant = split_model(model)
     spec = stored_weights(layout, pair, variant)

@@ -35,6 +35,7 @@ VERSION = {
     "pair_lens": 1,
     "weights": 1,
     "lens_eval": 1,
+    "graft": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 T = TypeVar("T")
@@ -227,13 +228,10 @@ def aligned(pt: Rows, it: Rows) -> tuple[np.ndarray, np.ndarray]:
     return pt.once(("aligned", it.capture.path), align)
 
 
-def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
-    models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
-    captures = {variant: kit.capture(names) for variant, names in models.items()}
-    for capture in captures.values():
-        all_boundaries(capture, "pair_lens")
+def pair_columns(kit: Kit, models: dict[str, Names], pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+    """The columns of `pair_lens` [n, L+1] of a block; computed once however many jobs want them."""
 
-    def compute(pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+    def compute() -> dict[str, np.ndarray]:
         at_pt, at_it = aligned(pt, it)
         return pair_lens(
             kit.head(models["pt"]),
@@ -243,6 +241,18 @@ def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
             mask=kit.arrays(models["pt"])[0]["real_token"] & kit.arrays(models["it"])[0]["real_token"],
             device=kit.device,
         )
+
+    return pt.once(("pair_lens", it.capture.path), compute)
+
+
+def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
+    models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
+    captures = {variant: kit.capture(names) for variant, names in models.items()}
+    for capture in captures.values():
+        all_boundaries(capture, "pair_lens")
+
+    def compute(pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+        return pair_columns(kit, models, pt, it)
 
     def named(pt: Rows, it: Rows) -> dict[str, Any]:
         where = {"pair": scope.pair, "variant": "both", "stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
@@ -291,6 +301,12 @@ def _lens_eval(kit: Kit, scope: Scope, _kind: str) -> Job:
     return Evaluation(kit, scope)
 
 
+def _graft(kit: Kit, scope: Scope, kind: str) -> Job:
+    from .graft import graft_table
+
+    return graft_table(kit, scope, kind)
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
@@ -307,9 +323,13 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "weights": _weights,
     "directions": _directions,
     "lens_eval": _lens_eval,
+    "graft": _graft,
 }
 # Kinds that free SQL gets of a table, without naming them.
-KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned")}
+KINDS = {
+    "directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned"),
+    "graft": ("B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"),
+}
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
 
 
@@ -343,6 +363,8 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
     """
     wanted = {**capture, **({"lens": kind or "raw"} if "lens" in TABLES[table].names else {})}
     wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
+    if "condition" in TABLES[table].names:
+        wanted |= {"condition": kind.removesuffix("_tuned"), "lens": "tuned" if kind.endswith("_tuned") else "raw"}
     if any(wanted.items() <= found.items() for found in kit.foreign(table)):
         return True
     variant = capture.get("variant", "it")
