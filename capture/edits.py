@@ -26,7 +26,7 @@ Operator = Callable[[Tensor], Tensor]
 
 
 class States(Protocol):
-    """Hidden states of a stream's flat tokens: `states[start:stop]` is float [stop - start, d]."""
+    """Hidden states of a stream's flat tokens: `states[start:stop]` is float [stop - start, d], for tokens of one prompt."""
 
     def __getitem__(self, tokens: slice, /) -> np.ndarray: ...
 
@@ -38,10 +38,10 @@ class Slots:
     spans: Sequence[tuple[int, int]]
     width: int
 
-    def padded(self, states: States, dtype: torch.dtype) -> Tensor:
-        """The states of these tokens, [batch, width, d], zeros in the padding."""
-        rows = [torch.from_numpy(np.ascontiguousarray(states[start:stop])) for start, stop in self.spans]
-        out = torch.zeros(len(rows), self.width, rows[0].shape[-1], dtype=dtype)
+    def padded(self, states: States) -> np.ndarray:
+        """The states of these tokens, float32 [batch, width, d], zeros in the padding."""
+        rows = [states[start:stop] for start, stop in self.spans]
+        out = np.zeros((len(rows), self.width, rows[0].shape[-1]), np.float32)
         for row, values in zip(out, rows, strict=True):
             row[: len(values)] = values
         return out
@@ -109,20 +109,26 @@ def _change(operator: Operator, mask: Tensor | None, value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Scale(OutputEdit):
-    """m' = m + (alpha - 1)(m.d)d: scale the component along a unit direction per block; 0 removes it. METHODS 5.2.
-
-    With a random direction (analyze.directions.random_units) this is the seed's control A1_rand.
-    """
+class DirectionEdit(OutputEdit):
+    """An output edit along one unit direction per block; blocks without a direction are left alone."""
 
     direction: Mapping[int, np.ndarray]
-    alpha: float
-    noop: ClassVar[str] = "alpha = 1"
 
     @property
     def blocks(self) -> Collection[int]:
         """Numbers of the edited blocks."""
         return self.direction.keys()
+
+
+@dataclass(frozen=True)
+class Scale(DirectionEdit):
+    """m' = m + (alpha - 1)(m.d)d: scale the component along d; 0 removes it. METHODS 5.2.
+
+    With a random direction (analyze.directions.random_units) this is the seed's control A1_rand.
+    """
+
+    alpha: float
+    noop: ClassVar[str] = "alpha = 1"
 
     def operator(self, layer: int, device: torch.device) -> Operator:
         """The scaling of one block."""
@@ -131,18 +137,12 @@ class Scale(OutputEdit):
 
 
 @dataclass(frozen=True)
-class Inject(OutputEdit):
-    """m' = m + beta d, with a unit direction per block; `relative`: beta |m| d, by each token's norm. METHODS 5.2 (A2)."""
+class Inject(DirectionEdit):
+    """m' = m + beta d; `relative`: m + beta |m| d, by each token's norm (A2). METHODS 5.2."""
 
-    direction: Mapping[int, np.ndarray]
     beta: float
     relative: bool = False
     noop: ClassVar[str] = "beta = 0"
-
-    @property
-    def blocks(self) -> Collection[int]:
-        """Numbers of the edited blocks."""
-        return self.direction.keys()
 
     def operator(self, layer: int, device: torch.device) -> Operator:
         """The injection of one block."""
@@ -151,21 +151,15 @@ class Inject(OutputEdit):
 
 
 @dataclass(frozen=True)
-class MatchedScale(OutputEdit):
+class MatchedScale(DirectionEdit):
     """m' = m + (alpha - 1) s (m.u)u with s = |m.d| / max(|m.u|, 1e-8): as large a change as `Scale` makes, along a random u.
 
-    Each token's change has the size of that along d. METHODS 5.2 (random matched, 0C).
+    Each token's change has the size of that along d; u is `random`, per block. METHODS 5.2 (random matched, 0C).
     """
 
-    direction: Mapping[int, np.ndarray]
     random: Mapping[int, np.ndarray]
     alpha: float
     noop: ClassVar[str] = "alpha = 1"
-
-    @property
-    def blocks(self) -> Collection[int]:
-        """Numbers of the edited blocks."""
-        return self.direction.keys()
 
     def operator(self, layer: int, device: torch.device) -> Operator:
         """The scaling of one block."""
@@ -251,7 +245,8 @@ class RandomGraft(Graft):
 class BoundaryPatch(Edit):
     """Replace the residual at a boundary by given states, at all positions or at the flat `tokens` marked.
 
-    `states` holds those of the replayed stream's flat tokens, for instance the donor's stored boundary. METHODS 17 (exp23).
+    `states` holds those of the replayed stream's flat tokens, for instance the donor's stored boundary
+    (capture.replay.borrowed). METHODS 17 (exp23).
     """
 
     boundary: int
@@ -267,7 +262,7 @@ class BoundaryPatch(Edit):
                 f"boundary patch of {model.name}: no boundary {self.boundary}; the blocks that run have boundaries {parts.first}"
                 f" to {len(parts.blocks)}"
             )
-        state, mask = slots.padded(self.states, model.dtype), slots.mask(self.tokens)[..., None]
+        state, mask = torch.from_numpy(slots.padded(self.states)), slots.mask(self.tokens)[..., None]
 
         def change(resid: Tensor) -> Tensor:
             return torch.where(mask.to(resid.device), state.to(resid), resid)

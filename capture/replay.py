@@ -1,7 +1,8 @@
 """Replay: the blocks after a stored boundary run again, with or without edits, on all positions of a capture."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ..store.captures import Capture, CheckedArray, find_capture
 from ..store.catalog import Catalog, ModelSpec
@@ -108,8 +110,29 @@ def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
     return Start(path, manifest["provenance"], boundary, states, token_id, offset, lengths)
 
 
-def check_same_tokens(ours: Start, theirs: Start) -> None:
-    """Raise LakeError unless `theirs` has the tokens that run in `ours`, prompt by prompt: its states can stand in then."""
+@dataclass(frozen=True)
+class Borrowed:
+    """States of another capture at the flat tokens of a start: prompts may lie elsewhere there."""
+
+    ours: Start
+    theirs: Start
+
+    def __getitem__(self, tokens: slice, /) -> np.ndarray:
+        prompt = np.searchsorted(self.ours.offset, tokens.start, side="right") - 1
+        shift = int(self.theirs.offset[prompt] - self.ours.offset[prompt])
+        return self.theirs.states[tokens.start + shift : tokens.stop + shift]
+
+
+def borrowed(ours: Start, theirs: Start) -> Borrowed:
+    """The states of `theirs` at the tokens that run in `ours`, to begin with or to patch with.
+
+    LakeError unless both have the same tokens there, prompt by prompt.
+    """
+    _check_same_tokens(ours, theirs)
+    return Borrowed(ours, theirs)
+
+
+def _check_same_tokens(ours: Start, theirs: Start) -> None:
     if len(ours.lengths) != len(theirs.lengths):
         raise LakeError(
             f"{theirs.path}: has {len(theirs.lengths)} prompts, {ours.path} has {len(ours.lengths)}; states are exchanged on one"
@@ -153,14 +176,16 @@ def find_weights(layout: Layout, model: str, catalog: Catalog | None) -> ModelSp
     """Where the weights of a model lie on this machine; LakeError that says where they were looked for."""
     pair, variant = split_model(model)
     spec = stored_weights(layout, pair, variant)
-    if spec is None and (catalog is None or pair not in catalog.pairs):
-        looked = f"{weights_folder(layout, pair, variant)} and {catalog.path if catalog else 'no catalog was given'}"
-        raise LakeError(
-            f"model {model}: no weights found; looked in {looked}: name the pair in the catalog, or put its weights into the lake"
-            " with `actlake capture --with-weights`"
-        )
-    spec = spec or (catalog.pair(pair).model(variant) if catalog else None)
-    assert spec is not None
+    if spec is None:
+        if catalog is None or pair not in catalog.pairs:
+            looked = (
+                f"{weights_folder(layout, pair, variant)} and {catalog.path if catalog else 'no catalog was given'}"
+            )
+            raise LakeError(
+                f"model {model}: no weights found; looked in {looked}: name the pair in the catalog, or put its weights into the"
+                " lake with `actlake capture --with-weights`"
+            )
+        spec = catalog.pair(pair).model(variant)
     if spec.path is None:
         cached_folder(spec)
     return spec
@@ -190,19 +215,20 @@ def replay(
     wanted = _wanted(start, tokens, prompts)
     plan = [batch for batch in start.plan if any(wanted[slice(*span)].any() for span in start.spans(batch))]
 
-    def prepare(indices: list[int]) -> tuple[list[int], Slots, Batch]:
+    def prepare(indices: list[int]) -> tuple[list[int], Slots, np.ndarray]:
         spans = start.spans(indices)
         slots = Slots(spans, max(stop - at for at, stop in spans))
-        rows, chosen = ([array[slice(*span)] for span in spans] for array in (start.token_id, wanted))
-        return indices, slots, Batch(rows, 0, model.device, chosen, slots.padded(start.states, model.dtype))
+        return indices, slots, slots.padded(start.states)
 
-    with starting(model, start.boundary) as late:
-        for indices, slots, batch in _ahead(plan, prepare):
-            with entering(late.parts, batch.given["inputs_embeds"]), edited(late, edits, slots):
-                arrays = forward(late, batch, sizes, boundaries)
-            found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in slots.spans]
-            there = [prompt for prompt, flat in zip(indices, found, strict=True) if len(flat)]
-            yield Piece(there, np.concatenate(found), arrays)
+    for indices, slots, states in _ahead(plan, prepare):
+        rows, chosen = ([array[slice(*span)] for span in slots.spans] for array in (start.token_id, wanted))
+        state = torch.from_numpy(states).to(model.device, model.dtype)
+        batch = Batch(rows, 0, model.device, chosen, state)
+        with starting(model, start.boundary) as late, entering(late.parts, state), edited(late, edits, slots):
+            arrays = forward(late, batch, sizes, boundaries)
+        found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in slots.spans]
+        there = [prompt for prompt, flat in zip(indices, found, strict=True) if len(flat)]
+        yield Piece(there, np.concatenate(found), arrays)
 
 
 def replay_whole(model: Model, start: Start, edits: Sequence[Edit] = (), **options: Any) -> Piece:
@@ -271,13 +297,14 @@ def _check_fit(model: Model, start: Start) -> None:
 
 
 def _ahead(plan: Sequence[list[int]], prepare: Callable[[list[int]], T]) -> Iterator[T]:
-    """What `prepare` makes of each batch, the next one in a thread while one is used."""
+    """What `prepare` makes of each batch, the next one in a thread while one is used; there is at least one.
+
+    It should leave torch alone: a second thread's OpenMP workers would spin beside those of the model.
+    """
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(prepare, indices) for indices in plan[:1]]
-        for following in [*plan[1:], None]:
-            if not waiting:
-                return
-            found = waiting.pop().result()
-            if following is not None:
-                waiting.append(pool.submit(prepare, following))
-            yield found
+        waiting: deque[Future[T]] = deque()
+        for indices in plan:
+            waiting.append(pool.submit(prepare, indices))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        yield waiting.popleft().result()

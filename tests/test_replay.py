@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from actlake.capture.edits import BoundaryPatch
 from actlake.capture.model import load_model
-from actlake.capture.replay import check_same_tokens, load_late, load_mlps, open_start, replay, replay_whole
+from actlake.capture.replay import borrowed, load_late, load_mlps, open_start, replay, replay_whole
 from actlake.capture.suffix import load_donor, load_suffix
 from actlake.store.captures import Capture, find_capture
 from actlake.store.catalog import Catalog, ModelSpec, PairSpec, StreamSpec, load_catalog
@@ -196,6 +197,14 @@ def test_pieces_follow_the_plan_and_are_read_ahead(lakes, pairs, monkeypatch):
     assert threading.main_thread() not in read[1:]  # the very first tells the width
 
 
+def test_replays_of_one_model_in_turn(lakes, pairs):
+    layout, model = lakes("llama"), load_model(pairs("llama").it)
+    starts = [open_start(layout, "llama/it", "raw", boundary) for boundary in (1, 2)]
+    for one, two in zip(replay(model, starts[0]), replay(model, starts[1]), strict=True):
+        assert not any("forward" in vars(block) for block in model.parts.blocks)  # between batches the model is whole
+        assert same_bits(np.ascontiguousarray(one.arrays["resid"][:, 1:]), two.arrays["resid"])
+
+
 def test_weights_from_the_lake(tmp_path, llama):
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, variants=("it",), with_weights=True)
     check_identity(layout, load_late(layout, "llama/it", 1), 1)
@@ -240,13 +249,38 @@ def test_capture_of_some_positions(tmp_path, lakes):
 def test_streams_that_disagree(captured, tmp_path, llama):
     pt, it = (open_start(captured, f"llama/{variant}", "native", 1) for variant in ("pt", "it"))
     with pytest.raises(LakeError, match=r"prompt 0 has other tokens than in .* from position 1 on"):
-        check_same_tokens(pt, it)
-    check_same_tokens(replace(pt, lengths=np.ones_like(pt.lengths)), it)  # both begin with BOS
+        borrowed(pt, it)
     shared = tiny.capture(tmp_path / "lake", llama, StreamSpec("shared", "raw", "it", 6))
     pt, it = (open_start(shared, f"llama/{variant}", "shared", 1) for variant in ("pt", "it"))
-    check_same_tokens(pt, it)
+    borrowed(pt, it)
     with pytest.raises(LakeError, match="has 5 prompts"):
-        check_same_tokens(pt, replace(it, lengths=it.lengths[:-1]))
+        borrowed(pt, replace(it, lengths=it.lengths[:-1]))
+
+
+def test_states_of_another_capture(tmp_path, llama):
+    """Both read the bare prompts and then go their own ways; on the prompts one's states can begin the other's replay."""
+    layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW)
+    pt, it = (open_start(layout, f"llama/{variant}", "raw", 1) for variant in ("pt", "it"))
+    lengths = [
+        np.flatnonzero(steps == 0)[0] + 1
+        for steps in np.split(stored(layout, "llama/pt").array("step")[:], pt.offset[1:-1])
+    ]
+    pt, it = replace(pt, lengths=np.array(lengths)), replace(it, lengths=np.array(lengths))
+    assert not np.array_equal(pt.token_id, it.token_id)
+    late = load_suffix(llama.pt, 1)
+    found = replay_whole(late, replace(pt, states=borrowed(pt, it)), logits="full")
+    expected = replay_whole(late, it, logits="full")  # the same cell, on the other capture's tokens
+    assert len(found.tokens) == sum(lengths)
+    assert all(np.array_equal(found.arrays[name], expected.arrays[name]) for name in ("resid", "logits"))
+    patched = replay_whole(late, pt, [BoundaryPatch(1, borrowed(pt, it))], logits="full")
+    assert all(np.array_equal(found.arrays[name], patched.arrays[name]) for name in ("resid", "logits"))
+
+
+def test_few_boundaries_are_enough(tmp_path, llama):
+    profile = replace(tiny.FULL, boundaries=(2, "last"))
+    layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, variants=("it",), profile=profile)
+    found = replay_whole(load_suffix(llama.it, 2), open_start(layout, "llama/it", "raw", 2))
+    assert same_bits(found.arrays["resid"], stored(layout, "llama/it").array("resid")[:])
 
 
 def test_missing_weights(lakes, pairs, tmp_path):
