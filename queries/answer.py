@@ -205,7 +205,7 @@ def _where(name: str, scope: Scope) -> str:
     pair = f"pair = {_text(scope.pair)}"
     if not scope.streams:
         return pair
-    if name in ("pair_lens", "directions", "graft"):
+    if name in ("pair_lens", "directions", "graft", "mechanism"):
         return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"
     return f"{pair} AND stream IN ({', '.join(_text(stream) for stream in sorted(scope.streams.values()))})"
 

@@ -36,6 +36,7 @@ VERSION = {
     "weights": 1,
     "lens_eval": 1,
     "graft": 1,
+    "mechanism": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 T = TypeVar("T")
@@ -307,6 +308,12 @@ def _graft(kit: Kit, scope: Scope, kind: str) -> Job:
     return graft_table(kit, scope, kind)
 
 
+def _mechanism(kit: Kit, scope: Scope, kind: str) -> Job:
+    from .mechanism import mechanism_table
+
+    return mechanism_table(kit, scope, kind)
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
@@ -324,11 +331,13 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "directions": _directions,
     "lens_eval": _lens_eval,
     "graft": _graft,
+    "mechanism": _mechanism,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {
     "directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned"),
     "graft": ("B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"),
+    "mechanism": ("A", "B_late", "C", "D_late"),
 }
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens"}
 
@@ -364,7 +373,8 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
     wanted = {**capture, **({"lens": kind or "raw"} if "lens" in TABLES[table].names else {})}
     wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
     if "condition" in TABLES[table].names:
-        wanted |= {"condition": kind.removesuffix("_tuned"), "lens": "tuned" if kind.endswith("_tuned") else "raw"}
+        wanted["condition"] = kind.removesuffix("_tuned")
+        wanted |= {"lens": "tuned" if kind.endswith("_tuned") else "raw"} if table == "graft" else {}
     if any(wanted.items() <= found.items() for found in kit.foreign(table)):
         return True
     variant = capture.get("variant", "it")

@@ -113,8 +113,8 @@ class _Rows:
 
     @property
     def _paired(self) -> bool:
-        """Whether a row is about both models alike; in `graft` it is about one, its host."""
-        return "stream_pt" in self.schema.names and self._name != "graft"
+        """Whether a row is about both models alike; under a condition it is about one, its host."""
+        return "stream_pt" in self.schema.names and "condition" not in self.schema.names
 
     def _read(self) -> list[str]:
         """Names of the file's columns; the file becomes the view `source`."""

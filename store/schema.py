@@ -272,6 +272,23 @@ TABLES = {
             ("cross_kl_host", _FLOAT),
         ]
     ),
+    "mechanism": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("condition", _TEXT),
+            *_PROMPT,
+            ("step", pa.int32()),
+            *_LAYER,
+            ("support_teacher", _FLOAT),
+            ("anti_top1", _FLOAT),
+            ("anti_kl", _FLOAT),
+            ("teacher_cos", _FLOAT),
+            ("top1_cos", _FLOAT),
+            ("kl_cos", _FLOAT),
+            ("kl_rest", _FLOAT),
+        ]
+    ),
 }
 
 # What a capture may compute while it has the residuals: the columns of these tables as variables [token, lens_layer].

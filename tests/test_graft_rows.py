@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from actlake.lake import Lake
-from actlake.queries import graft, sweep
+from actlake.queries import conditions, graft, sweep
 from actlake.queries.build import Kit, Scope, ensure
 from actlake.queries.probes import choose
 from actlake.queries.registry import find
@@ -258,6 +258,73 @@ def test_the_hosts_own_mlps_change_nothing_and_blocks_may_be_small(
         np.testing.assert_allclose(both[found], both[stored], atol=1e-5, err_msg=found)
 
 
+PIPELINES = {"A": ("pt", (0, 0)), "B_late": ("pt", (4, 6)), "C": ("it", (0, 0)), "D_late": ("it", (4, 6))}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, PairSpec]:
+    """A pair of six blocks: the final 20 % are blocks 4 and 5."""
+    root = tmp_path_factory.mktemp("deep")
+    pair = tiny.make_pair(root / "pair", num_hidden_layers=6)
+    tiny.capture(root / "lake", pair, tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12)))
+    return Lake(root / "lake", catalog=catalog(root, pair)), pair
+
+
+def test_mechanism_by_autograd_on_whole_models(deep: tuple[Lake, PairSpec]) -> None:
+    lake, whole = deep[0], Whole.of(deep[1])
+    numbers = lake.run("exp14").table.set_index("measure")["estimate"]
+    names, late = scope(lake.layout, "llama"), (4, 5)
+    found = table(lake.layout, "FROM mechanism ORDER BY prompt, step, layer")
+    means: dict[str, list[float]] = {}
+    for condition, (host, window) in PIPELINES.items():
+        mine, stream = found[found["condition"] == condition], read_stream(lake.layout, names.streams[host])
+        assert set(mine["variant"]) == {host} and set(mine["layer"]) == {*late}
+        for prompt, (tokens, start) in enumerate(zip(stream.tokens, stream.starts, strict=True)):
+            resid, mlp, _ = whole(host, tokens, window)
+            for step in range(len(tokens) - start):
+                at, token = start - 1 + step, int(tokens[start + step])
+                final = whole.logp(host, resid[-1][at])
+                here = mine[(mine["prompt"] == prompt) & (mine["step"] == step)].set_index("layer")
+                for layer in late:
+                    u, h = mlp[layer][at], resid[layer + 1][at]
+
+                    def along(
+                        value: Callable[[Tensor], Tensor], h: Tensor = h, u: Tensor = u, host: str = host
+                    ) -> float:
+                        x = h.clone().requires_grad_()
+                        value(whole.hf[host].lm_head(whole.hf[host].model.norm(x))).backward()
+                        return float(u @ x.grad / x.grad.norm())
+
+                    assert here.loc[layer, "support_teacher"] == pytest.approx(along(lambda z, t=token: z[t]), abs=1e-4)
+                    assert here.loc[layer, "anti_top1"] == pytest.approx(-along(lambda z: z.max()), abs=1e-4)
+                    if layer == 4:
+                        kl_to = along(lambda z, p=final: (p.exp() * (p - z.log_softmax(-1))).sum())
+                        assert here.loc[layer, "anti_kl"] == pytest.approx(kl_to, abs=1e-4)
+                assert np.isnan(here.loc[5, "anti_kl"])
+                means.setdefault(condition, []).append(here["support_teacher"].mean())
+        assert numbers[f"support_teacher_{condition.lower()}"] == pytest.approx(np.mean(means[condition]), abs=1e-5)
+
+
+def test_mechanism_numbers_by_plain_loops(deep: tuple[Lake, PairSpec]) -> None:
+    lake, pairs = deep[0], []
+    numbers = lake.run("exp14").table.set_index("measure")["estimate"]
+    pushed, edited, lens = (
+        table(lake.layout, f"FROM {name} WHERE layer >= 4") for name in ("mechanism", "graft", "lens")
+    )
+    streams = scope(lake.layout, "llama").streams
+    for condition, (host, window) in PIPELINES.items():
+        own = lens[(lens["stream"] == streams[host]) & (lens["lens"] == "raw") & (lens["step"] >= 0)]
+        after = edited[(edited["condition"] == condition) & (edited["lens"] == "raw")] if window[1] else own
+        keys = ["prompt", "step"]
+        kl = after.groupby(keys)["kl_layer_final"].mean()
+        pairs.append(pd.concat([pushed[pushed["condition"] == condition].groupby(keys)["anti_kl"].mean(), kl], axis=1))
+        if window[1]:
+            gain = own.groupby(keys)["rank_target"].mean() - after.groupby(keys)["rank_target"].mean()
+            assert numbers[f"rank_gain_{condition.lower()}"] == pytest.approx(gain.mean(), abs=1e-6)
+    both = pd.concat(pairs)
+    assert numbers["correlation_anti_kl"] == pytest.approx(np.corrcoef(both.T)[0, 1], abs=1e-6)
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +355,7 @@ def tokens(lake: Lake) -> pd.DataFrame:
 
 def numbers(lake: Lake, row: str) -> dict[str, float]:
     found = lake.run(row).table
+    found = found[~found["measure"].str.startswith("correlation")]
     assert (found["n"] == 12).all() and found["low"].le(found["estimate"] + 1e-6).all()
     return dict(found[found["layer"].isna()].set_index("measure")["estimate"])
 
@@ -387,17 +455,18 @@ def test_rows_share_conditions_and_a_second_question_costs_nothing(
         tmp_path / "lake", pairs("llama"), tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12))
     )
     lake = Lake(layout.root, catalog=catalog(tmp_path, pairs("llama")))
-    ran, whole = [], graft.replay_whole
+    ran, whole = [], conditions.replay_whole
 
     def counted(model: Any, start: Any, edits: Any, **options: Any) -> Any:
         ran.append((model.name, start.boundary, type(edits[0]).__name__))
         return whole(model, start, edits, **options)
 
-    monkeypatch.setattr(graft, "replay_whole", counted)
+    monkeypatch.setattr(conditions, "replay_whole", counted)
     lake.run("exp11")
     assert ran == [("llama/pt", start, "Graft") for start, _ in WINDOWS.values()]  # raw and tuned of one replay
     ran.clear()
-    assert len(lake.run("exp14").computed) >= 6 and ran == [("llama/it", s, "Graft") for s, _ in WINDOWS.values()]
+    assert len(lake.run("exp14").computed) == 10  # D three times raw and tuned, mechanism four times
+    assert ran == [("llama/pt", 2, "Graft"), *(("llama/it", start, "Graft") for start, _ in WINDOWS.values())]
     ran.clear()
     lake.run("exp16_BD")
     lake.run("exp11")
