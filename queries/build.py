@@ -38,6 +38,8 @@ VERSION = {
     "factorial": 1,
     "divergence": 1,
     "writeout": 1,
+    "graft": 1,
+    "mechanism": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 T = TypeVar("T")
@@ -242,13 +244,10 @@ def aligned(pt: Rows, it: Rows) -> tuple[np.ndarray, np.ndarray]:
     return pt.once(("aligned", it.capture.path), align)
 
 
-def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
-    models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
-    captures = {variant: kit.capture(names) for variant, names in models.items()}
-    for capture in captures.values():
-        all_boundaries(capture, "pair_lens")
+def pair_columns(kit: Kit, models: dict[str, Names], pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+    """The columns of `pair_lens` [n, L+1] of a block; computed once however many jobs want them."""
 
-    def compute(pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+    def compute() -> dict[str, np.ndarray]:
         at_pt, at_it = aligned(pt, it)
         return pair_lens(
             kit.head(models["pt"]),
@@ -258,6 +257,18 @@ def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
             mask=kit.arrays(models["pt"])[0]["real_token"] & kit.arrays(models["it"])[0]["real_token"],
             device=kit.device,
         )
+
+    return pt.once(("pair_lens", it.capture.path), compute)
+
+
+def _pair_lens(kit: Kit, scope: Scope, _kind: str) -> Job:
+    models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
+    captures = {variant: kit.capture(names) for variant, names in models.items()}
+    for capture in captures.values():
+        all_boundaries(capture, "pair_lens")
+
+    def compute(pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+        return pair_columns(kit, models, pt, it)
 
     def named(pt: Rows, it: Rows) -> dict[str, Any]:
         where = {"pair": scope.pair, "variant": "both", "stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
@@ -324,6 +335,18 @@ def _writeout(kit: Kit, scope: Scope, _kind: str) -> Job:
     return Writeout(kit, scope)
 
 
+def _graft(kit: Kit, scope: Scope, kind: str) -> Job:
+    from .graft import graft_table
+
+    return graft_table(kit, scope, kind)
+
+
+def _mechanism(kit: Kit, scope: Scope, kind: str) -> Job:
+    from .mechanism import mechanism_table
+
+    return mechanism_table(kit, scope, kind)
+
+
 # --- what is missing -------------------------------------------------------------------------------------------------
 
 PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
@@ -343,9 +366,15 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "factorial": _factorial,
     "divergence": _divergence,
     "writeout": _writeout,
+    "graft": _graft,
+    "mechanism": _mechanism,
 }
 # Kinds that free SQL gets of a table, without naming them.
-KINDS = {"directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned")}
+KINDS = {
+    "directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned"),
+    "graft": ("B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"),
+    "mechanism": ("A", "B_late", "C", "D_late"),
+}
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
 
 
@@ -379,6 +408,9 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
     """
     wanted = {**capture, **({"lens": kind or "raw"} if "lens" in TABLES[table].names else {})}
     wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
+    if "condition" in TABLES[table].names:
+        wanted["condition"] = kind.removesuffix("_tuned")
+        wanted |= {"lens": "tuned" if kind.endswith("_tuned") else "raw"} if table == "graft" else {}
     if any(wanted.items() <= found.items() for found in kit.foreign(table)):
         return True
     variant = capture.get("variant", "it")

@@ -14,7 +14,7 @@
 --   the one before the last. JS is at most ln 2 = 0.693. The prompts differ (raw against chat), so part of the
 --   difference is the template's. Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` over all tokens,
 --   layers and pairs alike, as the seed prints them. Of its later intervals only some resample prompts (trap 12): these do.
---   Grafts compared at the same layer (`js_target_*` of the published list, trap 11) need replays.
+--   Hosts with MLPs of the other model at the same layer (trap 11) are row exp16_BD.
 -- source: METHODS 13
 WITH cells AS (
     SELECT prompt, step, layer, js, max(layer) OVER () + 1 AS layers FROM pair_lens WHERE coalesce(step >= 0, true) AND layer >= 0

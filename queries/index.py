@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .registry import Query, queries
 
-REPLAYED = {"graft", "factorial", "divergence"}  # tables that late blocks of a model are run for
+REPLAYED = {"graft", "mechanism", "factorial", "divergence"}  # tables that late blocks of a model are run for
 CHECKPOINTS = {"weights"}
 INTRODUCTION = """\
 # The rows of the experiment index

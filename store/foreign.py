@@ -31,20 +31,20 @@ from .tables import (
 KEYS = (
     *("pair", "variant", "stream", "stream_pt", "lens", "prompt", "prompt_id", "category", "token", "position", "step"),
     *("layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
-    *("event", "upstream", "late", "readout", "condition"),
+    *("event", "upstream", "late", "readout", "condition", "window_start", "window_stop"),
 )
 OPTIONAL = ("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other")
 COSINE, SHARE = (-1.0, 1.0), (0.0, 1.0)
 RANGES = {
-    "js": (0.0, 0.6932),
-    "js_next": (0.0, 0.6932),
+    **dict.fromkeys(("js", "js_next", "js_host", "js_target"), (0.0, 0.6932)),
     **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "endpoint.margin"), (0.0, math.inf)),
+    **dict.fromkeys(("cross_kl", "cross_kl_host"), (0.0, math.inf)),
     **dict.fromkeys(("block_cos", "mlp_cos", "cos_final"), COSINE),
     **dict.fromkeys(("p_target", "confidence", "churn"), SHARE),
 }
 SLACK = 1e-3  # published figures are rounded
 PANDAS_INDEX = "__index_level_"  # a column that pandas writes without being asked
-CAPTURE = ("pair", "variant", "stream", "stream_pt", "lens", "kind")  # what a question narrows a table by
+CAPTURE = ("pair", "variant", "stream", "stream_pt", "lens", "kind", "condition")  # what a question narrows a table by
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ class _Rows:
             self._refuse(f"{str(error).splitlines()[0]}; table {name} is {', '.join(map(_described, self.schema))}")
         self.count = self._one("SELECT count(*) FROM given")[0]
 
+    @property
+    def _paired(self) -> bool:
+        """Whether a row is about both models alike; under a condition it is about one, its host."""
+        return "stream_pt" in self.schema.names and "condition" not in self.schema.names
+
     def _read(self) -> list[str]:
         """Names of the file's columns; the file becomes the view `source`."""
         reader = {".parquet": "read_parquet", ".csv": "read_csv"}.get(self._file.suffix)
@@ -129,7 +134,7 @@ class _Rows:
     def _column(self, field: pa.Field, there: list[str], options: dict[str, str]) -> str:
         """The SQL of one column; NaN becomes NULL."""
         kind = duck_type(field.type)
-        defaults = {"lens": "raw"} | ({"variant": "both"} if "stream_pt" in self.schema.names else {})
+        defaults = {"lens": "raw"} | ({"variant": "both"} if self._paired else {})
         if field.name in there:
             value = f'CAST("{field.name}" AS {kind})'
             return f"CASE WHEN NOT isnan({value}) THEN {value} END" if kind == "FLOAT" else value
@@ -169,7 +174,7 @@ class _Rows:
             self._refuse(f"column {column}, row {wrong[0]}: {wrong[1]:g}, expected {low:g} to {high:g}")
 
     def _check_names(self) -> None:
-        allowed = ("both",) if "stream_pt" in self.schema.names else VARIANTS
+        allowed = ("both",) if self._paired else VARIANTS
         for column in ("pair", "variant", "stream", "stream_pt"):
             for value in self._distinct(column) if column in self.schema.names else ():
                 if column == "variant" and value not in allowed:

@@ -276,6 +276,49 @@ TABLES = {
             ("top1_tuned", _FLOAT),
         ]
     ),
+    "graft": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("condition", _TEXT),
+            ("lens", _TEXT),
+            ("window_start", pa.int32()),
+            ("window_stop", pa.int32()),
+            *_PROMPT,
+            ("step", pa.int32()),
+            *_LAYER,
+            ("kl_layer_final", _FLOAT),
+            ("kl_final_layer", _FLOAT),
+            ("js_next", _FLOAT),
+            ("entropy", _FLOAT),
+            ("top1", pa.int32()),
+            ("p_target", _FLOAT),
+            ("rank_target", pa.int32()),
+            ("cos_final", _FLOAT),
+            ("mlp_cos", _FLOAT),
+            ("js_host", _FLOAT),
+            ("js_target", _FLOAT),
+            ("cross_kl", _FLOAT),
+            ("cross_kl_host", _FLOAT),
+        ]
+    ),
+    "mechanism": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("condition", _TEXT),
+            *_PROMPT,
+            ("step", pa.int32()),
+            *_LAYER,
+            ("support_teacher", _FLOAT),
+            ("anti_top1", _FLOAT),
+            ("anti_kl", _FLOAT),
+            ("teacher_cos", _FLOAT),
+            ("top1_cos", _FLOAT),
+            ("kl_cos", _FLOAT),
+            ("kl_rest", _FLOAT),
+        ]
+    ),
 }
 
 # What a capture may compute while it has the residuals: the columns of these tables as variables [token, lens_layer].

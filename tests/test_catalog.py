@@ -428,6 +428,9 @@ def test_published_pooled_figures_are_the_means_of_the_families():
         ("exp16", "js_ac_final20", "dense5", DENSE5),
         ("exp23", "interaction", "dense5", DENSE5),
         *(("exp23", quantity, "dense6", [*DENSE5, "qwen25_32b"]) for quantity in ("late_pt", "late_it", "interaction")),
+        ("exp11", "dkl_final20_late_tuned", "dense5", DENSE5),
+        ("exp14", "dkl_final20_b_mid_tuned", "dense5", DENSE5),
+        ("exp14", "dkl_final20_d_late_tuned", "dense5", DENSE5),
     ]:
         found = values[row, quantity]
         assert sum(found[m] for m in members) / len(members) == pytest.approx(found[pooled], abs=5.1e-4)

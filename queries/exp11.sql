@@ -1,0 +1,55 @@
+-- id: exp11
+-- title: IT's MLPs in the PT: windows of blocks on a matched prefix (A', B)
+-- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), graft(B_late_tuned)?,
+--   lens(raw), lens(tuned)?, delta
+-- stream: teacher
+-- bootstrap: prompt
+-- plot: line x=layer hue=window y="with the graft − without" numbers=nats dcommit_*=layers dcos_*=cosine
+--   hide=dkl_window_*,dcommit_*,dcos_*
+-- says: With IT's MLPs in its late blocks the PT's final 20 % of layers are {dkl_final20_late_raw?farther from|closer to|about as
+--   far from} their own final distribution {dkl_final20_late_raw?than|than|as} without ({dkl_final20_late_raw} nats[, with the
+--   tuned lens {dkl_final20_late_tuned}]); early ones change that by {dkl_final20_early_raw}, mid ones by
+--   {dkl_final20_mid_raw}. Late ones bring these layers {dcross_kl_late_raw?farther from|closer to|neither closer to nor
+--   farther from} IT's at the same layer ({dcross_kl_late_raw}); early {dcross_kl_early_raw}, mid {dcross_kl_mid_raw}.
+-- about: The PT reads its raw prompt and IT's answer (A'); in B_early, B_mid and B_late the MLPs of a window of blocks are IT's:
+--   they read the PT's normed residual and their output is added as the PT's would be; all positions, prompt too. Each
+--   condition is a replay of the PT from the window's first block on. Differences B - A', token by token, pooled over
+--   tokens: `dkl_final20` of KL(layer || own final) over layers floor(0.8 L) and up, `dkl_window` over the window's own layers
+--   (trap 1: the direction is the other than L2's); `dcross_kl` of KL(B's layer || IT's layer), both read by the PT's head (and
+--   probes), `dcos` of the cosine between an MLP's output and what it reads, before any norm that follows (trap 6: not L1's);
+--   both over the final 20 %. `dcommit`: of the layer from which KL(layer || final) stays below 0.1; no token is without one
+--   here, for the last layer's KL is zero (trap 13). Windows overlap unless the catalog names others, so mid holds part of
+--   late (trap 10). `dkl` is measured against B's own final distribution, which the graft moves too: on `dcross_kl`, and on
+--   JS at the same layer (exp16_BD), the window that moves most can be another (trap 11). Published: the tuned lens, over
+--   masked logits (METHODS 1.4; ours are whole), its last layer through a probe too.
+-- source: METHODS 8; traps in METHODS 21 (1, 6, 10, 11, 13)
+WITH cells AS (
+    SELECT split_part(condition, '_', 2) AS "window", lens, prompt, step, layer, layer >= window_start AND layer < window_stop AS inside,
+        layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late, edited.kl_layer_final AS kl, base.kl_layer_final AS kl_host,
+        edited.kl_layer_final - base.kl_layer_final AS dkl, cross_kl - cross_kl_host AS dcross_kl, edited.mlp_cos - own.mlp_cos AS dcos
+    FROM (FROM graft WHERE condition IN ('B_early', 'B_mid', 'B_late') AND layer >= 0) AS edited
+    JOIN (SELECT lens, prompt, step, layer, kl_layer_final FROM lens WHERE variant = 'pt' AND step >= 0) AS base
+        USING (lens, prompt, step, layer)
+    JOIN (SELECT prompt, step, layer, mlp_cos FROM delta WHERE variant = 'pt' AND step >= 0) AS own USING (prompt, step, layer)
+), tokens AS (
+    SELECT "window", lens, prompt, step, avg(dkl) FILTER (late) AS dkl_final20, avg(dkl) FILTER (inside) AS dkl_window,
+        avg(dcross_kl) FILTER (late) AS dcross_kl, avg(dcos) FILTER (late) AS dcos,
+        (coalesce(max(layer) FILTER (kl >= 0.1), -1) - coalesce(max(layer) FILTER (kl_host >= 0.1), -1))::DOUBLE AS dcommit
+    FROM cells
+    GROUP BY "window", lens, prompt, step
+), numbers AS (
+    UNPIVOT tokens ON dkl_final20, dkl_window, dcross_kl, dcos, dcommit INTO NAME measure VALUE value
+), profiles AS (
+    UNPIVOT (SELECT "window", lens, prompt, layer, dkl, dcross_kl, dcos FROM cells)
+    ON dkl, dcross_kl, dcos INTO NAME measure VALUE value
+)
+SELECT measure || CASE measure WHEN 'dcos' THEN '' ELSE '_' || lens END AS measure, layer, "window", prompt, sum(value) AS total,
+    count(*) AS n
+FROM profiles
+WHERE measure <> 'dcos' OR lens = 'raw'
+GROUP BY ALL
+UNION ALL
+SELECT measure || '_' || "window" || CASE measure WHEN 'dcos' THEN '' ELSE '_' || lens END, NULL, NULL, prompt, sum(value), count(*)
+FROM numbers
+WHERE measure <> 'dcos' OR lens = 'raw'
+GROUP BY measure, "window", lens, prompt

@@ -1,0 +1,97 @@
+-- id: exp14
+-- title: Sufficient in the PT, necessary in the IT: MLPs exchanged both ways (B, D)
+-- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), graft(B_late_tuned)?,
+--   mechanism(B_late)?, graft(D_early), graft(D_early_tuned)?, graft(D_mid), graft(D_mid_tuned)?, graft(D_late),
+--   graft(D_late_tuned)?, mechanism(D_late)?, mechanism(A)?, mechanism(C)?, lens(raw), lens(tuned)?, delta
+-- stream: teacher
+-- bootstrap: prompt
+-- plot: line x=layer hue=condition y="with the other's MLPs − without" numbers=nats dcos_*=cosine
+--   hide=dkl_window_*,dcos_*,kl_final20_*,support_teacher_*,anti_*,rank_gain_*,correlation_*,teacher_cos_*,top1_cos_*,kl_*
+-- says: IT's late MLPs in the PT {dkl_final20_b_late_raw?raise|lower|leave about as it was} the final 20 % layers' KL to their
+--   own final distribution ({dkl_final20_b_late_raw} nats on {kl_final20_a_raw}); the PT's late MLPs in the IT
+--   {dkl_final20_d_late_raw?raise|lower|leave about as it was} it ({dkl_final20_d_late_raw} on {kl_final20_c_raw}). Early and mid:
+--   {dkl_final20_b_early_raw} and {dkl_final20_b_mid_raw} in the PT, {dkl_final20_d_early_raw} and {dkl_final20_d_mid_raw} in the IT.
+--   [With the tuned lens late ones give {dkl_final20_b_late_tuned} in the PT and {dkl_final20_d_late_tuned} in the IT.] Over the
+--   exchanged blocks' own layers: PT {dkl_window_b_early_raw}, {dkl_window_b_mid_raw}, {dkl_window_b_late_raw}, IT
+--   {dkl_window_d_early_raw}, {dkl_window_d_mid_raw}, {dkl_window_d_late_raw} (early, mid, late). [Late MLPs write {support_teacher_a} along the answer's next
+--   token in the PT, {support_teacher_b_late} with IT's MLPs; {support_teacher_c} in the IT, {support_teacher_d_late} with the PT's.]
+-- about: B: the PT, on its raw prompt and IT's answer, with IT's MLPs in a window of blocks, against A', the PT as it is. D: the
+--   IT, on its own prompt and answer, with the PT's MLPs, against C, the IT as it is. Each is a replay of its host from the window
+--   on. `dkl_final20`: difference of KL(layer || own final) (trap 1), mean over layers floor(0.8 L) and up, pooled over tokens,
+--   each host through its own lens; `dkl_window` over the layers of the window itself; `dcos` of the cosine between an MLP's output
+--   and what it reads, before any norm that follows (trap 6), final 20 %. `kl_final20_a` and `_c` are the hosts' own. Trap 11: that
+--   late windows matter most is a statement about this readout, whose end point the exchange moves too; at the same layer
+--   (exp16_BD) it can be mid. Trap 22: over the window's own layers the seed has D_mid and D_early as large as D_late or larger.
+--   Windows overlap (trap 10). Mechanism of late MLPs in A', B_late, C and D_late, mean over the final 20 % of layers, by gradients
+--   of each host's raw lens through norm and unembedding alone: `support_teacher` = length of an MLP's output along the gradient
+--   of the logit of the answer's next token, `anti_top1` = less its length along that of the layer's own top token, `anti_kl` =
+--   its length along that of KL(final || layer) (above zero it moves away), `*_cos` the cosines, `kl_rest` what is left across
+--   the last; `rank_gain` = places that the next token gains against the unedited host. `correlation_*`: Pearson's r of a
+--   token's mean scalar and its mean KL(layer || final) over all tokens of the four; no intervals. Published: the tuned lens, over masked logits, the last layer through a probe too.
+-- source: METHODS 9; traps in METHODS 21 (1, 6, 10, 11, 22)
+WITH base AS (
+    SELECT variant, lens, prompt, step, layer, kl_layer_final, mlp_cos, rank_target, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late
+    FROM lens JOIN (SELECT variant, prompt, step, layer, mlp_cos FROM delta WHERE step >= 0) USING (variant, prompt, step, layer)
+    WHERE layer >= 0
+), cells AS (
+    SELECT condition, lens, prompt, step, layer, late, layer >= window_start AND layer < window_stop AS inside,
+        edited.kl_layer_final - base.kl_layer_final AS dkl, edited.mlp_cos - base.mlp_cos AS dcos,
+        edited.kl_layer_final AS kl, edited.mlp_cos, base.rank_target - edited.rank_target AS gain
+    FROM (FROM graft WHERE condition IN ('B_early', 'B_mid', 'B_late', 'D_early', 'D_mid', 'D_late')) AS edited
+    JOIN base USING (variant, lens, prompt, step, layer)
+), tokens AS (
+    SELECT lower(condition) AS condition, lens, prompt, step, avg(dkl) FILTER (late) AS dkl_final20, avg(dkl) FILTER (inside) AS dkl_window,
+        avg(dcos) FILTER (late) AS dcos
+    FROM cells
+    GROUP BY condition, lens, prompt, step
+    UNION ALL BY NAME
+    SELECT CASE variant WHEN 'pt' THEN 'a' ELSE 'c' END AS condition, lens, prompt, step, avg(kl_layer_final) AS kl_final20
+    FROM base
+    WHERE late
+    GROUP BY variant, lens, prompt, step
+), numbers AS (
+    UNPIVOT tokens ON dkl_final20, dkl_window, dcos, kl_final20 INTO NAME measure VALUE value
+), pushed AS (
+    SELECT variant, condition, prompt, step, avg(support_teacher) AS support_teacher, avg(anti_top1) AS anti_top1,
+        avg(anti_kl) AS anti_kl, avg(teacher_cos) AS teacher_cos, avg(top1_cos) AS top1_cos, avg(kl_cos) AS kl_cos,
+        avg(kl_rest) AS kl_rest
+    FROM mechanism
+    GROUP BY variant, condition, prompt, step
+), outcomes AS (
+    SELECT CASE variant WHEN 'pt' THEN 'A' ELSE 'C' END AS condition, prompt, step, avg(kl_layer_final) AS kl, avg(mlp_cos) AS mlp_cos
+    FROM base WHERE late AND lens = 'raw' GROUP BY variant, prompt, step
+    UNION ALL BY NAME
+    SELECT condition, prompt, step, avg(kl) AS kl, avg(mlp_cos) AS mlp_cos, avg(gain) AS rank_gain
+    FROM cells WHERE late AND lens = 'raw' AND ends_with(condition, 'late') GROUP BY condition, prompt, step
+), related AS (
+    SELECT corr(support_teacher, kl) AS support_teacher, corr(anti_top1, kl) AS anti_top1, corr(anti_kl, kl) AS anti_kl,
+        corr(mlp_cos, kl) AS mlp_cos, count(*) AS n
+    FROM pushed JOIN outcomes USING (condition, prompt, step)
+), profiles AS (
+    UNPIVOT (SELECT condition, lens, prompt, layer, dkl, dcos FROM cells) ON dkl, dcos INTO NAME measure VALUE value
+)
+SELECT measure || CASE measure WHEN 'dcos' THEN '' ELSE '_' || lens END AS measure, layer, condition, prompt, sum(value) AS total,
+    count(*) AS n, NULL AS estimate, NULL AS unit
+FROM profiles
+WHERE measure <> 'dcos' OR lens = 'raw'
+GROUP BY ALL
+UNION ALL
+SELECT measure || '_' || condition || CASE measure WHEN 'dcos' THEN '' ELSE '_' || lens END, NULL, NULL, prompt, sum(value), count(*),
+    NULL, NULL
+FROM numbers
+WHERE measure <> 'dcos' OR lens = 'raw'
+GROUP BY measure, condition, lens, prompt
+UNION ALL
+SELECT measure || '_' || lower(condition), NULL, NULL, prompt, sum(value), count(*), NULL, NULL
+FROM (
+    UNPIVOT (FROM pushed) ON support_teacher, anti_top1, anti_kl, teacher_cos, top1_cos, kl_cos, kl_rest INTO NAME measure VALUE value
+)
+GROUP BY measure, condition, prompt
+UNION ALL
+SELECT 'rank_gain_' || lower(condition), NULL, NULL, prompt, sum(rank_gain), count(*), NULL, NULL
+FROM outcomes
+WHERE rank_gain IS NOT NULL
+GROUP BY condition, prompt
+UNION ALL
+SELECT 'correlation_' || measure, NULL, NULL, NULL, NULL, n, value, 'tokens'
+FROM (UNPIVOT related ON support_teacher, anti_top1, anti_kl, mlp_cos INTO NAME measure VALUE value)
