@@ -18,7 +18,7 @@ from ..store.errors import LakeError
 from ..store.foreign import foreign_captures
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
-from ..store.schema import TABLES, VARIANTS, scalars
+from ..store.schema import CONDITIONED, TABLES, VARIANTS, scalars
 from ..store.streams import read_stream
 from ..store.tables import stream_table
 from .sweep import Job, LayerTable, Rows, TableJob, run
@@ -408,7 +408,7 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
     """
     wanted = {**capture, **({"lens": kind or "raw"} if "lens" in TABLES[table].names else {})}
     wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
-    if "condition" in TABLES[table].names:
+    if table in CONDITIONED:
         wanted["condition"] = kind.removesuffix("_tuned")
         wanted |= {"lens": "tuned" if kind.endswith("_tuned") else "raw"} if table == "graft" else {}
     if any(wanted.items() <= found.items() for found in kit.foreign(table)):

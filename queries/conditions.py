@@ -17,7 +17,6 @@ from ..capture.edits import Graft, RandomGraft
 from ..capture.model import Model
 from ..capture.replay import Start, find_weights, load_late, load_mlps, open_start, replay_whole
 from ..capture.suffix import Donor
-from ..store.catalog import default_windows
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
@@ -269,10 +268,4 @@ def _check_answers(kit: Kit, scope: Scope) -> None:
 def window_of(kit: Kit, scope: Scope, name: str) -> tuple[int, int]:
     """The blocks of a window: the catalog's, or the rule of METHODS 1.6."""
     layers = len(kit.capture((scope.pair, "pt", scope.streams["pt"])).array("layer")[:])
-    known = kit.catalog.pairs.get(scope.pair)
-    start, stop = (default_windows(layers) | (known.windows if known else {}))[name]
-    if not 0 <= start < stop <= layers:
-        raise LakeError(
-            f"{kit.catalog.path}: window {name} [{start}, {stop}] of pair {scope.pair} lies outside its {layers} blocks"
-        )
-    return start, stop
+    return kit.windows(scope.pair, layers)[name]

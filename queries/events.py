@@ -36,7 +36,7 @@ class EventTable(TableJob):
     already needs none of it.
     """
 
-    event = "first_diff"
+    event, runs_models = "first_diff", True
 
     def __init__(self, kit: Kit, scope: Scope, table: str, windows: Sequence[str]):
         if set(scope.streams) != set(VARIANTS):
@@ -153,7 +153,8 @@ class EventTable(TableJob):
 
         prompts = {}
         for variant in VARIANTS:
-            load_config(find_weights(self.kit.layout, self.model(variant), self.kit.catalog))
+            if self.runs_models:
+                load_config(find_weights(self.kit.layout, self.model(variant), self.kit.catalog))
             starts = [self.start(variant, at) for at in (*(at for at, _ in self.windows.values()), self.layers)]
             capture, start = self.kit.capture(self.names[variant]), starts[0]
             ends = last_prompt_tokens(capture.array("prompt")[:], capture.array("step")[:])

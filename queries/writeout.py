@@ -16,6 +16,8 @@ from .events import LABELS, READ_TOGETHER, EventTable, tokens_of
 class Writeout(EventTable):
     """Each MLP of each model an event (METHODS 15, exp21: A and C), from stored arrays alone, through the model's own head."""
 
+    runs_models = False
+
     def __init__(self, kit: Kit, scope: Scope):
         super().__init__(kit, scope, "writeout", WINDOWS)
 
@@ -66,7 +68,7 @@ class Writeout(EventTable):
             )
 
     def check(self) -> None:
-        """All residuals and MLP outputs; no weights."""
+        """All residuals and MLP outputs are there, of the same prompts."""
         for names in self.names.values():
             capture = self.kit.capture(names)
             all_boundaries(capture, "writeout")
@@ -75,3 +77,4 @@ class Writeout(EventTable):
                     f"{capture.path}: table writeout needs mlp_out, which this capture did not keep: `actlake capture {self.pair}"
                     " --stream raw --profile full` into another lake"
                 )
+        super().check()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from .errors import LakeError
 from .files import hash_file
 from .layout import Layout, check_name
-from .schema import TABLES, VARIANTS
+from .schema import CONDITIONED, PER_VARIANT, TABLES, VARIANTS
 from .tables import (
     FOREIGN,
     ROW_GROUP_TOKENS,
@@ -113,8 +113,8 @@ class _Rows:
 
     @property
     def _paired(self) -> bool:
-        """Whether a row is about both models alike; under a condition it is about one, its host."""
-        return "stream_pt" in self.schema.names and "condition" not in self.schema.names
+        """Whether a row is about both models alike."""
+        return "stream_pt" in self.schema.names and self._name not in (*CONDITIONED, *PER_VARIANT)
 
     def _read(self) -> list[str]:
         """Names of the file's columns; the file becomes the view `source`."""

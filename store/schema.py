@@ -343,3 +343,8 @@ VARIABLES |= {
     for table in SCALAR_TABLES
     for column, variable in scalars(table).items()
 }
+
+# Tables of a pair whose rows are about one of its models: made condition by condition, the variant being the host ...
+CONDITIONED = ("graft", "mechanism")
+# ... or of both models in turn.
+PER_VARIANT = ("writeout",)

@@ -462,6 +462,19 @@ def test_a_row_may_return_estimates_and_gets_their_differences(made: Made) -> No
     assert found.figure().axes
 
 
+def test_intervals_of_few_prompts_do_not_depend_on_the_order_of_lines(made: Made) -> None:
+    sql = (
+        "SELECT 'm' || m AS measure, p AS prompt, (hash(m * 100 + p) % 1000003) / 1e4 AS total, 1 AS n"
+        " FROM range(60) AS a (m), range(7) AS b (p) ORDER BY "
+    )
+    query = find("exp23")
+    tables = [
+        estimates.table_of([estimates.read(connect(made.layout), sql + order, query, [PAIR])[PAIR]], query)
+        for order in ("m", "m DESC", "hash(m)", "p, hash(m + 1)")
+    ]
+    assert all(table.equals(tables[0]) for table in tables) and (tables[0]["method"] == "BCa").all()
+
+
 def test_a_contrast_that_the_sql_gives_with_its_interval_is_kept(made: Made) -> None:
     sql = (
         "SELECT * FROM (VALUES ('share', 'it', 1, .5, .4, .6, 9, 'seeds'), ('share', 'pt', 1, .2, .1, .3, 9, 'seeds'), "
