@@ -13,8 +13,8 @@
 --   activations, read by the activations' own head; the seed calls transfer fine below 2 (its test took text without
 --   template). Every prompt is read by probes that were not trained on it, of either variant: probes come in two folds, each
 --   trained on one half of the prompts (by the hash of the id, the same in PT, IT and every stream) and kept for the other;
---   so in all rows that use the tuned lens. On prompts they were trained on, probes of small captures flatter: on pocket a
---   tuned gap of 0.13 nats shrank to 0.05. They are also only as good as the text: for figures to compare with the seed's
+--   so in all rows that use the tuned lens. On prompts they were trained on, probes of small captures flatter, and gaps
+--   between models shrink. They are also only as good as the text: for figures to compare with the seed's
 --   (65.5 M tokens a variant), capture a long text and `actlake probes train` on it. `reduction` = 1 - KL tuned / KL raw,
 --   each summed over tokens and layers; v12 claims 50 to 74 % at 60 % depth for five families and 3 % for Gemma; its
 --   committed quality figures are those of an earlier Adam run (trap 15). Which probes: of `actlake probes ls` those trained
