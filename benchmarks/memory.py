@@ -19,7 +19,8 @@ from actlake.analyze.recipes import Adam
 from actlake.capture.model import load_model
 from actlake.capture.plan import batch_plan, estimate
 from actlake.capture.run import capture, make_template
-from actlake.queries.build import Scope, ensure
+from actlake.queries.build import ensure
+from actlake.queries.kit import Scope
 from actlake.queries.probes import train_probes
 from actlake.store.catalog import ModelSpec, ProfileSpec
 from actlake.store.layout import Layout

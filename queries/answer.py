@@ -14,8 +14,9 @@ from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.schema import TABLES
 from ..store.tables import connect, same_prompts, sql_error, stream_table
-from .build import BEHIND_VIEW, Kit, Scope, jobs_of
+from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
+from .kit import Kit, Scope
 from .registry import Query, published
 from .sweep import Job
 from .sweep import run as sweep

@@ -20,7 +20,7 @@ from ..capture.suffix import Donor
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
-from .build import VERSION, Kit, Names, Scope, aligned, all_boundaries
+from .kit import VERSION, Kit, Names, Scope, aligned, all_boundaries
 from .sweep import LayerTable, Rows, following
 
 OTHER = {"pt": "it", "it": "pt"}

@@ -13,7 +13,8 @@ from ..store.directions import read_directions
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import connect, drop_tables
-from .build import Kit, Names, Scope, jobs_of
+from .kit import Kit, Names, Scope
+from .layers import raw_lens_table
 from .records import VERSION, Contrast, Group, records, sibling
 from .sweep import Job, TableJob
 
@@ -126,8 +127,7 @@ def _forced(kit: Kit, scope: Scope, name: str, kind: str) -> Job:
 def _splits(kit: Kit, scope: Scope) -> Job:
     """0H: calibration sets by how unlikely PT finds IT's answer."""
     teacher = sibling(kit, scope, "teacher")
-    before: list[Job] = [records(kit, scope, "own")]
-    before += jobs_of(kit, ("lens", "raw", Scope(scope.pair, {"pt": teacher.streams["pt"]}, "teacher")))
+    before = (records(kit, scope, "own"), raw_lens_table(kit, (scope.pair, "pt", teacher.streams["pt"])))
 
     def lines(groups: list[Arrays]) -> Iterator[Line]:
         prompts, n = groups[0]["prompt"][:], len(groups[0]["prompt"][:])
@@ -140,7 +140,7 @@ def _splits(kit: Kit, scope: Scope) -> Job:
                 found = kernels.agreement(d, d, weight * sets[a], weight * sets[b])
                 yield from _draws(f"{a}-{b}", layer, found, min(SPLIT, n // 2), first=0)
 
-    return DirectionsTable(kit, scope, "splits", tuple(before), lines)
+    return DirectionsTable(kit, scope, "splits", before, lines)
 
 
 def _nats(kit: Kit, names: Names) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..store.progress import Advance, bar
-from .build import Kit, Scope
 from .events import EventTable, Pieces
+from .kit import Kit, Scope
 
 if TYPE_CHECKING:
     from ..capture.model import Model

@@ -5,7 +5,7 @@ import numpy as np
 from ..analyze.lens import lens
 from ..analyze.topk import churn
 from ..store.errors import LakeError
-from .build import Kit, Names, all_boundaries, label
+from .kit import Kit, Names, all_boundaries, label, name_columns
 from .sweep import LayerTable, Rows
 from .tuned import TunedTable, translated
 
@@ -36,7 +36,7 @@ def endpoint_table(kit: Kit, names: Names) -> LayerTable:
         found = {"confidence": np.exp(two[:, 0] - total), "margin": two[:, 0] - two[:, 1], "logsumexp": total}
         return {"entropy": last["entropy"], **{name: value[:, None] for name, value in found.items()}}
 
-    columns = {"pair": names[0], "variant": names[1], "stream": names[2]}
+    columns = name_columns(names)
     return LayerTable(
         kit.layout,
         "endpoint",
@@ -67,7 +67,7 @@ def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
 
     if kind == "tuned":
         return TunedTable(kit, names, "churn", compute, first=start)
-    columns = {"pair": names[0], "variant": names[1], "stream": names[2], "lens": "raw"}
+    columns = {**name_columns(names), "lens": "raw"}
     return LayerTable(
         kit.layout,
         "churn",

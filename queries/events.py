@@ -14,7 +14,8 @@ from ..store.errors import LakeError
 from ..store.progress import Advance
 from ..store.schema import VARIANTS
 from ..store.tables import connect, drop_tables
-from .build import VERSION, Kit, Scope, jobs_of
+from .kit import VERSION, Kit, Scope
+from .layers import Tokens
 from .points import last_prompt_tokens
 from .sweep import TableJob
 
@@ -57,7 +58,7 @@ class EventTable(TableJob):
             "version": VERSION[table],
         }
         super().__init__(kit.layout, table, recipe)
-        self.before = tuple(jobs_of(kit, ("tokens", "", scope)))
+        self.before = tuple(Tokens(kit, names) for names in scope.models)
         if not self.path.exists():
             self.check()
 

@@ -6,8 +6,8 @@ import pandas as pd
 
 from ..store.progress import bar
 from ..store.schema import VARIANTS
-from .build import Kit, Scope
 from .events import EventTable
+from .kit import Kit, Scope
 
 READOUTS = ("common_it", "common_pt", "native")
 

@@ -16,8 +16,8 @@ import numpy as np
 from ..analyze.delta import delta
 from ..analyze.lens import lens, pair_lens
 from ..store.errors import LakeError
-from .build import Kit, Scope, pair_columns
 from .conditions import Condition, ConditionTable, answer_resid, check_scope, window_of
+from .kit import Kit, Scope, pair_columns
 from .probes import choose
 from .sweep import Rows
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from ..analyze.mechanism import mlp_mechanism
 from ..store.errors import LakeError
-from .build import Kit, Scope
 from .conditions import Condition, ConditionTable, check_scope, window_of
 from .endpoint import LATE
+from .kit import Kit, Scope
 from .sweep import Rows
 
 PIPELINES = {"A": "pt", "B_late": "pt", "C": "it", "D_late": "it"}

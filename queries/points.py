@@ -6,7 +6,7 @@ import numpy as np
 
 from ..analyze.geometry import FEWEST_POINTS, MOST_POINTS, geometry
 from ..store.errors import LakeError
-from .build import Kit, Names, all_boundaries
+from .kit import Kit, Names, all_boundaries, name_columns
 from .sweep import Rows, TableJob
 
 
@@ -29,10 +29,9 @@ class Geometry(TableJob):
             raise LakeError(
                 f"{capture.path}: {prompts} prompts; geometry needs {FEWEST_POINTS}, one point each: capture more of them"
             )
-        recipe = kit.recipe("geometry", names)
-        super().__init__(kit.layout, "geometry", recipe)
+        super().__init__(kit.layout, "geometry", kit.recipe("geometry", names))
         self.captures, self.reads = (capture,), ("resid",)
-        self._named = {name: recipe[name] for name in ("pair", "variant", "stream")}
+        self._named = name_columns(names)
         self._points: list[np.ndarray] = []
 
     def block(self, *rows: Rows) -> None:
@@ -74,10 +73,9 @@ class Attention(TableJob):
                 f"{capture.path}: no attn_entropy, which can only be taken while the model runs: capture it into another lake,"
                 f" `actlake capture {pair} --stream {stream.split('-')[0]} --profile attention --lake OTHER`"
             )
-        recipe = kit.recipe("attention", names)
-        super().__init__(kit.layout, "attention", recipe)
+        super().__init__(kit.layout, "attention", kit.recipe("attention", names))
         self._capture = capture
-        self._named = {name: recipe[name] for name in ("pair", "variant", "stream")}
+        self._named = name_columns(names)
 
     def finish(self) -> None:
         """Write one row per prompt, layer and head; the normalised entropy is a share of ln(number of keys)."""

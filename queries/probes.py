@@ -28,7 +28,7 @@ from ..store.models import read_model
 from ..store.probes import list_probes, load_training, probes_path, read_probes, save_training, write_probes
 from ..store.progress import bar
 from ..store.tables import stream_table
-from .build import Kit, Names, all_boundaries
+from .kit import Kit, Names, all_boundaries
 from .sweep import Job, run
 
 VERSION = 1  # raise when training the same recipe gives other probes

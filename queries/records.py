@@ -16,7 +16,7 @@ from ..store.directions import DirectionsWriter, directions_file, directions_wri
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import stream_table
-from .build import Kit, Scope, all_boundaries, raw_lens
+from .kit import Kit, Scope, all_boundaries, raw_lens
 from .probes import Chosen, choose
 from .sweep import Job, Rows
 from .tuned import tuned_columns

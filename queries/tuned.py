@@ -9,7 +9,7 @@ import pandas as pd
 from ..analyze.lens import lens
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
-from .build import VERSION, Kit, Names, Scope, all_boundaries, label
+from .kit import VERSION, Kit, Names, Scope, all_boundaries, label
 from .probes import choose
 from .sweep import LayerTable, Rows, TableJob
 

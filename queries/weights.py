@@ -16,7 +16,7 @@ from ..store.progress import bar
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from ..store.weights import read_weights, weights_folder
-from .build import VERSION, Kit
+from .kit import VERSION, Kit
 from .sweep import TableJob
 
 WEIGHTS = "*.safetensors"

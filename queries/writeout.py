@@ -8,9 +8,9 @@ import pandas as pd
 from ..analyze.writeout import writeout
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
-from .build import Kit, Scope, all_boundaries
 from .divergence import WINDOWS
 from .events import LABELS, READ_TOGETHER, EventTable, tokens_of
+from .kit import Kit, Scope, all_boundaries
 
 
 class Writeout(EventTable):

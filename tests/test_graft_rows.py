@@ -13,7 +13,8 @@ import tiny
 import torch
 from actlake.lake import Lake
 from actlake.queries import conditions, graft, sweep
-from actlake.queries.build import Kit, Scope, ensure
+from actlake.queries.build import ensure
+from actlake.queries.kit import Kit, Scope
 from actlake.queries.probes import choose
 from actlake.queries.registry import find
 from actlake.store.captures import find_capture

@@ -20,8 +20,8 @@ from actlake.lake import Lake
 from actlake.queries import probes as training
 from actlake.queries import sweep
 from actlake.queries.answer import answer_all
-from actlake.queries.build import Kit, Scope
 from actlake.queries.directions import directions_table
+from actlake.queries.kit import Kit, Scope
 from actlake.queries.points import last_prompt_tokens
 from actlake.queries.probes import choose
 from actlake.queries.registry import find

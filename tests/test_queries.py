@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from actlake.queries import answer as answers
 from actlake.queries import estimates
-from actlake.queries.build import Scope
+from actlake.queries.kit import Scope
 from actlake.queries.registry import find, parse, published, queries
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout

@@ -9,7 +9,9 @@ import pytest
 import tiny
 from actlake.lake import Lake
 from actlake.queries import sweep
-from actlake.queries.build import Kit, Scope, ensure
+from actlake.queries.build import ensure
+from actlake.queries.kit import Kit, Scope
+from actlake.queries.layers import raw_lens_table
 from actlake.queries.sweep import Job
 from actlake.store.captures import Capture, find_capture
 from actlake.store.errors import LakeError
@@ -149,11 +151,8 @@ def test_what_comes_first_is_done_first(fresh, tmp_path):
 def test_an_error_leaves_no_table(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
     before = tiny.tree(fresh.root)
-    kit = Kit(fresh)
-    from actlake.queries.build import PER_CAPTURE
-
-    names = ("llama", "it", path_of(fresh).stem)
-    jobs = [PER_CAPTURE["lens"](kit, names, "raw"), Seen(tmp_path / "x", kit.capture(names), fail=True)]
+    kit, names = Kit(fresh), ("llama", "it", path_of(fresh).stem)
+    jobs = [raw_lens_table(kit, names), Seen(tmp_path / "x", kit.capture(names), fail=True)]
     with pytest.raises(RuntimeError, match="in the middle"):
         sweep.run(jobs)
     assert tiny.tree(fresh.root) == before

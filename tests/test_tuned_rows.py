@@ -16,7 +16,8 @@ from actlake.analyze.split import fold_of
 from actlake.analyze.tuned import Probes
 from actlake.lake import Lake
 from actlake.queries import probes as training
-from actlake.queries.build import Kit, Scope, ensure
+from actlake.queries.build import ensure
+from actlake.queries.kit import Kit, Scope
 from actlake.queries.probes import Wish, choose, recipe_of, train_probes
 from actlake.store.captures import Capture, CheckedArray, find_capture
 from actlake.store.catalog import PairSpec

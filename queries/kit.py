@@ -1,0 +1,166 @@
+"""What the makers of tables share: the lake of a question, its captures and heads, and what several want of a block."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from ..analyze.head import Head
+from ..analyze.lens import lens, pair_lens
+from ..store.captures import Capture
+from ..store.catalog import Catalog, default_windows, load_catalog
+from ..store.errors import LakeError
+from ..store.foreign import foreign_captures
+from ..store.layout import Layout
+from ..store.models import read_head, read_model
+from .sweep import Rows
+
+# Raise when a kernel's numbers change.
+VERSION = {
+    "tokens": 1,
+    "lens": 1,
+    "delta": 2,
+    "endpoint": 1,
+    "churn": 1,
+    "geometry": 1,
+    "attention": 1,
+    "pair_lens": 1,
+    "weights": 1,
+    "lens_eval": 1,
+    "factorial": 1,
+    "divergence": 1,
+    "writeout": 1,
+    "graft": 1,
+    "mechanism": 1,
+}
+Names = tuple[str, str, str]  # pair, variant, stream
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The captures a question is about: for one pair and stream recipe, variant -> stream name.
+
+    A question that reads no captures has neither recipe nor streams.
+    """
+
+    pair: str
+    streams: dict[str, str]
+    recipe: str = ""
+
+    @property
+    def models(self) -> list[Names]:
+        """(pair, variant, stream) of each capture."""
+        return [(self.pair, variant, stream) for variant, stream in sorted(self.streams.items())]
+
+
+class Kit:
+    """What the builders of one call share: the lake, the device, and captures and heads, each opened once."""
+
+    def __init__(self, layout: Layout, device: str = "cpu", catalog: Path | None = None):
+        self.layout, self.device, self._catalog = layout, device, catalog
+        self._known: dict[Any, Any] = {}
+        self.capture = cache(lambda names: Capture(layout.capture(*names)))
+        self.foreign = cache(lambda table: foreign_captures(layout, table))
+        self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
+        self._head = cache(lambda pair, variant: Head.from_arrays(*self._arrays(pair, variant)))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog, for questions about checkpoints themselves."""
+        return load_catalog(self._catalog)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` returns, made for the first builder that asks under this key and shared with the others."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def windows(self, pair: str, n_layers: int) -> dict[str, tuple[int, int]]:
+        """Early, mid and late blocks of a pair: the catalog's, else METHODS 1.6's; LakeError for one outside the model."""
+        known = self.catalog.pairs.get(pair)
+        found = default_windows(n_layers) | (known.windows if known else {})
+        for name, (start, stop) in found.items():
+            if not 0 <= start < stop <= n_layers:
+                raise LakeError(
+                    f"pair {pair}: window {name} [{start}, {stop}) of {self.catalog.path} is outside the model, whose blocks are"
+                    f" 0 to {n_layers - 1}"
+                )
+        return found
+
+    def head(self, names: Names) -> Head:
+        """A model's head."""
+        return self._head(*names[:2])
+
+    def arrays(self, names: Names) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What the lake keeps of a model: arrays and attributes of head.zarr."""
+        return self._arrays(*names[:2])
+
+    def recipe(self, table: str, names: Names, head: bool = False, **more: Any) -> dict[str, Any]:
+        """What determines a table of one capture, for its key and its metadata."""
+        found = {**name_columns(names), "capture": self.capture(names).sha256, "version": VERSION[table], **more}
+        return {**found, "head": self.head_hash(names)} if head else found
+
+    def head_hash(self, names: Names) -> str:
+        """The hash of the model behind a capture."""
+        return str(read_model(self.layout, *names[:2])["sha256"])
+
+
+def name_columns(names: Names) -> dict[str, str]:
+    """The columns that tell a capture: pair, variant, stream."""
+    return dict(zip(("pair", "variant", "stream"), names, strict=True))
+
+
+def all_boundaries(capture: Capture, table: str) -> None:
+    """LakeError unless the capture holds the residuals at every boundary."""
+    if "resid" not in capture.group or capture.array("resid").shape[1] <= len(capture.array("layer")[:]):
+        raise LakeError(
+            f"{capture.path}: table {table} needs the residual at every boundary, this capture kept fewer (a lean profile, or"
+            " other sites): capture with the profile full into another lake"
+        )
+
+
+def label(rows: Rows) -> dict[str, Any]:
+    """The columns of a block that every table of its capture carries."""
+    kept = {name: rows.columns[name] for name in ("prompt", "prompt_id", "category", "position", "step")}
+    return {**kept, "token": np.arange(rows.tokens.start, rows.tokens.stop)}
+
+
+def raw_lens(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
+    """The raw lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
+    return rows.once("lens", lambda: lens(kit.head(names), rows["resid"], rows.columns["target"], device=kit.device))
+
+
+def aligned(pt: Rows, it: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Places in two blocks of the same (prompt, step), step >= 0."""
+
+    def align() -> tuple[np.ndarray, np.ndarray]:
+        frames = [
+            pd.DataFrame({name: rows.columns[name] for name in ("prompt", "step")}).query("step >= 0").reset_index()
+            for rows in (pt, it)
+        ]
+        both = frames[0].merge(frames[1], on=["prompt", "step"], suffixes=("_pt", "_it")).sort_values("index_pt")
+        return both["index_pt"].to_numpy(), both["index_it"].to_numpy()
+
+    return pt.once(("aligned", it.capture.path), align)
+
+
+def pair_columns(kit: Kit, models: dict[str, Names], pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+    """The columns of `pair_lens` [n, L+1] of a block; computed once however many jobs want them."""
+
+    def compute() -> dict[str, np.ndarray]:
+        at_pt, at_it = aligned(pt, it)
+        return pair_lens(
+            kit.head(models["pt"]),
+            kit.head(models["it"]),
+            pt["resid"][at_pt],
+            it["resid"][at_it],
+            mask=kit.arrays(models["pt"])[0]["real_token"] & kit.arrays(models["it"])[0]["real_token"],
+            device=kit.device,
+        )
+
+    return pt.once(("pair_lens", it.capture.path), compute)
