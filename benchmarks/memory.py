@@ -35,7 +35,7 @@ from work import random_llama, random_stream, read_by, stream_of
 
 PROFILE = ProfileSpec("bench", ("resid", "mlp_out"), "auto", "auto", None)
 TOKENS, TRAINED = 4000, 1024
-LAYERS, WIDTH, VOCAB, LONG = 34, 640, 512, 200_000
+LAYERS, WIDTH, VOCAB, LONG = 34, 640, 64, 200_000
 # All tables of token x layer and what is made of residuals beside them; those left out need sites or streams of their own.
 SWEPT = [
     *(("lens", ""), ("lens", "tuned"), ("delta", ""), ("pair_lens", "")),

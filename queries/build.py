@@ -21,7 +21,7 @@ from .points import Attention, Geometry
 from .sweep import Job, run
 from .tuned import Evaluation, tuned_lens
 from .weights import Weights
-from .writeout import Writeout
+from .writeout import writeout_table
 
 Need = tuple[str, str, Scope]  # table, kind ('raw' of lens(raw)), captures
 
@@ -48,7 +48,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "lens_eval": lambda kit, scope, _: Evaluation(kit, scope),
     "factorial": lambda kit, scope, _: Factorial(kit, scope),
     "divergence": lambda kit, scope, _: Divergence(kit, scope),
-    "writeout": lambda kit, scope, _: Writeout(kit, scope),
+    "writeout": writeout_table,
     "graft": graft_table,
     "mechanism": mechanism_table,
 }
@@ -57,6 +57,7 @@ KINDS = {
     "directions": ("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned"),
     "graft": ("B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"),
     "mechanism": ("A", "B_late", "C", "D_late"),
+    "writeout": ("", "late"),
 }
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
 

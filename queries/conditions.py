@@ -20,10 +20,9 @@ from ..capture.suffix import Donor
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
-from .kit import VERSION, Kit, Names, Scope, aligned, all_boundaries
+from .kit import OTHER, VERSION, Kit, Names, Scope, aligned, all_boundaries
 from .sweep import LayerTable, Rows, following
 
-OTHER = {"pt": "it", "it": "pt"}
 SEED = 42  # of the random controls; METHODS 5.2
 
 

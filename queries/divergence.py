@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..store.progress import Advance, bar
+from ..store.progress import bar
 from .events import EventTable, Pieces
-from .kit import Kit, Scope
+from .kit import WINDOWS, Kit, Scope
 
-if TYPE_CHECKING:
-    from ..capture.model import Model
-
-WINDOWS = ("early", "mid", "late")
 HOSTS = {"pt": ("A", "B"), "it": ("C", "D")}  # a host on its own, and with grafts
 
 
@@ -25,15 +20,14 @@ class Divergence(EventTable):
     """
 
     def __init__(self, kit: Kit, scope: Scope):
-        super().__init__(kit, scope, "divergence", WINDOWS)
-        early, mid, late = (self.windows[name] for name in WINDOWS)
-        self.grafts = self.windows | {"midlate": (mid[0], late[1]), "earlymid": (early[0], mid[1])}
+        super().__init__(kit, scope, "divergence", (*WINDOWS, "midlate", "earlymid"))
+        self.grafts = self.windows | {f"last{n}": (max(0, self.layers - n), self.layers) for n in (3, 1)}
 
     def measure(self, events: pd.DataFrame) -> None:
         """Load one host after the other, and for each window the donor's MLPs."""
         from ..capture.replay import load_late
 
-        edges = sorted({self.layers, *(edge for window in self.windows.values() for edge in window)})
+        edges = sorted({self.layers, *(edge for name in WINDOWS for edge in self.windows[name])})
         total = len(self.grafts) * int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
         with bar(f"divergence {self.pair}", total) as progress:
             for host, (alone, grafted) in HOSTS.items():
@@ -43,27 +37,10 @@ class Divergence(EventTable):
                 model = load_late(self.kit.layout, self.model(host), edges[0], self.kit.catalog, device=self.kit.device)
                 for name, window in self.grafts.items():
                     after = [edge for edge in edges if edge >= window[0]]
-                    pieces = self._grafted(model, host, window, events, after, progress.advance)
+                    edited = self.grafted(model, host, window, events, after, advance=progress.advance)
+                    pieces = ((at, arrays["resid"]) for at, arrays in edited)
                     self._condition(host, f"{grafted}_{name}", events, after, pieces)
                 del model, pieces  # before the other is loaded
-
-    def _grafted(
-        self,
-        model: Model,
-        host: str,
-        window: tuple[int, int],
-        events: pd.DataFrame,
-        boundaries: Sequence[int],
-        advance: Advance,
-    ) -> Pieces:
-        """Residuals of the events with the other model's MLPs in a window; they are in memory while this is read."""
-        from ..capture.edits import Graft
-        from ..capture.replay import load_mlps
-
-        other = self.model("it" if host == "pt" else "pt")
-        donor = load_mlps(self.kit.layout, other, window, self.kit.catalog, device=self.kit.device)
-        start = self.start(host, window[0])
-        yield from self.replayed(model, start, events, boundaries, [Graft(donor)], advance)
 
     def _condition(
         self, host: str, condition: str, events: pd.DataFrame, boundaries: Sequence[int], pieces: Pieces

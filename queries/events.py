@@ -14,7 +14,7 @@ from ..store.errors import LakeError
 from ..store.progress import Advance
 from ..store.schema import VARIANTS
 from ..store.tables import connect, drop_tables
-from .kit import VERSION, Kit, Scope
+from .kit import OTHER, VERSION, Kit, Scope
 from .layers import Tokens
 from .points import last_prompt_tokens
 from .sweep import TableJob
@@ -32,14 +32,15 @@ Pieces = Iterator[tuple[np.ndarray, np.ndarray]]  # places of some events [n], t
 class EventTable(TableJob):
     """A table about the first divergences of a pair, made of stored residuals and of replays of the shared prefixes.
 
-    `windows` names the windows (METHODS 1.6) whose starts replays begin at. LakeError when captures lack these boundaries
+    `windows` names the windows (METHODS 1.6) whose starts replays begin at; `more` are further entries of the recipe that, with
+    pair and streams, tell whose rows these are. LakeError when captures lack these boundaries
     or the last one, when the two models read different prompts, or when their weights can't be found; a table that is there
     already needs none of it.
     """
 
     event, runs_models = "first_diff", True
 
-    def __init__(self, kit: Kit, scope: Scope, table: str, windows: Sequence[str]):
+    def __init__(self, kit: Kit, scope: Scope, table: str, windows: Sequence[str], **more: str):
         if set(scope.streams) != set(VARIANTS):
             raise LakeError(f"pair {scope.pair}: table {table} compares pt and it; capture both")
         self.kit, self.pair, self.streams = kit, scope.pair, scope.streams
@@ -48,9 +49,8 @@ class EventTable(TableJob):
         self.layers = len(captures["it"].array("layer")[:])
         every = kit.windows(scope.pair, self.layers)
         self.windows = {name: every[name] for name in windows}
-        recipe = {
-            "pair": scope.pair,
-            "streams": scope.streams,
+        self._same = {"pair": scope.pair, "streams": scope.streams, **more}
+        recipe = self._same | {
             "captures": {variant: capture.sha256 for variant, capture in captures.items()},
             "models": {variant: kit.head_hash(names) for variant, names in self.names.items()},
             "event": self.event,
@@ -69,7 +69,7 @@ class EventTable(TableJob):
             [self.pair, self.streams["it"], self.streams["pt"]],
         )
         events = found.df()
-        drop_tables(self.kit.layout, self.name, {"pair": self.pair, "streams": self.streams}, keep=self.path)
+        drop_tables(self.kit.layout, self.name, self._same, keep=self.path)
         if len(events):
             self.measure(events)
 
@@ -106,15 +106,48 @@ class EventTable(TableJob):
         edits: Sequence[Edit] = (),
         advance: Advance = lambda _tokens: None,
     ) -> Pieces:
-        """Residuals of the events when `model` goes on from `start`, of which only the shared prefixes run."""
+        """Residuals of the events when `model` goes on from `start`."""
+        for at, arrays in self.again(model, start, events, boundaries, edits, ("resid",), advance):
+            yield at, arrays["resid"]
+
+    def grafted(
+        self,
+        model: Model,
+        host: str,
+        window: tuple[int, int],
+        events: pd.DataFrame,
+        boundaries: Sequence[int],
+        keep: Sequence[str] = ("resid",),
+        advance: Advance = lambda _tokens: None,
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """`again` with the other model's MLPs in a window of the host's; they are in memory while this is read."""
+        from ..capture.edits import Graft
+        from ..capture.replay import load_mlps
+
+        donor = load_mlps(self.kit.layout, self.model(OTHER[host]), window, self.kit.catalog, device=self.kit.device)
+        there = self.kit.capture(self.names[host]).manifest["boundaries"]
+        start = self.start(host, max(boundary for boundary in there if boundary <= window[0]))
+        yield from self.again(model, start, events, boundaries, [Graft(donor)], keep, advance)
+
+    def again(
+        self,
+        model: Model,
+        start: Start,
+        events: pd.DataFrame,
+        boundaries: Sequence[int],
+        edits: Sequence[Edit] = (),
+        keep: Sequence[str] = ("resid",),
+        advance: Advance = lambda _tokens: None,
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Places of some events and what a replay of the shared prefixes gives there, as in `replay`."""
         from ..capture.replay import replay
 
         variant = start.path.parent.name
         lengths, tokens = np.ones_like(start.lengths), tokens_of(events, variant)
         lengths[events["prompt"]] = tokens - start.offset[events["prompt"]] + 1
         start, wanted = replace(start, lengths=lengths), np.isin(np.arange(len(start.token_id)), tokens)
-        for piece in replay(model, start, edits, keep=("resid",), logits="none", boundaries=boundaries, tokens=wanted):
-            yield np.searchsorted(tokens, piece.tokens), piece.arrays["resid"]
+        for piece in replay(model, start, edits, keep=keep, logits="none", boundaries=boundaries, tokens=wanted):
+            yield np.searchsorted(tokens, piece.tokens), piece.arrays
             advance(int(lengths[piece.prompts].sum()))
 
     def read(self, pieces: Pieces, events: pd.DataFrame, *heads: str) -> list[tuple[np.ndarray, np.ndarray]]:

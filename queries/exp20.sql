@@ -12,8 +12,8 @@
 --   {d_mid_minus_late?more often|less often|neither clearly more nor less often} ({d_mid_minus_late}).
 -- about: Both models read the bare text; an event is the first step at which their greedy answers differ (view `first_diff`;
 --   later ones have no shared prefix, and where one answer ends first there is none). Conditions: A = PT, C = IT, B_WINDOW = PT
---   with IT's MLPs in the window, D_WINDOW = IT with PT's, at all positions of the shared text; A and C are stored, the
---   others replay from the window's start. `picks_it`, `picks_pt`, `picks_other`: share of prompts in which the top token
+--   with IT's MLPs in the window, D_WINDOW = IT with PT's, at all positions of the shared text (windows early, mid, late,
+--   earlymid and midlate, and the last three blocks or the last one); A and C are stored, the others replay from the window's start. `picks_it`, `picks_pt`, `picks_other`: share of prompts in which the top token
 --   (of those real for both) is IT's, PT's or neither. `margin` is drawn at the edges of the windows, read by the host's
 --   own head; layer -1 is the input of the first block. `moved`: by how much a graft moves the last margin toward the donor
 --   (B - A, C - D). `late_gain_a`, `late_gain_c`: margin after the late window less that before it. Windows overlap where the

@@ -1,35 +1,56 @@
 -- id: exp21
 -- title: What MLPs write for IT's and for PT's token where the answers part
--- needs: writeout
+-- needs: writeout, writeout(late)?
 -- stream: raw
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant y="logits" numbers=logits hide=support_it_early,support_it_mid,against_early,against_mid
+-- plot: line x=layer hue=variant y="logits" numbers=logits
+--   hide=support_it_early,support_it_mid,against_early,against_mid,*_support_it
 -- says: Where PT and IT part, an MLP of IT's late window moves the logit of IT's token less that of PT's by {margin_late_it}
 --   (middle window {margin_mid_it}), one of PT's by {margin_late_pt}. Of IT's late {margin_late_it} the component against the
 --   residual gives {against_late_it}.
+--   [Late MLPs exchanged: IT's rather than PT's write {late_weight_margin?more|less|no clearly different amount} ({late_weight_margin}
+--   on average over both hosts), IT's residual rather than PT's makes late MLPs write
+--   {upstream_margin?more|less|no clearly different amount} ({upstream_margin}); the interaction is {interaction_margin}.]
 -- about: At the first step where the two greedy answers to the bare text differ (view `first_diff`), each MLP's branch u is read
 --   where it stands: `support` of a token = its logit of r + u less that of r, r the residual entering the MLP sub-block, through
 --   the model's own head; `margin` = support of IT's token less that of PT's. `against` is the margin of u's component along -r
 --   (0 where u.r >= 0): what rescaling alone does; the final norm undoes most of it. Window numbers are means over the layers of
 --   METHODS 1.6's windows, which overlap where the model is deep enough (trap 10). Every prompt counts once. All of this is read
---   from stored residuals and MLP outputs; the conditions with grafts (B, D) and the 2 x 2 effects of the seed are not computed
---   here. The seed takes u before the norm that follows it in Gemma and OLMo (trap 6); here u is what the residual gets. Its
+--   from stored residuals and MLP outputs. The 2 x 2 effects also take B_late, the PT with IT's MLPs in the late window, and D_late, the
+--   IT with the PT's, replayed from its start, each read by its host's head, late window, per prompt: `late_weight` = half of
+--   (B_late - A) + (C - D_late), `upstream` = half of (D_late - A) + (C - B_late), `interaction` = (C - D_late) - (B_late - A), of
+--   `_margin` and of `_support_it` (METHODS does not say which of them the published ones are of). The seed takes u before the norm that follows it in Gemma and OLMo (trap 6); here u is what the residual gets. Its
 --   published figures (`*_native`) are of prompts in the chat template, where PT and IT read different texts.
 -- source: METHODS 15; traps in METHODS 21 (6, 10)
 WITH mine AS (
     SELECT *, support_it - support_pt AS margin FROM writeout WHERE event = 'first_diff'
+), own AS (
+    FROM mine WHERE condition IN ('A', 'C')
 ), by_layer AS (
-    UNPIVOT (SELECT variant, layer, prompt, margin, support_it, support_pt, against FROM mine)
+    UNPIVOT (SELECT variant, layer, prompt, margin, support_it, support_pt, against FROM own)
     ON margin, support_it, support_pt, against INTO NAME measure VALUE value
 ), windows AS (
-    UNPIVOT (SELECT variant, layer, prompt, margin, support_it, against, early, mid, late FROM mine)
+    UNPIVOT (SELECT variant, layer, prompt, margin, support_it, against, early, mid, late FROM own)
     ON early, mid, late INTO NAME named VALUE inside
 ), regions AS (
     UNPIVOT (SELECT variant, prompt, named, margin, support_it, against FROM windows WHERE inside)
     ON margin, support_it, against INTO NAME measure VALUE value
 ), numbers AS (
     SELECT measure || '_' || named AS measure, variant, prompt, avg(value) AS total FROM regions GROUP BY ALL
+), cells AS (
+    SELECT measure, prompt, avg(value) FILTER (condition = 'A') AS a, avg(value) FILTER (condition = 'B_late') AS b,
+        avg(value) FILTER (condition = 'C') AS c, avg(value) FILTER (condition = 'D_late') AS d
+    FROM (UNPIVOT (SELECT condition, prompt, margin, support_it FROM mine WHERE late) ON margin, support_it INTO NAME measure VALUE value)
+    GROUP BY ALL
+    HAVING count(DISTINCT condition) = 4
+), effects AS (
+    UNPIVOT (
+        SELECT measure AS of_what, prompt, (b - a + c - d) / 2 AS late_weight, (d - a + c - b) / 2 AS upstream, c - d - b + a AS interaction,
+            b - a AS late_pt, c - d AS late_it
+        FROM cells
+    )
+    ON late_weight, upstream, interaction, late_pt, late_it INTO NAME effect VALUE value
 )
 SELECT measure, variant, layer, prompt, avg(value) AS total, 1 AS n FROM by_layer GROUP BY ALL
 UNION ALL BY NAME
@@ -37,3 +58,5 @@ SELECT measure, variant, prompt, total, 1 AS n FROM numbers
 UNION ALL BY NAME
 SELECT measure || '_' || variant AS measure, prompt, total, 1 AS n FROM numbers
 WHERE measure IN ('margin_mid', 'margin_late', 'against_late')
+UNION ALL BY NAME
+SELECT effect || '_' || of_what AS measure, prompt, value AS total, 1 AS n FROM effects

@@ -25,8 +25,8 @@
 --   null is the mean of the pairs' percentiles, wider than that of the mean. Trap 14: the published "hold-out" of
 --   Qwen2.5-32B (`*_holdout599`, in Core-5 too) is not the hold-out file but the first 300, 150 and 150 valid prompts of
 --   three categories of the full set; the true one has 598 prompts (`*_holdout598`). Trap 12: published pooled intervals
---   keep the families fixed, as these do. Late windows share blocks with mid ones in deeper models (trap 10). The seed's
---   KL factorial (`kl_*`) rests on grafts read at all late layers and is not computed here.
+--   keep the families fixed, as these do. Late windows share blocks with mid ones in deeper models (trap 10). The
+--   factorial of KL at the late layers is the row exp23_KL.
 -- source: METHODS 17; traps in METHODS 21 (10, 12, 14)
 WITH cells AS (
     SELECT prompt, prompt_id, step, readout,

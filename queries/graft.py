@@ -1,8 +1,8 @@
 """The table `graft`: on IT's answer, MLPs of a window of one model compute in the other (METHODS 8, 9, 13, 17).
 
-A condition is named as in METHODS: B_early, B_mid, B_late are the PT, on its raw prompt, with the IT's MLPs; D_early ... the
-IT, on its own prompt, with the PT's; B_late_random has the size and direction of the graft's change on the MLP's input,
-and is random across it. `_tuned` behind the name is the tuned lens of the host's probes instead of the raw lens.
+A condition is named as in METHODS: B_early, B_mid, B_late and B_midlate are the PT, on its raw prompt, with the IT's MLPs;
+D_early ... the IT, on its own prompt, with the PT's; B_late_random has the size and direction of the graft's change on the
+MLP's input, and is random across it. `_tuned` behind the name is the tuned lens of the host's probes instead of the raw lens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .kit import Kit, Scope, pair_columns
 from .probes import choose
 from .sweep import Rows
 
-NAME = re.compile(r"([BD])_(early|mid|late)(_random)?(_tuned)?")
+NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?(_tuned)?")
 HOST = {"B": "pt", "D": "it"}
 
 
@@ -101,8 +101,8 @@ def graft_table(kit: Kit, scope: Scope, kind: str) -> GraftTable:
     match = NAME.fullmatch(kind)
     if not match:
         raise LakeError(
-            f"graft({kind}): expected B (IT's MLPs in the PT) or D (PT's in the IT), then _early, _mid or _late, for a control"
-            " _random, and for the tuned lens _tuned"
+            f"graft({kind}): expected B (IT's MLPs in the PT) or D (PT's in the IT), then _early, _mid, _late or _midlate, for a"
+            " control _random, and for the tuned lens _tuned"
         )
     letter, window, random, tuned = match.groups()
     check_scope(kit, scope)

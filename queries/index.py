@@ -5,7 +5,13 @@ from pathlib import Path
 
 from .registry import Query, queries
 
-REPLAYED = {"graft", "mechanism", "factorial", "divergence"}  # tables that late blocks of a model are run for
+REPLAYED = {
+    "graft",
+    "mechanism",
+    "factorial",
+    "divergence",
+    "writeout(late)",
+}  # what late blocks of a model are run for
 CHECKPOINTS = {"weights"}
 INTRODUCTION = """\
 # The rows of the experiment index
@@ -29,7 +35,7 @@ residuals through the head.
 
 def reads(query: Query) -> str:
     """What a row takes besides its SQL: `offline` the store alone, `weights` both checkpoints, `replay` late blocks of them."""
-    tables = {want.table for want in query.needs}
+    tables = {name for want in query.needs for name in (want.table, f"{want.table}({want.kind})")}
     return "replay" if tables & REPLAYED else "weights" if tables & CHECKPOINTS else "offline"
 
 

@@ -32,12 +32,14 @@ VERSION = {
     "weights": 1,
     "lens_eval": 1,
     "factorial": 1,
-    "divergence": 1,
-    "writeout": 1,
+    "divergence": 2,
+    "writeout": 2,
     "graft": 1,
     "mechanism": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
+WINDOWS = ("early", "mid", "late")
+OTHER = {"pt": "it", "it": "pt"}
 T = TypeVar("T")
 
 
@@ -81,7 +83,8 @@ class Kit:
         return self._known[key]
 
     def windows(self, pair: str, n_layers: int) -> dict[str, tuple[int, int]]:
-        """Early, mid and late blocks of a pair: the catalog's, else METHODS 1.6's; LakeError for one outside the model."""
+        """Early, mid and late blocks of a pair, the catalog's or else METHODS 1.6's, and `earlymid` and `midlate`, the runs of
+        blocks from the first to the last of two of them; LakeError for one outside the model."""
         known = self.catalog.pairs.get(pair)
         found = default_windows(n_layers) | (known.windows if known else {})
         for name, (start, stop) in found.items():
@@ -90,7 +93,8 @@ class Kit:
                     f"pair {pair}: window {name} [{start}, {stop}) of {self.catalog.path} is outside the model, whose blocks are"
                     f" 0 to {n_layers - 1}"
                 )
-        return found
+        (early, _), (mid, mid_stop), (_, late_stop) = (found[name] for name in WINDOWS)
+        return found | {"earlymid": (early, mid_stop), "midlate": (mid, late_stop)}
 
     def head(self, names: Names) -> Head:
         """A model's head."""

@@ -225,6 +225,7 @@ def _sweep(jobs: list[Job]) -> None:
             for job in jobs:
                 job.block(*(rows[capture.path] for capture in job.captures))
             progress.advance(sum(len(found) for found in rows.values()))
+            del rows  # and all that was made of them, before the next are read
             give_back_memory()
         for job in jobs:
             job.finish()
@@ -286,8 +287,7 @@ class _Reader:
         """Values [n, ...] from where the last call stopped up to token `stop`."""
         block, read = self._held[self._at - self._start : stop - self._start], self._start + len(self._held)
         if stop > read:
-            if not len(block):
-                self._held = block = block.copy()  # lets go of the chunks before others come in
+            self._held = block = block.copy("K")  # lets go of the chunks before others come in
             end = min(-(-stop // self._chunk) * self._chunk, self.array.shape[0])
             self._held, self._start = self.array[read:end], read
             block = _join(block, self._held[: stop - read])

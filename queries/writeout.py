@@ -1,4 +1,4 @@
-"""The table `writeout`: what PT's and IT's own MLPs write for either token where the two answers part."""
+"""The table `writeout`: what MLPs write for either token where the two answers part, late ones exchanged too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pandas as pd
 
 from ..analyze.writeout import writeout
 from ..store.errors import LakeError
+from ..store.progress import bar
 from ..store.schema import VARIANTS
-from .divergence import WINDOWS
+from .divergence import HOSTS
 from .events import LABELS, READ_TOGETHER, EventTable, tokens_of
-from .kit import Kit, Scope, all_boundaries
+from .kit import WINDOWS, Kit, Scope, all_boundaries
 
 
 class Writeout(EventTable):
@@ -18,26 +19,30 @@ class Writeout(EventTable):
 
     runs_models = False
 
-    def __init__(self, kit: Kit, scope: Scope):
-        super().__init__(kit, scope, "writeout", WINDOWS)
+    def __init__(self, kit: Kit, scope: Scope, conditions: str = "A C"):
+        super().__init__(kit, scope, "writeout", WINDOWS, conditions=conditions)
 
     def measure(self, events: pd.DataFrame) -> None:
         """Read the stored residuals and MLP outputs of the events, some at a time."""
         for variant in VARIANTS:
+            capture = self.kit.capture(self.names[variant])
             for start in range(0, len(events), READ_TOGETHER):
-                self._write(variant, events.iloc[start : start + READ_TOGETHER])
+                some = events.iloc[start : start + READ_TOGETHER]
+                tokens = tokens_of(some, variant).tolist()
+                resid, mlp = (
+                    np.concatenate([capture.array(site)[token : token + 1] for token in tokens])
+                    for site in ("resid", "mlp_out")
+                )
+                self.add_layers(some, variant, HOSTS[variant][0], resid, mlp)
 
-    def _write(self, variant: str, events: pd.DataFrame) -> None:
-        names = self.names[variant]
-        capture, (arrays, attrs) = self.kit.capture(names), self.kit.arrays(names)
-        post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
-        tokens = tokens_of(events, variant).tolist()
-        resid, mlp = (
-            np.concatenate([capture.array(site)[token : token + 1] for token in tokens])
-            for site in ("resid", "mlp_out")
-        )
+    def add_layers(
+        self, events: pd.DataFrame, host: str, condition: str, resid: np.ndarray, mlp: np.ndarray, first: int = 0
+    ) -> None:
+        """Rows of some events for the blocks from `first` on: resid [n, blocks + 1, d], mlp [n, blocks, d]."""
+        arrays, attrs = self.kit.arrays(self.names[host])
+        post = (arrays["post_norm_weight"][first:], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
         found = writeout(
-            self.kit.head(names),
+            self.kit.head(self.names[host]),
             resid,
             mlp,
             events[["it_token", "pt_token"]].to_numpy(),
@@ -45,15 +50,16 @@ class Writeout(EventTable):
             parallel=bool(attrs["parallel"]),
             device=self.kit.device,
         )
-        named = {"pair": self.pair, "variant": variant, "stream": self.streams["it"], "stream_pt": self.streams["pt"]}
+        named = {"pair": self.pair, "variant": host, "stream": self.streams["it"], "stream_pt": self.streams["pt"]}
         labels = {name: events[name].to_numpy() for name in LABELS}
-        for layer in range(self.layers):
-            support, against, rest = (found[name][:, layer] for name in ("support", "against", "rest"))
+        for place, layer in enumerate(range(first, self.layers)):
+            support, against, rest = (found[name][:, place] for name in ("support", "against", "rest"))
             self.add(
                 {
                     **named,
                     **labels,
                     "event": self.event,
+                    "condition": condition,
                     "layer": layer,
                     **{
                         name: np.full(len(events), start <= layer < stop)
@@ -63,7 +69,7 @@ class Writeout(EventTable):
                     "support_pt": support[:, 1],
                     "against": against[:, 0] - against[:, 1],
                     "rest": rest[:, 0] - rest[:, 1],
-                    "cos": found["cos"][:, layer],
+                    "cos": found["cos"][:, place],
                 }
             )
 
@@ -78,3 +84,39 @@ class Writeout(EventTable):
                     " --stream raw --profile full` into another lake"
                 )
         super().check()
+
+
+class GraftedWriteout(Writeout):
+    """The blocks of the late window when its MLPs are exchanged (METHODS 15: B_late, D_late), replayed from its start."""
+
+    runs_models = True
+
+    def __init__(self, kit: Kit, scope: Scope):
+        super().__init__(kit, scope, "B_late D_late")
+
+    def measure(self, events: pd.DataFrame) -> None:
+        """Load one late stack and the other model's late MLPs after the other."""
+        from ..capture.replay import load_late
+
+        window = self.windows["late"]
+        boundaries = range(window[0], self.layers + 1)
+        total = int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
+        with bar(f"writeout {self.pair}", total) as progress:
+            for host in VARIANTS:
+                model = load_late(
+                    self.kit.layout, self.model(host), window[0], self.kit.catalog, device=self.kit.device
+                )
+                pieces = self.grafted(
+                    model, host, window, events, boundaries, ("resid", "mlp_out"), advance=progress.advance
+                )
+                for at, arrays in pieces:
+                    condition = f"{HOSTS[host][1]}_late"
+                    self.add_layers(events.iloc[at], host, condition, arrays["resid"], arrays["mlp_out"], window[0])
+                del model, pieces  # before the other is loaded
+
+
+def writeout_table(kit: Kit, scope: Scope, kind: str) -> Writeout:
+    """The job of one kind: '' both models as they are, `late` with late MLPs exchanged. LakeError for another kind."""
+    if kind not in ("", "late"):
+        raise LakeError(f"writeout({kind}): expected writeout, or writeout(late) for late MLPs exchanged")
+    return GraftedWriteout(kit, scope) if kind else Writeout(kit, scope)

@@ -257,6 +257,7 @@ TABLES = {
             *_PROMPT,
             *_PLACE,
             *_EVENT,
+            ("condition", _TEXT),
             *_LAYER,
             *((name, pa.bool_()) for name in ("early", "mid", "late")),
             *((name, _FLOAT) for name in ("support_it", "support_pt", "against", "rest", "cos")),

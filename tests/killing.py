@@ -1,7 +1,7 @@
 """A process that captures in forked children and kills them, at a moment or before a file operation.
 
 It imports everything once (what a first child turned out to need) and runs no tensor operation itself, so that forking
-it is safe and cheap. Orders are JSON lines on standard input, {"lake", "after": seconds or null, "operation": number or null}; each is answered by one line,
+it is safe and cheap. Orders are JSON lines on standard input, {"lake", "after": seconds or null, "operation": number or null, "rank": [rank, world] or null}; each is answered by one line,
 {"killed", "seconds", "operations"}.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import tiny
 import torch
+from actlake.capture.ranks import ALONE, Rank
 
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
@@ -43,7 +44,8 @@ def child(order: dict[str, Any], pair: Any, answer: int) -> None:
     try:
         counter = Counter(order["lake"], order["operation"])
         sys.addaudithook(counter)
-        tiny.capture(Path(order["lake"]), pair, tiny.NATIVE, variants=("it",), batch=2)
+        rank = Rank(*order["rank"]) if order.get("rank") else ALONE
+        tiny.capture(Path(order["lake"]), pair, tiny.NATIVE, variants=("it",), batch=2, rank=rank)
         os.write(answer, f"{counter.count}\n".encode())
         if order.get("modules"):
             Path(order["modules"]).write_text("\n".join(sys.modules))

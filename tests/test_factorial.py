@@ -34,7 +34,8 @@ from transformers import AutoModelForCausalLM
 
 FAMILIES = ["llama", "gemma3", "deepseek_v2"]
 LAYERS, ONSET = 5, 3
-WINDOWS = {"early": (0, 2), "mid": (1, 3), "late": (3, 5), "midlate": (1, 5), "earlymid": (0, 3)}
+WINDOWS = {"early": (0, 2), "mid": (1, 3), "late": (3, 5)}
+GRAFTED = WINDOWS | {"midlate": (1, 5), "earlymid": (0, 3), "last3": (2, 5), "last1": (4, 5)}
 WORDS = ["cat", "dog", "mat", "log", "rain", "plain", "the", "on", "over", "ran", "sat", "fell"]
 RAW = replace(tiny.RAW, max_new_tokens=24)
 TOLERANCE = 1e-4
@@ -335,7 +336,7 @@ def test_every_condition_by_whole_forwards(scenes, family: str) -> None:
     scene = scenes(family)
     table = scene.lake.sql("SELECT * FROM divergence").df()
     layers = [-1, 0, 1, 2, 4]
-    runs = {f"{letter}_{name}": window for letter in "BD" for name, window in WINDOWS.items()}
+    runs = {f"{letter}_{name}": window for letter in "BD" for name, window in GRAFTED.items()}
     assert set(table["condition"]) == {"A", "C", *runs} and table["top1"].notna().eq(table["layer"] == 4).all()
     table = table.set_index(["prompt", "condition", "layer"])
     for event in list(scene.events.itertuples())[::5]:
@@ -382,32 +383,51 @@ def test_exp20_counts_what_each_condition_picks(scenes) -> None:
 # --- exp21 -----------------------------------------------------------------------------------------------------------
 
 
+def logits(hf: Any, h: Tensor) -> Tensor:
+    """What the model's own head makes of a residual."""
+    z, cap = hf.lm_head(hf.get_decoder().norm(h)), getattr(hf.config, "final_logit_softcapping", None)
+    return torch.tanh(z / cap) * cap if cap else z
+
+
 @torch.no_grad()
-def test_exp21_by_whole_forwards(scenes) -> None:
-    scene = scenes("llama")
-    table = scene.lake.sql("SELECT * FROM writeout").df().set_index(["prompt", "variant", "layer"])
-    assert len(table) == 2 * LAYERS * len(scene.events)
-    for event in scene.events.itertuples():
-        for variant in ("pt", "it"):
-            seen: dict[int, list[Tensor]] = {layer: [] for layer in range(LAYERS)}
-            hf = scene.hf[variant]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mlp_that_is_written_by_whole_forwards(scenes, family: str) -> None:
+    scene = scenes(family)
+    table = scene.lake.sql("SELECT * FROM writeout").df().set_index(["prompt", "condition", "layer"]).sort_index()
+    late = range(*WINDOWS["late"])
+    assert len(table) == 2 * (LAYERS + len(late)) * len(scene.events)
+    for event in list(scene.events.itertuples())[::3]:
+        for condition, host in {"A": "pt", "B_late": "pt", "C": "it", "D_late": "it"}.items():
+            other, exchanged = "it" if host == "pt" else "pt", late if "_" in condition else range(0)
+            hf, seen = scene.hf[host], {layer: list[Tensor]() for layer in range(LAYERS)}
             with ExitStack() as hooks:
-                for layer, block in enumerate(scene.blocks[variant]):
-                    for module in (block.mlp, block):
+                for layer, block in enumerate(scene.blocks[host]):
+                    if layer in exchanged:
+                        theirs = scene.blocks[other][layer].mlp
+                        hook = leaves(block.mlp, lambda x, _m, theirs=theirs: first(theirs(x)))
+                        hooks.enter_context(hook)
+                    norms = tiny.FAMILIES[family].post_norms
+                    for module in (block.post_feedforward_layernorm if norms else block.mlp, block):
                         keep = partial(lambda told, _module, _args, out: told.append(first(out)[0, -1]), seen[layer])
                         hooks.callback(module.register_forward_hook(keep).remove)
                 hf(scene.prefix(event))
-            for layer, (u, after) in seen.items():
-                before = after - u
-                support = hf.lm_head(hf.model.norm(after)) - hf.lm_head(hf.model.norm(before))
-                row = table.loc[event.prompt, variant, layer]
+            for layer in exchanged or range(LAYERS):
+                u, after = seen[layer]
+                support = logits(hf, after) - logits(hf, after - u)
+                row = table.loc[event.prompt, condition, layer]
                 expected = (float(support[event.it_token]), float(support[event.pt_token]))
+                assert row.variant == host, (condition, layer)
                 assert (row.support_it, row.support_pt) == pytest.approx(expected, abs=TOLERANCE)
                 assert (row.early, row.mid, row.late) == tuple(
-                    start <= layer < stop for start, stop in map(WINDOWS.get, ("early", "mid", "late"))
+                    start <= layer < stop for start, stop in WINDOWS.values()
                 )
-    flat = table.reset_index()
-    flat["margin"] = flat["support_it"] - flat["support_pt"]
+
+
+def test_exp21_counts_windows_and_effects(scenes) -> None:
+    scene = scenes("llama")
+    table = scene.lake.sql("SELECT * FROM writeout").df()
+    table["margin"] = table["support_it"] - table["support_pt"]
+    flat = table[table["condition"].isin(["A", "C"])]
     found = scene.lake.run("exp21")
     got = found.table[found.table["layer"].isna()].set_index(["measure", "variant"])["estimate"]
     for variant, mine in flat.groupby("variant"):
@@ -417,7 +437,19 @@ def test_exp21_by_whole_forwards(scenes) -> None:
     late = flat[flat["late"] & (flat["variant"] == "it")]
     numbers = found.table[found.table["variant"].isna()].set_index("measure")["estimate"]
     assert numbers["against_late_it"] == pytest.approx(late.groupby("prompt")["against"].mean().mean(), abs=1e-6)
-    assert "late window moves" in found.says and found.figure().axes
+    for name in ("margin", "support_it"):
+        cells = table[table["late"]].groupby(["condition", "prompt"])[name].mean().groupby("condition").mean()
+        a, b, c, d = (cells[condition] for condition in ("A", "B_late", "C", "D_late"))
+        effects = {
+            "late_pt": b - a,
+            "late_it": c - d,
+            "late_weight": (b - a + c - d) / 2,
+            "upstream": (d - a + c - b) / 2,
+            "interaction": c - d - (b - a),
+        }
+        for effect, value in effects.items():
+            assert numbers[f"{effect}_{name}"] == pytest.approx(value, abs=1e-5)
+    assert "late window moves" in found.says and "the interaction is" in found.says and found.figure().axes
 
 
 # --- kernel, foreign records, what is refused ------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 SIX = ["B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"]
-WINDOWS = {"early": (0, 1), "mid": (1, 2), "late": (2, 3)}  # three blocks: round(0.6 * 3) = 2
+WINDOWS = {"early": (0, 1), "mid": (1, 2), "late": (2, 3), "midlate": (1, 3)}  # three blocks: round(0.6 * 3) = 2
 LAYERS, SEED = 3, 42
 
 
@@ -183,7 +183,7 @@ def expected(whole: Whole, lake: Lake, names: Scope, condition: str) -> pd.DataF
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2"])
-@pytest.mark.parametrize("condition", [*SIX, "B_late_random", "D_early_random"])
+@pytest.mark.parametrize("condition", [*SIX, "B_midlate", "B_late_random", "D_early_random"])
 def test_rows_are_those_of_whole_models_with_hooks(
     lakes: Callable, pairs: Callable, family: str, condition: str
 ) -> None:
@@ -337,7 +337,7 @@ def lake(lakes: Callable[[str], Lake]) -> Lake:
 @pytest.fixture(scope="module")
 def tokens(lake: Lake) -> pd.DataFrame:
     """Everything a row may ask of a condition, lens, prompt, step and layer, with the unedited host's values."""
-    for row in ("exp11", "exp14", "exp16_BD", "exp19B"):
+    for row in ("exp11", "exp14", "exp16_BD", "exp19B", "exp23_KL"):
         lake.run(row)
     edited, lens, delta, apart = (
         table(lake.layout, f"FROM {name} WHERE layer >= 0") for name in ("graft", "lens", "delta", "pair_lens")
@@ -409,6 +409,23 @@ def test_exp11_and_exp14_by_plain_loops(lake: Lake, tokens: pd.DataFrame, lens: 
             assert np.isclose(eleven[f"dcross_kl_{window}_{lens}"], cross, atol=1e-6)
             assert np.isclose(eleven[f"dcommit_{window}_{lens}"], moved, atol=1e-6)
             assert np.isclose(eleven[f"dcos_{window}"], dcos, atol=1e-6)
+
+
+def test_exp23_KL_by_plain_loops(lake: Lake, tokens: pd.DataFrame) -> None:
+    found = numbers(lake, "exp23_KL")
+    for host, letter in (("pt", "B"), ("it", "D")):
+        cells = [
+            [late(g)["kl_layer_final"].mean() for g in groups(tokens, f"{letter}_{w}", "raw")]
+            for w in ("mid", "late", "midlate")
+        ]
+        none = np.mean([late(g)["kl_layer_final_own"].mean() for g in groups(tokens, f"{letter}_mid", "raw")])
+        mid, last, both = map(np.mean, cells)
+        assert np.isclose(found[f"late_{host}"], (last - none + both - mid) / 2, atol=1e-6)
+        assert np.isclose(found[f"mid_{host}"], (mid - none + both - last) / 2, atol=1e-6)
+        assert np.isclose(found[f"interaction_{host}"], both - mid - last + none, atol=1e-6)
+        assert np.isclose(found[f"alone_late_{host}"], last - none, atol=1e-6)
+        assert np.isclose(found[f"with_late_mid_{host}"], both - last, atol=1e-6)
+        assert np.isclose(found[f"kl_final20_{host}"], none, atol=1e-6)
 
 
 def test_exp16_BD_by_plain_loops(lake: Lake, tokens: pd.DataFrame) -> None:

@@ -38,14 +38,17 @@ class Killer:
         self.seconds, self.operations = whole["seconds"], whole["operations"]
         self.expected = lake_tree(folder / "undisturbed")
 
-    def capture(self, lake: Path, after: float | None = None, operation: int | None = None) -> dict:
+    def capture(
+        self,
+        lake: Path,
+        after: float | None = None,
+        operation: int | None = None,
+        rank: tuple[int, int] | None = None,
+    ) -> dict:
         """One run of the capture command; `after` seconds or before file operation `operation` it is killed."""
         assert self._process.stdin and self._process.stdout
-        print(
-            json.dumps({"lake": str(lake), "after": after, "operation": operation}),
-            file=self._process.stdin,
-            flush=True,
-        )
+        order = {"lake": str(lake), "after": after, "operation": operation, "rank": rank}
+        print(json.dumps(order), file=self._process.stdin, flush=True)
         answer = json.loads(self._process.stdout.readline())
         if answer["killed"]:
             self.kills += 1

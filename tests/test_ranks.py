@@ -1,12 +1,9 @@
 """Several ranks on one capture: the same bytes as one, whatever order they run in and whichever die."""
 
 import multiprocessing
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from actlake.store.files import try_lock
 from actlake.store.verify import verify
 from hypothesis import given
 from hypothesis import strategies as st
+from test_kill import Killer
 
 STREAM = "captures/llama/it"
 
@@ -157,45 +155,26 @@ def test_ranks_at_the_same_time(tmp_path, captured, llama):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_hundred_kills_over_three_ranks(tmp_path, captured, llama):
-    """Three ranks at once, one of them killed at a random moment and started again, until 200 kills are done."""
-    rng, kills, rounds = random.Random(0), 0, 0
-    started = time.monotonic()
-    alone = [_start(tmp_path / "undisturbed", llama, rank) for rank in range(3)]
-    assert [process.wait() for process in alone] == [0, 0, 0]
-    longest = 1.2 * (time.monotonic() - started)  # now and then a rank gets to its end, however busy the machine
-    while kills < 200:
+def test_two_hundred_kills_over_three_ranks(tmp_path, llama):
+    """Three ranks at once, each killed at random moments of its work and started again, until 200 kills are done."""
+    folders, rng = [tmp_path / f"rank{rank}" for rank in range(3)], random.Random(0)
+    killers = [Killer(folder, llama.it.path.parent) for folder in folders]
+
+    def until_done(rank: int, lake: Path, pauses: list[float]) -> None:
+        while killers[rank].capture(lake, after=pauses.pop() if pauses else None, rank=(rank, 3))["killed"]:
+            pass
+
+    rounds = 0
+    while sum(killer.kills for killer in killers) < 200:
         lake = tmp_path / f"lake{rounds}"
-        running = {rank: _start(lake, llama, rank) for rank in range(3)}
-        while running:
-            rank = rng.choice(list(running))
-            try:
-                status = running[rank].wait(rng.uniform(0.0, longest))
-            except subprocess.TimeoutExpired:
-                os.kill(running[rank].pid, signal.SIGKILL)
-                running[rank].wait()
-                kills, status = kills + 1, None
-            if status == 0:
-                del running[rank]
-            else:
-                assert status is None, running[rank].stderr.read()
-                running[rank] = _start(lake, llama, rank)
-        assert tiny.tree(lake / STREAM) == tiny.tree(captured.root / STREAM)
+        # A rank has less to do than the whole, but three share the machine.
+        pauses = [[rng.uniform(0.0, 1.5 * killers[0].seconds) for _ in range(5)] for _ in killers]
+        with ThreadPoolExecutor(3) as pool:
+            for done in [pool.submit(until_done, rank, lake, pauses[rank]) for rank in range(3)]:
+                done.result()
+        killers[0].check(lake)
         rounds += 1
-
-
-def _start(lake: Path, pair, rank: int) -> subprocess.Popen:
-    code = (
-        "import sys, tiny; from pathlib import Path; from actlake.capture.ranks import Rank\n"
-        "from actlake.store.catalog import PairSpec\n"
-        "lake, it, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])\n"
-        "pair = PairSpec('llama', None, tiny.spec(it, 'llama', 'it'), {})\n"
-        "tiny.capture(lake, pair, tiny.NATIVE, variants=('it',), rank=Rank(rank, 3))\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(lake), str(pair.it.path), str(rank)],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    reached = sum((killer.phases for killer in killers), Counter())
+    assert set(reached) >= {"stream", "allocating", "writing"}, reached
+    for killer in killers:
+        killer.close()

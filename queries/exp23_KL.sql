@@ -1,0 +1,50 @@
+-- id: exp23_KL
+-- title: Mid x late MLPs exchanged: KL of the late layers
+-- needs: graft(B_mid), graft(B_late), graft(B_midlate), graft(D_mid), graft(D_late), graft(D_midlate), lens(raw)
+-- stream: teacher
+-- bootstrap: prompt
+-- plot: line x=layer hue=effect y="KL(layer || final), nats" numbers=nats hide=kl_final20_*,alone_*,with_*
+-- says: In the PT, IT's late MLPs change the KL between the final 20 % of layers and their own final distribution by {late_pt} nats
+--   and IT's mid ones by {mid_pt}; the two together do {interaction_pt?more|less|neither clearly more nor less} than their sum
+--   ({interaction_pt}). In the IT, PT's late ones change it by {late_it}, PT's mid ones by {mid_it}; together
+--   {interaction_it?more|less|neither clearly more nor less} than their sum ({interaction_it}; less of two falls is a smaller fall).
+-- about: Four cells a host (PT with IT's MLPs, IT with PT's), on IT's answer: no exchange, mid window, late window, and the run of
+--   blocks from the first of the mid window to the last of the late one (B_midlate, D_midlate), each a replay of the host through its
+--   own raw lens. y = KL(layer || own final) (trap 1), mean over layers floor(0.8 L) and up, pooled over tokens. `late` = half of
+--   (y(late) - y(none)) + (y(midlate) - y(mid)), `mid` likewise, `interaction` = y(midlate) - y(mid) - y(late) + y(none); METHODS gives
+--   the published effects no formula, so that they may be simple effects: `alone_*` are those without the other exchange, `with_*` those
+--   on top of it. Where windows share blocks (trap 10) these are exchanged once in the run of both, and part of the
+--   interaction is that they are counted twice in the sum. The end point moves with every exchange (trap 11).
+-- source: METHODS 17 (exp23, Part A); traps in METHODS 21 (1, 10, 11)
+WITH base AS (
+    SELECT variant, prompt, step, layer, kl_layer_final AS kl_none, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late
+    FROM lens WHERE lens = 'raw' AND step >= 0 AND layer >= 0
+), cells AS (
+    SELECT variant, prompt, step, layer, late, any_value(kl_none) AS kl_none,
+        any_value(kl_layer_final) FILTER (ends_with(condition, '_mid')) AS kl_mid,
+        any_value(kl_layer_final) FILTER (ends_with(condition, '_late')) AS kl_late,
+        any_value(kl_layer_final) FILTER (ends_with(condition, '_midlate')) AS kl_both
+    FROM graft JOIN base USING (variant, prompt, step, layer)
+    WHERE lens = 'raw' AND condition IN ('B_mid', 'B_late', 'B_midlate', 'D_mid', 'D_late', 'D_midlate')
+    GROUP BY ALL
+), effects AS (
+    SELECT variant, prompt, step, layer, late AS inside, kl_none, kl_late - kl_none AS alone_late, kl_mid - kl_none AS alone_mid,
+        kl_both - kl_mid AS with_mid_late, kl_both - kl_late AS with_late_mid, (alone_late + with_mid_late) / 2 AS late,
+        (alone_mid + with_late_mid) / 2 AS mid, kl_both - kl_mid - kl_late + kl_none AS interaction
+    FROM cells
+), profiles AS (
+    UNPIVOT (SELECT variant, layer, prompt, late, mid, interaction FROM effects) ON late, mid, interaction INTO NAME effect VALUE value
+), numbers AS (
+    UNPIVOT (
+        SELECT variant, prompt, step, avg(late) AS late, avg(mid) AS mid, avg(interaction) AS interaction, avg(alone_late) AS alone_late,
+            avg(alone_mid) AS alone_mid, avg(with_mid_late) AS with_mid_late, avg(with_late_mid) AS with_late_mid,
+            avg(kl_none) AS kl_final20
+        FROM effects
+        WHERE inside
+        GROUP BY variant, prompt, step
+    )
+    ON COLUMNS(* EXCLUDE (variant, prompt, step)) INTO NAME measure VALUE value
+)
+SELECT 'effect_' || variant AS measure, layer, effect, prompt, sum(value) AS total, count(*) AS n FROM profiles GROUP BY ALL
+UNION ALL
+SELECT measure || '_' || variant, NULL, NULL, prompt, sum(value), count(*) FROM numbers GROUP BY measure, variant, prompt
