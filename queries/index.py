@@ -5,7 +5,13 @@ from pathlib import Path
 
 from .registry import Query, queries
 
-REPLAYED = {"graft", "mechanism", "factorial", "divergence"}  # tables that late blocks of a model are run for
+REPLAYED = {
+    "graft",
+    "mechanism",
+    "candidates",
+    "factorial",
+    "divergence",
+}  # tables that late blocks of a model are run for
 CHECKPOINTS = {"weights"}
 INTRODUCTION = """\
 # The rows of the experiment index
