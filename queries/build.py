@@ -95,7 +95,8 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
 
     LakeError when they did not and there is no capture to compute them from either.
     """
-    wanted = {**capture, **({"lens": kind or "raw"} if "lens" in TABLES[table].names else {})}
+    wanted = {name: value for name, value in capture.items() if name in TABLES[table].names}
+    wanted |= {"lens": kind or "raw"} if "lens" in TABLES[table].names else {}
     wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
     if table in CONDITIONED:
         wanted["condition"] = kind.removesuffix("_tuned")

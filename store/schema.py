@@ -141,16 +141,6 @@ TABLES = {
             ("is_continuation", pa.bool_()),
         ]
     ),
-    "vocab": pa.schema(
-        [
-            ("pair", _TEXT),
-            ("token_id", pa.int32()),
-            ("token_text", pa.string()),
-            ("is_special", pa.bool_()),
-            ("word_class", _TEXT),
-        ]
-    ),
-    "words": pa.schema([*_MODEL, *_TOKEN, *_PLACE, ("target", pa.int32()), ("target_class", _TEXT)]),
     "lens": pa.schema(
         [
             *_MODEL,
@@ -343,6 +333,16 @@ TABLES = {
             ("jaccard", _FLOAT),
         ]
     ),
+    "vocab": pa.schema(
+        [
+            ("pair", _TEXT),
+            ("token_id", pa.int32()),
+            ("token_text", pa.string()),
+            ("is_special", pa.bool_()),
+            ("word_class", _TEXT),
+        ]
+    ),
+    "words": pa.schema([*_MODEL, *_TOKEN, *_PLACE, ("target", pa.int32()), ("target_class", _TEXT)]),
 }
 
 # What a capture may compute while it has the residuals: the columns of these tables as variables [token, lens_layer].

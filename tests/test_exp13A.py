@@ -15,10 +15,12 @@ from actlake.analyze.head import Head
 from actlake.analyze.topk import exchanged
 from actlake.analyze.word_class import COLLAPSED, GROUPS, alone, in_context
 from actlake.lake import Lake
-from actlake.queries.build import ensure
+from actlake.queries.build import ensure, jobs_of
+from actlake.queries.kit import Kit, Scope
 from actlake.queries.registry import find, published
 from actlake.store.catalog import ModelSpec, PairSpec
 from actlake.store.errors import LakeError
+from actlake.store.foreign import add_table
 from actlake.store.layout import Layout
 from actlake.store.streams import read_stream
 from hypothesis import given
@@ -233,3 +235,14 @@ def test_a_tokenizer_that_is_missing_or_another_is_named(tmp_path: Path, llama: 
 def test_an_unknown_condition_is_refused(lake: Lake, pair: PairSpec) -> None:
     with pytest.raises(LakeError, match=r"candidates\(A\): expected B"):
         ensure(lake.layout, [("candidates", "A", scope(lake.layout, pair.name))], catalog=lake._catalog)
+
+
+def test_a_vocabulary_from_elsewhere_is_told_by_its_pair(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "lake", create=True)
+    need = ("vocab", "", Scope("theirs", {"pt": "teacher-a", "it": "teacher-b"}, "teacher"))
+    with pytest.raises(LakeError, match="`actlake table add vocab FILE --pair theirs`"):
+        jobs_of(Kit(layout), need)
+    rows = pd.DataFrame({"token_id": [0, 1], "token_text": ["a", "b"], "word_class": ["FUNCTION", "CONTENT"]})
+    rows.to_csv(tmp_path / "vocab.csv", index=False)
+    assert add_table(layout, "vocab", tmp_path / "vocab.csv", pair="theirs").rows == 2
+    assert jobs_of(Kit(layout), need) == []
