@@ -33,6 +33,43 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def exchanged(
+    head: Head, before: Array, after: Array, group: Array, *, k: int = 20, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """How the set of the k most likely tokens differs between two residuals, by groups of tokens.
+
+    before, after: float [T, B, d] at the same tokens and boundaries, as the lens reads them; group: int [V], from 0 to G - 1.
+    Returns int32 [T, B, G] `entered` and `left`, how many of each group are in the set after and not before, and the other
+    way round, and float32 [T, B] `jaccard` = |both| / |either|. A vocabulary smaller than k counts whole. ValueError on
+    shapes that do not fit. Source: METHODS 10.
+    """
+    before, after, group = (torch.as_tensor(array) for array in (before, after, group))
+    if before.ndim != 3 or before.shape != after.shape or group.shape != (head.vocab,):
+        raise ValueError(
+            f"exchanged: before {tuple(before.shape)}, after {tuple(after.shape)} and group {tuple(group.shape)}, expected"
+            f" twice (tokens, boundaries, {head.d_model}) and ({head.vocab},)"
+        )
+    head, k, group = head.to(device), min(k, head.vocab), group.long().to(device)
+    shape, groups = before.shape[:2], int(group.max()) + 1
+    rows = shape.numel()
+    counts = {name: np.empty((rows, groups), np.int32) for name in ("entered", "left")}
+    jaccard = np.empty(rows, np.float32)
+    step = max(1, LOGITS // head.vocab)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        old, new = (
+            top_k(head.logits(resid.flatten(0, 1)[part].to(device, torch.float32)), k)[1] for resid in (before, after)
+        )
+        same = new[:, :, None] == old[:, None, :]
+        for name, ids, kept in (("entered", new, same.any(2)), ("left", old, same.any(1))):
+            found = torch.zeros(len(ids), groups, dtype=torch.int32, device=ids.device)
+            counts[name][part] = found.scatter_add_(1, group[ids], (~kept).int()).cpu().numpy()
+        both = same.sum((1, 2))
+        jaccard[part] = (both / (2 * k - both)).cpu().numpy()
+    return {name: count.reshape(*shape, groups) for name, count in counts.items()} | {"jaccard": jaccard.reshape(shape)}
+
+
+@torch.no_grad()
 def churn(head: Head, resid: Array, *, k: int = 5, device: str = "cpu") -> np.ndarray:
     """How much of the k most likely tokens changes from each boundary to the next: 1 - Jaccard, in [0, 1].
 

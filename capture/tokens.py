@@ -74,6 +74,26 @@ def token_texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
     return [known[index] for index in ids.tolist()]
 
 
+def running_texts(tokenizer: Any, vocab: int) -> list[str]:
+    """What each id below `vocab` adds to a running text: with the blank before a word, which some decoders drop at the
+    beginning of a text; '' for ids that name no token."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
+    known = range(min(vocab, len(tokenizer)))
+    (before,), after = (
+        tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+        for rows in ([anchor], [[*anchor, index] for index in known])
+    )
+    return [text.removeprefix(before) for text in after] + [""] * (vocab - len(known))
+
+
+def is_text(tokenizer: Any, vocab: int) -> np.ndarray:
+    """bool [vocab]: False for ids that stand for no text, such as special tokens and chat markers."""
+    marked = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = real_token_mask(tokenizer, vocab)
+    found[[index for index in marked | set(tokenizer.all_special_ids) if index < vocab]] = False
+    return found
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 of the vocabulary and of how a sample text is cut: two tokenizers with one hash give one stream.
 

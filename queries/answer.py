@@ -205,7 +205,7 @@ def _narrowed(name: str, scopes: Sequence[Scope]) -> str:
 
 def _where(name: str, scope: Scope) -> str:
     pair = f"pair = {_text(scope.pair)}"
-    if not scope.streams:
+    if not scope.streams or (name in TABLES and "stream" not in TABLES[name].names):
         return pair
     if name in TABLES and "stream_pt" in TABLES[name].names:
         return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"

@@ -9,6 +9,7 @@ from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.schema import CONDITIONED, TABLES, VARIANTS
 from ..store.tables import stream_table
+from .candidates import candidates_table
 from .directions import directions_table
 from .divergence import Divergence
 from .endpoint import churn_table, endpoint_table
@@ -20,6 +21,7 @@ from .mechanism import mechanism_table
 from .points import Attention, Geometry
 from .sweep import Job, run
 from .tuned import Evaluation, tuned_lens
+from .vocab import Words, vocab_table
 from .weights import Weights
 from .writeout import writeout_table
 
@@ -40,6 +42,7 @@ PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
     "churn": churn_table,
     "geometry": lambda kit, names, _: Geometry(kit, names),
     "attention": lambda kit, names, _: Attention(kit, names),
+    "words": lambda kit, names, _: Words(kit, names),
 }
 PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "pair_lens": lambda kit, scope, _: pair_lens_table(kit, scope),
@@ -51,6 +54,8 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "writeout": writeout_table,
     "graft": graft_table,
     "mechanism": mechanism_table,
+    "candidates": candidates_table,
+    "vocab": lambda kit, scope, _: vocab_table(kit, scope.pair),
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {
@@ -58,6 +63,7 @@ KINDS = {
     "graft": ("B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"),
     "mechanism": ("A", "B_late", "C", "D_late"),
     "writeout": ("", "late"),
+    "candidates": ("B_late",),
 }
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
 
@@ -90,11 +96,12 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
 
     LakeError when they did not and there is no capture to compute them from either.
     """
-    wanted = {**capture, **({"lens": kind or "raw"} if "lens" in TABLES[table].names else {})}
+    wanted = {name: value for name, value in capture.items() if name in TABLES[table].names}
+    wanted |= {"lens": kind or "raw"} if "lens" in TABLES[table].names else {}
     wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
     if table in CONDITIONED:
         wanted["condition"] = kind.removesuffix("_tuned")
-        wanted |= {"lens": "tuned" if kind.endswith("_tuned") else "raw"} if table == "graft" else {}
+        wanted |= {"lens": "tuned" if kind.endswith("_tuned") else "raw"} if "lens" in TABLES[table].names else {}
     if any(wanted.items() <= found.items() for found in kit.foreign(table)):
         return True
     variant = capture.get("variant", "it")

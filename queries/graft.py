@@ -25,41 +25,54 @@ NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?(_tuned)?")
 HOST = {"B": "pt", "D": "it"}
 
 
-class GraftTable(ConditionTable):
+class LensCondition(ConditionTable):
+    """A table of one condition read through the host's lens of one kind, raw or tuned; `more` as in ConditionTable."""
+
+    def __init__(
+        self, kit: Kit, scope: Scope, table: str, condition: Condition, kind: str, more: dict[str, Any], first: int = -1
+    ):
+        self.lens = kind
+        if kind == "tuned":
+            chosen = choose(kit, (scope.pair, condition.host, scope.streams[condition.host]))
+            more, self.before = {"probes": chosen.name, **more}, chosen.before
+        super().__init__(kit, scope, table, condition, {"lens": kind}, more, first)
+
+    def labels(self) -> dict[str, Any]:
+        """The lens."""
+        return {"lens": self.lens}
+
+    def stored(self, rows: Rows, at: np.ndarray) -> np.ndarray:
+        """The stored residuals as the host's lens reads them [n, L+1, d]; shared by the conditions of a host."""
+        key = ("answer", self.condition.host if self.lens == "tuned" else "")
+        return rows.once(key, lambda: self.translated(rows, at, answer_resid(rows, at)))
+
+    def translated(self, rows: Rows, at: np.ndarray, resid: np.ndarray) -> np.ndarray:
+        """Residuals of the chosen tokens [n, L+1, d] through the host's probes, if the lens is the tuned one."""
+        if self.lens == "raw":
+            return resid
+        return choose(self.kit, self.host).translate(resid, rows.columns["prompt_id"][at], self.kit.device)
+
+
+class GraftTable(LensCondition):
     """The rows of one condition and lens kind, all layers: those below the window are the host's own."""
 
     def __init__(self, kit: Kit, scope: Scope, condition: Condition, kind: str):
-        self._kind, more = kind, {}
-        if kind == "tuned":
-            chosen = choose(kit, (scope.pair, condition.host, scope.streams[condition.host]))
-            more, self.before = {"probes": chosen.name}, chosen.before
-        super().__init__(kit, scope, "graft", condition, {"lens": kind}, more)
+        super().__init__(kit, scope, "graft", condition, kind, {})
 
     def labels(self) -> dict[str, Any]:
         """Lens and window."""
         start, stop = self.condition.window
-        return {"lens": self._kind, "window_start": start, "window_stop": stop}
+        return {**super().labels(), "window_start": start, "window_stop": stop}
 
     def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
         """All columns of a block, [n, L+1]."""
         (mine, here), others = self.sides(pt, it)
         whole, mlp_out = self.replays.whole(self.condition, mine, here)
-        resid = self._translated(mine, here, whole)
+        resid = self.translated(mine, here, whole)
         found = lens(self.kit.head(self.host), resid, mine.columns["target"][here], device=self.kit.device)
         found["rank_target"] = np.ma.masked_equal(found["rank_target"], 0)
         found["mlp_cos"] = self._mlp_cos(whole, mlp_out)
-        return found | self._compared(pt, it, resid, self._stored(mine, here), self._stored(*others))
-
-    def _stored(self, rows: Rows, at: np.ndarray) -> np.ndarray:
-        """The stored residuals as the host's lens reads them [n, L+1, d]; shared by the conditions of a host."""
-        key = ("answer", self.condition.host if self._kind == "tuned" else "")
-        return rows.once(key, lambda: self._translated(rows, at, answer_resid(rows, at)))
-
-    def _translated(self, rows: Rows, at: np.ndarray, resid: np.ndarray) -> np.ndarray:
-        """Residuals of the chosen tokens [n, L+1, d] through the host's probes, if the lens is the tuned one."""
-        if self._kind == "raw":
-            return resid
-        return choose(self.kit, self.host).translate(resid, rows.columns["prompt_id"][at], self.kit.device)
+        return found | self._compared(pt, it, resid, self.stored(mine, here), self.stored(*others))
 
     def _mlp_cos(self, resid: np.ndarray, mlp_out: np.ndarray) -> np.ndarray:
         """Cosine of the MLP's output and what it reads [n, L+1]."""
@@ -80,10 +93,10 @@ class GraftTable(ConditionTable):
         real = {variant: self.kit.arrays(names)[0]["real_token"] for variant, names in self.models.items()}
         own, changed, theirs = (part[:, after:] for part in (stored, resid, other))
         by_host = partial(pair_lens, head, head, mask=real[self.condition.host], device=self.kit.device)
-        before = mine.once(("cross", self.condition.host, self._kind), lambda: by_host(stored, other)["kl_pt_it"])
+        before = mine.once(("cross", self.condition.host, self.lens), lambda: by_host(stored, other)["kl_pt_it"])
         cross = np.concatenate([before[:, :after], by_host(changed, theirs)["kl_pt_it"]], axis=1)
         found = {"cross_kl": cross, "cross_kl_host": before}
-        if self._kind == "tuned":
+        if self.lens == "tuned":
             return found | dict.fromkeys(("js_host", "js_target"), np.full_like(cross, np.nan))
         host = np.concatenate([np.zeros_like(cross[:, :after]), by_host(changed, own)["js"]], axis=1)
         far, both = self.kit.head(self.models[self.condition.other]), real["pt"] & real["it"]
@@ -98,10 +111,15 @@ def graft_table(kit: Kit, scope: Scope, kind: str) -> GraftTable:
     LakeError for an unknown name, captures of different answers or without all residuals, a window outside the model, and
     where weights are missing.
     """
+    return GraftTable(kit, scope, *condition_of(kit, scope, "graft", kind))
+
+
+def condition_of(kit: Kit, scope: Scope, table: str, kind: str) -> tuple[Condition, str]:
+    """The condition of this name, and the lens, raw or tuned; LakeError for an unknown name or captures of different answers."""
     match = NAME.fullmatch(kind)
     if not match:
         raise LakeError(
-            f"graft({kind}): expected B (IT's MLPs in the PT) or D (PT's in the IT), then _early, _mid, _late or _midlate, for a"
+            f"{table}({kind}): expected B (IT's MLPs in the PT) or D (PT's in the IT), then _early, _mid, _late or _midlate, for a"
             " control _random, and for the tuned lens _tuned"
         )
     letter, window, random, tuned = match.groups()
@@ -109,4 +127,4 @@ def graft_table(kit: Kit, scope: Scope, kind: str) -> GraftTable:
     condition = Condition(
         kind.removesuffix("_tuned"), HOST[letter], window_of(kit, scope, window), random=random is not None
     )
-    return GraftTable(kit, scope, condition, "tuned" if tuned else "raw")
+    return condition, "tuned" if tuned else "raw"

@@ -8,6 +8,7 @@ from .registry import Query, queries
 REPLAYED = {
     "graft",
     "mechanism",
+    "candidates",
     "factorial",
     "divergence",
     "writeout(late)",

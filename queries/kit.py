@@ -36,6 +36,9 @@ VERSION = {
     "writeout": 2,
     "graft": 1,
     "mechanism": 1,
+    "vocab": 1,
+    "words": 1,
+    "candidates": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 WINDOWS = ("early", "mid", "late")

@@ -30,7 +30,7 @@ from .tables import (
 # What tells rows apart; all other columns hold values. A row without a prompt or token stands for all of them.
 KEYS = (
     *("pair", "variant", "stream", "stream_pt", "lens", "prompt", "prompt_id", "category", "token", "position", "step"),
-    *("layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
+    *("token_id", "layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
     *("event", "upstream", "late", "readout", "condition", "window_start", "window_stop"),
 )
 OPTIONAL = ("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other")
@@ -40,7 +40,7 @@ RANGES = {
     **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "endpoint.margin"), (0.0, math.inf)),
     **dict.fromkeys(("cross_kl", "cross_kl_host"), (0.0, math.inf)),
     **dict.fromkeys(("block_cos", "mlp_cos", "cos_final"), COSINE),
-    **dict.fromkeys(("p_target", "confidence", "churn"), SHARE),
+    **dict.fromkeys(("p_target", "confidence", "churn", "jaccard"), SHARE),
 }
 SLACK = 1e-3  # published figures are rounded
 PANDAS_INDEX = "__index_level_"  # a column that pandas writes without being asked

@@ -320,6 +320,30 @@ TABLES = {
             ("kl_rest", _FLOAT),
         ]
     ),
+    "candidates": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("condition", _TEXT),
+            ("lens", _TEXT),
+            *_PROMPT,
+            ("step", pa.int32()),
+            *_LAYER,
+            *((f"entered_{group}", pa.int32()) for group in ("format", "content", "function_other")),
+            *((f"left_{group}", pa.int32()) for group in ("format", "content", "function_other")),
+            ("jaccard", _FLOAT),
+        ]
+    ),
+    "vocab": pa.schema(
+        [
+            ("pair", _TEXT),
+            ("token_id", pa.int32()),
+            ("token_text", pa.string()),
+            ("is_special", pa.bool_()),
+            ("word_class", _TEXT),
+        ]
+    ),
+    "words": pa.schema([*_MODEL, *_TOKEN, *_PLACE, ("target", pa.int32()), ("target_class", _TEXT)]),
 }
 
 # What a capture may compute while it has the residuals: the columns of these tables as variables [token, lens_layer].
@@ -346,6 +370,6 @@ VARIABLES |= {
 }
 
 # Tables of a pair whose rows are about one of its models: made condition by condition, the variant being the host ...
-CONDITIONED = ("graft", "mechanism")
+CONDITIONED = ("graft", "mechanism", "candidates")
 # ... or of both models in turn.
 PER_VARIANT = ("writeout",)

@@ -1,0 +1,84 @@
+"""The tables `vocab` and `words`: the class of every token on its own, and of every answer's tokens in their text."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ..analyze.word_class import alone, in_context
+from ..capture.model import load_tokenizer
+from ..capture.replay import find_weights
+from ..capture.tokens import is_text, running_texts, tokenizer_hash
+from ..store.errors import LakeError
+from ..store.models import read_model
+from ..store.schema import VARIANTS
+from ..store.tables import drop_tables
+from .kit import VERSION, Kit, Names, name_columns
+from .sweep import TableJob, following
+
+OTHER = "OTHER"  # the class of ids that stand for no text
+
+
+class Vocab(TableJob):
+    """Text and class of every token id of a pair, by IT's tokenizer, which knows the PT's tokens and the chat's."""
+
+    def __init__(self, kit: Kit, pair: str):
+        records = {variant: read_model(kit.layout, pair, variant) for variant in VARIANTS}
+        recipe = {"pair": pair, "models": {variant: record["sha256"] for variant, record in records.items()}}
+        super().__init__(kit.layout, "vocab", recipe | {"version": VERSION["vocab"]})
+        self._kit, self._pair, known = kit, pair, records["it"]["tokenizer_sha256"]
+        self._tokenizer = None if self.path.exists() else _tokenizer(kit, f"{pair}/it", known)
+
+    def finish(self) -> None:
+        """Classify every id."""
+        size = max(self._kit.head((self._pair, variant, "")).vocab for variant in VARIANTS)
+        texts, known = running_texts(self._tokenizer, size), is_text(self._tokenizer, size)
+        classes = [alone(text) if there else OTHER for text, there in zip(texts, known, strict=True)]
+        drop_tables(self._kit.layout, "vocab", {"pair": self._pair}, keep=self.path)
+        columns = {"token_text": texts, "is_special": ~known, "word_class": classes}
+        self.add({"pair": self._pair, "token_id": np.arange(size), **columns})
+
+    def column(self, name: str) -> Any:
+        """A column of the finished table, by token id; a NumPy array [V]."""
+        return pq.read_table(self.path, columns=[name])[name].to_numpy()
+
+
+def vocab_table(kit: Kit, pair: str) -> Vocab:
+    """The job that makes a pair's rows. LakeError when its tokenizer is not found, or is not that of the lake's captures."""
+    return kit.once(("vocab", pair), lambda: Vocab(kit, pair))
+
+
+def _tokenizer(kit: Kit, model: str, sha256: str) -> Any:
+    found = load_tokenizer(find_weights(kit.layout, model, kit.catalog))
+    if tokenizer_hash(found) != sha256:
+        raise LakeError(
+            f"model {model}: its tokenizer is not the one that the lake's captures were made with; name the same checkpoint,"
+            " or give the other one another pair name"
+        )
+    return found
+
+
+class Words(TableJob):
+    """The class of each target of a capture's answers in the answer's text; the stream's own texts lack some blanks."""
+
+    def __init__(self, kit: Kit, names: Names):
+        self._kit, self._names, self._vocab = kit, names, vocab_table(kit, names[0])
+        super().__init__(kit.layout, "words", kit.recipe("words", names, vocab=self._vocab.path.stem))
+        self.before = (self._vocab,)
+
+    def finish(self) -> None:
+        """Classify answer by answer."""
+        columns = self._kit.capture(self._names).columns()
+        target, answer = following(columns), np.flatnonzero(columns["step"] >= 0)
+        texts, special = (self._vocab.column(name) for name in ("token_text", "is_special"))
+        classes = []
+        for _, places in groupby(answer, columns["prompt"].__getitem__):
+            ids = target[list(places)]
+            found = in_context(["" if special[index] else texts[index] for index in ids])
+            classes += [OTHER if special[index] else name for index, name in zip(ids, found, strict=True)]
+        kept = {name: values[answer] for name, values in columns.items()}
+        named = {**name_columns(self._names), **kept, "token": answer}
+        self.add({**named, "target": target[answer], "target_class": classes})
