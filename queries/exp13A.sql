@@ -1,5 +1,5 @@
 -- id: exp13A
--- title: Which tokens IT's late MLPs support in the PT, and which they suppress (A', B)
+-- title: Tokens that IT's late MLPs support or suppress in the PT (A', B)
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), candidates(B_late),
 --   graft(B_late_tuned)?, candidates(B_late_tuned)?, lens(raw), lens(tuned)?, vocab, words
 -- stream: teacher
@@ -12,7 +12,7 @@
 --   rank_gain_function_other_mid_raw rank_gain_function_other_mid_tuned rank_gain_function_other_late_raw
 --   rank_gain_function_other_late_tuned improved_content_late_raw improved_content_late_tuned
 -- plot: line x=layer hue=class y="rank gained by the answer's next token" numbers=share
---   hide=rank_gain_*_*,improved_f*,improved_*_early_*,improved_*_mid_*,first_*,dfirst_*,entered_*,left_*,jaccard_*,changed_tuned,supported_*_tuned,suppressed_*_tuned,net_*_tuned,improved_*_tuned,*_weighted
+--   hide=rank_gain_*_*,improved_[!c]*,improved_*_early_*,improved_*_mid_*,first_*,dfirst_*,entered_*,left_*,jaccard_*,*ed_*tuned,net_*tuned,*_weighted
 -- says: With IT's MLPs in its late blocks the PT's top token is another in {changed_raw} of its final 20 % layers' predictions.
 --   The new one is content in {supported_content_raw} of these, a mark of format in {supported_format_raw}, a function word or
 --   other in {supported_function_other_raw}; the one before in {suppressed_content_raw}, {suppressed_format_raw} and
@@ -20,25 +20,27 @@
 --   supported|supported about as often as suppressed} ({net_content_raw})[, with the tuned lens {net_content_tuned}]. Where the
 --   answer's next token is content it {rank_gain_content_late_raw?gains|loses|neither gains nor loses} ranks there
 --   ({rank_gain_content_late_raw}; {improved_content_late_raw} of such tokens gain), format {rank_gain_format_late_raw}, others
---   {rank_gain_function_other_late_raw}; for content mid MLPs give {rank_gain_content_mid_raw}, early ones
---   {rank_gain_content_early_raw}. The next token is on top for the first time in the final 20 % for {first_top1_late_a_raw} of
---   tokens without and {first_top1_late_b_raw} with late MLPs, never for {first_top1_never_a_raw} and {first_top1_never_b_raw}.
---   Of the 20 likeliest tokens {entered_content_raw} of content, {entered_format_raw} of format and {entered_function_other_raw}
---   others are new (left: {left_content_raw}, {left_format_raw}, {left_function_other_raw}; Jaccard index {jaccard_raw}).
+--   {rank_gain_function_other_late_raw}[, the end of an answer {rank_gain_end_late_raw}]; for content mid MLPs give
+--   {rank_gain_content_mid_raw}, early ones {rank_gain_content_early_raw}. The next token is on top for the first time in the
+--   final 20 % for {first_top1_late_a_raw} of tokens without and {first_top1_late_b_raw} with late MLPs, never for
+--   {first_top1_never_a_raw} and {first_top1_never_b_raw}. Of the 20 likeliest tokens {entered_content_raw} of content,
+--   {entered_format_raw} of format and {entered_function_other_raw} others are new (left: {left_content_raw}, {left_format_raw},
+--   {left_function_other_raw}; Jaccard index {jaccard_raw}).
 -- about: A' and B as in exp11: the PT, on its raw prompt and IT's answer, as it is and with IT's MLPs in a window of blocks; all
 --   numbers over layers floor(0.8 L) and up, through the PT's lens. `changed`: share of (token, layer) whose top token is another
---   with late MLPs; among these `supported_*` is the class of B's top token, `suppressed_*` that of A's, `net_*` the difference
---   of the shares. Classes: `format` = punctuation, structure and discourse markers, `content`, `function_other` = function words
---   and the rest (special tokens too). A top token is classed by its own text, so that a piece of a word is content; the
---   answer's tokens by the word they lie in. `rank_gain_CLASS_WINDOW`: places that the answer's next token gains (rank without -
---   rank with, 1 is the top), mean over the layers, by its class; `improved`: share of tokens whose gain is above zero. A mean of
---   ranks is a mean over a vocabulary: few tokens far down carry it. `first_top1_PHASE_a` and `_b` (late MLPs): phase of the first
---   layer where no token is likelier than the next one, early below 0.4 L, late from floor(0.8 L), mid between, never; `dfirst_*`
---   is B - A'. `entered_*`, `left_*`: tokens among the 20 likeliest with late MLPs and not without, and the other way round, in a
---   layer; `jaccard` of both sets. Curves: the gain at each layer with late MLPs; it is zero below them. Pooled over pairs: the
---   mean of the pairs' numbers, and `*_token_weighted` of all tokens alike, as the seed has it. Windows overlap (trap 10).
---   Published: the tuned lens over masked logits (METHODS 1.4; ours are whole), its last layer through a probe too; the word lists
---   are as long as ours, not the same, so that shares are comparable, not equal.
+--   with late MLPs; among these `supported_*` is the class of B's top token, `suppressed_*` that of A's, `net_*` the difference of
+--   the shares. Classes: `format` = punctuation, structure and discourse markers, `content`, `function_other` = function words and
+--   the rest (special tokens too). A top token is classed by its own text, so that a piece of a word is content; the answer's
+--   tokens by the word they lie in; special ones among these, which end an answer, are kept apart as `end`: the PT seldom expects
+--   them, and a few of them would carry a whole class's mean. `rank_gain_CLASS_WINDOW`: places that the answer's next token gains
+--   (rank without - rank with, 1 is the top), mean over the layers, by its class; `improved`: share of tokens whose gain is above
+--   zero. A mean of ranks is a mean over a vocabulary: few tokens far down carry it. `first_top1_PHASE_a` and `_b` (late MLPs):
+--   phase of the first layer where no token is likelier than the next one, early below 0.4 L, late from floor(0.8 L), mid between,
+--   never; `dfirst_*` is B - A'. `entered_*`, `left_*`: tokens among the 20 likeliest with late MLPs and not without, and the
+--   other way round, in a layer; `jaccard` of both sets. Curves: the gain at each layer with late MLPs; it is zero below them.
+--   Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` of all tokens alike, as the seed has it. Windows
+--   overlap (trap 10). Published: the tuned lens over masked logits (METHODS 1.4; ours are whole), its last layer through a probe
+--   too; the word lists are as long as ours, not the same, so that shares are comparable, not equal.
 -- source: METHODS 10, 18 (word classes), 8; traps in METHODS 21 (10)
 WITH classes (word_class, class) AS (
     VALUES ('PUNCTUATION', 'format'), ('STRUCTURAL', 'format'), ('DISCOURSE', 'format'), ('CONTENT', 'content'),
@@ -46,7 +48,9 @@ WITH classes (word_class, class) AS (
 ), named AS (
     SELECT token_id, class FROM vocab JOIN classes USING (word_class)
 ), targets AS (
-    SELECT prompt, step, class FROM words JOIN classes ON word_class = target_class WHERE variant = 'pt'
+    SELECT prompt, step, CASE WHEN is_special THEN 'end' ELSE class END AS class
+    FROM words JOIN classes ON word_class = target_class JOIN vocab ON token_id = target
+    WHERE variant = 'pt'
 ), base AS (
     SELECT lens, prompt, step, layer, top1, rank_target, class, max(layer) OVER () + 1 AS layers
     FROM lens JOIN targets USING (prompt, step)
@@ -84,7 +88,7 @@ WITH classes (word_class, class) AS (
     FROM candidates WHERE condition = 'B_late' GROUP BY lens, prompt
 )
 SELECT 'rank_gain_' || lens AS measure, layer, class, prompt, sum(gain) AS total, count(*) AS n
-FROM cells WHERE "window" = 'late' GROUP BY lens, layer, class, prompt
+FROM cells WHERE "window" = 'late' AND class <> 'end' GROUP BY lens, layer, class, prompt
 UNION ALL
 SELECT 'changed_' || lens, NULL, NULL, prompt, count(*) FILTER (top1_a <> top1_b), count(*)
 FROM cells WHERE "window" = 'late' AND late GROUP BY lens, prompt

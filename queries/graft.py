@@ -119,8 +119,8 @@ def condition_of(kit: Kit, scope: Scope, table: str, kind: str) -> tuple[Conditi
     match = NAME.fullmatch(kind)
     if not match:
         raise LakeError(
-            f"{table}({kind}): expected B (IT's MLPs in the PT) or D (PT's in the IT), then _early, _mid, _late or _midlate, for a"
-            " control _random, and for the tuned lens _tuned"
+            f"{table}({kind}): expected B (IT's MLPs in the PT) or D (PT's in the IT), then _early, _mid, _late or _midlate, for"
+            " a control _random, and for the tuned lens _tuned"
         )
     letter, window, random, tuned = match.groups()
     check_scope(kit, scope)

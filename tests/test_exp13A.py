@@ -147,12 +147,13 @@ def test_exp13A_by_plain_loops(lake: Lake, pair: PairSpec, numbers: pd.DataFrame
     )
     classes = table(lake.layout, "FROM vocab ORDER BY token_id")["word_class"].map(COLLAPSED)
     place, wanted = ["prompt", "step", "layer"], {}
-    target = words[words["variant"] == "pt"].set_index(["prompt", "step"])["target_class"].map(COLLAPSED)
+    mine = words[words["variant"] == "pt"].set_index(["prompt", "step"])
+    target = mine["target_class"].map(COLLAPSED).where(mine["target"] >= len(tiny.SPECIAL), "end")
     own = base[(base["variant"] == "pt") & (base["lens"] == lens) & (base["step"] >= 0) & (base["layer"] >= 0)]
-    for window in WINDOWS:
+    for window in ("early", "mid", "late"):
         mine = edited[(edited["condition"] == f"B_{window}") & (edited["lens"] == lens)]
         both = mine.merge(own, on=place, suffixes=("_b", "_a")).sort_values(place)
-        gains: dict[str, list[float]] = {group: [] for group in GROUPS}
+        gains: dict[str, list[float]] = {group: [] for group in (*GROUPS, "end")}
         supported, suppressed, changed, first = [], [], [], {"a": [], "b": []}
         for token, layers in both.groupby(["prompt", "step"]):
             late = layers[LATE:]
@@ -185,6 +186,7 @@ def test_exp13A_by_plain_loops(lake: Lake, pair: PairSpec, numbers: pd.DataFrame
     for name, value in wanted.items():
         assert found[f"{name}_{lens}"] == pytest.approx(value, abs=1e-5), name
     assert len({*supported}) > 1 and 0 < wanted["changed"] < 1
+    assert set(numbers["class"].dropna()) == {*GROUPS}  # no curve of what ends an answer
     curve = numbers[(numbers["measure"] == f"rank_gain_{lens}") & (numbers["class"] == "content")].set_index("layer")
     assert curve.loc[LAYERS - 1, "estimate"] == pytest.approx(wanted["rank_gain_content_late"], abs=1e-5)
     assert (curve.loc[[0, 1], "estimate"] == 0).all()  # below the window nothing has changed
