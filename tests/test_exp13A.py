@@ -150,7 +150,7 @@ def test_exp13A_by_plain_loops(lake: Lake, pair: PairSpec, numbers: pd.DataFrame
     mine = words[words["variant"] == "pt"].set_index(["prompt", "step"])
     target = mine["target_class"].map(COLLAPSED).where(mine["target"] >= len(tiny.SPECIAL), "end")
     own = base[(base["variant"] == "pt") & (base["lens"] == lens) & (base["step"] >= 0) & (base["layer"] >= 0)]
-    for window in ("early", "mid", "late"):
+    for window in WINDOWS:
         mine = edited[(edited["condition"] == f"B_{window}") & (edited["lens"] == lens)]
         both = mine.merge(own, on=place, suffixes=("_b", "_a")).sort_values(place)
         gains: dict[str, list[float]] = {group: [] for group in (*GROUPS, "end")}

@@ -29,7 +29,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 SIX = ["B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"]
-WINDOWS = {"early": (0, 1), "mid": (1, 2), "late": (2, 3), "midlate": (1, 3)}  # three blocks: round(0.6 * 3) = 2
+WINDOWS = {"early": (0, 1), "mid": (1, 2), "late": (2, 3)}  # three blocks: round(0.6 * 3) = 2
+ALL_WINDOWS = {**WINDOWS, "midlate": (1, 3)}
 LAYERS, SEED = 3, 42
 
 
@@ -147,7 +148,7 @@ def expected(whole: Whole, lake: Lake, names: Scope, condition: str) -> pd.DataF
     for prompt, start in enumerate(streams[host].starts):
         tokens, n = {v: s.tokens[prompt] for v, s in streams.items()}, len(streams[host].tokens[prompt]) - start
         at = {v: slice(s.starts[prompt] - 1, s.starts[prompt] - 1 + n) for v, s in streams.items()}
-        resid, mlp, entering = whole(host, tokens[host], WINDOWS[name], bool(random))
+        resid, mlp, entering = whole(host, tokens[host], ALL_WINDOWS[name], bool(random))
         own, theirs = whole(host, tokens[host])[0], whole(other, tokens[other])[0]
         final, target = whole.logp(host, resid[-1]), torch.tensor(tokens[host][start:].astype(np.int64))
         for boundary in range(LAYERS + 1):
@@ -196,7 +197,7 @@ def test_rows_are_those_of_whole_models_with_hooks(
     assert len(found) == len(wanted) == len(both) and len(found) >= 12 * (LAYERS + 1)
     for name in wanted.columns[3:]:
         np.testing.assert_allclose(both[name].astype(float), both[f"{name}_w"].astype(float), atol=1e-4, err_msg=name)
-    host, window = {"B": "pt", "D": "it"}[condition[0]], WINDOWS[condition.split("_")[1]]
+    host, window = {"B": "pt", "D": "it"}[condition[0]], ALL_WINDOWS[condition.split("_")[1]]
     assert set(found["variant"]) == {host} and {(r.window_start, r.window_stop) for r in found.itertuples()} == {window}
     assert both["js_host"].max() > 1e-3  # the exchange does something
 
