@@ -18,6 +18,7 @@ from .graft import graft_table
 from .kit import Kit, Names, Scope, name_columns
 from .layers import Tokens, delta_table, pair_lens_table, raw_lens_table
 from .mechanism import mechanism_table
+from .patching import Patching
 from .points import Attention, Geometry
 from .sweep import Job, run
 from .tuned import Evaluation, tuned_lens
@@ -56,6 +57,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "mechanism": mechanism_table,
     "candidates": candidates_table,
     "vocab": lambda kit, scope, _: vocab_table(kit, scope.pair),
+    "patching": Patching,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {

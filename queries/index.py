@@ -12,6 +12,7 @@ REPLAYED = {
     "factorial",
     "divergence",
     "writeout(late)",
+    "patching",
 }  # what late blocks of a model are run for
 CHECKPOINTS = {"weights"}
 INTRODUCTION = """\

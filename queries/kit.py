@@ -39,6 +39,7 @@ VERSION = {
     "vocab": 1,
     "words": 1,
     "candidates": 1,
+    "patching": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 WINDOWS = ("early", "mid", "late")

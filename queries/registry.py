@@ -125,10 +125,10 @@ def queries() -> dict[str, Query]:
     return {query.id: query for query in sorted(found, key=_order)}
 
 
-def _order(query: Query) -> tuple[bool, bool, str, int]:
+def _order(query: Query) -> tuple[bool, bool, str, int, str]:
     """L1 to L9, then 0A to 0J, then the experiments by number: a row comes after those that it builds on."""
-    letters, digits = re.fullmatch(r"(\D*)(\d*)\D*", query.id).groups()  # type: ignore[union-attr]
-    return letters != "L", letters != "", letters or query.id, int(digits or 0)
+    letters, digits = re.match(r"(\D*)(\d*)", query.id).groups()  # type: ignore[union-attr]
+    return letters != "L", letters != "", letters or query.id, int(digits or 0), query.id
 
 
 def find(name: str) -> Query:

@@ -31,14 +31,14 @@ from .tables import (
 KEYS = (
     *("pair", "variant", "stream", "stream_pt", "lens", "prompt", "prompt_id", "category", "token", "position", "step"),
     *("token_id", "layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
-    *("event", "upstream", "late", "readout", "condition", "window_start", "window_stop"),
+    *("event", "upstream", "late", "readout", "condition", "window_start", "window_stop", "patch_layer", "patch"),
 )
 OPTIONAL = ("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other")
 COSINE, SHARE = (-1.0, 1.0), (0.0, 1.0)
 RANGES = {
     **dict.fromkeys(("js", "js_next", "js_host", "js_target"), (0.0, 0.6932)),
     **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "endpoint.margin"), (0.0, math.inf)),
-    **dict.fromkeys(("cross_kl", "cross_kl_host"), (0.0, math.inf)),
+    **dict.fromkeys(("cross_kl", "cross_kl_host", "kl_host"), (0.0, math.inf)),
     **dict.fromkeys(("block_cos", "mlp_cos", "cos_final"), COSINE),
     **dict.fromkeys(("p_target", "confidence", "churn", "jaccard"), SHARE),
 }

@@ -344,6 +344,20 @@ TABLES = {
         ]
     ),
     "words": pa.schema([*_MODEL, *_TOKEN, *_PLACE, ("target", pa.int32()), ("target_class", _TEXT)]),
+    "patching": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("lens", _TEXT),
+            *_PROMPT,
+            *_PLACE,
+            ("patch_layer", pa.int32()),
+            ("patch", _TEXT),
+            *_LAYER,
+            ("kl_final_layer", _FLOAT),
+            ("kl_host", _FLOAT),
+        ]
+    ),
 }
 
 # What a capture may compute while it has the residuals: the columns of these tables as variables [token, lens_layer].
