@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .arrays import Array, as_tensor
 from .direct import logits_of
-from .fused import Array
 from .head import Head
 
 ROWS = 1 << 24  # elements of logits at a time (float32: 64 MB)
@@ -22,7 +22,7 @@ def choose(
     Returns float32 [n, B, 2] and int32 [n], the lowest id among equals. ValueError on shapes that do not fit. Source:
     METHODS 14, 17.
     """
-    resid, tokens = torch.as_tensor(resid), torch.as_tensor(tokens).to(torch.int64)
+    resid, tokens = as_tensor(resid), as_tensor(tokens).to(torch.int64)
     if resid.ndim != 3 or resid.shape[2] != head.d_model or tuple(tokens.shape) != (len(resid), 2):
         raise ValueError(
             f"choose: resid {tuple(resid.shape)} and tokens {tuple(tokens.shape)}, expected (n, boundaries, {head.d_model})"
@@ -30,7 +30,7 @@ def choose(
         )
     count, boundaries, _ = resid.shape
     head, step = head.to(device), max(1, ROWS // max(head.vocab, boundaries * 2 * head.d_model))
-    dropped = None if mask is None else ~torch.as_tensor(mask).to(device)
+    dropped = None if mask is None else ~as_tensor(mask).to(device)
     logits, top1 = np.empty((count, boundaries, 2), np.float32), np.empty(count, np.int32)
     for start in range(0, count, step):
         part = slice(start, start + step)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import Array
+from .arrays import Array, as_tensor
 from .head import Head
 from .tuned import Objective, Probes
 
@@ -39,7 +39,7 @@ class Moments:
     """
 
     def __init__(self, offset: Array, device: str = "cpu"):
-        self.offset = torch.as_tensor(offset).to(device, torch.float64)
+        self.offset = as_tensor(offset).to(device, torch.float64)
         layers, width = self.offset.shape
         self.n = 0
         self.x, self.xy = (torch.zeros(layers, width, dtype=torch.float64, device=device) for _ in range(2))
@@ -49,11 +49,11 @@ class Moments:
     def add(self, x: Array, y: Array) -> None:
         """Take n rows: x float [n, L, d], y float [n, L]."""
         self.n += len(x)
-        y = torch.as_tensor(y).to(self.y)
+        y = as_tensor(y).to(self.y)
         self.y += y.sum(0)
         self.yy += y.square().sum(0)
         for layer in range(len(self.offset)):  # one layer at a time: what is widened stays small
-            part = torch.as_tensor(x[:, layer]).to(self.x) - self.offset[layer]
+            part = as_tensor(x[:, layer]).to(self.x) - self.offset[layer]
             self.x[layer] += part.sum(0)
             self.xy[layer] += y[:, layer] @ part
             self.xx[layer].addmm_(part.T, part)
@@ -114,7 +114,7 @@ def kl_gradient(head: Head, resid: Array, *, probes: Probes | None = None, devic
     objective, found = Objective(head, device), torch.zeros(*resid.shape[1:], dtype=torch.float64, device=device)
     probes = None if probes is None else probes.to(device)
     for start in range(0, len(resid), objective.rows):
-        part = torch.as_tensor(resid[start : start + objective.rows]).to(device, torch.float32)
+        part = as_tensor(resid[start : start + objective.rows]).to(device, torch.float32)
         objective.against(part[:, -1])
         for boundary in range(part.shape[1] - 1):
             h = part[:, boundary].detach().requires_grad_()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import Array
+from .arrays import Array, as_tensor
 
 # The seed calls a cosine undefined below this product of norms (METHODS 4, L1).
 TINY = 1e-8
@@ -33,11 +33,11 @@ def delta(
     and for all MLP columns without mlp_out. Computed in float64 (float32 on mps). ValueError on shapes that do not fit.
     Source: METHODS 0, 1.2, 4 (L1), 8.
     """
-    resid = torch.as_tensor(resid)
+    resid = as_tensor(resid)
     if resid.ndim != 3 or resid.shape[1] < 1:
         raise ValueError(f"delta: resid has shape {tuple(resid.shape)}, expected (tokens, boundaries, d_model)")
     tokens, boundaries, width = resid.shape
-    mlp = None if mlp_out is None else torch.as_tensor(mlp_out)
+    mlp = None if mlp_out is None else as_tensor(mlp_out)
     if mlp is not None and tuple(mlp.shape) != (tokens, boundaries - 1, width):
         raise ValueError(f"delta: mlp_out has shape {tuple(mlp.shape)}, expected {(tokens, boundaries - 1, width)}")
     if post_norm is not None and tuple(post_norm[0].shape) != (boundaries - 1, width):
@@ -65,7 +65,7 @@ def added(mlp: Tensor, post_norm: tuple[np.ndarray, float] | None, layer: int) -
     """What the MLP branch of a layer adds to the residual [T, d]: its output, RMS-normed where a family does so."""
     if post_norm is None:
         return mlp
-    weight = torch.as_tensor(post_norm[0][layer]).to(mlp)
+    weight = as_tensor(post_norm[0][layer]).to(mlp)
     return mlp * torch.rsqrt(mlp.square().mean(-1, keepdim=True) + post_norm[1]) * weight
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import Array, as_tensor
 from .delta import added
-from .fused import Array
 from .head import Head
 
 ROWS = 1 << 22  # elements of gathered unembedding rows at a time (float32: 16 MB)
@@ -48,7 +48,7 @@ def mlp_direct_effects(
     where an RMS norm stands between MLP and residual (Gemma 3, OLMo 2). Returns float32 [T, L, K]. ValueError on shapes
     that do not fit. Source: METHODS 1.2, 15, 20.
     """
-    final, mlp_out, ids = (torch.as_tensor(array) for array in (final, mlp_out, ids))
+    final, mlp_out, ids = (as_tensor(array) for array in (final, mlp_out, ids))
     tokens, layers = mlp_out.shape[:2] if mlp_out.ndim == 3 else (-1, -1)
     if tuple(final.shape) != (tokens, head.d_model) or mlp_out.shape[2] != head.d_model:
         raise ValueError(

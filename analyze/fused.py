@@ -14,13 +14,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import Array, as_tensor
 from .head import Head
 
-Array = np.ndarray | Tensor
 Progress = Callable[[int], None]
 
 LOG2_E = math.log2(math.e)
@@ -98,7 +97,7 @@ class Chains:
     def _dropped(self, mask: Array | None) -> list[Tensor]:
         if mask is None:
             return []
-        keep = torch.as_tensor(mask)
+        keep = as_tensor(mask)
         if keep.dtype != torch.bool or keep.shape != (self.vocab,) or not keep.any():
             raise ValueError(f"lens: mask must be boolean, one per token ({self.vocab}), and keep at least one")
         return [(~keep[a:b]).nonzero().flatten().to(self.device) for a, b in self.edges]

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import as_tensor
+
 
 @dataclass(frozen=True)
 class Head:
@@ -134,5 +136,4 @@ class Head:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    # torch warns about read-only memory; require() copies only where it has to.
-    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+    return as_tensor(np.require(array, np.float32, "C"))

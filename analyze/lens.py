@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import Array, Block, Chains, Progress
+from .arrays import Array, as_tensor
+from .fused import Block, Chains, Progress
 from .head import Head
 from .tuned import Probes
 
@@ -43,7 +44,7 @@ def lens(
     `progress` is called with the number of tokens done so far. ValueError on shapes that do not fit.
     Source: METHODS 3.1, 3.2 and 4 (L2).
     """
-    resid, target = _residuals(resid, head, "resid"), torch.as_tensor(target)
+    resid, target = _residuals(resid, head, "resid"), as_tensor(target)
     tokens, boundaries, _ = resid.shape
     if target.shape != (tokens,) or (tokens and not -1 <= int(target.min()) <= int(target.max()) < head.vocab):
         raise ValueError(f"lens: target must hold {tokens} ids from -1 to {head.vocab - 1}")
@@ -98,7 +99,7 @@ def pair_lens(
 
 
 def _residuals(resid: Array, head: Head, name: str) -> Tensor:
-    resid = torch.as_tensor(resid)
+    resid = as_tensor(resid)
     if resid.ndim != 3 or resid.shape[1] < 1 or resid.shape[2] != head.d_model:
         raise ValueError(f"lens: {name} has shape {tuple(resid.shape)}, expected (tokens, boundaries, {head.d_model})")
     return resid

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .arrays import Array, as_tensor
 from .delta import cosine
-from .fused import Array
 from .head import Head
 from .tuned import Objective
 
@@ -27,7 +27,7 @@ def mlp_mechanism(
     the cosines teacher_cos, top1_cos, kl_cos of u and each gradient. NaN where there is no target or the gradient is zero,
     as that of the KL is at the last layer. ValueError on shapes that do not fit. Source: METHODS 9.
     """
-    resid, mlp_out, target = (torch.as_tensor(array) for array in (resid, mlp_out, target))
+    resid, mlp_out, target = (as_tensor(array) for array in (resid, mlp_out, target))
     if resid.ndim != 3 or resid.shape[-1] != head.d_model or mlp_out.shape != resid.shape:
         raise ValueError(
             f"mlp_mechanism: resid {tuple(resid.shape)} and mlp_out {tuple(mlp_out.shape)}, expected twice"

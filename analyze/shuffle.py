@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import Array
+from .arrays import Array, as_tensor
 
 SKIP = 1024  # rows that `skip` draws at a time
 
@@ -25,7 +25,7 @@ class Shuffle:
     def __init__(
         self, blocks: Iterable[Array], capacity: int, seed: int | Sequence[int] = 0, dtype: torch.dtype = torch.float32
     ) -> None:
-        self._blocks: Iterator[Tensor] = (torch.as_tensor(block) for block in blocks if len(block))
+        self._blocks: Iterator[Tensor] = (as_tensor(block) for block in blocks if len(block))
         self._next = next(self._blocks, None)  # the rows that come in next, so that the end is seen when it is reached
         if self._next is None:
             raise ValueError("shuffle: the blocks hold no rows")

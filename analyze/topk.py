@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import Array
+from .arrays import Array, as_tensor
 from .head import Head
 
 LOGITS = 1 << 24  # elements of logits in memory at a time (float32: 64 MB)
@@ -76,7 +76,7 @@ def churn(head: Head, resid: Array, *, k: int = 5, device: str = "cpu") -> np.nd
     resid: float [T, B, d] at B boundaries in a row, as the lens reads them (translated for a tuned one). Returns float32
     [T, B-1]. A vocabulary smaller than k counts whole. ValueError on fewer than two boundaries. Source: METHODS 16.
     """
-    resid = torch.as_tensor(resid)
+    resid = as_tensor(resid)
     if resid.ndim != 3 or resid.shape[1] < 2:
         raise ValueError(
             f"churn: resid has shape {tuple(resid.shape)}, expected (tokens, 2 boundaries or more, d_model)"

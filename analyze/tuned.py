@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import LOG2_E, Array
+from .arrays import Array, as_tensor
+from .fused import LOG2_E
 from .head import Head
 from .recipes import Recipe
 from .shuffle import Shuffle
@@ -153,7 +154,7 @@ class Trainer:
 
     def add(self, resid: Array) -> None:
         """Add the gradients of rows [n, L+1, d] to the step under way."""
-        for part in torch.as_tensor(resid).split(self.objective.rows):
+        for part in as_tensor(resid).split(self.objective.rows):
             h = part.to(self.objective.device, torch.float32)
             self.objective.against(h[:, -1])
             for layer in self.active:
@@ -201,7 +202,7 @@ class Trainer:
     @torch.no_grad()
     def measure(self, resid: Array) -> np.ndarray:
         """Mean KL(p_L || p_l) [L] in nats of the probes as they are now, on rows [n, L+1, d]; float64."""
-        total, rows = np.zeros(len(self.bias)), torch.as_tensor(resid)
+        total, rows = np.zeros(len(self.bias)), as_tensor(resid)
         for part in rows.split(self.objective.rows):
             h = part.to(self.objective.device, torch.float32)
             self.objective.against(h[:, -1])

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import Array, as_tensor
 from .delta import added, cosine
 from .direct import logits_of
-from .fused import Array
 from .head import Head
 
 
@@ -31,7 +31,7 @@ def writeout(
     [T, L], NaN for zero vectors. Float32, logits. The seed takes u before a norm that follows it (Gemma 3, OLMo 2: trap 6),
     which is then not what the residual gets. ValueError on shapes that do not fit. Source: METHODS 1.2, 15.
     """
-    resid, mlp_out, ids = (torch.as_tensor(array) for array in (resid, mlp_out, ids))
+    resid, mlp_out, ids = (as_tensor(array) for array in (resid, mlp_out, ids))
     if resid.ndim != 3 or tuple(mlp_out.shape) != (resid.shape[0], resid.shape[1] - 1, head.d_model):
         raise ValueError(
             f"writeout: resid {tuple(resid.shape)} and mlp_out {tuple(mlp_out.shape)}, expected (tokens, layers + 1,"
