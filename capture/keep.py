@@ -1,6 +1,7 @@
 """A checkpoint's own files into the lake, so that a shared lake can run the model again without the hub."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from ..store.errors import LakeError
 from ..store.files import human_bytes
 from ..store.layout import Layout
 from ..store.progress import ERRORS, bar
-from ..store.weights import check_room, read_weights, write_weights
+from ..store.weights import bytes_to_copy, check_room, read_weights, write_weights
+from .model import source, stored_weights
 
 # What belongs to a checkpoint: weights, configs, tokenizer files, licences. Other formats of the same weights do not.
 SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".md")
@@ -30,6 +32,30 @@ def cached_folder(spec: ModelSpec) -> Path:
         ) from error
 
 
+def check_here(spec: ModelSpec) -> None:
+    """LakeError unless the weights of a model are on this machine."""
+    if spec.path:
+        source(spec)
+    else:
+        cached_folder(spec)
+
+
+def here_or_stored(layout: Layout, spec: ModelSpec) -> ModelSpec:
+    """The catalog's model, or the lake's own copy of it (`--with-weights`) when this machine does not have it any more."""
+    stored = stored_weights(layout, spec.pair, spec.variant)
+    if stored is None:
+        return spec
+    try:
+        check_here(spec)
+    except LakeError:
+        where = spec.path or spec.hub
+        ERRORS.print(
+            f"model {spec.name}: {where} is not here, taking the lake's own copy {stored.path}", highlight=False
+        )
+        return stored
+    return spec
+
+
 def files_of(spec: ModelSpec) -> tuple[Path, list[str]]:
     """The folder of a checkpoint on this machine (the hub's cache for a hub model) and the names of its files."""
     folder = spec.path or cached_folder(spec)
@@ -46,10 +72,15 @@ def files_of(spec: ModelSpec) -> tuple[Path, list[str]]:
     return folder, names
 
 
-def check_weights_fit(layout: Layout, spec: ModelSpec) -> None:
-    """Raise LakeError when `keep_weights` would not find the room; a hub model is fetched later and not counted."""
-    if spec.path and not read_weights(layout, spec.pair, spec.variant):
-        check_room(layout, spec.pair, spec.variant, *files_of(spec))
+def weights_to_copy(layout: Layout, models: Sequence[ModelSpec]) -> int:
+    """Bytes that `keep_weights` will take for these models; a hub model is fetched later and not counted."""
+    new = [spec for spec in models if spec.path and not read_weights(layout, spec.pair, spec.variant)]
+    return sum(bytes_to_copy(layout, spec.pair, spec.variant, *files_of(spec)) for spec in new)
+
+
+def check_weights_fit(layout: Layout, models: Sequence[ModelSpec]) -> None:
+    """Raise LakeError when `keep_weights` would not find the room, however little a capture takes beside it."""
+    check_room(layout, ", ".join(spec.name for spec in models), weights_to_copy(layout, models))
 
 
 def keep_weights(layout: Layout, spec: ModelSpec, identity: dict[str, Any]) -> None:

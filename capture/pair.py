@@ -10,9 +10,9 @@ from ..store.errors import LakeError
 from ..store.files import explain_full_disk
 from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
-from ..store.models import check_same_model
+from ..store.models import check_same_model, has_model, read_model
 from ..store.streams import stream_records
-from .keep import check_weights_fit, keep_weights
+from .keep import check_weights_fit, here_or_stored, keep_weights, weights_to_copy
 from .model import Model, check_device_map, identify, load_config, load_model, load_tokenizer
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
@@ -86,16 +86,18 @@ def capture_pair(
     check_sites(profile.sites)
     check_device_map(options.device_map, options.device)
     options = replace(options, dtype=profile.dtype if options.dtype == "auto" else options.dtype)
+    pt, it = (spec and here_or_stored(layout, spec) for spec in (pair.pt, pair.it))
+    pair = replace(pair, pt=pt, it=it)
     sources = sources_of(pair, variants, streams, options)
     check_name(prompts.name, "prompt set")  # it becomes part of file names
     for variant in variants:
         check_same_model(layout, pair.name, variant, sources[variant].identity)
-        if options.with_weights:
-            check_weights_fit(layout, pair.model(variant))
         for spec in streams:
             teller = teller_of(sources, variant, spec)
             key = recipe_of(sources[variant], teller, spec, prompts, options.double_bos, options.batch)["key"]
             _check_unfinished(layout, pair.name, variant, spec.name, prompts, key)
+    kept = [pair.model(variant) for variant in variants] if options.with_weights else []
+    check_weights_fit(layout, kept)
     results = []
     for variant in _order(variants, streams):
         done: set[str] = set()
@@ -105,7 +107,7 @@ def capture_pair(
                     layout, sources, variant, spec, prompts, options.double_bos, options.batch, options.rank
                 )
                 if name not in done:
-                    results.append(_one(layout, pair, sources[variant], name, profile, options))
+                    results.append(_one(layout, pair, sources[variant], name, profile, options, kept))
             done.add(name)
         if options.with_weights and options.rank.rank == 0:
             with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout.root}"):
@@ -155,13 +157,33 @@ def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
     return sorted(variants, key=lambda variant: (variant not in teachers, variant != "it"))
 
 
-def _one(layout: Layout, pair: PairSpec, source: Source, stream: str, profile: ProfileSpec, options: Options) -> Result:
+def _one(
+    layout: Layout,
+    pair: PairSpec,
+    source: Source,
+    stream: str,
+    profile: ProfileSpec,
+    options: Options,
+    kept: Sequence[ModelSpec],
+) -> Result:
+    """One capture; the files of the `kept` models must find room beside it."""
     sealed = find_sealed(layout, pair, source.variant, stream, source.identity, profile)
     if sealed:
         manifest: dict[str, Any] = read_manifest(sealed) or {}
         return Result(sealed, True, True, manifest["n_tokens"], manifest["bytes"], 0.0)
+    model = source.load()
+    if has_model(layout, pair.name, source.variant):  # its name there; the lake's own copy of its files bears none
+        model = replace(model, record=read_model(layout, pair.name, source.variant))
     return capture(
-        layout, source.load(), stream, profile, options.batch, options.allow_nonfinite, options.rank, pair.windows
+        layout,
+        model,
+        stream,
+        profile,
+        options.batch,
+        options.allow_nonfinite,
+        options.rank,
+        pair.windows,
+        weights_to_copy(layout, kept),
     )
 
 

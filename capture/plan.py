@@ -146,14 +146,17 @@ def _shards_of(batches: list[list[int]], offset: np.ndarray, shard: int) -> set[
     return found
 
 
-def check_disk(size: Estimate, missing: int, path: Path, more: int = 0) -> None:
-    """Raise LakeError when the `missing` shard rows and `more` bytes do not fit on the disk, before anything is written."""
+def check_disk(size: Estimate, missing: int, path: Path, more: int = 0, weights: int = 0) -> None:
+    """Raise LakeError when the disk can't hold the `missing` shard rows, `more` bytes and `weights`, before any is written."""
     free = free_bytes(path)
     needed = size.stored * missing // size.shards + more
-    if needed > free:
+    if needed + weights > free:
+        beside, without = (
+            (f" and {human_bytes(weights)} for the models' own files", " no --with-weights,") if weights else ("", "")
+        )
         raise LakeError(
-            f"{path}: the capture needs about {human_bytes(needed)}, {human_bytes(free)} are free: use another lake,"
-            " a smaller --limit, or fewer sites"
+            f"{path}: the capture needs about {human_bytes(needed)}{beside}, {human_bytes(free)} are free: use another lake,"
+            f"{without} a smaller --limit, or fewer sites"
         )
 
 

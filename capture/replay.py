@@ -21,7 +21,7 @@ from ..store.schema import SITES, TOP_K
 from ..store.weights import weights_folder
 from .edits import Edit, Slots, States, edited
 from .hooks import Batch
-from .keep import cached_folder
+from .keep import check_here
 from .model import Model, stored_weights
 from .plan import batch_plan
 from .read import forward
@@ -186,8 +186,7 @@ def find_weights(layout: Layout, model: str, catalog: Catalog | None) -> ModelSp
                 " lake with `actlake capture --with-weights`"
             )
         spec = catalog.pair(pair).model(variant)
-    if spec.path is None:
-        cached_folder(spec)
+    check_here(spec)
     return spec
 
 

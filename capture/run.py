@@ -134,12 +134,13 @@ def capture(
     allow_nonfinite: bool = False,
     rank: Rank = ALONE,
     windows: Windows | None = None,
+    weights: int = 0,
 ) -> Result:
     """Read one model on one stream into the lake and seal the capture; an interrupted one goes on where it stopped.
 
-    Prints sizes before it starts. A rank writes its own shard rows, and the one that finds all rows there seals. Raises
-    LakeError when the disk can't hold it, when it or the memory fills up on the way, and for NaN or infinity in an
-    activation (with model, layer, prompt and token) unless allowed.
+    Prints sizes before it starts. `weights` are bytes of models' own files that the disk must hold as well. A rank writes its
+    own shard rows, and the one that finds all rows there seals. Raises LakeError when the disk can't hold it, when it or the
+    memory fills up on the way, and for NaN or infinity in an activation (with model, layer, prompt and token) unless allowed.
     """
     started = time.perf_counter()
     stream = read_stream(layout, name)
@@ -155,7 +156,7 @@ def capture(
     rows = rank.rows(template.n_shards)
     head = 0 if has_model(layout, model.spec.pair, model.spec.variant) else model.head.unembed.numel() * 4
     missing = len(missing_shards(path, template.n_shards) if rank.world == 1 else rows)
-    check_disk(size, missing, layout.root, int(head / stored_ratio(template.source_dtype)))
+    check_disk(size, missing, layout.root, int(head / stored_ratio(template.source_dtype)), weights)
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
     create_capture(path, template, rank.world)
     with rank.alone(path):

@@ -17,7 +17,7 @@ from ..store.tables import connect, same_prompts, sql_error, stream_table
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
 from .kit import Kit, Scope
-from .registry import Query, published
+from .registry import Query, Wanted, published
 from .sweep import Job
 from .sweep import run as sweep
 
@@ -88,8 +88,9 @@ def answer(
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    plan = _Plan.make(layout, query, pairs, prompts, Kit(layout, device, catalog))
-    made = sweep(plan.jobs)
+    plan, failed = _Plan.make(layout, query, pairs, prompts, Kit(layout, device, catalog)), dict[Path, LakeError]()
+    made = sweep(plan.jobs, failed)
+    plan.do_without(failed)
     return _answered(connect(layout), plan, made, resamples, started)
 
 
@@ -103,21 +104,22 @@ def answer_all(
 ) -> tuple[list[Answer], list[Refused], float]:
     """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
 
-    Returns the answers, what could not be answered, and the seconds that the tables took. Raises LakeError only for what
-    concerns them all, such as damaged files.
+    Returns the answers, what could not be answered (its captures lack something, or a model does not load), and the seconds
+    that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    kit, plans, refused = Kit(layout, device, catalog), [], []
+    kit, plans, refused, failed = Kit(layout, device, catalog), [], [], dict[Path, LakeError]()
     for query in queries:
         try:
             plans.append(_Plan.make(layout, query, pairs, prompts, kit))
         except LakeError as error:
             refused.append(Refused(query, str(error)))
-    made = sweep([job for plan in plans for job in plan.jobs])
+    made = sweep([job for plan in plans for job in plan.jobs], failed)
     spent, connection, answers = time.perf_counter() - started, connect(layout), []
     for plan in plans:
         try:
+            plan.do_without(failed)
             answers.append(_answered(connection, plan, made, RESAMPLES, time.perf_counter()))
         except LakeError as error:
             refused.append(Refused(plan.query, str(error)))
@@ -133,28 +135,45 @@ class _Plan:
 
     query: Query
     scopes: dict[str, list[Scope]]
-    jobs: list[Job] = field(default_factory=list)
+    made_by: dict[Wanted, list[Job]] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
 
     @classmethod
     def make(cls, layout: Layout, query: Query, pairs: Sequence[str], prompts: str | None, kit: Kit) -> "_Plan":
         """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all."""
         plan = cls(query, {pair: scopes_of(layout, query, pair, prompts) for pair in pairs})
-        refused: list[LakeError] = []
-        for table, kind, optional in query.needs:
+        every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
+        for want in query.needs:
             try:
-                plan.jobs.extend(
-                    job
-                    for scopes in plan.scopes.values()
-                    for scope in scopes
-                    for job in jobs_of(kit, (table, kind, scope))
-                )
+                plan.made_by[want] = [job for scope in every for job in jobs_of(kit, (want.table, want.kind, scope))]
             except LakeError as error:
-                refused.append(error)
-                if not optional or len(refused) == len(query.needs):
-                    raise refused[0] from None
-                plan.without.append(f"without {table}({kind}): {error}")
+                refused[want] = error
+        plan._leave_out(refused)
         return plan
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What makes the tables."""
+        return [job for jobs in self.made_by.values() for job in jobs]
+
+    def do_without(self, failed: dict[Path, LakeError]) -> None:
+        """Leave out the tables whose jobs failed; LakeError as in `make`, and what to run once its cause is gone."""
+        missing = {
+            want: LakeError(
+                f"{failed[job.path]}; then run `actlake run {self.query.id} --pair {' --pair '.join(self.scopes)}`"
+            )
+            for want, jobs in self.made_by.items()
+            for job in jobs
+            if job.path in failed
+        }
+        self._leave_out(missing)
+
+    def _leave_out(self, missing: dict[Wanted, LakeError]) -> None:
+        """Note what is done without; LakeError for a table that has to be there, and when none is left."""
+        for want, error in missing.items():
+            if not want.optional or not self.made_by.keys() - missing.keys():
+                raise error
+            self.without.append(f"without {want.table}({want.kind}): {error}")
 
     @property
     def streams(self) -> dict[str, str]:

@@ -10,9 +10,9 @@ from ..analyze.topk import exchanged
 from ..analyze.word_class import COLLAPSED, GROUPS
 from .conditions import Condition
 from .endpoint import LATE
+from .feed import Rows
 from .graft import LensCondition, condition_of
 from .kit import Kit, Scope
-from .sweep import Rows
 from .vocab import vocab_table
 
 K = 20

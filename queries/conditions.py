@@ -7,6 +7,7 @@ block's prompts, so that a replay equals a whole forward to rounding, not to the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -20,8 +21,9 @@ from ..capture.suffix import Donor
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
-from .kit import OTHER, VERSION, Kit, Names, Scope, aligned, all_boundaries
-from .sweep import LayerTable, Rows, following
+from .feed import Rows, following
+from .kit import OTHER, VERSION, Kit, Names, Scope, T, aligned, all_boundaries
+from .sweep import LayerTable
 
 SEED = 42  # of the random controls; METHODS 5.2
 
@@ -59,8 +61,7 @@ class Replays:
         self._kit, self._wanted = kit, list[Condition]()
         self._starts = {variant: _open(kit, names) for variant, names in models.items()}
         self._names = {variant: "/".join(names[:2]) for variant, names in models.items()}
-        self._hosts: dict[str, Model] = {}
-        self._donors: dict[str, Donor] = {}
+        self._loaded: dict[Any, Any] = {}  # (what, variant) -> a host or donor, or the error that loading it ended with
         self._last: tuple[Any, dict[str, np.ndarray]] = (None, {})
 
     def enter(self, condition: Condition) -> None:
@@ -71,7 +72,7 @@ class Replays:
         """A job is done with it; after the last one the models are let go."""
         self._wanted.remove(condition)
         if not self._wanted:
-            self._hosts, self._donors, self._last = {}, {}, (None, {})
+            self._loaded, self._last = {}, (None, {})
 
     def whole(self, condition: Condition, rows: Rows, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Residuals [n, L+1, d] and MLP outputs [n, L, d] of the chosen tokens (ascending places in a block) under a
@@ -102,27 +103,37 @@ class Replays:
 
     def _host(self, variant: str) -> Model:
         """A host's blocks from the lowest of its windows on."""
-        if variant not in self._hosts:
-            layout, catalog, provenance = self._kit.layout, self._kit.catalog, self._starts[variant].provenance
-            options = {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
-            first = min(self._blocks(variant))
-            self._hosts[variant] = load_late(
-                layout, self._names[variant], first, catalog, device=self._kit.device, **options
-            )
-        return self._hosts[variant]
+        return self._once(("host", variant), lambda: self._load_host(variant))
+
+    def _load_host(self, variant: str) -> Model:
+        layout, catalog, provenance = self._kit.layout, self._kit.catalog, self._starts[variant].provenance
+        options = {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
+        first = min(self._blocks(variant))
+        return load_late(layout, self._names[variant], first, catalog, device=self._kit.device, **options)
 
     def _donor(self, host: str) -> Donor:
         """The other model's MLPs for all windows of a host: out of its own late blocks where it is a host too."""
-        other, blocks = OTHER[host], self._blocks(host)
-        if host not in self._donors and set(self._blocks(other)) >= set(blocks):
+        return self._once(("donor", host), lambda: self._load_donor(OTHER[host], host))
+
+    def _load_donor(self, other: str, host: str) -> Donor:
+        blocks = self._blocks(host)
+        if set(self._blocks(other)) >= set(blocks):
             model = self._host(other)
-            self._donors[host] = Donor(model.name, {layer: model.parts.mlps[layer] for layer in blocks})
-        elif host not in self._donors:
-            layout, catalog, dtype = self._kit.layout, self._kit.catalog, self._starts[host].provenance["dtype"]
-            window = (min(blocks), max(blocks) + 1)
-            options = {"device": self._kit.device, "dtype": dtype}
-            self._donors[host] = load_mlps(layout, self._names[other], window, catalog, **options)
-        return self._donors[host]
+            return Donor(model.name, {layer: model.parts.mlps[layer] for layer in blocks})
+        layout, catalog, dtype = self._kit.layout, self._kit.catalog, self._starts[host].provenance["dtype"]
+        window = (min(blocks), max(blocks) + 1)
+        return load_mlps(layout, self._names[other], window, catalog, device=self._kit.device, dtype=dtype)
+
+    def _once(self, key: tuple[str, str], load: Callable[[], T]) -> T:
+        """What `load` returns or raises the first time: a model that can't be had is not tried for every condition."""
+        if key not in self._loaded:
+            try:
+                self._loaded[key] = load()
+            except LakeError as error:
+                self._loaded[key] = error
+        if isinstance(self._loaded[key], LakeError):
+            raise self._loaded[key]
+        return self._loaded[key]
 
     def _blocks(self, host: str) -> range:
         """From the first to the last block that is exchanged in a host; none when no condition is wanted of it."""

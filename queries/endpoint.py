@@ -5,8 +5,9 @@ import numpy as np
 from ..analyze.lens import lens
 from ..analyze.topk import churn
 from ..store.errors import LakeError
+from .feed import Rows
 from .kit import Kit, Names, all_boundaries, label, name_columns
-from .sweep import LayerTable, Rows
+from .sweep import LayerTable
 from .tuned import TunedTable, translated
 
 LATE = 0.8  # METHODS 0: the final 20 % of layers are floor(0.8 L) and up

@@ -17,9 +17,9 @@ from ..analyze.delta import delta
 from ..analyze.lens import lens, pair_lens
 from ..store.errors import LakeError
 from .conditions import Condition, ConditionTable, answer_resid, check_scope, window_of
+from .feed import Rows
 from .kit import Kit, Scope, pair_columns
 from .probes import choose
-from .sweep import Rows
 
 NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?(_tuned)?")
 HOST = {"B": "pt", "D": "it"}

@@ -17,7 +17,7 @@ from ..store.errors import LakeError
 from ..store.foreign import foreign_captures
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
-from .sweep import Rows
+from .feed import Rows
 
 # Raise when a kernel's numbers change.
 VERSION = {

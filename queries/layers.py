@@ -8,8 +8,9 @@ from ..analyze.delta import delta
 from ..store.captures import Capture
 from ..store.schema import VARIANTS, scalars
 from ..store.streams import read_stream
+from .feed import Rows
 from .kit import VERSION, Kit, Names, Scope, aligned, all_boundaries, label, name_columns, pair_columns, raw_lens
-from .sweep import LayerTable, Rows, TableJob
+from .sweep import LayerTable, TableJob
 
 
 class Tokens(TableJob):

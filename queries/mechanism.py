@@ -8,8 +8,8 @@ from ..analyze.mechanism import mlp_mechanism
 from ..store.errors import LakeError
 from .conditions import Condition, ConditionTable, check_scope, window_of
 from .endpoint import LATE
+from .feed import Rows
 from .kit import Kit, Scope
-from .sweep import Rows
 
 PIPELINES = {"A": "pt", "B_late": "pt", "C": "it", "D_late": "it"}
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from ..analyze.geometry import FEWEST_POINTS, MOST_POINTS, geometry
 from ..store.errors import LakeError
+from .feed import Rows
 from .kit import Kit, Names, all_boundaries, name_columns
-from .sweep import Rows, TableJob
+from .sweep import TableJob
 
 
 def last_prompt_tokens(prompt: np.ndarray, step: np.ndarray) -> np.ndarray:

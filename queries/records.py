@@ -16,9 +16,10 @@ from ..store.directions import DirectionsWriter, directions_file, directions_wri
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import stream_table
+from .feed import Rows
 from .kit import Kit, Scope, all_boundaries, raw_lens
 from .probes import Chosen, choose
-from .sweep import Job, Rows
+from .sweep import Job
 from .tuned import tuned_columns
 
 VERSION = 1  # raise when a kernel's numbers change

@@ -8,49 +8,21 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from ..store.captures import Capture, CheckedArray
+from ..store.captures import Capture
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.progress import bar
 from ..store.tables import ROW_GROUP_TOKENS, table_file, table_key, table_writer
+from .feed import Feed, Rows
 
 BLOCK_BYTES = 32 << 20  # of decoded values in memory at a time, all captures together
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What one capture holds for a run of whole prompts.
-
-    `tokens` and `prompts` say where on the capture's axes; `columns` are its token columns there (prompt, prompt_id,
-    category, position, step, token_id, target, each [n]), `values` the variables [n, ...] that some job reads.
-    """
-
-    capture: Capture
-    tokens: slice
-    prompts: range
-    columns: dict[str, np.ndarray]
-    values: dict[str, np.ndarray]
-    _known: dict[Any, Any] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.values[name]
-
-    def __len__(self) -> int:
-        return self.tokens.stop - self.tokens.start
-
-    def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What `make` returns, made for the first job that asks under this key and shared with the others."""
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
 
 
 class Job:
@@ -164,12 +136,13 @@ class LayerTable(TableJob):
         self._tokens = 0
 
 
-def run(jobs: Sequence[Job]) -> list[Path]:
+def run(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> list[Path]:
     """Do the jobs whose result is not there, those they need first before them; returns the new results.
 
     Each job is put off to the last pass that still serves those who wait for it, so that passes are few and what jobs of
-    one pass need from a block is computed once. Raises LakeError when captures that a job reads side by side are not of
-    the same prompts.
+    one pass need from a block is computed once. A job that raises a LakeError goes into `failed` by its path, with those
+    that need it, and the others go on; without `failed` it stops them all. A damaged capture does so anyway. Captures that a
+    job reads side by side must be of the same prompts.
     """
     missing = _missing(jobs, {})
     later = dict.fromkeys(missing, 0)  # passes that must come after the job
@@ -179,13 +152,68 @@ def run(jobs: Sequence[Job]) -> list[Path]:
                 later[first.path] = max(later[first.path], later[job.path] + bool(job.reads))
     for turn in range(max(later.values(), default=0), -1, -1):
         here = [job for path, job in missing.items() if later[path] == turn]
-        for group in _together([job for job in here if job.reads]):
-            _sweep(group)
+        for group in _together([job for job in here if job.reads and _ready(job, failed)], failed):
+            _sweep(_Going(group, failed))
         for job in here:
-            if not job.reads:
-                with job:
-                    job.finish()
-    return list(missing)
+            if not job.reads and _ready(job, failed):
+                with _Going([job], failed) as going:
+                    going.each(going.open)
+                    going.each(lambda job: job.finish())
+    return [path for path in missing if path not in (failed or {})]
+
+
+def _ready(job: Job, failed: dict[Path, LakeError] | None) -> bool:
+    """Whether nothing failed that a job needs; else it fails for the same reason."""
+    errors = [failed[first.path] for first in job.before if first.path in failed] if failed else []
+    for error in errors:
+        _fail(job, error, failed)
+    return not errors
+
+
+def _fail(job: Job, error: LakeError, failed: dict[Path, LakeError] | None) -> None:
+    if failed is None:
+        raise error
+    failed[job.path] = error
+
+
+class _Going:
+    """Jobs under way together: one that fails is left and taken out, and the others go on."""
+
+    def __init__(self, jobs: Sequence[Job], failed: dict[Path, LakeError] | None):
+        self._stacks = {job: ExitStack() for job in jobs}
+        self._failed = failed
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._stacks))
+
+    def __len__(self) -> int:
+        return len(self._stacks)
+
+    def __enter__(self) -> "_Going":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        every = ExitStack()
+        for stack in self._stacks.values():
+            every.push(stack)
+        every.__exit__(kind, error, trace)
+
+    def open(self, job: Job) -> None:
+        """Enter a job."""
+        self._stacks[job].enter_context(job)
+
+    def each(self, step: Callable[[Job], None]) -> None:
+        """Let every job do a step."""
+        for job in self:
+            try:
+                with self._stacks[job] as stack:
+                    step(job)
+                    self._stacks[job] = stack.pop_all()
+            except LakeError as error:
+                del self._stacks[job]
+                _fail(job, error, self._failed)
 
 
 def _missing(jobs: Sequence[Job], found: dict[Path, Job]) -> dict[Path, Job]:
@@ -197,38 +225,42 @@ def _missing(jobs: Sequence[Job], found: dict[Path, Job]) -> dict[Path, Job]:
     return found
 
 
-def _together(jobs: list[Job]) -> list[list[Job]]:
-    """Jobs on captures of the same prompts, which one pass can serve."""
+def _together(jobs: list[Job], failed: dict[Path, LakeError] | None) -> list[list[Job]]:
+    """Jobs on captures of the same prompts, which one pass can serve; one whose own captures differ in that fails."""
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
         prompts = [tuple(capture.array("prompt_id")[:].tolist()) for capture in job.captures]
         if len(set(prompts)) > 1:
             paths = " and ".join(str(capture.path) for capture in job.captures)
-            raise LakeError(f"{paths}: captures of different prompts can't be read side by side")
+            _fail(job, LakeError(f"{paths}: captures of different prompts can't be read side by side"), failed)
+            continue
         groups.setdefault(prompts[0], []).append(job)
     return list(groups.values())
 
 
-def _sweep(jobs: list[Job]) -> None:
+def _sweep(jobs: "_Going") -> None:
     captures = {capture.path: capture for job in jobs for capture in job.captures}
     wanted: dict[Path, set[str]] = {path: set() for path in captures}
     for job in jobs:
         for capture in job.captures:
             wanted[capture.path] |= set(job.reads)
-    feeds = [_Feed(captures[path], sorted(names)) for path, names in wanted.items()]
-    label = f"{', '.join(dict.fromkeys(job.name for job in jobs))} {jobs[0].captures[0].path.parts[-3]}"
-    with bar(label, sum(feed.capture.n_tokens for feed in feeds)) as progress, ExitStack() as opened:
-        for job in jobs:
-            opened.enter_context(job)
+    feeds = [Feed(captures[path], sorted(names)) for path, names in wanted.items()]
+    label = f"{', '.join(dict.fromkeys(job.name for job in jobs))} {next(iter(captures)).parts[-3]}"
+    with bar(label, sum(feed.capture.n_tokens for feed in feeds)) as progress, jobs:
+        jobs.each(jobs.open)
         for prompts in _prompt_blocks(feeds):
+            if not len(jobs):
+                break
             rows = {feed.capture.path: feed.take(prompts) for feed in feeds}
-            for job in jobs:
-                job.block(*(rows[capture.path] for capture in job.captures))
+            jobs.each(partial(_block, rows))
             progress.advance(sum(len(found) for found in rows.values()))
             del rows  # and all that was made of them, before the next are read
             give_back_memory()
-        for job in jobs:
-            job.finish()
+        jobs.each(lambda job: job.finish())
+
+
+def _block(rows: dict[Path, Rows], job: Job) -> None:
+    job.block(*(rows[capture.path] for capture in job.captures))
 
 
 def give_back_memory() -> None:
@@ -241,7 +273,7 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _prompt_blocks(feeds: Sequence["_Feed"]) -> Iterator[range]:
+def _prompt_blocks(feeds: Sequence[Feed]) -> Iterator[range]:
     """Runs of prompts that take about BLOCK_BYTES in all feeds together."""
     cost = np.sum([np.diff(feed.offset) * feed.bytes_per_token for feed in feeds], axis=0)
     start, used = 0, 0
@@ -251,62 +283,3 @@ def _prompt_blocks(feeds: Sequence["_Feed"]) -> Iterator[range]:
             start, used = prompt, 0
         used += size
     yield range(start, len(cost))
-
-
-class _Feed:
-    """The variables of one capture, read forward in whole chunks so that each is decoded once."""
-
-    def __init__(self, capture: Capture, names: Sequence[str]):
-        self.capture, self.offset = capture, capture.array("offset")[:]
-        columns = capture.columns()
-        columns["target"] = following(columns)
-        self._columns = columns
-        self._readers = {name: _Reader(capture.array(name)) for name in names}
-        self.bytes_per_token = sum(
-            4 * int(np.prod(reader.array.shape[1:], dtype=np.int64)) for reader in self._readers.values()
-        )
-
-    def take(self, prompts: range) -> Rows:
-        """The rows of the next prompts."""
-        tokens = slice(int(self.offset[prompts.start]), int(self.offset[prompts.stop]))
-        columns = {name: values[tokens] for name, values in self._columns.items()}
-        values = {name: reader.take(tokens.stop) for name, reader in self._readers.items()}
-        return Rows(self.capture, tokens, prompts, columns, values)
-
-
-class _Reader:
-    """One array from its first token on; the chunks that a block ends in are kept for the next, which gets a view of them."""
-
-    def __init__(self, array: CheckedArray):
-        self.array = array
-        self._chunk = array.array.chunks[0]
-        self._held, self._start = array[0:0], 0  # whole chunks, from this token on
-        self._at = 0  # token that the next block begins with
-
-    def take(self, stop: int) -> np.ndarray:
-        """Values [n, ...] from where the last call stopped up to token `stop`."""
-        block, read = self._held[self._at - self._start : stop - self._start], self._start + len(self._held)
-        if stop > read:
-            self._held = block = block.copy("K")  # lets go of the chunks before others come in
-            end = min(-(-stop // self._chunk) * self._chunk, self.array.shape[0])
-            self._held, self._start = self.array[read:end], read
-            block = _join(block, self._held[: stop - read])
-        self._at = stop
-        return block
-
-
-def _join(head: np.ndarray, tail: np.ndarray) -> np.ndarray:
-    """Both one after the other on the token axis, layer by layer in memory as they come from the store."""
-    if not len(head):
-        return tail
-    if head.ndim < 3:
-        return np.concatenate([head, tail])
-    return np.concatenate([head.swapaxes(0, 1), tail.swapaxes(0, 1)], axis=1).swapaxes(0, 1)
-
-
-def following(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """The token that follows each position in its prompt, -1 at the end of a prompt; int64 [tokens]."""
-    target = np.full(len(columns["token_id"]), -1, dtype=np.int64)
-    same = columns["prompt"][1:] == columns["prompt"][:-1]
-    target[:-1][same] = columns["token_id"][1:][same]
-    return target

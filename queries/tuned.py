@@ -9,9 +9,10 @@ import pandas as pd
 from ..analyze.lens import lens
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
+from .feed import Rows
 from .kit import VERSION, Kit, Names, Scope, all_boundaries, label
 from .probes import choose
-from .sweep import LayerTable, Rows, TableJob
+from .sweep import LayerTable, TableJob
 
 PROMPT = ("prompt", "prompt_id", "category")
 

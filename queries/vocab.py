@@ -16,8 +16,9 @@ from ..store.errors import LakeError
 from ..store.models import read_model
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
+from .feed import following
 from .kit import VERSION, Kit, Names, name_columns
-from .sweep import TableJob, following
+from .sweep import TableJob
 
 OTHER = "OTHER"  # the class of ids that stand for no text
 

@@ -29,15 +29,19 @@ def read_weights(layout: Layout, pair: str, variant: str) -> dict[str, Any] | No
     return record
 
 
-def check_room(layout: Layout, pair: str, variant: str, source: Path, names: Sequence[str]) -> None:
-    """Raise LakeError when the files that are still to be copied do not fit on the disk."""
+def bytes_to_copy(layout: Layout, pair: str, variant: str, source: Path, names: Sequence[str]) -> int:
+    """Bytes of the files of a model that are not in the lake yet."""
     folder = weights_folder(layout, pair, variant)
-    needed = sum((source / name).stat().st_size for name in names if not (folder / name).exists())
+    return sum((source / name).stat().st_size for name in names if not (folder / name).exists())
+
+
+def check_room(layout: Layout, models: str, needed: int) -> None:
+    """Raise LakeError when the weights of these models, `needed` bytes, do not fit on the disk."""
     free = free_bytes(layout.root)
     if needed > free:
         raise LakeError(
-            f"{layout.root}: the weights of {pair}/{variant} need {human_bytes(needed)}, {human_bytes(free)} are free: use"
-            " another lake, or leave --with-weights out"
+            f"{layout.root}: the weights of {models} need {human_bytes(needed)}, {human_bytes(free)} are free: use another"
+            " lake, or leave --with-weights out"
         )
 
 
@@ -57,7 +61,7 @@ def write_weights(
     Each file appears whole, by rename, and the record last. `link` makes hard links where the file system can: only for
     files that nobody changes in place. LakeError when a file's bytes are not the `known` ones (name -> SHA-256).
     """
-    check_room(layout, pair, variant, source, names)
+    check_room(layout, f"{pair}/{variant}", bytes_to_copy(layout, pair, variant, source, names))
     folder = weights_folder(layout, pair, variant)
     files: dict[str, dict[str, Any]] = {}
     for name in names:

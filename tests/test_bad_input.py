@@ -476,7 +476,7 @@ def test_disk_that_can_not_hold_the_capture_is_refused_before(lake, llama, monke
     head = read_head(lake, "llama", "it")[0]["unembed"].nbytes
     pt, it = (find_capture(lake, f"llama/{variant}", "bare") for variant in ("pt", "it"))
     asked: list[int] = []
-    monkeypatch.setattr("actlake.capture.run.check_disk", lambda size, missing, path, more: asked.append(more))
+    monkeypatch.setattr("actlake.capture.run.check_disk", lambda size, missing, path, more, weights: asked.append(more))
     for path, model, more in ((it, "it", 0), (pt, "pt", int(head / 1.1))):
         shutil.rmtree(path)
         shutil.rmtree(lake.model("llama", "pt"), ignore_errors=True)

@@ -158,6 +158,43 @@ def test_an_error_leaves_no_table(fresh, tmp_path, monkeypatch):
     assert tiny.tree(fresh.root) == before
 
 
+def test_one_that_fails_is_taken_out_and_the_others_go_on(fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
+    kit, names = Kit(fresh), ("llama", "it", path_of(fresh).stem)
+    capture, seen = kit.capture(names), []
+
+    class Failing(Seen):
+        def block(self, *rows):
+            seen.append(len(rows[0]))
+            raise LakeError("no weights")
+
+        def __exit__(self, kind, error, trace):
+            seen.append(kind)
+
+    bad, good, lens = Failing(tmp_path / "bad", capture), Seen(tmp_path / "good", capture), raw_lens_table(kit, names)
+    needy, table = Seen(tmp_path / "needy", capture), Seen(tmp_path / "table", capture)
+    table.reads, needy.before, table.before = (), (bad,), (needy,)
+    failed: dict[Path, LakeError] = {}
+    made = sweep.run([bad, good, lens, needy, table], failed)
+    assert made == [good.path, lens.path] and all(path.exists() for path in made)
+    assert {path.name: str(error) for path, error in failed.items()} == dict.fromkeys(
+        ("bad", "needy", "table"), "no weights"
+    )
+    assert len(seen) == 2 and seen[1] is LakeError  # one block, and left at once
+    assert connect(fresh).sql("SELECT DISTINCT token FROM lens").df().shape == (capture.n_tokens, 1)
+    with pytest.raises(LakeError, match="no weights"):
+        sweep.run([bad, Seen(tmp_path / "late", capture)])
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_failure_without_blocks_spares_the_others_too(fresh, tmp_path, llama):
+    tiny.capture(fresh.root, llama, tiny.BARE, prompts=tiny.prompt_set(tiny.TEXTS[:3], "few"), variants=("it",))
+    captures = [Capture(path_of(fresh, "llama/it", kind)) for kind in ("native", "bare-few")]
+    apart, fine = Seen(tmp_path / "apart", *captures), Seen(tmp_path / "fine", captures[0])
+    failed: dict[Path, LakeError] = {}
+    assert sweep.run([apart, fine], failed) == [fine.path] and list(failed) == [apart.path]
+
+
 def test_captures_of_other_prompts_are_not_read_side_by_side(fresh, tmp_path, llama):
     tiny.capture(fresh.root, llama, tiny.BARE, prompts=tiny.prompt_set(tiny.TEXTS[:3], "few"), variants=("it",))
     captures = [Capture(path_of(fresh, "llama/it", kind)) for kind in ("native", "bare-few")]

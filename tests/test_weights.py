@@ -18,7 +18,7 @@ from actlake.capture.ranks import Rank
 from actlake.store.captures import find_capture, list_captures
 from actlake.store.catalog import ModelSpec, PairSpec
 from actlake.store.errors import LakeError
-from actlake.store.files import hash_file
+from actlake.store.files import hash_file, human_bytes
 from actlake.store.layout import Layout
 from actlake.store.verify import verify_weights
 from actlake.store.weights import read_weights, weights_folder
@@ -123,6 +123,46 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, lake, pair, monkey
     ):
         kept(lake.root, pair, tiny.BARE)
     assert tiny.tree(lake.root) == before
+
+
+def test_room_for_capture_and_weights_is_checked_together(tmp_path, pair, monkeypatch):
+    """Each of the two would fit; both do not, and nothing is written but the stream."""
+    layout = kept(tmp_path / "lake", pair, tiny.BARE)
+    capture = sum(map(len, tiny.tree(find_capture(layout, "llama/it", "bare")).values()))
+    weights = sum(entry["bytes"] for entry in read_weights(layout, "llama", "it")["files"].values())
+    for module in ("store.weights", "capture.plan"):
+        monkeypatch.setattr(f"actlake.{module}.free_bytes", lambda _: weights + capture // 2)
+    with pytest.raises(LakeError) as caught:
+        kept(tmp_path / "small", pair, tiny.BARE)
+    said = str(caught.value)
+    assert "the capture needs about" in said and f"and {human_bytes(weights)} for the models' own files" in said
+    assert "no --with-weights" in said and "\n" not in said
+    assert {path.split("/")[0] for path in tiny.tree(tmp_path / "small")} == {"lake.json", "streams"}
+    tiny.capture(tmp_path / "small", pair, tiny.BARE, variants=("it",))  # without the weights there is room
+
+
+def test_room_for_the_weights_of_both_models(tmp_path, pair, monkeypatch):
+    weights = sum(file.stat().st_size for file in pair.it.path.iterdir())
+    monkeypatch.setattr("actlake.store.weights.free_bytes", lambda _: int(1.5 * weights))
+    with pytest.raises(LakeError, match=r"the weights of llama/pt, llama/it need"):
+        tiny.capture(tmp_path / "lake", pair, tiny.BARE, with_weights=True)
+
+
+def test_a_capture_takes_the_lakes_own_weights_when_the_folder_is_gone(tmp_path, pair, capsys):
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.BARE, with_weights=True)
+    whole = tiny.capture(tmp_path / "whole", pair, tiny.BARE, tiny.NATIVE)
+    shutil.rmtree(pair.it.path)
+    capsys.readouterr()
+    tiny.capture(layout.root, pair, tiny.NATIVE)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("taking the lake's own copy") == 1
+    assert f"model llama/it: {pair.it.path} is not here" in said
+    before = {path: data for path, data in tiny.tree(whole.root).items() if path.startswith("captures")}
+    assert {path: data for path, data in tiny.tree(layout.root).items() if path.startswith("captures")} == before
+    shutil.rmtree(weights_folder(layout, "llama", "it"))
+    (layout.model("llama", "it") / "weights.json").unlink()
+    with pytest.raises(LakeError, match=f"model llama/it: {pair.it.path} has no config.json"):
+        tiny.capture(layout.root, pair, tiny.TEACHER)
 
 
 def test_full_disk_while_copying(tmp_path, pair, monkeypatch):
