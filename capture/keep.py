@@ -50,7 +50,9 @@ def here_or_stored(layout: Layout, spec: ModelSpec) -> ModelSpec:
     except LakeError:
         where = spec.path or spec.hub
         ERRORS.print(
-            f"model {spec.name}: {where} is not here, taking the lake's own copy {stored.path}", highlight=False
+            f"model {spec.name}: {where} is not here, taking the lake's own copy {stored.path}",
+            highlight=False,
+            soft_wrap=True,
         )
         return stored
     return spec
