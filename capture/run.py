@@ -17,7 +17,7 @@ from ..store.errors import LakeError
 from ..store.files import human_bytes, write_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
-from ..store.models import has_model, write_model
+from ..store.models import clear_unfinished, has_model, write_model
 from ..store.progress import ERRORS, bar
 from ..store.schema import PROMPT_SITES, SITES, VARIABLES, scalars
 from ..store.shards import widen
@@ -164,7 +164,7 @@ def capture(
         _announce(model, name, template, plan, size, rank, len(todo))
         with explain_memory(f"capturing {model.name}", batch):
             fill(model, template, path, plan, todo, allow_nonfinite)
-            manifest = _seal_if_whole(model, path, stream)
+            manifest = _seal_if_whole(layout, model, path, stream)
     seconds = time.perf_counter() - started
     if not manifest:
         return Result(path, False, False, stream.n_tokens * len(rows) // template.n_shards, 0, seconds)
@@ -186,7 +186,7 @@ def _announce(
     ERRORS.print("".join(parts), highlight=False)
 
 
-def _seal_if_whole(model: Model, path: Path, stream: Stream) -> dict[str, Any] | None:
+def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> dict[str, Any] | None:
     """Measure the noise floor once its prompts are there, and seal when every row is; None while other ranks' rows lack."""
     if manifest := read_manifest(path):  # another rank was faster
         return manifest
@@ -194,7 +194,10 @@ def _seal_if_whole(model: Model, path: Path, stream: Stream) -> dict[str, Any] |
     noise = path / PROGRESS / NOISE
     if not noise.exists() and not set(missing) & rows_of_noise(path, stream):
         write_json(noise, noise_floor(model, path, stream))
-    return seal_with_noise(path) if not missing else None
+    if missing:
+        return None
+    clear_unfinished(layout, model.spec.pair, model.spec.variant)
+    return seal_with_noise(path)
 
 
 def _rate(model: Model, stream: Stream, plan: list[list[int]]) -> float:

@@ -54,9 +54,16 @@ def write_model(
             marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
         )
     except OSError:
-        if not marker.exists():  # else another rank was faster and has cleaned up after all
+        if not marker.exists():  # else another rank was faster
             raise
-    for rest in folder.glob(".head.*.tmp"):
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+def clear_unfinished(layout: Layout, pair: str, variant: str) -> None:
+    """Delete what killed processes left of a model's head. Not while another rank may still be writing its own: for one
+    who goes on writing into a folder that is gone, the head would lack what was there."""
+    for rest in layout.model(pair, variant).glob(".head.*.tmp"):
         shutil.rmtree(rest, ignore_errors=True)
 
 

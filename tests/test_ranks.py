@@ -5,15 +5,20 @@ import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+import zarr
 from actlake.capture import generate
 from actlake.capture.again import seal_captures
 from actlake.capture.ranks import ALONE, Rank
+from actlake.store import models
 from actlake.store.captures import find_capture, list_captures
 from actlake.store.errors import LakeError
 from actlake.store.files import try_lock
+from actlake.store.layout import Layout
+from actlake.store.models import read_head, read_model
 from actlake.store.verify import verify
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,6 +156,28 @@ def test_ranks_at_the_same_time(tmp_path, captured, llama):
         process.join(120)
         assert process.exitcode == 0
     assert tiny.tree(tmp_path / "lake" / STREAM) == tiny.tree(captured.root / STREAM)
+
+
+def test_a_rank_that_is_faster_leaves_a_slower_ones_head_alone(tmp_path, captured, monkeypatch):
+    """The faster one does all of it while the slower one has begun."""
+    arrays, attrs = read_head(captured, "llama", "it")
+    attrs.pop("format_version")
+    record = {key: value for key, value in read_model(captured, "llama", "it").items() if key != "head_files"}
+    layout, create, turns = Layout.open(tmp_path / "lake", create=True), zarr.create_group, []
+
+    def faster_first(path: Path, **options: Any) -> zarr.Group:
+        group = create(path, **options)
+        turns.append(path)
+        if len(turns) == 1:
+            with monkeypatch.context() as other:
+                other.setattr(models.platform, "node", lambda: "faster")
+                models.write_model(layout, "llama", "it", record, arrays, attrs)
+        return group
+
+    monkeypatch.setattr(models.zarr, "create_group", faster_first)
+    models.write_model(layout, "llama", "it", record, arrays, attrs)
+    assert len(turns) == 2
+    assert tiny.tree(layout.model("llama", "it")) == tiny.tree(captured.model("llama", "it"))
 
 
 @pytest.mark.slow
