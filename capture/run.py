@@ -14,7 +14,7 @@ import transformers
 
 from ..store.catalog import PairSpec, ProfileSpec, resolve_boundaries
 from ..store.errors import LakeError
-from ..store.files import human_bytes, write_json
+from ..store.files import human_bytes, try_lock, write_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
 from ..store.models import clear_unfinished, has_model, write_model
@@ -34,6 +34,7 @@ from .read import forward, read
 from .rows import Rows
 
 Windows = Mapping[str, tuple[int, int]]
+ENDING = "end.lock"  # of ranks that are done at once, one measures the noise floor and seals
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def capture(
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
     create_capture(path, template, rank.world)
     with rank.alone(path):
-        todo = [shard for shard in missing_shards(path, template.n_shards) if shard in rows]
+        todo = [shard for shard in missing_rows(path)[0] if shard in rows]
         _announce(model, name, template, plan, size, rank, len(todo))
         with explain_memory(f"capturing {model.name}", batch):
             fill(model, template, path, plan, todo, allow_nonfinite)
@@ -188,16 +189,18 @@ def _announce(
 
 def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> dict[str, Any] | None:
     """Measure the noise floor once its prompts are there, and seal when every row is; None while other ranks' rows lack."""
-    if manifest := read_manifest(path):  # another rank was faster
-        return manifest
-    missing, _ = missing_rows(path)
-    noise = path / PROGRESS / NOISE
-    if not noise.exists() and not set(missing) & rows_of_noise(path, stream):
-        write_json(noise, noise_floor(model, path, stream))
-    if missing:
-        return None
-    clear_unfinished(layout, model.spec.pair, model.spec.variant)
-    return seal_with_noise(path)
+    with try_lock(path / PROGRESS / ENDING, wait=True):
+        missing, _ = missing_rows(path)
+        if manifest := read_manifest(path):  # another rank was faster
+            shutil.rmtree(path / PROGRESS, ignore_errors=True)
+            return manifest
+        noise = path / PROGRESS / NOISE
+        if not noise.exists() and not set(missing) & rows_of_noise(path, stream):
+            write_json(noise, noise_floor(model, path, stream))
+        if missing:
+            return None
+        clear_unfinished(layout, model.spec.pair, model.spec.variant)
+        return seal_with_noise(path)
 
 
 def _rate(model: Model, stream: Stream, plan: list[list[int]]) -> float:

@@ -36,10 +36,17 @@ def seal(path: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def missing_rows(path: Path) -> tuple[list[int], int]:
-    """Shard rows that an unsealed capture lacks, and how many it has in all."""
-    record = read_json(path / PROGRESS / TEMPLATE)
-    count = -(-record["n_tokens"] // record["shard_tokens"])
-    return missing_shards(path, count), count
+    """Shard rows that a capture lacks, and how many it has in all; a sealed one, be it just now by another rank, lacks none."""
+    missing, count = list[int](), 0
+    try:
+        record = read_json(path / PROGRESS / TEMPLATE)
+        count = -(-record["n_tokens"] // record["shard_tokens"])
+        missing = missing_shards(path, count)
+    except LakeError:
+        if not read_manifest(path):
+            raise
+    manifest = read_manifest(path)
+    return ([], manifest["n_shards"]) if manifest else (missing, count)
 
 
 def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:

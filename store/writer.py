@@ -152,13 +152,16 @@ def _create_coordinate(
 def create_capture(path: Path, template: Template, world: int = 1) -> None:
     """Allocate all arrays and coordinates of a capture, or check that the ones there belong to the same template.
 
-    Several ranks may do so at once: each allocates in a folder of its own, and the first to rename it wins. Raises
-    LakeError when an unfinished capture at `path` was started with another configuration or number of ranks.
+    Several ranks may do so at once: each allocates in a folder of its own, and the first to rename it wins. One that is
+    sealed already is left as it is. Raises LakeError when the capture at `path` has another configuration, or was started
+    by another number of ranks.
     """
+    # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
+    wreck = path.exists()
     if _same_capture(path, template, world):
         return
-    # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
-    shutil.rmtree(path, ignore_errors=True)
+    if wreck:
+        shutil.rmtree(path, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{ALLOCATING}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -174,15 +177,23 @@ def create_capture(path: Path, template: Template, world: int = 1) -> None:
 
 
 def _same_capture(path: Path, template: Template, world: int) -> bool:
-    """True when an unfinished capture of this template is there; LakeError for one that is sealed or of another."""
-    marker = path / PROGRESS / TEMPLATE
-    if not marker.exists():
-        if (path / MANIFEST).exists():
-            raise LakeError(f"{path}: this capture is sealed and never changes; use another lake to make it anew")
-        return False
-    found = read_json(marker)
+    """True when a capture of this template is there, sealed (by another rank meanwhile) or not; LakeError for another one."""
+    marker, record = path / PROGRESS / TEMPLATE, template.record()
+    try:
+        found = read_json(marker)
+    except LakeError:
+        if not (path / MANIFEST).exists():
+            if marker.exists():
+                raise
+            return False
+        manifest = read_json(path / MANIFEST)
+        if keys := [key for key in record if manifest.get(key) != record[key]]:
+            raise LakeError(
+                f"{path}: this capture is sealed with another configuration ({', '.join(keys)} differ) and never changes; use"
+                " another lake"
+            ) from None
+        return True
     started = found.pop("world", 1)
-    record = template.record()
     if found != record:
         keys = [key for key in record if found.get(key) != record[key]]
         raise LakeError(

@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def child(order: dict[str, Any], pair: Any, answer: int) -> None:
         if order.get("modules"):
             Path(order["modules"]).write_text("\n".join(sys.modules))
         status = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

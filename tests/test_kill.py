@@ -29,7 +29,7 @@ class Killer:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=open(folder / "errors.txt", "w"),  # noqa: SIM115 (as long as the process)
             text=True,
             env=environment,
         )
@@ -49,7 +49,9 @@ class Killer:
         assert self._process.stdin and self._process.stdout
         order = {"lake": str(lake), "after": after, "operation": operation, "rank": rank}
         print(json.dumps(order), file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        assert line, (self.folder / "errors.txt").read_text()[-4000:]
+        answer = json.loads(line)
         if answer["killed"]:
             self.kills += 1
             self.phases[phase(lake)] += 1

@@ -185,6 +185,8 @@ def test_a_rank_that_is_faster_leaves_a_slower_ones_head_alone(tmp_path, capture
 def test_two_hundred_kills_over_three_ranks(tmp_path, llama):
     """Three ranks at once, each killed at random moments of its work and started again, until 200 kills are done."""
     folders, rng = [tmp_path / f"rank{rank}" for rank in range(3)], random.Random(0)
+    for folder in folders:
+        folder.mkdir()
     killers = [Killer(folder, llama.it.path.parent) for folder in folders]
 
     def until_done(rank: int, lake: Path, pauses: list[float]) -> None:
