@@ -52,7 +52,10 @@ class Layout:
             if layout.root.exists() and not layout.root.is_dir():
                 raise LakeError(f"lake {text}: this is a file, not a folder")
             # A kill while the marker was written leaves nothing but its temporary file.
-            if layout.root.is_dir() and any(not path.name.startswith(f".{MARKER}.") for path in layout.root.iterdir()):
+            others = layout.root.is_dir() and any(
+                not path.name.startswith(f".{MARKER}.") for path in layout.root.iterdir()
+            )
+            if others and not marker.exists():  # else another rank has just made the lake
                 raise LakeError(f"lake {text}: the folder is not empty and not a lake; name an empty or new folder")
             try:
                 write_json(marker, {"format": "actlake", "format_version": FORMAT_VERSION})
