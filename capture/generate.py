@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ def greedy(
             rows = json.loads(part.read_bytes())
         except FileNotFoundError:  # or another rank has made the stream and taken the parts away: the same once more
             rows = _batch(model, [prompts[i] for i in indices], max_new_tokens, stops)
-            write_atomic(part, json.dumps(rows).encode())
+            with suppress(FileNotFoundError):
+                write_atomic(part, json.dumps(rows).encode())
         found |= dict(zip(indices, rows, strict=True))
         if progress:
             progress(len(indices))

@@ -4,7 +4,6 @@ A group is written under a temporary name, record by record where it is large, a
 beside it, with the hash of each file, when it is whole. Without that file it counts as absent.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import zarr
 
 from .captures import CheckedArray, checked, open_group
 from .errors import LakeError
-from .files import explain_full_disk, hash_files, hash_json, read_json, write_json
+from .files import explain_full_disk, hash_files, hash_json, read_json, temporary_of, write_json
 from .layout import Layout, check_version
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
@@ -107,7 +106,7 @@ def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, An
     The recipe (captures, models, positions, versions) goes into the group's attributes and the JSON file.
     """
     marker = directions_file(layout, pair, kind, recipe)
-    folder, temporary = marker.with_suffix(".zarr"), marker.with_name(f".{marker.stem}.{os.getpid()}.tmp")
+    folder, temporary = marker.with_suffix(".zarr"), temporary_of(marker)
     marker.parent.mkdir(parents=True, exist_ok=True)
     about = {"format_version": FORMAT_VERSION, "kind": kind, "pair": pair, "recipe": recipe}
     try:

@@ -10,7 +10,7 @@ from .errors import LakeError
 from .files import hash_file, hash_json, read_json, try_lock, write_json
 from .layout import check_version
 from .schema import FORMAT_VERSION
-from .writer import ALLOCATING, MANIFEST, PROGRESS, TEMPLATE, gather_prompts, missing_shards, quiet_zarr, shard_record
+from .writer import MANIFEST, PROGRESS, TEMPLATE, gather_prompts, missing_shards, quiet_zarr, shard_record
 
 SEALING = "seal.lock"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
@@ -55,9 +55,7 @@ def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
     for file in path.rglob("*"):
         if file.name.endswith(HALF_WRITTEN):
             file.unlink(missing_ok=True)
-    for folder in path.parent.glob(
-        f".{path.name}.*{ALLOCATING}"
-    ):  # left by ranks that were killed while they allocated
+    for folder in path.parent.glob(f".{path.name}.*.tmp"):  # left by ranks that were killed while they allocated
         shutil.rmtree(folder, ignore_errors=True)
     gather_prompts(path, template.get("per_prompt", []), template["n_prompts"])
     with quiet_zarr():

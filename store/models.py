@@ -1,7 +1,5 @@
 """What the lake keeps of a model: model.json and head.zarr, enough to read a lens without the checkpoint."""
 
-import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ import zarr
 
 from .captures import checked, open_group
 from .errors import LakeError
-from .files import hash_files, read_json, write_json
+from .files import hash_files, read_json, temporary_of, write_json
 from .layout import Layout, check_version
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
@@ -46,7 +44,7 @@ def write_model(
     if check_same_model(layout, pair, variant, record):
         return
     folder = layout.model(pair, variant)
-    marker, mine = folder / "model.json", folder / f".head.{platform.node()}-{os.getpid()}.tmp"
+    marker, mine = folder / "model.json", temporary_of(folder / "head")
     try:
         files = write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
         _move(mine, folder / "head.zarr", files)

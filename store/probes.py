@@ -1,7 +1,6 @@
 """Tuned-lens probes in the lake: sealed Zarr groups with their provenance, and the state of a training under way."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 import zarr
 
 from .errors import CorruptError, LakeError
-from .files import explain_full_disk, hash_files, hash_json, read_json, sync_file, write_json
+from .files import explain_full_disk, hash_files, hash_json, read_json, sync_file, temporary_of, write_json
 from .layout import Layout, check_version, split_model
 from .manifest import MANIFEST
 from .models import write_group
@@ -39,7 +38,7 @@ def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[
     The group appears whole, with a manifest of `record` and the hash of every file, by one rename. What is there already
     stays. The training state beside it goes. A full disk is a LakeError and leaves nothing behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     arrays = {"weight": weight, "bias": bias, "boundary": np.arange(bias.shape[1], dtype=np.int32)}
     named = {name: record[name] for name in ("pair", "variant", "stream", "model_sha256", "capture_sha256")}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +124,7 @@ def training_file(path: Path) -> Path:
 def save_training(path: Path, training: Training) -> None:
     """Keep the state of a training beside `path`, atomically: the arrays and the curve of each fold."""
     file = training_file(path)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"{fold}/{name}": value for fold, (state, _) in enumerate(training) for name, value in state.items()}
     curves = np.array(json.dumps([curve for _, curve in training]))

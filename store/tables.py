@@ -1,7 +1,6 @@
 """Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from .captures import capture_names, list_captures
 from .errors import LakeError
-from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file
+from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file, temporary_of
 from .layout import Layout
 from .schema import TABLES, VARIANTS
 from .streams import stream_records
@@ -46,7 +45,7 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
     schema = TABLES[name].with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
     path = table_file(layout, name, table_key(name, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         # A dictionary of floats that hardly repeat costs a third more bytes and slows every scan.
         repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "layer"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LakeError
-from .files import BLOCK, free_bytes, hash_file, human_bytes, read_json, write_json
+from .files import BLOCK, free_bytes, hash_file, human_bytes, read_json, temporary_of, write_json
 from .layout import Layout, check_version
 from .schema import FORMAT_VERSION
 
@@ -97,7 +97,7 @@ def _linked(source: Path, target: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> str:
     """Copy a file so that it appears whole and flushed; returns the SHA-256 of what was copied."""
-    temporary, digest = target.with_name(f".{target.name}.{os.getpid()}.tmp"), hashlib.sha256()
+    temporary, digest = temporary_of(target), hashlib.sha256()
     try:
         with open(source, "rb") as given, open(temporary, "wb") as taken:
             while block := given.read(BLOCK):

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import io
 import os
-import platform
 import shutil
 import threading
 import warnings
@@ -24,7 +23,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import LakeError
-from .files import full_disk, read_json, write_atomic, write_json
+from .files import full_disk, read_json, temporary_of, write_atomic, write_json
 from .schema import FORMAT_VERSION, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
 from .shards import Encoded, Grid
 from .streams import Stream
@@ -35,7 +34,6 @@ WRITERS = 3  # files of a row that are written side by side
 DEPTH = 2  # shard rows that are encoded or written at the same time
 MANIFEST = "manifest.json"
 PromptValues = dict[str, dict[int, np.ndarray]]  # variable -> prompt -> values
-ALLOCATING = ".tmp"  # end of the name of a capture that is being allocated
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def create_capture(path: Path, template: Template, world: int = 1) -> None:
         return
     if wreck:
         shutil.rmtree(path, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{ALLOCATING}")
+    temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _allocate(temporary, template)

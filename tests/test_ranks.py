@@ -13,7 +13,7 @@ import zarr
 from actlake.capture import generate
 from actlake.capture.again import seal_captures
 from actlake.capture.ranks import ALONE, Rank
-from actlake.store import models
+from actlake.store import files, models
 from actlake.store.captures import find_capture, list_captures
 from actlake.store.errors import LakeError
 from actlake.store.files import try_lock
@@ -170,7 +170,7 @@ def test_a_rank_that_is_faster_leaves_a_slower_ones_head_alone(tmp_path, capture
         turns.append(path)
         if len(turns) == 1:
             with monkeypatch.context() as other:
-                other.setattr(models.platform, "node", lambda: "faster")
+                other.setattr(files.platform, "node", lambda: "faster")
                 models.write_model(layout, "llama", "it", record, arrays, attrs)
         return group
 
