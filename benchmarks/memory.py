@@ -34,7 +34,7 @@ from measure import Row, main
 from work import random_llama, random_stream, read_by, stream_of
 
 PROFILE = ProfileSpec("bench", ("resid", "mlp_out"), "auto", "auto", None)
-TOKENS, TRAINED = 4000, 1024
+TOKENS, TRAINED = 16_000, 1024  # as many tokens as fill all buffers, and more
 LAYERS, WIDTH, VOCAB, LONG = 34, 640, 64, 200_000
 # All tables of token x layer and what is made of residuals beside them; those left out need sites or streams of their own.
 SWEPT = [

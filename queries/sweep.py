@@ -19,10 +19,11 @@ from ..store.captures import Capture
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.progress import bar
-from ..store.tables import ROW_GROUP_TOKENS, table_file, table_key, table_writer
+from ..store.tables import table_file, table_key, table_writer
 from .feed import Feed, Rows
 
 BLOCK_BYTES = 32 << 20  # of decoded values in memory at a time, all captures together
+HELD_TOKENS = 1 << 14  # of a table of token x layer in memory at a time
 
 
 class Job:
@@ -77,7 +78,7 @@ class LayerTable(TableJob):
     """A table of token x layer: `compute` turns a block into columns [n, layers], `label` into columns [n] and constants.
 
     The first column is layer `first`: -1, the input of block 0, where all boundaries have one. Row groups are one layer of
-    ROW_GROUP_TOKENS tokens (the last fewer); that many are held in memory.
+    HELD_TOKENS tokens (the last fewer); that many are held in memory.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class LayerTable(TableJob):
         self._constant = {name: column for name, column in columns.items() if not isinstance(column, np.ndarray)}
         start = 0
         while start < count:
-            stop = min(count, start + ROW_GROUP_TOKENS - self._tokens)
+            stop = min(count, start + HELD_TOKENS - self._tokens)
             for name in columns.keys() - self._constant.keys():
                 self._hold(name, columns[name][start:stop])
             self._tokens += stop - start
             start = stop
-            if self._tokens == ROW_GROUP_TOKENS:
+            if self._tokens == HELD_TOKENS:
                 self._flush()
 
     def finish(self) -> None:
@@ -124,7 +125,7 @@ class LayerTable(TableJob):
         ones that come and go would scatter over the heap, which then only grows."""
         if name not in self._held:
             empty = np.ma.empty if isinstance(part, np.ma.MaskedArray) else np.empty
-            self._held[name] = empty((*part.shape[1:], ROW_GROUP_TOKENS), part.dtype)
+            self._held[name] = empty((*part.shape[1:], HELD_TOKENS), part.dtype)
         self._held[name][..., self._tokens : self._tokens + len(part)] = part.T
 
     def _flush(self) -> None:

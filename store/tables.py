@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from .schema import TABLES, VARIANTS
 from .streams import stream_records
 
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
-ROW_GROUP_TOKENS = 1 << 15  # one row group = one layer of about this many tokens: a layer filter skips the rest
+ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
 
@@ -39,18 +40,24 @@ def table_file(layout: Layout, name: str, key: str) -> Path:
 def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Write one table file atomically: what the block hands over becomes a row group each, the file appears at its end.
 
-    A row group is a mapping column -> array in the schema of the table; scalars are repeated. The recipe goes into the
-    Parquet key-value metadata. A full disk is a LakeError; whatever raises inside the block leaves nothing behind.
+    A row group is a mapping column -> array in the schema of the table; scalars are repeated. Those of one layer are merged
+    up to ROW_GROUP_TOKENS rows, so that a writer need not hold that many. The recipe goes into the Parquet key-value
+    metadata. A full disk is a LakeError; whatever raises inside the block leaves nothing behind.
     """
     schema = TABLES[name].with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
     path = table_file(layout, name, table_key(name, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
+    merged = temporary.with_suffix(".merged")
     try:
-        # A dictionary of floats that hardly repeat costs a third more bytes and slows every scan.
-        repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "layer"]
-        with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeated) as writer:
+        with _writer(temporary, schema) as writer:
             yield lambda group: writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
+        if parts := _of_one_layer(temporary, schema):
+            with _writer(merged, schema) as writer, pq.ParquetFile(temporary) as source:
+                for groups in parts:
+                    table = source.read_row_groups(groups).unify_dictionaries()
+                    writer.write_table(table.cast(schema), row_group_size=1 << 30)
+            merged.replace(temporary)
         sync_file(temporary)
         temporary.replace(path)
     except OSError as error:
@@ -61,6 +68,32 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        merged.unlink(missing_ok=True)
+
+
+def _writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    # A dictionary of floats that hardly repeat costs a third more bytes and slows every scan.
+    repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "layer"]
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated)
+
+
+def _of_one_layer(file: Path, schema: pa.Schema) -> list[list[int]]:
+    """Row groups to make one of, ROW_GROUP_TOKENS rows at most, in their order; none where that would change nothing."""
+    if "layer" not in schema.names:
+        return []
+    found, place = pq.read_metadata(file), schema.names.index("layer")
+    done, open_parts, rows = list[list[int]](), dict[int, list[int]](), Counter[int]()
+    for number in range(found.num_row_groups):
+        group = found.row_group(number)
+        told = group.column(place).statistics
+        if told is None or not told.has_min_max or told.null_count or told.min != told.max:
+            return []
+        if told.min in rows and rows[told.min] + group.num_rows > ROW_GROUP_TOKENS:
+            done, open_parts, rows = [*done, *open_parts.values()], {}, Counter()
+        open_parts.setdefault(told.min, []).append(number)
+        rows[told.min] += group.num_rows
+    parts = [*done, *open_parts.values()]
+    return parts if len(parts) < found.num_row_groups else []
 
 
 def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Path:

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from actlake.store import tables
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
 from actlake.store.schema import TABLES
@@ -61,6 +62,26 @@ def test_rows_come_back_through_sql(lake):
     assert connect(lake).sql("SELECT avg(js_next) FROM lens").fetchall() == [(0.375,)]
     file = pq.ParquetFile(path)
     assert file.num_row_groups == 2 and b'"kernel":1' in file.metadata.metadata[b"actlake"]
+
+
+def test_groups_of_one_layer_become_one(lake, monkeypatch):
+    monkeypatch.setattr(tables, "ROW_GROUP_TOKENS", 5)
+
+    def group(layer: int, start: int, size: int) -> dict[str, Any]:
+        token = np.arange(start, start + size)
+        return lens_rows(size, token=token, layer=np.full(size, layer), entropy=token + layer, prompt_id=f"p{start}")
+
+    sizes = {0: 3, 3: 2, 5: 2, 7: 4}  # first token -> tokens
+    written = [group(layer, start, size) for start, size in sizes.items() for layer in (-1, 0)]
+    file = pq.ParquetFile(write_table(lake, "lens", {"capture": "c"}, written))
+    found = [file.read_row_group(number).to_pydict() for number in range(file.num_row_groups)]
+    assert [(part["layer"], part["token"]) for part in found] == [
+        ([layer] * len(tokens), tokens) for tokens in ([0, 1, 2, 3, 4], [5, 6], [7, 8, 9, 10]) for layer in (-1, 0)
+    ]
+    rows = pd.concat(pd.DataFrame(part) for part in found)
+    assert (rows["entropy"] == rows["token"] + rows["layer"]).all()
+    assert rows["prompt_id"].tolist() == [f"p{max(start for start in sizes if start <= t)}" for t in rows["token"]]
+    assert b'"capture":"c"' in file.metadata.metadata[b"actlake"] and not [*lake.table("lens").glob(".*")]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

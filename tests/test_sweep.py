@@ -94,7 +94,7 @@ def test_block_size_does_not_matter(fresh, tmp_path, monkeypatch):
 
 def test_row_groups_are_written_as_they_fill(fresh, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(sweep, "ROW_GROUP_TOKENS", 20)
+    monkeypatch.setattr(sweep, "HELD_TOKENS", 20)
     ensure(fresh, needs(fresh)[:1])
     tokens = Capture(path_of(fresh)).n_tokens
     rows = connect(fresh).sql(
