@@ -33,6 +33,7 @@ from .cli_options import (
     print_json,
     print_table,
 )
+from .cli_write import writers
 from .lake import Lake
 from .store.catalog import Catalog, StreamSpec, load_catalog
 from .store.errors import LakeError
@@ -55,6 +56,7 @@ app.add_typer(model_app, name="model")
 probes_app = typer.Typer(help="Tuned-lens probes.", no_args_is_help=True)
 app.add_typer(probes_app, name="probes")
 app.add_typer(questions)
+app.add_typer(writers)
 
 
 @app.command()

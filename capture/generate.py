@@ -1,15 +1,18 @@
-"""Greedy continuations through Hugging Face's generate, kept batch by batch so that a kill loses one batch at most."""
+"""Greedy continuations through Hugging Face's generate, with or without edits, kept batch by batch: a kill loses one at most."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..store.files import write_atomic
-from .hooks import pad_id
+from .edits import Edit, edited
+from .hooks import Batch, pad_id
 from .model import Model
 from .plan import batch_plan
 from .ranks import ALONE, Rank
@@ -38,7 +41,7 @@ def greedy(
         try:
             rows = json.loads(part.read_bytes())
         except FileNotFoundError:  # or another rank has made the stream and taken the parts away: the same once more
-            rows = _batch(model, [prompts[i] for i in indices], max_new_tokens, stops)
+            rows = decode(model, [prompts[i] for i in indices], max_new_tokens, stops)
             with suppress(FileNotFoundError):
                 write_atomic(part, json.dumps(rows).encode())
         found |= dict(zip(indices, rows, strict=True))
@@ -47,18 +50,54 @@ def greedy(
     return [found[index] for index in range(len(prompts))]
 
 
+def decoded(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: Sequence[int],
+    batch: int,
+    edits: Sequence[Edit] = (),
+    real: np.ndarray | None = None,
+    skip: Callable[[Sequence[int]], Sequence[int]] = lambda indices: indices,
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Batches of greedy continuations, (indices of prompts, their tokens), prompts of similar length together.
+
+    `edits` act on every position, at prefill and in each step; only tokens that `real` (bool [vocab]) marks can be chosen
+    (METHODS 1.4). `skip` is asked before each batch which of its prompts are still to be done.
+    """
+    for planned in batch_plan([len(row) for row in prompts], batch):
+        indices = list(skip(planned))
+        if indices:
+            with edited(model, edits):
+                yield indices, decode(model, [prompts[i] for i in indices], max_new_tokens, stops, real)
+
+
+class _Real(LogitsProcessor):
+    """Leaves only tokens that the mask marks."""
+
+    def __init__(self, real: np.ndarray, device: torch.device):
+        self._unreal = torch.from_numpy(~np.asarray(real, bool)).to(device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill(self._unreal, -torch.inf)
+
+
 @torch.no_grad()
-def _batch(model: Model, prompts: list[Sequence[int]], max_new_tokens: int, stops: Sequence[int]) -> list[list[int]]:
-    """One batch: padded on the left, as decoding needs, with the mask from which generate derives positions."""
-    width, pad = max(map(len, prompts)), pad_id(model.tokenizer)
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.as_tensor(np.asarray(prompt), dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
+def decode(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: Sequence[int],
+    real: np.ndarray | None = None,
+) -> list[list[int]]:
+    """One batch of greedy continuations, each up to and including its first stop token.
+
+    Padded on the left, as decoding needs, with the mask from which generate derives positions.
+    """
+    ids, mask, pad = _padded(model, prompts)
     out = model.hf.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        input_ids=ids,
+        attention_mask=mask,
         do_sample=False,
         num_beams=1,
         temperature=None,
@@ -69,8 +108,52 @@ def _batch(model: Model, prompts: list[Sequence[int]], max_new_tokens: int, stop
         eos_token_id=list(stops) or None,
         pad_token_id=pad,
         use_cache=True,
+        logits_processor=LogitsProcessorList([] if real is None else [_Real(real, model.head_device)]),
     )
-    return [_until_stop(row, stops) for row in out[:, width:].tolist()]
+    return [_until_stop(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def _padded(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
+    """Token ids and mask [batch, width] on the model's device, and the padding token."""
+    width, pad = max(map(len, prompts)), pad_id(model.tokenizer)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(np.asarray(prompt), dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(model.device), mask.to(model.device), pad
+
+
+@torch.no_grad()
+def nats(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    batch: int,
+    edits: Sequence[Edit] = (),
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Negative log-likelihood of each reply after its prompt, summed over its tokens, nats; float64 [n], 0 for an empty one.
+
+    One teacher-forced forward per batch, right padded, log-softmax in float32.
+    """
+    found, lengths = np.zeros(len(prompts)), [len(a) + len(b) for a, b in zip(prompts, replies, strict=True)]
+    for indices in batch_plan(lengths, batch):
+        rows = [np.asarray([*prompts[i], *replies[i]], np.int64) for i in indices]
+        given = Batch(rows, pad_id(model.tokenizer), model.device)
+        with edited(model, edits):
+            out = model.hf(
+                input_ids=given.ids, attention_mask=given.mask, position_ids=given.positions, use_cache=False
+            )
+        for row, index in enumerate(indices):
+            start, stop = len(prompts[index]), lengths[index]
+            if start < stop:
+                said = out.logits[row, start - 1 : stop - 1].float().log_softmax(-1)
+                chosen = torch.as_tensor(np.asarray(replies[index], np.int64), device=said.device)
+                found[index] = -float(said.gather(-1, chosen[:, None]).double().sum())
+        if progress:
+            progress(len(indices))
+    return found
 
 
 def _until_stop(row: list[int], stops: Sequence[int]) -> list[int]:

@@ -20,6 +20,7 @@ from .layers import Tokens, delta_table, pair_lens_table, raw_lens_table
 from .mechanism import mechanism_table
 from .patching import Patching
 from .points import Attention, Geometry
+from .scores import Scores
 from .sweep import Job, run
 from .tuned import Evaluation, tuned_lens
 from .vocab import Words, vocab_table
@@ -58,6 +59,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "candidates": candidates_table,
     "vocab": lambda kit, scope, _: vocab_table(kit, scope.pair),
     "patching": Patching,
+    "scores": Scores,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {
@@ -66,6 +68,7 @@ KINDS = {
     "mechanism": ("A", "B_late", "C", "D_late"),
     "writeout": ("", "late"),
     "candidates": ("B_late",),
+    "scores": (),  # hours of generation are asked for by name
 }
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
 

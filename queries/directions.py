@@ -131,8 +131,7 @@ def _splits(kit: Kit, scope: Scope) -> Job:
 
     def lines(groups: list[Arrays]) -> Iterator[Line]:
         prompts, n = groups[0]["prompt"][:], len(groups[0]["prompt"][:])
-        contrast = _nats(kit, (scope.pair, "pt", teacher.streams["pt"]))[prompts]
-        sets = kernels.splits(contrast, min(SPLIT, n // 2))
+        sets = calibration(kit, (scope.pair, "pt", teacher.streams["pt"]), prompts)
         weight = np.concatenate([np.ones((1, n)), kernels.resamples(n, RESAMPLES)])
         pairs = [(a, b) for a in sets for b in sets if list(sets).index(a) < list(sets).index(b)]
         for layer, d in _layers(groups[0]):
@@ -141,6 +140,11 @@ def _splits(kit: Kit, scope: Scope) -> Job:
                 yield from _draws(f"{a}-{b}", layer, found, min(SPLIT, n // 2), first=0)
 
     return DirectionsTable(kit, scope, "splits", before, lines)
+
+
+def calibration(kit: Kit, teacher: Names, prompts: np.ndarray) -> dict[str, np.ndarray]:
+    """0H's sets as weights of records [R]: by how unlikely the PT, on stream `teacher`, finds IT's answer to their prompts."""
+    return kernels.splits(_nats(kit, teacher)[prompts], min(SPLIT, len(prompts) // 2))
 
 
 def _nats(kit: Kit, names: Names) -> np.ndarray:

@@ -40,6 +40,8 @@ VERSION = {
     "words": 1,
     "candidates": 1,
     "patching": 1,
+    "outputs": 1,
+    "scores": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 WINDOWS = ("early", "mid", "late")

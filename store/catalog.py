@@ -16,13 +16,13 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from .errors import LakeError
-from .schema import SCALAR_TABLES
+from .schema import SCALAR_TABLES, VARIANTS
 
 T = TypeVar("T")
 PACKAGED = Path(__file__).parent.parent / "catalog.yaml"
 LARGEST = 1_000_000  # bytes; a catalog is a page or two
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-SECTIONS = ("pairs", "prompts", "streams", "profiles", "lakes")
+SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes")
 TEMPLATES = ("raw", "chat", "native")
 CONTINUATIONS = ("none", "own", "pt", "it")
 SITES = ("resid", "mlp_out", "attn_out", "attn_entropy")
@@ -97,6 +97,16 @@ class ProfileSpec:
 
 
 @dataclass(frozen=True)
+class ConditionSpec:
+    """A condition of free generation: who writes, after which template, with which edits (in words, done in order)."""
+
+    name: str
+    variant: str
+    template: str
+    edits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Catalog:
     """Everything catalog.yaml names, checked; each lookup raises a LakeError that lists what is known."""
 
@@ -105,6 +115,7 @@ class Catalog:
     prompts: dict[str, Path]
     streams: dict[str, StreamSpec]
     profiles: dict[str, ProfileSpec]
+    conditions: dict[str, ConditionSpec]
     lakes: dict[str, str]
 
     def pair(self, name: str) -> PairSpec:
@@ -118,6 +129,10 @@ class Catalog:
     def profile(self, name: str) -> ProfileSpec:
         """The capture profile of this name."""
         return self._find("profile", self.profiles, name)
+
+    def condition(self, name: str) -> ConditionSpec:
+        """The condition of free generation of this name."""
+        return self._find("condition", self.conditions, name)
 
     def prompt_path(self, name: str) -> Path:
         """The file of the prompt set of this name."""
@@ -184,7 +199,7 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     return replace(_EMPTY, path=file, **(packaged | found))
 
 
-_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {})
+_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {})
 
 
 def _read(file: Path) -> dict[str, dict]:
@@ -197,6 +212,7 @@ def _read(file: Path) -> dict[str, dict]:
         "prompts": reader.prompt_set,
         "streams": reader.stream,
         "profiles": reader.profile,
+        "conditions": reader.condition,
         "lakes": reader.lake,
     }
     sections = reader.mapping(root, "the catalog", SECTIONS)
@@ -365,6 +381,14 @@ class _Reader:
         if count is not None and not count.tag.endswith(":null"):
             tokens = self.whole(count, f"{what}, shard_tokens", 1)
         return ProfileSpec(name, names, logits, dtype, tokens, boundaries, scalars)
+
+    def condition(self, name: str, node: Node) -> ConditionSpec:
+        what = f"condition {name}"
+        entry = self.mapping(node, what, ("variant", "template", "edits"), ("variant", "edits"))
+        variant = self.choice(entry["variant"], f"{what}, variant", VARIANTS)
+        template = self.choice(entry["template"], f"{what}, template", TEMPLATES) if "template" in entry else "native"
+        edits = self.list(entry["edits"], f"{what}, edits", '["scale:layers=late,direction=d_mean,alpha=0"]')
+        return ConditionSpec(name, variant, template, tuple(self.text(edit, f"{what}, an edit") for edit in edits))
 
     def boundary(self, node: Node, what: str) -> int | str:
         return self.whole(node, what, 0) if node.tag.endswith(":int") else self.text(node, what)

@@ -91,6 +91,10 @@ class Layout:
         """Folder of one model's tuned-lens probes."""
         return self.root / "probes" / check_name(pair, "pair") / check_name(variant, "variant")
 
+    def outputs(self, pair: str, variant: str) -> Path:
+        """Folder of one model's free-running texts, a folder per condition."""
+        return self.root / "outputs" / check_name(pair, "pair") / check_name(variant, "variant")
+
     def table(self, name: str) -> Path:
         """Folder of one table's Parquet files."""
         return self.root / "tables" / check_name(name, "table")

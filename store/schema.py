@@ -129,6 +129,25 @@ STREAM_SCHEMA = pa.schema(
         ("token_text", pa.string()),
     ]
 )
+# Free-running texts, one line a prompt and condition; the files lie in outputs/, SQL knows them as the table `outputs`.
+OUTPUTS = pa.schema(
+    [
+        ("pair", pa.string()),
+        ("variant", pa.string()),
+        ("key", pa.string()),
+        ("condition", pa.string()),
+        ("template", pa.string()),
+        ("prompts", pa.string()),
+        ("prompt_id", pa.string()),
+        ("category", pa.string()),
+        ("prompt_sha", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("text", pa.string()),
+        ("token_id", pa.list_(pa.int32())),
+        ("tokens", pa.int32()),
+        ("ended", pa.bool_()),
+    ]
+)
 TABLES = {
     "tokens": pa.schema(
         [
@@ -344,6 +363,19 @@ TABLES = {
         ]
     ),
     "words": pa.schema([*_MODEL, *_TOKEN, *_PLACE, ("target", pa.int32()), ("target_class", _TEXT)]),
+    "scores": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("sweep", _TEXT),
+            ("arm", _TEXT),
+            ("dose", _FLOAT),
+            ("key", _TEXT),
+            *_PROMPT,
+            ("metric", _TEXT),
+            ("value", _FLOAT),
+        ]
+    ),
     "patching": pa.schema(
         [
             *_MODEL,

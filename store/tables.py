@@ -17,12 +17,14 @@ from .captures import capture_names, list_captures
 from .errors import LakeError
 from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file, temporary_of
 from .layout import Layout
-from .schema import TABLES, VARIANTS
+from .outputs import output_files
+from .schema import OUTPUTS, TABLES, VARIANTS
 from .streams import stream_records
 
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
 ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
+TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
 
 
@@ -200,28 +202,35 @@ def connect(layout: Layout) -> duckdb.DuckDBPyConnection:
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
     for name, schema in TABLES.items():
-        connection.execute(f"CREATE VIEW {name} AS {_scan(layout, name, schema)}")
+        connection.execute(f"CREATE VIEW {name} AS {_scan(sorted(layout.table(name).glob('*.parquet')), schema)}")
+    connection.execute(f"CREATE VIEW {TEXTS} AS {_scan(output_files(layout), OUTPUTS)}")
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
-    folder = str(layout.root / "tables").replace("'", "''")
-    connection.execute(f"SET allowed_directories = ['{folder}']")
+    folders = ", ".join(_quoted(layout.root / name) for name in ("tables", "outputs"))
+    connection.execute(f"SET allowed_directories = [{folders}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
 
 
-def _scan(layout: Layout, name: str, schema: pa.Schema) -> str:
-    files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in sorted(layout.table(name).glob("*.parquet")))
-    if files:
-        return f"SELECT * FROM read_parquet([{files}])"
+def _scan(files: Iterable[Path], schema: pa.Schema) -> str:
+    names = ", ".join(map(_quoted, files))
+    if names:
+        return f"SELECT * FROM read_parquet([{names}])"
     columns = ", ".join(f'NULL::{duck_type(field.type)} AS "{field.name}"' for field in schema)
     return f"SELECT {columns} WHERE false"
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def duck_type(kind: pa.DataType) -> str:
     """DuckDB's name of a column type of the schema."""
     if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
         return "VARCHAR"
+    if pa.types.is_list(kind):
+        return f"{duck_type(kind.value_type)}[]"
     return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "bool": "BOOLEAN"}[str(kind)]
 
 
@@ -251,7 +260,7 @@ def sql_error(error: duckdb.Error) -> LakeError:
 
 def known_tables() -> list[str]:
     """Names that SQL can use."""
-    return [*TABLES, *VIEWS, *SMALL_TABLES]
+    return [*TABLES, TEXTS, *VIEWS, *SMALL_TABLES]
 
 
 def same_prompts(streams: pd.DataFrame, pair: str, recipe: str, prompts: str | None) -> dict[str, str]:

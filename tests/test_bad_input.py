@@ -180,7 +180,7 @@ def test_stream_of_another_tokenizer(captured, lake, copy):
 def test_memory_that_runs_out_while_generating(lake, llama, monkeypatch):
     from actlake.capture import generate
 
-    batch, calls = generate._batch, []
+    batch, calls = generate.decode, []
 
     def full(*args):
         calls.append(args)
@@ -189,13 +189,13 @@ def test_memory_that_runs_out_while_generating(lake, llama, monkeypatch):
         return batch(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "_batch", full)
+        patch.setattr(generate, "decode", full)
         with pytest.raises(
             LakeError, match="out of memory while llama/pt writes in batches of 2 prompts; .*--batch 1 needs less"
         ):
             tiny.capture(lake.root, llama, tiny.RAW, variants=("pt",), batch=2)
     calls.clear()
-    monkeypatch.setattr(generate, "_batch", lambda *args: (calls.append(args), batch(*args))[1])
+    monkeypatch.setattr(generate, "decode", lambda *args: (calls.append(args), batch(*args))[1])
     tiny.capture(lake.root, llama, tiny.RAW, variants=("pt",), batch=2)
     assert len(calls) == 2 and list_captures(lake).sealed.all()  # of three batches one was there
 

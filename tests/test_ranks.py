@@ -85,7 +85,7 @@ def test_more_ranks_than_rows(tmp_path, captured, llama):
 
 def test_ranks_share_the_work_of_generating(tmp_path, llama, monkeypatch):
     done: list[list] = []
-    batch = generate._batch
+    batch = generate.decode
 
     def counted(model, prompts, *rest):
         done.append(prompts)
@@ -94,7 +94,7 @@ def test_ranks_share_the_work_of_generating(tmp_path, llama, monkeypatch):
         return batch(model, prompts, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "_batch", counted)
+        patch.setattr(generate, "decode", counted)
         with pytest.raises(KeyboardInterrupt):
             capture(tmp_path / "lake", llama, Rank(1, 2), batch=2)
         first = done[0]

@@ -1,0 +1,116 @@
+"""Commands that let models write freely: generate, score."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .cli_options import (
+    BatchOption,
+    CatalogOption,
+    DeviceOption,
+    JsonOption,
+    LakeOption,
+    LimitOption,
+    NewTokensOption,
+    out,
+    print_json,
+)
+from .store.catalog import load_catalog
+from .store.errors import LakeError
+from .store.layout import writing
+
+writers = typer.Typer()
+
+
+@writers.command()
+def generate(
+    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
+    variant: Annotated[str | None, typer.Argument(help="pt or it, for --edit. [default: it]")] = None,
+    edit: Annotated[
+        list[str] | None, typer.Option("--edit", help="An edit in words; several are done in order. none: no edit.")
+    ] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option("--condition", help="A condition of the catalog; may be given several times.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", help="All conditions of a row (A1, A5a, exp15 ...); may be given several times."),
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="raw, chat, or native (raw for a pt, chat for an it), for --edit.")
+    ] = "native",
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: the one that the pair's captures read]",
+        ),
+    ] = None,
+    limit: LimitOption = None,
+    max_new_tokens: NewTokensOption = None,
+    batch: BatchOption = 64,
+    show: Annotated[int, typer.Option(help="Print the first N texts of each condition.", min=0)] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there would be to do, and stop.")] = False,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Let models write freely, greedily, with or without edits; every text stays in the lake and is never made twice.
+
+    An edit is an operator and its settings:
+
+    scale:layers=20-33,direction=d_mean,alpha=0.5 multiplies the MLP outputs' component along a direction (0 removes it);
+    inject:...,beta=1 adds beta times each output's norm along it; matched:...,alpha=0 makes as large a change along a random
+    direction; zero:layers=5,site=mlp and skip:layers=31-33 silence modules or whole blocks; graft:layers=late puts the
+    other model's MLPs in, random_graft a random change of that size.
+
+    layers: 20-33, 3+5, a window (early, mid, late), all. direction: d_mean, d_conv, content, random, rotated, d_mean_top,
+    d_mean_bottom, d_mean_random, from the lake's captures. site: mlp, attn, block.
+
+    Interrupted? Run the same command again: it goes on where it stopped. Texts that equal conditions or other prompt sets
+    share are taken from the lake.
+    """
+    from .capture.pair import find_prompts
+    from .queries.generate import plan, setting_of, write
+    from .queries.kit import Kit
+
+    known = load_catalog(catalog)
+    with writing(known.lakes.get(lake, lake)) as layout:
+        kit = Kit(layout, device, catalog)
+        known.pair(pair)
+        wanted = [*(sweep or [])]
+        for name in condition or []:
+            spec = known.condition(name)
+            wanted.append(setting_of(kit, pair, spec.variant, spec.edits, spec.template))
+        if edit or not wanted:
+            texts = [text for text in edit or [] if text != "none"]
+            wanted.append(setting_of(kit, pair, variant or "it", texts, template))
+        chosen = find_prompts(known, layout, prompts, limit) if prompts else None
+        if limit and chosen is None:
+            raise LakeError("--limit: goes with --prompts; without it the prompts are those that the captures read")
+        found = plan(kit, pair, wanted, chosen, None, max_new_tokens or (64 if chosen else None), batch)
+        if not as_json:
+            out.print(found.line(), highlight=False)
+        done = [] if dry_run else write(found)
+    if as_json:
+        rows = [{name: value for name, value in asdict(one).items() if name != "rows"} for one in done]
+        return print_json({"asked": found.asked, "missing": found.missing, "tokens": found.tokens, "conditions": rows})
+    if dry_run:
+        return
+    table = Table(
+        "key", "who", "condition", "texts", "new", "tokens", box=None, padding=(0, 2, 0, 0), header_style="bold"
+    )
+    for one in done:
+        table.add_row(
+            one.key, one.variant, escape(one.condition), str(one.texts), str(one.generated), f"{one.tokens:,}"
+        )
+    out.print(table)
+    saved = found.asked - sum(one.generated for one in done)
+    out.print(f"{saved:,} of {found.asked:,} texts asked for did not have to be generated", highlight=False)
+    for one in done:
+        for row in one.rows[:show]:
+            out.print(f"\n[bold]{one.key} {escape(row['prompt_id'])}[/]\n{escape(row['text'])}", highlight=False)

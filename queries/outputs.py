@@ -1,0 +1,313 @@
+"""Texts under a condition, what was chosen, and how likely each model finds them: one job a file, shared by all rows.
+
+A condition is named by all that determines its texts (models, edits, directions, template, budget), a prompt by its tokens:
+whatever a sweep, a subset or a command asks for that was told before is taken from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..analyze.scores import forced_choice, lettered
+from ..capture.generate import decoded, nats
+from ..capture.model import Model
+from ..capture.plan import explain_memory
+from ..capture.prompts import Prompt
+from ..capture.steering import EditSpec, condition_text
+from ..capture.tokens import encode, real_token_mask, stop_ids, template_for
+from ..store.errors import LakeError
+from ..store.outputs import Condition, Row, prompt_key
+from ..store.progress import bar
+from ..store.schema import OUTPUTS
+from .hosts import Hosts, Steering, edits_of, hosts
+from .kit import OTHER, VERSION, Kit
+from .sweep import Job
+
+BATCH = 64  # prompts a batch: decoding reads every weight once a step, however many there are
+FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
+GRAFTS = ("graft", "random_graft")
+CHOICES = pa.schema(
+    [
+        ("prompt_sha", pa.string()),
+        ("prompt_id", pa.string()),
+        ("said", pa.string()),
+        ("generated", pa.string()),
+        ("likeliest", pa.string()),
+    ]
+)
+NATS = pa.schema(
+    [("prompt_sha", pa.string()), ("prompt_id", pa.string()), ("nats", pa.float64()), ("tokens", pa.int32())]
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who writes what: the model, its edits, the template, the budget, the prompts, and how many a batch."""
+
+    pair: str
+    variant: str
+    edits: tuple[EditSpec, ...]
+    template: str
+    max_new_tokens: int
+    prompts: tuple[Prompt, ...]
+    set_name: str
+    batch: int = BATCH
+
+
+class ConditionJob(Job):
+    """A job whose result is one file of a condition: what is not known of its prompts yet is computed, batch by batch."""
+
+    kind = ""
+    schema: pa.Schema
+
+    def __init__(self, kit: Kit, asked: Asked, steer: Steering, recipe: dict[str, Any], before: tuple[Job, ...] = ()):
+        self.kit, self.asked, self.steer = kit, asked, steer
+        self.hosts: Hosts = hosts(kit, asked.pair)
+        self.condition = Condition(kit.layout, asked.pair, asked.variant, recipe)
+        self.recipe = recipe
+        super().__init__(f"{self.kind} {asked.pair}/{asked.variant}", self.condition.file(self.kind, self.named))
+        self.before = (*before, *steer.before(asked.edits))
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """Token ids of each prompt as the model reads it."""
+        return self.encoded(self.asked.variant, self.asked.template, [prompt.text for prompt in self.asked.prompts])
+
+    @cached_property
+    def named(self) -> list[tuple[str, str]]:
+        """(id, hash of its tokens) of each prompt."""
+        return [(prompt.id, prompt_key(ids)) for prompt, ids in zip(self.asked.prompts, self.ids, strict=True)]
+
+    def encoded(self, variant: str, template: str, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts under a template; encoded once for all conditions."""
+        key = ("ids", self.asked.pair, variant, template_for(template, variant), tuple(texts))
+        tokenizer = self.hosts.tokenizer(variant)
+        return self.kit.once(key, lambda: [encode(tokenizer, text, key[3]) for text in texts])
+
+    def missing(self) -> list[int]:
+        """Places of the prompts that nothing is known of yet; equal prompts once."""
+        known = self.condition.known(self.kind)
+        first = {sha: place for place, (_, sha) in reversed(list(enumerate(self.named)))}
+        return sorted(place for sha, place in first.items() if sha not in known)
+
+    def finish(self) -> None:
+        """Compute what is missing and write the file."""
+        missing = self.missing()
+        if missing:
+            with (
+                bar(f"{self.name} {condition_text(self.asked.edits)[:60]}", self.work(missing), self.unit) as progress,
+                explain_memory(f"{self.name}", self.asked.batch),
+            ):
+                self.compute(missing, progress.advance)
+        known = self.condition.known(self.kind)
+        rows = [known[sha] | {"prompt_id": name} for name, sha in self.named]
+        self.condition.seal(self.kind, self.path, [self.labelled(row) for row in rows], self.schema)
+
+    unit = "tokens"
+
+    def work(self, missing: Sequence[int]) -> int:
+        """How much the progress bar counts."""
+        return len(missing)
+
+    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+        """Make the lines of these prompts and keep them batch by batch."""
+        raise NotImplementedError
+
+    def labelled(self, row: Row) -> Row:
+        """A line as the file has it."""
+        return row
+
+    def rows(self) -> list[Row]:
+        """The lines of the finished file, in the order of the prompts."""
+        return pq.read_table(self.path).to_pylist()
+
+    def model(self) -> Model:
+        """The host."""
+        return self.hosts.model(self.asked.variant)
+
+    def attached(self) -> list[Any]:
+        """The edits, for the host."""
+        return edits_of(self.hosts, self.asked.variant, self.asked.edits, self.steer.vectors)
+
+    def real(self) -> np.ndarray:
+        """Tokens that may be chosen. METHODS 1.4."""
+        model = self.model()
+        return self.kit.once(("real", model.name), lambda: real_token_mask(model.tokenizer, model.head.vocab))
+
+
+def recipe_of(kit: Kit, asked: Asked, steer: Steering) -> dict[str, Any]:
+    """All that determines the texts of a condition, but for the prompts."""
+    host = hosts(kit, asked.pair)
+    record, template = host.record(asked.variant), template_for(asked.template, asked.variant)
+    found: dict[str, Any] = {
+        "model": record["sha256"],
+        "dtype": record["dtype"],
+        "edits": [edit.text for edit in asked.edits],
+        "template": template,
+        "max_new_tokens": asked.max_new_tokens,
+        "real_tokens": True,
+        "version": VERSION["outputs"],
+    }
+    if template == "chat":
+        found["chat_template"] = record["chat_template_sha256"]
+    if any(edit.kind in GRAFTS for edit in asked.edits):
+        found["donor"] = host.record(OTHER[asked.variant])["sha256"]
+    if directions := steer.key(asked.edits):
+        found["directions"] = directions
+    return found
+
+
+class Texts(ConditionJob):
+    """What a model writes after each prompt, greedily, under the edits."""
+
+    kind, schema = "texts", OUTPUTS
+
+    def __init__(self, kit: Kit, asked: Asked, steer: Steering):
+        super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
+        self._categories = {prompt.id: prompt.category for prompt in asked.prompts}
+        limit = getattr(self.hosts.config(asked.variant), "max_position_embeddings", None)
+        for prompt, ids in zip(asked.prompts, self.ids, strict=True):
+            if limit and len(ids) + asked.max_new_tokens > limit:
+                raise LakeError(
+                    f"prompt {prompt.id!r} of set {asked.set_name}: {len(ids)} tokens + {asked.max_new_tokens} new ones, the"
+                    f" context of {asked.pair}/{asked.variant} holds {limit}: shorten the prompt or give a smaller"
+                    " --max-new-tokens"
+                )
+
+    def work(self, missing: Sequence[int]) -> int:
+        """Tokens at most."""
+        return len(missing) * self.asked.max_new_tokens
+
+    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+        """Generate."""
+        model, edits, budget = self.model(), self.attached(), self.asked.max_new_tokens
+        ids = [self.ids[place] for place in missing]
+        stops = stop_ids(model.tokenizer, model.hf.generation_config, self.recipe["template"] == "chat")
+
+        def still(indices: Sequence[int]) -> Sequence[int]:
+            known = self.condition.parts(self.kind)  # another process may have told some
+            return [index for index in indices if prompt_key(ids[index]) not in known]
+
+        for indices, told in decoded(model, ids, budget, stops, self.asked.batch, edits, self.real(), still):
+            rows = [
+                {
+                    "prompt_sha": prompt_key(ids[index]),
+                    "prompt_tokens": len(ids[index]),
+                    "text": model.tokenizer.decode(tokens, skip_special_tokens=True),
+                    "token_id": tokens,
+                    "tokens": len(tokens),
+                    "ended": bool(tokens) and tokens[-1] in stops,
+                }
+                for index, tokens in zip(indices, told, strict=True)
+            ]
+            self.condition.keep(self.kind, rows)
+            advance(len(indices) * budget)
+
+    def labelled(self, row: Row) -> Row:
+        """With the names of the condition and of the prompt's set."""
+        return row | {
+            "pair": self.asked.pair,
+            "variant": self.asked.variant,
+            "key": self.condition.key,
+            "condition": condition_text(self.asked.edits),
+            "template": self.recipe["template"],
+            "prompts": self.asked.set_name,
+            "category": self._categories[row["prompt_id"]],
+        }
+
+
+class Choices(ConditionJob):
+    """Forced choice for prompts with `choices`: the letter written within three tokens, as the seed has it, and the choice
+    whose text is likeliest after the prompt. METHODS 18 (mmlu_forced_choice: raw text, no template)."""
+
+    kind, schema, unit = "choices", CHOICES, "prompts"
+
+    def __init__(self, kit: Kit, asked: Asked, steer: Steering, template: str = "raw"):
+        offered = tuple(prompt for prompt in asked.prompts if "choices" in prompt.fields)
+        asked = replace(asked, prompts=offered, template=template, max_new_tokens=FORCED_TOKENS)
+        super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """The prompts with their choices lettered."""
+        texts = [lettered(fields_of(prompt)) for prompt in self.asked.prompts]
+        return self.encoded(self.asked.variant, self.asked.template, texts)
+
+    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+        """Generate three tokens, and score every choice."""
+        model, edits = self.model(), self.attached()
+        chosen = [self.asked.prompts[place] for place in missing]
+        ids = [self.ids[place] for place in missing]
+        stops, said = stop_ids(model.tokenizer, model.hf.generation_config, False), dict[int, str]()
+        for indices, told in decoded(model, ids, FORCED_TOKENS, stops, self.asked.batch, edits, self.real()):
+            said |= {
+                index: model.tokenizer.decode(tokens, skip_special_tokens=True)
+                for index, tokens in zip(indices, told, strict=True)
+            }
+            advance(len(indices))
+        plain = self.encoded(self.asked.variant, self.asked.template, [prompt.text for prompt in chosen])
+        flat = [(index, choice) for index, prompt in enumerate(chosen) for choice in prompt.fields["choices"]]
+        tails = [model.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"] for _, choice in flat]
+        unlikely = nats(model, [plain[index] for index, _ in flat], tails, self.asked.batch, edits)
+        best: dict[int, tuple[float, str]] = {}
+        for (index, choice), cost in zip(flat, unlikely.tolist(), strict=True):
+            best[index] = min(best.get(index, (np.inf, "")), (cost, choice))
+        rows = [
+            {
+                "prompt_sha": prompt_key(ids[index]),
+                "said": said[index],
+                "generated": forced_choice(said[index], letters(prompt)) or "",
+                "likeliest": best[index][1],
+            }
+            for index, prompt in enumerate(chosen)
+        ]
+        self.condition.keep(self.kind, rows)
+
+
+def fields_of(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as scores read it: id, category, text and its scoring fields."""
+    return {**prompt.fields, "id": prompt.id, "category": prompt.category, "text": prompt.text}
+
+
+def letters(prompt: Prompt) -> str:
+    """The letters of a prompt's choices."""
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(prompt.fields["choices"])]
+
+
+class Nats(ConditionJob):
+    """How unlikely a model, as it is, finds the texts of a condition after their prompts: nats, and tokens they are over."""
+
+    schema, unit = NATS, "prompts"
+
+    def __init__(self, kit: Kit, texts: Texts, reader: str):
+        self.kind, self.reader, self.texts = f"nats-{reader}", reader, texts
+        asked = texts.asked
+        super().__init__(kit, asked, texts.steer, texts.recipe, (texts,))
+
+    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+        """Read them."""
+        told = {row["prompt_sha"]: row for row in self.texts.rows()}
+        prompts = [self.asked.prompts[place] for place in missing]
+        shas = [self.named[place][1] for place in missing]
+        starts = self.encoded(self.reader, "native", [prompt.text for prompt in prompts])
+        replies = [_without_end(told[sha]) for sha in shas]
+        found = nats(self.hosts.model(self.reader), starts, replies, self.asked.batch, (), advance)
+        self.condition.keep(
+            self.kind,
+            [
+                {"prompt_sha": sha, "nats": value, "tokens": len(reply)}
+                for sha, value, reply in zip(shas, found.tolist(), replies, strict=True)
+            ],
+        )
+
+
+def _without_end(row: Row) -> list[int]:
+    """A reply's tokens without the stop token, which only one of the models may know."""
+    return row["token_id"][:-1] if row["ended"] else row["token_id"]

@@ -1,0 +1,132 @@
+"""The table `scores`: every metric of every text of a sweep, one line a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..analyze.scores import boundary_tokens, reclassified, right_letter, score
+from ..capture.prompts import Prompt
+from ..store.schema import VARIANTS
+from ..store.streams import stream_records
+from ..store.tables import drop_tables
+from .hosts import hosts, prompts_of, steering
+from .kit import VERSION, Kit, Scope
+from .outputs import Asked, Choices, Nats, Texts, fields_of
+from .sweep import Job, TableJob
+from .sweeps import Setting, settings
+
+# What a sweep's texts are measured by beside what a program reads off them.
+CHOSEN = {
+    "A1": "raw",
+    "A1_rand": "raw",
+    "0I": "raw",
+    "exp10_P4": "raw",
+    "exp15": "native",
+}  # template of the forced choice
+READ = ("A1", "A2", "exp12", "exp15")  # nats of each text under both models
+BOUNDARY = ("0E",)  # the share of marks with words near a class's boundary moved
+
+
+class Scores(TableJob):
+    """The scores of a sweep; its texts, choices and nats are made before."""
+
+    def __init__(self, kit: Kit, scope: Scope, sweep: str):
+        host, steer, prompts = hosts(kit, scope.pair), steering(kit, scope), prompts_of(kit, scope)
+        self._settings, self._sweep, self._prompts = settings(sweep, host.shape()), sweep, prompts.prompts
+        budget = budget_of(kit, scope)
+
+        def asked(setting: Setting) -> Asked:
+            return Asked(
+                scope.pair, setting.variant, setting.edits, setting.template, budget, prompts.prompts, prompts.name
+            )
+
+        wanted = [asked(setting) for setting in self._settings]
+        self._texts = [Texts(kit, each, steer) for each in wanted]
+        self._choices: list[Choices | None] = [None for _ in wanted]
+        if sweep in CHOSEN and any("choices" in prompt.fields for prompt in prompts.prompts):
+            self._choices = [Choices(kit, each, steer, CHOSEN[sweep]) for each in wanted]
+        self._nats = {
+            reader: [Nats(kit, texts, reader) for texts in self._texts] for reader in VARIANTS if sweep in READ
+        }
+        # All that one model does comes together, so that it is loaded once.
+        jobs = sorted([*self._texts, *filter(None, self._choices)], key=lambda job: job.asked.variant)
+        before: list[Job] = [*jobs, *(job for reader in self._nats.values() for job in reader)]
+        self._named = {
+            "pair": scope.pair,
+            "variant": "both",
+            "stream": scope.streams["it"],
+            "stream_pt": scope.streams["pt"],
+            "sweep": sweep,
+        }
+        made = [job.path.stem + job.condition.key for job in (*jobs, *(j for r in self._nats.values() for j in r))]
+        super().__init__(kit.layout, "scores", {**self._named, "from": made, "version": VERSION["scores"]})
+        self.before, self._layout = tuple(before), kit.layout
+
+    def finish(self) -> None:
+        """Score every text."""
+        drop_tables(self._layout, "scores", self._named, keep=self.path)
+        moved = self._boundary()
+        for place, setting in enumerate(self._settings):
+            lines = list(self._lines(place, moved))
+            index, metric, value = (list(column) for column in zip(*lines, strict=True))
+            chosen = [self._prompts[at] for at in index]
+            self.add(
+                {
+                    **self._named,
+                    "variant": setting.variant,
+                    "arm": setting.arm,
+                    "dose": np.full(len(index), math.nan if setting.dose is None else setting.dose),
+                    "key": self._texts[place].condition.key,
+                    "prompt": index,
+                    "prompt_id": [prompt.id for prompt in chosen],
+                    "category": [prompt.category for prompt in chosen],
+                    "metric": metric,
+                    "value": value,
+                }
+            )
+
+    def _boundary(self) -> dict[str, tuple[list[str], str]]:
+        """0E: name of a metric -> the words that are moved, and to which class."""
+        if self._sweep not in BOUNDARY:
+            return {}
+        found = boundary_tokens(row["text"] for texts in self._texts for row in texts.rows())
+        marks, words = found["structural"], found["function"]
+        return {
+            "str_to_structural": (marks, "STRUCTURAL"),
+            "str_to_content": (marks, "CONTENT"),
+            "str_function_to_content": (words, "CONTENT"),
+            "str_content_to_function": (words, "FUNCTION"),
+        }
+
+    def _lines(self, place: int, moved: dict[str, tuple[list[str], str]]) -> Iterator[tuple[int, str, float]]:
+        """(prompt, metric, value) of one setting."""
+        for index, (prompt, row) in enumerate(zip(self._prompts, self._texts[place].rows(), strict=True)):
+            found = score(row["text"], fields_of(prompt)) | {"tokens": row["tokens"], "ended": float(row["ended"])}
+            found |= {name: reclassified(row["text"], words, to) for name, (words, to) in moved.items()}
+            for metric, value in found.items():
+                yield index, metric, float(value)
+        for reader, jobs in self._nats.items():
+            for index, row in enumerate(jobs[place].rows()):
+                if row["tokens"]:
+                    yield index, f"nll_{reader}", row["nats"] / row["tokens"]
+        if choices := self._choices[place]:
+            yield from self._chosen(choices)
+
+    def _chosen(self, choices: Choices) -> Iterator[tuple[int, str, float]]:
+        places = {prompt.id: index for index, prompt in enumerate(self._prompts)}
+        known: dict[str, Prompt] = {prompt.id: prompt for prompt in self._prompts}
+        for row in choices.rows():
+            prompt = known[row["prompt_id"]]
+            index = places[prompt.id]
+            yield index, "choice_generated", float(row["generated"] == right_letter(fields_of(prompt)))
+            yield index, "choice_logprob", float(row["likeliest"] == prompt.fields.get("answer"))
+
+
+def budget_of(kit: Kit, scope: Scope) -> int:
+    """New tokens a text may have: as many as the continuations of the captures in scope."""
+    record: dict[str, Any] = next(r for r in stream_records(kit.layout) if r["name"] == scope.streams["it"])
+    return int(record["recipe"]["max_new_tokens"])

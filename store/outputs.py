@@ -1,0 +1,133 @@
+"""Free-running texts: a folder per condition, named by all that determines its texts, with a Parquet file per prompt set.
+
+LAKE/outputs/PAIR/VARIANT/KEY/condition.json says what the condition is; a file KIND-HASH.parquet holds one line per prompt
+(`texts` what was told, `nats-...` how likely a model finds it, `choices` what it chose). Batches under way lie in `.parts`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import LakeError
+from .files import (
+    canonical_json,
+    explain_full_disk,
+    hash_json,
+    read_json,
+    sync_file,
+    temporary_of,
+    write_atomic,
+    write_json,
+)
+from .layout import Layout, check_version
+from .schema import FORMAT_VERSION
+
+Row = dict[str, Any]
+
+
+def prompt_key(ids: Sequence[int]) -> str:
+    """The hash of a prompt's token ids: equal prompts of whatever set have one text under a condition."""
+    return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()[:16]
+
+
+class Condition:
+    """The folder of one condition; `recipe` is everything that determines its texts, but for the prompts."""
+
+    def __init__(self, layout: Layout, pair: str, variant: str, recipe: dict[str, Any]):
+        self.key = hash_json(recipe)[:16]
+        self.pair, self.variant, self.recipe = pair, variant, recipe
+        self.folder = layout.outputs(pair, variant) / self.key
+
+    def file(self, kind: str, prompts: Sequence[tuple[str, str]]) -> Path:
+        """The file of this kind for these prompts, (prompt id, hash of its tokens) each, in order."""
+        return self.folder / f"{kind}-{hash_json(list(map(list, prompts)))[:16]}.parquet"
+
+    def known(self, kind: str) -> dict[str, Row]:
+        """Hash of a prompt's tokens -> its line, from all files of a kind and from the batches under way."""
+        found: dict[str, Row] = {}
+        for file in sorted(self.folder.glob(f"{kind}-*.parquet")):
+            found |= {row["prompt_sha"]: row for row in pq.read_table(file).to_pylist()}
+        return found | self.parts(kind)
+
+    def parts(self, kind: str) -> dict[str, Row]:
+        """The lines of batches that no file holds yet."""
+        found: dict[str, Row] = {}
+        for part in sorted((self.folder / ".parts").glob(f"{kind}-*.json")):
+            with suppress(FileNotFoundError):  # another process has put them into a file
+                found |= {row["prompt_sha"]: row for row in json.loads(part.read_bytes())}
+        return found
+
+    def keep(self, kind: str, rows: Sequence[Row]) -> None:
+        """Keep a finished batch, so that a kill costs nothing that is done."""
+        data = canonical_json(list(rows))
+        with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
+            write_atomic(self.folder / ".parts" / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.json", data)
+
+    def seal(self, kind: str, path: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
+        """Write the file of a prompt set, and what the condition is; its batches under way are then of no more use."""
+        table = pa.Table.from_pylist(list(rows), schema.with_metadata({b"actlake": canonical_json(self.recipe)}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_of(path)
+        with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
+            try:
+                pq.write_table(table, temporary, compression="zstd")
+                sync_file(temporary)
+                about = {
+                    "format_version": FORMAT_VERSION,
+                    "pair": self.pair,
+                    "variant": self.variant,
+                    "recipe": self.recipe,
+                }
+                if not (marker := self.folder / "condition.json").exists():
+                    write_json(marker, about)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        done = {row["prompt_sha"] for row in table.to_pylist()}
+        for part in (self.folder / ".parts").glob(f"{kind}-*.json"):
+            with suppress(FileNotFoundError):
+                if {row["prompt_sha"] for row in json.loads(part.read_bytes())} <= done:
+                    part.unlink()
+        with suppress(OSError):  # another kind's batches are still there
+            (self.folder / ".parts").rmdir()
+
+
+def find_condition(layout: Layout, pair: str, variant: str, key: str) -> Path:
+    """The folder of the condition whose key begins with `key`; LakeError unless exactly one does."""
+    folder = layout.outputs(pair, variant)
+    there = sorted(path.parent.name for path in folder.glob("*/condition.json"))
+    found = [name for name in there if name.startswith(key)]
+    if len(found) != 1:
+        what = "several conditions begin" if found else "no condition begins"
+        raise LakeError(
+            f"outputs of {pair}/{variant}: {what} with {key!r}; there: {', '.join(there) or 'none'}. `actlake generate {pair}"
+            f" {variant} --edit ...` makes one and tells its key"
+        )
+    return folder / found[0]
+
+
+def read_condition(folder: Path) -> dict[str, Any]:
+    """The recipe of a condition."""
+    record = read_json(folder / "condition.json")
+    check_version(record, folder / "condition.json")
+    return record["recipe"]
+
+
+def read_texts(folder: Path) -> list[Row]:
+    """Every text of a condition, one line per prompt; equal prompts of several sets once."""
+    found: dict[tuple[str, str], Row] = {}
+    for file in sorted(folder.glob("texts-*.parquet")):
+        found |= {(row["prompt_id"], row["prompt_sha"]): row for row in pq.read_table(file).to_pylist()}
+    return list(found.values())
+
+
+def output_files(layout: Layout) -> list[Path]:
+    """Every file of texts in the lake, for SQL."""
+    return sorted((layout.root / "outputs").glob("*/*/*/texts-*.parquet"))
