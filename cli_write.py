@@ -1,7 +1,7 @@
 """Commands that let models write freely: generate, score."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,6 +21,9 @@ from .cli_options import (
 from .store.catalog import load_catalog
 from .store.errors import LakeError
 from .store.layout import writing
+
+if TYPE_CHECKING:
+    from .queries.sweeps import Setting
 
 writers = typer.Typer()
 
@@ -82,7 +85,7 @@ def generate(
     with writing(known.lakes.get(lake, lake)) as layout:
         kit = Kit(layout, device, catalog)
         known.pair(pair)
-        wanted = [*(sweep or [])]
+        wanted: list[Setting | str] = [*(sweep or [])]
         for name in condition or []:
             spec = known.condition(name)
             wanted.append(setting_of(kit, pair, spec.variant, spec.edits, spec.template))

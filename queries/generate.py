@@ -67,7 +67,7 @@ class Plan:
 def plan(
     kit: Kit,
     pair: str,
-    wanted: Sequence[Setting] | Sequence[str],
+    wanted: Sequence[Setting | str],
     prompts: PromptSet | None = None,
     which: str | None = None,
     max_new_tokens: int | None = None,
