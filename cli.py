@@ -115,6 +115,12 @@ def capture(
     batch: BatchOption = 16,
     limit: LimitOption = None,
     max_new_tokens: NewTokensOption = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="Read texts that `actlake generate` wrote, in place of a --stream: VARIANT/KEY, the key or its beginning."
+        ),
+    ] = None,
     double_bos: Annotated[
         bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")
     ] = False,
@@ -144,11 +150,18 @@ def capture(
     """
     from .capture.pair import Options, capture_pair, find_prompts
     from .capture.ranks import Rank
+    from .capture.streams import steered
 
     known, chosen = load_catalog(catalog), _variants(variant)
-    specs = _streams(known, stream, max_new_tokens)
     place = Rank.find(rank, world)
+    if outputs and (stream or max_new_tokens):
+        raise LakeError("--outputs: the texts are there already; leave --stream and --max-new-tokens out")
     with writing(known.lakes.get(lake, lake)) as layout:
+        if outputs:
+            who, _, key = outputs.rpartition("/")
+            specs = [steered(layout, pair, who or "it", key)]
+        else:
+            specs = _streams(known, stream, max_new_tokens)
         results = capture_pair(
             layout,
             known.pair(pair),

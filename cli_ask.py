@@ -58,6 +58,10 @@ def run(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
+    generate: Annotated[
+        bool,
+        typer.Option(help="Let models write the texts that a row needs; without, such rows only use what is there."),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Answer rows from the store: tables with intervals, figures, the SQL, and the seed's figures beside them.
@@ -81,11 +85,11 @@ def run(
     if every:
         from .queries.results import write_results
 
-        done = write_results(layout, asked, pairs, folder, prompts, device, catalog)
+        done = write_results(layout, asked, pairs, folder, prompts, device, catalog, generate)
         return _all(done, folder, as_json)
     from .queries.answer import answer_all
 
-    answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog)
+    answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog, generate)
     if refused:
         raise LakeError(refused[0].reason)
     if as_json:
@@ -137,7 +141,10 @@ def report(
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Answer rows and write one self-contained HTML page with figures, tables and SQL."""
+    """Answer rows and write one self-contained HTML page with figures, tables and SQL.
+
+    Rows for which models would have to write first are left to `run`, unless named.
+    """
     from .queries.answer import answer_all
     from .queries.registry import find, queries
     from .queries.results import table_steps, write_page
@@ -145,7 +152,7 @@ def report(
     layout = open_layout(lake, catalog)[0]
     asked = [find(row) for row in rows] if rows else list(queries().values())
     answers, refused, spent = answer_all(
-        layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog
+        layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog, generate=bool(rows)
     )
     if refused and (rows or not answers):
         raise LakeError(refused[0].reason)

@@ -11,6 +11,7 @@ from ..store.catalog import StreamSpec
 from ..store.errors import LakeError
 from ..store.files import hash_json
 from ..store.layout import Layout
+from ..store.outputs import find_condition, prompt_key, read_condition, read_texts
 from ..store.progress import bar
 from ..store.streams import Stream, find_stream, read_stream, write_stream
 from .generate import greedy
@@ -19,6 +20,8 @@ from .plan import BATCH, explain_memory
 from .prompts import PromptSet
 from .ranks import ALONE, Rank
 from .tokens import encode, is_special, stop_ids, template_for, token_texts
+
+OUTPUTS = "outputs/"  # how a continuation begins that is stored texts: outputs/PAIR/VARIANT/KEY
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,37 @@ class Source:
 
 def teller_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
     """The model that writes the continuation that `variant` reads."""
+    if spec.continuation.startswith(OUTPUTS):
+        return sources[spec.continuation.split("/")[2]]
     return sources[variant if spec.continuation in ("own", "none") else spec.continuation]
+
+
+def steered(layout: Layout, pair: str, variant: str, key: str) -> StreamSpec:
+    """The stream recipe whose continuations are the stored texts of a condition (`actlake generate`), named by its key.
+
+    LakeError unless the key begins exactly one condition of the model.
+    """
+    folder = find_condition(layout, pair, variant, key)
+    recipe = read_condition(folder)
+    template = "native" if recipe["template"] == template_for("native", variant) else recipe["template"]
+    return StreamSpec("steered", template, f"{OUTPUTS}{pair}/{variant}/{folder.name}", recipe["max_new_tokens"])
+
+
+def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
+    """The stored continuation of each prompt; LakeError for a prompt without one, or that was another then."""
+    _, pair, variant, key = spec.continuation.split("/")
+    folder, template = layout.outputs(pair, variant) / key, template_for(spec.template, variant)
+    known = {row["prompt_sha"]: row["token_id"] for row in read_texts(folder)}
+    told = []
+    for prompt in prompts.prompts:
+        ids = encode(teller.tokenizer, prompt.text, template)
+        if (sha := prompt_key(ids)) not in known:
+            raise LakeError(
+                f"{folder}: has no text for prompt {prompt.id!r} of set {prompts.name} as it is now; `actlake generate` with"
+                f" --prompts {prompts.name} writes it"
+            )
+        told.append(known[sha])
+    return told
 
 
 def recipe_of(
@@ -56,6 +89,10 @@ def recipe_of(
     }
     if spec.continuation != "none":
         told = template_for(spec.template, teller.variant)
+        if spec.continuation.startswith(OUTPUTS):
+            stored = {"outputs": spec.continuation.rpartition("/")[2], "model_sha256": teller.identity["sha256"]}
+            recipe |= {"max_new_tokens": spec.max_new_tokens, "continuation": stored}
+            return {**recipe, "key": hash_json(recipe)}
         recipe |= {
             "max_new_tokens": spec.max_new_tokens,
             "continuation": {
@@ -100,6 +137,8 @@ def ensure_stream(
     check_prompts(starts, prompts, spec, source)
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
+    elif spec.continuation.startswith(OUTPUTS):
+        told = _stored(layout, teller, spec, prompts)
     elif teller is source:
         told = _tell(layout, teller, starts, spec, recipe, rank)
     else:

@@ -17,6 +17,7 @@ from ..store.tables import connect, same_prompts, sql_error, stream_table
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
 from .kit import Kit, Scope
+from .outputs import announce
 from .registry import Query, Wanted, published
 from .sweep import Job
 from .sweep import run as sweep
@@ -83,12 +84,13 @@ def answer(
 ) -> Answer:
     """Answer one query from the store, for one pair or pooled over several; missing tables are computed first.
 
-    No model is loaded but where a missing table is a replay. `prompts` picks among several captured prompt sets, `catalog`
-    says where checkpoints lie. Raises LakeError when the captures it needs are not there.
+    No model is loaded but where a missing table is a replay or made of free-running texts. `prompts` picks among several
+    captured prompt sets, `catalog` says where checkpoints lie. Raises LakeError when the captures it needs are not there.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
     plan, failed = _Plan.make(layout, query, pairs, prompts, Kit(layout, device, catalog)), dict[Path, LakeError]()
+    announce(plan.jobs)
     made = sweep(plan.jobs, failed)
     plan.do_without(failed)
     return _answered(connect(layout), plan, made, resamples, started)
@@ -101,21 +103,25 @@ def answer_all(
     prompts: str | None = None,
     device: str = "cpu",
     catalog: Path | None = None,
+    generate: bool = True,
 ) -> tuple[list[Answer], list[Refused], float]:
     """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
 
+    `generate` says whether models may be called to write freely; without it, rows whose texts are not there are refused.
     Returns the answers, what could not be answered (its captures lack something, or a model does not load), and the seconds
     that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    kit, plans, refused, failed = Kit(layout, device, catalog), [], [], dict[Path, LakeError]()
+    kit, plans, refused, failed = Kit(layout, device, catalog, generate), [], [], dict[Path, LakeError]()
     for query in queries:
         try:
             plans.append(_Plan.make(layout, query, pairs, prompts, kit))
         except LakeError as error:
             refused.append(Refused(query, str(error)))
-    made = sweep([job for plan in plans for job in plan.jobs], failed)
+    jobs = [job for plan in plans for job in plan.jobs]
+    announce(jobs)
+    made = sweep(jobs, failed)
     spent, connection, answers = time.perf_counter() - started, connect(layout), []
     for plan in plans:
         try:

@@ -69,8 +69,9 @@ class Scope:
 class Kit:
     """What the builders of one call share: the lake, the device, and captures and heads, each opened once."""
 
-    def __init__(self, layout: Layout, device: str = "cpu", catalog: Path | None = None):
+    def __init__(self, layout: Layout, device: str = "cpu", catalog: Path | None = None, generate: bool = True):
         self.layout, self.device, self._catalog = layout, device, catalog
+        self.generate = generate  # whether models may be called to write freely
         self._known: dict[Any, Any] = {}
         self.capture = cache(lambda names: Capture(layout.capture(*names)))
         self.foreign = cache(lambda table: foreign_captures(layout, table))

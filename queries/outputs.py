@@ -6,7 +6,7 @@ whatever a sweep, a subset or a command asks for that was told before is taken f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from ..capture.steering import EditSpec, condition_text
 from ..capture.tokens import encode, real_token_mask, stop_ids, template_for
 from ..store.errors import LakeError
 from ..store.outputs import Condition, Row, prompt_key
-from ..store.progress import bar
+from ..store.progress import ERRORS, Bar, bar
 from ..store.schema import OUTPUTS
 from .hosts import Hosts, Steering, edits_of, hosts
 from .kit import OTHER, VERSION, Kit
@@ -105,7 +105,7 @@ class ConditionJob(Job):
                 bar(f"{self.name} {condition_text(self.asked.edits)[:60]}", self.work(missing), self.unit) as progress,
                 explain_memory(f"{self.name}", self.asked.batch),
             ):
-                self.compute(missing, progress.advance)
+                self.compute(missing, progress)
         known = self.condition.known(self.kind)
         rows = [known[sha] | {"prompt_id": name} for name, sha in self.named]
         self.condition.seal(self.kind, self.path, [self.labelled(row) for row in rows], self.schema)
@@ -116,7 +116,7 @@ class ConditionJob(Job):
         """How much the progress bar counts."""
         return len(missing)
 
-    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Make the lines of these prompts and keep them batch by batch."""
         raise NotImplementedError
 
@@ -185,7 +185,7 @@ class Texts(ConditionJob):
         """Tokens at most."""
         return len(missing) * self.asked.max_new_tokens
 
-    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Generate."""
         model, edits, budget = self.model(), self.attached(), self.asked.max_new_tokens
         ids = [self.ids[place] for place in missing]
@@ -208,7 +208,9 @@ class Texts(ConditionJob):
                 for index, tokens in zip(indices, told, strict=True)
             ]
             self.condition.keep(self.kind, rows)
-            advance(len(indices) * budget)
+            told_now = sum(map(len, told))
+            progress.shrink(len(indices) * budget - told_now)
+            progress.advance(told_now)
 
     def labelled(self, row: Row) -> Row:
         """With the names of the condition and of the prompt's set."""
@@ -240,7 +242,7 @@ class Choices(ConditionJob):
         texts = [lettered(fields_of(prompt)) for prompt in self.asked.prompts]
         return self.encoded(self.asked.variant, self.asked.template, texts)
 
-    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Generate three tokens, and score every choice."""
         model, edits = self.model(), self.attached()
         chosen = [self.asked.prompts[place] for place in missing]
@@ -251,7 +253,7 @@ class Choices(ConditionJob):
                 index: model.tokenizer.decode(tokens, skip_special_tokens=True)
                 for index, tokens in zip(indices, told, strict=True)
             }
-            advance(len(indices))
+            progress.advance(len(indices))
         plain = self.encoded(self.asked.variant, self.asked.template, [prompt.text for prompt in chosen])
         flat = [(index, choice) for index, prompt in enumerate(chosen) for choice in prompt.fields["choices"]]
         tails = [model.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"] for _, choice in flat]
@@ -269,6 +271,16 @@ class Choices(ConditionJob):
             for index, prompt in enumerate(chosen)
         ]
         self.condition.keep(self.kind, rows)
+
+
+def announce(jobs: Iterable[Job]) -> None:
+    """Say what will be generated for some jobs, before it starts; nothing when all texts are there."""
+    texts = {job.path: job for top in jobs for job in top.before if isinstance(job, Texts) and not job.path.exists()}
+    missing = [(len(job.missing()), job.asked.max_new_tokens) for job in texts.values()]
+    if texts and any(count for count, _ in missing):
+        told, tokens = sum(count for count, _ in missing), sum(count * budget for count, budget in missing)
+        what = f"generating {told:,} texts under {len(missing)} conditions, at most {tokens:,} tokens"
+        ERRORS.print(what, highlight=False)
 
 
 def fields_of(prompt: Prompt) -> dict[str, Any]:
@@ -291,14 +303,14 @@ class Nats(ConditionJob):
         asked = texts.asked
         super().__init__(kit, asked, texts.steer, texts.recipe, (texts,))
 
-    def compute(self, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Read them."""
         told = {row["prompt_sha"]: row for row in self.texts.rows()}
         prompts = [self.asked.prompts[place] for place in missing]
         shas = [self.named[place][1] for place in missing]
         starts = self.encoded(self.reader, "native", [prompt.text for prompt in prompts])
         replies = [_without_end(told[sha]) for sha in shas]
-        found = nats(self.hosts.model(self.reader), starts, replies, self.asked.batch, (), advance)
+        found = nats(self.hosts.model(self.reader), starts, replies, self.asked.batch, (), progress.advance)
         self.condition.keep(
             self.kind,
             [

@@ -31,15 +31,17 @@ def write_results(
     prompts: str | None = None,
     device: str = "cpu",
     catalog: Path | None = None,
+    generate: bool = True,
 ) -> Results:
     """Answer what the store can answer, and write per row ID-PAIR.csv, .png, .svg and .sql, and index.html for all.
 
     Missing tables of all rows are computed in as few passes over the captures as there can be. Rows that need more data are
-    no error: their reasons say which command makes it. `catalog` says where checkpoints lie.
+    no error: their reasons say which command makes it. `catalog` says where checkpoints lie, `generate`
+    whether models may write freely for rows that need it.
     """
     started = time.perf_counter()
     with together():
-        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog)
+        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog, generate)
         files: dict[str, Path] = {}
         with bar("figures", len(answers), "rows") as progress:
             for found in answers:

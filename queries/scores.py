@@ -10,6 +10,7 @@ import numpy as np
 
 from ..analyze.scores import boundary_tokens, reclassified, right_letter, score
 from ..capture.prompts import Prompt
+from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.streams import stream_records
 from ..store.tables import drop_tables
@@ -63,6 +64,12 @@ class Scores(TableJob):
             "sweep": sweep,
         }
         made = [job.path.stem + job.condition.key for job in (*jobs, *(j for r in self._nats.values() for j in r))]
+        absent = [job for job in before if not job.path.exists()]
+        if absent and not kit.generate:
+            raise LakeError(
+                f"scores({sweep}): {len(absent)} of {len(before)} conditions have no texts or readings yet, and generating is"
+                f" switched off: `actlake run {sweep} --pair {scope.pair}` makes them"
+            )
         super().__init__(kit.layout, "scores", {**self._named, "from": made, "version": VERSION["scores"]})
         self.before, self._layout = tuple(before), kit.layout
 

@@ -106,9 +106,10 @@ def find_condition(layout: Layout, pair: str, variant: str, key: str) -> Path:
     found = [name for name in there if name.startswith(key)]
     if len(found) != 1:
         what = "several conditions begin" if found else "no condition begins"
+        some = ", ".join(there[:4]) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
         raise LakeError(
-            f"outputs of {pair}/{variant}: {what} with {key!r}; there: {', '.join(there) or 'none'}. `actlake generate {pair}"
-            f" {variant} --edit ...` makes one and tells its key"
+            f"outputs of {pair}/{variant}: {what} with {key!r}; there: {some or 'none'}. `actlake generate` makes them, `actlake"
+            ' sql "SELECT DISTINCT key, variant, condition FROM outputs"` lists them'
         )
     return folder / found[0]
 

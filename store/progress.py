@@ -37,6 +37,11 @@ class Bar:
         """Move on by `count` units."""
         self._progress.advance(self._task, count)
 
+    def shrink(self, count: int) -> None:
+        """There are `count` units fewer to do than was thought."""
+        total = self._progress.tasks[self._progress.task_ids.index(self._task)].total or 0
+        self._progress.update(self._task, total=total - count)
+
     def store(self, count: int) -> None:
         """Add `count` written bytes."""
         self._stored += count
