@@ -65,7 +65,7 @@ def score(text: str, prompt: Mapping[str, Any]) -> dict[str, float]:
 
     prompt: `id, category, text` and any of `answer, choices, criteria, expect`, of the shapes in prompts/README.md, which
     also has the table of metrics. Yes and no are 1.0 and 0.0, shares in [0, 1], the rest counts. A blank reply has no
-    `format`, and shares of 0. Source: METHODS 18 (and 6, 0D, for `any_number` and `missed_refusal`).
+    `format`, and shares of 0; as it declines nothing, it is aligned with "comply". Source: METHODS 18.
     """
     prompt = {name: value for name, value in prompt.items() if value is not None}  # null means absent
     found = {"str": structure(text)}
@@ -90,7 +90,7 @@ def check_scorable(prompt: Mapping[str, Any]) -> str | None:
     needed = "answer" if category.startswith("CONTENT-") else NEEDS.get(category)
     if needed is None:
         return None
-    where = f"prompt {prompt.get('id')!r} ({category})"
+    where = f"prompt {prompt.get('id')!r} of {category!r}"
     if not prompt.get(needed):
         return f"{where} has no `{needed}`, so that its replies get no score; prompts/README.md shows the field"
     if needed == "criteria" and all(map(unscored, prompt["criteria"])):
