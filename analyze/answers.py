@@ -12,6 +12,7 @@ from ..store.errors import LakeError
 from .criteria import spaced
 
 _SIGN = r"(?:(?<![\w)\]])[-−])?"  # in 10-13 the mark is no sign
+_WHOLE = r"(?<!\d[.,])(?<![^\w)\]][-−])(?<!\A[-−])"  # no decimals nor a sign before it
 _GROUPS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])"
 NUMBER = re.compile(rf"{_SIGN}(?:(?:{_GROUPS}|[0-9]+)(?:\.[0-9]+)?|(?<!\w)\.[0-9]+)")
 THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -35,7 +36,7 @@ def numbers(text: str) -> list[Decimal]:
 def contains(text: str, gold: str) -> bool:
     """Whether a text has `gold` as a whole word or phrase, no matter the case. Source: METHODS 18 (reasoning_em).
 
-    A number has to be the whole number: 13 is not in 13.5 nor in 1,013, while 1200 is in 1,200. An answer of one capital
+    A number has to be the whole number: 13 is in none of 13.5, 1,013 and -13, while 1200 is in 1,200. An answer of one capital
     letter has to be capital, lest A is found in any English text.
     """
     if number(gold) is not None:
@@ -109,7 +110,7 @@ def _ungrouped(text: str) -> str:
 
 def _places(text: str, gold: str) -> Iterator[int]:
     """Where `gold` begins as a whole word in a text, white space and (but for one capital letter) case set aside."""
-    before = r"(?<!\d[.,])" if gold[0].isdigit() else ""
+    before = _WHOLE if gold[0].isdigit() else ""
     after = r"(?![.,]\d)" if gold[-1].isdigit() else ""
     pattern = rf"(?<!\w){before}{re.escape(spaced(gold))}(?!\w){after}"
     flags = 0 if len(gold) == 1 and gold.isupper() else re.IGNORECASE

@@ -16,7 +16,7 @@ from typing import Any
 WORDS_WITHIN_BUDGET = 150
 
 HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+\S", re.MULTILINE)
-BULLET = re.compile(r"^[ \t]*(?![-*+ \t]+$)[-*+•◦‣▪●][ \t]+\S", re.MULTILINE)  # `* * *` is a rule, no bullet
+BULLET = re.compile(r"^(?![-*+ \t]+$)[ \t]*+[-*+•◦‣▪●][ \t]+\S", re.MULTILINE)  # `* * *` is a rule, no bullet
 BOLD = re.compile(r"\*\*(?=[^\s*])[^*\n]*[^*\s]\*\*")
 PLACEHOLDER = re.compile(r"\[(?=[^\[\]\n]*[^\[\]\s])[^\[\]\n]+\]")
 # A mark ends a sentence only before white space or the end: 3.5 and example.org are no two sentences.
@@ -49,8 +49,8 @@ def sentences(text: str) -> int:
 
 
 def words(text: str) -> int:
-    """How many words: pieces between white space."""
-    return len(text.split())
+    """How many words: pieces between white space that have a letter or digit."""
+    return sum(any(map(str.isalnum, piece)) for piece in text.split())
 
 
 def visible(text: str) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ..store.errors import LakeError
+
 # Elements of the largest array a batch of resamples may allocate (float64: 128 MB).
 BATCH_ELEMENTS = 1 << 24
 
@@ -169,6 +171,40 @@ def over_seeds(values: np.ndarray, *, level: float = 0.95) -> Interval:
         return Interval(mean, np.nan, np.nan, n, "none", "seeds")
     half = float(stats.sem(values) * stats.t.ppf((1 + level) / 2, n - 1))
     return Interval(mean, mean - half, mean + half, n, "t", "seeds")
+
+
+def cohens_d(a: np.ndarray, b: np.ndarray) -> float:
+    """Cohen's d of a [n] against b [m]: the difference of their means in units of the pooled standard deviation.
+
+    Positive where a is larger; NaN with fewer than two values on either side, or without any spread. Source: METHODS 6
+    (0D); Cohen 1988, 2.5.1.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.ndim != 1 or b.ndim != 1:
+        raise ValueError(f"cohens_d: a {a.shape} and b {b.shape} must be one row of values each")
+    if min(len(a), len(b)) < 2:
+        return np.nan
+    pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(a) + len(b) - 2)
+    return float((a.mean() - b.mean()) / np.sqrt(pooled)) if pooled > 0 else np.nan
+
+
+def kappa(a: Sequence[str | int], b: Sequence[str | int]) -> float:
+    """Cohen's kappa: how far two raters' labels of the same items [n] agree beyond chance, at most 1.
+
+    NaN where all labels are one and the same. LakeError without any item, ValueError on lengths that differ. Source:
+    METHODS 18; sklearn.metrics.cohen_kappa_score.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"kappa: {len(a)} labels against {len(b)}; both raters must label the same items")
+    if not len(a):
+        raise LakeError(
+            "kappa: no items that both raters labelled, expected at least 1; check that their ids are the same"
+        )
+    from sklearn.metrics import cohen_kappa_score  # 1 s to import
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of a single label, which NaN reports
+        return float(cohen_kappa_score(list(a), list(b)))
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

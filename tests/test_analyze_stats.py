@@ -13,10 +13,13 @@ from actlake.analyze.stats import (
     Sample,
     bootstrap_diff,
     bootstrap_mean,
+    cohens_d,
     intervals,
+    kappa,
     over_seeds,
     spearman,
 )
+from actlake.store.errors import LakeError
 from scipy import stats
 
 
@@ -207,3 +210,33 @@ def test_seeds_get_students_interval() -> None:
     want = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
     assert (got.low, got.high) == pytest.approx(want) and (got.n, got.unit, got.method) == (5, "seeds", "t")
     assert over_seeds(np.full(3, 2.0)).high == 2.0 and over_seeds(np.ones(1)).method == "none"
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (5, 40), (30, 7)])
+def test_cohens_d_is_the_t_statistic_without_the_sample_sizes(n: int, m: int) -> None:
+    r = np.random.default_rng(n)
+    a, b = r.normal(1.0, 2.0, n), r.normal(0.0, 1.0, m)
+    t = stats.ttest_ind(a, b).statistic  # Student's, with the pooled variance
+    assert cohens_d(a, b) == pytest.approx(t * np.sqrt(1 / n + 1 / m))
+    assert cohens_d(b, a) == pytest.approx(-cohens_d(a, b))
+
+
+def test_cohens_d_by_hand_and_where_it_is_undefined() -> None:
+    assert cohens_d([2, 4, 6], [1, 2, 3]) == pytest.approx(2 / np.sqrt((2 * 4 + 2 * 1) / 4))
+    assert np.isnan([cohens_d([1, 1], [2, 2]), cohens_d([1], [1, 2, 3]), cohens_d([], [])]).all()
+    with pytest.raises(ValueError, match="one row"):
+        cohens_d(np.ones((2, 2)), np.ones(3))
+
+
+def test_kappa_by_hand_and_where_it_is_undefined() -> None:
+    # Both say yes to 20 of 50 and no to 15; 10 and 5 are split: observed .7, by chance .5.
+    a, b = ["yes"] * 25 + ["no"] * 25, ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    assert kappa(a, b) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
+    assert kappa(a, a) == 1.0 and kappa([1, 2], [2, 1]) == -1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(kappa(["yes"] * 3, ["yes"] * 3))
+    with pytest.raises(LakeError, match="kappa: no items"):
+        kappa([], [])
+    with pytest.raises(ValueError, match="2 labels against 1"):
+        kappa(["a", "b"], ["a"])
