@@ -78,12 +78,14 @@ def plan(
     LakeError for a sweep, edit or direction that is unknown, and where captures are needed that are not there.
     """
     scope = _scope(kit, pair, which, prompts is None)
-    chosen = prompts or prompts_of(kit, scope)
-    budget = max_new_tokens or budget_of(kit, scope)
     steer: Steering = steering(kit, scope)
     every: list[Setting] = []
     for each in wanted:
         every += settings(each, hosts(kit, pair).shape()) if isinstance(each, str) else [each]
+    for setting in every:
+        steer.before(setting.edits)  # a wrong direction is told of first
+    chosen = prompts or prompts_of(kit, scope)
+    budget = max_new_tokens or budget_of(kit, scope)
     jobs = [
         (
             setting,
