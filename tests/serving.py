@@ -28,7 +28,7 @@ def pocket(log: Path) -> Iterator[str]:
     """The address of an OpenAI-compatible server of the pocket IT model, in a process that ends with the block."""
     port = free_port()
     run = "from transformers.cli.transformers import main; main()"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with open(log, "w") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", run, "serve", POCKET.name, *options],
