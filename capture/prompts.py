@@ -75,12 +75,9 @@ def read_prompts(path: str | Path, name: str | None = None, limit: int | None = 
     path = Path(path)
     if limit is not None and limit < 1:
         raise LakeError(f"{path}: a limit of {limit} leaves no prompts; give 1 or more")
-    rows = _READERS.get(path.suffix.lower())
-    if rows is None:
-        raise LakeError(f"{path}: unknown type {path.suffix!r}; a prompt file ends in .jsonl or .csv")
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
-    for line, record in rows(path, _read_text(path)):
+    for line, record in read_rows(path, "prompt file", ("id", "text")):
         prompt = _checked(record, f"{path}:{line}")
         if prompt.id in lines:
             first = lines[prompt.id]
@@ -91,6 +88,18 @@ def read_prompts(path: str | Path, name: str | None = None, limit: int | None = 
         raise LakeError(f"{path}: the prompt set is empty; expected at least one row with `id` and `text`")
     kept = tuple(prompts[:limit])
     return PromptSet(name or path.stem, kept, sha256(canonical_bytes(kept)).hexdigest())
+
+
+def read_rows(path: Path, what: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a .jsonl or .csv file with the line each begins on; a CSV header has to name `columns`.
+
+    `what` the file should be stands in messages. Whatever can't be read is a LakeError with file and line.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".csv"):
+        raise LakeError(f"{path}: unknown type {path.suffix!r}; a {what} ends in .jsonl or .csv")
+    text = _read_text(path, what)
+    yield from _json_rows(path, text, columns) if suffix == ".jsonl" else _csv_rows(path, text, columns)
 
 
 def add_prompts(source: str | Path, destination_folder: str | Path, name: str) -> Path:
@@ -113,13 +122,13 @@ def add_prompts(source: str | Path, destination_folder: str | Path, name: str) -
     return target
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, what: str) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise LakeError(f"{path}: no such prompt file") from None
+        raise LakeError(f"{path}: no such {what}") from None
     except OSError as error:
-        raise LakeError(f"{path}: cannot read the prompt file ({error.strerror})") from None
+        raise LakeError(f"{path}: cannot read the {what} ({error.strerror})") from None
     try:
         return data.decode("utf-8-sig")  # spreadsheets like to begin with a byte order mark
     except UnicodeDecodeError as error:
@@ -127,7 +136,7 @@ def _read_text(path: Path) -> str:
         raise LakeError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     # Not splitlines(): that would also cut at U+2028, which JSON allows inside a string.
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
@@ -137,7 +146,8 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise LakeError(f"{path}:{line}: not one JSON object on one line ({_reason(error)})") from None
         if not isinstance(record, dict):
-            raise LakeError(f'{path}:{line}: expected a JSON object such as {{"id": ..., "text": ...}}')
+            example = ", ".join(f'"{column}": ...' for column in columns)
+            raise LakeError(f"{path}:{line}: expected a JSON object such as {{{example}}}")
         yield line, record
 
 
@@ -148,14 +158,14 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     start = 1  # a quoted cell may span lines: report where its row begins
     try:
         for cells in reader:
             if cells and header is None:
-                header = _header(cells, f"{path}:{start}")
+                header = _header(cells, f"{path}:{start}", columns)
             elif cells and header is not None:
                 yield start, _csv_record(header, cells, f"{path}:{start}")
             start = reader.line_num + 1
@@ -163,14 +173,14 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise LakeError(f"{path}:{start}: not valid CSV ({error})") from None
 
 
-def _header(cells: list[str], where: str) -> list[str]:
+def _header(cells: list[str], where: str, columns: tuple[str, ...]) -> list[str]:
     header = [cell.strip() for cell in cells]
     if "" in header:
         column = header.index("") + 1
         raise LakeError(f"{where}: column {column} has no name (in pandas, write with index=False)")
     if len(set(header)) < len(header):
         raise LakeError(f"{where}: a column name occurs twice in {_short(header)}")
-    if missing := {"id", "text"} - set(header):
+    if missing := set(columns) - set(header):
         raise LakeError(f"{where}: no column {', '.join(sorted(missing))}; the header is {_short(header)}")
     return header
 
@@ -186,12 +196,6 @@ def _csv_record(header: list[str], cells: list[str], where: str) -> dict[str, An
             except (ValueError, RecursionError) as error:
                 raise LakeError(f"{where}: {key} is not JSON ({_reason(error)})") from None
     return record
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, Any]]]]] = {
-    ".jsonl": _json_rows,
-    ".csv": _csv_rows,
-}
 
 
 def _checked(record: dict[str, Any], where: str) -> Prompt:

@@ -1,27 +1,20 @@
-"""The catalog: which pairs, prompt sets, streams, profiles and lakes there are. catalog.yaml explains itself.
+"""The catalog: which pairs, prompt sets, streams, profiles and lakes there are. catalog.yaml explains itself."""
 
-YAML is read as a tree of nodes and never turned into objects by the parser, so that no file can run code and
-every complaint can name its line.
-"""
-
-import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.nodes import Node, SequenceNode
 
 from .errors import LakeError
 from .schema import SCALAR_TABLES, VARIANTS
+from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
 PACKAGED = Path(__file__).parent.parent / "catalog.yaml"
-LARGEST = 1_000_000  # bytes; a catalog is a page or two
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes")
 TEMPLATES = ("raw", "chat", "native")
 CONTINUATIONS = ("none", "own", "pt", "it")
@@ -145,7 +138,7 @@ class Catalog:
     def _find(self, kind: str, entries: Mapping[str, T], name: str) -> T:
         if name in entries:
             return entries[name]
-        raise LakeError(f"unknown {kind} {name!r}: {self.path} has {_list(entries)}{_hint(name, entries)}")
+        raise LakeError(f"unknown {kind} {name!r}: {self.path} has {listed(entries)}{hint(name, entries)}")
 
 
 def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
@@ -176,7 +169,7 @@ def resolve_boundaries(profile: ProfileSpec, n_layers: int, windows: Mapping[str
         number = known.get(boundary) if isinstance(boundary, str) else boundary
         if number is None:
             raise LakeError(
-                f"profile {profile.name}: no boundary {boundary!r}; expected a number or one of {_list(known)}"
+                f"profile {profile.name}: no boundary {boundary!r}; expected a number or one of {listed(known)}"
             )
         if number > n_layers:
             raise LakeError(f"profile {profile.name}: boundary {number}, the model's boundaries end at {n_layers}")
@@ -204,9 +197,9 @@ _EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {})
 
 def _read(file: Path) -> dict[str, dict]:
     reader = _Reader(file)
-    root = _compose(file)
+    root = compose(file, "catalog")
     if root is None:
-        raise LakeError(f"{file}: the catalog is empty; expected one or more of {_list(SECTIONS)}")
+        raise LakeError(f"{file}: the catalog is empty; expected one or more of {listed(SECTIONS)}")
     parsers: dict[str, Callable[[str, Node], object]] = {
         "pairs": reader.pair,
         "prompts": reader.prompt_set,
@@ -222,85 +215,14 @@ def _read(file: Path) -> dict[str, dict]:
     }
 
 
-def _compose(file: Path) -> Node | None:
-    """Parse a YAML file into nodes; whatever the parser dislikes becomes one line with a line number."""
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise LakeError(f"{file}: no such catalog") from None
-    except OSError as error:
-        raise LakeError(f"{file}: cannot read the catalog ({error.strerror})") from None
-    if len(data) > LARGEST:
-        raise LakeError(f"{file}: {len(data)} bytes, expected at most {LARGEST}; is this a catalog?")
-    try:
-        text = data.decode("utf-8-sig")
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise LakeError(f"{file}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise LakeError(f"{file}:{line}: character {error.character!r} is not allowed in YAML") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise LakeError(f"{where}: not valid YAML ({error.problem or error.context})") from None
-    except RecursionError:
-        raise LakeError(f"{file}: nested too deeply for a catalog") from None
-
-
-class _Reader:
-    """Turns nodes into checked values; every complaint names the file and the line."""
+class _Reader(NodeReader):
+    """Turns the catalog's nodes into what they name."""
 
     def __init__(self, file: Path):
-        self.file = file
+        super().__init__(file)
         self.folder = file.absolute().parent
         # An installed package's own folder is no place for data.
         self.lake_folder = Path.cwd() if file.resolve() == PACKAGED.resolve() else self.folder
-
-    def error(self, node: Node, message: str) -> LakeError:
-        return LakeError(f"{self.file}:{node.start_mark.line + 1}: {message}")
-
-    def mapping(
-        self, node: Node, what: str, keys: Iterable[str] | None = None, required: Iterable[str] = ()
-    ) -> dict[str, Node]:
-        """Key -> value node; `keys` are the only ones allowed (None: any name)."""
-        if not isinstance(node, MappingNode):
-            raise self.error(node, f"{what} is {_kind(node)}, expected `key: value` lines")
-        found: dict[str, Node] = {}
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            name = key.value if isinstance(key, ScalarNode) else ""
-            if keys is not None and name not in keys:
-                known = f"known are {_list(keys)}{_hint(name, keys)}"
-                raise self.error(key, f"{what} has no setting {name!r}; {known}")
-            if not NAME.fullmatch(name):
-                raise self.error(key, f"{what}: {name!r} is no name; names are letters, digits, _ . and -")
-            if name in found:
-                raise self.error(key, f"{what}: {name!r} is already on line {lines[name]}; keep one")
-            found[name], lines[name] = value, key.start_mark.line + 1
-        if missing := [key for key in required if key not in found]:
-            raise self.error(node, f"{what} lacks {_list(missing)}")
-        return found
-
-    def text(self, node: Node, what: str) -> str:
-        if not isinstance(node, ScalarNode) or not node.tag.endswith(":str") or not node.value.strip():
-            quote = "; put it in quotes" if isinstance(node, ScalarNode) and node.value.strip() else ""
-            raise self.error(node, f"{what} is {_kind(node)}, expected text{quote}")
-        return str(node.value)
-
-    def choice(self, node: Node, what: str, known: Iterable[str]) -> str:
-        # The bare word is taken as it stands, so that `none` and `off` need no quotes.
-        value = str(node.value) if isinstance(node, ScalarNode) else None
-        if value is None or value not in known:
-            raise self.error(node, f"{what} is {_kind(node)}, expected one of {_list(known)}")
-        return value
-
-    def whole(self, node: Node, what: str, least: int) -> int:
-        digits = isinstance(node, ScalarNode) and re.fullmatch(r"0|[1-9][0-9]{0,11}", node.value)
-        if not digits or not node.tag.endswith(":int") or int(node.value) < least:
-            raise self.error(node, f"{what} is {_kind(node)}, expected a whole number from {least}")
-        return int(node.value)
 
     def local(self, node: Node, what: str) -> Path:
         text = self.text(node, what)
@@ -334,7 +256,7 @@ class _Reader:
 
     def window(self, node: Node, what: str) -> tuple[int, int]:
         if not isinstance(node, SequenceNode) or len(node.value) != 2:
-            raise self.error(node, f"{what} is {_kind(node)}, expected [first block, block after the last]")
+            raise self.error(node, f"{what} is {kind_of(node)}, expected [first block, block after the last]")
         start, stop = (self.whole(part, what, 0) for part in node.value)
         if start >= stop:
             raise self.error(node, f"{what} [{start}, {stop}] is empty; the second number is the larger one")
@@ -393,30 +315,6 @@ class _Reader:
     def boundary(self, node: Node, what: str) -> int | str:
         return self.whole(node, what, 0) if node.tag.endswith(":int") else self.text(node, what)
 
-    def list(self, node: Node, what: str, example: str) -> list[Node]:
-        if not isinstance(node, SequenceNode) or not node.value:
-            raise self.error(node, f"{what} is {_kind(node)}, expected a list: {example}")
-        names = [part.value for part in node.value]
-        if len(set(map(str, names))) < len(names):
-            raise self.error(node, f"{what} names one thing twice: {_list(map(str, names))}")
-        return node.value
-
     def lake(self, name: str, node: Node) -> str:
         place = self.text(node, f"lake {name}")
         return place if "://" in place else str(self.lake_folder / os.path.expanduser(place))
-
-
-def _kind(node: Node) -> str:
-    """What a node looks like to the person who wrote it."""
-    if isinstance(node, ScalarNode):
-        return repr(node.value) if node.value else "empty"
-    return "a list" if isinstance(node, SequenceNode) else "a block of `key: value` lines"
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""

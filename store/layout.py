@@ -83,6 +83,11 @@ class Layout:
         """Folder of the prompt sets imported into this lake."""
         return self.root / "prompts"
 
+    @property
+    def judge(self) -> Path:
+        """Folder of what LLM judges answered."""
+        return self.root / "outputs" / "judge"
+
     def directions(self, pair: str) -> Path:
         """Folder of one pair's directions."""
         return self.root / "directions" / check_name(pair, "pair")

@@ -18,6 +18,7 @@ NEEDED = (
     "models/pocket/pt/model.safetensors",
     "prompts/core.jsonl",
     "prompts/pocket.jsonl",
+    "prompts/rubrics.yaml",
     "queries/L1.sql",
     "queries/page.html.j2",
     "queries/published.csv",

@@ -1,0 +1,68 @@
+"""What LLM judges answered, kept in a lake in small files that are written once: nothing is asked twice."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .errors import CorruptError, LakeError
+from .files import canonical_json, explain_full_disk, hash_json, write_atomic
+
+PART = 32  # verdicts a file: what a kill may lose
+
+
+class VerdictStore:
+    """The verdicts in one folder, by key; FORMAT 8.3.
+
+    Files are named by their content and never changed, so that any number of processes may add at once.
+    """
+
+    def __init__(self, folder: Path, part: int = PART):
+        self.folder, self.part = folder, part
+        self._records: dict[str, dict[str, Any]] = {}
+        self._files: set[str] = set()
+        self._new: list[dict[str, Any]] = []
+
+    def refresh(self) -> None:
+        """Read the files that came since the last time; CorruptError names one that can't be read."""
+        for file in sorted(self.folder.glob("*.jsonl")):
+            if file.name not in self._files:
+                for record in _read(file):
+                    # Two processes that ask the same at the same moment both keep an answer; one is used.
+                    self._records.setdefault(record["key"], record)
+                self._files.add(file.name)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The record under this key as of the last refresh or `add`."""
+        return self._records.get(key)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take in a record, which has its `key`; it is on the disk when a part is full, or after `flush`."""
+        self._records.setdefault(record["key"], record)
+        self._new.append(record)
+        if len(self._new) >= self.part:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added and is not on the disk yet."""
+        if not self._new:
+            return
+        name = f"{hash_json(self._new)[:16]}.jsonl"
+        with explain_full_disk(f"writing {self.folder / name}"):
+            try:
+                write_atomic(self.folder / name, b"".join(canonical_json(record) + b"\n" for record in self._new))
+            except PermissionError as error:
+                raise LakeError(f"{self.folder}: verdicts can't be written there ({error.strerror})") from error
+        self._files.add(name)
+        self._new = []
+
+
+def _read(file: Path) -> Iterable[dict[str, Any]]:
+    for line, text in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            record = json.loads(text)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("key", "answer", "reason")):
+            raise CorruptError(f"{file}:{line}: not a verdict; delete the file and what it held is asked again")
+        yield record
