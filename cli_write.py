@@ -1,6 +1,7 @@
 """Commands that let models write freely: generate, score."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,14 +16,20 @@ from .cli_options import (
     LakeOption,
     LimitOption,
     NewTokensOption,
+    PromptsOption,
+    open_layout,
     out,
     print_json,
+    print_table,
 )
 from .store.catalog import load_catalog
 from .store.errors import LakeError
 from .store.layout import writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .capture.judge import Cost
     from .queries.sweeps import Setting
 
 writers = typer.Typer()
@@ -117,3 +124,68 @@ def generate(
     for one in done:
         for row in one.rows[:show]:
             out.print(f"\n[bold]{one.key} {escape(row['prompt_id'])}[/]\n{escape(row['text'])}", highlight=False)
+
+
+@writers.command()
+def score(
+    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
+    sweep: Annotated[list[str] | None, typer.Option("--sweep", help="Sweeps to score. [default: exp12]")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Metrics to show; a pattern such as share_*. [default: the usual ones]"),
+    ] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Ask an LLM judge about every reply, too.")] = False,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible address. [default: ACTLAKE_JUDGE_URL; the key: ACTLAKE_JUDGE_KEY]"),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its model. [default: ACTLAKE_JUDGE_MODEL]")] = None,
+    rubrics: Annotated[
+        Path | None,
+        typer.Option(help="A file of rubrics of your own. [default: ACTLAKE_JUDGE_RUBRICS, else the packaged]"),
+    ] = None,
+    price_in: Annotated[float | None, typer.Option(help="Price of a million tokens sent, for the estimate.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Price of a million tokens answered.")] = None,
+    gold: Annotated[
+        Path | None, typer.Option(help="Only measure the judge's agreement with this file: id, rubric, reply, value.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the judge is called.")] = False,
+    prompts: PromptsOption = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Score what models wrote: form, answers, refusals, coherence, structure, and with --judge what an LLM says of it.
+
+    Texts that are not there yet are generated. The judge's verdicts stay in the lake: nothing is asked twice. Before it is
+    called you are told how many calls and tokens that takes. Rows (`actlake run exp12`) show the verdicts beside the rest.
+    """
+    from .queries.judging import agreement_with, judge_sweep
+    from .queries.kit import Kit
+    from .queries.scores import mean_scores, scope_of
+
+    layout, known = open_layout(lake, catalog)
+    kit = Kit(layout, device, catalog)
+    options = {"url": judge_url, "model": judge_model, "price_in": price_in, "price_out": price_out}
+    scope = scope_of(kit, known.pair(pair).name, prompts)
+    if gold:
+        for line in agreement_with(kit, scope, gold, rubrics, **options):
+            out.print(line, highlight=False)
+        return
+    for name in sweep or ["exp12"]:
+        table = mean_scores(kit, scope, name, metric or [])
+        if not as_json:
+            out.print(f"\n[bold]{name}[/]", highlight=False)
+        print_table(table, as_json)
+        if judge:
+            for line in judge_sweep(kit, scope, name, rubrics, _agree(yes), **options):
+                out.print(line, highlight=False)
+
+
+def _agree(yes: bool) -> "Callable[[Cost], bool]":
+    def agree(cost: "Cost") -> bool:
+        out.print(str(cost), highlight=False)
+        return yes or not cost.calls or typer.confirm("go on?", default=False)
+
+    return agree

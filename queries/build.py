@@ -15,6 +15,7 @@ from .divergence import Divergence
 from .endpoint import churn_table, endpoint_table
 from .factorial import Factorial
 from .graft import graft_table
+from .judging import JudgedTable
 from .kit import Kit, Names, Scope, name_columns
 from .layers import Tokens, delta_table, pair_lens_table, raw_lens_table
 from .mechanism import mechanism_table
@@ -60,6 +61,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "vocab": lambda kit, scope, _: vocab_table(kit, scope.pair),
     "patching": Patching,
     "scores": Scores,
+    "judged": JudgedTable,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {
@@ -69,6 +71,7 @@ KINDS = {
     "writeout": ("", "late"),
     "candidates": ("B_late",),
     "scores": (),  # hours of generation are asked for by name
+    "judged": (),
 }
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
 

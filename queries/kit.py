@@ -42,6 +42,7 @@ VERSION = {
     "patching": 1,
     "outputs": 1,
     "scores": 1,
+    "judged": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 WINDOWS = ("early", "mid", "late")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 
 from ..analyze.scores import boundary_tokens, reclassified, right_letter, score
 from ..capture.prompts import Prompt
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.streams import stream_records
-from ..store.tables import drop_tables
+from ..store.tables import drop_tables, same_prompts, stream_table
 from .hosts import hosts, prompts_of, steering
 from .kit import VERSION, Kit, Scope
-from .outputs import Asked, Choices, Nats, Texts, fields_of
-from .sweep import Job, TableJob
+from .outputs import Asked, Choices, Nats, Texts, announce, fields_of
+from .sweep import Job, TableJob, run
 from .sweeps import Setting, settings
 
 # What a sweep's texts are measured by beside what a program reads off them.
@@ -37,7 +40,8 @@ class Scores(TableJob):
 
     def __init__(self, kit: Kit, scope: Scope, sweep: str):
         host, steer, prompts = hosts(kit, scope.pair), steering(kit, scope), prompts_of(kit, scope)
-        self._settings, self._sweep, self._prompts = settings(sweep, host.shape()), sweep, prompts.prompts
+        self.pair, self.sweep = scope.pair, sweep
+        self.settings, self.prompts = settings(sweep, host.shape()), prompts.prompts
         budget = budget_of(kit, scope)
 
         def asked(setting: Setting) -> Asked:
@@ -45,18 +49,18 @@ class Scores(TableJob):
                 scope.pair, setting.variant, setting.edits, setting.template, budget, prompts.prompts, prompts.name
             )
 
-        wanted = [asked(setting) for setting in self._settings]
-        self._texts = [Texts(kit, each, steer) for each in wanted]
+        wanted = [asked(setting) for setting in self.settings]
+        self.texts = [Texts(kit, each, steer) for each in wanted]
         self._choices: list[Choices | None] = [None for _ in wanted]
         if sweep in CHOSEN and any("choices" in prompt.fields for prompt in prompts.prompts):
             self._choices = [Choices(kit, each, steer, CHOSEN[sweep]) for each in wanted]
         self._nats = {
-            reader: [Nats(kit, texts, reader) for texts in self._texts] for reader in VARIANTS if sweep in READ
+            reader: [Nats(kit, texts, reader) for texts in self.texts] for reader in VARIANTS if sweep in READ
         }
         # All that one model does comes together, so that it is loaded once.
-        jobs = sorted([*self._texts, *filter(None, self._choices)], key=lambda job: job.asked.variant)
+        jobs = sorted([*self.texts, *filter(None, self._choices)], key=lambda job: job.asked.variant)
         before: list[Job] = [*jobs, *(job for reader in self._nats.values() for job in reader)]
-        self._named = {
+        self.named = {
             "pair": scope.pair,
             "variant": "both",
             "stream": scope.streams["it"],
@@ -70,24 +74,24 @@ class Scores(TableJob):
                 f"scores({sweep}): {len(absent)} of {len(before)} conditions have no texts or readings yet, and generating is"
                 f" switched off: `actlake run {sweep} --pair {scope.pair}` makes them"
             )
-        super().__init__(kit.layout, "scores", {**self._named, "from": made, "version": VERSION["scores"]})
+        super().__init__(kit.layout, "scores", {**self.named, "from": made, "version": VERSION["scores"]})
         self.before, self._layout = tuple(before), kit.layout
 
     def finish(self) -> None:
         """Score every text."""
-        drop_tables(self._layout, "scores", self._named, keep=self.path)
+        drop_tables(self._layout, "scores", self.named, keep=self.path)
         moved = self._boundary()
-        for place, setting in enumerate(self._settings):
+        for place, setting in enumerate(self.settings):
             lines = list(self._lines(place, moved))
             index, metric, value = (list(column) for column in zip(*lines, strict=True))
-            chosen = [self._prompts[at] for at in index]
+            chosen = [self.prompts[at] for at in index]
             self.add(
                 {
-                    **self._named,
+                    **self.named,
                     "variant": setting.variant,
                     "arm": setting.arm,
                     "dose": np.full(len(index), math.nan if setting.dose is None else setting.dose),
-                    "key": self._texts[place].condition.key,
+                    "key": self.texts[place].condition.key,
                     "prompt": index,
                     "prompt_id": [prompt.id for prompt in chosen],
                     "category": [prompt.category for prompt in chosen],
@@ -98,9 +102,9 @@ class Scores(TableJob):
 
     def _boundary(self) -> dict[str, tuple[list[str], str]]:
         """0E: name of a metric -> the words that are moved, and to which class."""
-        if self._sweep not in BOUNDARY:
+        if self.sweep not in BOUNDARY:
             return {}
-        found = boundary_tokens(row["text"] for texts in self._texts for row in texts.rows())
+        found = boundary_tokens(row["text"] for texts in self.texts for row in texts.rows())
         marks, words = found["structural"], found["function"]
         return {
             "str_to_structural": (marks, "STRUCTURAL"),
@@ -111,7 +115,7 @@ class Scores(TableJob):
 
     def _lines(self, place: int, moved: dict[str, tuple[list[str], str]]) -> Iterator[tuple[int, str, float]]:
         """(prompt, metric, value) of one setting."""
-        for index, (prompt, row) in enumerate(zip(self._prompts, self._texts[place].rows(), strict=True)):
+        for index, (prompt, row) in enumerate(zip(self.prompts, self.texts[place].rows(), strict=True)):
             found = score(row["text"], fields_of(prompt)) | {"tokens": row["tokens"], "ended": float(row["ended"])}
             found |= {name: reclassified(row["text"], words, to) for name, (words, to) in moved.items()}
             for metric, value in found.items():
@@ -124,8 +128,8 @@ class Scores(TableJob):
             yield from self._chosen(choices)
 
     def _chosen(self, choices: Choices) -> Iterator[tuple[int, str, float]]:
-        places = {prompt.id: index for index, prompt in enumerate(self._prompts)}
-        known: dict[str, Prompt] = {prompt.id: prompt for prompt in self._prompts}
+        places = {prompt.id: index for index, prompt in enumerate(self.prompts)}
+        known: dict[str, Prompt] = {prompt.id: prompt for prompt in self.prompts}
         for row in choices.rows():
             prompt = known[row["prompt_id"]]
             index = places[prompt.id]
@@ -137,3 +141,30 @@ def budget_of(kit: Kit, scope: Scope) -> int:
     """New tokens a text may have: as many as the continuations of the captures in scope."""
     record: dict[str, Any] = next(r for r in stream_records(kit.layout) if r["name"] == scope.streams["it"])
     return int(record["recipe"]["max_new_tokens"])
+
+
+def scope_of(kit: Kit, pair: str, prompts: str | None = None) -> Scope:
+    """The pair's captures on their own texts, whose prompts sweeps read."""
+    return Scope(pair, same_prompts(stream_table(kit.layout), pair, "native", prompts), "native")
+
+
+USUAL = ("str", "format", "answer", "alignment", "coherent", "words", "ended", "tokens")
+
+
+def mean_scores(kit: Kit, scope: Scope, sweep: str, patterns: Sequence[str] = ()) -> pd.DataFrame:
+    """Mean of each metric under each condition of a sweep, over prompts that have it; texts and scores are made first.
+
+    Columns: variant, arm, dose, then metrics: those that match a pattern, else the usual ones.
+    """
+    job = Scores(kit, scope, sweep)
+    announce([job])
+    run([job])
+    lines = pq.read_table(job.path, columns=["variant", "arm", "dose", "metric", "value"]).to_pandas()
+    there = list(dict.fromkeys(lines["metric"]))
+    kept = [name for name in there if any(fnmatch(name, pattern) for pattern in patterns or USUAL)]
+    if not kept:
+        raise LakeError(f"no metric matches {', '.join(patterns)}; sweep {sweep} has {', '.join(there)}")
+    lines = lines[lines["metric"].isin(kept)].astype({"variant": str, "arm": str, "metric": str})
+    by = ["variant", "arm", "dose", "metric"]
+    means = lines.groupby(by, sort=False, dropna=False)["value"].mean().unstack("metric", sort=False)
+    return means[kept].reset_index()

@@ -129,6 +129,17 @@ STREAM_SCHEMA = pa.schema(
         ("token_text", pa.string()),
     ]
 )
+_SCORES = [
+    *_MODEL,
+    ("stream_pt", _TEXT),
+    ("sweep", _TEXT),
+    ("arm", _TEXT),
+    ("dose", _FLOAT),
+    ("key", _TEXT),
+    *_PROMPT,
+    ("metric", _TEXT),
+    ("value", _FLOAT),
+]
 # Free-running texts, one line a prompt and condition; the files lie in outputs/, SQL knows them as the table `outputs`.
 OUTPUTS = pa.schema(
     [
@@ -363,19 +374,8 @@ TABLES = {
         ]
     ),
     "words": pa.schema([*_MODEL, *_TOKEN, *_PLACE, ("target", pa.int32()), ("target_class", _TEXT)]),
-    "scores": pa.schema(
-        [
-            *_MODEL,
-            ("stream_pt", _TEXT),
-            ("sweep", _TEXT),
-            ("arm", _TEXT),
-            ("dose", _FLOAT),
-            ("key", _TEXT),
-            *_PROMPT,
-            ("metric", _TEXT),
-            ("value", _FLOAT),
-        ]
-    ),
+    "scores": pa.schema(_SCORES),
+    "judged": pa.schema(_SCORES),
     "patching": pa.schema(
         [
             *_MODEL,

@@ -1,0 +1,170 @@
+"""The table `judged`: what an LLM judge said of a sweep's replies, from the verdicts that the lake has; nothing is asked here.
+
+`judge_sweep` is what asks (`actlake score`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..capture.gold import agreement, gold_items, read_gold
+from ..capture.judge import UNJUDGED, Cost, Item, Judge, Verdict, summary
+from ..capture.rubrics import Rubric, read_rubrics
+from ..store.errors import LakeError
+from ..store.files import hash_json
+from ..store.progress import bar
+from ..store.tables import drop_tables
+from .hosts import prompts_of
+from .kit import VERSION, Kit, Scope
+from .outputs import fields_of
+from .scores import Scores
+from .sweep import TableJob
+
+RUBRICS = "ACTLAKE_JUDGE_RUBRICS"  # a file of rubrics in place of the packaged ones, for rows too
+# Arms whose replies are compared blind, the first against the second. METHODS 12.
+PAIRS: Mapping[str, Sequence[tuple[str, str]]] = {"exp15": (("B_late", "A"), ("C", "D_late"), ("C", "A"))}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One question to the judge: its item, and the line of the table that the verdict makes."""
+
+    item: Item
+    variant: str
+    arm: str
+    dose: float
+    key: str
+    prompt: int
+
+    def lines(self, verdict: Verdict, rubric: Rubric) -> list[tuple[str, float]]:
+        """(metric, value): the grade, or for named classes a share each, since a mean of codes hides them (trap 20)."""
+        name = self.item.rubric.lower()
+        if self.item.other is not None:
+            return [(f"pair_{name}", float(verdict.value or 0))]
+        if all(label.isdecimal() for label in rubric.answers):
+            return [(name, float(verdict.value or 0))]
+        return [(f"{name}_{label.lower()}", float(verdict.label == label)) for label in rubric.answers]
+
+
+def rubrics_of(path: Path | None = None) -> dict[str, Rubric]:
+    """The rubrics of a file, else of the file that ACTLAKE_JUDGE_RUBRICS names, else those that come with actlake."""
+    return read_rubrics(path or os.environ.get(RUBRICS) or None)
+
+
+def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[Judged]:
+    """Everything that can be asked about a sweep's replies; LakeError while there are no replies."""
+    texts = [job.rows() if job.path.exists() else None for job in scores.texts]
+    if any(rows is None for rows in texts):
+        raise LakeError(
+            f"judged({scores.sweep}): its replies are not there yet: `actlake generate {scores.pair} --sweep {scores.sweep}`"
+        )
+    found: list[Judged] = []
+    said: dict[str, list[dict[str, Any]]] = {}
+    for setting, job, rows in zip(scores.settings, scores.texts, texts, strict=True):
+        assert rows is not None
+        said[setting.arm] = rows
+        dose = math.nan if setting.dose is None else setting.dose
+        for index, (prompt, row) in enumerate(zip(scores.prompts, rows, strict=True)):
+            fields = fields_of(prompt)
+            found += [
+                Judged(Item(name, fields, row["text"]), setting.variant, setting.arm, dose, job.condition.key, index)
+                for name, rubric in rubrics.items()
+                if rubric.applies(fields)
+            ]
+    for one, other in PAIRS.get(scores.sweep, ()):
+        for index, prompt in enumerate(scores.prompts):
+            fields = fields_of(prompt)
+            for name in ("G2", "S2"):
+                if name in rubrics and rubrics[name].applies(fields):
+                    item = Item(name, fields, said[one][index]["text"], said[other][index]["text"], (one, other))
+                    found.append(Judged(item, "both", f"{one} vs {other}", math.nan, "", index))
+    return found
+
+
+class JudgedTable(TableJob):
+    """The verdicts on a sweep's replies, as lines of the table `judged`."""
+
+    def __init__(self, kit: Kit, scope: Scope, sweep: str):
+        judge = Judge(kit.layout, rubrics_of())  # a LakeError where none is named
+        scores = Scores(kit, scope, sweep)
+        self._asked = questions(scores, judge.rubrics)
+        verdicts = judge.cached([each.item for each in self._asked])
+        self._verdicts = [verdict for verdict in verdicts if verdict is not None]
+        if not self._verdicts:
+            raise LakeError(
+                f"judged({sweep}): the judge {judge.model} has not been asked yet about {len(self._asked):,} replies: `actlake"
+                f" score {scope.pair} --sweep {sweep} --judge`"
+            )
+        self._asked = [each for each, verdict in zip(self._asked, verdicts, strict=True) if verdict is not None]
+        self._named, self._rubrics = scores.named, judge.rubrics
+        made = {"judge": judge.model, "texts": [job.path.stem + job.condition.key for job in scores.texts]}
+        given = hash_json([[verdict.label, each.key, each.prompt, each.arm] for each, verdict in self._both()])
+        super().__init__(kit.layout, "judged", {**self._named, **made, "verdicts": given, "version": VERSION["judged"]})
+        self._layout = kit.layout
+
+    def _both(self) -> list[tuple[Judged, Verdict]]:
+        return list(zip(self._asked, self._verdicts, strict=True))
+
+    def finish(self) -> None:
+        """Write the lines."""
+        drop_tables(self._layout, "judged", self._named, keep=self.path)
+        lines = [
+            (each, *line)
+            for each, verdict in self._both()
+            for line in each.lines(verdict, self._rubrics[each.item.rubric])
+        ]
+        asked = [each for each, _, _ in lines]
+        self.add(
+            {
+                **self._named,
+                "variant": [each.variant for each in asked],
+                "arm": [each.arm for each in asked],
+                "dose": np.asarray([each.dose for each in asked]),
+                "key": [each.key for each in asked],
+                "prompt": [each.prompt for each in asked],
+                "prompt_id": [each.item.prompt["id"] for each in asked],
+                "category": [each.item.prompt["category"] for each in asked],
+                "metric": [metric for _, metric, _ in lines],
+                "value": [value for _, _, value in lines],
+            }
+        )
+
+
+def judge_sweep(
+    kit: Kit,
+    scope: Scope,
+    sweep: str,
+    rubrics: Path | None = None,
+    agree: Callable[[Cost], bool] = lambda cost: True,
+    **options: Any,
+) -> list[str]:
+    """Ask a judge about every reply of a sweep that it has not judged yet; lines for people, one per rubric.
+
+    `agree` is asked with the estimate before anything is sent. Options are those of `Judge`. LakeError as in `Judge`.
+    """
+    judge = Judge(kit.layout, rubrics_of(rubrics), **options)
+    asked = [each.item for each in questions(Scores(kit, scope, sweep), judge.rubrics)]
+    cost = judge.estimate(asked)
+    if not agree(cost):
+        return []
+    with bar(f"judge {sweep}", len(asked), "replies") as progress:
+        verdicts = judge.judge(asked, progress.advance)
+    unjudged = sum(verdict.label == UNJUDGED for verdict in verdicts)
+    return [*summary(asked, verdicts), f"{len(asked) - unjudged:,} of {len(asked):,} judged"]
+
+
+def agreement_with(kit: Kit, scope: Scope, gold: Path, rubrics: Path | None = None, **options: Any) -> list[str]:
+    """How well a judge agrees with people about the replies of a gold file: Cohen's kappa, a line per rubric."""
+    judge = Judge(kit.layout, rubrics_of(rubrics), **options)
+    rows = read_gold(gold, judge.rubrics)
+    items = gold_items(rows, {prompt.id: fields_of(prompt) for prompt in prompts_of(kit, scope).prompts})
+    with bar("judge gold", len(items), "replies") as progress:
+        verdicts = judge.judge(items, progress.advance)
+    return [str(found) for found in agreement(verdicts, rows, judge.rubrics)]
