@@ -85,7 +85,23 @@ def speed() -> list[Row]:
             ">= 0.9",
         )
         for name in edits
-    ] + order(model)
+    ] + [*order(model), agreement(model, prompts, real)]
+
+
+@torch.no_grad()
+def agreement(model: Model, prompts: Sequence[Sequence[int]], real: np.ndarray) -> Row:
+    """Share of the tokens written that one forward over the whole text has on top too, in the model's own bfloat16."""
+    same = count = 0
+    for indices, told in decoded(model, prompts, NEW, (), BATCH, (), real):
+        for index, row in zip(indices, told, strict=True):
+            logits = model.hf(torch.tensor([[*prompts[index], *row]]), use_cache=False).logits[
+                0, len(prompts[index]) - 1 : -1
+            ]
+            logits[:, torch.from_numpy(~real)] = -torch.inf
+            same += int((logits.argmax(-1) == torch.tensor(row)).sum())
+            count += len(row)
+    what = f"tokens written that one forward has on top, {str(model.dtype).removeprefix('torch.')}"
+    return Row(what, float(same), float(count), "tokens", note="in float32 all of them, every family, in the tests")
 
 
 def order(model: Model) -> list[Row]:

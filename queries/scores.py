@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from ..analyze.scores import boundary_tokens, reclassified, right_letter, score
+from ..analyze.scores import boundary_tokens, check_scorable, reclassified, right_letter, score
 from ..capture.prompts import Prompt
 from ..store.errors import LakeError
+from ..store.progress import ERRORS
 from ..store.schema import VARIANTS
 from ..store.streams import stream_records
 from ..store.tables import drop_tables, same_prompts, stream_table
@@ -79,6 +80,7 @@ class Scores(TableJob):
 
     def finish(self) -> None:
         """Score every text."""
+        self._tell_unscorable()
         drop_tables(self._layout, "scores", self.named, keep=self.path)
         moved = self._boundary()
         for place, setting in enumerate(self.settings):
@@ -99,6 +101,14 @@ class Scores(TableJob):
                     "value": value,
                 }
             )
+
+    def _tell_unscorable(self) -> None:
+        """Name prompts that lack what the score of their category reads; their other scores are kept."""
+        lacking = [line for prompt in self.prompts if (line := check_scorable(fields_of(prompt)))]
+        for line in lacking[:3]:
+            ERRORS.print(line, highlight=False, soft_wrap=True)
+        if len(lacking) > 3:
+            ERRORS.print(f"and {len(lacking) - 3} prompts more", highlight=False)
 
     def _boundary(self) -> dict[str, tuple[list[str], str]]:
         """0E: name of a metric -> the words that are moved, and to which class."""

@@ -349,3 +349,26 @@ def test_without_captures(tmp_path, made):
         LakeError, match="direction d_mean: comes from captures .*`actlake capture llama --stream native`"
     ):
         plan(mine, "llama", [setting_of(mine, "llama", "it", [STEER], "native")], prompts_in(made), None, 3)
+
+
+def test_a_prompt_without_the_field_its_category_needs_is_named(tmp_path, made, monkeypatch):
+    """One line for each of the first three, a count of the others; all else is scored."""
+    import hashlib
+
+    from actlake.capture.prompts import PromptSet, canonical_bytes
+    from actlake.queries import scores
+
+    prompts = tuple(Prompt(f"p{place}", "GOV-FORMAT", text) for place, (_, _, text) in enumerate(texts(12)))
+    data = canonical_bytes(prompts)
+    layout = tiny.capture(
+        tmp_path / "lake", made[2], tiny.NATIVE, prompts=PromptSet("mine", prompts, hashlib.sha256(data).hexdigest())
+    )
+    layout.prompts.mkdir()
+    (layout.prompts / "mine.jsonl").write_bytes(data)
+    said = []
+    monkeypatch.setattr(scores.ERRORS, "print", lambda line, **_: said.append(line))
+    ensure(layout, [("scores", "exp12", scope_of(layout))], catalog=made[1])
+    named = [line for line in said if "criteria" in line]
+    assert len(named) == 3 and "p0" in named[0] and said[-1] == "and 9 prompts more"
+    found = connect(layout).execute("SELECT DISTINCT metric FROM scores").df()["metric"]
+    assert "str" in set(found) and "format" not in set(found)
