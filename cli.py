@@ -27,7 +27,9 @@ from .cli_options import (
     NewTokensOption,
     PairOption,
     PromptSetOption,
+    RankOption,
     StreamOption,
+    WorldOption,
     open_layout,
     out,
     print_json,
@@ -131,13 +133,8 @@ def capture(
             help="Keep the models' own files in the lake, to run them again without the hub; mind their licence."
         ),
     ] = False,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            help="This process's number among --world, from 0. [default: torchrun's or Slurm's variables, if set]"
-        ),
-    ] = None,
-    world: Annotated[int | None, typer.Option(help="Processes that share the capture.")] = None,
+    rank: RankOption = None,
+    world: WorldOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read models on token streams into the lake; what a stream needs (continuations, say) is made first.

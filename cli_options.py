@@ -51,6 +51,11 @@ LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first
 NewTokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
 ]
+RankOption = Annotated[
+    int | None,
+    typer.Option("--rank", help="This process's number among --world. [default: from torchrun's or Slurm's variables]"),
+]
+WorldOption = Annotated[int | None, typer.Option("--world", help="Processes that share the work.")]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
 PairsOption = Annotated[
     list[str] | None,

@@ -17,6 +17,8 @@ from .cli_options import (
     LimitOption,
     NewTokensOption,
     PromptsOption,
+    RankOption,
+    WorldOption,
     open_layout,
     out,
     print_json,
@@ -64,6 +66,8 @@ def generate(
     batch: BatchOption = 64,
     show: Annotated[int, typer.Option(help="Print the first N texts of each condition.", min=0)] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there would be to do, and stop.")] = False,
+    rank: RankOption = None,
+    world: WorldOption = None,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
@@ -81,16 +85,19 @@ def generate(
     layers: 20-33, 3+5, a window (early, mid, late), all. direction: d_mean, d_conv, content, random, rotated, d_mean_top,
     d_mean_bottom, d_mean_random, from the lake's captures. site: mlp, attn, block.
 
-    Interrupted? Run the same command again: it goes on where it stopped. Texts that equal conditions or other prompt sets
+    Interrupted? Run the same command again: it goes on where it stopped. Several GPUs: once for each with --rank R --world N,
+    or under torchrun or srun. Texts that equal conditions or other prompt sets
     share are taken from the lake.
     """
     from .capture.pair import find_prompts
+    from .capture.ranks import Rank
     from .queries.generate import plan, setting_of, write
     from .queries.kit import Kit
 
     known = load_catalog(catalog)
     with writing(known.lakes.get(lake, lake)) as layout:
-        kit = Kit(layout, device, catalog)
+        place = Rank.find(rank, world)
+        kit = Kit(layout, place.device(device), catalog)
         known.pair(pair)
         wanted: list[Setting | str] = [*(sweep or [])]
         for name in condition or []:
@@ -105,7 +112,7 @@ def generate(
         found = plan(kit, pair, wanted, chosen, None, max_new_tokens or (64 if chosen else None), batch)
         if not as_json:
             out.print(found.line(), highlight=False)
-        done = [] if dry_run else write(found)
+        done = [] if dry_run else write(found, place)
     if as_json:
         rows = [{name: value for name, value in asdict(one).items() if name != "rows"} for one in done]
         return print_json({"asked": found.asked, "missing": found.missing, "tokens": found.tokens, "conditions": rows})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capture.prompts import PromptSet
+from ..capture.ranks import ALONE, Rank
 from ..capture.steering import OPERATORS, condition_text, parse_edits
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
@@ -112,11 +113,15 @@ def setting_of(kit: Kit, pair: str, variant: str, edits: Sequence[str], template
     return Setting("", None, variant, parse_edits(edits, shape.n_layers, shape.windows), template)
 
 
-def write(found: Plan) -> list[Written]:
-    """Generate what is missing; one line per distinct condition, in the order asked for."""
+def write(found: Plan, rank: Rank = ALONE) -> list[Written]:
+    """Generate what is missing; one line per distinct condition, in the order asked for.
+
+    Ranks each begin with other conditions and take over what they find done, so that several share the work.
+    """
     new = {job.path: len(job.missing()) for job in found.distinct}
     jobs = sorted(found.distinct, key=lambda job: job.asked.variant)  # one model after the other
-    run(jobs)
+    first = rank.rows(len(jobs)).start
+    run(jobs[first:] + jobs[:first])
     done, seen = [], set()
     for setting, job in found.jobs:
         if job.path not in seen:

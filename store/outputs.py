@@ -51,10 +51,10 @@ class Condition:
 
     def known(self, kind: str) -> dict[str, Row]:
         """Hash of a prompt's tokens -> its line, from all files of a kind and from the batches under way."""
-        found: dict[str, Row] = {}
+        found = self.parts(kind)  # first: what another process puts into a file meanwhile is then found there
         for file in sorted(self.folder.glob(f"{kind}-*.parquet")):
             found |= {row["prompt_sha"]: row for row in pq.read_table(file).to_pylist()}
-        return found | self.parts(kind)
+        return found
 
     def parts(self, kind: str) -> dict[str, Row]:
         """The lines of batches that no file holds yet."""

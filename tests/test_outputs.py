@@ -10,6 +10,7 @@ import torch
 from actlake.analyze.scores import score
 from actlake.capture import generate as engine
 from actlake.capture.prompts import Prompt
+from actlake.capture.ranks import Rank
 from actlake.capture.streams import steered
 from actlake.capture.tokens import encode
 from actlake.cli import app
@@ -372,3 +373,32 @@ def test_a_prompt_without_the_field_its_category_needs_is_named(tmp_path, made, 
     assert len(named) == 3 and "p0" in named[0] and said[-1] == "and 9 prompts more"
     found = connect(layout).execute("SELECT DISTINCT metric FROM scores").df()["metric"]
     assert "str" in set(found) and "format" not in set(found)
+
+
+def test_ranks_share_the_conditions(lake, made):
+    """Each begins with other conditions; what one finds done it does not write again."""
+    mine = kit(lake, made)
+    wanted = [setting_of(mine, "llama", "it", [f"skip:layers={layer}"], "native") for layer in range(4)]
+    decoded = []
+
+    def found():
+        return plan(kit(lake, made), "llama", wanted, prompts_in(made), None, NEW)
+
+    second = Rank(1, 2)
+    decode = engine.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            engine,
+            "decode",
+            lambda model, prompts, *rest: decoded.append(len(prompts)) or decode(model, prompts, *rest),
+        )
+        first = found()
+        assert [job.condition.key for job in first.distinct] == [job.condition.key for job in found().distinct]
+        write(found(), second)
+        assert sum(decoded) == 4 * 11
+        done = write(found(), Rank(0, 2))
+        assert sum(decoded) == 4 * 11 and [one.generated for one in done] == [0] * 4
+    begins = [
+        path.parent.name for path in sorted(lake.root.rglob("condition.json"), key=lambda path: path.stat().st_mtime_ns)
+    ]
+    assert begins[0] == first.distinct[2].condition.key
