@@ -63,7 +63,7 @@ def run(
     """Answer rows from the store: tables with intervals, figures, the SQL, and the seed's figures beside them.
 
     Missing tables of all rows are computed together first, in as few passes over the captures as there can be. Rows that
-    --all can't answer are listed with the command that captures what they need.
+    --all can't answer are listed with the command that makes what they need: it generates no texts, named rows do.
     """
     from .queries.registry import find, queries
 
@@ -145,7 +145,7 @@ def report(
     layout = open_layout(lake, catalog)[0]
     asked = [find(row) for row in rows] if rows else list(queries().values())
     answers, refused, spent = answer_all(
-        layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog
+        layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog, generate=bool(rows)
     )
     if refused and (rows or not answers):
         raise LakeError(refused[0].reason)

@@ -101,15 +101,17 @@ def answer_all(
     prompts: str | None = None,
     device: str = "cpu",
     catalog: Path | None = None,
+    generate: bool = True,
 ) -> tuple[list[Answer], list[Refused], float]:
     """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
 
+    Without `generate`, rows that need texts under edits are answered only where these are there: they can take hours.
     Returns the answers, what could not be answered (its captures lack something, or a model does not load), and the seconds
     that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    kit, plans, refused, failed = Kit(layout, device, catalog), [], [], dict[Path, LakeError]()
+    kit, plans, refused, failed = Kit(layout, device, catalog, generate), [], [], dict[Path, LakeError]()
     for query in queries:
         try:
             plans.append(_Plan.make(layout, query, pairs, prompts, kit))

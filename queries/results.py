@@ -34,12 +34,13 @@ def write_results(
 ) -> Results:
     """Answer what the store can answer, and write per row ID-PAIR.csv, .png, .svg and .sql, and index.html for all.
 
-    Missing tables of all rows are computed in as few passes over the captures as there can be. Rows that need more data are
-    no error: their reasons say which command makes it. `catalog` says where checkpoints lie.
+    Missing tables of all rows are computed in as few passes over the captures as there can be. Rows that need more data,
+    or texts that are not generated yet, are no error: their reasons say which command makes it. `catalog` says where
+    checkpoints lie.
     """
     started = time.perf_counter()
     with together():
-        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog)
+        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog, generate=False)
         files: dict[str, Path] = {}
         with bar("figures", len(answers), "rows") as progress:
             for found in answers:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..analyze.scores import boundary_tokens, reclassified, right_letter, score
 from ..capture.prompts import Prompt
+from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.streams import stream_records
 from ..store.tables import drop_tables
@@ -65,6 +66,17 @@ class Scores(TableJob):
         made = [job.path.stem + job.condition.key for job in (*jobs, *(j for r in self._nats.values() for j in r))]
         super().__init__(kit.layout, "scores", {**self._named, "from": made, "version": VERSION["scores"]})
         self.before, self._layout = tuple(before), kit.layout
+        if not (kit.generate or self.path.exists()):
+            self._check_written(scope.pair)
+
+    def _check_written(self, pair: str) -> None:
+        """LakeError unless all texts are there."""
+        texts = {job.path: job for job in self._texts}.values()
+        if missing := sum(len(job.missing()) for job in texts):
+            raise LakeError(
+                f"{self._sweep}: {missing:,} of {len(texts) * len(self._prompts):,} texts are not there, and none are generated"
+                f" unless asked for: run `actlake generate {pair} --sweep {self._sweep}`, or name the row"
+            )
 
     def finish(self) -> None:
         """Score every text."""
