@@ -70,7 +70,7 @@ KINDS = {
     "candidates": ("B_late",),
     "scores": (),  # hours of generation are asked for by name
 }
-BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
+BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens", "behaviour": "scores"}
 
 
 def jobs_of(kit: Kit, need: Need) -> list[Job]:
