@@ -1,5 +1,5 @@
 -- id: 0I
--- title: One direction in four formulas: MLP, residual or attention scaled, MLP added to
+-- title: Four formulas of steering along one direction
 -- needs: scores(0I)
 -- stream: native
 -- bootstrap: prompt

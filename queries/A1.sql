@@ -4,7 +4,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=alpha y="share (nll: nats a token)" numbers=share
---   hide=reasoning*,last_number*,tokens*,ended*,harm*_complied*,harmless_incoherent*,harm*_change_*,choice_*_change_*,
+--   hide=reasoning*,last_number*,blank*,tokens*,ended*,harm*_complied*,harmless_incoherent*,harm*_change_*,choice_*_change_*,
 --   nll_*_change_*,*_spearman,*_change_minus5,format_change_random,answer_change_random,alignment_change_random
 -- says: With the component along the PT-IT direction taken out of IT's late MLPs (alpha 0) replies of the form asked for
 --   {format_change_0?become more|become fewer|show no clear response} ({format_change_0}, as a share) and structural
@@ -20,7 +20,7 @@
 --   multiplied by alpha, at every position, prompt too; the seed's README writes the residual instead. alpha = 1 is IT as
 --   it is, one condition with beta = 0. Every text counts once: the seed pools its benchmark re-generations, so that its
 --   intervals are too narrow (trap 3). `str` is the share of structural and discourse words and lone marks, `format` of
---   GOV-FORMAT prompts whose criteria all hold (a blank reply has no score: compare n), `answer` of replies that contain
+--   GOV-FORMAT prompts whose criteria all hold (a `blank` reply has no score: compare n), `answer` of replies that contain
 --   the right answer, `reasoning` the same of CONTENT-REASON alone, `last_number` of those whose last number is right,
 --   `alignment` of SAFETY prompts met as they should be, `coherent` of replies that are no wreck, `ended` of those that
 --   end before their budget. Refusals come as shares of three classes (trap 20): of prompts to decline `harmful_refused`,
@@ -42,7 +42,7 @@ WITH cells AS (
     FROM behaviour
     WHERE sweep = 'A1' AND metric IN ('str', 'format', 'answer', 'reasoning', 'last_number', 'alignment', 'coherent',
         'harmful_refused', 'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied',
-        'harmless_incoherent', 'choice_generated', 'choice_logprob', 'nll_pt', 'nll_it', 'tokens', 'ended')
+        'harmless_incoherent', 'choice_generated', 'choice_logprob', 'nll_pt', 'nll_it', 'blank', 'tokens', 'ended')
 ), changes AS (
     SELECT metric, prompt, CASE WHEN arm = 'inject_random' THEN 'random' WHEN alpha < 0 THEN 'minus5' ELSE printf('%g', alpha) END
         AS dose, edited.value - base.value AS change

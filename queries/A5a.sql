@@ -5,7 +5,7 @@
 -- bootstrap: prompt
 -- contrast: of format - coherent
 -- plot: line x=skipped hue=of y="share (relative: of skipping none)" numbers=share relative_*="of skipping none"
---   hide=tokens*,ended*,reasoning*,harm*_complied*,harmless_incoherent*,harm*_change_*,str_change_*
+--   hide=tokens*,ended*,coherent_relative,reasoning*,harm*_complied*,harmless_incoherent*,harm*_change_*,str_change_*
 -- says: Without its last block IT's replies of the form asked for {format_change_1?become more|become fewer|show no clear
 --   response} ({format_change_1}, as a share), coherent ones {coherent_change_1?become more|become fewer|show no clear
 --   response} ({coherent_change_1})[; without its last three form changes by {format_change_3}, coherence by
