@@ -67,7 +67,8 @@ def run(
     """Answer rows from the store: tables with intervals, figures, the SQL, and the seed's figures beside them.
 
     Missing tables of all rows are computed together first, in as few passes over the captures as there can be. Rows that
-    --all can't answer are listed with the command that captures what they need.
+    --all can't answer are listed with the command that makes what they need. Where models have to write for a row you are
+    told how much; --no-generate leaves that out.
     """
     from .queries.registry import find, queries
 

@@ -73,7 +73,7 @@ KINDS = {
     "scores": (),  # hours of generation are asked for by name
     "judged": (),
 }
-BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens"}
+BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens", "behaviour": "scores"}
 
 
 def jobs_of(kit: Kit, need: Need) -> list[Job]:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from . import marks
 from .marks import INK, SHADE
-from .panels import Panel, hues, rank, reference, shown, split
+from .panels import Panel, hues, marked, rank, reference, shown, split
 from .words import counts
 
 if TYPE_CHECKING:
@@ -100,7 +100,10 @@ def legend(canvas: Canvas) -> list[Artist]:
     ]
     if canvas.layers > 1:
         found.append(Patch(facecolor=SHADE, edgecolor="#CFC9B4", linewidth=0.6, label="final 20 % of layers"))
-    if any(line is not None for panel in canvas.numbers + canvas.plain for line in beside(canvas, panel, panel.rows)):
+    numbers = (beside(canvas, panel, panel.rows) for panel in canvas.numbers + canvas.plain)
+    if any(line is not None for lines in numbers for line in lines) or any(
+        marked(canvas.answer, panel) for panel in canvas.lines
+    ):
         found.append(Line2D([], [], color=INK, marker="D", ms=4.5, ls="", mfc="white", label="published"))
     return found
 

@@ -15,6 +15,7 @@ REPLAYED = {
     "patching",
 }  # what late blocks of a model are run for
 CHECKPOINTS = {"weights"}
+WRITTEN = {"scores"}  # of texts that models write under edits
 INTRODUCTION = """\
 # The rows of the experiment index
 
@@ -26,7 +27,9 @@ Written from the headers of `queries/*.sql` by `python -m actlake.queries.index 
 - *weights*: reads both checkpoints, tensor by tensor; runs no model.
 - *replay*: runs late blocks of a model from a residual stored at a boundary, with or without an edit, once per
   condition; after that offline.
-- *generate* (free-running text under edits): no row yet.
+- *generate*: models write freely under the row's edits, one reply a prompt and condition. Every text is kept by what
+  determines it: no row, sweep or `actlake generate` makes it twice, and once it is there the row is offline. `actlake run
+  --no-generate` answers such a row only when its texts are there.
 
 What is linear in stored arrays needs no replay either: `actlake.analyze.direct` reads MLP outputs and edited final
 residuals through the head.
@@ -36,9 +39,18 @@ residuals through the head.
 
 
 def reads(query: Query) -> str:
-    """What a row takes besides its SQL: `offline` the store alone, `weights` both checkpoints, `replay` late blocks of them."""
+    """What a row takes besides its SQL: `offline` the store alone, `weights` both checkpoints, `replay` late blocks of them,
+    `generate` texts that whole models write."""
     tables = {name for want in query.needs for name in (want.table, f"{want.table}({want.kind})")}
-    return "replay" if tables & REPLAYED else "weights" if tables & CHECKPOINTS else "offline"
+    return (
+        "generate"
+        if tables & WRITTEN
+        else "replay"
+        if tables & REPLAYED
+        else "weights"
+        if tables & CHECKPOINTS
+        else "offline"
+    )
 
 
 def page() -> str:

@@ -68,11 +68,13 @@ class Scope:
 
 
 class Kit:
-    """What the builders of one call share: the lake, the device, and captures and heads, each opened once."""
+    """What the builders of one call share: the lake, the device, and captures and heads, each opened once.
+
+    Without `generate` no texts are generated for it: tables of those that are not there are refused.
+    """
 
     def __init__(self, layout: Layout, device: str = "cpu", catalog: Path | None = None, generate: bool = True):
-        self.layout, self.device, self._catalog = layout, device, catalog
-        self.generate = generate  # whether models may be called to write freely
+        self.layout, self.device, self._catalog, self.generate = layout, device, catalog, generate
         self._known: dict[Any, Any] = {}
         self.capture = cache(lambda names: Capture(layout.capture(*names)))
         self.foreign = cache(lambda table: foreign_captures(layout, table))

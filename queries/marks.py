@@ -70,6 +70,8 @@ def lines(axes: Axes, rows: pd.DataFrame, looks: Styles, *, joined: bool) -> Non
             axes.vlines(x, found["low"], found["high"], color=colour, linewidth=2, zorder=2)
     axes.margins(y=0.08)
     axes.ticklabel_format(axis="y", useOffset=False)
+    if all(float(value).is_integer() for value in rows["x"]):  # no ticks between counts
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
 def dots(
@@ -89,7 +91,7 @@ def dots(
         axes.plot([row.estimate], [height], marker=marker, ms=5, color=colour, linestyle="", zorder=3)
         if line is not None:
             axes.hlines(height + 0.22, line["low"], line["high"], color=INK, linewidth=0.9, zorder=4)
-            axes.plot([line["value"]], [height + 0.22], "D", ms=4.2, color=INK, mfc="white", mew=1.0, zorder=5)
+            diamond(axes, line["value"], height + 0.22)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -97,6 +99,11 @@ def dots(
     axes.margins(x=0.08)
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
+
+
+def diamond(axes: Axes, x: float, y: float) -> None:
+    """The mark of a published figure."""
+    axes.plot([x], [y], "D", ms=4.2, color=INK, mfc="white", mew=1.0, zorder=5)
 
 
 def layer_axis(axes: Axes, first: int, layers: int, most: int) -> None:

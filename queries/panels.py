@@ -101,7 +101,7 @@ def _position(x: object) -> float:
 
 
 def reference(answer: Answer, panel: Panel, hue: object) -> pd.Series | None:
-    """The published figure for one single number, or None.
+    """The published figure for one single number, or None; for points of a curve see `marked`.
 
     A quantity of published.csv belongs to the measure of the same name: to its contrast where it has one. With `_pt` or
     `_it` in its name (`commit_top1_raw_pt_mean` for the measure `commit_top1_raw_mean`) it belongs to that variant.
@@ -118,3 +118,21 @@ def reference(answer: Answer, panel: Panel, hue: object) -> pd.Series | None:
         if match:
             return line
     return None
+
+
+def marked(answer: Answer, panel: Panel) -> list[tuple[float, pd.Series]]:
+    """Published points of a curve: (x, line of published.csv).
+
+    Quantities are named MEASURE@X, or MEASURE@X@HUE where they are one hue's: `str@5@d_conv`.
+    """
+    if not panel.plain or answer.published.empty:
+        return []
+    known = {str(line["quantity"]): line for _, line in answer.published.iterrows()}
+    found = {
+        name: float(x)
+        for x, hue in zip(panel.rows["x"], panel.rows["hue"], strict=True)
+        if isinstance(x, (int, float))
+        for name in (f"{panel.measure}@{x:g}", f"{panel.measure}@{x:g}@{hue}")
+        if name in known
+    }
+    return [(x, known[name]) for name, x in found.items()]

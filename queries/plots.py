@@ -22,7 +22,7 @@ from ..store.files import hash_file, hash_json
 from . import marks
 from .canvas import Canvas, beside, caption, legend, read, title, unit
 from .marks import GREY, INK
-from .panels import Panel, shown
+from .panels import Panel, marked, shown
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -184,6 +184,8 @@ def _draw_lines(figure: Figure, spec: SubplotSpec, canvas: Canvas) -> None:
     for index, parts in enumerate(_axes(figure, spec, canvas.lines, _line_ratios(canvas), share=True)):
         for axes, rows in parts:
             marks.lines(axes, rows, canvas.looks, joined=joined)
+            for x, line in marked(canvas.answer, canvas.lines[index]) if axes is parts[0][0] else ():
+                marks.diamond(axes, x, line["value"])
             if canvas.layers > 1:
                 marks.shade_final(axes, canvas.layers)
             axes.tick_params(labelbottom=axes is parts[-1][0])

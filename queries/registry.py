@@ -105,8 +105,13 @@ def _bootstrap(text: str, where: str) -> str:
 
 def _plot(text: str) -> dict[str, str]:
     """'line x=layer y="KL (nats)"' -> {"kind": "line", "x": "layer", "y": "KL (nats)"}."""
-    words = shlex.split(text)
-    return {"kind": words[0], **dict(word.split("=", 1) for word in words[1:])} if words else {}
+    kind, *words = shlex.split(text) or [""]
+    found, name = {"kind": kind} if kind else {}, ""
+    for word in words:
+        first, equals, rest = word.partition("=")
+        name = first if equals else name
+        found[name] = rest if equals else found[name] + word  # a list goes on after a comma and a line's end
+    return found
 
 
 def _contrast(text: str, where: str) -> tuple[str, str, str] | None:

@@ -69,14 +69,14 @@ class Scores(TableJob):
             "sweep": sweep,
         }
         made = [job.path.stem + job.condition.key for job in (*jobs, *(j for r in self._nats.values() for j in r))]
+        super().__init__(kit.layout, "scores", {**self.named, "from": made, "version": VERSION["scores"]})
+        self.before, self._layout = tuple(before), kit.layout
         absent = [job for job in before if not job.path.exists()]
-        if absent and not kit.generate:
+        if absent and not (kit.generate or self.path.exists()):
             raise LakeError(
                 f"scores({sweep}): {len(absent)} of {len(before)} conditions have no texts or readings yet, and generating is"
                 f" switched off: `actlake run {sweep} --pair {scope.pair}` makes them"
             )
-        super().__init__(kit.layout, "scores", {**self.named, "from": made, "version": VERSION["scores"]})
-        self.before, self._layout = tuple(before), kit.layout
 
     def finish(self) -> None:
         """Score every text."""

@@ -1,0 +1,38 @@
+-- id: 0I
+-- title: Four formulas of steering along one direction
+-- needs: scores(0I)
+-- stream: native
+-- bootstrap: prompt
+-- plot: line x=alpha hue=formula y=share numbers=share
+--   hide=tokens*,harm*_complied*,harmless_incoherent*,*_2,harm*_0,choice_*_0,alignment_*,answer_*,reasoning_*
+-- says: With the direction's component taken out (alpha 0) of the late residuals, coherent replies
+--   {coherent_residual_scale_0?become more|become fewer|show no clear response} ({coherent_residual_scale_0}, as a share)
+--   and those of the form asked for {format_residual_scale_0?become more|become fewer|show no clear response}
+--   ({format_residual_scale_0}); out of the MLP outputs form {format_mlp_scale_0?gains|suffers|shows no clear response}
+--   ({format_mlp_scale_0}), out of the attention outputs it {format_attn_scale_0?gains|suffers|shows no clear response}
+--   ({format_attn_scale_0}). Added at full length against the direction (mlp_inject, beta = -1), form
+--   {format_mlp_inject_0?gains|suffers|shows no clear response} ({format_mlp_inject_0}): unlike the seed's, this formula
+--   is no no-op.
+-- about: IT's late blocks edited along d_mean (0A) in four ways: the component scaled by alpha in the MLP modules'
+--   outputs (`mlp_scale`, A1's), in the blocks' outputs (`residual_scale`) and in the attention modules' outputs
+--   (`attn_scale`), and the direction added to the MLP outputs by beta = alpha - 1 times their norm (`mlp_inject`). The
+--   seed's run of the additive formula changed alpha and left beta at 0: it did nothing, and its "flat" curve equals the
+--   baseline to all digits (trap 2); it is not quoted here. The formulas are no equal doses: at alpha = 0 the additive
+--   one moves an output by its whole norm, the others by the component alone, and an edited residual is edited again in
+--   each later block. d_mean comes from MLP outputs, so that in residuals and attention outputs it is a borrowed
+--   direction. alpha = 1 is IT as it is in all four, one condition. `METRIC_FORMULA_A`: alpha = A less alpha = 1 on the
+--   same prompts. Metrics as in A1; `choice_generated` is the seed's forced choice (three tokens, no template),
+--   `choice_logprob` another question (the likeliest choice). The published baseline belongs to all formulas.
+-- source: METHODS 5.2, 6 (0I), 18; traps in METHODS 21 (2, 3, 20)
+WITH cells AS (
+    SELECT metric, arm AS formula, dose AS alpha, prompt, value
+    FROM behaviour
+    WHERE sweep = '0I' AND metric IN ('str', 'format', 'answer', 'reasoning', 'alignment', 'coherent', 'harmful_refused',
+        'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent',
+        'choice_generated', 'choice_logprob', 'tokens')
+)
+SELECT metric AS measure, formula, alpha, prompt, value AS total, 1 AS n FROM cells
+UNION ALL BY NAME
+SELECT metric || '_' || formula || printf('_%g', alpha) AS measure, prompt, edited.value - base.value AS total, 1 AS n
+FROM cells AS edited JOIN (SELECT metric, formula, prompt, value FROM cells WHERE alpha = 1) AS base USING (metric, formula, prompt)
+WHERE alpha IN (0, 2)

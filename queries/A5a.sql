@@ -1,0 +1,43 @@
+-- id: A5a
+-- title: IT without its last blocks: does form go before coherence?
+-- needs: scores(A5a)
+-- stream: native
+-- bootstrap: prompt
+-- contrast: of format - coherent
+-- plot: line x=skipped hue=of y="share (relative: of skipping none)" numbers=share relative_*="of skipping none"
+--   hide=tokens*,ended*,coherent_relative,reasoning*,harm*_complied*,harmless_incoherent*,harm*_change_*,str_change_*
+-- says: Without its last block IT's replies of the form asked for {format_change_1?become more|become fewer|show no clear
+--   response} ({format_change_1}, as a share), coherent ones {coherent_change_1?become more|become fewer|show no clear
+--   response} ({coherent_change_1})[; without its last three form changes by {format_change_3}, coherence by
+--   {coherent_change_3}]; without all its late blocks form changes by {format_change_all}, coherence by
+--   {coherent_change_all}. With the last block gone what is left of form is {relative_first?more|less|not clearly more or
+--   less} than what is left of coherence ({relative_first}, as shares of the whole IT's).
+-- about: IT writes freely; its last blocks, from one to all late ones, do nothing: MLP and attention outputs are zeroed,
+--   so that the residual passes them. `skipped` counts them (0: IT as it is). `*_relative`: a share over that of the
+--   whole IT, on prompts that both have a score of; `relative_first` one block and `relative_all` all late blocks
+--   skipped, form less coherence; `*_change_K`: K blocks skipped less none, on the same prompts. A model of L blocks
+--   skips at most its late ones, 14 of 34 in the seed's and fewer in a shallow one: compare shares of the depth, not
+--   counts. `str` of a wreck means little, and a refusal is one only in a coherent reply (trap 20). Metrics as in A1. The
+--   published figures are prose of the paper: three blocks skipped.
+-- source: METHODS 5.2 to 5.4, 18; traps in METHODS 21 (3, 20)
+WITH cells AS (
+    SELECT metric, dose AS skipped, max(dose) OVER () AS every, prompt, value
+    FROM behaviour
+    WHERE sweep = 'A5a' AND metric IN ('str', 'format', 'answer', 'reasoning', 'alignment', 'coherent', 'harmful_refused',
+        'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent', 'tokens', 'ended')
+), paired AS (
+    -- A prompt that scores 0 in the whole IT still counts in the sum above the line: its weight below is as good as none.
+    SELECT metric, skipped, prompt, edited.value, base.value AS base, greatest(base.value, 1e-12) AS weight,
+        unnest(if(skipped = every, [printf('%g', skipped), 'all'], [printf('%g', skipped)])) AS dose
+    FROM cells AS edited JOIN (SELECT metric, prompt, value FROM cells WHERE skipped = 0) AS base USING (metric, prompt)
+)
+SELECT metric AS measure, skipped, prompt, value AS total, 1 AS n FROM cells
+UNION ALL BY NAME
+SELECT metric || '_relative' AS measure, skipped, prompt, value AS total, weight AS n
+FROM paired WHERE metric IN ('format', 'coherent') AND dose <> 'all'
+UNION ALL BY NAME
+SELECT 'relative_' || if(dose = '1', 'first', 'all') AS measure, metric AS of, prompt, value AS total, weight AS n
+FROM paired WHERE metric IN ('format', 'coherent') AND dose IN ('1', 'all')
+UNION ALL BY NAME
+SELECT metric || '_change_' || dose AS measure, prompt, value - base AS total, 1 AS n
+FROM paired WHERE dose IN ('1', '3', '6', 'all')
