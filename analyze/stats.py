@@ -15,6 +15,7 @@ from scipy import stats
 
 from ..store.errors import LakeError
 
+Statistic = Callable[..., np.ndarray]
 # Elements of the largest array a batch of resamples may allocate (float64: 128 MB).
 BATCH_ELEMENTS = 1 << 24
 
@@ -152,15 +153,16 @@ def spearman(x: np.ndarray, y: np.ndarray, *, unit: str = "prompts", seed: int =
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Interval(np.nan, np.nan, np.nan, len(x), "none", unit), np.nan
     whole = stats.spearmanr(x, y)
-
-    def rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        a, b = (stats.rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, y))
-        return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
-
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        low, high, method = _limits((x, y), rho, 0.95, 2000, len(x), seed, paired=True)
+        low, high, method = limits((x, y), rank_correlation, 0.95, 2000, len(x), seed, paired=True)
     return Interval(float(whole.statistic), float(low), float(high), len(x), str(method), unit), float(whole.pvalue)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's correlation along an axis of x, y [..., n]; NaN where either does not vary."""
+    a, b = (stats.rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, y))
+    return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
 
 
 def over_seeds(values: np.ndarray, *, level: float = 0.95) -> Interval:
@@ -207,39 +209,7 @@ def kappa(a: Sequence[str | int], b: Sequence[str | int]) -> float:
         return float(cohen_kappa_score(list(a), list(b)))
 
 
-# --- inside ----------------------------------------------------------------------------------------------------------
-
-Statistic = Callable[..., np.ndarray]
-
-
-def _bootstrap(
-    group: Sequence[Quantity], kept: tuple[np.ndarray, ...], level: float, n_resamples: int, seed: int
-) -> list[Interval]:
-    """Intervals of quantities that count the same prompts `kept` (bool [P] per family)."""
-    statistic, width = _statistic(group, kept)
-    data = tuple(np.arange(int(mask.sum())) for mask in kept)
-    prompts = sum(map(len, data))
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # scipy and nanmean announce the degenerate cases that `method` reports
-        estimate = statistic(*data) if all(map(len, data)) else np.full(len(group), np.nan)
-        low, high = np.full((2, len(group)), np.nan)
-        method = np.full(len(group), "none", dtype=object)
-        if min(map(len, data)) >= 2:
-            low, high, method = _limits(data, statistic, level, n_resamples, width, seed)
-    unknown = ~np.isfinite(estimate)
-    low, high, method = (
-        np.where(unknown, np.nan, low),
-        np.where(unknown, np.nan, high),
-        np.where(unknown, "none", method),
-    )
-    unit = "prompts" if len(data) == 1 else f"prompts of {len(data)} pairs"
-    return [
-        Interval(float(e), float(a), float(b), prompts, str(m), unit)
-        for e, a, b, m in zip(estimate, low, high, method, strict=True)
-    ]
-
-
-def _limits(
+def limits(
     data: tuple[np.ndarray, ...],
     statistic: Statistic,
     level: float,
@@ -267,6 +237,44 @@ def _limits(
     return np.where(good, low, plain[0]), np.where(good, high, plain[1]), np.where(good, "BCa", "percentile")
 
 
+def multiplicity(index: np.ndarray, prompts: int) -> np.ndarray:
+    """How often each prompt occurs in each resample: [..., m] indices to float64 [..., prompts] weights."""
+    flat = index.reshape(-1, index.shape[-1]).astype(np.int64)
+    offset = flat + prompts * np.arange(len(flat))[:, None]
+    weight = np.bincount(offset.ravel(), minlength=len(flat) * prompts)
+    return weight.reshape(*index.shape[:-1], prompts).astype(np.float64)
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _bootstrap(
+    group: Sequence[Quantity], kept: tuple[np.ndarray, ...], level: float, n_resamples: int, seed: int
+) -> list[Interval]:
+    """Intervals of quantities that count the same prompts `kept` (bool [P] per family)."""
+    statistic, width = _statistic(group, kept)
+    data = tuple(np.arange(int(mask.sum())) for mask in kept)
+    prompts = sum(map(len, data))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # scipy and nanmean announce the degenerate cases that `method` reports
+        estimate = statistic(*data) if all(map(len, data)) else np.full(len(group), np.nan)
+        low, high = np.full((2, len(group)), np.nan)
+        method = np.full(len(group), "none", dtype=object)
+        if min(map(len, data)) >= 2:
+            low, high, method = limits(data, statistic, level, n_resamples, width, seed)
+    unknown = ~np.isfinite(estimate)
+    low, high, method = (
+        np.where(unknown, np.nan, low),
+        np.where(unknown, np.nan, high),
+        np.where(unknown, "none", method),
+    )
+    unit = "prompts" if len(data) == 1 else f"prompts of {len(data)} pairs"
+    return [
+        Interval(float(e), float(a), float(b), prompts, str(m), unit)
+        for e, a, b, m in zip(estimate, low, high, method, strict=True)
+    ]
+
+
 def _statistic(group: Sequence[Quantity], kept: tuple[np.ndarray, ...]) -> tuple[Statistic, int]:
     """The estimates [M, ...] of prompt indices (one [..., m] per family), and the elements they take per resample."""
     columns, tops, bottoms = [], [], []
@@ -278,7 +286,7 @@ def _statistic(group: Sequence[Quantity], kept: tuple[np.ndarray, ...]) -> tuple
 
     def statistic(*index: np.ndarray, axis: int = -1) -> np.ndarray:
         weights = [
-            _multiplicity(np.moveaxis(np.asarray(i), axis, -1), int(mask.sum()))
+            multiplicity(np.moveaxis(np.asarray(i), axis, -1), int(mask.sum()))
             for i, mask in zip(index, kept, strict=True)
         ]
         top = [columns.summed(weight) for columns, weight in zip(tops, weights, strict=True)]
@@ -308,11 +316,3 @@ class _Columns:
         """Key -> weighted sums over prompts [..., K]; weight [..., P]."""
         found = weight @ self._all
         return {key: found[..., part] for key, part in self._slices.items()}
-
-
-def _multiplicity(index: np.ndarray, prompts: int) -> np.ndarray:
-    """How often each prompt occurs in each resample: [..., m] indices to [..., prompts] weights."""
-    flat = index.reshape(-1, index.shape[-1]).astype(np.int64)
-    offset = flat + prompts * np.arange(len(flat))[:, None]
-    weight = np.bincount(offset.ravel(), minlength=len(flat) * prompts)
-    return weight.reshape(*index.shape[:-1], prompts).astype(np.float64)

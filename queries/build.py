@@ -12,6 +12,7 @@ from ..store.tables import stream_table
 from .candidates import candidates_table
 from .directions import directions_table
 from .divergence import Divergence
+from .effects import Effects
 from .endpoint import churn_table, endpoint_table
 from .factorial import Factorial
 from .graft import graft_table
@@ -62,6 +63,7 @@ PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
     "patching": Patching,
     "scores": Scores,
     "judged": JudgedTable,
+    "effects": Effects,
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {
@@ -72,6 +74,7 @@ KINDS = {
     "candidates": ("B_late",),
     "scores": (),  # hours of generation are asked for by name
     "judged": (),
+    "effects": (),
 }
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens", "behaviour": "scores"}
 

@@ -43,6 +43,7 @@ VERSION = {
     "outputs": 1,
     "scores": 1,
     "judged": 1,
+    "effects": 1,
 }
 Names = tuple[str, str, str]  # pair, variant, stream
 WINDOWS = ("early", "mid", "late")

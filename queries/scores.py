@@ -115,7 +115,7 @@ class Scores(TableJob):
         if self.sweep not in BOUNDARY:
             return {}
         found = boundary_tokens(row["text"] for texts in self.texts for row in texts.rows())
-        marks, words = found["structural"], found["function"]
+        marks, words = found["structural_discourse"], found["function_content"]
         return {
             "str_to_structural": (marks, "STRUCTURAL"),
             "str_to_content": (marks, "CONTENT"),

@@ -376,6 +376,21 @@ TABLES = {
     "words": pa.schema([*_MODEL, *_TOKEN, *_PLACE, ("target", pa.int32()), ("target_class", _TEXT)]),
     "scores": pa.schema(_SCORES),
     "judged": pa.schema(_SCORES),
+    "effects": pa.schema(
+        [
+            *_MODEL,
+            ("stream_pt", _TEXT),
+            ("sweep", _TEXT),
+            ("metric", _TEXT),
+            ("arm", _TEXT),
+            ("dose", _FLOAT),
+            ("name", _TEXT),
+            ("value", _FLOAT),
+            ("low", _FLOAT),
+            ("high", _FLOAT),
+            ("n", pa.int32()),
+        ]
+    ),
     "patching": pa.schema(
         [
             *_MODEL,
