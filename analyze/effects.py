@@ -38,8 +38,8 @@ def effect_size(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Interval:
 def dose_correlation(doses: np.ndarray, values: np.ndarray, *, seed: int = 0) -> tuple[Interval, float]:
     """Spearman's correlation of doses [D] with the means of values [prompts, D], and its two-sided p value.
 
-    The interval is BCa over prompts, the same ones at every dose; the p value takes the D means as the sample, as the seed
-    does. NaN in values: the prompt is not scored there. NaN without limits where the means do not vary or D < 3.
+    The interval is BCa over prompts, the same ones at every dose (a resample whose means are flat counts as 0); the p value
+    takes the D means as the sample, as the seed does. NaN in values: the prompt is not scored there. NaN without limits where the means do not vary or D < 3.
     ValueError on shapes that differ. Source: METHODS 6 (0D), 5.4; scipy.
     """
     doses, values = np.asarray(doses, dtype=np.float64), np.asarray(values, dtype=np.float64)
@@ -55,7 +55,7 @@ def dose_correlation(doses: np.ndarray, values: np.ndarray, *, seed: int = 0) ->
 
     def rho(index: np.ndarray, axis: int = -1) -> np.ndarray:
         found = means(multiplicity(np.moveaxis(np.asarray(index), axis, -1), len(values)))
-        return rank_correlation(np.broadcast_to(doses, found.shape), found)
+        return np.nan_to_num(rank_correlation(np.broadcast_to(doses, found.shape), found))  # flat: no trend
 
     prompts = len(values)
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -1,18 +1,26 @@
 -- id: 0H
--- title: Directions from other calibration prompts
--- needs: directions(splits)
+-- title: Directions from other calibration prompts, and replies steered along them
+-- needs: directions(splits), scores(0H)?
 -- stream: native
--- bootstrap: none
--- plot: line x=layer hue=sets y=cosine numbers=cosine
+-- bootstrap: prompt
+-- plot: line x=layer hue=sets y=cosine numbers=cosine str_*="share of words" format_*=share
+--   hide=str,format,alignment,answer,coherent,str_?_*,*_minus_*
 -- says: In the corrective layers the directions of the highest- and the lowest-contrast records have a cosine of
---   {corrective_top_bottom}, of the highest and random ones {corrective_top_random}.
+--   {corrective_top_bottom}, of the highest and random ones {corrective_top_random}.[ With five times the component along them
+--   IT's replies have {str_5_top} structural words (top), {str_5_bottom} (bottom) and {str_5_random} (random), with none {str_0_top},
+--   {str_0_bottom} and {str_0_random}: at
+--   five times the top one gives {str_5_top_minus_bottom?more|fewer|neither clearly more nor fewer} than the bottom one
+--   ({str_5_top_minus_bottom}), met formats differ by {format_5_top_minus_bottom}.]
 -- about: The direction of 0A from parts of the records: `top` and `bottom` by contrast, `random`, `all`; each part has
 --   600 records as in the seed, or half of all where there are fewer. The seed's contrast adds structure and judge scores;
 --   without a judge it is here PT's mean negative log-likelihood of IT's answer (nats a token, stream teacher) alone.
 --   `top` and `bottom` are disjoint, `random` overlaps both, in the seed too. Intervals as in 0B, with resamples of the
---   records within their parts. Only directions are compared here; the published figures are shares of structural tokens
---   under steering with them, which needs generation. Groups as in 0A.
--- source: METHODS 6 (0H), 5.1
+--   records within their parts. Groups as in 0A. Then IT writes as in A1, its late MLP outputs' component along each of the
+--   three times alpha: `str_A`, `format_A` at alpha = A and set by set (`str_A_SET`), `str_5_top_minus_bottom` and alike
+--   paired by prompt; in the table `str`, `format`, `answer`, `alignment` and `coherent` at all 14 alphas, the
+--   baseline being alpha 1 of any set. Their intervals resample prompts, each counted once (trap 3). Small changes at alpha 5 say
+--   little where the replies are wrecks (`coherent`, trap 20). Without texts the row has the cosines alone.
+-- source: METHODS 6 (0H), 5.1; traps in METHODS 21 (3, 20)
 WITH cells AS (
     SELECT replace(name, '-', '_') AS sets, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions
     WHERE kind = 'splits'
@@ -21,6 +29,12 @@ WITH cells AS (
     UNION ALL
     SELECT 'corrective_' || sets, NULL, NULL, draw, avg(value), min(n) FROM cells
     WHERE layer >= 1 AND layer >= round(0.6 * layers) GROUP BY sets, draw
+), replies AS (
+    SELECT metric, arm AS sets, dose AS alpha, prompt, value FROM scores
+    WHERE sweep = '0H' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent')
+), chosen AS (
+    SELECT metric || '_' || alpha::INTEGER AS name, sets, prompt, value FROM replies
+    WHERE metric IN ('str', 'format') AND alpha IN (0, 3, 5)
 )
 SELECT measure, sets, layer, estimate,
     tanh(atanh(estimate) - 1.96 * spread) AS low, tanh(atanh(estimate) + 1.96 * spread) AS high, n, 'records' AS unit,
@@ -30,3 +44,12 @@ FROM (
         stddev(atanh(least(value, 0.9999999))) FILTER (draw > 0) AS spread, min(n) AS n
     FROM lines GROUP BY measure, sets, layer
 )
+UNION ALL BY NAME
+SELECT metric AS measure, sets, alpha, prompt, value AS total, 1 AS n FROM replies
+UNION ALL BY NAME
+SELECT name AS measure, sets, prompt, value AS total, 1 AS n FROM chosen
+UNION ALL BY NAME
+SELECT name || '_' || sets AS measure, prompt, value AS total, 1 AS n FROM chosen
+UNION ALL BY NAME
+SELECT name || '_top_minus_' || other.sets AS measure, prompt, top.value - other.value AS total, 1 AS n
+FROM (FROM chosen WHERE sets = 'top') AS top JOIN (FROM chosen WHERE sets <> 'top') AS other USING (name, prompt)

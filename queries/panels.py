@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MEASURED = ["estimate", "low", "high", "n", "unit", "method"]
 NAMES = {"pt": "PT", "it": "IT"}
+WINDOWS = {"early": 1, "mid": 2, "late": 3}  # in the order of the blocks
+WINDOW = re.compile(rf"(?<![a-z])({'|'.join(WINDOWS)})(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -91,31 +93,30 @@ def hues(found: list[Panel]) -> list[object]:
 
 
 def rank(hue: object) -> tuple[bool, bool, int, str]:
-    """Sort key of a hue: PT, IT, others by name, contrasts, none."""
-    name = re.sub(r"\d+", lambda digits: digits[0].zfill(9), str(hue))  # 25 before 100
+    """Sort key of a hue: PT, IT, others by name (windows by depth), contrasts, none."""
+    name = WINDOW.sub(lambda window: str(WINDOWS[window[0]]), str(hue))
+    name = re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)  # 25 before 100
     return hue is None, is_contrast(hue), {"pt": 0, "it": 1}.get(str(hue), 2), name
 
 
 def _position(x: object) -> float:
-    return float(x) if isinstance(x, (int, float)) and x == x else 0.0
+    return float(x) if isinstance(x, (int, float)) and x == x else float(WINDOWS.get(str(x), 0))
 
 
 def reference(answer: Answer, panel: Panel, hue: object) -> pd.Series | None:
     """The published figure for one single number, or None; for points of a curve see `marked`.
 
-    A quantity of published.csv belongs to the measure of the same name: to its contrast where it has one. With `_pt` or
-    `_it` in its name (`commit_top1_raw_pt_mean` for the measure `commit_top1_raw_mean`) it belongs to that variant.
+    A quantity of published.csv belongs to the measure of the same name: to its contrast where it has one. With a variant
+    or another hue in its name (`commit_top1_raw_pt_mean` for the measure `commit_top1_raw_mean`) it belongs to that one.
     """
     if not panel.plain or answer.published.empty:
         return None
     contrasted = not panel.contrasts.empty
     for _, line in answer.published.iterrows():
-        parts = str(line["quantity"]).split("_")
-        if hue in ("pt", "it"):
-            match = hue in parts and "_".join(part for part in parts if part != hue) == panel.measure
-        else:
-            match = line["quantity"] == panel.measure and is_contrast(hue) == contrasted
-        if match:
+        quantity = f"_{line['quantity']}_"
+        named = f"_{hue}_" in quantity and quantity.replace(f"_{hue}_", "_", 1) == f"_{panel.measure}_"
+        same = line["quantity"] == panel.measure and is_contrast(hue) == contrasted and hue not in ("pt", "it")
+        if named or same:
             return line
     return None
 

@@ -1,0 +1,59 @@
+-- id: exp15
+-- title: Free replies with MLPs exchanged both ways, window by window (A to D)
+-- needs: scores(exp15)
+-- stream: native
+-- bootstrap: prompt
+-- plot: dots x=window hue=arm y="gain by IT's MLPs" numbers=share
+--   hide=level_*,capped_*,pt_*,it_*,gain_tokens,gain_words,gain_headers,gain_bullets,gain_refusal,gain_missed_refusal,gain_nll_pt,gain_nll_it
+-- says: IT's MLPs in the PT change its structural words by {pt_str_early}, {pt_str_mid} and {pt_str_late} (early, mid, late window),
+--   met formats by {pt_format_early}, {pt_format_mid} and {pt_format_late}, right reactions to SAFETY prompts by
+--   {pt_alignment_early}, {pt_alignment_mid} and {pt_alignment_late}: for formats late ones do
+--   {pt_format_late_minus_mid?more|less|neither clearly more nor less} than mid ones. The PT's MLPs in the IT cost it
+--   {it_format_early}, {it_format_mid} and {it_format_late} of met formats, {it_alignment_early}, {it_alignment_mid} and
+--   {it_alignment_late} of right reactions; late ones {it_format_late_minus_mid?more|less|neither clearly more nor less} than mid
+--   ones. In {capped_a} of the PT's replies the budget cuts them off, in {capped_b_mid} with IT's mid MLPs, {capped_b_late} with late ones.
+-- about: Greedy replies up to the budget of the captures' continuations (seed: 512). Hosts: A = PT on the bare text, C = IT in its template;
+--   B_WINDOW = A with IT's MLPs in a window of blocks, D_WINDOW = C with the PT's; each MLP reads the host's normed residual.
+--   `gain_METRIC`, paired by prompt: on the PT side B - A, what the graft brings; on the IT side C - D, what
+--   it costs (worsening), so that both are positive where IT's MLPs do what IT does better; of `false_refusal` and
+--   `missed_refusal`, where less is better, the signs are turned (as of the seed's S2); of others (`str`, counts, `nll_*`) no
+--   direction is the better one, and both sides are host with IT's MLPs less host without. `SIDE_METRIC_WINDOW` are the same
+--   numbers, `SIDE_METRIC_late_minus_mid` and `_late_minus_early` compare the windows, which overlap, so
+--   that mid holds part of late (trap 10). `level_METRIC`: the eight means. `capped`: replies that the budget cut off; a
+--   PT that runs on is judged on more text, and a graft that makes it stop may gain by that alone (published .62 for A,
+--   .40 for B_mid, .66 for B_late). `choice_generated`: the first letter of three tokens, IT hosts in their template, PT
+--   hosts without; `choice_logprob`: the likeliest of the choices as texts. `alignment` and refusals by phrases, whose lack in wrecks is no
+--   compliance (trap 20: `coherent`). Published: a judge's G2 (5 points) and S2, the mean of five
+--   families, whose intervals resample the five (trap 12; here prompts within a family): on the PT side mid is the
+--   strongest, on the IT side late.
+-- source: METHODS 12, 18; traps in METHODS 21 (10, 12, 17, 20)
+WITH marked AS (
+    SELECT arm, metric, prompt, value FROM scores WHERE sweep = 'exp15'
+    UNION ALL
+    SELECT arm, 'capped', prompt, 1 - value FROM scores WHERE sweep = 'exp15' AND metric = 'ended'
+), cells AS (
+    SELECT *, CASE WHEN metric IN ('false_refusal', 'missed_refusal', 's2', 's1_incoherent') THEN -1 ELSE 1 END AS sign
+    FROM marked
+    WHERE metric IN ('str', 'format', 'answer', 'alignment', 'refusal', 'false_refusal', 'missed_refusal', 'coherent', 'words', 'headers',
+        'bullets', 'tokens', 'capped', 'nll_pt', 'nll_it', 'choice_generated', 'choice_logprob', 'g1', 'g2', 's1_refuse',
+        's1_comply', 's1_incoherent', 's2')
+), gains AS (
+    SELECT metric, if(host.arm = 'A', 'pt', 'it') AS side, split_part(edited.arm, '_', 2) AS "window", prompt,
+        host.sign * if(host.arm = 'A', edited.value - host.value, host.value - edited.value) AS gain
+    FROM cells AS edited JOIN cells AS host USING (metric, prompt)
+    WHERE host.arm = CASE WHEN starts_with(edited.arm, 'B_') THEN 'A' WHEN starts_with(edited.arm, 'D_') THEN 'C' END
+), compared AS (
+    SELECT late.metric, late.side, other."window", prompt, late.gain - other.gain AS more
+    FROM (FROM gains WHERE "window" = 'late') AS late
+    JOIN (FROM gains WHERE "window" <> 'late') AS other USING (metric, side, prompt)
+)
+SELECT 'gain_' || metric AS measure, upper(side) || ' side' AS arm, "window", prompt, gain AS total, 1 AS n FROM gains
+WHERE metric <> 'capped'
+UNION ALL BY NAME
+SELECT if(metric = 'capped', '', 'level_') || metric AS measure, arm, prompt, value AS total, 1 AS n FROM cells
+UNION ALL BY NAME
+SELECT 'capped_' || lower(arm) AS measure, prompt, value AS total, 1 AS n FROM cells WHERE metric = 'capped'
+UNION ALL BY NAME
+SELECT side || '_' || metric || '_' || "window" AS measure, prompt, gain AS total, 1 AS n FROM gains
+UNION ALL BY NAME
+SELECT side || '_' || metric || '_late_minus_' || "window" AS measure, prompt, more AS total, 1 AS n FROM compared
