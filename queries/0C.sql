@@ -3,21 +3,23 @@
 -- needs: scores(0C)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=arm y=share numbers=share spread_*=share gap_*="share, d_mean - random"
---   hide=answer,spread_answer,gap_answer_*,gap_coherent_*,gap_alignment_*,gap_reasoning_0,spread_[acfr]*
--- says: At alpha 5 replies have {gap_str_5?more|fewer|about as many} structural words along d_mean as along a random direction
---   with the same share of each MLP output ({gap_str_5}), at 3 {gap_str_3}, with the component taken out
---   (alpha 0) {gap_str_0}; met formats differ by {gap_format_5}, {gap_format_3} and {gap_format_0}, right answers to
---   CONTENT-REASON by {gap_reasoning_5} at 5 and {gap_reasoning_minus1} at -1. Five random seeds spread by at most {spread_str} of
---   structural words and {spread_reasoning} of right answers.
+-- plot: line x=alpha hue=arm y=share numbers="share, d_mean - random"
+--   hide=answer,seeds_*,spread_*,gap_answer_*,gap_coherent_*,gap_alignment_*,gap_reasoning_0
+-- says: At alpha 5 replies have {gap_str_5?more|fewer|about as many} structural words along d_mean as along a random
+--   direction with the same share of each MLP output ({gap_str_5}), at 3 {gap_str_3}, with the component taken out (alpha 0)
+--   {gap_str_0}; met formats differ by {gap_format_5}, {gap_format_3} and {gap_format_0}, right answers to CONTENT-REASON by
+--   {gap_reasoning_5} at 5 and {gap_reasoning_minus1} at -1. Five random seeds spread by at most {spread_str} of structural
+--   words and {spread_reasoning} of right answers.
 -- about: IT's late MLP outputs along d_mean as in A1, against a random direction per block (`seed42`, 14 alphas; four more
 --   seeds at alpha 2, 1, .5, 0, -1) whose component is rescaled, token by token, to the size of the one along d_mean: alpha
---   then moves both outputs equally far. (A1_rand's random directions are not matched: an output has hardly any
---   component along them, so they do nothing.) `gap_METRIC_A`: d_mean less seed42 at alpha = A, paired by prompt; with both
---   the same the size would do it, not the direction. `spread_METRIC`: the largest standard deviation over alphas of the five seeds'
---   means; no interval. Metrics as in 0D: `str`, `format`, `reasoning` (answers contained, CONTENT-REASON), `answer` of all
---   questions, `alignment` and `coherent`, without which large doses can't be read (trap 20). Every prompt
---   counts once (trap 3). Published levels: `str_ARM_A`; their 2.9-fold is of alpha 5, and the README's 3-fold of A1_rand belongs here (trap 16).
+--   then moves both outputs equally far. (A1_rand's random directions are not matched: an output has hardly any component
+--   along them, so they do nothing.) `gap_METRIC_A`: d_mean less seed42 at alpha = A, paired by prompt; with both the same
+--   the size would do it, not the direction. `five seeds`: mean, smallest and largest of the five seeds' means (each seed:
+--   `seeds_METRIC`), `spread_METRIC`: the largest standard deviation over alphas of the five seeds' means; no interval.
+--   Metrics as in 0D: `str`, `format`, `reasoning` (answers contained, CONTENT-REASON), `answer` of all questions,
+--   `alignment` and `coherent`, without which large doses can't be read (trap 20). Every prompt counts once (trap 3).
+--   Published levels: `METRIC@A@ARM`; their 2.9-fold is of alpha 5, and the README's 3-fold of A1_rand belongs here (trap
+--   16).
 -- source: METHODS 6 (0C), 5.2; traps in METHODS 21 (3, 16, 20)
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, prompt, value FROM scores
@@ -26,16 +28,23 @@ WITH cells AS (
     SELECT 'reasoning', arm, dose, prompt, value FROM scores
     WHERE sweep = '0C' AND metric = 'answer' AND category = 'CONTENT-REASON'
 ), seeds AS (
-    SELECT metric, alpha, count(*) AS seeds, stddev_samp(mean) AS spread
+    SELECT metric, alpha, count(*) AS seeds, avg(mean) AS middle, min(mean) AS least, max(mean) AS most, stddev_samp(mean) AS spread
     FROM (SELECT metric, alpha, arm, avg(value) AS mean FROM cells WHERE starts_with(arm, 'seed') GROUP BY ALL)
     GROUP BY metric, alpha
+    HAVING count(*) = 5
 )
-SELECT metric AS measure, arm, alpha, prompt, value AS total, 1 AS n FROM cells
+SELECT metric AS measure, arm, alpha, prompt, value AS total, 1 AS n FROM cells WHERE arm IN ('d_mean', 'seed42')
 UNION ALL BY NAME
-SELECT 'gap_' || metric || '_' || replace(alpha::INTEGER::VARCHAR, '-', 'minus') AS measure, prompt, found.value - drawn.value AS total,
-    1 AS n
+SELECT 'seeds_' || metric AS measure, arm, alpha, prompt, value AS total, 1 AS n FROM cells WHERE starts_with(arm, 'seed')
+UNION ALL BY NAME
+SELECT metric AS measure, 'five seeds' AS arm, alpha, middle AS estimate, least AS low, most AS high, seeds AS n, 'seeds' AS unit,
+    'range of seeds (100 %)' AS method
+FROM seeds
+UNION ALL BY NAME
+SELECT 'gap_' || metric || '_' || replace(alpha::INTEGER::VARCHAR, '-', 'minus') AS measure, prompt,
+    found.value - drawn.value AS total, 1 AS n
 FROM (FROM cells WHERE arm = 'd_mean') AS found JOIN (FROM cells WHERE arm = 'seed42') AS drawn USING (metric, alpha, prompt)
 WHERE alpha IN (5, 3, 0, -1)
 UNION ALL BY NAME
 SELECT 'spread_' || metric AS measure, max(spread) AS estimate, max(seeds) AS n, 'seeds' AS unit FROM seeds
-WHERE seeds = 5 GROUP BY metric
+GROUP BY metric

@@ -8,18 +8,18 @@
 -- says: Words at the boundary of the structural classes all counted as structural move the mean share of structural words by
 --   {max_marks_to_structural} at most over all conditions, all counted as content by {max_marks_to_content}; function words
 --   at the boundary counted as content by {max_function_to_content}, content words counted as function words by
---   {max_content_to_function}: {passes} of 4 stay under .01. At alpha 3 there are {times_structural} times as many words
---   of structure as at alpha 1[, {times_discourse} times as many of discourse].
+--   {max_content_to_function}: {passes} of 4 stay under .01. At alpha 3 there are {times_structural} times as many words of
+--   structure as at alpha 1[, {times_discourse} times as many of discourse].
 -- about: The texts of A1 (alpha and random additions), classified again. Words that could be of another class, at most 500 a
---   boundary and the most frequent first: between structural or discourse and the rest, and between function and content (rules of
---   ours: METHODS does not say how the seed finds its 52). All of one boundary are set to one class, to the other, and the
---   share STR is taken again. `shift` is mean(STR then) - mean(STR) at each alpha; `largest_shift` (`max_*`) the largest absolute one over
---   all conditions, its interval that of the condition it is found in (so it knows nothing of the choice among them).
---   `passes` counts those below .01; the seed's text reports a pass, but its files have 3 of 4 (trap 9). STR counts
---   neither function nor content words, so moving words between these two can't change it, but for those that are of a structural class
---   in their own text; published as 7e-6. `share` is each class's share of words, `base_share` at alpha 1 (IT
---   as it is); `times` the mean share at alpha 3 over that at alpha 1 (a ratio of means, prompts resampled). Every prompt
---   counts once (trap 3).
+--   boundary and the most frequent first: between structural or discourse and the rest, and between function and content
+--   (rules of ours: METHODS does not say how the seed finds its 52). All of one boundary are set to one class, to the other,
+--   and the share STR is taken again. `shift` is mean(STR then) - mean(STR) at each alpha; `largest_shift` (`max_*`) the
+--   largest absolute one over all conditions, its interval that of the condition it is found in (so it knows nothing of the
+--   choice among them). `passes` counts those below .01; the seed's text reports a pass, but its files have 3 of 4 (trap 9).
+--   STR counts neither function nor content words, so moving words between these two can't change it, but for those that are
+--   of a structural class in their own text; published as 7e-6. `share` is the share of words of each class but OTHER,
+--   `base_share` at alpha 1 (IT as it is); `times` the mean share at alpha 3 over that at alpha 1 (a ratio of means, prompts
+--   resampled). Every prompt counts once (trap 3).
 -- source: METHODS 6 (0E), 18; traps in METHODS 21 (3, 9)
 WITH cells AS (
     SELECT arm, dose, metric, prompt, value FROM scores WHERE sweep = '0E'
@@ -33,7 +33,7 @@ WITH cells AS (
     QUALIFY row_number() OVER (PARTITION BY words ORDER BY abs(mean) DESC, arm, dose) = 1
 ), classes AS (
     SELECT replace(metric, 'share_', '') AS words, dose AS alpha, prompt, value FROM cells
-    WHERE arm = 'd_mean' AND starts_with(metric, 'share_')
+    WHERE arm = 'd_mean' AND starts_with(metric, 'share_') AND metric <> 'share_other'
 )
 SELECT 'shift' AS measure, words, dose AS alpha, prompt, shift AS total, 1 AS n FROM shifts WHERE arm = 'd_mean'
 UNION ALL BY NAME
@@ -53,4 +53,4 @@ SELECT measure, if(measure = 'times', words, NULL) AS words, prompt, more.value 
 FROM (FROM classes WHERE alpha = 3) AS more
 JOIN (SELECT words, prompt, value, max(value) OVER (PARTITION BY words) AS most FROM classes WHERE alpha = 1) AS base
     USING (words, prompt), (VALUES ('times'), ('times_' || words)) AS twice (measure)
-WHERE base.most > 0 AND words <> 'other'
+WHERE base.most > 0

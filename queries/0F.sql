@@ -3,20 +3,20 @@
 -- needs: scores(0F)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x="alpha (importance: block)" hue=layers y=share numbers=share most_important=block
---   hide=answer,change_*,spread_*
--- says: With five times the component along d_mean the replies' share of structural words is {str_5_late} when the late blocks
---   are steered[, {str_5_wider} with blocks before them too][, {str_5_cut} without the last ones][, {str_5_later} without the
---   first ones]: the ranges lie up to {spread_str_5} apart (met formats {spread_format_5}). Taken out of a single
---   block, the component of block {most_important} matters most: it moves structural words by {most_important_by}.
--- about: A1's operator (IT's MLP outputs along d_mean times alpha) on four ranges of blocks: the late ones, a
---   seventeenth of all blocks more before them (`wider`), as many fewer at the end (`cut`) or the beginning (`later`); the
---   seed's model has 34: 20-33, 18-33, 20-31, 22-33. The seed calls the result stable; its own figures at alpha 5 run from
---   .30 to .88 (trap 9). `str_5_RANGE`, `format_5_RANGE`: means at alpha 5, `spread_METRIC_5`: the largest less the
---   smallest of them, paired by prompt, the ranges chosen by their means, so that it is never below zero. `importance`, over blocks in
---   place of alphas: |mean STR with the component taken out of this one block (alpha 0) - mean STR without|, with
---   the interval of the difference in the direction of its mean. `most_important`: the block with the largest,
---   one of many and not tested. Metrics as in 0D; every prompt counts once (trap 3). Read `coherent` first (trap 20).
+-- plot: line x="alpha (importance: block)" hue=layers y=share numbers=share
+--   hide=answer,spread_*,format_5_*,most_*
+-- says: With five times the component along d_mean the replies' share of structural words is {str_5_late} when the late
+--   blocks are steered[, {str_5_wider} with blocks before them too][, {str_5_cut} without the last ones][, {str_5_later}
+--   without the first ones]: the ranges lie up to {spread_str_5} apart (met formats {spread_format_5}). Taken out of a
+--   single block, the component of block {most_important} matters most: it moves structural words by {most_important_by}.
+-- about: A1's operator (IT's MLP outputs along d_mean times alpha) on four ranges of blocks: the late ones, a seventeenth of
+--   all blocks more before them (`wider`), as many fewer at the end (`cut`) or the beginning (`later`); the seed's model has
+--   34: 20-33, 18-33, 20-31, 22-33. The seed calls the result stable; its own figures at alpha 5 run from .30 to .88 (trap
+--   9). `str_5_RANGE`, `format_5_RANGE`: means at alpha 5, `spread_METRIC_5`: the largest less the smallest of them, paired
+--   by prompt, the ranges chosen by their means, so that it is never below zero. `importance`, over blocks in place of
+--   alphas: |mean STR with the component taken out of this one block (alpha 0) - mean STR without|, with the interval of the
+--   difference in the direction of its mean. `most_important`: the block with the largest, one of many and not tested.
+--   Metrics as in 0D; every prompt counts once (trap 3). Read `coherent` first (trap 20).
 -- source: METHODS 6 (0F); traps in METHODS 21 (3, 9, 20)
 WITH cells AS (
     SELECT metric, arm, dose, prompt, value FROM scores
@@ -24,7 +24,8 @@ WITH cells AS (
 ), shape AS (
     SELECT min(dose)::INTEGER AS onset, max(dose)::INTEGER AS last FROM cells WHERE arm = 'single'
 ), ranges AS (
-    SELECT arm, CASE WHEN first < onset THEN 'wider' WHEN first > onset THEN 'later' WHEN stop < last THEN 'cut' ELSE 'late' END AS name
+    SELECT arm,
+        CASE WHEN first < onset THEN 'wider' WHEN first > onset THEN 'later' WHEN stop < last THEN 'cut' ELSE 'late' END AS name
     FROM (
         SELECT DISTINCT arm, split_part(arm, '-', 1)::INTEGER AS first, split_part(arm, '-', -1)::INTEGER AS stop FROM cells
         WHERE arm <> 'single'
@@ -38,16 +39,17 @@ WITH cells AS (
     SELECT dose, prompt, removed.value - base.value AS change,
         avg(removed.value - base.value) OVER (PARTITION BY dose) AS mean
     FROM (FROM cells WHERE metric = 'str' AND arm = 'single') AS removed
-    JOIN (SELECT prompt, any_value(value) AS value FROM cells WHERE metric = 'str' AND arm <> 'single' AND dose = 1 GROUP BY prompt) AS base
-        USING (prompt)
+    JOIN (
+        SELECT prompt, any_value(value) AS value FROM cells WHERE metric = 'str' AND arm <> 'single' AND dose = 1 GROUP BY prompt
+    ) AS base USING (prompt)
 ), most AS (
     SELECT dose FROM single ORDER BY abs(mean) DESC, dose LIMIT 1
 )
 SELECT metric AS measure, arm AS layers, dose AS "alpha (importance: block)", prompt, value AS total, 1 AS n FROM cells
 WHERE arm <> 'single'
 UNION ALL BY NAME
-SELECT 'importance' AS measure, 'single' AS layers, dose AS "alpha (importance: block)", prompt, if(mean < 0, -change, change) AS total,
-    1 AS n
+SELECT 'importance' AS measure, 'single' AS layers, dose AS "alpha (importance: block)", prompt,
+    if(mean < 0, -change, change) AS total, 1 AS n
 FROM single
 UNION ALL BY NAME
 SELECT metric || '_5_' || name AS measure, prompt, value AS total, 1 AS n FROM five WHERE metric IN ('str', 'format')
@@ -58,4 +60,4 @@ WHERE a.arm = highest AND b.arm = lowest AND a.prompt = b.prompt
 UNION ALL BY NAME
 SELECT 'most_important_by' AS measure, prompt, if(mean < 0, -change, change) AS total, 1 AS n FROM single JOIN most USING (dose)
 UNION ALL BY NAME
-SELECT 'most_important' AS measure, dose::DOUBLE AS estimate, 1 AS n, 'blocks' AS unit FROM most
+SELECT 'most_important' AS measure, dose::DOUBLE AS estimate FROM most

@@ -71,9 +71,8 @@ class Effects(TableJob):
             if len(chosen) >= 3:
                 doses = np.array([self._settings[place].dose for place in chosen])
                 found, p = dose_correlation(doses, values[:, chosen])
-                line = (variant, metric, arm, None)
-                yield (*line, "spearman", found.estimate, found.low, found.high, found.n)
-                yield (*line, "spearman_p", p, np.nan, np.nan, len(chosen))
+                yield variant, metric, arm, None, "spearman", found.estimate, found.low, found.high, found.n
+                yield variant, metric, arm, None, "spearman_p", p, np.nan, np.nan, len(chosen)
 
     def _baseline(self, setting: Setting) -> int | None:
         """The place of the setting that changes nothing in the same model under the same template."""

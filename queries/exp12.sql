@@ -6,25 +6,26 @@
 -- plot: line x=layer hue=arm numbers=share nll_*="nats a token" g?=points
 --   hide=?_minus_a_*,gap_closed_[!fgs]*,gap_closed_false*,gap_closed_s?_*,*bullets,*coherent,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
 -- says: With IT's MLPs in its late blocks the PT writes {b_minus_a_str?more|fewer|about as many} structural words
---   ({b_minus_a_str} of its words, where the IT differs by {c_minus_a_str}), meets {b_minus_a_format?more|fewer|about
---   as many} formats asked for ({b_minus_a_format}, the IT {c_minus_a_format}), reacts rightly to SAFETY prompts
---   {b_minus_a_alignment?more|less|about as} often ({b_minus_a_alignment}, the IT {c_minus_a_alignment})
---   and ends {b_minus_a_ended?more|fewer|about as many} replies within the budget ({b_minus_a_ended})[; to the IT its replies
---   are {b_minus_a_nll_it?less|more|about as} likely ({b_minus_a_nll_it} nats a token; the IT's own {c_minus_a_nll_it})].[ It closes
---   {gap_closed_str} of the gap in structural words][ and {gap_closed_format} of the gap in format][ (G1: {gap_closed_g1})].
--- about: Greedy replies without any prefix in common, only tokens real for both models, up to the budget of the captures' continuations (the
---   seed: 512, DeepSeek 64 and judged alike: trap 17). A = PT on the bare text, B = the same with IT's MLPs in the late
---   blocks (each reads the PT's normed residual), C = IT in its template; so C - A is also the template's. `B - A` and `C - A`
---   are paired by prompt. `gap_closed_METRIC` = (B - A) / (C - A), a ratio of means without an interval, only where C - A is
---   more than two standard errors from zero. `str`: share of structural and discourse words and lone marks; `format`: all criteria of a
---   GOV-FORMAT prompt hold; `answer`: the right one is contained; `alignment`: SAFETY prompts refused or answered as they
---   should be, `refusal`, `false_refusal`, `missed_refusal` by phrases, which wrecks lack whatever they
---   do (trap 20: see `coherent`); `nll_pt`, `nll_it`: nats a token of the reply under each model as it is, on its own
---   form of the prompt. `ended` = a reply that stops by itself: a base model runs to the budget, and longer replies have more of
---   everything that is counted (`words`, `headers`, `bullets`). The published numbers are an LLM judge's: G1 structure and G2
---   register of 5 points, S1 share of harmful prompts refused, S2 of harmless ones refused; claims: S2 falls in 6 of 6
---   families, G2 rises in 4 of 6, 3.8 % of the structure gap (mean of the families' G1 ratios) is closed. The programmatic
---   `str` and `format` answer the same question by other means.
+--   ({b_minus_a_str} of its words, where the IT differs by {c_minus_a_str}), meets {b_minus_a_format?more|fewer|about as
+--   many} formats asked for ({b_minus_a_format}, the IT {c_minus_a_format}), reacts rightly to SAFETY prompts
+--   {b_minus_a_alignment?more|less|about as} often ({b_minus_a_alignment}, the IT {c_minus_a_alignment}) and ends
+--   {b_minus_a_ended?more|fewer|about as many} replies within the budget ({b_minus_a_ended})[; to the IT its replies are
+--   {b_minus_a_nll_it?less|more|about as} likely ({b_minus_a_nll_it} nats a token; the IT's own {c_minus_a_nll_it})].[ It
+--   closes {gap_closed_str} of the gap in structural words][ and {gap_closed_format} of the gap in format][ (G1:
+--   {gap_closed_g1})].
+-- about: Greedy replies without any prefix in common, only tokens real for both models, up to the budget of the captures'
+--   continuations (the seed: 512, DeepSeek 64 and judged alike: trap 17). A = PT on the bare text, B = the same with IT's
+--   MLPs in the late blocks (each reads the PT's normed residual), C = IT in its template; so C - A is also the template's.
+--   `B - A` and `C - A` are paired by prompt. `gap_closed_METRIC` = (B - A) / (C - A), a ratio of means without an interval,
+--   only where C - A is more than two standard errors from zero. `str`: share of structural and discourse words and lone
+--   marks; `format`: all criteria of a GOV-FORMAT prompt hold; `answer`: the right one is contained; `alignment`: SAFETY
+--   prompts refused or answered as they should be, `refusal`, `false_refusal`, `missed_refusal` by phrases, which wrecks
+--   lack whatever they do (trap 20: see `coherent`); `nll_pt`, `nll_it`: nats a token of the reply under each model as it
+--   is, on its own form of the prompt. `ended` = a reply that stops by itself: a base model runs to the budget, and longer
+--   replies have more of everything that is counted (`words`, `headers`, `bullets`). The published numbers are an LLM
+--   judge's: G1 structure and G2 register of 5 points, S1 share of harmful prompts refused, S2 of harmless ones refused;
+--   claims: S2 falls in 6 of 6 families, G2 rises in 4 of 6, 3.8 % of the structure gap (mean of the families' G1 ratios) is
+--   closed. The programmatic `str` and `format` answer the same question by other means.
 -- source: METHODS 11, 18; traps in METHODS 21 (17, 20)
 WITH marked AS (
     SELECT arm, metric, prompt, value FROM scores WHERE sweep = 'exp12'

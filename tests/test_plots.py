@@ -191,9 +191,9 @@ def test_further_dimensions_make_panels_and_words_make_an_axis():
         made.row("kl", 1.0 + i, 0.1, variant="pt", layer=i, lens=lens) for i in range(4) for lens in ("raw", "tuned")
     ]
     assert titles(plots.draw(made.answer("L2", "pocket", rows))) == ["kl · lens raw", "kl · lens tuned"]
-    rows = [made.row("js", 0.1, 0.02, group=group, condition=name) for group in ("late", "early") for name in "AB"]
+    rows = [made.row("js", 0.1, 0.02, group=group, condition=name) for group in ("late", "early", "a") for name in "AB"]
     figure = plots.draw(made.answer("L2", "pocket", rows, x="group", hue="condition", kind="dots"))
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["late", "early"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "early", "late"]
     assert legend(figure) == ["A", "B"] and not bands(figure.axes[0])
     assert figure.axes[0].get_xlabel() == "group"
 
