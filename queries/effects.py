@@ -10,11 +10,10 @@ import pandas as pd
 
 from ..analyze.effects import dose_correlation, effect_size
 from ..store.tables import drop_tables
-from .hosts import hosts
 from .kit import VERSION, Kit, Scope
 from .scores import Scores
 from .sweep import TableJob
-from .sweeps import Setting, settings
+from .sweeps import Setting
 
 REASONING = ("reasoning", "answer", "CONTENT-REASON")  # a further metric: that of one category alone
 Line = tuple[str, str, str, float | None, str, float, float, float, int]
@@ -25,13 +24,8 @@ class Effects(TableJob):
 
     def __init__(self, kit: Kit, scope: Scope, sweep: str):
         scores = Scores(kit, scope, sweep)
-        self._settings = settings(sweep, hosts(kit, scope.pair).shape())
-        self._named = {
-            "pair": scope.pair,
-            "stream": scope.streams["it"],
-            "stream_pt": scope.streams["pt"],
-            "sweep": sweep,
-        }
+        self._settings = scores.settings
+        self._named = {name: value for name, value in scores.named.items() if name != "variant"}
         recipe = {**self._named, "from": scores.path.stem, "version": VERSION["effects"]}
         super().__init__(kit.layout, "effects", recipe)
         self.before, self._layout, self._scores = (scores,), kit.layout, scores.path

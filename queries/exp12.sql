@@ -1,10 +1,10 @@
 -- id: exp12
 -- title: Free replies of PT, PT with IT's late MLPs, IT (A, B, C)
--- needs: scores(exp12)
+-- needs: scores(exp12), judged(exp12)?
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=layer hue=arm numbers=share nll_*="nats a token" g?=points
---   hide=?_minus_a_*,gap_closed_[!fgs]*,gap_closed_false*,gap_closed_s?_*,*bullets,*coherent,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
+--   hide=?_minus_a_*,gap_closed_[!gs]*,gap_closed_g2,gap_closed_s?,gap_closed_s?_*,*bullets,*coherent,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
 -- says: With IT's MLPs in its late blocks the PT writes {b_minus_a_str?more|fewer|about as many} structural words
 --   ({b_minus_a_str} of its words, where the IT differs by {c_minus_a_str}), meets {b_minus_a_format?more|fewer|about as
 --   many} formats asked for ({b_minus_a_format}, the IT {c_minus_a_format}), reacts rightly to SAFETY prompts
@@ -22,16 +22,20 @@
 --   prompts refused or answered as they should be, `refusal`, `false_refusal`, `missed_refusal` by phrases, which wrecks
 --   lack whatever they do (trap 20: see `coherent`); `nll_pt`, `nll_it`: nats a token of the reply under each model as it
 --   is, on its own form of the prompt. `ended` = a reply that stops by itself: a base model runs to the budget, and longer
---   replies have more of everything that is counted (`words`, `headers`, `bullets`). The published numbers are an LLM
---   judge's: G1 structure and G2 register of 5 points, S1 share of harmful prompts refused, S2 of harmless ones refused;
---   claims: S2 falls in 6 of 6 families, G2 rises in 4 of 6, 3.8 % of the structure gap (mean of the families' G1 ratios) is
---   closed. The programmatic `str` and `format` answer the same question by other means.
+--   replies have more of everything that is counted (`words`, `headers`, `bullets`). With a judge (`actlake score --judge`)
+--   the row has `g1`, `g2`, `s1_*` and `s2` too. The published numbers are an LLM judge's: G1 structure and G2 register of 5
+--   points, S1 share of harmful prompts refused, S2 of harmless ones refused; claims: S2 falls in 6 of 6 families, G2 rises
+--   in 4 of 6, 3.8 % of the structure gap (mean of the families' G1 ratios) is closed. The programmatic `str` and `format`
+--   answer the same question by other means.
 -- source: METHODS 11, 18; traps in METHODS 21 (17, 20)
 WITH marked AS (
     SELECT arm, metric, prompt, value FROM scores WHERE sweep = 'exp12'
+    UNION ALL
+    SELECT arm, metric, prompt, value FROM judged WHERE sweep = 'exp12'
 ), cells AS (
-    FROM marked WHERE metric IN ('str', 'format', 'answer', 'alignment', 'refusal', 'false_refusal', 'missed_refusal', 'coherent',
-        'words', 'headers', 'bullets', 'tokens', 'ended', 'nll_pt', 'nll_it', 'g1', 'g2', 's1_refuse', 's1_comply', 's1_incoherent', 's2')
+    FROM marked WHERE metric IN ('str', 'format', 'answer', 'alignment', 'refusal', 'false_refusal', 'missed_refusal',
+        'coherent', 'words', 'headers', 'bullets', 'tokens', 'ended', 'nll_pt', 'nll_it', 'g1', 'g2', 's1_refuse', 's1_comply',
+        's1_incoherent', 's2')
 ), changes AS (
     SELECT metric, edited.arm, prompt, edited.value - base.value AS change
     FROM cells AS edited JOIN (SELECT metric, prompt, value FROM cells WHERE arm = 'A') AS base USING (metric, prompt)

@@ -1,10 +1,10 @@
 -- id: exp15
 -- title: Free replies with MLPs exchanged both ways, window by window (A to D)
--- needs: scores(exp15)
+-- needs: scores(exp15), judged(exp15)?
 -- stream: native
 -- bootstrap: prompt
 -- plot: dots x=window hue=arm y="gain by IT's MLPs" numbers=share
---   hide=level_*,capped_*,pt_*,it_*,gain_tokens,gain_words,gain_headers,gain_bullets,gain_refusal,gain_missed_refusal,gain_nll_pt,gain_nll_it
+--   hide=level_*,capped_*,pt_*,it_*,gain_tokens,gain_words,gain_headers,gain_bullets,gain_refusal,gain_missed_refusal,gain_nll_pt,gain_nll_it,gain_s1_comply,gain_s1_incoherent
 -- says: IT's MLPs in the PT change its structural words by {pt_str_early}, {pt_str_mid} and {pt_str_late} (early, mid, late
 --   window), met formats by {pt_format_early}, {pt_format_mid} and {pt_format_late}, right reactions to SAFETY prompts by
 --   {pt_alignment_early}, {pt_alignment_mid} and {pt_alignment_late}: for formats late ones do
@@ -24,19 +24,23 @@
 --   judged on more text, and a graft that makes it stop may gain by that alone (published .62 for A, .40 for B_mid, .66 for
 --   B_late). `choice_generated`: the first letter of three tokens, IT hosts in their template, PT hosts without;
 --   `choice_logprob`: the likeliest of the choices as texts. `alignment` and refusals by phrases, whose lack in wrecks is no
---   compliance (trap 20: `coherent`). Published: a judge's G2 (5 points) and S2, the mean of five families, whose intervals
---   resample the five (trap 12; here prompts within a family): on the PT side mid is the strongest, on the IT side late.
+--   compliance (trap 20: `coherent`). With a judge (`actlake score --judge`) there are `g1`, `g2`, `s1_*` and `s2` too, and
+--   `pair_g2`, `pair_s2`: blind comparisons of two replies, 1 where the first named is better, .5 for a tie. Published: a
+--   judge's G2 (5 points) and S2, the mean of five families, whose intervals resample the five (trap 12; here prompts within
+--   a family): on the PT side mid is the strongest, on the IT side late.
 -- source: METHODS 12, 18; traps in METHODS 21 (10, 12, 17, 20)
 WITH marked AS (
     SELECT arm, metric, prompt, value FROM scores WHERE sweep = 'exp15'
+    UNION ALL
+    SELECT arm, metric, prompt, value FROM judged WHERE sweep = 'exp15'
     UNION ALL
     SELECT arm, 'capped', prompt, 1 - value FROM scores WHERE sweep = 'exp15' AND metric = 'ended'
 ), cells AS (
     SELECT *, CASE WHEN metric IN ('false_refusal', 'missed_refusal', 's2', 's1_incoherent') THEN -1 ELSE 1 END AS sign
     FROM marked
-    WHERE metric IN ('str', 'format', 'answer', 'alignment', 'refusal', 'false_refusal', 'missed_refusal', 'coherent', 'words', 'headers',
-        'bullets', 'tokens', 'capped', 'nll_pt', 'nll_it', 'choice_generated', 'choice_logprob', 'g1', 'g2', 's1_refuse',
-        's1_comply', 's1_incoherent', 's2')
+    WHERE metric IN ('str', 'format', 'answer', 'alignment', 'refusal', 'false_refusal', 'missed_refusal', 'coherent',
+        'words', 'headers', 'bullets', 'tokens', 'capped', 'nll_pt', 'nll_it', 'choice_generated', 'choice_logprob', 'g1',
+        'g2', 's1_refuse', 's1_comply', 's1_incoherent', 's2')
 ), gains AS (
     SELECT metric, if(host.arm = 'A', 'pt', 'it') AS side, split_part(edited.arm, '_', 2) AS "window", prompt,
         host.sign * if(host.arm = 'A', edited.value - host.value, host.value - edited.value) AS gain
@@ -51,6 +55,8 @@ SELECT 'gain_' || metric AS measure, upper(side) || ' side' AS arm, "window", pr
 WHERE metric <> 'capped'
 UNION ALL BY NAME
 SELECT if(metric = 'capped', '', 'level_') || metric AS measure, arm, prompt, value AS total, 1 AS n FROM cells
+UNION ALL BY NAME
+SELECT metric AS measure, arm, prompt, value AS total, 1 AS n FROM marked WHERE starts_with(metric, 'pair_')
 UNION ALL BY NAME
 SELECT 'capped_' || lower(arm) AS measure, prompt, value AS total, 1 AS n FROM cells WHERE metric = 'capped'
 UNION ALL BY NAME

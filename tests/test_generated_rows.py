@@ -86,6 +86,18 @@ class Scored:
                 columns = {name: rows[name].to_list() for name in rows} | names | sweep
                 columns |= {"value": rows["value"].to_numpy(), "dose": rows["dose"].to_numpy(np.float64)}
                 write_table(self.layout, "scores", {**sweep, **names}, [columns])
+        rng = np.random.default_rng(7)
+        for name in ("exp12", "exp15"):
+            replies = self.lines[name][self.lines[name]["metric"] == "str"]
+            grades = [
+                replies.assign(metric=metric, value=rng.integers(5, size=len(replies))) for metric in ("g1", "s2")
+            ]
+            pairs = replies[replies["arm"] == "A"].assign(arm="B_late vs A", metric="pair_g2", value=0.5)
+            judged = pd.concat([*grades, *([pairs] if name == "exp15" else [])])
+            columns = {name: judged[name].to_list() for name in judged} | named | {"sweep": name}
+            columns |= {"value": judged["value"].to_numpy(np.float64), "dose": np.full(len(judged), np.nan)}
+            write_table(self.layout, "judged", {"sweep": name}, [columns])
+            self.lines[name] = pd.concat([self.lines[name], judged])
         self.effects = pd.DataFrame(
             [
                 (metric, "d_mean", dose, name, place / 64, low, high, PROMPTS)
@@ -303,6 +315,7 @@ def test_exp12_contrasts_and_the_gap_closed(scored: Scored, ask: Callable) -> No
         "words",
         "nll_it",
         "ended",
+        "g1",
     )
     for metric in metrics:
         values = wide.loc[metric]
@@ -344,8 +357,10 @@ def test_exp15_signs_of_both_sides(scored: Scored, ask: Callable) -> None:
         "choice_generated",
         "nll_it",
         "capped",
+        "g1",
+        "s2",
     ):
-        values, sign = wide.loc[metric], -1 if metric.endswith("_refusal") else 1
+        values, sign = wide.loc[metric], -1 if metric.endswith("_refusal") or metric == "s2" else 1
         gains = {}
         for window in ("early", "mid", "late"):
             gains["pt", window] = sign * (values[f"B_{window}"] - values["A"])
@@ -356,8 +371,11 @@ def test_exp15_signs_of_both_sides(scored: Scored, ask: Callable) -> None:
                 same(single(table, f"gain_{metric}", arm=f"{side.upper()} side", window=window), gain)
             if window != "late":
                 same(single(table, f"{side}_{metric}_late_minus_{window}"), gains[side, "late"] - gain)
-        for arm in values:
+        for arm in values.drop(columns="B_late vs A", errors="ignore"):
             same(single(table, metric if metric == "capped" else f"level_{metric}", arm=arm), values[arm])
+    assert single(table, "pair_g2", arm="B_late vs A")["estimate"] == 0.5 and "level_pair_g2" not in set(
+        table["measure"]
+    )
     assert "undefined" not in scored.said["exp15"]
 
 
