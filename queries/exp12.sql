@@ -4,7 +4,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=layer hue=arm numbers=share nll_*="nats a token" g?=points
---   hide=?_minus_a_*,gap_closed_[!gs]*,gap_closed_g2,gap_closed_s?,gap_closed_s?_*,*bullets,*coherent,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
+--   hide=?_minus_a_*,gap_closed_[!g]*,gap_closed_g2,*bullets,*coherent,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
 -- says: With IT's MLPs in its late blocks the PT writes {b_minus_a_str?more|fewer|about as many} structural words
 --   ({b_minus_a_str} of its words, where the IT differs by {c_minus_a_str}), meets {b_minus_a_format?more|fewer|about as
 --   many} formats asked for ({b_minus_a_format}, the IT {c_minus_a_format}), reacts rightly to SAFETY prompts
