@@ -16,7 +16,7 @@ from .effects import Effects
 from .endpoint import churn_table, endpoint_table
 from .factorial import Factorial
 from .graft import graft_table
-from .judging import JudgedTable
+from .judging import JudgedTable, judged_elsewhere
 from .kit import Kit, Names, Scope, name_columns
 from .layers import Tokens, delta_table, pair_lens_table, raw_lens_table
 from .mechanism import mechanism_table
@@ -87,8 +87,9 @@ def jobs_of(kit: Kit, need: Need) -> list[Job]:
     table, kind, scope = need
     name = BEHIND_VIEW.get(table, table)
     if name in PER_PAIR:
-        foreign = _is_foreign(kit, name, kind, {"pair": scope.pair, **_streams_of(scope)})
-        return [] if foreign else [PER_PAIR[name](kit, scope, kind)]
+        there = _is_foreign(kit, name, kind, {"pair": scope.pair, **_streams_of(scope)})
+        there = there or (name == "judged" and judged_elsewhere(kit, scope, kind))
+        return [] if there else [PER_PAIR[name](kit, scope, kind)]
     if name in PER_CAPTURE:
         return [
             PER_CAPTURE[name](kit, names, kind)
@@ -110,6 +111,7 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
     wanted = {name: value for name, value in capture.items() if name in TABLES[table].names}
     wanted |= {"lens": kind or "raw"} if "lens" in TABLES[table].names else {}
     wanted |= {"kind": kind} if kind and "kind" in TABLES[table].names else {}
+    wanted |= {"sweep": kind} if "sweep" in TABLES[table].names else {}
     if table in CONDITIONED:
         wanted["condition"] = kind.removesuffix("_tuned")
         wanted |= {"lens": "tuned" if kind.endswith("_tuned") else "raw"} if "lens" in TABLES[table].names else {}

@@ -32,8 +32,9 @@ KEYS = (
     *("pair", "variant", "stream", "stream_pt", "lens", "prompt", "prompt_id", "category", "token", "position", "step"),
     *("token_id", "layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
     *("event", "upstream", "late", "readout", "condition", "window_start", "window_stop", "patch_layer", "patch"),
+    *("sweep", "arm", "dose", "key"),
 )
-OPTIONAL = ("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other")
+OPTIONAL = ("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other", "dose", "key")
 COSINE, SHARE = (-1.0, 1.0), (0.0, 1.0)
 RANGES = {
     **dict.fromkeys(("js", "js_next", "js_host", "js_target"), (0.0, 0.6932)),
@@ -44,7 +45,8 @@ RANGES = {
 }
 SLACK = 1e-3  # published figures are rounded
 PANDAS_INDEX = "__index_level_"  # a column that pandas writes without being asked
-CAPTURE = ("pair", "variant", "stream", "stream_pt", "lens", "kind", "condition")  # what a question narrows a table by
+# What a question narrows a table by.
+CAPTURE = ("pair", "variant", "stream", "stream_pt", "lens", "kind", "condition", "sweep")
 
 
 @dataclass(frozen=True)

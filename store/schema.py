@@ -433,4 +433,4 @@ VARIABLES |= {
 # Tables of a pair whose rows are about one of its models: made condition by condition, the variant being the host ...
 CONDITIONED = ("graft", "mechanism", "candidates")
 # ... or of both models in turn.
-PER_VARIANT = ("writeout",)
+PER_VARIANT = ("writeout", "scores", "judged")

@@ -108,12 +108,21 @@ def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Itera
     return path
 
 
+def find_tables(layout: Layout, name: str, recipe: dict[str, Any]) -> list[Path]:
+    """A table's files whose recipe has these values."""
+    found = []
+    for file in sorted(layout.table(name).glob("*.parquet")):
+        has = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
+        if all(has.get(key) == value for key, value in recipe.items()):
+            found.append(file)
+    return found
+
+
 def drop_tables(layout: Layout, name: str, recipe: dict[str, Any], keep: Path) -> None:
     """Delete a table's files whose recipe has these values, but for `keep`: what they hold was made anew there."""
-    for file in layout.table(name).glob("*.parquet"):
-        found = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
-        if file != keep and all(found.get(key) == value for key, value in recipe.items()):
-            file.unlink()
+    for file in find_tables(layout, name, recipe):
+        if file != keep:
+            file.unlink(missing_ok=True)
 
 
 def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:

@@ -112,6 +112,11 @@ def test_a_sweep_is_judged_once(made, server, judged_by, monkeypatch):
     monkeypatch.setenv("ACTLAKE_JUDGE_URL", "http://127.0.0.1:9/v1")
     if len(expected) == len(labels) * len(told):
         assert "9 of 9 judged" in judge_sweep(Kit(layout, catalog=where), scope, "exp12")[-1]
+    # And who has no judge reads what the lake has.
+    monkeypatch.delenv("ACTLAKE_JUDGE_MODEL")
+    assert ensure(layout, [("judged", "exp12", scope)], catalog=where) == []
+    with pytest.raises(LakeError, match="no judge: set"):
+        ensure(layout, [("judged", "exp15", scope)], catalog=where)
     for file in layout.root.rglob("*"):
         assert not file.is_file() or b"very-secret-key" not in file.read_bytes()
 

@@ -292,9 +292,10 @@ def test_all_rows_wait_for_texts_and_a_named_row_has_them_written(
     monkeypatch.setattr(registry, "queries", lambda: few)
     folders = {"--lake": "lake", "--catalog": "catalog.yaml", "--out": "out"}
     where = [part for name, folder in folders.items() for part in (name, str(tmp_path / folder))]
-    refused = json.loads(run(app, ["run", "--all", "--json", *where]).output)["refused"]
-    assert "A5a: 16 of 16 texts are not there" in refused["A5a"]
-    assert "`actlake generate llama --sweep A5a`" in refused["A5a"]
+    words = ["run", "--all", "--no-generate", "--json", *where]
+    refused = json.loads(run(app, words).output)["refused"]
+    assert "2 of 2 conditions have no texts or readings yet, and generating is switched off" in refused["A5a"]
+    assert "`actlake run A5a --pair llama` makes them" in refused["A5a"]
     assert not any(path.is_file() for path in steered.layout.root.glob("outputs/**/*"))
 
     found = steered.run("A5a")
@@ -310,5 +311,5 @@ def test_all_rows_wait_for_texts_and_a_named_row_has_them_written(
         harmful = mine[mine["prompt_id"].isin(["q1", "q5"])]
         said_no = [refuses(text) and is_coherent(text) for text in harmful["text"]]
         assert curve["harmful_refused", skipped] == pytest.approx(np.mean(said_no))
-    again = json.loads(run(app, ["run", "--all", "--json", *where]).output)
+    again = json.loads(run(app, words).output)
     assert "A5a" in {each["row"] for each in again["answers"]} and "A1" in again["refused"]
