@@ -147,6 +147,12 @@ def score(
         typer.Option(help="OpenAI-compatible address. [default: ACTLAKE_JUDGE_URL; the key: ACTLAKE_JUDGE_KEY]"),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Its model. [default: ACTLAKE_JUDGE_MODEL]")] = None,
+    second: Annotated[
+        str | None, typer.Option(help="A second judge at the same address; where the two differ, --referee decides.")
+    ] = None,
+    referee: Annotated[
+        str | None, typer.Option(help="Set ACTLAKE_JUDGE_REFEREE to it, so that rows take its verdicts too.")
+    ] = None,
     rubrics: Annotated[
         Path | None,
         typer.Option(help="A file of rubrics of your own. [default: ACTLAKE_JUDGE_RUBRICS, else the packaged]"),
@@ -186,7 +192,7 @@ def score(
             out.print(f"\n[bold]{name}[/]", highlight=False)
         print_table(table, as_json)
         if judge:
-            for line in judge_sweep(kit, scope, name, rubrics, _agree(yes), **options):
+            for line in judge_sweep(kit, scope, name, rubrics, _agree(yes), second, referee, **options):
                 out.print(line, highlight=False)
 
 

@@ -68,6 +68,11 @@ class Cost:
     tokens_out: int
     price: float | None
 
+    def __add__(self, other: "Cost") -> "Cost":
+        price = None if self.price is None or other.price is None else self.price + other.price
+        tokens_in, tokens_out = self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out
+        return Cost(self.calls + other.calls, self.cached + other.cached, tokens_in, tokens_out, price)
+
     def __str__(self) -> str:
         price = "price unknown" if self.price is None else f"about {self.price:,.2f} to pay"
         tokens = f"about {self.tokens_in:,} tokens in and {self.tokens_out:,} out (at {CHARACTERS} characters a token)"

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..capture.endpoint import MODEL
 from ..capture.gold import agreement, gold_items, read_gold
-from ..capture.judge import UNJUDGED, Cost, Item, Judge, Verdict, summary
+from ..capture.judge import UNJUDGED, Cost, Item, Judge, Verdict, escalate, summary
 from ..capture.rubrics import Rubric, read_rubrics
 from ..store.errors import LakeError
 from ..store.files import hash_json
@@ -29,6 +29,7 @@ from .scores import Scores
 from .sweep import TableJob
 
 RUBRICS = "ACTLAKE_JUDGE_RUBRICS"  # a file of rubrics in place of the packaged ones, for rows too
+REFEREE = "ACTLAKE_JUDGE_REFEREE"  # a model whose verdicts stand where it has given one, for rows too
 # Arms whose replies are compared blind, the first against the second. METHODS 12.
 PAIRS: Mapping[str, Sequence[tuple[str, str]]] = {"exp15": (("B_late", "A"), ("C", "D_late"), ("C", "A"))}
 
@@ -96,7 +97,11 @@ class JudgedTable(TableJob):
         judge = Judge(kit.layout, rubrics_of())  # a LakeError where none is named
         scores = Scores(kit, scope, sweep)
         self._asked = questions(scores, judge.rubrics)
-        verdicts = judge.cached([each.item for each in self._asked])
+        items = [each.item for each in self._asked]
+        verdicts = judge.cached(items)
+        if referee := os.environ.get(REFEREE, "").strip():
+            above = Judge(kit.layout, judge.rubrics, model=referee).cached(items)
+            verdicts = [better or verdict for better, verdict in zip(above, verdicts, strict=True)]
         self._verdicts = [verdict for verdict in verdicts if verdict is not None]
         if not self._verdicts:
             raise LakeError(
@@ -105,7 +110,11 @@ class JudgedTable(TableJob):
             )
         self._asked = [each for each, verdict in zip(self._asked, verdicts, strict=True) if verdict is not None]
         self._named, self._rubrics = scores.named, judge.rubrics
-        made = {"judge": judge.model, "texts": [job.path.stem + job.condition.key for job in scores.texts]}
+        made = {
+            "judge": judge.model,
+            "referee": referee,
+            "texts": [job.path.stem + job.condition.key for job in scores.texts],
+        }
         given = hash_json([[verdict.label, each.key, each.prompt, each.arm] for each, verdict in self._both()])
         super().__init__(kit.layout, "judged", {**self._named, **made, "verdicts": given, "version": VERSION["judged"]})
         self._layout = kit.layout
@@ -152,19 +161,31 @@ def judge_sweep(
     sweep: str,
     rubrics: Path | None = None,
     agree: Callable[[Cost], bool] = lambda cost: True,
+    second: str | None = None,
+    referee: str | None = None,
     **options: Any,
 ) -> list[str]:
     """Ask a judge about every reply of a sweep that it has not judged yet; lines for people, one per rubric.
 
+    With a `second` judge and a `referee` (models at the same address) the referee decides where the two differ (METHODS 12).
     `agree` is asked with the estimate before anything is sent. Options are those of `Judge`. LakeError as in `Judge`.
     """
+    if bool(second) != bool(referee):
+        raise LakeError("a second judge and a referee belong together: give both or none")
     judge = Judge(kit.layout, rubrics_of(rubrics), **options)
     asked = [each.item for each in questions(Scores(kit, scope, sweep), judge.rubrics)]
-    cost = judge.estimate(asked)
-    if not agree(cost):
+    others = [Judge(kit.layout, judge.rubrics, **{**options, "model": model}) for model in (second, referee) if model]
+    if not agree(sum((other.estimate(asked) for other in others[:1]), judge.estimate(asked))):
         return []
-    with bar(f"judge {sweep}", len(asked), "replies") as progress:
-        verdicts = judge.judge(asked, progress.advance)
+    with bar(f"judge {sweep}", len(asked) * (2 if others else 1), "verdicts") as progress:
+        if not others:
+            return _said(asked, judge.judge(asked, progress.advance))
+        found = escalate(asked, judge, others[0], others[1], progress.advance)
+    decided = sum(ruling is not None for ruling in found.referee)
+    return [*_said(asked, found.final), f"the two judges differed on {decided:,}, which the referee decided"]
+
+
+def _said(asked: Sequence[Item], verdicts: Sequence[Verdict]) -> list[str]:
     unjudged = sum(verdict.label == UNJUDGED for verdict in verdicts)
     return [*summary(asked, verdicts), f"{len(asked) - unjudged:,} of {len(asked):,} judged"]
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+import transformers
 
 from ..analyze.scores import forced_choice, lettered
 from ..capture.generate import decoded, nats
@@ -25,7 +27,8 @@ from ..capture.tokens import encode, real_token_mask, stop_ids, template_for
 from ..store.errors import LakeError
 from ..store.outputs import Condition, Row, prompt_key
 from ..store.progress import ERRORS, Bar, bar
-from ..store.schema import OUTPUTS
+from ..store.schema import OUTPUTS, VARIANTS
+from ..store.version import __version__
 from .hosts import Hosts, Steering, edits_of, hosts
 from .kit import OTHER, VERSION, Kit
 from .sweep import Job
@@ -108,7 +111,29 @@ class ConditionJob(Job):
                 self.compute(missing, progress)
         known = self.condition.known(self.kind)
         rows = [known[sha] | {"prompt_id": name} for name, sha in self.named]
-        self.condition.seal(self.kind, self.path, [self.labelled(row) for row in rows], self.schema)
+        self.condition.seal(self.kind, self.path, [self.labelled(row) for row in rows], self.schema, self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """What wrote the file: models, versions, device, prompts a batch."""
+        models = {
+            variant: self.hosts.record(variant) for variant in VARIANTS if variant == self.asked.variant or self.grafts
+        }
+        return {
+            "models": {
+                variant: {key: record[key] for key in ("id", "revision", "sha256")}
+                for variant, record in models.items()
+            },
+            "device": self.kit.device,
+            "batch": self.asked.batch,
+            "actlake": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    @property
+    def grafts(self) -> bool:
+        """Whether the other model takes part."""
+        return any(edit.kind in GRAFTS for edit in self.asked.edits)
 
     unit = "tokens"
 

@@ -70,23 +70,22 @@ class Condition:
         with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
             write_atomic(self.folder / ".parts" / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.json", data)
 
-    def seal(self, kind: str, path: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
-        """Write the file of a prompt set, and what the condition is; its batches under way are then of no more use."""
-        table = pa.Table.from_pylist(list(rows), schema.with_metadata({b"actlake": canonical_json(self.recipe)}))
+    def seal(self, kind: str, path: Path, rows: Iterable[Row], schema: pa.Schema, provenance: dict[str, Any]) -> None:
+        """Write the file of a prompt set, and what the condition is; its batches under way are then of no more use.
+
+        The file's metadata say where it comes from: the recipe, and `provenance` (models, versions, device).
+        """
+        about = {b"actlake": canonical_json({"recipe": self.recipe, "provenance": provenance})}
+        table = pa.Table.from_pylist(list(rows), schema.with_metadata(about))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_of(path)
         with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
             try:
                 pq.write_table(table, temporary, compression="zstd")
                 sync_file(temporary)
-                about = {
-                    "format_version": FORMAT_VERSION,
-                    "pair": self.pair,
-                    "variant": self.variant,
-                    "recipe": self.recipe,
-                }
                 if not (marker := self.folder / "condition.json").exists():
-                    write_json(marker, about)
+                    named = {"pair": self.pair, "variant": self.variant, "recipe": self.recipe}
+                    write_json(marker, {"format_version": FORMAT_VERSION, **named})
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)

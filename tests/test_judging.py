@@ -112,6 +112,11 @@ def test_a_sweep_is_judged_once(made, server, judged_by, monkeypatch):
     monkeypatch.setenv("ACTLAKE_JUDGE_URL", "http://127.0.0.1:9/v1")
     if len(expected) == len(labels) * len(told):
         assert "9 of 9 judged" in judge_sweep(Kit(layout, catalog=where), scope, "exp12")[-1]
+    # A second judge of the same mind differs nowhere; the referee is not asked.
+    lines = judge_sweep(Kit(layout, catalog=where), scope, "exp12", second="it", referee="it", url=server)
+    assert lines[-1].startswith("the two judges differed on ")
+    with pytest.raises(LakeError, match="a second judge and a referee belong together"):
+        judge_sweep(Kit(layout, catalog=where), scope, "exp12", second="it")
     # And who has no judge reads what the lake has.
     monkeypatch.delenv("ACTLAKE_JUDGE_MODEL")
     assert ensure(layout, [("judged", "exp12", scope)], catalog=where) == []

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
@@ -332,6 +333,9 @@ def test_the_command(lake, made, tmp_path):
     assert code == 0 and found["missing"] == 0 and found["conditions"][0]["generated"] == 0
     frame = Lake(lake.root).sql("SELECT condition, count(*) AS n, max(tokens) AS most FROM outputs GROUP BY ALL").df()
     assert frame.values.tolist() == [["scale:layers=2-3,direction=d_mean,alpha=-3,site=mlp", 4, 5]]
+    text = next((lake.root / "outputs").rglob("texts-*.parquet"))
+    about = json.loads(pq.read_schema(text).metadata[b"actlake"])
+    assert about["provenance"]["models"]["it"]["sha256"] == about["recipe"]["model"] and about["provenance"]["torch"]
     sealed = next((lake.root / "outputs").rglob("condition.json"))
     assert json.loads(sealed.read_text())["recipe"]["max_new_tokens"] == 5
 
