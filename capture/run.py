@@ -14,7 +14,7 @@ import transformers
 
 from ..store.catalog import PairSpec, ProfileSpec, resolve_boundaries
 from ..store.errors import LakeError
-from ..store.files import human_bytes, try_lock, write_json
+from ..store.files import give_back_memory, human_bytes, try_lock, write_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
 from ..store.models import clear_unfinished, has_model, write_model
@@ -244,8 +244,11 @@ def fill(
 
         def finish(indices: list[int], sink: Sink) -> None:
             sink.wait()
-            for row in rows.filled(indices):
+            full = rows.filled(indices)
+            for row in full:
                 writer.put(*row)
+            if full:
+                give_back_memory()
             progress.advance(sum(len(stream.tokens[prompt]) for prompt in indices))
 
         ahead: deque[tuple[list[int], Sink]] = deque()

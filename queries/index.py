@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from .registry import Query, queries
+from .registry import Query, published, queries
 
 REPLAYED = {
     "graft",
@@ -34,8 +34,11 @@ Written from the headers of `queries/*.sql` by `python -m actlake.queries.index 
 What is linear in stored arrays needs no replay either: `actlake.analyze.direct` reads MLP outputs and edited final
 residuals through the head.
 
-| row | title | how | streams | tables (? = done without if they can't be had) | figure | source |
-|---|---|---|---|---|---|---|"""
+Status: every row here is answered by this version. The last column counts the figures of the published study that stand
+beside a row's own (`actlake run ROW --published`); those of an LLM judge need `actlake score --judge` first.
+
+| row | title | how | streams | tables (? = done without if they can't be had) | figure | source | published figures |
+|---|---|---|---|---|---|---|---|"""
 
 
 def reads(query: Query) -> str:
@@ -57,7 +60,7 @@ def page() -> str:
     """The page as Markdown."""
     rows = [
         f"| {query.id} | {query.title} | {reads(query)} | {', '.join(query.recipes) or 'none'} | {_tables(query)}"
-        f" | {query.plot.get('kind', 'none')} | {query.source} |"
+        f" | {query.plot.get('kind', 'none')} | {query.source} | {len(published(query.id))} |"
         for query in queries().values()
     ]
     return "\n".join([INTRODUCTION, *rows, ""])

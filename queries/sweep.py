@@ -4,8 +4,6 @@ A job is one thing to compute from a capture, or from two side by side. Blocks o
 what two of them need from a block (a lens, say) is computed once.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,6 +15,7 @@ import numpy as np
 
 from ..store.captures import Capture
 from ..store.errors import LakeError
+from ..store.files import give_back_memory
 from ..store.layout import Layout
 from ..store.progress import bar
 from ..store.tables import table_file, table_key, table_writer
@@ -262,16 +261,6 @@ def _sweep(jobs: "_Going") -> None:
 
 def _block(rows: dict[Path, Rows], job: Job) -> None:
     job.block(*(rows[capture.path] for capture in job.captures))
-
-
-def give_back_memory() -> None:
-    """Let glibc return freed memory to the system; elsewhere nothing.
-
-    What outlives a block lies between what does not: without this the heap keeps all that was ever free, and grows.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
-        trim(0)
 
 
 def _prompt_blocks(feeds: Sequence[Feed]) -> Iterator[range]:
