@@ -31,37 +31,16 @@ class Operator:
     defaults: Mapping[str, str]
     dose: str = ""
     noop: float = math.nan
-    about: str = ""
 
 
 OPERATORS: Mapping[str, Operator] = {
-    "scale": Operator(
-        ("layers", "direction", "alpha"),
-        {"site": "mlp", "seed": ""},
-        "alpha",
-        1,
-        "the component along the direction times alpha (0 removes it)",
-    ),
-    "inject": Operator(
-        ("layers", "direction", "beta"),
-        {"site": "mlp", "relative": "true", "seed": ""},
-        "beta",
-        0,
-        "add beta times the output's own norm along the direction; relative=false: beta itself",
-    ),
-    "matched": Operator(
-        ("layers", "direction", "alpha"),
-        {"site": "mlp", "seed": str(SEED)},
-        "alpha",
-        1,
-        "as large a change as scale makes, along a random direction of this seed",
-    ),
-    "zero": Operator(("layers",), {"site": "mlp"}, about="zero the module's output"),
-    "skip": Operator(("layers",), {}, about="zero MLP and attention: the block does nothing"),
-    "graft": Operator(("layers",), {}, about="the MLPs of the pair's other model"),
-    "random_graft": Operator(
-        ("layers",), {"seed": str(SEED)}, about="a random change of the size that graft would make"
-    ),
+    "scale": Operator(("layers", "direction", "alpha"), {"site": "mlp", "seed": ""}, "alpha", 1),
+    "inject": Operator(("layers", "direction", "beta"), {"site": "mlp", "relative": "true", "seed": ""}, "beta", 0),
+    "matched": Operator(("layers", "direction", "alpha"), {"site": "mlp", "seed": str(SEED)}, "alpha", 1),
+    "zero": Operator(("layers",), {"site": "mlp"}),
+    "skip": Operator(("layers",), {}),
+    "graft": Operator(("layers",), {}),
+    "random_graft": Operator(("layers",), {"seed": str(SEED)}),
 }
 
 

@@ -8,28 +8,16 @@ from typing import Any
 
 from ..capture.prompts import PromptSet
 from ..capture.ranks import ALONE, Rank
-from ..capture.steering import OPERATORS, condition_text, parse_edits
+from ..capture.steering import condition_text, parse_edits
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import same_prompts, stream_table
-from .hosts import KNOWN, Steering, hosts, prompts_of, steering
+from .hosts import Steering, hosts, prompts_of, steering
 from .kit import Kit, Scope
 from .outputs import BATCH, Asked, Texts
 from .scores import budget_of
 from .sweep import run
-from .sweeps import SWEEPS, Setting, settings
-
-EDITS = "\n\n".join(
-    [
-        "Edits, in words (several --edit are done in order):",
-        *(
-            f"{name}:{','.join([*operator.needs, *(f'[{key}={value}]' for key, value in operator.defaults.items() if value)])} -"
-            f" {operator.about}"
-            for name, operator in OPERATORS.items()
-        ),
-        "layers: 20-33, 3+5, a window (early, mid, late, midlate ...) or all. Directions: " + ", ".join(KNOWN) + ".",
-    ]
-)
+from .sweeps import Setting, settings
 
 
 @dataclass(frozen=True)
@@ -153,8 +141,3 @@ def _scope(kit: Kit, pair: str, which: str | None, needed: bool) -> Scope:
         if needed:
             raise
         return Scope(pair, {})
-
-
-def known_sweeps() -> str:
-    """Names of sweeps, for help."""
-    return ", ".join(SWEEPS)

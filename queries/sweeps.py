@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..capture.steering import EditSpec, parse_edits, runs
-from ..store.catalog import default_windows
 from ..store.errors import LakeError
 
 ALPHAS = (5, 3, 2, 1.5, 1, 0.75, 0.5, 0.25, 0, -0.5, -1, -2, -3, -5)
@@ -181,8 +180,3 @@ def settings(sweep: str, shape: Shape) -> list[Setting]:
     if made is None:
         raise LakeError(f"unknown sweep {sweep!r}; expected one of {', '.join(SWEEPS)}")
     return made(shape)
-
-
-def shape_of(n_layers: int, windows: Mapping[str, tuple[int, int]] | None = None) -> Shape:
-    """The shape of a model with the default windows, or those given."""
-    return Shape(n_layers, default_windows(n_layers) | dict(windows or {}))

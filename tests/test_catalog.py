@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from actlake.capture.prompts import read_prompts
+from actlake.capture.steering import parse_edits
 from actlake.queries.registry import POOLS
 from actlake.store import catalog as module
 from actlake.store.catalog import (
+    PACKAGED,
+    ConditionSpec,
     ModelSpec,
     PairSpec,
     ProfileSpec,
@@ -434,3 +437,34 @@ def test_published_pooled_figures_are_the_means_of_the_families():
     ]:
         found = values[row, quantity]
         assert sum(found[m] for m in members) / len(members) == pytest.approx(found[pooled], abs=5.1e-4)
+
+
+def test_conditions_of_free_generation(tmp_path):
+    """Who writes and the edits, in words; the template is native unless it says."""
+    text = """
+conditions:
+  plain: {variant: pt, edits: ["skip:layers=late"]}
+  two: {variant: it, template: raw, edits: ["graft:layers=1", "zero:layers=2,site=attn"]}
+"""
+    (tmp_path / "catalog.yaml").write_text(text)
+    found = load_catalog(tmp_path / "catalog.yaml")
+    assert found.condition("plain") == ConditionSpec("plain", "pt", "native", ("skip:layers=late",))
+    assert found.condition("two").edits == ("graft:layers=1", "zero:layers=2,site=attn")
+    assert found.condition("two").template == "raw"
+    with pytest.raises(LakeError, match="unknown condition 'plane'.* did you mean 'plain'"):
+        found.condition("plane")
+    for wrong, says in (
+        ("{variant: xy, edits: [a]}", "variant is 'xy', expected one of pt, it"),
+        ("{variant: it}", "lacks edits"),
+        ("{variant: it, edits: []}", "expected a list"),
+        ("{variant: it, edits: [3]}", "an edit is '3', expected text"),
+        ("{variant: it, edits: [a], site: mlp}", "has no setting 'site'"),
+    ):
+        (tmp_path / "catalog.yaml").write_text(f"conditions:\n  mine: {wrong}\n")
+        with pytest.raises(LakeError, match=f"catalog.yaml:2: .*{says}"):
+            load_catalog(tmp_path / "catalog.yaml")
+
+
+def test_packaged_conditions_are_understood():
+    for condition in load_catalog(PACKAGED).conditions.values():
+        assert parse_edits(condition.edits, 34, default_windows(34))

@@ -16,8 +16,8 @@ from actlake.queries import estimates
 from actlake.queries.kit import Scope
 from actlake.queries.panels import reference, split
 from actlake.queries.registry import find
-from actlake.queries.sweeps import settings, shape_of
-from actlake.store.catalog import PairSpec
+from actlake.queries.sweeps import Shape, settings
+from actlake.store.catalog import PairSpec, default_windows
 from actlake.store.layout import Layout
 from actlake.store.tables import connect, write_table
 from made import answer, row
@@ -27,7 +27,7 @@ from test_observed_rows import texts
 
 ROWS = ("0C", "0D", "0E", "0F", "0H", "exp12", "exp15")
 SWEEP = {"0D": "A1"}
-SHAPE, PROMPTS = shape_of(34), 24
+SHAPE, PROMPTS = Shape(34, default_windows(34)), 24
 STREAMS = {"pt": "native-set-pt", "it": "native-set-it"}
 SCOPE = Scope("made", STREAMS, "native")
 CATEGORIES = ("SAFETY", "GOV-FORMAT", "CONTENT-REASON", "CONTENT-FACT")

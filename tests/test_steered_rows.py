@@ -19,8 +19,8 @@ from actlake.queries.kit import Scope
 from actlake.queries.panels import marked, split
 from actlake.queries.plots import draw
 from actlake.queries.registry import find, parse
-from actlake.queries.sweeps import settings, shape_of
-from actlake.store.catalog import PairSpec
+from actlake.queries.sweeps import Shape, settings
+from actlake.store.catalog import PairSpec, default_windows
 from actlake.store.layout import Layout
 from actlake.store.tables import connect, write_table
 from made import answer, row
@@ -29,7 +29,7 @@ from test_graft_rows import catalog
 from typer.testing import CliRunner
 
 ROWS = ("A1", "A1_rand", "A1_notmpl", "A2", "A5a", "0I", "exp10_P4")
-SHAPE, PROMPTS = shape_of(34), 40
+SHAPE, PROMPTS = Shape(34, default_windows(34)), 40
 STREAMS = {"pt": "native-set-pt", "it": "native-set-it"}
 SCOPE = Scope("made", STREAMS, "native")
 CATEGORIES = ("SAFETY", "GOV-FORMAT", "CONTENT-REASON", "CONTENT-FACT")

@@ -4,7 +4,7 @@ import pytest
 from actlake.capture.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero
 from actlake.capture.steering import OPERATORS, build, condition_text, parse_edit, parse_edits, parse_layers, runs
 from actlake.capture.suffix import Donor
-from actlake.queries.sweeps import ALPHAS, SWEEPS, settings, shape_of
+from actlake.queries.sweeps import ALPHAS, SWEEPS, Shape, settings
 from actlake.store.catalog import default_windows
 from actlake.store.errors import LakeError
 from hypothesis import given
@@ -123,7 +123,7 @@ def test_built_edits():
 
 def test_sweeps_share_their_baselines():
     """METHODS 5.3: every baseline and alpha = 1 is one condition, whatever sweep asks for it."""
-    shape = shape_of(LAYERS)
+    shape = Shape(LAYERS, WINDOWS)
     counts = {name: len(settings(name, shape)) for name in SWEEPS}
     assert counts["A1"] == len(ALPHAS) + 2 and counts["A2"] == 15 + 9 and counts["A5a"] == 15
     assert (
@@ -144,7 +144,7 @@ def test_sweeps_share_their_baselines():
 
 @given(st.integers(2, 80))
 def test_every_sweep_fits_every_depth(n_layers):
-    shape = shape_of(n_layers)
+    shape = Shape(n_layers, default_windows(n_layers))
     for name in SWEEPS:
         for setting in settings(name, shape):
             assert all(0 <= layer < n_layers for edit in setting.edits for layer in edit.layers)
