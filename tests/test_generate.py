@@ -8,9 +8,10 @@ from actlake.analyze.directions import matched_units, random_units
 from actlake.capture.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero, edited
 from actlake.capture.generate import decode, decoded, nats
 from actlake.capture.model import load_model
-from actlake.capture.suffix import load_donor
+from actlake.capture.replay import open_start, replay_whole
+from actlake.capture.suffix import load_donor, load_suffix
 from actlake.capture.tokens import encode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LogitsProcessor
 
 NEW, WIDTH, BLOCKS = 8, 32, (1, 2)
 UNITS = random_units(BLOCKS, WIDTH)
@@ -48,6 +49,7 @@ def test_batched_is_single_and_what_one_forward_says(pairs, prompts, family):
     """Left padding changes nothing, and teacher-forced argmax of the whole text gives its tokens: with edits and without."""
     model, donor = load_model(pairs(family).pt), load_donor(pairs(family).it, BLOCKS)
     seen = set()
+    prompts = prompts[:4]
     for changes in ((), *edits(donor).values()):
         with edited(model, changes):
             together = decode(model, prompts, NEW, [tiny.EOS])
@@ -80,6 +82,37 @@ def test_logits_of_each_step_are_those_of_one_forward(pairs, prompts, family):
         steps = torch.stack([step[0] for step in out.logits])
         expected = whole(model, [*prompt, *told], changes)[len(prompt) - 1 : -1]
         assert (steps - expected).abs().max() < 1e-4
+
+
+class Forced(LogitsProcessor):
+    """Makes generation write given tokens; what the model computed is in the logits that are put out."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.ids[input_ids.shape[1]]] = 0
+        return forced
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_cached_steps_are_the_replay(pairs, tmp_path, family):
+    """An edited model that is made to write a capture's tokens gives, step by step, the logits that a replay of the capture
+    gives under the same edit."""
+    layout = tiny.capture(tmp_path / "lake", pairs(family), tiny.NATIVE, variants=("pt",))
+    start = open_start(layout, f"{family}/pt", "native", 1)
+    late, model = load_suffix(pairs(family).pt, 1), load_model(pairs(family).pt)
+    ids = torch.from_numpy(start.token_id[slice(*start.spans([1])[0])].astype(np.int64))
+    options = {"max_new_tokens": len(ids) - 3, "do_sample": False, "pad_token_id": tiny.PAD, "eos_token_id": None}
+    options |= {"output_logits": True, "return_dict_in_generate": True, "logits_processor": [Forced(ids)]}
+    for changes in edits(load_donor(pairs(family).it, BLOCKS)).values():
+        with torch.no_grad(), edited(model, changes):
+            out = model.hf.generate(ids[None, :3], **options)
+        assert torch.equal(out.sequences[0], ids)
+        steps = torch.stack([step[0] for step in out.logits]).float().numpy()
+        replayed = replay_whole(late, start, changes, keep=(), logits="full", prompts=[1]).arrays["logits"]
+        assert np.abs(steps - replayed[2:-1]).max() < 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "deepseek_v2"])
