@@ -109,9 +109,9 @@ def sql(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams (DuckDB's SQL).
+    """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams, outputs (DuckDB's SQL).
 
-    Tables that are not there yet are computed first.
+    Tables that are not there yet are computed first; texts and their scores are shown as far as they are there.
 
     Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """

@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from .cli_options import (
-    BatchOption,
     CatalogOption,
     DeviceOption,
     JsonOption,
@@ -63,7 +62,9 @@ def generate(
     ] = None,
     limit: LimitOption = None,
     max_new_tokens: NewTokensOption = None,
-    batch: BatchOption = 64,
+    batch: Annotated[
+        int, typer.Option(help="Prompts decoded together: more are faster, and take more memory.", min=1)
+    ] = 64,
     show: Annotated[int, typer.Option(help="Print the first N texts of each condition.", min=0)] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there would be to do, and stop.")] = False,
     rank: RankOption = None,
