@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/actlake demo
 
 test: $(VENV)/.installed-dev
-	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
