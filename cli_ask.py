@@ -13,6 +13,7 @@ from .cli_options import (
     CAPTURE,
     CatalogOption,
     DeviceOption,
+    GenerateOption,
     JsonOption,
     LakeOption,
     PairsOption,
@@ -60,10 +61,7 @@ def run(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
-    generate: Annotated[
-        bool,
-        typer.Option(help="Let models write the texts that a row needs; without, such rows only use what is there."),
-    ] = True,
+    generate: GenerateOption = True,
     lock: Annotated[
         Path | None,
         typer.Option("--lock", help="File for all that the answers used, by hash: `actlake reproduce FILE` checks it."),
@@ -117,7 +115,11 @@ def reproduce(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
-    generate: Annotated[bool, typer.Option(help="Let models write texts that are missing; may take long.")] = True,
+    generate: GenerateOption = True,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="How far apart numbers may be: 1e-6, say, where tables are made again elsewhere.", min=0),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Answer the rows of a lock file again: is every capture and table the same, and does the same come out?
@@ -128,7 +130,7 @@ def reproduce(
     from .queries.reproduce import reproduce as compare
 
     locked = read_lock(file)
-    found = compare(open_layout(lake, catalog)[0], locked, device, catalog, generate)
+    found = compare(open_layout(lake, catalog)[0], locked, device, catalog, generate, tolerance)
     if as_json:
         print_json([asdict(one) | {"same": one.same} for one in found])
     else:

@@ -17,7 +17,7 @@ from ..store.errors import LakeError
 from ..store.files import hash_file, hash_files, hash_json, read_json, write_json
 from ..store.layout import NAME, Layout, check_version
 from ..store.schema import FORMAT_VERSION
-from ..store.tables import FOREIGN, find_tables, foreign_files, stream_table
+from ..store.tables import FOREIGN, find_tables, stream_table
 from ..store.version import __version__
 from .answer import Answer
 from .build import BEHIND_VIEW
@@ -32,7 +32,10 @@ TINY = 1e-12  # what sums that cancel leave over
 LIBRARIES = ("duckdb", "numpy", "scipy")
 SHA256 = re.compile("[0-9a-f]{64}")
 CAPTURE = re.compile(rf"(?!.*\.\.){NAME.pattern}/(?:pt|it)/{NAME.pattern}")
-FILE = re.compile(rf"(?!.*\.\.)(?:tables|outputs|probes|directions)(?:/{NAME.pattern})+")
+# A table's folder may hold files of any name; what can't be printed is no part of one.
+FILE = re.compile(
+    r"(?!.*\.\.)(?:tables|outputs|probes|directions)(?:/[^/.\x00-\x1f\x7f\ud800-\udfff][^/\x00-\x1f\x7f\ud800-\udfff]*)+"
+)
 WORD = re.compile(r"[\w.+ -]{1,100}")
 ANY = re.compile(r"(?s).*")
 
@@ -113,15 +116,18 @@ def files_of(layout: Layout, answer: Answer) -> list[str]:
     for want in answer.query.needs:
         name = BEHIND_VIEW.get(want.table, want.table)
         for pair in answer.pair.split("+"):
-            found |= {file for file in foreign_files(layout, name) if _is_about(file, pair, streams)}
+            found |= {file for file in layout.table(name).glob("*.parquet") if _is_about(file, pair, streams)}
             if name == "judged":  # read as it is where no judge is named
                 found |= set(find_tables(layout, name, {"pair": pair, "sweep": want.kind}))
     return sorted(path.relative_to(layout.root).as_posix() for path in found)
 
 
 def _is_about(file: Path, pair: str, streams: set[str]) -> bool:
-    """Whether a foreign file holds rows of a pair, on one of the streams if it has any."""
-    captures = json.loads(pq.read_schema(file).metadata[b"actlake"])[FOREIGN]["captures"]
+    """Whether a file from elsewhere may hold rows of a pair, on one of the streams if it has any."""
+    made = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b'{"foreign": {"captures": null}}'))
+    captures = made[FOREIGN]["captures"] if FOREIGN in made else []
+    if captures is None:  # put there by hand: anything may be in it
+        return True
     return any(one["pair"] == pair and one.get("stream") in (None, *streams) for one in captures)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,12 +43,16 @@ class Difference:
 
 @dataclass
 class Compared:
-    """What came of one row: inputs that differ, tables made again, how the answer differs, or why there is none."""
+    """What came of one row: inputs that differ, how the answer differs, or why there is none.
+
+    `recomputed` are the tables made again, `noise` files with other bytes that do not count, as the answer is the same.
+    """
 
     row: str
     pair: str
     inputs: list[Difference] = field(default_factory=list)
     recomputed: list[str] = field(default_factory=list)
+    noise: list[str] = field(default_factory=list)
     answer: str = ""
     problem: str = ""
 
@@ -62,17 +67,30 @@ class Compared:
             parts.append(f"and {more} inputs more")
         parts += [self.answer or "same answer"] if not self.problem else [f"not answered: {self.problem}"]
         if self.recomputed:
-            parts.append(f"made again, as they were missing: {', '.join(self.recomputed)}")
+            counts = Counter(name.split("/")[1] for name in self.recomputed)
+            made = ", ".join(f"{count} of {table}" for table, count in counts.items())
+            parts.append(f"tables made again, as they were missing: {made}")
+        if self.noise:
+            parts.append(
+                f"other bytes: {self.noise[0]}" + (f" and {len(self.noise) - 1} more" if self.noise[1:] else "")
+            )
         return f"{self.row} {self.pair}: {'; '.join(parts)}"
 
 
 def reproduce(
-    layout: Layout, lock: Lock, device: str = "cpu", catalog: Path | None = None, generate: bool = True
+    layout: Layout,
+    lock: Lock,
+    device: str = "cpu",
+    catalog: Path | None = None,
+    generate: bool = True,
+    tolerance: float = 0.0,
 ) -> list[Compared]:
     """Answer the rows of a lock file again and compare inputs and answers; what is missing of the tables is made again.
 
     A row whose capture was replaced is not answered while the lake has tables of the former one: rows of both would be
-    mixed. Numbers are the same when they agree to DIGITS - 1 significant digits. `generate` is that of `answer_all`.
+    mixed. Numbers are the same when they agree to DIGITS - 1 significant digits, or are no more than `tolerance` apart: what
+    is made again with other threads or on another machine differs in float32's last digits. With a tolerance, tables of other
+    bytes are no difference either when the answer is within it. `generate` is that of `answer_all`.
     LakeError for an unknown row, or a capture that is not there, not sealed or damaged.
     """
     queries = [find(locked.row) for locked in lock.rows]
@@ -84,19 +102,23 @@ def reproduce(
         one.problem = _mixed(layout, locked, changed)
     found = _answers(layout, queries, lock, done, device, catalog, generate)
     for place, (one, locked) in enumerate(zip(done, lock.rows, strict=True)):
-        one.inputs += [change for change in [_question(queries[place], locked, lock)] if change]
-        one.inputs += replaced[place]
-        one.inputs += _altered(layout, locked, before[place])
-        answer = found.get(place)
+        one.inputs += [change for change in [_question(queries[place], locked, lock)] if change] + replaced[place]
+        altered, answer = list(_altered(layout, locked, before[place])), found.get(place)
         if answer is None:
+            one.inputs += altered
             continue
-        if not replaced[place]:
-            one.inputs += _others(layout, locked, answer)
         again = {name: hash_of(layout.root / name) for name, known in before[place].items() if known is None}
-        one.recomputed = [name for name, known in again.items() if known and name.startswith("tables/")]
-        one.answer = _compare(_lines(locked.table), _lines(canonical(answer)))
+        one.recomputed = [name for name, sha in again.items() if sha and name.startswith("tables/")]
+        one.answer = _compare(_lines(locked.table), _lines(canonical(answer)), tolerance)
+        otherwise = list(_made_otherwise(locked, again))
+        if not one.answer:
+            one.noise = [change.what for change in otherwise]
+            if tolerance:  # what is that near may come from tables that are
+                one.noise += [change.what for change in altered if change.what.startswith("table ")]
+                altered = [change for change in altered if change.what not in one.noise]
+        one.inputs += altered + (list(_others(layout, locked, answer)) if not replaced[place] else [])
         if one.answer and not one.inputs:
-            one.inputs += _made_otherwise(locked, again)
+            one.inputs = otherwise
     return done
 
 
@@ -241,15 +263,16 @@ def _lines(table: str) -> Lines:
     }
 
 
-def _compare(then: Lines, now: Lines) -> str:
+def _compare(then: Lines, now: Lines, tolerance: float = 0.0) -> str:
     """How two answers differ, or nothing: the largest difference of an estimate (else of a limit, else of the rest)."""
-    lines = [key for key in {**then, **now} if not (key in then and key in now and _equal(then[key], now[key]))]
+    every = {**then, **now}
+    lines = [key for key in every if not (key in then and key in now and _equal(then[key], now[key], tolerance))]
     if not lines:
         return ""
-    said = f"other answer: {len(lines)} of {len({**then, **now})} lines differ"
+    said = f"other answer: {len(lines)} of {len(every)} lines differ"
     shared = [key for key in lines if key in then and key in now]
     for name in NUMBERS:
-        apart = [(_gap(then[key][name], now[key][name]), key) for key in shared]
+        apart = [(_gap(then[key][name], now[key][name], tolerance), key) for key in shared]
         gap, key = max(apart, default=(0.0, ()), key=lambda pair: pair[0])
         if gap:
             what = "an estimate" if name == "estimate" else f"the limit {name}"
@@ -263,12 +286,14 @@ def _compare(then: Lines, now: Lines) -> str:
     return f"{said}; {_words(key)} is in {'the lock file' if key in then else 'the answer now'} alone"
 
 
-def _equal(one: dict[str, str], two: dict[str, str]) -> bool:
-    return all(one[name] == two[name] or (name in NUMBERS and not _gap(one[name], two[name])) for name in MEASURED)
+def _equal(one: dict[str, str], two: dict[str, str], tolerance: float) -> bool:
+    return all(
+        one[name] == two[name] or (name in NUMBERS and not _gap(one[name], two[name], tolerance)) for name in MEASURED
+    )
 
 
-def _gap(one: str, two: str) -> float:
-    """How far apart two numbers are: 0 when they agree to DIGITS - 1 digits, infinite when one is not there."""
+def _gap(one: str, two: str, tolerance: float) -> float:
+    """How far apart two numbers are: 0 when they agree to DIGITS - 1 digits or so far, infinite when one is not there."""
     if one == two:
         return 0.0
     a, b = _number(one), _number(two)
@@ -276,7 +301,7 @@ def _gap(one: str, two: str) -> float:
     if not math.isfinite(gap):
         return math.inf
     # Rounding may have put two equal numbers one unit of the last digit apart.
-    return 0.0 if gap <= max(2 * TINY, 1.5 * 10.0 ** (1 - DIGITS) * max(abs(a), abs(b))) else gap
+    return 0.0 if gap <= max(2 * TINY, tolerance, 1.5 * 10.0 ** (1 - DIGITS) * max(abs(a), abs(b))) else gap
 
 
 def _number(text: str) -> float:

@@ -156,12 +156,29 @@ def test_the_same_lake_gives_the_same(case: Case) -> None:
 
 
 def test_missing_tables_are_made_again(case: Case) -> None:
-    for path in (gone := case.table("delta")):
+    for path in case.table("delta"):
         path.unlink()
     first, second = case.lines(0)
-    assert first.startswith("L1 made: same answer; made again") and all(path.name in first for path in gone)
+    assert first == "L1 made: same answer; tables made again, as they were missing: 2 of delta"
     assert second == "exp16 made: same answer"
     assert case.reproduce(0)[0]["recomputed"] == []  # now they are there
+
+
+def test_tables_made_again_to_other_bytes_do_not_count_while_the_answer_is_the_same(case: Case) -> None:
+    path, record = case.table("delta")[0], json.loads(case.file.read_text())
+    record["rows"][0]["files"][f"tables/delta/{path.name}"] = "0" * 64  # as another version of Parquet's writer gives
+    case.file.write_text(json.dumps(record))
+    path.unlink()
+    made = "tables made again, as they were missing: 1 of delta"
+    assert case.lines(0)[0] == f"L1 made: same answer; {made}; other bytes: table delta {path.stem}"
+    record["rows"][0]["table"] = record["rows"][0]["table"].replace("0.", "0.5", 1)
+    record["rows"][0]["table_sha256"] = hashlib.sha256(record["rows"][0]["table"].encode()).hexdigest()
+    case.file.write_text(json.dumps(record))
+    path.unlink()
+    first = case.lines(1)[0]
+    assert (
+        f"table delta {path.stem}: expected sha256 {'0' * 12}" in first and "made again here to other numbers" in first
+    )
 
 
 def test_wrong_numbers_under_the_right_name_are_found(case: Case) -> None:
@@ -177,6 +194,9 @@ def test_wrong_numbers_under_the_right_name_are_found(case: Case) -> None:
     assert wrong["expected"] == then and wrong["found"] == hashlib.sha256(path.read_bytes()).hexdigest()
     gap = re.search(r"largest difference of an estimate ([\d.]+)", first["answer"])
     assert gap and float(gap[1]) == pytest.approx(0.25, abs=0.002)
+    assert case.run("reproduce", str(case.file), "--tolerance", "0.1").exit_code == 1
+    near = case.run("reproduce", str(case.file), "--tolerance", "0.3")  # as far apart as one allows
+    assert near.exit_code == 0 and f"L1 made: same answer; other bytes: table delta {path.stem}\n" in near.output
     command = re.search(r"`rm (\S+)`", wrong["repair"])
     assert command and Path(command[1]) == path
     path.unlink()  # what it says repairs it
@@ -275,6 +295,16 @@ def test_a_row_without_captures_and_tables_from_elsewhere(tmp_path: Path) -> Non
     assert case.lines(0) == ["L1 far: same answer"]
 
 
+def test_a_table_put_into_the_folder_by_hand_is_an_input(case: Case) -> None:
+    path = case.table("delta")[0]
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 40).replace_schema_metadata(None), path.with_name("by hand, é.parquet"))
+    (wrong,) = case.reproduce(1)[0]["inputs"]
+    assert wrong["what"] == "table delta by hand, é" and wrong["expected"] == "-"
+    done = case.run("run", "L1", "--out", str(case.lake.parent / "out"), "--lock", str(case.file))
+    assert done.exit_code == 0 and case.lines(0) == ["L1 made: same answer"]
+
+
 def test_lock_of_all_rows_and_where_it_cannot_be_written(case: Case, tmp_path: Path) -> None:
     shutil.rmtree(find_capture(Layout.open(case.lake), "made/pt", "teacher"))  # rows on it want a model that can be run
     out = ["--out", str(tmp_path / "out")]
@@ -317,6 +347,11 @@ HEAD = "measure,layer,estimate,low,high,n,unit,method\n"
 def test_how_two_answers_differ(then: str, now: str, said: str) -> None:
     found = _compare(_lines(HEAD + then + "\n"), _lines(HEAD + now + "\n"))
     assert said in found and bool(said) == bool(found)
+
+
+def test_numbers_may_be_as_far_apart_as_one_allows() -> None:
+    then, now = (_lines(f"{HEAD}m,1,{text},,,6,prompts,BCa\n") for text in ("0.01122723", "0.01122717"))
+    assert "6e-08" in _compare(then, now) and "6e-08" in _compare(then, now, 5e-8) and not _compare(then, now, 1e-7)
 
 
 def test_last_digits_do_not_change_the_hash(locked: Case) -> None:
