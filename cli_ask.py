@@ -1,6 +1,7 @@
-"""The commands that ask: run, sql, report."""
+"""The commands that ask: run, sql, report; and what others need to check an answer: cite, reproduce."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from .cli_options import (
+    CAPTURE,
     CatalogOption,
     DeviceOption,
+    GenerateOption,
     JsonOption,
     LakeOption,
     PairsOption,
@@ -24,7 +27,7 @@ from .cli_options import (
 from .lake import Lake
 from .store.catalog import load_catalog
 from .store.errors import LakeError
-from .store.layout import writing
+from .store.layout import Layout, writing
 
 if TYPE_CHECKING:
     from .queries.answer import Answer
@@ -58,10 +61,11 @@ def run(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
-    generate: Annotated[
-        bool,
-        typer.Option(help="Let models write the texts that a row needs; without, such rows only use what is there."),
-    ] = True,
+    generate: GenerateOption = True,
+    lock: Annotated[
+        Path | None,
+        typer.Option("--lock", help="File for all that the answers used, by hash: `actlake reproduce FILE` checks it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer rows from the store: tables with intervals, figures, the SQL, and the seed's figures beside them.
@@ -77,6 +81,8 @@ def run(
     if not (rows or every or about or published):
         raise LakeError(f"name rows, or say --all for every one of {', '.join(queries())}")
     asked = [find(row) for row in rows] if rows else list(queries().values())
+    if lock and (about or published):
+        raise LakeError("--lock is for answers; leave --about and --published out")
     if about:
         return _about(asked)
     if published:
@@ -87,17 +93,69 @@ def run(
         from .queries.results import write_results
 
         done = write_results(layout, asked, pairs, folder, prompts, device, catalog, generate)
-        return _all(done, folder, as_json)
+        _all(done, folder, as_json)
+        return _lock(layout, done.answers, lock, prompts, as_json)
     from .queries.answer import answer_all
 
     answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog, generate)
     if refused:
         raise LakeError(refused[0].reason)
     if as_json:
-        return print_json([_record(found) for found in answers])
-    for found in answers:
-        _show(found)
-        out.print("files: " + ", ".join(str(path) for path in found.save(folder)), highlight=False, soft_wrap=True)
+        print_json([_record(found) for found in answers])
+    else:
+        for found in answers:
+            _show(found)
+            out.print("files: " + ", ".join(str(path) for path in found.save(folder)), highlight=False, soft_wrap=True)
+    _lock(layout, answers, lock, prompts, as_json)
+
+
+@questions.command()
+def reproduce(
+    file: Annotated[Path, typer.Argument(help="What `actlake run --lock FILE` wrote.")],
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    device: DeviceOption = "cpu",
+    generate: GenerateOption = True,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="How far apart numbers may be: 1e-6, say, where tables are made again elsewhere.", min=0),
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer the rows of a lock file again: is every capture and table the same, and does the same come out?
+
+    Tables that are missing are made again. Exit code 1 when an input or an answer differs.
+    """
+    from .queries.lock import read_lock
+    from .queries.reproduce import reproduce as compare
+
+    locked = read_lock(file)
+    found = compare(open_layout(lake, catalog)[0], locked, device, catalog, generate, tolerance)
+    if as_json:
+        print_json([asdict(one) | {"same": one.same} for one in found])
+    else:
+        for one in found:
+            out.print(escape(str(one)), highlight=False, soft_wrap=True)
+    if not all(one.same for one in found):
+        raise typer.Exit(1)
+
+
+@questions.command()
+def cite(
+    capture: Annotated[str, typer.Argument(help=CAPTURE + " Or a whole reference, to check it.")],
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """An immutable reference to a sealed capture, and the model, stream, prompts and versions behind it."""
+    from .store.cite import citation, citation_lines, find_cited
+
+    layout = open_layout(lake, catalog)[0]
+    found = citation(layout, find_cited(layout, capture))
+    if as_json:
+        return print_json(found)
+    for name, value in citation_lines(found):
+        out.print(f"{name:10} {escape(value)}", highlight=False, soft_wrap=True)
 
 
 @questions.command()
@@ -215,6 +273,15 @@ def _published(asked: "list[Query]", pairs: list[str], as_json: bool) -> None:
             out.print(f"nothing{f' for {escape(chr(43).join(pairs))}' if pairs else ''}", style="dim")
         else:
             print_table(frame.drop(columns="row"))
+
+
+def _lock(layout: Layout, answers: "list[Answer]", file: Path | None, prompts: str | None, quiet: bool) -> None:
+    if file:
+        from .queries.lock import write_lock
+
+        write_lock(layout, answers, file, prompts)
+        if not quiet:
+            out.print(f"lock: {file}; `actlake reproduce {file}` checks it", highlight=False, soft_wrap=True)
 
 
 def _record(found: "Answer") -> dict[str, Any]:

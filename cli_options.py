@@ -56,6 +56,13 @@ RankOption = Annotated[
     typer.Option("--rank", help="This process's number among --world. [default: from torchrun's or Slurm's variables]"),
 ]
 WorldOption = Annotated[int | None, typer.Option("--world", help="Processes that share the work.")]
+GenerateOption = Annotated[
+    bool,
+    typer.Option(
+        "--generate/--no-generate",
+        help="Let models write the texts that a row needs; without, such rows only use what is there.",
+    ),
+]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
 PairsOption = Annotated[
     list[str] | None,

@@ -16,7 +16,7 @@ from ..store.schema import TABLES
 from ..store.tables import connect, same_prompts, sql_error, stream_table
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
-from .kit import Kit, Scope
+from .kit import Kit, Names, Scope
 from .outputs import announce
 from .registry import Query, Wanted, published
 from .sweep import Job
@@ -29,7 +29,8 @@ class Answer:
 
     `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n, unit (what n
     counts: prompts, as a rule), method. `sql` is the statement behind it, as `actlake sql` accepts it. `published` holds
-    the seed's figures for this model, `says` the finding in a sentence; `computed` are the files made for it.
+    the seed's figures for this model, `says` the finding in a sentence; `computed` are the files made for it. `captures` are
+    those it is about (pair, variant, stream), `read` the files of its tables and of what they are made from.
     """
 
     query: Query
@@ -42,6 +43,8 @@ class Answer:
     computed: list[Path]
     rows: int
     seconds: float
+    captures: list[Names]
+    read: list[Path]
 
     def figure(self) -> Figure:
         """The figure of this row, drawn as the query's header says."""
@@ -162,6 +165,15 @@ class _Plan:
         """What makes the tables."""
         return [job for jobs in self.made_by.values() for job in jobs]
 
+    @property
+    def files(self) -> set[Path]:
+        """Where the tables lie, and what they are made from, there or not."""
+        found, jobs = set[Path](), self.jobs
+        while jobs:
+            found |= {job.path for job in jobs}
+            jobs = [first for job in jobs for first in job.before if first.path not in found]
+        return found
+
     def do_without(self, failed: dict[Path, LakeError]) -> None:
         """Leave out the tables whose jobs failed; LakeError as in `make`, and what to run once its cause is gone."""
         missing = {
@@ -259,8 +271,7 @@ def _answered(
             f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on} (answers too short?); see `actlake run"
             f" {query.id} --about`"
         )
-    table = table_of(list(found.values()), query, resamples)
-    paths = {job.path for job in plan.jobs} | {job.path for first in plan.jobs for job in first.before}
+    table, paths = table_of(list(found.values()), query, resamples), plan.files
     return Answer(
         query=query,
         pair="+".join(pairs),
@@ -272,6 +283,8 @@ def _answered(
         computed=[path for path in made if path in paths],
         rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,
+        captures=sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models}),
+        read=sorted(path for path in paths if path.exists()),
     )
 
 

@@ -1,5 +1,6 @@
 """Named questions: one .sql file each, whose header says what it needs, how to plot it and what it means."""
 
+import hashlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Query:
     about: str
     source: str
     sql: str
+    sha256: str = ""  # of the file's text
 
 
 def parse(text: str, where: str) -> Query:
@@ -92,6 +94,7 @@ def parse(text: str, where: str) -> Query:
         about=header.get("about", ""),
         source=header["source"],
         sql="\n".join(lines[end:]).strip(),
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
 
 
