@@ -300,7 +300,8 @@ class Choices(ConditionJob):
 
 def announce(jobs: Iterable[Job]) -> None:
     """Say what will be generated for some jobs, before it starts; nothing when all texts are there."""
-    texts = {job.path: job for top in jobs for job in top.before if isinstance(job, Texts) and not job.path.exists()}
+    before = (job for top in jobs if not top.path.exists() for job in top.before)
+    texts = {job.path: job for job in before if isinstance(job, Texts) and not job.path.exists()}
     missing = [(len(job.missing()), job.asked.max_new_tokens) for job in texts.values()]
     if texts and any(count for count, _ in missing):
         told, tokens = sum(count for count, _ in missing), sum(count * budget for count, budget in missing)
