@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..store.errors import LakeError
 from .model import Model
@@ -34,6 +33,10 @@ def row_entropies(model: Model, ends: np.ndarray) -> Iterator[dict[int, Tensor]]
     The kernel that every Hugging Face decoder calls with its queries and keys is wrapped: it computes as before, and the
     one row is softmaxed once more beside it. Source: METHODS 4, row L9.
     """
+    from transformers.modeling_utils import (
+        ALL_ATTENTION_FUNCTIONS,
+    )  # takes two seconds, and few captures want entropies
+
     layer_of = {module: layer for layer, attention in enumerate(model.parts.attns) for module in attention.modules()}
     kernel, found = ALL_ATTENTION_FUNCTIONS[KERNEL], {}
 
