@@ -45,6 +45,11 @@ class Judged:
     key: str
     prompt: int
 
+    def told(self, verdict: Verdict) -> list[Any]:
+        """All that tells this verdict from others in the table, for the table's key."""
+        dose = None if math.isnan(self.dose) else self.dose
+        return [self.item.rubric, self.item.other is not None, self.arm, dose, self.key, self.prompt, verdict.label]
+
     def lines(self, verdict: Verdict, rubric: Rubric) -> list[tuple[str, float]]:
         """(metric, value): the grade, or for named classes a share each, since a mean of codes hides them (trap 20)."""
         name = self.item.rubric.lower()
@@ -115,7 +120,7 @@ class JudgedTable(TableJob):
             "referee": referee,
             "texts": [job.path.stem + job.condition.key for job in scores.texts],
         }
-        given = hash_json([[verdict.label, each.key, each.prompt, each.arm] for each, verdict in self._both()])
+        given = hash_json([each.told(verdict) for each, verdict in self._both()])
         super().__init__(kit.layout, "judged", {**self._named, **made, "verdicts": given, "version": VERSION["judged"]})
         self._layout = kit.layout
 

@@ -151,6 +151,15 @@ def test_classes_are_shares():
     assert lines("G2", Verdict(0.5, "TIE", ""), "other") == {"pair_g2": 0.5}
 
 
+def test_verdicts_by_another_rubric_make_another_table():
+    """The same grade by another rubric, or of two replies, is another line, and so another key."""
+    verdict, prompt = Verdict(4.0, "4", ""), {"id": "p"}
+    items = [Item("G1", prompt, "reply"), Item("G2", prompt, "reply"), Item("G2", prompt, "reply", "other")]
+    told = [Judged(item, "pt", "A", 0.0, "k", 0).told(verdict) for item in items]
+    told.append(Judged(items[0], "pt", "A", 1.0, "k", 0).told(verdict))
+    assert len({str(each) for each in told}) == 4
+
+
 def test_rubrics_of_the_environment(made, monkeypatch):
     monkeypatch.setenv("ACTLAKE_JUDGE_RUBRICS", str(made[2]))
     assert list(rubrics_of()) == ["KIND"]
