@@ -35,13 +35,15 @@ from .cli_options import (
     print_json,
     print_table,
 )
+from .cli_share import sharing
 from .cli_write import writers
 from .lake import Lake
 from .store.catalog import Catalog, StreamSpec, load_catalog
 from .store.errors import LakeError
 from .store.files import human_bytes
 from .store.layout import writing
-from .store.schema import SITES, VARIANTS
+from .store.origin import is_remote
+from .store.schema import MARKER, SITES, VARIANTS
 from .store.version import __version__
 
 app = typer.Typer(
@@ -59,6 +61,7 @@ probes_app = typer.Typer(help="Tuned-lens probes.", no_args_is_help=True)
 app.add_typer(probes_app, name="probes")
 app.add_typer(questions)
 app.add_typer(writers)
+app.add_typer(sharing)
 
 
 @app.command()
@@ -221,8 +224,8 @@ def plan(
     from .capture.pair import Options, find_prompts
 
     known = load_catalog(catalog)
-    place = Path(known.lakes.get(lake, lake)) / "lake.json"
-    layout = open_layout(lake, catalog)[0] if place.exists() else None
+    place = known.lakes.get(lake, lake)
+    layout = open_layout(lake, catalog)[0] if is_remote(place) or (Path(place) / MARKER).exists() else None
     found = forecast(
         known.pair(pair),
         _streams(known, stream, max_new_tokens),

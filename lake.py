@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Lake:
-    """A folder of models, streams, captures and tables, and the questions that can be asked of it."""
+    """Models, streams, captures and tables in a folder or at a URL, and the questions that can be asked of them."""
 
     def __init__(self, url: str | Path, create: bool = False, catalog: Path | None = None):
         """Open the lake at `url`; `catalog` is the file that says where checkpoints lie, for questions about weights."""
@@ -30,7 +30,7 @@ class Lake:
 
     def __repr__(self) -> str:
         captures = self.captures
-        return f"Lake({str(self.layout.root)!r}: {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
+        return f"Lake({str(self.layout)!r}: {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
 
     @property
     def captures(self) -> pd.DataFrame:
@@ -76,7 +76,7 @@ class Lake:
 
             ensure_all(self.layout, names, device, self._catalog)
         try:
-            return connect(self.layout).sql(text)
+            return connect(self.layout, text).sql(text)
         except duckdb.Error as error:
             raise sql_error(error) from error
 

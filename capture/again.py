@@ -12,9 +12,9 @@ from ..store.files import read_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest, seal
 from ..store.progress import bar
-from ..store.schema import SITES
+from ..store.schema import PROGRESS, SITES
 from ..store.streams import Stream, read_stream
-from ..store.writer import PROGRESS, TEMPLATE
+from ..store.writer import TEMPLATE
 from .attention import watch
 from .hooks import Batch, pad_id
 from .model import Model
@@ -29,7 +29,7 @@ NOISE = "noise.json"  # in the progress folder: measured by the first rank that 
 def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
     """Largest difference between the stored values and the first prompts run alone, unpadded: what batching changes."""
     stored = Capture(path, allow_unsealed=True)
-    sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored.group}
+    sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored}
     boundaries = stored.array("boundary")[:].tolist()
     worst = dict.fromkeys(sizes, 0.0)
     for prompt in range(min(NOISE_PROMPTS, len(stream.starts))):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..store.errors import LakeError
 from ..store.files import canonical_json, write_atomic
+from ..store.mirror import publish
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EXPECTATIONS = ("refuse", "comply")
@@ -117,6 +118,7 @@ def add_prompts(source: str | Path, destination_folder: str | Path, name: str) -
         raise LakeError(f"{target}: another prompt set has this name and is never replaced; choose a new name")
     try:
         write_atomic(target, canonical_bytes(added.prompts))
+        publish(target)
     except OSError as error:
         raise LakeError(f"{target}: cannot write the prompt set ({error.strerror})") from None
     return target

@@ -10,7 +10,7 @@ import torch
 
 from ..store.errors import LakeError
 from ..store.files import try_lock
-from ..store.writer import PROGRESS
+from ..store.schema import PROGRESS
 
 # Variables by which launchers tell a process its place: torchrun, then Slurm's srun. (rank, world, local rank)
 LAUNCHERS = (

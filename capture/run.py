@@ -14,16 +14,17 @@ import transformers
 
 from ..store.catalog import PairSpec, ProfileSpec, resolve_boundaries
 from ..store.errors import LakeError
-from ..store.files import give_back_memory, human_bytes, try_lock, write_json
+from ..store.files import give_back_memory, human_bytes, json_bytes, try_lock
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
+from ..store.mirror import record
 from ..store.models import clear_unfinished, has_model, write_model
 from ..store.progress import ERRORS, bar
-from ..store.schema import PROMPT_SITES, SITES, VARIABLES, scalars
+from ..store.schema import PROGRESS, PROMPT_SITES, SITES, VARIABLES, scalars
 from ..store.shards import widen
 from ..store.streams import Stream, read_stream
 from ..store.version import __version__
-from ..store.writer import PROGRESS, ShardWriter, Template, create_capture, missing_shards
+from ..store.writer import ShardWriter, Template, create_capture, missing_shards
 from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
 from .attention import watch
 from .hooks import Batch, Sink, pad_id
@@ -196,7 +197,7 @@ def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> 
             return manifest
         noise = path / PROGRESS / NOISE
         if not noise.exists() and not set(missing) & rows_of_noise(path, stream):
-            write_json(noise, noise_floor(model, path, stream))
+            record(noise, json_bytes(noise_floor(model, path, stream)))
         if missing:
             return None
         clear_unfinished(layout, model.spec.pair, model.spec.variant)

@@ -96,7 +96,7 @@ def answer(
     announce(plan.jobs)
     made = sweep(plan.jobs, failed)
     plan.do_without(failed)
-    return _answered(connect(layout), plan, made, resamples, started)
+    return _answered(connect(layout, plan.query.sql), plan, made, resamples, started)
 
 
 def answer_all(
@@ -125,7 +125,8 @@ def answer_all(
     jobs = [job for plan in plans for job in plan.jobs]
     announce(jobs)
     made = sweep(jobs, failed)
-    spent, connection, answers = time.perf_counter() - started, connect(layout), []
+    connection = connect(layout, "\n".join(plan.query.sql for plan in plans))
+    spent, answers = time.perf_counter() - started, []
     for plan in plans:
         try:
             plan.do_without(failed)

@@ -199,7 +199,7 @@ class ConditionTable(LayerTable):
             **more,
         }
         recipe |= {"seed": SEED} if condition.random else {}
-        reads = ["resid", *(["mlp_out"] if all("mlp_out" in capture.group for capture in captures.values()) else [])]
+        reads = ["resid", *(["mlp_out"] if all("mlp_out" in capture for capture in captures.values()) else [])]
         super().__init__(
             kit.layout, table, recipe, tuple(captures.values()), tuple(reads), self.columns, self._labels, first
         )

@@ -150,7 +150,7 @@ def calibration(kit: Kit, teacher: Names, prompts: np.ndarray) -> dict[str, np.n
 def _nats(kit: Kit, names: Names) -> np.ndarray:
     """Mean negative log-likelihood [P] of the continuation of each prompt under a captured model, nats a token."""
     pair, variant, stream = names
-    found = connect(kit.layout).execute(
+    found = connect(kit.layout, "lens").execute(
         "SELECT prompt, avg(-ln(greatest(p_target, 1e-38))) FROM lens WHERE pair = ? AND variant = ? AND stream = ?"
         " AND lens = 'raw' AND step >= 0 AND layer = (SELECT max(layer) FROM lens WHERE pair = ?) GROUP BY prompt",
         [pair, variant, stream, pair],

@@ -20,7 +20,7 @@ def endpoint_table(kit: Kit, names: Names) -> LayerTable:
     capture keeps no logits, or not the residual at the last boundary.
     """
     capture = kit.capture(names)
-    logits = ("topk_logit", "logsumexp") if "topk_logit" in capture.group else ("logits",)
+    logits = ("topk_logit", "logsumexp") if "topk_logit" in capture else ("logits",)
     if not {"resid", *logits} <= set(capture.group):
         raise LakeError(
             f"{capture.path}: table endpoint needs the last residual and the largest logits, which this capture did not keep:"

@@ -64,7 +64,7 @@ class EventTable(TableJob):
 
     def finish(self) -> None:
         """Find the events and write what there is to say of them; rows made with other windows give way."""
-        found = connect(self.kit.layout).execute(
+        found = connect(self.kit.layout, "first_diff").execute(
             "SELECT * FROM first_diff WHERE pair = ? AND stream = ? AND stream_pt = ? ORDER BY prompt",
             [self.pair, self.streams["it"], self.streams["pt"]],
         )

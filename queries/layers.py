@@ -57,7 +57,7 @@ def delta_table(kit: Kit, names: Names) -> LayerTable:
     kept = _kept(capture, "delta")
     if not kept:
         all_boundaries(capture, "delta")
-    sites = tuple(site for site in ("resid", "mlp_out") if site in capture.group)
+    sites = tuple(site for site in ("resid", "mlp_out") if site in capture)
 
     def compute(rows: Rows) -> dict[str, np.ndarray]:
         if kept:

@@ -21,7 +21,7 @@ class MechanismTable(ConditionTable):
         self._late = int(LATE * layers)
         super().__init__(kit, scope, "mechanism", condition, {}, {}, first=self._late)
         for capture in self.captures:
-            if "mlp_out" not in capture.group:
+            if "mlp_out" not in capture:
                 raise LakeError(
                     f"{capture.path}: mechanism needs mlp_out, which this capture left out: capture with the profile full"
                 )

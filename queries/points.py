@@ -68,7 +68,7 @@ class Attention(TableJob):
 
     def __init__(self, kit: Kit, names: Names):
         capture = kit.capture(names)
-        if "attn_entropy" not in capture.group:
+        if "attn_entropy" not in capture:
             pair, _, stream = names
             raise LakeError(
                 f"{capture.path}: no attn_entropy, which can only be taken while the model runs: capture it into another lake,"

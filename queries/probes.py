@@ -23,10 +23,10 @@ from ..store.captures import Capture, find_capture
 from ..store.errors import LakeError
 from ..store.files import hash_json, read_json
 from ..store.layout import Layout, split_model
-from ..store.manifest import MANIFEST
 from ..store.models import read_model
 from ..store.probes import list_probes, load_training, probes_path, read_probes, save_training, write_probes
 from ..store.progress import bar
+from ..store.schema import MANIFEST
 from ..store.tables import stream_table
 from .kit import Kit, Names, all_boundaries
 from .sweep import Job, run

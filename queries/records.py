@@ -60,7 +60,7 @@ class Records(Group):
 
     def __init__(self, kit: Kit, pair: str, kind: str, captures: tuple[Capture, Capture], tokens: np.ndarray):
         for capture in captures:
-            if "mlp_out" not in capture.group:
+            if "mlp_out" not in capture:
                 raise LakeError(
                     f"{capture.path}: directions need mlp_out, which this capture left out: capture with the profile full into"
                     " another lake"
@@ -200,7 +200,7 @@ class Contrast(Group):
 
 def same_shape(pt: Capture, it: Capture) -> None:
     """LakeError unless both captures have as many layers and dimensions."""
-    site = "mlp_out" if "mlp_out" in pt.group and "mlp_out" in it.group else "resid"
+    site = "mlp_out" if "mlp_out" in pt and "mlp_out" in it else "resid"
     sizes = [capture.array(site).shape[1:] for capture in (pt, it)]
     if sizes[0] != sizes[1]:
         raise LakeError(

@@ -78,7 +78,7 @@ class Writeout(EventTable):
         for names in self.names.values():
             capture = self.kit.capture(names)
             all_boundaries(capture, "writeout")
-            if "mlp_out" not in capture.group:
+            if "mlp_out" not in capture:
                 raise LakeError(
                     f"{capture.path}: table writeout needs mlp_out, which this capture did not keep: `actlake capture {self.pair}"
                     " --stream raw --profile full` into another lake"

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import EllipsisType
@@ -17,8 +17,10 @@ import zarr
 from .errors import CorruptError, LakeError
 from .files import hash_file, hash_json
 from .layout import Layout, split_model
-from .manifest import MANIFEST, read_manifest
-from .schema import VARIABLES
+from .manifest import read_manifest
+from .mirror import Remote, blob_of, bring_capture
+from .partial import Held, read_partial
+from .schema import MANIFEST, VARIABLES
 from .shards import Grid
 from .streams import stream_records
 from .writer import quiet_zarr
@@ -35,17 +37,40 @@ class CheckedArray:
     that every shard must be there, as in a sealed capture; without it, what is not written reads as NaN.
     """
 
-    def __init__(self, path: Path, array: zarr.Array, whole: bool):
+    def __init__(self, path: Path, array: zarr.Array, whole: bool, files: Mapping[str, Any] | None = None):
         self.path, self.array, self.whole = path, array, whole
+        self._files, self._blobs = files or {}, dict[int, Path | Remote]()
         self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
         self._rows = (array.shards or array.chunks)[0]
         self._grid = Grid.of(array)
+        self.held: Held | None = None
+
+    def only(self, held: Held | None) -> "CheckedArray":
+        """Mark the array as a copy that holds no more than this; reading the rest is a LakeError that says what to do."""
+        self.held = held
+        return self
+
+    def _check_held(self, box: tuple[slice, ...]) -> None:
+        if self.held is None:
+            return
+        rows = range(box[0].start // self._rows, -(-box[0].stop // self._rows))
+        places = range(box[1].start, box[1].stop) if len(box) > 1 else range(0)
+        lost = [f"shard row {row}" for row in rows if self.held.rows is not None and row not in self.held.rows]
+        if self.held.places is not None:
+            lost += [f"{VARIABLES[self.array.basename].dims[1]} {at}" for at in places if at not in self.held.places]
+        if lost:
+            raise LakeError(
+                f"{self.path}: this copy lacks {self.array.basename} at {lost[0]}"
+                + (f" and {len(lost) - 1} more places" if len(lost) > 1 else "")
+                + "; `actlake pull URL` brings the whole capture, with --boundary and --prompt some more of it"
+            )
 
     def __getitem__(self, key: Any) -> np.ndarray:
         found = as_box(key, self.shape) if self._grid else None
         if self._grid and found:
             box, single = found
-            return self._grid.read(self._file, box, self.whole)[single]
+            self._check_held(box)
+            return self._grid.read(self._blob, box, self.whole)[single]
         if self.whole:
             self._check_files(key)
         try:
@@ -56,6 +81,14 @@ class CheckedArray:
 
     def _file(self, shard: int) -> Path:
         return self.path.joinpath(self.array.basename, "c", str(shard), *["0"] * (self.ndim - 1))
+
+    def _blob(self, shard: int) -> Path | Remote:
+        """What to read a shard from, the same for all reads of it: of a remote one the index is fetched once."""
+        if shard not in self._blobs:
+            file = self._file(shard)
+            recorded = self._files.get(file.relative_to(self.path).as_posix(), {})
+            self._blobs.setdefault(shard, blob_of(file, recorded.get("bytes")))  # several threads may come at once
+        return self._blobs[shard]
 
     def _shards(self, key: Any) -> Sequence[int]:
         """Indices of the shards that `key` touches (along the first axis, the only one that is split)."""
@@ -133,7 +166,7 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") ->
     data: dict[str, Any] = {}
     coordinates: dict[str, Any] = {}
     for name, variable in VARIABLES.items():
-        if name not in capture.group:
+        if name not in capture:
             continue
         array = capture.array(name)
         attributes = dict(array.array.attrs)
@@ -159,9 +192,7 @@ def _token(path: Path) -> str:
 
 def _shard_rows(capture: "Capture") -> int:
     """Tokens of a shard, the same for all activations."""
-    arrays = (
-        capture.group[name] for name, variable in VARIABLES.items() if variable.activation and name in capture.group
-    )
+    arrays = (capture.group[name] for name, variable in VARIABLES.items() if variable.activation and name in capture)
     return next((array.shards or array.chunks)[0] for array in arrays if isinstance(array, zarr.Array))
 
 
@@ -187,12 +218,14 @@ def open_group(path: Path, sha256: str | None) -> zarr.Group:
         raise CorruptError(f"{file}: can't be read ({str(error).splitlines()[0]}); capture again") from error
 
 
-def checked(path: Path, group: zarr.Group, name: str, whole: bool = True) -> CheckedArray:
-    """One array of a group behind the check."""
+def checked(
+    path: Path, group: zarr.Group, name: str, whole: bool = True, files: Mapping[str, Any] | None = None
+) -> CheckedArray:
+    """One array of a group behind the check; `files` are those of its manifest, if it has one."""
     array = group.get(name)
     if not isinstance(array, zarr.Array):
         raise LakeError(f"{path}: no variable {name!r}; it has {', '.join(sorted(group.array_keys()))}")
-    return CheckedArray(path, array, whole)
+    return CheckedArray(path, array, whole, files)
 
 
 class Capture:
@@ -200,11 +233,22 @@ class Capture:
 
     def __init__(self, path: Path, allow_unsealed: bool = False):
         self.path, self.manifest = path, check_sealed(path, allow_unsealed)
+        bring_capture(path, self.manifest)
+        self.partial = read_partial(path)
         self.group = open_group(path, self.manifest["files"]["zarr.json"]["sha256"] if self.manifest else None)
 
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
-        return checked(self.path, self.group, name, whole=bool(self.manifest))
+        if self.partial and name not in self and name in self.group:
+            raise LakeError(f"{self.path}: this copy lacks {name}; `actlake pull URL` brings it")
+        files = {**self.manifest.get("files", {}), **(self.partial.files if self.partial else {})}
+        array = checked(self.path, self.group, name, bool(self.manifest), files)
+        return array.only(self.partial.holds.get(name) if self.partial else None)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the capture has an array, and this copy at least a part of it."""
+        activation = name in VARIABLES and VARIABLES[name].activation
+        return name in self.group and not (self.partial and activation and name not in self.partial.holds)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The token coordinates plus prompt_id and category per token, as arrays of equal length."""
@@ -241,7 +285,8 @@ def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
 
 
 def list_captures(layout: Layout) -> pd.DataFrame:
-    """Every capture of the lake: pair, variant, stream, prompts, tokens, bytes on disk, sealed, path."""
+    """Every capture of the lake: pair, variant, stream, prompts, tokens, bytes on disk, sealed, path; and where there are copies
+    of a part, what they lack."""
     rows = []
     for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
         manifest = read_manifest(path)
@@ -250,8 +295,11 @@ def list_captures(layout: Layout) -> pd.DataFrame:
             row |= {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
         else:
             row |= {"prompts": 0, "tokens": 0, "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file())}
-        rows.append({**row, "sealed": manifest is not None, "path": str(path)})
-    return pd.DataFrame(rows, columns=COLUMNS)
+        partial = read_partial(path) if manifest else None
+        lacks = partial.lacks(manifest) if partial and manifest else ""
+        rows.append({**row, "sealed": manifest is not None, "path": str(path), "lacks": lacks})
+    # A copy that lacks something is the exception, and so is the column.
+    return pd.DataFrame(rows, columns=[*COLUMNS, "lacks"] if any(row["lacks"] for row in rows) else COLUMNS)
 
 
 def capture_names(layout: Layout, pair: str, variant: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from .captures import CheckedArray, checked, open_group
 from .errors import LakeError
 from .files import explain_full_disk, hash_files, hash_json, read_json, temporary_of, write_json
 from .layout import Layout, check_version
+from .mirror import bring, publish
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
 
@@ -120,6 +121,7 @@ def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, An
             shutil.rmtree(folder, ignore_errors=True)  # what a kill left before its JSON file
             temporary.rename(folder)
             write_json(marker, {**about, "files": files})
+            publish(folder, marker)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -128,7 +130,7 @@ def read_directions(marker: Path) -> tuple[Mapping[str, CheckedArray], dict[str,
     """The arrays of a group, read by slicing, and its recipe; LakeError when it is not there, CorruptError on damage."""
     record = read_json(marker)
     check_version(record, marker)
-    folder = marker.with_suffix(".zarr")
+    folder = bring(marker.with_suffix(".zarr"))
     if not folder.is_dir():
         raise LakeError(f"{folder}: missing; delete {marker.name} and run the question again")
     group = open_group(folder, record["files"]["zarr.json"])

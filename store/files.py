@@ -77,8 +77,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON, as the lake's records are written."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text.encode() + b"\n")
+    return text.encode() + b"\n"
 
 
 def read_json(path: Path) -> Any:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from .errors import LakeError
 from .files import read_json, write_json
-from .schema import FORMAT_VERSION, VARIANTS
+from .mirror import bring, mirror_of, open_mirror
+from .origin import is_remote
+from .schema import FORMAT_VERSION, MARKER, VARIANTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-MARKER = "lake.json"
 
 
 def check_name(name: str, what: str) -> str:
@@ -31,19 +32,21 @@ def split_model(model: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder of a lake and the paths in it."""
+    """The folder of a lake and the paths in it; of a remote lake its mirror, which gets what these paths are asked for."""
 
     root: Path
 
     @classmethod
     def open(cls, url: str | Path, create: bool = False) -> "Layout":
-        """Open the lake at a local folder (or file:// URL), making it first if `create`.
+        """Open the lake at a folder or any URL that fsspec understands, making it first if `create`.
 
-        Raises LakeError for a folder that is not a lake, a lake of a newer format, or a URL scheme that is not local.
+        Raises LakeError for a place that is not a lake, is out of reach or can't be made one, or a lake of a newer format.
         """
-        text = str(url)
-        if "://" in text and not text.startswith("file://"):
-            raise LakeError(f"lake {text}: only local folders can be opened by this version; mount or copy it first")
+        text, record = str(url), {"format": "actlake", "format_version": FORMAT_VERSION}
+        if is_remote(text):
+            layout = cls(open_mirror(text, create, record))
+            check_version(read_json(layout.root / MARKER), layout.root / MARKER)
+            return layout
         layout = cls(Path(text.removeprefix("file://")).expanduser().absolute())
         marker = layout.root / MARKER
         if not marker.exists():
@@ -58,11 +61,15 @@ class Layout:
             if others and not marker.exists():  # else another rank has just made the lake
                 raise LakeError(f"lake {text}: the folder is not empty and not a lake; name an empty or new folder")
             try:
-                write_json(marker, {"format": "actlake", "format_version": FORMAT_VERSION})
+                write_json(marker, record)
             except OSError as error:
                 raise LakeError(f"lake {text}: can't be made there ({error.strerror})") from error
         check_version(read_json(marker), marker)
         return layout
+
+    def __str__(self) -> str:
+        mirror = mirror_of(self.root)
+        return str(mirror.origin if mirror else self.root)
 
     def model(self, pair: str, variant: str) -> Path:
         """Folder of one model's metadata and head."""
@@ -81,16 +88,16 @@ class Layout:
     @property
     def prompts(self) -> Path:
         """Folder of the prompt sets imported into this lake."""
-        return self.root / "prompts"
+        return bring(self.root / "prompts")
 
     @property
     def judge(self) -> Path:
         """Folder of what LLM judges answered."""
-        return self.root / "outputs" / "judge"
+        return bring(self.root / "outputs" / "judge")
 
     def directions(self, pair: str) -> Path:
         """Folder of one pair's directions."""
-        return self.root / "directions" / check_name(pair, "pair")
+        return bring(self.root / "directions" / check_name(pair, "pair"), "*.json")
 
     def probes(self, pair: str, variant: str) -> Path:
         """Folder of one model's tuned-lens probes."""
@@ -98,7 +105,7 @@ class Layout:
 
     def outputs(self, pair: str, variant: str) -> Path:
         """Folder of one model's free-running texts, a folder per condition."""
-        return self.root / "outputs" / check_name(pair, "pair") / check_name(variant, "variant")
+        return bring(self.root / "outputs" / check_name(pair, "pair") / check_name(variant, "variant"))
 
     def table(self, name: str) -> Path:
         """Folder of one table's Parquet files."""
@@ -111,6 +118,9 @@ def writing(url: str | Path) -> Iterator[Layout]:
 
     A lake made here is taken away again when the command is refused before it wrote anything.
     """
+    if is_remote(url):
+        yield Layout.open(url, create=True)
+        return
     layout = Layout(Path(str(url).removeprefix("file://")).expanduser().absolute())
     new_folder, new = not layout.root.exists(), not (layout.root / MARKER).exists()
     layout = Layout.open(url, create=True)

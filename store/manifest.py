@@ -7,10 +7,11 @@ from typing import Any
 import zarr
 
 from .errors import LakeError
-from .files import hash_file, hash_json, read_json, try_lock, write_json
+from .files import hash_file, hash_json, json_bytes, read_json, try_lock, write_json
 from .layout import check_version
-from .schema import FORMAT_VERSION
-from .writer import MANIFEST, PROGRESS, TEMPLATE, gather_prompts, missing_shards, quiet_zarr, shard_record
+from .mirror import renew, seal_remote
+from .schema import FORMAT_VERSION, MANIFEST, PROGRESS
+from .writer import TEMPLATE, gather_prompts, missing_shards, quiet_zarr, shard_record
 
 SEALING = "seal.lock"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
@@ -38,6 +39,7 @@ def seal(path: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
 def missing_rows(path: Path) -> tuple[list[int], int]:
     """Shard rows that a capture lacks, and how many it has in all; a sealed one, be it just now by another rank, lacks none."""
     missing, count = list[int](), 0
+    renew(path)
     try:
         record = read_json(path / PROGRESS / TEMPLATE)
         count = -(-record["n_tokens"] // record["shard_tokens"])
@@ -76,6 +78,8 @@ def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
         "capture_sha256": hash_json(files),
         **extra,
     }
+    if not seal_remote(path, json_bytes(record)):
+        return read_json(path / MANIFEST)
     write_json(path / MANIFEST, record)
     return record
 

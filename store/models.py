@@ -12,6 +12,7 @@ from .captures import checked, open_group
 from .errors import LakeError
 from .files import hash_files, read_json, temporary_of, write_json
 from .layout import Layout, check_version
+from .mirror import bring, publish
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
 
@@ -51,6 +52,7 @@ def write_model(
         write_json(
             marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
         )
+        publish(folder / "head.zarr", marker)
     except OSError:
         if not marker.exists():  # else another rank was faster
             raise
@@ -131,7 +133,7 @@ def read_model(layout: Layout, pair: str, variant: str) -> dict[str, Any]:
 
 def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and attributes of head.zarr; a damaged chunk is a CorruptError that names the file."""
-    path: Path = layout.model(pair, variant) / "head.zarr"
+    path: Path = bring(layout.model(pair, variant) / "head.zarr")
     if not path.is_dir():
         raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
     group = open_group(path, read_model(layout, pair, variant)["head_files"]["zarr.json"])
@@ -143,7 +145,7 @@ def check_head(layout: Layout, pair: str, variant: str, norm_weight: Any, unembe
 
     A cheap way to tell a checkpoint from another without hashing its files.
     """
-    path: Path = layout.model(pair, variant) / "head.zarr"
+    path: Path = bring(layout.model(pair, variant) / "head.zarr")
     group = open_group(path, read_model(layout, pair, variant)["head_files"]["zarr.json"])
     norm, rows = checked(path, group, "norm_weight")[:], checked(path, group, "unembed")[:SAMPLE]
     if not (np.array_equal(norm, np.asarray(norm_weight)) and np.array_equal(rows, np.asarray(unembed[:SAMPLE]))):

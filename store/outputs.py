@@ -27,6 +27,7 @@ from .files import (
     write_json,
 )
 from .layout import Layout, check_version
+from .mirror import bring, publish, withdraw
 from .schema import FORMAT_VERSION
 
 Row = dict[str, Any]
@@ -68,7 +69,9 @@ class Condition:
         """Keep a finished batch, so that a kill costs nothing that is done."""
         data = canonical_json(list(rows))
         with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
-            write_atomic(self.folder / ".parts" / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.json", data)
+            part = self.folder / ".parts" / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.json"
+            write_atomic(part, data)
+            publish(part)
 
     def seal(self, kind: str, path: Path, rows: Iterable[Row], schema: pa.Schema, provenance: dict[str, Any]) -> None:
         """Write the file of a prompt set, and what the condition is; its batches under way are then of no more use.
@@ -87,6 +90,7 @@ class Condition:
                     named = {"pair": self.pair, "variant": self.variant, "recipe": self.recipe}
                     write_json(marker, {"format_version": FORMAT_VERSION, **named})
                 temporary.replace(path)
+                publish(marker, path)
             finally:
                 temporary.unlink(missing_ok=True)
         done = {row["prompt_sha"] for row in table.to_pylist()}
@@ -94,6 +98,7 @@ class Condition:
             with suppress(FileNotFoundError):
                 if {row["prompt_sha"] for row in json.loads(part.read_bytes())} <= done:
                     part.unlink()
+                    withdraw(part)
         with suppress(OSError):  # another kind's batches are still there
             (self.folder / ".parts").rmdir()
 
@@ -128,6 +133,7 @@ def read_texts(folder: Path) -> list[Row]:
     return list(found.values())
 
 
-def output_files(layout: Layout) -> list[Path]:
-    """Every file of texts in the lake, for SQL."""
-    return sorted((layout.root / "outputs").glob("*/*/*/texts-*.parquet"))
+def output_files(layout: Layout, fetch: bool = True) -> list[Path]:
+    """Every file of texts in the lake, for SQL; of a remote lake those that are here, unless `fetch`."""
+    folder = layout.root / "outputs"
+    return sorted((bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/*/texts-*.parquet"))

@@ -13,9 +13,9 @@ import zarr
 from .errors import CorruptError, LakeError
 from .files import explain_full_disk, hash_files, hash_json, read_json, sync_file, temporary_of, write_json
 from .layout import Layout, check_version, split_model
-from .manifest import MANIFEST
+from .mirror import bring, publish
 from .models import write_group
-from .schema import FORMAT_VERSION
+from .schema import FORMAT_VERSION, MANIFEST
 from .writer import quiet_zarr
 
 PROBE_DIMS = {
@@ -50,6 +50,7 @@ def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[
             if not (path / MANIFEST).exists():
                 shutil.rmtree(path, ignore_errors=True)
                 temporary.rename(path)
+                publish(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     training_file(path).unlink(missing_ok=True)
@@ -60,7 +61,7 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
     Every file is hashed before its numbers are used. LakeError when there is no such set, CorruptError on damage.
     """
-    record = read_json(path / MANIFEST)
+    record = read_json(bring(path) / MANIFEST)
     check_version(record, path / MANIFEST)
     again = f"restore it, or delete {path} and train again"
     if hash_json(record.get("files")) != record.get("probes_sha256"):
@@ -77,7 +78,7 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
 def list_probes(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
     """Every sealed set with its manifest, by path."""
-    sets = sorted((layout.root / "probes").glob(f"*/*/[!.]*.zarr/{MANIFEST}"))
+    sets = sorted(bring(layout.root / "probes", MANIFEST).glob(f"*/*/[!.]*.zarr/{MANIFEST}"))
     return [(file.parent, read_json(file)) for file in sets]
 
 

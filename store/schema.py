@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 FORMAT_VERSION = 1
+MARKER = "lake.json"  # makes a folder a lake
+PROGRESS = ".progress"  # folder of the records of a capture under way
+MANIFEST = "manifest.json"  # seals a capture, a set of probes
+PARTIAL = "partial.json"  # says what a copy of a capture lacks
 VARIANTS = ("pt", "it")
 TOP_K = 64
 

@@ -6,8 +6,9 @@ A shard file is its encoded chunks one after the other, layer by layer, then the
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
@@ -21,7 +22,9 @@ import zarr
 from numcodecs import Blosc
 from zarr.codecs import ShardingCodec
 
-from .errors import CorruptError
+from .errors import CorruptError, LakeError
+from .mirror import Remote
+from .origin import transfers
 
 ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
 CHECKSUM = 4  # bytes of a CRC-32C
@@ -159,7 +162,7 @@ class Grid:
             place += len(piece)
         table = index.tobytes()
         return Encoded(
-            [piece for piece, *_ in done] + [table + _crc(table)],
+            [piece for piece, *_ in done] + [table + checksum(table)],
             min(low for _, low, _, _ in done),
             max(high for _, _, high, _ in done),
             sum(count for *_, count in done),
@@ -171,9 +174,9 @@ class Grid:
         # One layer of a layer-major block is contiguous once its axis of length 1 is out of the way.
         chunk = pad(part.reshape(len(part), -1), self.chunk[0], self.fill)
         data = self.codec.encode(chunk)
-        return bytes(data) + _crc(data), *statistics(chunk[: len(part)])
+        return bytes(data) + checksum(data), *statistics(chunk[: len(part)])
 
-    def read(self, file_of: Callable[[int], Path], box: tuple[slice, ...], whole: bool) -> np.ndarray:
+    def read(self, file_of: Callable[[int], Path | Remote], box: tuple[slice, ...], whole: bool) -> np.ndarray:
         """The values of a box (a slice of step 1 per axis, within the shape), chunks decoded in parallel.
 
         `whole` says that every shard must be there; without it, what is missing reads as the fill value. Raises
@@ -196,6 +199,8 @@ class Grid:
             file = file_of(shard)
             try:
                 self._read(file, shard, rest, box, out, whole)
+            except LakeError:  # the network's
+                raise
             except (OSError, ValueError, RuntimeError, EOFError, TypeError) as error:
                 lost = isinstance(error, FileNotFoundError)
                 what = "missing" if lost else f"stored bytes are damaged ({str(error).splitlines()[0]})"
@@ -204,12 +209,19 @@ class Grid:
         if len(jobs) == 1:
             job(jobs[0])
         else:
-            for _ in workers().map(job, jobs):
+            remote = isinstance(file_of(jobs[0][0]), Remote)
+            for _ in (transfers() if remote else workers()).map(job, jobs):
                 pass
         return out
 
     def _read(
-        self, file: Path, shard: int, rest: tuple[int, ...], box: tuple[slice, ...], out: np.ndarray, whole: bool
+        self,
+        file: Path | Remote,
+        shard: int,
+        rest: tuple[int, ...],
+        box: tuple[slice, ...],
+        out: np.ndarray,
+        whole: bool,
     ) -> None:
         """Decode all chunks of one shard at `rest` (its layer) that the box touches."""
         first = max(box[0].start - shard * self.shard, 0)
@@ -237,17 +249,12 @@ class Grid:
                 rows, *others = (slice(a - s, b - s) for a, b, s in zip(low, high, corner, strict=True))
                 target[...] = self._decode_rows(piece, rows)[(slice(None), *others)]
 
-    def _pieces(self, file: Path, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
+    def _pieces(self, file: Path | Remote, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
         """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
         size = prod(self.counts) * 16
-        with open(file, "rb", buffering=0) as stream:
-
-            def read(start: int, stop: int) -> np.ndarray:
-                return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
-
-            end = os.fstat(stream.fileno()).st_size
-            table = read(max(end - size - CHECKSUM, 0), end)
-            if len(table) != size + CHECKSUM or not _sound(table):
+        with _reader(file) as (read, end):
+            table = end(size + CHECKSUM)
+            if len(table) != size + CHECKSUM or not sound(table):
                 raise ValueError("its index does not match its checksum")
             index = table[:size].view("<u8").reshape(*self.counts, 2)
             places = [(start, start + count) for start, count in (index[spot].tolist() for spot in spots)]
@@ -259,13 +266,13 @@ class Grid:
             return [None if place[0] == ABSENT else read(*place) for place in places]
 
     def _decode(self, piece: np.ndarray, target: np.ndarray) -> None:
-        if not _sound(piece):
+        if not sound(piece):
             raise ValueError("a chunk does not match its checksum")
         self.codec.decode(piece[:-CHECKSUM], out=target)
 
     def _decode_rows(self, piece: np.ndarray, rows: slice) -> np.ndarray:
         """Some tokens [n, ...] of a chunk in this thread's scratch memory, from the Blosc blocks that hold them."""
-        if not _sound(piece):
+        if not sound(piece):
             raise ValueError("a chunk does not match its checksum")
         row = prod(self.chunk[1:]) * self.dtype.itemsize
         frame, first, size = blosc_blocks(piece[:-CHECKSUM], rows.start * row, rows.stop * row)
@@ -297,11 +304,29 @@ def blosc_blocks(frame: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, 
     return np.concatenate([head, places[:-1].astype("<i4").view(np.uint8), *parts]), first * block, decoded
 
 
-def _crc(data: Any) -> bytes:
+@contextmanager
+def _reader(file: Path | Remote) -> Iterator[tuple[Callable[[int, int], np.ndarray], Callable[[int], np.ndarray]]]:
+    """What reads the bytes from start to stop of a file, and what reads so many at its end."""
+    if isinstance(file, Remote):
+        yield (
+            lambda start, stop: np.frombuffer(file.read(start, stop), dtype=np.uint8),
+            lambda count: np.frombuffer(file.end(count), dtype=np.uint8),
+        )
+        return
+    with open(file, "rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
+
+        yield read, lambda count: read(max(size - count, 0), size)
+
+
+def checksum(data: Any) -> bytes:
     """CRC-32C of bytes or an uint8 array, as Zarr stores it."""
     return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
 
 
-def _sound(piece: np.ndarray) -> bool:
+def sound(piece: np.ndarray) -> bool:
     """True when bytes match the checksum at their end."""
-    return len(piece) > CHECKSUM and _crc(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()
+    return len(piece) > CHECKSUM and checksum(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()

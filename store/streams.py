@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from .errors import CorruptError, LakeError
 from .files import hash_file, read_json, write_atomic, write_json
 from .layout import Layout, check_version
+from .mirror import bring, publish
 from .schema import FORMAT_VERSION, STREAM_SCHEMA
 
 
@@ -122,8 +123,10 @@ def write_stream(layout: Layout, stream: Stream) -> str:
     if holder == stream.name and not (before and path.exists()):
         write_atomic(path, _parquet(stream))
         record["parquet_sha256"] = hash_file(path)
+        publish(path)
     if record != before:
         write_json(layout.streams / f"{stream.name}.json", record)
+        publish(layout.streams / f"{stream.name}.json")
     return str(holder)
 
 
@@ -151,7 +154,7 @@ def read_stream(layout: Layout, name: str) -> Stream:
     record = read_json(layout.streams / f"{name}.json")
     if record["same_as"] != name:
         return read_stream(layout, record["same_as"])
-    path = layout.streams / f"{name}.parquet"
+    path = bring(layout.streams / f"{name}.parquet")
     if not path.exists():
         raise LakeError(f"{path}: stream {name} is recorded but its token file is missing")
     if hash_file(path) != record["parquet_sha256"]:

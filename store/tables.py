@@ -17,6 +17,7 @@ from .captures import capture_names, list_captures
 from .errors import LakeError
 from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file, temporary_of
 from .layout import Layout
+from .mirror import bring, publish, withdraw
 from .outputs import output_files
 from .schema import OUTPUTS, TABLES, VARIANTS
 from .streams import stream_records
@@ -35,7 +36,7 @@ def table_key(name: str, recipe: dict[str, Any]) -> str:
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
     """Where the table file of this key lies."""
-    return layout.table(name) / f"{key}.parquet"
+    return bring(layout.table(name) / f"{key}.parquet")
 
 
 @contextmanager
@@ -62,6 +63,7 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
             merged.replace(temporary)
         sync_file(temporary)
         temporary.replace(path)
+        publish(path)
     except OSError as error:
         if full_disk(error):
             raise LakeError(
@@ -111,7 +113,7 @@ def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Itera
 def find_tables(layout: Layout, name: str, recipe: dict[str, Any]) -> list[Path]:
     """A table's files whose recipe has these values."""
     found = []
-    for file in sorted(layout.table(name).glob("*.parquet")):
+    for file in sorted(bring(layout.table(name)).glob("*.parquet")):
         has = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
         if all(has.get(key) == value for key, value in recipe.items()):
             found.append(file)
@@ -123,6 +125,7 @@ def drop_tables(layout: Layout, name: str, recipe: dict[str, Any], keep: Path) -
     for file in find_tables(layout, name, recipe):
         if file != keep:
             file.unlink(missing_ok=True)
+            withdraw(file)
 
 
 def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
@@ -144,7 +147,8 @@ def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
 
 def foreign_files(layout: Layout, name: str) -> list[Path]:
     """The files of a table that were brought in from elsewhere (see store.foreign)."""
-    return sorted(layout.table(name).glob(f"{FOREIGN}-*.parquet"))
+    pattern = f"{FOREIGN}-*.parquet"
+    return sorted(bring(layout.table(name), pattern).glob(pattern))
 
 
 def stream_table(layout: Layout) -> pd.DataFrame:
@@ -199,8 +203,10 @@ def _foreign_stream(pair: str, variant: str, stream: str) -> dict[str, Any]:
     return {**named, "prompt_set": FOREIGN, "max_new_tokens": 0, "n_prompts": 0}
 
 
-def connect(layout: Layout) -> duckdb.DuckDBPyConnection:
+def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection that sees the lake's tables as views and nothing else.
+
+    `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it.
 
     Views: one per table of the schema (empty when nothing is computed yet), `captures`, `streams` and the SQL views.
     No file outside `tables/`, no network, no Python variables, and the configuration is locked.
@@ -210,9 +216,13 @@ def connect(layout: Layout) -> duckdb.DuckDBPyConnection:
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
+    for name in tables_read(sql):
+        bring(layout.table(name))
     for name, schema in TABLES.items():
         connection.execute(f"CREATE VIEW {name} AS {_scan(sorted(layout.table(name).glob('*.parquet')), schema)}")
-    connection.execute(f"CREATE VIEW {TEXTS} AS {_scan(output_files(layout), OUTPUTS)}")
+    connection.execute(
+        f"CREATE VIEW {TEXTS} AS {_scan(output_files(layout, sql is None or TEXTS in tables_in(sql)), OUTPUTS)}"
+    )
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
     folders = ", ".join(_quoted(layout.root / name) for name in ("tables", "outputs"))
@@ -220,6 +230,17 @@ def connect(layout: Layout) -> duckdb.DuckDBPyConnection:
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def tables_read(sql: str | None) -> set[str]:
+    """The tables that a statement reads, by itself or behind views; all without one."""
+    if sql is None:
+        return set(TABLES)
+    named, behind = set[str](), tables_in(sql)
+    while behind - named:
+        named |= behind
+        behind = {name for view in named & VIEWS.keys() for name in tables_in(VIEWS[view])}
+    return named & TABLES.keys()
 
 
 def _scan(files: Iterable[Path], schema: pa.Schema) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import CorruptError, LakeError
 from .files import canonical_json, explain_full_disk, hash_json, write_atomic
+from .mirror import publish
 
 PART = 32  # verdicts a file: what a kill may lose
 
@@ -51,6 +52,7 @@ class VerdictStore:
         with explain_full_disk(f"writing {self.folder / name}"):
             try:
                 write_atomic(self.folder / name, b"".join(canonical_json(record) + b"\n" for record in self._new))
+                publish(self.folder / name)
             except PermissionError as error:
                 raise LakeError(f"{self.folder}: verdicts can't be written there ({error.strerror})") from error
         self._files.add(name)

@@ -9,13 +9,12 @@ import numpy as np
 
 from .captures import Capture, check_sealed
 from .errors import CorruptError, LakeError
-from .files import hash_file
 from .layout import Layout
-from .manifest import MANIFEST
-from .schema import VARIABLES
+from .mirror import Files
+from .partial import read_partial
+from .schema import MANIFEST, PARTIAL, PROGRESS, VARIABLES
 from .streams import read_stream
 from .weights import weights_folder
-from .writer import PROGRESS
 
 
 @dataclass
@@ -48,7 +47,7 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
     capture = Capture(path)
     if not damaged:
         _check_coordinates(layout, capture, report)
-    for name in capture.manifest["sizes"]:
+    for name in filter(capture.__contains__, capture.manifest["sizes"]):
         _check_values(capture, name, damaged, report)
     return report
 
@@ -70,27 +69,36 @@ def verify_weights(
 def _check_files(
     path: Path, manifest: dict[str, Any], report: Report, progress: Callable[[int], None] | None
 ) -> set[str]:
+    partial, there = read_partial(path), Files(path)
     recorded = manifest["files"]
+    if partial:  # what a copy lacks is no damage
+        recorded = {name: entry for name, entry in {**recorded, **partial.files}.items() if partial.has(name)}
+
+    def check(name: str) -> str:
+        entry, size = recorded[name], there.sizes.get(name)
+        if size is None:
+            return "missing"
+        if size == manifest["files"][name]["bytes"]:
+            entry = manifest["files"][name]  # of a copy that is being made whole
+        if size != entry["bytes"]:
+            return f"{size} bytes, the manifest says {entry['bytes']}"
+        found = there.hash(name)
+        if found != entry["sha256"]:
+            return f"bytes differ: SHA-256 is {found}, the manifest says {entry['sha256']}"
+        return ""
+
     damaged = set()
-    for name, entry in recorded.items():
-        file = path / name
-        if not file.is_file():
+    for name, problem in zip(recorded, there.map(check, recorded), strict=True):
+        if problem:
             damaged.add(name)
-            report.problems.append(f"{file}: missing")
-        elif file.stat().st_size != entry["bytes"]:
-            damaged.add(name)
-            report.problems.append(f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}")
-        elif hash_file(file) != entry["sha256"]:
-            damaged.add(name)
-            report.problems.append(f"{file}: bytes differ from the manifest's SHA-256")
+            report.problems.append(f"{there}/{name}: {problem}")
         report.files += 1
-        report.bytes += entry["bytes"]
+        report.bytes += recorded[name]["bytes"]
         if progress:
-            progress(entry["bytes"])
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    for name in sorted(present - set(recorded) - {MANIFEST}):
+            progress(recorded[name]["bytes"])
+    for name in sorted(there.sizes.keys() - recorded.keys() - {MANIFEST, PARTIAL}):
         if not name.startswith(PROGRESS):  # records of the capture run, without meaning once it is sealed
-            report.problems.append(f"{path / name}: not in the manifest")
+            report.problems.append(f"{there}/{name}: not in the manifest")
     return damaged
 
 
@@ -107,6 +115,8 @@ def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None
         if name in VARIABLES and not np.array_equal(capture.array(name)[:], expected):
             report.problems.append(f"{capture.path}/{name}: differs from stream {stream.name}")
     for name, size in manifest["sizes"].items():
+        if name not in capture:
+            continue
         shape = (manifest["n_tokens"], *size)
         if capture.array(name).shape != shape:
             report.problems.append(
@@ -115,17 +125,21 @@ def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None
 
 
 def _check_values(capture: Capture, name: str, damaged: set[str], report: Report) -> None:
-    """Read every whole shard of one variable once and look at its values."""
+    """Read every shard of one variable once, of a copy what it holds, and look at its values."""
     array, manifest = capture.array(name), capture.manifest
     if not VARIABLES[name].dtype.startswith("float"):
         return
-    size = manifest["shard_tokens"]
+    size, held = manifest["shard_tokens"], array.held
     low, high, nonfinite, dirty = np.inf, -np.inf, 0, 0
     for shard in range(manifest["n_shards"]):
+        if held and held.rows is not None and shard not in held.rows:
+            continue
         if any(file.startswith(f"{name}/c/{shard}/") or file == f"{name}/c/{shard}" for file in damaged):
             continue
         try:
-            block = array[shard * size : (shard + 1) * size]
+            rows = slice(shard * size, (shard + 1) * size)
+            whole = held is None or held.places is None
+            block = array[rows] if whole else np.stack([array[rows, place] for place in sorted(held.places)])
         except CorruptError as error:  # the hash is right and the bytes are not: written by something else
             report.problems.append(str(error))
             continue
@@ -140,11 +154,16 @@ def _check_values(capture: Capture, name: str, damaged: set[str], report: Report
         report.shards += 1
     recorded = manifest["variables"][name]
     where = f"{capture.path}/{name}"
-    if nonfinite != recorded["nonfinite"]:
+    if held is None and nonfinite != recorded["nonfinite"]:
         report.problems.append(f"{where}: {nonfinite} values are not finite, the manifest says {recorded['nonfinite']}")
     if dirty:
         report.problems.append(f"{where}: {dirty} values are not widened bfloat16 (low 16 bits set)")
-    if not damaged and recorded["min"] is not None and (low, high) != (recorded["min"], recorded["max"]):
+    if (
+        held is None
+        and not damaged
+        and recorded["min"] is not None
+        and (low, high) != (recorded["min"], recorded["max"])
+    ):
         report.problems.append(
             f"{where}: range [{low}, {high}], the manifest says [{recorded['min']}, {recorded['max']}]"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import LakeError
 from .files import BLOCK, free_bytes, hash_file, human_bytes, read_json, temporary_of, write_json
 from .layout import Layout, check_version
+from .mirror import publish
 from .schema import FORMAT_VERSION
 
 RECORD = "weights.json"
@@ -84,6 +85,7 @@ def write_weights(
     write_json(layout.model(pair, variant) / RECORD, record)
     for rest in folder.rglob(".*.tmp"):  # a kill in the middle of a file
         rest.unlink(missing_ok=True)
+    publish(folder, layout.model(pair, variant) / RECORD)
     return record
 
 

@@ -23,16 +23,15 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import LakeError
-from .files import full_disk, read_json, temporary_of, write_atomic, write_json
-from .schema import FORMAT_VERSION, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
+from .files import full_disk, json_bytes, read_json, temporary_of, write_json
+from .mirror import mirror_of, place, record, renew, shared_start
+from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
 from .shards import Encoded, Grid
 from .streams import Stream
 
-PROGRESS = ".progress"
 TEMPLATE = "template.json"
 WRITERS = 3  # files of a row that are written side by side
 DEPTH = 2  # shard rows that are encoded or written at the same time
-MANIFEST = "manifest.json"
 PromptValues = dict[str, dict[int, np.ndarray]]  # variable -> prompt -> values
 
 
@@ -154,6 +153,11 @@ def create_capture(path: Path, template: Template, world: int = 1) -> None:
     sealed already is left as it is. Raises LakeError when the capture at `path` has another configuration, or was started
     by another number of ranks.
     """
+    with shared_start(path):
+        _create(path, template, world)
+
+
+def _create(path: Path, template: Template, world: int) -> None:
     # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
     wreck = path.exists()
     if _same_capture(path, template, world):
@@ -165,7 +169,9 @@ def create_capture(path: Path, template: Template, world: int = 1) -> None:
     try:
         _allocate(temporary, template)
         write_json(temporary / PROGRESS / TEMPLATE, {**template.record(), "world": world})
-        temporary.rename(path)
+        if not place(temporary, path, f"{PROGRESS}/{TEMPLATE}"):
+            renew(path)  # another machine's rank was first
+            _same_capture(path, template, world)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
@@ -252,7 +258,7 @@ def write_prompts(path: Path, shard: int, values: PromptValues) -> None:
     }
     data = io.BytesIO()
     np.savez(data, **arrays)
-    write_atomic(prompt_file(path, shard), data.getvalue())
+    record(prompt_file(path, shard), data.getvalue())
 
 
 def gather_prompts(path: Path, names: Sequence[str], n_prompts: int) -> None:
@@ -296,10 +302,18 @@ def encode_row(grids: dict[str, Grid], blocks: dict[str, np.ndarray]) -> dict[st
 def write_row(path: Path, shard: int, row: dict[str, Encoded]) -> dict[str, Any]:
     """Write an encoded shard row to disk, flush it, and return the SHA-256 and bytes of its files."""
 
+    mirror = mirror_of(path)
+
     def write(name: str) -> tuple[str, dict[str, Any]]:
         file = shard_file(path, name, shard)
-        file.parent.mkdir(parents=True, exist_ok=True)
         digest, size = hashlib.sha256(), 0
+        if mirror:  # straight to where it will lie
+            data = b"".join(row[name].pieces)
+            digest.update(data)
+            size = len(data)
+            mirror.origin.put(file.relative_to(mirror.root).as_posix(), data)
+            return file.relative_to(path).as_posix(), {"sha256": digest.hexdigest(), "bytes": size}
+        file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "wb", buffering=0) as stream:
             for piece in row[name].pieces:
                 stream.write(piece)
@@ -385,7 +399,8 @@ class ShardWriter:
             if prompts:
                 write_prompts(self._path, shard, prompts)
             statistics = {name: _statistics(variable) for name, variable in row.items()}
-            write_json(shard_record(self._path, shard), {"shard": shard, "files": files, "statistics": statistics})
+            done = {"shard": shard, "files": files, "statistics": statistics}
+            record(shard_record(self._path, shard), json_bytes(done))
             if self._on_write:
                 self._on_write(sum(entry["bytes"] for entry in files.values()))
         finally:

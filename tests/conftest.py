@@ -2,15 +2,17 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 # Captures of tests are too small for threads, and bit-identical runs should not depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fsspec
 import hypothesis
 import pytest
 import tiny
@@ -19,6 +21,7 @@ from actlake.analyze.recipes import Adam
 from actlake.queries import probes
 from actlake.store.catalog import PairSpec
 from actlake.store.layout import Layout
+from servers import S3, environment
 
 torch.set_num_threads(1)
 # Probes that rows of tests train on the way need not be good.
@@ -42,6 +45,32 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PairSpec]
         return tiny.make_pair(root / family, family)
 
     return pair
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where mirrors of remote lakes lie: nothing of one test is found by another, or by the user's own lakes."""
+    monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "mirrors"))
+    return tmp_path / "mirrors"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A running S3 server of this session's."""
+    server = S3(tmp_path_factory.mktemp("s3") / "server")
+    server.start()
+    with environment(**server.environment):
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("lakes")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place in a bucket, whose owner the test is."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://lakes/{uuid4().hex[:12]}"
 
 
 @pytest.fixture(scope="session")

@@ -251,7 +251,7 @@ def test_lake_in_a_wrong_place(tmp_path):
         (file, "this is a file, not a folder"),
         (file / "lake", "can't be made there"),
         (tmp_path / "photos", "the folder is not empty and not a lake"),
-        ("s3://bucket/lake", "only local folders can be opened"),
+        ("nosuch://bucket/lake", "lake nosuch://bucket/lake: can't be opened (Protocol not known: nosuch)"),
     ):
         assert says in refused(tmp_path, partial(Layout.open, path, create=True))
     assert "no lake at" in refused(tmp_path, lambda: Layout.open(tmp_path / "nowhere"))

@@ -1,0 +1,443 @@
+"""What has to move between two places of a lake, or of a part of it: planned here, moved by store.move.
+
+A lake is moved unit by unit: a capture, a model, a table ... The files of a unit go first, side by side, and last, one after the
+other, those that make it count (manifests, records), so that whoever stops in between leaves nothing half there; the next run
+of the same command goes on with what is missing.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from .errors import CorruptError, LakeError
+from .files import hash_json, json_bytes
+from .layout import Layout, check_version
+from .mirror import is_shard, mirror_of
+from .origin import Entry, Origin, transfers
+from .partial import Held, Partial, parse_partial
+from .schema import MANIFEST, MARKER, PARTIAL, VARIABLES
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Which part of a lake to move; empty means all of it.
+
+    `streams` are beginnings of streams' names. `sites` are variables of captures, `boundaries` numbers (with the blocks that
+    end there), `prompts` prompt ids, `limit` the first so many: any of these makes copies of a part. Tables can be left out;
+    models' own files go only on request, since their licences go with them.
+    """
+
+    pairs: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+    boundaries: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = ()
+    limit: int | None = None
+    tables: bool = True
+    weights: bool = False
+
+    def model(self, pair: str, variant: str) -> bool:
+        """Whether a model belongs to it; a pair's own things have the variant ''."""
+        return (not self.pairs or pair in self.pairs) and (not variant or not self.variants or variant in self.variants)
+
+    def stream(self, name: str) -> bool:
+        """Whether a stream does."""
+        return not self.streams or name.startswith(self.streams)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole lake."""
+        return not (self.pairs or self.variants or self.streams)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it asks for parts of captures."""
+        return bool(self.sites or self.boundaries or self.prompts or self.limit)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to move: its name, bytes, its hash where one is recorded, and for a shard that is cut the places to keep."""
+
+    name: str
+    size: int
+    sha256: str | None = None
+    places: frozenset[int] | None = None
+
+
+@dataclass
+class Unit:
+    """What belongs together: files to move, then records to write (name -> bytes) and names to take away, in this order."""
+
+    kind: str
+    name: str
+    items: list[Item] = field(default_factory=list)
+    records: dict[str, bytes] = field(default_factory=dict)
+    drop: list[str] = field(default_factory=list)
+    there: int = 0  # bytes that the target has already
+    partial: Partial | None = None
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to move."""
+        return sum(item.size for item in self.items) + sum(map(len, self.records.values()))
+
+
+@dataclass
+class Plan:
+    """What a transfer will do."""
+
+    source: Origin
+    target: Origin
+    units: list[Unit]
+    notes: list[str]
+
+    @property
+    def todo(self) -> list[Unit]:
+        """Units with something to do."""
+        return [unit for unit in self.units if unit.items or unit.records or unit.drop]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to move."""
+        return sum(unit.bytes for unit in self.units)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One line per kind: units, files and bytes to move, bytes there already."""
+        found: list[dict[str, Any]] = []
+        for kind in dict.fromkeys(unit.kind for unit in self.units):
+            units = [unit for unit in self.units if unit.kind == kind]
+            files = sum(len(unit.items) + len(unit.records) for unit in units)
+            found.append(
+                {
+                    "what": kind,
+                    "units": len(units),
+                    "files": files,
+                    "bytes": sum(unit.bytes for unit in units),
+                    "there": sum(unit.there for unit in units),
+                }
+            )
+        return found
+
+
+def origin_of(place: Layout | str) -> Origin:
+    """The files of an open lake, or of a URL or folder that may become one."""
+    if isinstance(place, Layout):
+        mirror = mirror_of(place.root)
+        return mirror.origin if mirror else Origin(place.root)
+    origin = Origin(Path(place).expanduser().absolute() if "://" not in place else place)
+    origin.refresh()
+    return origin
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+class Planner:
+    """Compares two places and lists what a transfer has to move."""
+
+    def __init__(self, source: Origin, target: Origin, wish: Wish, check: bool = False):
+        """`check` reads what the target has and compares hashes; else a file of the right size counts as there."""
+        self.source, self.target, self.wish, self.check = source, target, wish, check
+        self.notes: list[str] = []
+
+    def plan(self) -> Plan:
+        """All units, captures last but for what was made of them."""
+        marker = self._read(self.source, MARKER)
+        if marker is None:
+            raise LakeError(f"no lake at {self.source} (no {MARKER})")
+        check_version(json.loads(marker), Path(str(self.source)) / MARKER)
+        there = self._read(self.target, MARKER)
+        start = Unit("lake", MARKER)
+        if there is None:
+            if not self.target.empty():
+                raise LakeError(f"{self.target}: the place is not empty and not a lake; name an empty or new one")
+            start.records[MARKER] = marker
+        captures = self._captures()
+        streams = {unit.manifest["stream"] for unit in captures}
+        made = self._made() if self.wish.tables else []
+        units = [start, *self._prompts(), *self._streams(streams), *self._models(captures), *captures, *made]
+        return Plan(self.source, self.target, units, self.notes)
+
+    def _captures(self) -> list[Unit]:
+        groups = [
+            group
+            for pair in self.source.list("captures")[0]
+            for variant in self.source.list(pair)[0]
+            if self.wish.model(*variant.split("/")[1:])
+            for group in self.source.list(variant)[0]
+            if group.endswith(".zarr") and not Path(group).name.startswith(".") and self.wish.stream(Path(group).stem)
+        ]
+        found = [unit for unit in transfers().map(self._capture, groups) if unit]
+        if (self.wish.streams or self.wish.pairs or self.wish.cuts) and not found:
+            raise LakeError(f"{self.source}: no sealed capture is what was asked for; `actlake ls` shows what there is")
+        return found
+
+    def _capture(self, folder: str) -> Unit | None:
+        data = self._read(self.source, f"{folder}/{MANIFEST}")
+        if data is None:
+            self.notes.append(f"{folder}: not sealed, left out")
+            return None
+        manifest = _parse(data, f"{self.source}/{folder}/{MANIFEST}")
+        if hash_json(manifest.get("files")) != manifest.get("capture_sha256"):
+            raise CorruptError(f"{self.source}/{folder}/{MANIFEST}: its list of files is damaged; restore the file")
+        unit = Unit("captures", folder, manifest=manifest)
+        there = self._same_capture(folder, manifest)
+        have = parse_partial(_parse(there, folder), f"{self.target}/{folder}/{PARTIAL}") if there else None
+        mine = self._read(self.source, f"{folder}/{PARTIAL}")
+        source = parse_partial(_parse(mine, folder), f"{self.source}/{folder}/{PARTIAL}") if mine else None
+        sealed = self._read(self.target, f"{folder}/{MANIFEST}") is not None
+        if sealed and have is None and not self.check:
+            unit.there = manifest["bytes"]
+            return unit
+        if source and self.wish.cuts:
+            raise LakeError(
+                f"{self.source}/{folder}: is itself a copy of a part; move it as it is, or from the whole capture"
+            )
+        wanted = self._holds(folder, manifest) if self.wish.cuts else source.holds if source else None
+        if wanted is not None and have is not None:  # what a copy has it keeps
+            both = {name: wanted[name] | have.holds[name] for name in wanted.keys() & have.holds.keys()}
+            wanted = {**have.holds, **wanted, **both}
+        if wanted is not None and sealed and have is None:
+            wanted = None  # the target has all of it; only damage is looked for
+        unit.partial = Partial(wanted, source.files if source else {}) if wanted is not None else None
+        self._fill(unit, manifest, source, have)
+        if not sealed:
+            unit.records[f"{folder}/{MANIFEST}"] = data
+        elif have and unit.partial is None:
+            unit.drop.append(f"{folder}/{PARTIAL}")
+        return unit
+
+    def _same_capture(self, folder: str, manifest: dict[str, Any]) -> bytes | None:
+        """partial.json of the target's copy, if it has one; LakeError when the target has another capture of this name."""
+        data = self._read(self.target, f"{folder}/{MANIFEST}")
+        if data is None:
+            return None
+        found = _parse(data, f"{self.target}/{folder}/{MANIFEST}").get("capture_sha256")
+        if found != manifest["capture_sha256"]:
+            raise LakeError(
+                f"{self.target}/{folder}: another capture has this name there (sha256 {str(found)[:12]}, here"
+                f" {manifest['capture_sha256'][:12]}), and sealed captures never change: use another lake, or leave it out with"
+                " --pair and --stream"
+            )
+        return self._read(self.target, f"{folder}/{PARTIAL}")
+
+    def _fill(self, unit: Unit, manifest: dict[str, Any], source: Partial | None, have: Partial | None) -> None:
+        """The files of a capture that the target lacks."""
+        there, files = self.target.find(unit.name), {**manifest["files"], **(source.files if source else {})}
+        for file, entry in files.items():
+            if source and not source.has(file):
+                if unit.partial is None:
+                    raise LakeError(f"{self.source}/{unit.name}: lacks {file}")
+                continue
+            held = unit.partial.holds.get(file.partition("/c/")[0]) if unit.partial else None
+            shard = is_shard(f"{unit.name}/{file}")
+            if unit.partial and shard and not unit.partial.has(file):
+                continue
+            places = held.places if held and shard and source is None else None
+            item = Item(f"{unit.name}/{file}", entry["bytes"], entry["sha256"], places)
+            was = have.holds.get(file.partition("/c/")[0]) if have else None
+            known = have.files.get(file, entry) if have and places is not None else entry
+            same = places is None or (was is not None and was.places == places)
+            if places is not None:
+                item = Item(item.name, self._cut_size(item, manifest, places), None, places)
+            if same and self._is_there(item.name, known, there.get(item.name)):
+                unit.there += known["bytes"]
+                if places is not None and have and unit.partial:
+                    unit.partial = Partial(unit.partial.holds, {**unit.partial.files, file: known})
+            else:
+                unit.items.append(item)
+
+    @staticmethod
+    def _cut_size(item: Item, manifest: Mapping[str, Any], places: frozenset[int]) -> int:
+        """About how many bytes of a shard some layers take."""
+        variable = item.name.split(".zarr/", 1)[1].partition("/c/")[0]
+        return item.size * len(places) // manifest["sizes"][variable][0]
+
+    def _is_there(self, name: str, entry: Mapping[str, Any], found: Entry | None) -> bool:
+        if found is None or (found.size is not None and found.size != entry["bytes"]):
+            return False
+        return not self.check or self.target.hash(name, entry["bytes"]) == entry["sha256"]
+
+    def _holds(self, folder: str, manifest: dict[str, Any]) -> dict[str, Held]:
+        """What a copy of the asked part holds of each variable."""
+        sizes, wish = manifest["sizes"], self.wish
+        if wrong := [site for site in wish.sites if site not in sizes]:
+            raise LakeError(f"{self.source}/{folder}: has no {wrong[0]}; it has {', '.join(sizes)}")
+        if wrong_at := [b for b in wish.boundaries if b not in manifest["boundaries"]]:
+            raise LakeError(
+                f"{self.source}/{folder}: has no boundary {wrong_at[0]}; it has {', '.join(map(str, manifest['boundaries']))}"
+            )
+        rows = self._rows(manifest) if wish.prompts or wish.limit else None
+        found = {}
+        for name in wish.sites or sizes:
+            places = None
+            if wish.boundaries and VARIABLES[name].dims[1:2] == ("boundary",):
+                places = frozenset(manifest["boundaries"].index(b) for b in wish.boundaries)
+            elif wish.boundaries and VARIABLES[name].dims[1:2] == ("layer",):
+                places = frozenset(
+                    manifest["layers"].index(b - 1) for b in wish.boundaries if b - 1 in manifest["layers"]
+                )
+            found[name] = Held(rows, places)
+        return {name: held for name, held in found.items() if held.places != frozenset()}
+
+    def _rows(self, manifest: dict[str, Any]) -> frozenset[int]:
+        """Shard rows that hold tokens of the asked prompts."""
+        file = f"streams/{manifest['stream']}.parquet"
+        table = pq.read_table(io.BytesIO(self.source.read(file)), columns=["prompt", "prompt_id"])
+        ids, prompt = table["prompt_id"].to_pylist(), table["prompt"].to_numpy()
+        wanted = set(self.wish.prompts)
+        if lost := wanted - set(ids):
+            raise LakeError(f"{self.source}/{file}: has no prompt {min(lost)!r}")
+        rows = set()
+        for token, (place, name) in enumerate(zip(prompt.tolist(), ids, strict=True)):
+            if name in wanted or (self.wish.limit and place < self.wish.limit):
+                rows.add(token // manifest["shard_tokens"])
+        return frozenset(rows)
+
+    # --- everything but captures ----------------------------------------------------------------------------------
+
+    def _prompts(self) -> Iterator[Unit]:
+        if self.wish.whole:
+            yield self._plain("prompts", self.source.find("prompts"))
+
+    def _streams(self, captured: set[str]) -> Iterator[Unit]:
+        """Token files of the captures' streams, and the records of all names that their content goes by."""
+        there, found = self.target.find("streams"), self.source.find("streams")
+        for name in (name for name in found if name.endswith(".json")):
+            data = self.source.read(name)
+            record = _parse(data, f"{self.source}/{name}")
+            if not self.wish.whole and record.get("same_as") not in captured:
+                continue
+            unit = Unit("streams", name)
+            tokens = f"streams/{record['name']}.parquet"
+            if record["same_as"] == record["name"]:
+                entry = {"sha256": record["parquet_sha256"], "bytes": found[tokens].size if tokens in found else 0}
+                if tokens not in found:
+                    raise LakeError(f"{self.source}/{tokens}: missing, though it is recorded; restore it")
+                if self._is_there(tokens, entry, there.get(tokens)):
+                    unit.there += entry["bytes"]
+                else:
+                    unit.items.append(Item(tokens, entry["bytes"], entry["sha256"]))
+            before = self._read(self.target, name) if name in there else None
+            if before is not None:
+                keys = {*_parse(before, f"{self.target}/{name}").get("keys", []), *record.get("keys", [])}
+                data = json_bytes({**record, "keys": sorted(keys)})
+            if before != data:
+                unit.records[name] = data
+            yield unit
+
+    def _models(self, captures: list[Unit]) -> Iterator[Unit]:
+        wanted = {tuple(unit.name.split("/")[1:3]) for unit in captures}
+        there, found = self.target.find("models"), self.source.find("models")
+        for name in (name for name in found if name.endswith("/model.json")):
+            pair, variant = name.split("/")[1:3]
+            if not (self.wish.whole or (pair, variant) in wanted):
+                continue
+            data, folder = self.source.read(name), name.rpartition("/")[0]
+            record, unit = _parse(data, f"{self.source}/{name}"), Unit("models", folder)
+            before = self._read(self.target, name) if name in there else None
+            if before is not None and _parse(before, name).get("sha256") != record["sha256"]:
+                raise LakeError(
+                    f"{self.target}/{name}: another checkpoint has this name there; leave it out with --pair"
+                )
+            self._hashed(unit, f"{folder}/head.zarr", record["head_files"], found, there)
+            if before is None:
+                unit.records[name] = data
+            self._weights(unit, folder, found, there)
+            yield unit
+
+    def _weights(self, unit: Unit, folder: str, found: dict[str, Entry], there: dict[str, Entry]) -> None:
+        marker = f"{folder}/weights.json"
+        if marker not in found:
+            return
+        if not self.wish.weights:
+            self.notes.append(
+                f"{folder}: the model's own files stay here; --with-weights takes them along, and their licence"
+            )
+            return
+        data = self.source.read(marker)
+        files = _parse(data, f"{self.source}/{marker}")["files"]
+        self._hashed(unit, f"{folder}/weights", {name: entry["sha256"] for name, entry in files.items()}, found, there)
+        if marker not in there:
+            unit.records[marker] = data
+
+    def _hashed(
+        self, unit: Unit, folder: str, hashes: Mapping[str, str], found: dict[str, Entry], there: dict[str, Entry]
+    ) -> None:
+        """Files of a folder whose hashes are on record."""
+        for file, sha256 in hashes.items():
+            name = f"{folder}/{file}"
+            entry = {"sha256": sha256, "bytes": (found[name].size or 0) if name in found else 0}
+            if self._is_there(name, entry, there.get(name)):
+                unit.there += entry["bytes"]
+            else:
+                unit.items.append(Item(name, entry["bytes"], sha256))
+
+    def _made(self) -> Iterator[Unit]:
+        """What was made of captures: tables, probes, directions, texts."""
+        tables = self.source.find("tables")
+        if not self.wish.whole:
+            tables = {name: entry for name, entry in tables.items() if self._is_about(name)}
+        yield self._plain("tables", tables)
+        for area in ("probes", "directions", "outputs"):
+            found = {name: entry for name, entry in self.source.find(area).items() if self._is_of_model(name)}
+            yield self._plain(area, found)
+
+    def _plain(self, kind: str, found: dict[str, Entry]) -> Unit:
+        """Files that are written once under a name of their content; records come last."""
+        unit, there = Unit(kind, kind), self.target.find(kind)
+        late = {f"/{MANIFEST}", "/condition.json"}
+        for name in sorted(found, key=lambda name: (name.endswith((".json", *late)), name)):
+            entry = found[name]
+            if any(part.startswith(".") for part in name.split("/")):
+                continue
+            if name in there and there[name].size == entry.size:
+                unit.there += entry.size or 0
+            elif name.endswith(".json") and name.count(".zarr/") == 0 or name.endswith(f"/{MANIFEST}"):
+                unit.records[name] = self.source.read(name)
+            else:
+                unit.items.append(Item(name, entry.size or 0))
+        return unit
+
+    def _is_of_model(self, name: str) -> bool:
+        parts = name.split("/")
+        if self.wish.whole or parts[1] == "judge":
+            return self.wish.whole
+        return self.wish.model(parts[1], parts[2] if parts[0] != "directions" else "")
+
+    def _is_about(self, name: str) -> bool:
+        """Whether a table is about models and streams that were asked for, by the recipe in its metadata."""
+        with self.source.fs.open(self.source.path(name), "rb") as file:
+            try:
+                recipe = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
+            except (ValueError, OSError) as error:
+                raise CorruptError(f"{self.source}/{name}: can't be read as a table ({error}); delete it") from error
+        streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
+        return self.wish.model(str(recipe.get("pair", "")), str(recipe.get("variant", "")).replace("both", "")) and (
+            not streams or any(map(self.wish.stream, streams))
+        )
+
+    @staticmethod
+    def _read(origin: Origin, name: str) -> bytes | None:
+        try:
+            return origin.read(name)
+        except FileNotFoundError:
+            return None
+
+
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise CorruptError(f"{where}: not valid JSON ({error}); restore the file") from None
+    if not isinstance(found, dict):
+        raise CorruptError(f"{where}: not a record; restore the file")
+    return found

@@ -1,0 +1,331 @@
+"""Lakes at URLs, against real servers: S3 (SeaweedFS, credentials on) and a static web server with range requests."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import tiny
+import xarray as xr
+from actlake.lake import Lake
+from actlake.store import mirror as mirrors
+from actlake.store import origin as origins
+from actlake.store.captures import Capture, find_capture
+from actlake.store.errors import CorruptError, LakeError
+from actlake.store.layout import Layout
+from actlake.store.manifest import seal
+from actlake.store.move import move, write_index
+from actlake.store.origin import Origin
+from actlake.store.streams import write_stream
+from actlake.store.sync import Planner, Wish, origin_of
+from actlake.store.verify import verify
+from actlake.store.writer import Template
+from servers import GUEST, environment, served
+
+SQL = "SELECT layer, avg(kl_final_layer) AS kl, count(*) AS n FROM lens GROUP BY layer ORDER BY layer"
+
+
+def push(layout: Layout, url: str) -> None:
+    move(Planner(origin_of(layout), origin_of(url), Wish(tables=False)).plan())
+
+
+def forget() -> None:
+    """As another process sees it: nothing is open."""
+    mirrors._open.clear()
+
+
+def arrays(layout: Layout) -> dict[str, np.ndarray]:
+    """Every value of every capture."""
+    found = {}
+    for row in Lake(layout.root).captures.itertuples():
+        capture = Capture(Path(row.path))
+        for name in capture.group.array_keys():
+            found[f"{row.pair}/{row.variant}/{row.stream}/{name}"] = capture.array(name)[...]
+    return found
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """Equal to the last bit."""
+    return a.keys() == b.keys() and all(
+        x.tobytes() == y.tobytes() if x.dtype.kind in "fiub" else x.tolist() == y.tolist()
+        for x, y in ((a[name], b[name]) for name in a)
+    )
+
+
+@pytest.fixture
+def pushed(captured, bucket):
+    """The captured lake at s3://, to be read and never changed."""
+    push(captured, f"{bucket}/lake")
+    return f"{bucket}/lake"
+
+
+@pytest.fixture
+def web(captured, tmp_path):
+    """The captured lake behind a web server without listings."""
+    shutil.copytree(captured.root, tmp_path / "www" / "lake")
+    write_index(Origin(tmp_path / "www" / "lake"))
+    with served(tmp_path / "www") as server:
+        yield server
+
+
+def test_a_lake_on_s3_is_the_lake(pushed, captured):
+    lake = Lake(pushed)
+    columns = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed"]
+    assert lake.captures[columns].equals(Lake(captured.root).captures[columns])
+    assert same(arrays(lake.layout), arrays(captured))
+    assert "s3://" in repr(lake)
+
+
+def test_shards_stay_where_they_are(pushed):
+    lake = Lake(pushed)
+    capture = Capture(find_capture(lake.layout, "llama/it", "native"))
+    assert np.isfinite(capture.array("resid")[:]).all()
+    assert not [file for file in lake.layout.root.rglob("resid/c/*/*/*") if file.is_file()]
+
+
+@pytest.mark.parametrize("stream", ["native", "teacher"])
+def test_plain_xarray_opens_the_url(pushed, captured, stream):
+    path = find_capture(captured, "llama/pt", stream)
+    with xr.open_zarr(f"{pushed}/{path.relative_to(captured.root)}") as found, xr.open_zarr(path) as expected:
+        assert found.load().identical(expected.load())
+
+
+def test_plain_xarray_opens_the_url_of_a_web_server(web, captured):
+    path = find_capture(captured, "llama/it", "native")
+    with xr.open_zarr(f"{web.url}/lake/{path.relative_to(captured.root)}") as found, xr.open_zarr(path) as expected:
+        assert found.load().identical(expected.load())
+
+
+def test_tables_are_made_and_kept_in_the_bucket(pushed, captured, cache_folder):
+    found = Lake(pushed).sql(SQL).df()
+    assert found.equals(Lake(captured.root).sql(SQL).df())
+    names = [name for name in Origin(pushed).find("tables") if name.startswith("tables/lens/")]
+    assert names
+    forget()
+    shutil.rmtree(cache_folder)  # a colleague's machine
+    lake = Lake(pushed)
+    again = lake.sql(SQL).df()
+    assert again.equals(found)
+    assert sorted(Origin(pushed).find("tables")) == sorted(names)  # nothing was computed anew
+
+
+def test_a_row_of_a_remote_lake(pushed, captured):
+    found, expected = Lake(pushed).run("exp16").table, Lake(captured.root).run("exp16").table
+    assert found.equals(expected)
+
+
+def test_a_lake_that_can_only_be_read_keeps_tables_here(pushed, captured, s3_server, capsys):
+    with environment(**{**s3_server.environment, **GUEST}):
+        lake = Lake(pushed)
+        found = lake.sql(SQL).df()
+        assert found.equals(Lake(captured.root).sql(SQL).df())
+        forget()
+        written = {file: file.stat().st_mtime_ns for file in lake.layout.table("lens").glob("*.parquet")}
+        assert Lake(pushed).sql(SQL).df().equals(found)
+        assert written == {file: file.stat().st_mtime_ns for file in lake.layout.table("lens").glob("*.parquet")}
+    assert not [name for name in Origin(pushed).find("tables") if "/lens/" in name]
+    told = capsys.readouterr().err
+    assert "access denied" in told and "stays in" in told
+
+
+def test_a_capture_straight_to_s3_is_byte_for_byte_a_local_one(bucket, captured, llama):
+    url = f"{bucket}/lake"
+    tiny.capture(url, llama, tiny.NATIVE, tiny.TEACHER)
+    back = Origin(url)
+    expected = {name: (captured.root / name).read_bytes() for name in Origin(captured.root).find("captures")}
+    found = {name: back.read(name) for name in back.find("captures")}
+    assert found.keys() == expected.keys()
+    assert found == expected
+    assert all(verify(Layout.open(url), Path(row.path)).ok for row in Lake(url).captures.itertuples())
+
+
+def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, llama, tmp_path, monkeypatch):
+    """The second run is another machine: another mirror. It redoes what is not on record in the bucket, no more."""
+    put, puts = Origin.put, []
+
+    def killed(self, name, source, new=False):
+        puts.append(name)
+        if len([name for name in puts if "/shard-" in name]) == 4:
+            raise KeyboardInterrupt
+        return put(self, name, source, new)
+
+    monkeypatch.setattr(Origin, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE)
+    monkeypatch.setattr(Origin, "put", put)
+    forget()
+    assert not Lake(f"{bucket}/lake").captures["sealed"].any()
+    recorded = {name for name in Origin(f"{bucket}/lake").find("captures") if "/.progress/shard-" in name}
+    assert len(recorded) == 3
+    forget()
+    monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "other"))
+    layout = tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE)
+    expected = {name: array for name, array in arrays(captured).items() if "/native-" in name}
+    assert same(arrays(layout), expected)
+    assert not [name for name in Origin(f"{bucket}/lake").find("captures") if ".progress" in name]
+
+
+def test_two_ranks_with_a_mirror_each_make_the_same_store(bucket, captured, llama, tmp_path, monkeypatch):
+    from actlake.capture.ranks import Rank
+
+    for rank in (0, 1):
+        forget()
+        monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / f"machine{rank}"))
+        tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE, variants=("it",), rank=Rank(rank, 2, rank, "test"))
+    forget()
+    monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "third"))
+    back = Origin(f"{bucket}/lake")
+    name = find_capture(captured, "llama/it", "native").relative_to(captured.root).as_posix()
+    assert {file: back.read(file) for file in back.find(name)} == {
+        file: (captured.root / file).read_bytes() for file in Origin(captured.root).find(name)
+    }
+
+
+def test_no_capture_into_a_lake_that_can_only_be_read(web, llama):
+    with pytest.raises(LakeError, match="can only be read; capture into a folder or a bucket"):
+        tiny.capture(f"{web.url}/lake", llama, tiny.RAW)
+
+
+def test_a_web_server_needs_no_listing(web, captured):
+    lake = Lake(f"{web.url}/lake")
+    assert same(arrays(lake.layout), arrays(captured))
+    assert lake.sql(SQL).df().equals(Lake(captured.root).sql(SQL).df())
+
+
+def test_a_web_server_with_listings_needs_no_index(captured, tmp_path):
+    shutil.copytree(captured.root, tmp_path / "www" / "lake")
+    with served(tmp_path / "www", listing=True) as server:
+        assert same(arrays(Layout.open(f"{server.url}/lake")), arrays(captured))
+
+
+def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
+    """Chunks of 256 tokens, as of a model of 4B: one prompt costs at most three times its stored bytes."""
+    rows = [(f"p{p}", "C", list(range(1, 60)), list(range(60, 60 + 400 + p))) for p in range(12)]
+    sizes = {"resid": (5, 1024), "mlp_out": (4, 1024)}
+    layout = Layout.open(tmp_path / "www" / "lake", create=True)
+    template = Template(tiny.synthetic_stream(rows), sizes, tuple(range(5)), tuple(range(4)), "float32", {})
+    write_stream(layout, template.stream)
+    path = layout.capture("made", "pt", template.stream.name)
+    tiny.write_capture(path, template)
+    manifest = seal(path)
+    write_index(Origin(layout.root))
+    assert Capture(path).array("resid").array.chunks[0] == 256
+    stored = {
+        name: sum(entry["bytes"] for file, entry in manifest["files"].items() if file.startswith(f"{name}/c/"))
+        for name in sizes
+    }
+    with served(tmp_path / "www") as server:
+        lake = Lake(f"{server.url}/lake")
+        ds = lake.capture("made/pt", template.stream.name)
+        for prompt in (0, 5, 11):
+            first, last = template.stream.offset[prompt : prompt + 2].tolist()
+            server.requests.clear()
+            found = ds[["resid", "mlp_out"]].isel(token=slice(first, last)).compute()
+            expected = Capture(path)
+            assert np.array_equal(found.resid, expected.array("resid")[first:last])
+            assert np.array_equal(found.mlp_out, expected.array("mlp_out")[first:last])
+            fair = sum(stored.values()) * (last - first) / template.stream.n_tokens
+            assert 0 < server.sent <= 3 * fair
+            # A range for each layer of each site in each shard it lies in, and once each shard's index.
+            shards = {token // template.shard_tokens for token in (first, last - 1)}
+            assert len(server.requests) <= len(shards) * (5 + 4 + 2)
+            assert all(asked.startswith("bytes=") for _, asked, _ in server.requests)
+
+
+def test_servers_that_fail_for_a_while_are_asked_again(web, captured, monkeypatch):
+    monkeypatch.setattr(origins, "PAUSES", (0.01,) * 6)
+    lake = Lake(f"{web.url}/lake")
+    web.failures += [503, 500, 502]
+    assert same(arrays(lake.layout), arrays(captured))
+    web.failures += [503] * 4000
+    path = find_capture(lake.layout, "llama/it", "native")
+    with pytest.raises(LakeError, match=r"out of reach .*503"):
+        Capture(path).array("resid")[:]
+    web.failures.clear()
+
+
+def test_a_server_that_is_gone_is_one_line(captured, tmp_path, monkeypatch):
+    monkeypatch.setattr(origins, "PAUSES", (0.01,) * 2)
+    with pytest.raises(LakeError, match=r"^http://127.0.0.1:1/lake: out of reach|^http://127.0.0.1:1/lake/"):
+        Layout.open("http://127.0.0.1:1/lake")
+
+
+def test_an_s3_server_that_starts_again_is_waited_for(pushed, captured, s3_server):
+    lake = Lake(pushed)
+    s3_server.stop()
+    back = threading.Timer(3, s3_server.start)
+    back.start()
+    try:
+        assert same(arrays(lake.layout), arrays(captured))
+    finally:
+        back.join()
+
+
+def test_no_lake_and_no_rights_are_told(bucket, s3_server, tmp_path):
+    with pytest.raises(
+        LakeError, match=rf"no lake at {bucket}/nothing \(no lake.json\); `actlake push {bucket}/nothing`"
+    ):
+        Layout.open(f"{bucket}/nothing")
+    wrong = {"AWS_ACCESS_KEY_ID": "NOBODY", "AWS_SECRET_ACCESS_KEY": "sesame-open-secret"}
+    with environment(**{**s3_server.environment, **wrong}), pytest.raises(LakeError, match="access denied") as caught:
+        Layout.open(f"{bucket}/nothing")
+    assert "sesame" not in str(caught.value)
+    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file(f"{bucket}/photos/cat.jpg", b"x")
+    with pytest.raises(LakeError, match="not empty and not a lake"):
+        Layout.open(f"{bucket}/photos", create=True)
+
+
+def test_damage_at_the_origin_is_named(pushed, captured, cache_folder):
+    path = find_capture(captured, "llama/it", "native").relative_to(captured.root).as_posix()
+    place = Origin(pushed)
+    for name in (f"{path}/resid/c/1/0/0", f"{path}/token_id/c/0"):
+        data = bytearray(place.read(name))
+        data[len(data) // 2] ^= 4
+        place.put(name, bytes(data))
+        forget()
+        shutil.rmtree(cache_folder, ignore_errors=True)  # what was brought before the damage is good
+        layout = Layout.open(pushed)
+        with pytest.raises(CorruptError, match=name):
+            Capture(layout.root / path).array(name.split(".zarr/")[1].split("/")[0])[:]
+        if "resid" in name:
+            report = verify(layout, layout.root / path)
+            assert any(name in problem and "the manifest says" in problem for problem in report.problems)
+
+
+def test_a_lake_made_anew_at_the_same_place_is_seen(captured, bucket, llama, tmp_path):
+    url = f"{bucket}/lake"
+    push(captured, url)
+    before = arrays(Layout.open(url))
+    forget()
+    Origin(url).drop("")
+    other = tiny.capture(tmp_path / "other", llama, tiny.NATIVE, batch=2)
+    push(other, url)
+    lake = Lake(url)
+    assert same(arrays(lake.layout), arrays(other)) and not same(arrays(lake.layout), before)
+    for row in lake.captures.itertuples():
+        assert Capture(Path(row.path)).group.attrs["batch"] == 2
+        assert verify(lake.layout, Path(row.path)).ok
+
+
+def test_the_command_reads_a_bucket(pushed, s3_server, tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "from actlake.cli import main; main()",
+        "sql",
+        "SELECT tokens FROM captures",
+        "--lake",
+        pushed,
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"tokens": 147' in done.stdout
+    gone = subprocess.run(
+        [*command[:3], "ls", "--lake", f"{pushed}-not-there"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert gone.returncode == 2 and "Traceback" not in gone.stderr and len(gone.stderr.strip().splitlines()) <= 3
