@@ -12,9 +12,8 @@ from ..store.files import read_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest, seal
 from ..store.progress import bar
-from ..store.schema import PROGRESS, SITES
+from ..store.schema import PROGRESS, SITES, TEMPLATE
 from ..store.streams import Stream, read_stream
-from ..store.writer import TEMPLATE
 from .attention import watch
 from .hooks import Batch, pad_id
 from .model import Model

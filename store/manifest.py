@@ -10,8 +10,8 @@ from .errors import LakeError
 from .files import hash_file, hash_json, json_bytes, read_json, try_lock, write_json
 from .layout import check_version
 from .mirror import renew, seal_remote
-from .schema import FORMAT_VERSION, MANIFEST, PROGRESS
-from .writer import TEMPLATE, gather_prompts, missing_shards, quiet_zarr, shard_record
+from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
+from .writer import gather_prompts, missing_shards, quiet_zarr, shard_record
 
 SEALING = "seal.lock"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind

@@ -22,7 +22,7 @@ from .errors import LakeError
 from .files import hash_file, read_json, try_lock, write_atomic, write_json
 from .origin import AccessError, Entry, Origin, safe, transfers
 from .progress import ERRORS, bar
-from .schema import MANIFEST, MARKER, PARTIAL, PROGRESS, VARIABLES
+from .schema import MANIFEST, MARKER, PARTIAL, PROGRESS, TEMPLATE, VARIABLES
 
 TAGS = ".origin.json"
 AREAS = ("streams", "prompts", "models", "probes", "directions", "tables", "outputs")  # listed whole, brought in part
@@ -79,12 +79,20 @@ class Mirror:
         variants = [folder for folders, _ in transfers().map(self.origin.list, pairs) for folder in folders]
         groups = [folder for folders, _ in transfers().map(self.origin.list, variants) for folder in folders]
         groups = [group for group in groups if group.endswith(".zarr") and not Path(group).name.startswith(".")]
+        found = set()
         for group, (_, files) in zip(groups, transfers().map(self.origin.list, groups), strict=True):
-            (self.root / group).mkdir(parents=True, exist_ok=True)
-            self.listed |= {name: entry for name, entry in files.items() if RECORD.fullmatch(name)}
+            records = {name: entry for name, entry in files.items() if RECORD.fullmatch(name)}
+            # A folder without either is what deletion left of a capture, or a capture that is only beginning.
+            if records or self.origin.entry(f"{group}/{PROGRESS}/{TEMPLATE}"):
+                found.add(group)
+            self.listed |= records
         for folder in (self.root / "captures").glob("*/*/[!.]*.zarr"):
-            if folder.relative_to(self.root).as_posix() not in groups:
+            name = folder.relative_to(self.root).as_posix()
+            unsealed = (folder / MANIFEST).exists() and f"{name}/{MANIFEST}" not in self.listed
+            if name not in found or unsealed:
                 shutil.rmtree(folder, ignore_errors=True)
+        for group in found:
+            (self.root / group).mkdir(parents=True, exist_ok=True)
 
     def _forget(self) -> None:
         """Take away what was brought and is not in the lake any more; what was made here and never sent stays."""

@@ -7,6 +7,7 @@ import pyarrow as pa
 FORMAT_VERSION = 1
 MARKER = "lake.json"  # makes a folder a lake
 PROGRESS = ".progress"  # folder of the records of a capture under way
+TEMPLATE = "template.json"  # in it: what fixes the capture's arrays, and that it has begun
 MANIFEST = "manifest.json"  # seals a capture, a set of probes
 PARTIAL = "partial.json"  # says what a copy of a capture lacks
 VARIANTS = ("pt", "it")

@@ -25,11 +25,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from .errors import LakeError
 from .files import full_disk, json_bytes, read_json, temporary_of, write_json
 from .mirror import mirror_of, place, record, renew, shared_start
-from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
+from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
 from .shards import Encoded, Grid
 from .streams import Stream
 
-TEMPLATE = "template.json"
 WRITERS = 3  # files of a row that are written side by side
 DEPTH = 2  # shard rows that are encoded or written at the same time
 PromptValues = dict[str, dict[int, np.ndarray]]  # variable -> prompt -> values
