@@ -8,10 +8,10 @@ import numpy as np
 
 from ..store.captures import Capture, find_capture, list_captures, split_capture
 from ..store.errors import LakeError
-from ..store.files import read_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest, seal
 from ..store.progress import bar
+from ..store.records import read_record
 from ..store.schema import SITES
 from ..store.streams import Stream, read_stream
 from ..store.writer import PROGRESS, TEMPLATE
@@ -41,7 +41,7 @@ def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
 
 def rows_of_noise(path: Path, stream: Stream) -> set[int]:
     """Shard rows that hold the prompts of the noise floor."""
-    tokens = read_json(path / PROGRESS / TEMPLATE)["shard_tokens"]
+    tokens = read_record(path / PROGRESS / TEMPLATE, "template")["shard_tokens"]
     last = int(stream.offset[min(NOISE_PROMPTS, len(stream.starts))])
     return set(range(-(-last // tokens)))
 
@@ -53,7 +53,7 @@ def seal_with_noise(path: Path) -> dict[str, Any]:
         raise LakeError(
             f"{path}: all rows are there, the noise floor is not; run any rank again, it measures it and seals"
         )
-    return seal(path, {"noise_floor": read_json(noise)} if noise.exists() else {})
+    return seal(path, {"noise_floor": read_record(noise, "noise")} if noise.exists() else {})
 
 
 def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
@@ -75,7 +75,7 @@ def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, d
 
 def _check_whole(path: Path) -> None:
     missing, count = missing_rows(path)
-    world = read_json(path / PROGRESS / TEMPLATE)["world"]
+    world = read_record(path / PROGRESS / TEMPLATE, "template")["world"]
     lacking = [rank for rank in range(world) if set(Rank(rank, world).rows(count)) & set(missing)]
     if lacking:
         raise LakeError(

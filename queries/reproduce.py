@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ..store.captures import check_sealed
 from ..store.errors import LakeError
 from ..store.layout import Layout
+from ..store.parquet import BROKEN
 from ..store.tables import FOREIGN
 from .answer import Answer, answer_all
 from .estimates import MEASURED
@@ -202,7 +203,7 @@ def _recipe(table: Path) -> str:
     """The recipe in a table file's metadata as text; empty when the file is damaged."""
     try:
         return (pq.read_schema(table).metadata or {}).get(b"actlake", b"").decode(errors="replace")
-    except (pa.ArrowException, OSError):
+    except BROKEN:
         return ""
 
 

@@ -127,7 +127,7 @@ def writing(url: str | Path) -> Iterator[Layout]:
 def check_version(record: object, where: Path) -> None:
     """Raise LakeError unless `record` carries a format version that this code reads."""
     version = record.get("format_version") if isinstance(record, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise LakeError(
             f"{where}: no format_version; expected a number up to {FORMAT_VERSION}: this is not a lake's file"
         )

@@ -6,9 +6,9 @@ from typing import Any
 
 import zarr
 
-from .errors import LakeError
-from .files import hash_file, hash_json, read_json, try_lock, write_json
-from .layout import check_version
+from .errors import CorruptError, LakeError
+from .files import hash_file, hash_json, try_lock, write_json
+from .records import REPAIRS, read_record
 from .schema import FORMAT_VERSION
 from .writer import MANIFEST, PROGRESS, TEMPLATE, gather_prompts, missing_shards, quiet_zarr, shard_record
 
@@ -39,7 +39,7 @@ def missing_rows(path: Path) -> tuple[list[int], int]:
     """Shard rows that a capture lacks, and how many it has in all; a sealed one, be it just now by another rank, lacks none."""
     missing, count = list[int](), 0
     try:
-        record = read_json(path / PROGRESS / TEMPLATE)
+        record = read_record(path / PROGRESS / TEMPLATE, "template")
         count = -(-record["n_tokens"] // record["shard_tokens"])
         missing = missing_shards(path, count)
     except LakeError:
@@ -50,7 +50,7 @@ def missing_rows(path: Path) -> tuple[list[int], int]:
 
 
 def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
-    template = read_json(path / PROGRESS / TEMPLATE)
+    template = read_record(path / PROGRESS / TEMPLATE, "template")
     del template["world"]  # however many ranks wrote it, it is the same capture
     for file in path.rglob("*"):
         if file.name.endswith(HALF_WRITTEN):
@@ -60,7 +60,7 @@ def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
     gather_prompts(path, template.get("per_prompt", []), template["n_prompts"])
     with quiet_zarr():
         zarr.consolidate_metadata(str(path))
-    rows = [read_json(shard_record(path, shard)) for shard in range(count)]
+    rows = [read_record(shard_record(path, shard), "shard") for shard in range(count)]
     files = {name: entry for row in rows for name, entry in row["files"].items()}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
@@ -93,6 +93,19 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     file = path / MANIFEST
     if not file.exists():
         return None
-    record = read_json(file)
-    check_version(record, file)
+    record = read_record(file, "manifest")
+    if (found := hash_json(record["files"])) != record["capture_sha256"]:
+        raise CorruptError(
+            f"{file}: its list of files is damaged (found {found}, expected sha256 {record['capture_sha256']});"
+            f" {REPAIRS['manifest']}"
+        )
+    rows, files = -(-record["n_tokens"] // record["shard_tokens"]), record["files"]
+    for key, found, expected in (
+        ("n_shards", record["n_shards"], rows),
+        ("bytes", record["bytes"], sum(entry["bytes"] for entry in files.values())),
+        ("variables", sorted(record["variables"]), sorted(record["sizes"])),
+        ("files", "zarr.json" in files, True),
+    ):
+        if found != expected:
+            raise CorruptError(f"{file}: {key}: found {found}, the rest of it says {expected}; {REPAIRS['manifest']}")
     return record

@@ -15,17 +15,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import Blosc
 from zarr.codecs import ShardingCodec
 
-from .errors import CorruptError
+from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, crc, damaged, frame_of, sound
 
 ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
-CHECKSUM = 4  # bytes of a CRC-32C
-HEADER, STORED = 16, 0x2  # of a Blosc frame: bytes, and the flag that says its bytes were not compressed
 _scratch = threading.local()
 
 
@@ -110,7 +107,7 @@ class Grid:
 
     @classmethod
     def of(cls, array: zarr.Array) -> "Grid | None":
-        """The grid of an array that has the codecs of docs/FORMAT.md, else None: then zarr itself must read it."""
+        """The grid of an array that is sharded by docs/FORMAT.md, else None."""
         codecs: Any = getattr(array.metadata, "codecs", ())
         if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
             return None
@@ -159,7 +156,7 @@ class Grid:
             place += len(piece)
         table = index.tobytes()
         return Encoded(
-            [piece for piece, *_ in done] + [table + _crc(table)],
+            [piece for piece, *_ in done] + [table + crc(table)],
             min(low for _, low, _, _ in done),
             max(high for _, _, high, _ in done),
             sum(count for *_, count in done),
@@ -171,7 +168,7 @@ class Grid:
         # One layer of a layer-major block is contiguous once its axis of length 1 is out of the way.
         chunk = pad(part.reshape(len(part), -1), self.chunk[0], self.fill)
         data = self.codec.encode(chunk)
-        return bytes(data) + _crc(data), *statistics(chunk[: len(part)])
+        return bytes(data) + crc(data), *statistics(chunk[: len(part)])
 
     def read(self, file_of: Callable[[int], Path], box: tuple[slice, ...], whole: bool) -> np.ndarray:
         """The values of a box (a slice of step 1 per axis, within the shape), chunks decoded in parallel.
@@ -196,10 +193,8 @@ class Grid:
             file = file_of(shard)
             try:
                 self._read(file, shard, rest, box, out, whole)
-            except (OSError, ValueError, RuntimeError, EOFError, TypeError) as error:
-                lost = isinstance(error, FileNotFoundError)
-                what = "missing" if lost else f"stored bytes are damaged ({str(error).splitlines()[0]})"
-                raise CorruptError(f"{file}: {what}; restore the file or capture again") from error
+            except DAMAGE as error:
+                raise damaged(file, error) from error
 
         if len(jobs) == 1:
             job(jobs[0])
@@ -240,14 +235,14 @@ class Grid:
     def _pieces(self, file: Path, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
         """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
         size = prod(self.counts) * 16
-        with open(file, "rb", buffering=0) as stream:
+        with open(file, "rb", buffering=0, opener=at_once) as stream:
 
             def read(start: int, stop: int) -> np.ndarray:
                 return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
 
             end = os.fstat(stream.fileno()).st_size
             table = read(max(end - size - CHECKSUM, 0), end)
-            if len(table) != size + CHECKSUM or not _sound(table):
+            if len(table) != size + CHECKSUM or not sound(table):
                 raise ValueError("its index does not match its checksum")
             index = table[:size].view("<u8").reshape(*self.counts, 2)
             places = [(start, start + count) for start, count in (index[spot].tolist() for spot in spots)]
@@ -259,16 +254,13 @@ class Grid:
             return [None if place[0] == ABSENT else read(*place) for place in places]
 
     def _decode(self, piece: np.ndarray, target: np.ndarray) -> None:
-        if not _sound(piece):
-            raise ValueError("a chunk does not match its checksum")
-        self.codec.decode(piece[:-CHECKSUM], out=target)
+        self.codec.decode(frame_of(piece, target.nbytes), out=target)
 
     def _decode_rows(self, piece: np.ndarray, rows: slice) -> np.ndarray:
         """Some tokens [n, ...] of a chunk in this thread's scratch memory, from the Blosc blocks that hold them."""
-        if not _sound(piece):
-            raise ValueError("a chunk does not match its checksum")
         row = prod(self.chunk[1:]) * self.dtype.itemsize
-        frame, first, size = blosc_blocks(piece[:-CHECKSUM], rows.start * row, rows.stop * row)
+        frame = frame_of(piece, self.chunk[0] * row)
+        frame, first, size = blosc_blocks(frame, rows.start * row, rows.stop * row)
         found = _room(size)
         self.codec.decode(frame, out=found)
         found = found[rows.start * row - first : rows.stop * row - first]
@@ -295,13 +287,3 @@ def blosc_blocks(frame: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, 
     head = frame[:HEADER].copy()
     head[4:16].view("<u4")[:] = decoded, block, places[-1]
     return np.concatenate([head, places[:-1].astype("<i4").view(np.uint8), *parts]), first * block, decoded
-
-
-def _crc(data: Any) -> bytes:
-    """CRC-32C of bytes or an uint8 array, as Zarr stores it."""
-    return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
-
-
-def _sound(piece: np.ndarray) -> bool:
-    """True when bytes match the checksum at their end."""
-    return len(piece) > CHECKSUM and _crc(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()
