@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..store.captures import check_sealed
-from ..store.errors import LakeError
+from ..store.errors import CorruptError, LakeError
 from ..store.layout import Layout
 from ..store.parquet import BROKEN
 from ..store.tables import FOREIGN
@@ -142,7 +142,7 @@ def _answers(
         asked = {queries[place].id: queries[place] for place in places}
         try:
             answers, refused, _ = answer_all(layout, list(asked.values()), pairs, prompts, device, catalog, generate)
-        except (duckdb.Error, pa.ArrowException) as error:  # a table that is no Parquet file any more
+        except (duckdb.Error, pa.ArrowException, CorruptError) as error:  # a table that is no Parquet file any more
             words = str(error).splitlines()[0]
             answers, reasons = [], dict.fromkeys(asked, words)
         else:

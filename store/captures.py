@@ -13,7 +13,7 @@ import zarr
 from .chunks import DAMAGE, REPAIR, Chunks
 from .errors import CorruptError, LakeError
 from .files import hash_file
-from .layout import Layout, split_model
+from .layout import Layout, check_name, split_model
 from .manifest import read_manifest
 from .metadata import Described, check_dims, check_room, describe_group
 from .parquet import first_line
@@ -193,6 +193,11 @@ class Capture:
         """The token coordinates plus prompt_id and category per token, as arrays of equal length."""
         names = ("token_id", "prompt", "position", "step", "is_special")
         columns = {name: self.array(name)[:] for name in names}
+        prompt, count = columns["prompt"], self.array("prompt_id").shape[0]
+        if len(prompt) and not 0 <= prompt.min() <= prompt.max() < count:
+            raise CorruptError(
+                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {REPAIR}"
+            )
         for name in ("prompt_id", "category"):
             columns[name] = self.array(name)[:].astype(object)[columns["prompt"]]
         return columns
@@ -261,6 +266,8 @@ def list_captures(layout: Layout) -> pd.DataFrame:
     for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
         manifest = read_manifest(path)
         row: dict[str, Any] = {"pair": path.parts[-3], "variant": path.parts[-2], "stream": path.stem}
+        for what, name in row.items():
+            check_name(name, f"{path}: {what}")
         if manifest:
             row |= {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
         else:

@@ -8,7 +8,7 @@ import zarr
 
 from .errors import CorruptError, LakeError
 from .files import hash_file, hash_json, try_lock, write_json
-from .records import REPAIRS, read_record
+from .records import REPAIRS, read_record, told
 from .schema import FORMAT_VERSION
 from .writer import MANIFEST, PROGRESS, TEMPLATE, gather_prompts, missing_shards, quiet_zarr, shard_record
 
@@ -99,13 +99,15 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
             f"{file}: its list of files is damaged (found {found}, expected sha256 {record['capture_sha256']});"
             f" {REPAIRS['manifest']}"
         )
-    rows, files = -(-record["n_tokens"] // record["shard_tokens"]), record["files"]
-    for key, found, expected in (
-        ("n_shards", record["n_shards"], rows),
-        ("bytes", record["bytes"], sum(entry["bytes"] for entry in files.values())),
-        ("variables", sorted(record["variables"]), sorted(record["sizes"])),
-        ("files", "zarr.json" in files, True),
-    ):
-        if found != expected:
-            raise CorruptError(f"{file}: {key}: found {found}, the rest of it says {expected}; {REPAIRS['manifest']}")
+    files, variables = record["files"], record["variables"]
+    rest: dict[str, Any] = {
+        "n_shards": -(-record["n_tokens"] // record["shard_tokens"]),
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "variables": {name: variables.get(name) for name in record["sizes"]},
+        "files": files if "zarr.json" in files else "zarr.json among them",
+    }
+    for key, expected in rest.items():
+        if record[key] != expected:
+            words = f"{key}: found {told(record[key])}, the rest of it says {told(expected)}"
+            raise CorruptError(f"{file}: {words}; {REPAIRS['manifest']}")
     return record

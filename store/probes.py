@@ -4,18 +4,19 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from .captures import checked, open_group
 from .errors import CorruptError, LakeError
-from .files import explain_full_disk, hash_files, hash_json, read_json, sync_file, temporary_of, write_json
+from .files import explain_full_disk, hash_files, hash_json, parse_json, read_json, sync_file, temporary_of, write_json
 from .layout import Layout, check_version, split_model
 from .manifest import MANIFEST
 from .metadata import check_dims
 from .models import write_group
+from .npz import read_npz
+from .parquet import first_line
 from .records import REPAIRS, check_record, is_whole
 from .schema import FORMAT_VERSION
 
@@ -161,15 +162,12 @@ def load_training(path: Path) -> Training:
     file = training_file(path)
     if not file.exists():
         return []
+    stored = read_npz(file, again := "delete it to train from the start")
     try:
-        with np.load(file) as stored:
-            found: Training = [({}, curve) for curve in json.loads(str(stored["curves"]))]
-            for name in stored.files:
-                fold, slash, rest = name.partition("/")
-                if slash:
-                    found[int(fold)][0][rest] = stored[name]
-            return found
-    except (BadZipFile, OSError, EOFError, KeyError, IndexError, ValueError) as error:
-        raise LakeError(
-            f"{file}: can't be read ({str(error).splitlines()[0]}); delete it to train from the start"
-        ) from error
+        found: Training = [({}, curve) for curve in parse_json(str(stored.pop("curves")).encode())]
+        for name, values in stored.items():
+            fold, _, rest = name.partition("/")
+            found[int(fold)][0][rest] = values
+        return found
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise LakeError(f"{file}: can't be read ({first_line(error)}); {again}") from error

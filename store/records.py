@@ -199,7 +199,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "probes_sha256": HASH,
     },
     "directions": {"kind": NAMED, "pair": NAMED, "recipe": OBJECT, "files": HASHES},
-    "condition": {"pair": NAMED, "variant": VARIANT, "recipe": OBJECT},
+    "condition": {"pair": NAMED, "variant": VARIANT, "recipe": {"template": TEXT, "max_new_tokens": WHOLE}},
     # Batches of texts under way, and of continuations.
     "lines": {"rows": Many(LINE)},
     "tokens": {"rows": Many(Many(WHOLE))},

@@ -21,7 +21,6 @@ from actlake.store.writer import Template, create_capture, missing_shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-MADE = {"pair": "made", "variant": "pt", "model_sha256": "m", "dtype": "float32", "batch": 4}
 ALL = ("resid", "mlp_out", "logits", "topk_id", "topk_logit", "logsumexp")
 
 
@@ -41,7 +40,7 @@ def made_template(lengths=(5, 1, 9, 4), layers=2, d=4, vocab=7, k=3, shard=4, na
         boundaries=tuple(range(layers + 1)),
         layers=tuple(range(layers)),
         source_dtype="float32",
-        provenance=MADE | provenance,
+        provenance=tiny.MADE | provenance,
         shard=shard,
     )
 
@@ -153,7 +152,7 @@ def test_manifest_says_what_is_there(lake):
         5,
         4,
     )
-    assert manifest["provenance"] == MADE | {"note": "x"}
+    assert manifest["provenance"] == tiny.MADE | {"note": "x"}
     for name, values in whole(template).items():
         assert manifest["variables"][name] == {"min": values.min(), "max": values.max(), "nonfinite": 0}
     row = list_captures(lake).iloc[0]
