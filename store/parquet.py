@@ -87,6 +87,16 @@ def read_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, columns: Se
         raise CorruptError(f"{file}: its rows can't be read ({first_line(error)}); {repair}") from error
 
 
+def check_rows(file: Path, schema: pa.Schema, repair: str = AGAIN) -> None:
+    """Read a file's columns of a table a piece at a time; CorruptError when they can't be."""
+    check_parquet(file, schema, repair)
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(columns=schema.names):
+            batch.validate(full=True)
+    except BROKEN as error:
+        raise CorruptError(f"{file}: its rows can't be read ({first_line(error)}); {repair}") from error
+
+
 def about(file: Path, repair: str = AGAIN) -> dict[str, Any] | None:
     """What a table file says about itself: the JSON under `actlake` in its metadata, None when it has none."""
     try:

@@ -17,7 +17,7 @@ from .errors import CorruptError, LakeError
 from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file, temporary_of
 from .layout import Layout
 from .outputs import output_files
-from .parquet import AGAIN, about, check_parquet, first_line
+from .parquet import AGAIN, about, check_parquet, check_rows, first_line
 from .records import check_record
 from .schema import OUTPUTS, TABLES, VARIANTS
 from .streams import stream_records
@@ -25,7 +25,16 @@ from .streams import stream_records
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
 ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
+# What DuckDB raises for a wrong statement, whatever the files hold.
+MISTAKES = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.PermissionException,
+    duckdb.ConversionException,
+)
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
+TEXTS_AND_TABLES = TABLES | {TEXTS: OUTPUTS}
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
 
 
@@ -214,13 +223,13 @@ def connect(layout: Layout) -> duckdb.DuckDBPyConnection:
     No other file, no network, no Python variables, and the configuration is locked. Raises CorruptError for a table file
     that is no Parquet file or lacks columns of its table.
     """
-    files = {name: sorted(layout.table(name).glob("*.parquet")) for name in TABLES} | {TEXTS: output_files(layout)}
+    files = _files(layout)
     connection = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
     for name, frame in (("captures", list_captures(layout)), ("streams", stream_table(layout))):
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
-    for name, schema in (TABLES | {TEXTS: OUTPUTS}).items():
+    for name, schema in TEXTS_AND_TABLES.items():
         try:
             connection.execute(f"CREATE VIEW {name} AS {_scan(files[name], schema)}")
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
@@ -232,6 +241,10 @@ def connect(layout: Layout) -> duckdb.DuckDBPyConnection:
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _files(layout: Layout) -> dict[str, list[Path]]:
+    return {name: sorted(layout.table(name).glob("*.parquet")) for name in TABLES} | {TEXTS: output_files(layout)}
 
 
 def _scan(files: Sequence[Path], schema: pa.Schema) -> str:
@@ -273,12 +286,19 @@ def check_select(sql: str) -> None:
         raise LakeError(f"SQL: one SELECT statement expected, found {kinds}; the lake's tables are read-only")
 
 
-def sql_error(error: duckdb.Error) -> LakeError:
-    """DuckDB's message as one clear line for the user."""
+def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
+    """DuckDB's message as one clear line for the user; of a `layout`, the table file that is damaged, if one is."""
+    if layout and not isinstance(error, MISTAKES):
+        for name, files in _files(layout).items():
+            for file in files:
+                try:
+                    check_rows(file, TEXTS_AND_TABLES[name])
+                except CorruptError as damage:
+                    return damage
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, duckdb.PermissionException):
         return LakeError(f"SQL: only the lake's own tables ({', '.join(known_tables())}) can be read ({lines[0]})")
-    return LakeError("SQL: " + " ".join(lines[:3]))
+    return LakeError("SQL: " + " ".join(lines[:3])[:500])
 
 
 def known_tables() -> list[str]:
