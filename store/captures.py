@@ -1,6 +1,6 @@
 """Reading captures: lazy xarray for people, checked NumPy blocks for kernels, and the list of what is there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,12 +239,16 @@ def _check_variables(path: Path, arrays: Mapping[str, Described], record: Mappin
         there, wanted = arrays.get(name), variable.coordinate or size is not None
         if there is None and not wanted:
             continue
-        found = None if there is None else (there.dtype, list(there.shape[1:]), there.sharded)
-        expected = (variable.dtype, size if size is not None else found and found[1], variable.activation)
+        rows, shape = record["shard_tokens"] if variable.activation else None, list(there.shape[1:]) if there else []
+        found = _told(there.dtype, shape, there.shard) if there else "nothing"
+        expected = _told(variable.dtype, shape if size is None else size, rows)
         if found != expected:
-            raise CorruptError(
-                f"{path / 'zarr.json'}: {name}: found {found or 'nothing'}, expected {expected}; {REPAIR}"
-            )
+            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {REPAIR}")
+
+
+def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:
+    """An array in words; `size` is its shape without the first axis."""
+    return f"{dtype} of {list(size)} a row, {f'in shards of {shard} rows' if shard else 'not sharded'}"
 
 
 def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from .errors import LakeError
 from .files import read_json, write_json
 from .schema import FORMAT_VERSION, VARIANTS
+from .urls import shown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 MARKER = "lake.json"
@@ -45,7 +46,9 @@ class Layout:
         """
         text = str(url)
         if "://" in text and not text.startswith("file://"):
-            raise LakeError(f"lake {text}: only local folders can be opened by this version; mount or copy it first")
+            raise LakeError(
+                f"lake {shown(text)}: only local folders can be opened by this version; mount or copy it first"
+            )
         layout = cls(Path(text.removeprefix("file://")).expanduser().absolute())
         marker = layout.root / MARKER
         if not marker.exists():

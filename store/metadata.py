@@ -84,12 +84,12 @@ _CONSOLIDATED = {"kind": one_of("inline"), "metadata": Each(VARIABLE, OBJECT)}
 
 @dataclass(frozen=True)
 class Described:
-    """What metadata say of an array: shape, names of its axes, dtype, and whether it is sharded."""
+    """What metadata say of an array: shape, names of its axes, dtype, and rows a shard holds, None when it has none."""
 
     shape: tuple[int, ...]
     dims: tuple[str, ...]
     dtype: str
-    sharded: bool
+    shard: int | None
 
     @property
     def bytes(self) -> int:
@@ -141,7 +141,7 @@ def _described(file: Path, name: str, record: Any) -> Described:
             f"shards {cut} of chunks {inner} in shape {shape}: expected whole chunks, and shards as wide as the array"
         )
     else:
-        return Described(tuple(shape), tuple(dims), record["data_type"], sharded)
+        return Described(tuple(shape), tuple(dims), record["data_type"], cut[0] if sharded else None)
     raise _refused(file, f"{name}: {wrong}")
 
 
