@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from actlake import cli
 from actlake.capture.prompts import read_prompts
 from actlake.capture.rubrics import read_rubrics
 from actlake.lake import Lake
@@ -49,6 +50,7 @@ from actlake.store.verdicts import VerdictStore
 from actlake.store.verify import verify
 from actlake.store.writer import create_capture, prompt_file, write_prompts
 from test_store_capture import made_template
+from typer.testing import CliRunner
 
 ROOM = 4 << 30  # bytes of address space that a reader may ask for beside what is there
 MORE = 96 << 20  # bytes that reading a lake of some hundred KB may take
@@ -655,3 +657,18 @@ def test_probes_of_an_older_lake_are_read(stranger):
     file.write_text(json.dumps(json.loads(file.read_bytes()) | {"steps": 7, "trained_tokens": 5}))
     assert read_probes(path)[2]["trained_tokens"] == [5, 5]
     assert probes_table(stranger)[["tokens", "steps"]].to_numpy().tolist() == [[5, 7]]
+
+
+def test_what_a_terminal_would_act_on_is_not_sent_to_it(stranger):
+    path = capture_of(stranger)
+    change(
+        path / "zarr.json", lambda r: r["attributes"].update(note="\x1b]0;owned\x07[red]x\x9b2J\u202e"), stranger.root
+    )
+    run = CliRunner().invoke
+    show = run(cli.app, ["show", f"llama/it/{path.stem}", "--lake", str(stranger.root)])
+    sql = run(cli.app, ["sql", "SELECT '\x1b[2J' || chr(27) AS x FROM captures", "--lake", str(stranger.root)])
+    for done, text in ((show, "]0;owned"), (sql, "[2J")):
+        assert done.exit_code == 0 and text in done.output
+        assert not {
+            letter for letter in done.output if letter < " " or "\x7f" <= letter < "\xa0" or letter == "\u202e"
+        } - {"\n"}
