@@ -14,7 +14,7 @@ from .chunks import DAMAGE, REPAIR, Chunks
 from .errors import CorruptError, LakeError
 from .files import hash_file
 from .layout import Layout, check_name, split_model
-from .manifest import read_manifest
+from .manifest import MANIFEST, check_list, read_manifest
 from .metadata import Described, check_dims, check_room, describe_group
 from .parquet import first_line
 from .records import read_record
@@ -261,6 +261,8 @@ def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
             f"{path}: this capture is not sealed (it was interrupted or is still running): run the same `actlake capture`"
             " command again to finish it"
         )
+    if manifest:
+        check_list(manifest, path / MANIFEST)
     return manifest or {}
 
 

@@ -25,14 +25,14 @@ DAMAGE = (OSError, ValueError, RuntimeError, EOFError, TypeError)  # what codecs
 REPAIR = "restore the file or capture again"
 
 
-def crc(data: bytes | np.ndarray) -> bytes:
+def checksum(data: bytes | np.ndarray) -> bytes:
     """CRC-32C of bytes or an uint8 array, as Zarr stores it."""
     return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
 
 
 def sound(piece: np.ndarray) -> bool:
     """True when bytes match the checksum at their end."""
-    return len(piece) > CHECKSUM and crc(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()
+    return len(piece) > CHECKSUM and checksum(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()
 
 
 def frame_of(piece: np.ndarray, size: int) -> np.ndarray:

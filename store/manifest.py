@@ -94,11 +94,6 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     record = read_record(file, "manifest")
-    if (found := hash_json(record["files"])) != record["capture_sha256"]:
-        raise CorruptError(
-            f"{file}: its list of files is damaged (found {found}, expected sha256 {record['capture_sha256']});"
-            f" {REPAIRS['manifest']}"
-        )
     files, variables = record["files"], record["variables"]
     rest: dict[str, Any] = {
         "n_shards": -(-record["n_tokens"] // record["shard_tokens"]),
@@ -108,6 +103,16 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     }
     for key, expected in rest.items():
         if record[key] != expected:
+            check_list(record, file)
             words = f"{key}: found {told(record[key])}, the rest of it says {told(expected)}"
             raise CorruptError(f"{file}: {words}; {REPAIRS['manifest']}")
     return record
+
+
+def check_list(record: dict[str, Any], file: Path) -> None:
+    """Raise CorruptError unless a manifest's list of files has the hash that is recorded beside it."""
+    if (found := hash_json(record["files"])) != record["capture_sha256"]:
+        raise CorruptError(
+            f"{file}: its list of files is damaged (found {found}, expected sha256 {record['capture_sha256']});"
+            f" {REPAIRS['manifest']}"
+        )

@@ -20,7 +20,7 @@ import zarr
 from numcodecs import Blosc
 from zarr.codecs import ShardingCodec
 
-from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, crc, damaged, frame_of, sound
+from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, checksum, damaged, frame_of, sound
 
 ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
 _scratch = threading.local()
@@ -156,7 +156,7 @@ class Grid:
             place += len(piece)
         table = index.tobytes()
         return Encoded(
-            [piece for piece, *_ in done] + [table + crc(table)],
+            [piece for piece, *_ in done] + [table + checksum(table)],
             min(low for _, low, _, _ in done),
             max(high for _, _, high, _ in done),
             sum(count for *_, count in done),
@@ -168,7 +168,7 @@ class Grid:
         # One layer of a layer-major block is contiguous once its axis of length 1 is out of the way.
         chunk = pad(part.reshape(len(part), -1), self.chunk[0], self.fill)
         data = self.codec.encode(chunk)
-        return bytes(data) + crc(data), *statistics(chunk[: len(part)])
+        return bytes(data) + checksum(data), *statistics(chunk[: len(part)])
 
     def read(self, file_of: Callable[[int], Path], box: tuple[slice, ...], whole: bool) -> np.ndarray:
         """The values of a box (a slice of step 1 per axis, within the shape), chunks decoded in parallel.

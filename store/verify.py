@@ -13,6 +13,7 @@ from .errors import CorruptError, LakeError
 from .files import hash_file
 from .layout import Layout
 from .manifest import MANIFEST
+from .records import REPAIRS
 from .schema import VARIABLES
 from .streams import read_stream
 from .weights import weights_folder
@@ -68,12 +69,16 @@ def verify_weights(
     """Re-hash a model's own files that the lake holds, as `record` (weights.json) has them."""
     folder = weights_folder(layout, pair, variant)
     report = Report(capture=folder.relative_to(layout.root).as_posix())
-    _check_files(folder, record, report, progress)
+    _check_files(folder, record, report, progress, REPAIRS["weights"])
     return report
 
 
 def _check_files(
-    path: Path, manifest: dict[str, Any], report: Report, progress: Callable[[int], None] | None
+    path: Path,
+    manifest: dict[str, Any],
+    report: Report,
+    progress: Callable[[int], None] | None,
+    repair: str = REPAIR,
 ) -> set[str]:
     recorded = manifest["files"]
     damaged = set()
@@ -81,14 +86,14 @@ def _check_files(
         file = path / name
         if not file.is_file():
             damaged.add(name)
-            report.problems.append(f"{file}: missing, expected {entry['bytes']} bytes; {REPAIR}")
+            report.problems.append(f"{file}: missing, expected {entry['bytes']} bytes; {repair}")
         elif file.stat().st_size != entry["bytes"]:
             damaged.add(name)
-            report.problems.append(f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}; {REPAIR}")
+            report.problems.append(f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}; {repair}")
         elif (found := hash_file(file)) != entry["sha256"]:
             damaged.add(name)
             report.problems.append(
-                f"{file}: bytes differ from the manifest's SHA-256 (found {found}, expected {entry['sha256']}); {REPAIR}"
+                f"{file}: bytes differ from the manifest's SHA-256 (found {found}, expected {entry['sha256']}); {repair}"
             )
         report.files += 1
         report.bytes += entry["bytes"]
