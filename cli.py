@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -43,6 +42,7 @@ from .store.errors import LakeError
 from .store.files import human_bytes
 from .store.layout import writing
 from .store.origin import is_remote
+from .store.progress import Terminal
 from .store.schema import MARKER, SITES, VARIANTS
 from .store.version import __version__
 
@@ -316,7 +316,7 @@ def show(
     manifest = read_manifest(path) or {}
     if as_json:
         return print_json(manifest)
-    out.print(open_capture(path), highlight=False)
+    out.print(escape(str(open_capture(path))), highlight=False, soft_wrap=True)
     for key in ("capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
         out.print(f"{key:15} {manifest.get(key)}", highlight=False)
 
@@ -488,13 +488,13 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except LakeError as error:
-        Console(stderr=True, soft_wrap=True).print(
+        Terminal(stderr=True, soft_wrap=True).print(
             f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False
         )
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
-            Console(stderr=True).print("stopped; what is written stays: the same command goes on from there")
+            Terminal(stderr=True).print("stopped; what is written stays: the same command goes on from there")
         raise
 
 

@@ -177,11 +177,12 @@ def sql(
 
     from .store.tables import sql_error
 
-    relation = Lake(open_layout(lake, catalog)[0].root, catalog=catalog).sql(text, device)
+    opened = Lake(open_layout(lake, catalog)[0].root, catalog=catalog)
+    relation = opened.sql(text, device)
     try:
         frame = relation.df() if not rows else relation.limit(rows + 1).df()
     except duckdb.Error as error:
-        raise sql_error(error) from error
+        raise sql_error(error, opened.layout) from error
     cut = bool(rows) and len(frame) > rows
     print_table(frame.head(rows) if cut else frame, as_json)
     if cut:

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .store.catalog import Catalog, load_catalog
 from .store.files import human_bytes
 from .store.layout import Layout
+from .store.progress import Terminal
 
-out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
+out = Terminal(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
 
 CAPTURE = "PAIR/VARIANT/STREAM, the stream by a unique beginning of its name: pocket/it/native."
 LakeOption = Annotated[

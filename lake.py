@@ -78,7 +78,7 @@ class Lake:
         try:
             return connect(self.layout, text).sql(text)
         except duckdb.Error as error:
-            raise sql_error(error) from error
+            raise sql_error(error, self.layout) from error
 
     def run(
         self, row: str, pair: str | Sequence[str] | None = None, prompts: str | None = None, device: str = "cpu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..store.errors import LakeError
+from ..store.files import read_json
+from ..store.records import FILE, LARGEST, TEXT, Each, misfit
 
 BLOCK = 1 << 24  # elements of one tensor in memory at a time: 64 MiB as float32, for each model
 INDEX = "model.safetensors.index.json"
@@ -189,10 +190,7 @@ def _places(folder: Path) -> dict[str, Place]:
     """Bare name -> where the tensor lies, for the safetensors that a Hugging Face folder would be loaded from."""
     index, whole = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
-        try:
-            found = json.loads(index.read_bytes())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise LakeError(f"{index}: not an index of safetensors ({error})") from None
+        found = weight_map(index)
         if lost := sorted({file for file in found.values() if not (folder / file).is_file()}):
             raise LakeError(
                 f"{folder / lost[0]}: {len(lost)} weight files that {INDEX} names are missing; fetch them again"
@@ -207,6 +205,15 @@ def _places(folder: Path) -> dict[str, Place]:
         with _open(file) as opened:
             places += [Place(file, key) for key in opened.keys()]  # noqa: SIM118 (not a dict)
     return _by_bare_name(folder, places)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file of an index of safetensors; LakeError for anything else, and for files outside the folder."""
+    record = read_json(index, LARGEST)
+    found = record.get("weight_map") if isinstance(record, dict) else None
+    if wrong := misfit(found, Each(TEXT, FILE), "weight_map"):
+        raise LakeError(f"{index}: not an index of safetensors ({wrong}); fetch it again")
+    return dict(found or {})
 
 
 def _by_bare_name(folder: Path, places: list[Place]) -> dict[str, Place]:

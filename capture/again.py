@@ -8,10 +8,10 @@ import numpy as np
 
 from ..store.captures import Capture, find_capture, list_captures, split_capture
 from ..store.errors import LakeError
-from ..store.files import read_json
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest, seal
 from ..store.progress import bar
+from ..store.records import read_record
 from ..store.schema import PROGRESS, SITES, TEMPLATE
 from ..store.streams import Stream, read_stream
 from .attention import watch
@@ -28,7 +28,7 @@ NOISE = "noise.json"  # in the progress folder: measured by the first rank that 
 def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
     """Largest difference between the stored values and the first prompts run alone, unpadded: what batching changes."""
     stored = Capture(path, allow_unsealed=True)
-    sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored}
+    sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored.group}
     boundaries = stored.array("boundary")[:].tolist()
     worst = dict.fromkeys(sizes, 0.0)
     for prompt in range(min(NOISE_PROMPTS, len(stream.starts))):
@@ -40,7 +40,7 @@ def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
 
 def rows_of_noise(path: Path, stream: Stream) -> set[int]:
     """Shard rows that hold the prompts of the noise floor."""
-    tokens = read_json(path / PROGRESS / TEMPLATE)["shard_tokens"]
+    tokens = read_record(path / PROGRESS / TEMPLATE, "template")["shard_tokens"]
     last = int(stream.offset[min(NOISE_PROMPTS, len(stream.starts))])
     return set(range(-(-last // tokens)))
 
@@ -52,7 +52,7 @@ def seal_with_noise(path: Path) -> dict[str, Any]:
         raise LakeError(
             f"{path}: all rows are there, the noise floor is not; run any rank again, it measures it and seals"
         )
-    return seal(path, {"noise_floor": read_json(noise)} if noise.exists() else {})
+    return seal(path, {"noise_floor": read_record(noise, "noise")} if noise.exists() else {})
 
 
 def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
@@ -74,7 +74,7 @@ def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, d
 
 def _check_whole(path: Path) -> None:
     missing, count = missing_rows(path)
-    world = read_json(path / PROGRESS / TEMPLATE)["world"]
+    world = read_record(path / PROGRESS / TEMPLATE, "template")["world"]
     lacking = [rank for rank in range(world) if set(Rank(rank, world).rows(count)) & set(missing)]
     if lacking:
         raise LakeError(

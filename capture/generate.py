@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..store.files import write_atomic
+from ..store.records import read_batch
 from .edits import Edit, edited
 from .hooks import Batch, pad_id
 from .model import Model
@@ -39,7 +40,7 @@ def greedy(
     for number, indices in plan[first:] + plan[:first]:
         part = parts / f"batch-{number:06d}.json"
         try:
-            rows = json.loads(part.read_bytes())
+            rows = read_batch(part, "tokens")
         except FileNotFoundError:  # or another rank has made the stream and taken the parts away: the same once more
             rows = decode(model, [prompts[i] for i in indices], max_new_tokens, stops)
             with suppress(FileNotFoundError):

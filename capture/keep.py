@@ -1,12 +1,12 @@
 """A checkpoint's own files into the lake, so that a shared lake can run the model again without the hub."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from ..analyze.weights import INDEX, weight_map
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import human_bytes
@@ -18,7 +18,6 @@ from .model import source, stored_weights
 # What belongs to a checkpoint: weights, configs, tokenizer files, licences. Other formats of the same weights do not.
 SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".md")
 LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
-INDEX = "model.safetensors.index.json"
 
 
 def cached_folder(spec: ModelSpec) -> Path:
@@ -69,7 +68,7 @@ def files_of(spec: ModelSpec) -> tuple[Path, list[str]]:
         if file.is_file() and (file.suffix in SUFFIXES or file.name.startswith(LICENCES))
     )
     if spec.hub and (folder / INDEX).is_file():  # some repositories hold the weights a second time in another layout
-        loaded = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+        loaded = set(weight_map(folder / INDEX).values())
         names = [name for name in names if not name.endswith(".safetensors") or name in loaded]
     return folder, names
 

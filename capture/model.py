@@ -146,7 +146,7 @@ def _load(auto: Any, spec: ModelSpec, what: str) -> Any:
     try:
         if spec.gguf_file:
             return read_once(auto, spec, where)
-        return auto.from_pretrained(where, revision=spec.revision or "main")
+        return auto.from_pretrained(where, revision=spec.revision or "main", trust_remote_code=False)
     except UNREADABLE as error:
         raise unreadable(spec, what, error) from error
 
@@ -204,6 +204,7 @@ def load_hf(
         loaded: Any = auto.from_pretrained(
             where,
             revision=spec.revision or "main",
+            trust_remote_code=False,
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
             device_map=device_map,

@@ -96,7 +96,7 @@ def answer(
     announce(plan.jobs)
     made = sweep(plan.jobs, failed)
     plan.do_without(failed)
-    return _answered(connect(layout, plan.query.sql), plan, made, resamples, started)
+    return _answered(layout, connect(layout, plan.query.sql), plan, made, resamples, started)
 
 
 def answer_all(
@@ -130,7 +130,7 @@ def answer_all(
     for plan in plans:
         try:
             plan.do_without(failed)
-            answers.append(_answered(connection, plan, made, RESAMPLES, time.perf_counter()))
+            answers.append(_answered(layout, connection, plan, made, RESAMPLES, time.perf_counter()))
         except LakeError as error:
             refused.append(Refused(plan.query, str(error)))
     return answers, refused, spent
@@ -258,14 +258,19 @@ def _text(value: str) -> str:
 
 
 def _answered(
-    connection: duckdb.DuckDBPyConnection, plan: _Plan, made: Sequence[Path], resamples: int, started: float
+    layout: Layout,
+    connection: duckdb.DuckDBPyConnection,
+    plan: _Plan,
+    made: Sequence[Path],
+    resamples: int,
+    started: float,
 ) -> Answer:
     query, pairs = plan.query, list(plan.scopes)
     sql = _pooled(query, plan.scopes)
     try:
         found = read(connection, sql, query, pairs)
     except duckdb.Error as error:
-        raise sql_error(error) from error
+        raise sql_error(error, layout) from error
     if missing := [pair for pair in pairs if pair not in found]:
         on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
         raise LakeError(

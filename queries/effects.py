@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ..analyze.effects import dose_correlation, effect_size
+from ..store.parquet import read_parquet
+from ..store.schema import TABLES
 from ..store.tables import drop_tables
 from .kit import VERSION, Kit, Scope
 from .scores import Scores
@@ -16,6 +18,7 @@ from .sweep import TableJob
 from .sweeps import Setting
 
 REASONING = ("reasoning", "answer", "CONTENT-REASON")  # a further metric: that of one category alone
+COLUMNS = ("arm", "dose", "prompt", "category", "metric", "value")
 Line = tuple[str, str, str, float | None, str, float, float, float, int]
 
 
@@ -42,7 +45,7 @@ class Effects(TableJob):
 
     def _values(self) -> Iterator[tuple[str, np.ndarray]]:
         """Metric -> its values [prompts, settings], NaN where a prompt is not scored."""
-        frame = pd.read_parquet(self._scores, columns=["arm", "dose", "prompt", "category", "metric", "value"])
+        frame = read_parquet(self._scores, TABLES["scores"], columns=COLUMNS).to_pandas()
         places = {(each.arm, _dose(each.dose)): place for place, each in enumerate(self._settings)}
         doses = [None if pd.isna(dose) else float(dose) for dose in frame["dose"]]
         frame["place"] = [places[key] for key in zip(frame["arm"], doses, strict=True)]

@@ -21,7 +21,7 @@ def endpoint_table(kit: Kit, names: Names) -> LayerTable:
     """
     capture = kit.capture(names)
     logits = ("topk_logit", "logsumexp") if "topk_logit" in capture else ("logits",)
-    if not {"resid", *logits} <= set(capture.group):
+    if not all(name in capture for name in ("resid", *logits)):
         raise LakeError(
             f"{capture.path}: table endpoint needs the last residual and the largest logits, which this capture did not keep:"
             f" `actlake capture {names[0]} --profile full` into another lake"

@@ -31,7 +31,7 @@ class Tokens(TableJob):
 def _kept(capture: Capture, table: str) -> dict[str, str]:
     """Column -> variable of a table that was computed during the capture; empty when it was not."""
     names = scalars(table)
-    return names if set(names.values()) <= set(capture.group) else {}
+    return names if all(name in capture for name in names.values()) else {}
 
 
 def raw_lens_table(kit: Kit, names: Names) -> LayerTable:

@@ -1,7 +1,6 @@
 """Lock files: everything that answers were made of, by hash, so that anyone can tell whether they come out the same."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ..store.captures import Capture
 from ..store.errors import LakeError
 from ..store.files import hash_file, hash_files, hash_json, read_json, write_json
 from ..store.layout import NAME, Layout, check_version
+from ..store.parquet import about
 from ..store.schema import FORMAT_VERSION
-from ..store.tables import FOREIGN, find_tables, stream_table
+from ..store.tables import FOREIGN, find_tables, foreign_record, stream_table
 from ..store.version import __version__
 from .answer import Answer
 from .build import BEHIND_VIEW
@@ -124,10 +122,10 @@ def files_of(layout: Layout, answer: Answer) -> list[str]:
 
 def _is_about(file: Path, pair: str, streams: set[str]) -> bool:
     """Whether a file from elsewhere may hold rows of a pair, on one of the streams if it has any."""
-    made = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b'{"foreign": {"captures": null}}'))
-    captures = made[FOREIGN]["captures"] if FOREIGN in made else []
-    if captures is None:  # put there by hand: anything may be in it
+    made = about(file)
+    if made is None:  # put there by hand: anything may be in it
         return True
+    captures = foreign_record(file) if FOREIGN in made else []
     return any(one["pair"] == pair and one.get("stream") in (None, *streams) for one in captures)
 
 
@@ -167,11 +165,9 @@ def _parsed(file: Path) -> Any:
     try:
         if file.exists() and not (file.is_file() and file.stat().st_size <= LARGEST):
             raise LakeError(f"{file}: not a file of at most {LARGEST} bytes, as a lock file is")
-        return read_json(file)
+        return read_json(file, LARGEST)
     except OSError as error:
         raise LakeError(f"{file}: the lock file can't be read ({error.strerror})") from error
-    except RecursionError:
-        raise LakeError(f"{file}: nested too deeply for a lock file") from None
 
 
 def _locked(check: "_Check", row: Any) -> Locked:

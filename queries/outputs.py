@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import transformers
 
@@ -26,8 +25,9 @@ from ..capture.steering import EditSpec, condition_text
 from ..capture.tokens import encode, real_token_mask, stop_ids, template_for
 from ..store.errors import LakeError
 from ..store.outputs import Condition, Row, prompt_key
+from ..store.parquet import read_parquet
 from ..store.progress import ERRORS, Bar, bar
-from ..store.schema import OUTPUTS, VARIANTS
+from ..store.schema import CHOICES, LIKELY, OUTPUTS, VARIANTS
 from ..store.version import __version__
 from .hosts import Hosts, Steering, edits_of, hosts
 from .kit import OTHER, VERSION, Kit
@@ -36,18 +36,6 @@ from .sweep import Job
 BATCH = 64  # prompts a batch: decoding reads every weight once a step, however many there are
 FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
 GRAFTS = ("graft", "random_graft")
-CHOICES = pa.schema(
-    [
-        ("prompt_sha", pa.string()),
-        ("prompt_id", pa.string()),
-        ("said", pa.string()),
-        ("generated", pa.string()),
-        ("likeliest", pa.string()),
-    ]
-)
-NATS = pa.schema(
-    [("prompt_sha", pa.string()), ("prompt_id", pa.string()), ("nats", pa.float64()), ("tokens", pa.int32())]
-)
 
 
 @dataclass(frozen=True)
@@ -151,7 +139,7 @@ class ConditionJob(Job):
 
     def rows(self) -> list[Row]:
         """The lines of the finished file, in the order of the prompts."""
-        return pq.read_table(self.path).to_pylist()
+        return read_parquet(self.path, self.schema).to_pylist()
 
     def model(self) -> Model:
         """The host."""
@@ -322,7 +310,7 @@ def letters(prompt: Prompt) -> str:
 class Nats(ConditionJob):
     """How unlikely a model, as it is, finds the texts of a condition after their prompts: nats, and tokens they are over."""
 
-    schema, unit = NATS, "prompts"
+    schema, unit = LIKELY, "prompts"
 
     def __init__(self, kit: Kit, texts: Texts, reader: str):
         self.kind, self.reader, self.texts = f"nats-{reader}", reader, texts

@@ -89,7 +89,7 @@ def parse(text: str, where: str) -> Query:
         bootstrap=_bootstrap(header.get("bootstrap", "prompt"), where),
         contrast=_contrast(header.get("contrast", ""), where),
         tokens=tuple(header.get("tokens", "").split()),
-        plot=_plot(header.get("plot", "")),
+        plot=_plot(header.get("plot", ""), where),
         says=header.get("says", ""),
         about=header.get("about", ""),
         source=header["source"],
@@ -106,13 +106,18 @@ def _bootstrap(text: str, where: str) -> str:
     return text
 
 
-def _plot(text: str) -> dict[str, str]:
+def _plot(text: str, where: str) -> dict[str, str]:
     """'line x=layer y="KL (nats)"' -> {"kind": "line", "x": "layer", "y": "KL (nats)"}."""
-    kind, *words = shlex.split(text) or [""]
+    try:
+        kind, *words = shlex.split(text) or [""]
+    except ValueError as error:
+        raise LakeError(f"{where}: plot {text!r} can't be read ({error})") from None
     found, name = {"kind": kind} if kind else {}, ""
     for word in words:
         first, equals, rest = word.partition("=")
         name = first if equals else name
+        if not name:
+            raise LakeError(f"{where}: plot {text!r}: {word!r} follows no NAME=, expected `line x=layer y=...`")
         found[name] = rest if equals else found[name] + word  # a list goes on after a comma and a line's end
     return found
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..store.captures import check_sealed
-from ..store.errors import LakeError
+from ..store.errors import CorruptError, LakeError
 from ..store.layout import Layout
+from ..store.parquet import BROKEN
 from ..store.tables import FOREIGN
 from .answer import Answer, answer_all
 from .estimates import MEASURED
@@ -141,7 +142,7 @@ def _answers(
         asked = {queries[place].id: queries[place] for place in places}
         try:
             answers, refused, _ = answer_all(layout, list(asked.values()), pairs, prompts, device, catalog, generate)
-        except (duckdb.Error, pa.ArrowException) as error:  # a table that is no Parquet file any more
+        except (duckdb.Error, pa.ArrowException, CorruptError) as error:  # a table that is no Parquet file any more
             words = str(error).splitlines()[0]
             answers, reasons = [], dict.fromkeys(asked, words)
         else:
@@ -202,7 +203,7 @@ def _recipe(table: Path) -> str:
     """The recipe in a table file's metadata as text; empty when the file is damaged."""
     try:
         return (pq.read_schema(table).metadata or {}).get(b"actlake", b"").decode(errors="replace")
-    except (pa.ArrowException, OSError):
+    except BROKEN:
         return ""
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from ..analyze.scores import boundary_tokens, check_scorable, reclassified, right_letter, score
 from ..capture.prompts import Prompt
 from ..store.errors import LakeError
+from ..store.parquet import read_parquet
 from ..store.progress import ERRORS
-from ..store.schema import VARIANTS
+from ..store.schema import TABLES, VARIANTS
 from ..store.streams import stream_records
 from ..store.tables import drop_tables, same_prompts, stream_table
 from .hosts import hosts, prompts_of, steering
@@ -169,7 +169,7 @@ def mean_scores(kit: Kit, scope: Scope, sweep: str, patterns: Sequence[str] = ()
     job = Scores(kit, scope, sweep)
     announce([job])
     run([job])
-    lines = pq.read_table(job.path, columns=["variant", "arm", "dose", "metric", "value"]).to_pandas()
+    lines = read_parquet(job.path, TABLES["scores"], columns=["variant", "arm", "dose", "metric", "value"]).to_pandas()
     there = list(dict.fromkeys(lines["metric"]))
     kept = [name for name in there if any(fnmatch(name, pattern) for pattern in patterns or USUAL)]
     if not kept:

@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ..analyze.word_class import alone, in_context
 from ..capture.model import load_tokenizer
@@ -14,7 +13,8 @@ from ..capture.replay import find_weights
 from ..capture.tokens import is_text, running_texts, tokenizer_hash
 from ..store.errors import LakeError
 from ..store.models import read_model
-from ..store.schema import VARIANTS
+from ..store.parquet import read_parquet
+from ..store.schema import TABLES, VARIANTS
 from ..store.tables import drop_tables
 from .feed import following
 from .kit import VERSION, Kit, Names, name_columns
@@ -44,7 +44,7 @@ class Vocab(TableJob):
 
     def column(self, name: str) -> Any:
         """A column of the finished table, by token id; a NumPy array [V]."""
-        return pq.read_table(self.path, columns=[name])[name].to_numpy()
+        return read_parquet(self.path, TABLES["vocab"], columns=[name])[name].to_numpy()
 
 
 def vocab_table(kit: Kit, pair: str) -> Vocab:

@@ -1,11 +1,7 @@
 """Reading captures: lazy xarray for people, checked NumPy blocks for kernels, and the list of what is there."""
 
-import asyncio
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import dask.array as da
@@ -14,19 +10,22 @@ import pandas as pd
 import xarray as xr
 import zarr
 
+from .chunks import DAMAGE, REPAIR, Chunks
 from .errors import CorruptError, LakeError
-from .files import hash_file, hash_json
-from .layout import Layout, split_model
-from .manifest import read_manifest
+from .files import hash_file
+from .layout import Layout, check_name, split_model
+from .manifest import check_list, read_manifest
+from .metadata import Described, check_dims, check_room, describe_group
 from .mirror import Remote, blob_of, bring_capture
+from .parquet import first_line
 from .partial import Held, read_partial
-from .schema import MANIFEST, VARIABLES
+from .records import read_record
+from .schema import MANIFEST, PROGRESS, TEMPLATE, VARIABLES
 from .shards import Grid
 from .streams import stream_records
 from .writer import quiet_zarr
 
 DASK_BLOCK = 1 << 27  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
-DAMAGE = (ValueError, RuntimeError, OSError, EOFError, TypeError)  # what codecs raise on bytes they can't decode
 COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
 
 
@@ -40,20 +39,44 @@ class CheckedArray:
     def __init__(self, path: Path, array: zarr.Array, whole: bool, files: Mapping[str, Any] | None = None):
         self.path, self.array, self.whole = path, array, whole
         self._files, self._blobs = files or {}, dict[int, Path | Remote]()
-        self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
-        self._rows = (array.shards or array.chunks)[0]
-        self._grid = Grid.of(array)
         self.held: Held | None = None
+        self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
+        self._grid, self._chunks = Grid.of(array), Chunks(self.shape, array.chunks, self.dtype, self._chunk_file)
 
     def only(self, held: Held | None) -> "CheckedArray":
         """Mark the array as a copy that holds no more than this; reading the rest is a LakeError that says what to do."""
         self.held = held
         return self
 
+    def __getitem__(self, key: Any) -> np.ndarray:
+        found = as_box(key, self.shape)
+        if found:
+            return self._read(found[0])[found[1]]
+        # Another kind of key: its rows, run by run, then the key within them.
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        rows = None if first is Ellipsis or first is None else np.arange(self.shape[0])[first]
+        if rows is None or not rows.size:
+            return self._read(tuple(slice(0, size) for size in self.shape))[key]
+        each, place = np.unique(rows, return_inverse=True)
+        runs = np.split(each, np.flatnonzero(np.diff(each) > 1) + 1)
+        others = [slice(0, size) for size in self.shape[1:]]
+        block = np.concatenate([self._read((slice(int(run[0]), int(run[-1]) + 1), *others)) for run in runs])
+        return block[(slice(None) if isinstance(first, slice) else place.reshape(rows.shape), *rest)]
+
+    def _read(self, box: tuple[slice, ...]) -> np.ndarray:
+        self._check_held(box)
+        try:
+            return self._grid.read(self._blob, box, self.whole) if self._grid else self._chunks.read(box)
+        except MemoryError as error:
+            shape = [axis.stop - axis.start for axis in box]
+            raise LakeError(
+                f"{self.path / self.array.basename}: {shape} values of {self.dtype} do not fit into memory; read fewer at a time"
+            ) from error
+
     def _check_held(self, box: tuple[slice, ...]) -> None:
-        if self.held is None:
+        if self.held is None or self._grid is None:
             return
-        rows = range(box[0].start // self._rows, -(-box[0].stop // self._rows))
+        rows = range(box[0].start // self._grid.shard, -(-box[0].stop // self._grid.shard))
         places = range(box[1].start, box[1].stop) if len(box) > 1 else range(0)
         lost = [f"shard row {row}" for row in rows if self.held.rows is not None and row not in self.held.rows]
         if self.held.places is not None:
@@ -65,58 +88,16 @@ class CheckedArray:
                 + "; `actlake pull URL` brings the whole capture, with --boundary and --prompt some more of it"
             )
 
-    def __getitem__(self, key: Any) -> np.ndarray:
-        found = as_box(key, self.shape) if self._grid else None
-        if self._grid and found:
-            box, single = found
-            self._check_held(box)
-            return self._grid.read(self._blob, box, self.whole)[single]
-        if self.whole:
-            self._check_files(key)
-        try:
-            with _quiet_loop():
-                return np.asarray(self.array[key])
-        except DAMAGE as error:
-            raise self._explain(key, error) from error
-
-    def _file(self, shard: int) -> Path:
-        return self.path.joinpath(self.array.basename, "c", str(shard), *["0"] * (self.ndim - 1))
-
     def _blob(self, shard: int) -> Path | Remote:
         """What to read a shard from, the same for all reads of it: of a remote one the index is fetched once."""
         if shard not in self._blobs:
-            file = self._file(shard)
+            file = self._chunk_file((shard, *[0] * (self.ndim - 1)))
             recorded = self._files.get(file.relative_to(self.path).as_posix(), {})
             self._blobs.setdefault(shard, blob_of(file, recorded.get("bytes")))  # several threads may come at once
         return self._blobs[shard]
 
-    def _shards(self, key: Any) -> Sequence[int]:
-        """Indices of the shards that `key` touches (along the first axis, the only one that is split)."""
-        first = key[0] if isinstance(key, tuple) else key
-        if isinstance(first, slice | EllipsisType):
-            rows = range(self.shape[0])[first if isinstance(first, slice) else slice(None)]
-            return range(min(rows) // self._rows, max(rows) // self._rows + 1) if rows else ()
-        return np.unique(np.arange(self.shape[0])[first] // self._rows).tolist()
-
-    def _check_files(self, key: Any) -> None:
-        """Zarr takes a missing or empty file for one that was never written, and would return its fill value."""
-        for shard in self._shards(key):
-            file = self._file(shard)
-            if not file.is_file() or not file.stat().st_size:
-                raise CorruptError(f"{file}: missing or empty; restore the file or capture again")
-
-    def _explain(self, key: Any, error: Exception) -> Exception:
-        """Find the shard that can't be read among those that `key` touches; other mistakes pass through."""
-        for shard in self._shards(key):
-            try:
-                with _quiet_loop():
-                    self.array[shard * self._rows : (shard + 1) * self._rows]
-            except DAMAGE as cause:
-                file = self._file(shard)
-                return CorruptError(
-                    f"{file}: stored bytes are damaged ({str(cause).splitlines()[0]}); restore the file or capture again"
-                )
-        return error
+    def _chunk_file(self, spot: tuple[int, ...]) -> Path:
+        return self.path.joinpath(self.array.basename, "c", *map(str, spot))
 
 
 def as_box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]] | None:
@@ -139,18 +120,6 @@ def as_box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[A
         box.append(slice(start, max(start, stop)))
         single.append(slice(None) if isinstance(k, slice) else 0)
     return tuple(box), tuple(single)
-
-
-@contextmanager
-def _quiet_loop() -> Iterator[None]:
-    """Keep asyncio's reports of sibling chunk reads, cancelled after one failed, away from users."""
-    logger = logging.getLogger(asyncio.__name__)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") -> xr.Dataset:
@@ -203,19 +172,27 @@ def _dask_rows(array: CheckedArray) -> int:
     return min(array.shape[0], max(shard, DASK_BLOCK // row // shard * shard)) or 1
 
 
-def open_group(path: Path, sha256: str | None) -> zarr.Group:
-    """A Zarr group for reading, once its metadata has the recorded hash (None: not sealed, nothing recorded).
+def open_group(
+    path: Path, sha256: str | None, sizes: Mapping[str, int] | None = None
+) -> tuple[zarr.Group, dict[str, Described]]:
+    """A Zarr group for reading and what it holds, once its metadata has the recorded hash (None: not sealed, nothing recorded).
 
-    The group's zarr.json holds the metadata of all arrays; a flipped byte in it could change every number read.
+    The group's zarr.json holds the metadata of all arrays; a flipped byte in it could change every number read. Nothing but
+    the layouts of docs/FORMAT.md is opened. `sizes` are the recorded bytes by file (None: the files are asked).
     """
     file = path / "zarr.json"
-    if sha256 and not (file.is_file() and hash_file(file) == sha256):
-        raise CorruptError(f"{file}: metadata is damaged or missing; restore the file or capture again")
+    if sha256 and (found := hash_file(file) if file.is_file() else "no file") != sha256:
+        raise CorruptError(
+            f"{file}: metadata is damaged or missing (found {found}, expected sha256 {sha256}); restore the file or capture again"
+        )
+    arrays = describe_group(path)
+    if sha256:
+        check_room(path, arrays, sizes)
     try:
         with quiet_zarr():
-            return zarr.open_group(path, mode="r")
-    except (*DAMAGE, KeyError) as error:
-        raise CorruptError(f"{file}: can't be read ({str(error).splitlines()[0]}); capture again") from error
+            return zarr.open_group(path, mode="r"), arrays
+    except (*DAMAGE, KeyError, AttributeError, IndexError) as error:
+        raise CorruptError(f"{file}: can't be read ({first_line(error)}); restore the file or capture again") from error
 
 
 def checked(
@@ -235,7 +212,10 @@ class Capture:
         self.path, self.manifest = path, check_sealed(path, allow_unsealed)
         bring_capture(path, self.manifest)
         self.partial = read_partial(path)
-        self.group = open_group(path, self.manifest["files"]["zarr.json"]["sha256"] if self.manifest else None)
+        files = self.manifest.get("files", {})
+        sizes = {name: entry["bytes"] for name, entry in files.items()}
+        self.group, arrays = open_group(path, files["zarr.json"]["sha256"] if files else None, sizes)
+        _check_variables(path, arrays, self.manifest or _template(path))
 
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
@@ -254,6 +234,11 @@ class Capture:
         """The token coordinates plus prompt_id and category per token, as arrays of equal length."""
         names = ("token_id", "prompt", "position", "step", "is_special")
         columns = {name: self.array(name)[:] for name in names}
+        prompt, count = columns["prompt"], self.array("prompt_id").shape[0]
+        if len(prompt) and not 0 <= prompt.min() <= prompt.max() < count:
+            raise CorruptError(
+                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {REPAIR}"
+            )
         for name in ("prompt_id", "category"):
             columns[name] = self.array(name)[:].astype(object)[columns["prompt"]]
         return columns
@@ -269,6 +254,44 @@ class Capture:
         return str(self.manifest.get("capture_sha256", ""))
 
 
+def _template(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path / PROGRESS / TEMPLATE, "template")
+    except LakeError:
+        if manifest := read_manifest(path):  # another rank has just sealed it
+            return manifest
+        raise
+
+
+def _check_variables(path: Path, arrays: Mapping[str, Described], record: Mapping[str, Any]) -> None:
+    """Raise CorruptError unless the variables have the axes, lengths and types that the manifest or template says."""
+    layers = len(record["layers"])
+    lengths = {
+        "token": record["n_tokens"],
+        "prompt": record["n_prompts"],
+        "prompt_edge": record["n_prompts"] + 1,
+        "boundary": len(record["boundaries"]),
+        "layer": layers,
+        "lens_layer": layers + 1,
+    }
+    check_dims(path, arrays, {name: variable.dims for name, variable in VARIABLES.items()}, lengths)
+    for name, variable in VARIABLES.items():
+        size = record["sizes"].get(name)
+        there, wanted = arrays.get(name), variable.coordinate or size is not None
+        if there is None and not wanted:
+            continue
+        rows, shape = record["shard_tokens"] if variable.activation else None, list(there.shape[1:]) if there else []
+        found = _told(there.dtype, shape, there.shard) if there else "nothing"
+        expected = _told(variable.dtype, shape if size is None else size, rows)
+        if found != expected:
+            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {REPAIR}")
+
+
+def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:
+    """An array in words; `size` is its shape without the first axis."""
+    return f"{dtype} of {list(size)} a row, {f'in shards of {shard} rows' if shard else 'not sharded'}"
+
+
 def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
     """The manifest of the capture at `path`; LakeError unless it is sealed or that is allowed (then it is empty)."""
     if not path.is_dir():
@@ -279,8 +302,8 @@ def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
             f"{path}: this capture is not sealed (it was interrupted or is still running): run the same `actlake capture`"
             " command again to finish it"
         )
-    if manifest and hash_json(manifest.get("files")) != manifest.get("capture_sha256"):
-        raise CorruptError(f"{path / MANIFEST}: its list of files is damaged; restore the file or capture again")
+    if manifest:
+        check_list(manifest, path / MANIFEST)
     return manifest or {}
 
 
@@ -291,6 +314,8 @@ def list_captures(layout: Layout) -> pd.DataFrame:
     for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
         manifest = read_manifest(path)
         row: dict[str, Any] = {"pair": path.parts[-3], "variant": path.parts[-2], "stream": path.stem}
+        for what, name in row.items():
+            check_name(name, f"{path}: {what}")
         if manifest:
             row |= {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
         else:

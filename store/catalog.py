@@ -11,6 +11,7 @@ from yaml.nodes import Node, SequenceNode
 
 from .errors import LakeError
 from .schema import SCALAR_TABLES, VARIANTS
+from .urls import shown
 from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
@@ -227,7 +228,7 @@ class _Reader(NodeReader):
     def local(self, node: Node, what: str) -> Path:
         text = self.text(node, what)
         if "://" in text:
-            raise self.error(node, f"{what} is the URL {text!r}, expected a local path")
+            raise self.error(node, f"{what} is the URL {shown(text)!r}, expected a local path")
         return self.folder / os.path.expanduser(text)
 
     def pair(self, name: str, node: Node) -> PairSpec:

@@ -6,8 +6,8 @@ from typing import Any
 
 from .captures import check_sealed, find_capture, split_capture
 from .errors import LakeError
-from .files import read_json
-from .layout import Layout, check_version
+from .layout import Layout
+from .records import read_record
 
 SCHEME = "actlake:"
 REFERENCE = re.compile(rf"(?:{SCHEME})?([^@]+)(?:@sha256:([0-9a-f]{{64}}))?")
@@ -40,8 +40,7 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
     manifest = check_sealed(path)
     made, name = manifest["provenance"], f"{made_by(path)}/{path.stem}"
     file = layout.streams / f"{path.stem}.json"
-    stream = read_json(file)
-    check_version(stream, file)
+    stream = read_record(file, "stream")
     return {
         "reference": f"{SCHEME}{name}@sha256:{manifest['capture_sha256']}",
         "capture": name,

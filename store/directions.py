@@ -15,9 +15,11 @@ import zarr
 
 from .captures import CheckedArray, checked, open_group
 from .errors import LakeError
-from .files import explain_full_disk, hash_files, hash_json, read_json, temporary_of, write_json
-from .layout import Layout, check_version
+from .files import explain_full_disk, hash_files, hash_json, temporary_of, write_json
+from .layout import Layout
+from .metadata import check_dims
 from .mirror import bring, publish
+from .records import read_record
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
 
@@ -128,10 +130,10 @@ def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, An
 
 def read_directions(marker: Path) -> tuple[Mapping[str, CheckedArray], dict[str, Any]]:
     """The arrays of a group, read by slicing, and its recipe; LakeError when it is not there, CorruptError on damage."""
-    record = read_json(marker)
-    check_version(record, marker)
+    record = read_record(marker, "directions")
     folder = bring(marker.with_suffix(".zarr"))
     if not folder.is_dir():
         raise LakeError(f"{folder}: missing; delete {marker.name} and run the question again")
-    group = open_group(folder, record["files"]["zarr.json"])
-    return {name: checked(folder, group, name) for name in group.array_keys()}, record["recipe"]
+    group, arrays = open_group(folder, record["files"].get("zarr.json", "nothing"))
+    check_dims(folder, arrays, DIRECTION_DIMS)
+    return {name: checked(folder, group, name) for name in arrays}, record["recipe"]

@@ -4,9 +4,11 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 BLOCK = 1 << 20
+LARGEST = 256 << 20  # bytes of a JSON file; a manifest of a million shards takes less
 
 
 def canonical_json(value: Any) -> bytes:
@@ -86,14 +89,44 @@ def json_bytes(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one is a LakeError that names it."""
+def read_json(path: Path, largest: int = LARGEST) -> Any:
+    """Read a JSON file of at most `largest` bytes; one that is missing, broken or larger is a LakeError that names it.
+
+    Numbers that are not finite and halves of characters, which no other program could read back, count as broken.
+    """
     try:
-        return json.loads(path.read_bytes())
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise LakeError(f"{path}: not a regular file")
+        if found.st_size > largest:
+            raise LakeError(f"{path}: {found.st_size} bytes, expected {largest} at most: not a file of actlake's")
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise LakeError(f"{path}: no such file") from None
     except ValueError as error:
         raise LakeError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise LakeError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of strict JSON in UTF-8; ValueError for anything else, however deep or large."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if b"\\ud" in data or b"\\uD" in data:  # an escaped half of a character, unless its other half follows
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text[:20])
 
 
 @contextmanager

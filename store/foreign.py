@@ -1,6 +1,5 @@
 """Tables from elsewhere: published arrays, checked and brought into the lake, so that the same SQL runs on them."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any, NoReturn
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .errors import LakeError
 from .files import hash_file
@@ -21,6 +19,7 @@ from .tables import (
     VIEWS,
     duck_type,
     foreign_files,
+    foreign_record,
     stream_table,
     table_file,
     table_key,
@@ -83,11 +82,7 @@ def add_table(layout: Layout, name: str, file: Path, **given: str | None) -> Add
 
 def foreign_captures(layout: Layout, name: str) -> list[dict[str, str]]:
     """The captures that foreign files of a table stand for: pair, and where the table has them variant, stream, lens ..."""
-    found = []
-    for path in foreign_files(layout, name):
-        record = json.loads(pq.read_schema(path).metadata[b"actlake"])
-        found += record[FOREIGN]["captures"]
-    return found
+    return [capture for path in foreign_files(layout, name) for capture in foreign_record(path)]
 
 
 # --- reading and checking --------------------------------------------------------------------------------------------

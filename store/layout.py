@@ -1,5 +1,6 @@
 """Where everything in a lake lies, and the one place that decides whether a path or URL is a lake."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from .origin import is_remote
 from .schema import FORMAT_VERSION, MARKER, VARIANTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+LINK_LEVELS = 4  # captures/PAIR/VARIANT/STREAM.zarr
 
 
 def check_name(name: str, what: str) -> str:
@@ -65,6 +67,7 @@ class Layout:
             except OSError as error:
                 raise LakeError(f"lake {text}: can't be made there ({error.strerror})") from error
         check_version(read_json(marker), marker)
+        check_links(layout.root)
         return layout
 
     def __str__(self) -> str:
@@ -134,10 +137,30 @@ def writing(url: str | Path) -> Iterator[Layout]:
         raise
 
 
+def check_links(root: Path) -> None:
+    """Raise LakeError for a link among a lake's files and folders, four levels deep, that leads out of it.
+
+    A lake may come from a stranger: what is read and written through it stays inside. Files further down are known by hash.
+    """
+    real, level = root.resolve(), [root]
+    for _ in range(LINK_LEVELS):
+        try:
+            entries = [entry for folder in level for entry in os.scandir(folder)]
+        except OSError as error:
+            raise LakeError(f"{error.filename}: this folder of the lake can't be read ({error.strerror})") from error
+        for entry in entries:
+            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(real):
+                raise LakeError(
+                    f"{entry.path}: a link that leaves the lake (to {os.readlink(entry.path)}); `cp -rL` makes a copy of a lake"
+                    " with what its links lead to"
+                )
+        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
 def check_version(record: object, where: Path) -> None:
     """Raise LakeError unless `record` carries a format version that this code reads."""
     version = record.get("format_version") if isinstance(record, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise LakeError(
             f"{where}: no format_version; expected a number up to {FORMAT_VERSION}: this is not a lake's file"
         )

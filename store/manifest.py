@@ -6,10 +6,10 @@ from typing import Any
 
 import zarr
 
-from .errors import LakeError
-from .files import hash_file, hash_json, json_bytes, read_json, try_lock, write_json
-from .layout import check_version
+from .errors import CorruptError, LakeError
+from .files import hash_file, hash_json, json_bytes, try_lock, write_json
 from .mirror import renew, seal_remote
+from .records import REPAIRS, read_record, told
 from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from .writer import gather_prompts, missing_shards, quiet_zarr, shard_record
 
@@ -41,7 +41,7 @@ def missing_rows(path: Path) -> tuple[list[int], int]:
     missing, count = list[int](), 0
     renew(path)
     try:
-        record = read_json(path / PROGRESS / TEMPLATE)
+        record = read_record(path / PROGRESS / TEMPLATE, "template")
         count = -(-record["n_tokens"] // record["shard_tokens"])
         missing = missing_shards(path, count)
     except LakeError:
@@ -52,7 +52,7 @@ def missing_rows(path: Path) -> tuple[list[int], int]:
 
 
 def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
-    template = read_json(path / PROGRESS / TEMPLATE)
+    template = read_record(path / PROGRESS / TEMPLATE, "template")
     del template["world"]  # however many ranks wrote it, it is the same capture
     for file in path.rglob("*"):
         if file.name.endswith(HALF_WRITTEN):
@@ -62,7 +62,7 @@ def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
     gather_prompts(path, template.get("per_prompt", []), template["n_prompts"])
     with quiet_zarr():
         zarr.consolidate_metadata(str(path))
-    rows = [read_json(shard_record(path, shard)) for shard in range(count)]
+    rows = [read_record(shard_record(path, shard), "shard") for shard in range(count)]
     files = {name: entry for row in rows for name, entry in row["files"].items()}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
@@ -79,7 +79,7 @@ def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
         **extra,
     }
     if not seal_remote(path, json_bytes(record)):
-        return read_json(path / MANIFEST)
+        return read_manifest(path) or record
     write_json(path / MANIFEST, record)
     return record
 
@@ -97,6 +97,26 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     file = path / MANIFEST
     if not file.exists():
         return None
-    record = read_json(file)
-    check_version(record, file)
+    record = read_record(file, "manifest")
+    files, variables = record["files"], record["variables"]
+    rest: dict[str, Any] = {
+        "n_shards": -(-record["n_tokens"] // record["shard_tokens"]),
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "variables": {name: variables.get(name) for name in record["sizes"]},
+        "files": files if "zarr.json" in files else "zarr.json among them",
+    }
+    for key, expected in rest.items():
+        if record[key] != expected:
+            check_list(record, file)
+            words = f"{key}: found {told(record[key])}, the rest of it says {told(expected)}"
+            raise CorruptError(f"{file}: {words}; {REPAIRS['manifest']}")
     return record
+
+
+def check_list(record: dict[str, Any], file: Path) -> None:
+    """Raise CorruptError unless a manifest's list of files has the hash that is recorded beside it."""
+    if (found := hash_json(record["files"])) != record["capture_sha256"]:
+        raise CorruptError(
+            f"{file}: its list of files is damaged (found {found}, expected sha256 {record['capture_sha256']});"
+            f" {REPAIRS['manifest']}"
+        )

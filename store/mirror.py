@@ -18,9 +18,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import LakeError
+from .errors import CorruptError, LakeError
 from .files import hash_file, read_json, try_lock, write_atomic, write_json
-from .origin import AccessError, Entry, Origin, safe, transfers
+from .origin import LARGEST_RECORD, AccessError, Entry, Origin, safe, transfers
 from .progress import ERRORS, bar
 from .schema import MANIFEST, MARKER, PARTIAL, PROGRESS, TEMPLATE, VARIABLES
 
@@ -108,6 +108,10 @@ class Mirror:
         if not new:
             return
         sizes = {name: self.listed[name].size or 0 for name in new}
+        if large := [name for name in new if name.endswith(".json") and sizes[name] > LARGEST_RECORD]:
+            raise CorruptError(
+                f"{self.origin}/{large[0]}: {sizes[large[0]]} bytes, expected a record of at most {LARGEST_RECORD}"
+            )
 
         def get(name: str) -> None:
             self.origin.get(name, self.root / name, hashes.get(name))

@@ -9,10 +9,12 @@ import numpy as np
 import zarr
 
 from .captures import checked, open_group
-from .errors import LakeError
-from .files import hash_files, read_json, temporary_of, write_json
-from .layout import Layout, check_version
+from .errors import CorruptError, LakeError
+from .files import hash_files, temporary_of, write_json
+from .layout import Layout
+from .metadata import Described, check_dims, lengths_of
 from .mirror import bring, publish
+from .records import REPAIRS, check_record, read_record
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
 
@@ -125,10 +127,7 @@ def check_same_model(layout: Layout, pair: str, variant: str, record: dict[str, 
 
 def read_model(layout: Layout, pair: str, variant: str) -> dict[str, Any]:
     """model.json of one model; LakeError when the lake has none."""
-    path = layout.model(pair, variant) / "model.json"
-    record = read_json(path)
-    check_version(record, path)
-    return record
+    return read_record(layout.model(pair, variant) / "model.json", "model")
 
 
 def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -136,8 +135,22 @@ def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.nda
     path: Path = bring(layout.model(pair, variant) / "head.zarr")
     if not path.is_dir():
         raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
-    group = open_group(path, read_model(layout, pair, variant)["head_files"]["zarr.json"])
-    return {name: checked(path, group, name)[...] for name in group.array_keys()}, dict(group.attrs)
+    group, arrays = _open_head(layout, pair, variant)
+    attrs = dict(group.attrs)
+    check_record(attrs, "head", path / "zarr.json")
+    return {name: checked(path, group, name)[...] for name in arrays}, attrs
+
+
+def _open_head(layout: Layout, pair: str, variant: str) -> tuple[zarr.Group, dict[str, Described]]:
+    path, record = bring(layout.model(pair, variant) / "head.zarr"), read_model(layout, pair, variant)
+    group, arrays = open_group(path, record["head_files"].get("zarr.json", "nothing"))
+    check_dims(
+        path, arrays, HEAD_DIMS, lengths_of(record, {"vocab": "vocab", "d_model": "d_model", "layer": "n_layers"})
+    )
+    if missing := {"norm_weight", "unembed", "real_token"} - arrays.keys():
+        found, lacking = (", ".join(sorted(names)) or "none" for names in (arrays, missing))
+        raise CorruptError(f"{path / 'zarr.json'}: arrays: found {found}, expected also {lacking}; {REPAIRS['head']}")
+    return group, arrays
 
 
 def check_head(layout: Layout, pair: str, variant: str, norm_weight: Any, unembed: Any) -> None:
@@ -146,7 +159,7 @@ def check_head(layout: Layout, pair: str, variant: str, norm_weight: Any, unembe
     A cheap way to tell a checkpoint from another without hashing its files.
     """
     path: Path = bring(layout.model(pair, variant) / "head.zarr")
-    group = open_group(path, read_model(layout, pair, variant)["head_files"]["zarr.json"])
+    group, _ = _open_head(layout, pair, variant)
     norm, rows = checked(path, group, "norm_weight")[:], checked(path, group, "unembed")[:SAMPLE]
     if not (np.array_equal(norm, np.asarray(norm_weight)) and np.array_equal(rows, np.asarray(unembed[:SAMPLE]))):
         raise LakeError(

@@ -1,7 +1,6 @@
 """A lake on another machine: its files by name, over any file system that fsspec knows, tried again when a network fails."""
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -17,13 +16,14 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from .errors import CorruptError, LakeError
-from .files import hash_file, sync_file, temporary_of
+from .files import hash_file, parse_json, sync_file, temporary_of
 from .urls import scrubbed, shown
 
 T = TypeVar("T")
 INDEX = "files.json"  # what is in a lake, for servers that do not list folders
 READ_ONLY = ("http", "https", "hf")
 RANGE = 64 << 20  # bytes of a file in memory at a time
+LARGEST_RECORD = 256 << 20  # bytes of a record of any lake
 STREAMS = 16  # transfers at a time: what waits on a network needs no core
 PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds between tries, half a minute in all: a server may be starting again
 PATIENCE = 90  # seconds after which a server that does not answer is not asked again
@@ -107,7 +107,9 @@ class Origin:
         self._index = None
         if self.scheme in ("http", "https"):
             try:
-                self._index = read_index(json.loads(self.read(INDEX)), f"{self}/{INDEX}")
+                if (size := self._try(INDEX, lambda: self.fs.info(self.path(INDEX)))["size"] or 0) > LARGEST_RECORD:
+                    raise CorruptError(f"{self}/{INDEX}: {size} bytes, expected at most {LARGEST_RECORD}")
+                self._index = read_index(parse_json(self.read(INDEX)), f"{self}/{INDEX}")
             except FileNotFoundError:
                 self._index = None  # a server that lists folders as pages of links may do without
             except ValueError as error:

@@ -5,7 +5,6 @@ LAKE/outputs/PAIR/VARIANT/KEY/condition.json says what the condition is; a file 
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,17 +19,19 @@ from .files import (
     canonical_json,
     explain_full_disk,
     hash_json,
-    read_json,
     sync_file,
     temporary_of,
     write_atomic,
     write_json,
 )
-from .layout import Layout, check_version
+from .layout import Layout
 from .mirror import bring, publish, withdraw
-from .schema import FORMAT_VERSION
+from .parquet import read_parquet
+from .records import read_batch, read_record
+from .schema import FORMAT_VERSION, OUTPUT_KINDS, OUTPUTS
 
 Row = dict[str, Any]
+AGAIN = "delete the file and run `actlake generate` again, or restore it"
 
 
 def prompt_key(ids: Sequence[int]) -> str:
@@ -54,7 +55,8 @@ class Condition:
         """Hash of a prompt's tokens -> its line, from all files of a kind and from the batches under way."""
         found = self.parts(kind)  # first: what another process puts into a file meanwhile is then found there
         for file in sorted(self.folder.glob(f"{kind}-*.parquet")):
-            found |= {row["prompt_sha"]: row for row in pq.read_table(file).to_pylist()}
+            schema = OUTPUT_KINDS[kind.partition("-")[0]]
+            found |= {row["prompt_sha"]: row for row in read_parquet(file, schema, AGAIN).to_pylist()}
         return found
 
     def parts(self, kind: str) -> dict[str, Row]:
@@ -62,7 +64,7 @@ class Condition:
         found: dict[str, Row] = {}
         for part in sorted((self.folder / ".parts").glob(f"{kind}-*.json")):
             with suppress(FileNotFoundError):  # another process has put them into a file
-                found |= {row["prompt_sha"]: row for row in json.loads(part.read_bytes())}
+                found |= {row["prompt_sha"]: row for row in read_batch(part, "lines")}
         return found
 
     def keep(self, kind: str, rows: Sequence[Row]) -> None:
@@ -96,7 +98,7 @@ class Condition:
         done = {row["prompt_sha"] for row in table.to_pylist()}
         for part in (self.folder / ".parts").glob(f"{kind}-*.json"):
             with suppress(FileNotFoundError):
-                if {row["prompt_sha"] for row in json.loads(part.read_bytes())} <= done:
+                if {row["prompt_sha"] for row in read_batch(part, "lines")} <= done:
                     part.unlink()
                     withdraw(part)
         with suppress(OSError):  # another kind's batches are still there
@@ -120,16 +122,15 @@ def find_condition(layout: Layout, pair: str, variant: str, key: str) -> Path:
 
 def read_condition(folder: Path) -> dict[str, Any]:
     """The recipe of a condition."""
-    record = read_json(folder / "condition.json")
-    check_version(record, folder / "condition.json")
-    return record["recipe"]
+    return dict(read_record(folder / "condition.json", "condition")["recipe"])
 
 
 def read_texts(folder: Path) -> list[Row]:
     """Every text of a condition, one line per prompt; equal prompts of several sets once."""
     found: dict[tuple[str, str], Row] = {}
     for file in sorted(folder.glob("texts-*.parquet")):
-        found |= {(row["prompt_id"], row["prompt_sha"]): row for row in pq.read_table(file).to_pylist()}
+        rows = read_parquet(file, OUTPUTS, AGAIN).to_pylist()
+        found |= {(row["prompt_id"], row["prompt_sha"]): row for row in rows}
     return list(found.values())
 
 

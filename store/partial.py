@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import zarr
 
+from .chunks import CHECKSUM, checksum, sound
 from .errors import CorruptError, LakeError
 from .files import read_json
 from .layout import check_version
 from .schema import FORMAT_VERSION, PARTIAL, VARIABLES
-from .shards import ABSENT, CHECKSUM, Grid, checksum, sound
+from .shards import ABSENT, Grid
 
 PLURAL = {"boundary": "boundaries", "layer": "layers", "lens_layer": "layers"}
 
@@ -54,8 +55,8 @@ class Partial:
         variable, _, rest = file.partition("/c/")
         if variable not in VARIABLES or not VARIABLES[variable].activation or not rest:
             return True
-        held = self.holds.get(variable)
-        return held is not None and (held.rows is None or int(rest.split("/")[0]) in held.rows)
+        held, row = self.holds.get(variable), rest.split("/")[0]
+        return held is not None and (held.rows is None or (row.isdecimal() and int(row) in held.rows))
 
     def lacks(self, manifest: Mapping[str, Any]) -> str:
         """What is missing, in words."""

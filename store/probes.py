@@ -4,25 +4,28 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import zarr
 
+from .captures import checked, open_group
 from .errors import CorruptError, LakeError
-from .files import explain_full_disk, hash_files, hash_json, read_json, sync_file, temporary_of, write_json
+from .files import explain_full_disk, hash_files, hash_json, parse_json, read_json, sync_file, temporary_of, write_json
 from .layout import Layout, check_version, split_model
+from .metadata import check_dims
 from .mirror import bring, publish
 from .models import write_group
+from .npz import read_npz
+from .parquet import first_line
+from .records import REPAIRS, check_record, is_whole
 from .schema import FORMAT_VERSION, MANIFEST
-from .writer import quiet_zarr
 
 PROBE_DIMS = {
     "weight": ("fold", "boundary", "d_out", "d_model"),
     "bias": ("fold", "boundary", "d_out"),
     "boundary": ("boundary",),
 }
+FOLDS = 1000  # more than anyone trains
 Curve = list[dict[str, Any]]
 Training = list[tuple[dict[str, np.ndarray], Curve]]  # of each fold
 
@@ -61,8 +64,7 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
     Every file is hashed before its numbers are used. LakeError when there is no such set, CorruptError on damage.
     """
-    record = read_json(bring(path) / MANIFEST)
-    check_version(record, path / MANIFEST)
+    record = _record(bring(path) / MANIFEST)
     again = f"restore it, or delete {path} and train again"
     if hash_json(record.get("files")) != record.get("probes_sha256"):
         raise CorruptError(f"{path / MANIFEST}: damaged; {again}")
@@ -70,16 +72,33 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     found, wanted = hash_files(present, path), record["files"]
     if wrong := [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]:
         raise CorruptError(f"{path / wrong[0]}: missing, or not the bytes that were written; {again}")
-    with quiet_zarr():
-        group = zarr.open_group(path, mode="r")
-        weight, bias = (np.asarray(group[name][...]) for name in ("weight", "bias"))  # type: ignore[index]
+    group, arrays = open_group(path, wanted.get("zarr.json", "nothing"))
+    check_dims(path, arrays, PROBE_DIMS, {"fold": record["folds"], "boundary": len(record["kl_raw"][0])})
+    weight, bias = (checked(path, group, name)[...] for name in ("weight", "bias"))
     return weight, bias, record
 
 
 def list_probes(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
     """Every sealed set with its manifest, by path."""
     sets = sorted(bring(layout.root / "probes", MANIFEST).glob(f"*/*/[!.]*.zarr/{MANIFEST}"))
-    return [(file.parent, read_json(file)) for file in sets]
+    return [(file.parent, _record(file)) for file in sets]
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """A set's manifest; where an older version wrote one number for all folds, as a list."""
+    found = read_json(file)
+    if isinstance(found, dict) and is_whole(found.get("folds"), 1, FOLDS):
+        found |= {key: [found[key]] * found["folds"] for key in ("steps", "trained_tokens") if is_whole(found.get(key))}
+    check_version(found, file)
+    check_record(found, "probes", file)
+    for key in ("steps", "trained_tokens", "kl_raw", "kl_tuned"):
+        if (count := len(found[key])) != found["folds"]:
+            raise CorruptError(f"{file}: {key}: expected {found['folds']} folds, found {count}; {REPAIRS['probes']}")
+    if len(layers := {len(kl) for key in ("kl_raw", "kl_tuned") for kl in found[key]}) != 1 or 0 in layers:
+        raise CorruptError(
+            f"{file}: kl_raw, kl_tuned: expected one number a boundary in each fold; {REPAIRS['probes']}"
+        )
+    return dict(found)
 
 
 def probes_table(layout: Layout) -> pd.DataFrame:
@@ -144,15 +163,12 @@ def load_training(path: Path) -> Training:
     file = training_file(path)
     if not file.exists():
         return []
+    stored = read_npz(file, again := "delete it to train from the start")
     try:
-        with np.load(file) as stored:
-            found: Training = [({}, curve) for curve in json.loads(str(stored["curves"]))]
-            for name in stored.files:
-                fold, slash, rest = name.partition("/")
-                if slash:
-                    found[int(fold)][0][rest] = stored[name]
-            return found
-    except (BadZipFile, OSError, EOFError, KeyError, IndexError, ValueError) as error:
-        raise LakeError(
-            f"{file}: can't be read ({str(error).splitlines()[0]}); delete it to train from the start"
-        ) from error
+        found: Training = [({}, curve) for curve in parse_json(str(stored.pop("curves")).encode())]
+        for name, values in stored.items():
+            fold, _, rest = name.partition("/")
+            found[int(fold)][0][rest] = values
+        return found
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise LakeError(f"{file}: can't be read ({first_line(error)}); {again}") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,7 +11,21 @@ from rich.text import Text
 from .files import human_bytes
 
 Advance = Callable[[int], None]
-ERRORS = Console(stderr=True)
+# What a terminal would act on, or turn a line around with: control characters but tab and line feed.
+CONTROLS = dict.fromkeys(
+    (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"
+)
+
+
+class Terminal(Console):
+    """A console that shows a mark where a stranger's text has a control character."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text of rich from text that may hold markup."""
+        return super().render_str(text.translate(CONTROLS), **options)
+
+
+ERRORS = Terminal(stderr=True)
 
 
 class _Rate(ProgressColumn):

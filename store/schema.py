@@ -40,6 +40,11 @@ class Variable:
         return self.dims[0] == "token" and self.name not in TOKEN_COORDS
 
     @property
+    def coordinate(self) -> bool:
+        """What every capture has, whatever it keeps."""
+        return not (self.activation or self.per_prompt or self.name == "lens_layer")
+
+    @property
     def per_prompt(self) -> bool:
         """One value a prompt: kept beside the shard rows until sealing makes one array of them."""
         return self.name in PROMPT_SITES
@@ -164,6 +169,12 @@ OUTPUTS = pa.schema(
         ("ended", pa.bool_()),
     ]
 )
+CHOICES = pa.schema([(name, pa.string()) for name in ("prompt_sha", "prompt_id", "said", "generated", "likeliest")])
+LIKELY = pa.schema(
+    [("prompt_sha", pa.string()), ("prompt_id", pa.string()), ("nats", pa.float64()), ("tokens", pa.int32())]
+)
+# Schemas of the files in a condition's folder by what their names begin with.
+OUTPUT_KINDS = {"texts": OUTPUTS, "choices": CHOICES, "nats": LIKELY}
 TABLES = {
     "tokens": pa.schema(
         [

@@ -16,19 +16,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import Blosc
 from zarr.codecs import ShardingCodec
 
-from .errors import CorruptError, LakeError
+from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, checksum, damaged, frame_of, sound
 from .mirror import Remote
 from .origin import transfers
 
 ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
-CHECKSUM = 4  # bytes of a CRC-32C
-HEADER, STORED = 16, 0x2  # of a Blosc frame: bytes, and the flag that says its bytes were not compressed
 _scratch = threading.local()
 
 
@@ -113,7 +110,7 @@ class Grid:
 
     @classmethod
     def of(cls, array: zarr.Array) -> "Grid | None":
-        """The grid of an array that has the codecs of docs/FORMAT.md, else None: then zarr itself must read it."""
+        """The grid of an array that is sharded by docs/FORMAT.md, else None."""
         codecs: Any = getattr(array.metadata, "codecs", ())
         if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
             return None
@@ -199,12 +196,8 @@ class Grid:
             file = file_of(shard)
             try:
                 self._read(file, shard, rest, box, out, whole)
-            except LakeError:  # the network's
-                raise
-            except (OSError, ValueError, RuntimeError, EOFError, TypeError) as error:
-                lost = isinstance(error, FileNotFoundError)
-                what = "missing" if lost else f"stored bytes are damaged ({str(error).splitlines()[0]})"
-                raise CorruptError(f"{file}: {what}; restore the file or capture again") from error
+            except DAMAGE as error:
+                raise damaged(file, error) from error
 
         if len(jobs) == 1:
             job(jobs[0])
@@ -266,20 +259,35 @@ class Grid:
             return [None if place[0] == ABSENT else read(*place) for place in places]
 
     def _decode(self, piece: np.ndarray, target: np.ndarray) -> None:
-        if not sound(piece):
-            raise ValueError("a chunk does not match its checksum")
-        self.codec.decode(piece[:-CHECKSUM], out=target)
+        self.codec.decode(frame_of(piece, target.nbytes), out=target)
 
     def _decode_rows(self, piece: np.ndarray, rows: slice) -> np.ndarray:
         """Some tokens [n, ...] of a chunk in this thread's scratch memory, from the Blosc blocks that hold them."""
-        if not sound(piece):
-            raise ValueError("a chunk does not match its checksum")
         row = prod(self.chunk[1:]) * self.dtype.itemsize
-        frame, first, size = blosc_blocks(piece[:-CHECKSUM], rows.start * row, rows.stop * row)
+        frame = frame_of(piece, self.chunk[0] * row)
+        frame, first, size = blosc_blocks(frame, rows.start * row, rows.stop * row)
         found = _room(size)
         self.codec.decode(frame, out=found)
         found = found[rows.start * row - first : rows.stop * row - first]
         return found.view(self.dtype).reshape(-1, *self.chunk[1:])
+
+
+@contextmanager
+def _reader(file: Path | Remote) -> Iterator[tuple[Callable[[int, int], np.ndarray], Callable[[int], np.ndarray]]]:
+    """What reads the bytes from start to stop of a file, and what reads so many at its end."""
+    if isinstance(file, Remote):
+        yield (
+            lambda start, stop: np.frombuffer(file.read(start, stop), dtype=np.uint8),
+            lambda count: np.frombuffer(file.end(count), dtype=np.uint8),
+        )
+        return
+    with open(file, "rb", buffering=0, opener=at_once) as stream:
+        size = os.fstat(stream.fileno()).st_size
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
+
+        yield read, lambda count: read(max(size - count, 0), size)
 
 
 def blosc_blocks(frame: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, int, int]:
@@ -302,31 +310,3 @@ def blosc_blocks(frame: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, 
     head = frame[:HEADER].copy()
     head[4:16].view("<u4")[:] = decoded, block, places[-1]
     return np.concatenate([head, places[:-1].astype("<i4").view(np.uint8), *parts]), first * block, decoded
-
-
-@contextmanager
-def _reader(file: Path | Remote) -> Iterator[tuple[Callable[[int, int], np.ndarray], Callable[[int], np.ndarray]]]:
-    """What reads the bytes from start to stop of a file, and what reads so many at its end."""
-    if isinstance(file, Remote):
-        yield (
-            lambda start, stop: np.frombuffer(file.read(start, stop), dtype=np.uint8),
-            lambda count: np.frombuffer(file.end(count), dtype=np.uint8),
-        )
-        return
-    with open(file, "rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-
-        def read(start: int, stop: int) -> np.ndarray:
-            return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
-
-        yield read, lambda count: read(max(size - count, 0), size)
-
-
-def checksum(data: Any) -> bytes:
-    """CRC-32C of bytes or an uint8 array, as Zarr stores it."""
-    return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
-
-
-def sound(piece: np.ndarray) -> bool:
-    """True when bytes match the checksum at their end."""
-    return len(piece) > CHECKSUM and checksum(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import CorruptError, LakeError
-from .files import hash_file, read_json, write_atomic, write_json
-from .layout import Layout, check_version
+from .files import hash_file, write_atomic, write_json
+from .layout import Layout, check_name
 from .mirror import bring, publish
+from .parquet import read_parquet
+from .records import REPAIRS, read_record
 from .schema import FORMAT_VERSION, STREAM_SCHEMA
 
 
@@ -132,12 +135,14 @@ def write_stream(layout: Layout, stream: Stream) -> str:
 
 def stream_records(layout: Layout) -> list[dict[str, Any]]:
     """The STREAM.json of every stream in the lake, sorted by name."""
-    records = []
-    for path in sorted(layout.streams.glob("*.json")):
-        record = read_json(path)
-        check_version(record, path)
-        records.append(record)
-    return records
+    return [_record(path) for path in sorted(layout.streams.glob("*.json"))]
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = read_record(path, "stream")
+    if record["name"] != path.stem:
+        raise CorruptError(f"{path}: name: expected {path.stem!r}, found {record['name']!r}; {REPAIRS['stream']}")
+    return record
 
 
 def find_stream(layout: Layout, recipe_key: str, kind: str) -> dict[str, Any] | None:
@@ -151,15 +156,37 @@ def read_stream(layout: Layout, name: str) -> Stream:
 
     Raises LakeError when it is not there and CorruptError when its bytes have changed.
     """
-    record = read_json(layout.streams / f"{name}.json")
+    file = layout.streams / f"{check_name(name, 'stream')}.json"
+    record = _record(file)
     if record["same_as"] != name:
-        return read_stream(layout, record["same_as"])
+        file = layout.streams / f"{record['same_as']}.json"
+        name, record = record["same_as"], _record(file)
+        if record["same_as"] != name:
+            raise CorruptError(f"{file}: same_as: an alias of an alias, {record['same_as']!r}; {REPAIRS['stream']}")
     path = bring(layout.streams / f"{name}.parquet")
     if not path.exists():
-        raise LakeError(f"{path}: stream {name} is recorded but its token file is missing")
-    if hash_file(path) != record["parquet_sha256"]:
-        raise CorruptError(f"{path}: bytes differ from the recorded hash; restore the file or capture again")
-    table = pq.read_table(path)
+        raise LakeError(f"{path}: stream {name} is recorded but its token file is missing; {REPAIRS['stream']}")
+    if (found := hash_file(path)) != record.get("parquet_sha256"):
+        raise CorruptError(
+            f"{path}: bytes differ from the recorded hash (found {found}, expected {record.get('parquet_sha256')});"
+            f" {REPAIRS['stream']}"
+        )
+    table = read_parquet(path, STREAM_SCHEMA, REPAIRS["stream"])
+    stream = _from_table(table, record, path)
+    counted = {
+        "n_tokens": stream.n_tokens,
+        "n_prompts": len(stream.prompt_ids),
+        "content_sha256": stream.content_sha256,
+    }
+    for key, here in counted.items():
+        if here != record[key]:
+            raise CorruptError(f"{path}: {key}: found {here}, {file.name} says {record[key]}; {REPAIRS['stream']}")
+    return stream
+
+
+def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
+    if not len(table) or any(column.null_count for column in table.columns):
+        raise CorruptError(f"{path}: no rows, or gaps in its columns; {REPAIRS['stream']}")
     ids = table["token_id"].to_numpy()
     prompt = table["prompt"].to_numpy()
     edges = np.concatenate([[0], np.flatnonzero(np.diff(prompt)) + 1, [len(prompt)]])

@@ -1,9 +1,8 @@
 """Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .captures import capture_names, list_captures
-from .errors import LakeError
+from .errors import CorruptError, LakeError
 from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file, temporary_of
 from .layout import Layout
 from .mirror import bring, publish, withdraw
 from .outputs import output_files
+from .parquet import AGAIN, about, check_parquet, check_rows, first_line
+from .records import check_record
 from .schema import OUTPUTS, TABLES, VARIANTS
 from .streams import stream_records
 
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
 ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
+# What DuckDB raises for a wrong statement, whatever the files hold.
+MISTAKES = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.PermissionException,
+    duckdb.ConversionException,
+)
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
+TEXTS_AND_TABLES = TABLES | {TEXTS: OUTPUTS}
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
 
 
@@ -114,7 +124,7 @@ def find_tables(layout: Layout, name: str, recipe: dict[str, Any]) -> list[Path]
     """A table's files whose recipe has these values."""
     found = []
     for file in sorted(bring(layout.table(name)).glob("*.parquet")):
-        has = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
+        has = about(file) or {}
         if all(has.get(key) == value for key, value in recipe.items()):
             found.append(file)
     return found
@@ -143,6 +153,13 @@ def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
             else array.cast(pa.string()).dictionary_encode()
         )
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def foreign_record(file: Path) -> list[dict[str, str]]:
+    """The captures that a file from elsewhere stands for: pair, and where the table has them variant, stream, lens ..."""
+    found = about(file)
+    check_record(found, FOREIGN, file)
+    return list((found or {})[FOREIGN]["captures"])
 
 
 def foreign_files(layout: Layout, name: str) -> list[Path]:
@@ -188,7 +205,7 @@ def _foreign_models(layout: Layout) -> list[tuple[str, str, str]]:
     found = set()
     for name in TABLES:
         for path in foreign_files(layout, name):
-            for capture in json.loads(pq.read_schema(path).metadata[b"actlake"])[FOREIGN]["captures"]:
+            for capture in foreign_record(path):
                 if "stream_pt" in capture:
                     found |= {(capture["pair"], "pt", capture["stream_pt"]), (capture["pair"], "it", capture["stream"])}
                 elif "stream" in capture:
@@ -209,27 +226,34 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
     `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it.
 
     Views: one per table of the schema (empty when nothing is computed yet), `captures`, `streams` and the SQL views.
-    No file outside `tables/`, no network, no Python variables, and the configuration is locked.
+    No other file, no network, no Python variables, and the configuration is locked. Raises CorruptError for a table file
+    that is no Parquet file or lacks columns of its table.
     """
+    for name in tables_read(sql):
+        bring(layout.table(name))
+    files = _files(layout, sql is None or TEXTS in tables_in(sql))
     connection = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
     for name, frame in (("captures", list_captures(layout)), ("streams", stream_table(layout))):
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
-    for name in tables_read(sql):
-        bring(layout.table(name))
-    for name, schema in TABLES.items():
-        connection.execute(f"CREATE VIEW {name} AS {_scan(sorted(layout.table(name).glob('*.parquet')), schema)}")
-    connection.execute(
-        f"CREATE VIEW {TEXTS} AS {_scan(output_files(layout, sql is None or TEXTS in tables_in(sql)), OUTPUTS)}"
-    )
+    for name, schema in TEXTS_AND_TABLES.items():
+        try:
+            connection.execute(f"CREATE VIEW {name} AS {_scan(files[name], schema)}")
+        except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
+            folder = layout.root / "outputs" if name == TEXTS else layout.table(name)
+            raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
     for name, sql in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
-    folders = ", ".join(_quoted(layout.root / name) for name in ("tables", "outputs"))
-    connection.execute(f"SET allowed_directories = [{folders}]")
+    connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in files.values() for file in some)}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _files(layout: Layout, texts: bool) -> dict[str, list[Path]]:
+    here = {name: sorted(layout.table(name).glob("*.parquet")) for name in TABLES}
+    return here | {TEXTS: output_files(layout, texts)}
 
 
 def tables_read(sql: str | None) -> set[str]:
@@ -243,10 +267,12 @@ def tables_read(sql: str | None) -> set[str]:
     return named & TABLES.keys()
 
 
-def _scan(files: Iterable[Path], schema: pa.Schema) -> str:
-    names = ", ".join(map(_quoted, files))
-    if names:
-        return f"SELECT * FROM read_parquet([{names}])"
+def _scan(files: Sequence[Path], schema: pa.Schema) -> str:
+    for file in files:
+        check_parquet(file, schema)
+    if files:
+        columns = ", ".join(f'"{field.name}"' for field in schema)
+        return f"SELECT {columns} FROM read_parquet([{', '.join(map(_quoted, files))}])"
     columns = ", ".join(f'NULL::{duck_type(field.type)} AS "{field.name}"' for field in schema)
     return f"SELECT {columns} WHERE false"
 
@@ -280,12 +306,19 @@ def check_select(sql: str) -> None:
         raise LakeError(f"SQL: one SELECT statement expected, found {kinds}; the lake's tables are read-only")
 
 
-def sql_error(error: duckdb.Error) -> LakeError:
-    """DuckDB's message as one clear line for the user."""
+def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
+    """DuckDB's message as one clear line for the user; of a `layout`, the table file that is damaged, if one is."""
+    if layout and not isinstance(error, MISTAKES):
+        for name, files in _files(layout).items():
+            for file in files:
+                try:
+                    check_rows(file, TEXTS_AND_TABLES[name])
+                except CorruptError as damage:
+                    return damage
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, duckdb.PermissionException):
         return LakeError(f"SQL: only the lake's own tables ({', '.join(known_tables())}) can be read ({lines[0]})")
-    return LakeError("SQL: " + " ".join(lines[:3]))
+    return LakeError("SQL: " + " ".join(lines[:3])[:500])
 
 
 def known_tables() -> list[str]:

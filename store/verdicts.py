@@ -1,13 +1,13 @@
 """What LLM judges answered, kept in a lake in small files that are written once: nothing is asked twice."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .errors import CorruptError, LakeError
-from .files import canonical_json, explain_full_disk, hash_json, write_atomic
+from .files import canonical_json, explain_full_disk, hash_json, parse_json, write_atomic
 from .mirror import publish
+from .records import LARGEST
 
 PART = 32  # verdicts a file: what a kill may lose
 
@@ -60,9 +60,11 @@ class VerdictStore:
 
 
 def _read(file: Path) -> Iterable[dict[str, Any]]:
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        raise CorruptError(f"{file}: not a file of at most {LARGEST} bytes; delete it and what it held is asked again")
     for line, text in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            record = json.loads(text)
+            record = parse_json(text)
         except ValueError:
             record = None
         if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("key", "answer", "reason")):

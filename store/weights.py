@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LakeError
-from .files import BLOCK, free_bytes, hash_file, human_bytes, read_json, temporary_of, write_json
-from .layout import Layout, check_version
+from .files import BLOCK, free_bytes, hash_file, human_bytes, temporary_of, write_json
+from .layout import Layout
 from .mirror import publish
+from .records import read_record
 from .schema import FORMAT_VERSION
 
 RECORD = "weights.json"
@@ -23,11 +24,7 @@ def weights_folder(layout: Layout, pair: str, variant: str) -> Path:
 def read_weights(layout: Layout, pair: str, variant: str) -> dict[str, Any] | None:
     """weights.json of a model: `files` (name -> sha256 and bytes) and `model_sha256`; None when the lake lacks them."""
     path = layout.model(pair, variant) / RECORD
-    if not path.exists():
-        return None
-    record = read_json(path)
-    check_version(record, path)
-    return record
+    return read_record(path, "weights") if path.exists() else None
 
 
 def bytes_to_copy(layout: Layout, pair: str, variant: str, source: Path, names: Sequence[str]) -> int:

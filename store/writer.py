@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +22,12 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from .errors import LakeError
-from .files import full_disk, json_bytes, read_json, temporary_of, write_json
+from .errors import CorruptError, LakeError
+from .files import full_disk, json_bytes, temporary_of, write_json
 from .mirror import mirror_of, place, record, renew, shared_start
+from .npz import REPAIR as NPZ_REPAIR
+from .npz import read_npz
+from .records import read_record
 from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
 from .shards import Encoded, Grid
 from .streams import Stream
@@ -183,13 +186,13 @@ def _same_capture(path: Path, template: Template, world: int) -> bool:
     """True when a capture of this template is there, sealed (by another rank meanwhile) or not; LakeError for another one."""
     marker, record = path / PROGRESS / TEMPLATE, template.record()
     try:
-        found = read_json(marker)
+        found = read_record(marker, "template")
     except LakeError:
         if not (path / MANIFEST).exists():
             if marker.exists():
                 raise
             return False
-        manifest = read_json(path / MANIFEST)
+        manifest = read_record(path / MANIFEST, "manifest")
         if keys := [key for key in record if manifest.get(key) != record[key]]:
             raise LakeError(
                 f"{path}: this capture is sealed with another configuration ({', '.join(keys)} differ) and never changes; use"
@@ -262,9 +265,12 @@ def write_prompts(path: Path, shard: int, values: PromptValues) -> None:
 
 def gather_prompts(path: Path, names: Sequence[str], n_prompts: int) -> None:
     """Make one array [prompt, ...] of each per-prompt variable from what came with the shard rows; NaN where none did."""
-    files = [np.load(file) for file in sorted((path / PROGRESS).glob("prompts-*.npz"))]
+    files = [read_npz(file) for file in sorted((path / PROGRESS).glob("prompts-*.npz"))]
     for name in names:
-        rows = [(f[f"{name}/prompt"], f[f"{name}/values"]) for f in files if len(f[f"{name}/prompt"])]
+        rows = [_rows_of(f, name, n_prompts, path) for f in files]
+        rows = [row for row in rows if len(row[0])]
+        if not rows or len({values.shape[1:] for _, values in rows}) != 1:
+            raise CorruptError(f"{path / PROGRESS}: found no values of {name}, or of several shapes; {NPZ_REPAIR}")
         whole = np.full((n_prompts, *rows[0][1].shape[1:]), np.nan, dtype=np.float32)
         for prompts, values in rows:
             whole[prompts] = values
@@ -272,6 +278,16 @@ def gather_prompts(path: Path, names: Sequence[str], n_prompts: int) -> None:
         with quiet_zarr():
             group = zarr.open_group(path, mode="r+", use_consolidated=False)
             _create_coordinate(group, name, whole, {"units": VARIABLES[name].unit})
+
+
+def _rows_of(file: Mapping[str, np.ndarray], name: str, n_prompts: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts and values [prompts, ...] of a variable in one file of prompts."""
+    empty = np.empty(0)
+    prompts, values = (file.get(f"{name}/{part}", empty) for part in ("prompt", "values"))
+    fits = prompts.ndim == 1 and len(prompts) == len(values) and values.dtype.kind == "f"
+    if len(prompts) and not (fits and prompts.dtype.kind == "i" and 0 <= prompts.min() <= prompts.max() < n_prompts):
+        raise CorruptError(f"{path / PROGRESS}: {name}: expected a value for prompts below {n_prompts}; {NPZ_REPAIR}")
+    return prompts, values
 
 
 def missing_shards(path: Path, n_shards: int) -> list[int]:

@@ -81,7 +81,7 @@ class NodeReader:
 
     def text(self, node: Node, what: str) -> str:
         """Text that is not blank."""
-        if not isinstance(node, ScalarNode) or not node.tag.endswith(":str") or not node.value.strip():
+        if not isinstance(node, ScalarNode) or not node.tag.endswith(":str") or not node.value.strip("\0 \t\n"):
             quote = "; put it in quotes" if isinstance(node, ScalarNode) and node.value.strip() else ""
             raise self.error(node, f"{what} is {kind_of(node)}, expected text{quote}")
         return str(node.value)
@@ -105,9 +105,9 @@ class NodeReader:
         """The nodes of a list with at least one entry and none twice."""
         if not isinstance(node, SequenceNode) or not node.value:
             raise self.error(node, f"{what} is {kind_of(node)}, expected a list: {example}")
-        names = [part.value for part in node.value]
-        if len(set(map(str, names))) < len(names):
-            raise self.error(node, f"{what} names one thing twice: {listed(map(str, names))}")
+        names = [part.value for part in node.value if isinstance(part, ScalarNode)]  # others may hold themselves
+        if len(set(names)) < len(names):
+            raise self.error(node, f"{what} names one thing twice: {listed(names)}")
         return node.value
 
 

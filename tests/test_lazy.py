@@ -64,7 +64,7 @@ def huge(tmp_path_factory) -> Layout:
     rows = [(f"p{index}", "", [5] * 500, [6] * 500) for index in range(1500)]
     stream = tiny.synthetic_stream(rows, texts=[])
     template = Template(
-        stream, {"resid": (35, 2560), "mlp_out": (34, 2560)}, tuple(range(35)), tuple(range(34)), "bfloat16", {}
+        stream, {"resid": (35, 2560), "mlp_out": (34, 2560)}, tuple(range(35)), tuple(range(34)), "bfloat16", tiny.MADE
     )
     create_capture(layout.capture("huge", "it", stream.name), template)
     return layout

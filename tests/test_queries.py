@@ -51,7 +51,8 @@ def put_model(layout: Layout, variant: str, unembed: np.ndarray) -> None:
         "real_token": np.ones(VOCAB, dtype=bool),
     }
     attrs = {"norm": "rms", "norm_eps": 1e-6, "softcap": None, "logit_scale": 1.0, "parallel": False}
-    write_model(layout, PAIR, variant, {"id": variant, "sha256": variant}, arrays, attrs)
+    record = {"id": variant, "revision": None, "sha256": variant, "files": {}, "dtype": "float32", "class": "Made"}
+    write_model(layout, PAIR, variant, record, arrays, attrs)
 
 
 def put_capture(layout: Layout, variant: str, stream: Stream, resid: np.ndarray, mlp: np.ndarray) -> None:
@@ -62,7 +63,7 @@ def put_capture(layout: Layout, variant: str, stream: Stream, resid: np.ndarray,
         boundaries=tuple(range(LAYERS + 1)),
         layers=tuple(range(LAYERS)),
         source_dtype="float32",
-        provenance={"pair": PAIR, "variant": variant, "model_sha256": variant, "batch": 4},
+        provenance={"pair": PAIR, "variant": variant, "model_sha256": variant, "batch": 4, "dtype": "float32"},
         shard=32,
     )
     path = layout.capture(PAIR, variant, stream.name)

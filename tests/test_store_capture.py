@@ -40,7 +40,7 @@ def made_template(lengths=(5, 1, 9, 4), layers=2, d=4, vocab=7, k=3, shard=4, na
         boundaries=tuple(range(layers + 1)),
         layers=tuple(range(layers)),
         source_dtype="float32",
-        provenance={"pair": "made", "variant": "pt", **provenance},
+        provenance=tiny.MADE | provenance,
         shard=shard,
     )
 
@@ -152,7 +152,7 @@ def test_manifest_says_what_is_there(lake):
         5,
         4,
     )
-    assert manifest["provenance"] == {"pair": "made", "variant": "pt", "note": "x"}
+    assert manifest["provenance"] == tiny.MADE | {"note": "x"}
     for name, values in whole(template).items():
         assert manifest["variables"][name] == {"min": values.min(), "max": values.max(), "nonfinite": 0}
     row = list_captures(lake).iloc[0]

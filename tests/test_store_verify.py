@@ -198,6 +198,7 @@ def rewrite(layout, path, name, change) -> None:
 def record_again(path, file) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"][file.relative_to(path).as_posix()] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
+    manifest["bytes"] = sum(entry["bytes"] for entry in manifest["files"].values())
     manifest["capture_sha256"] = hash_json(manifest["files"])
     (path / "manifest.json").write_text(json.dumps(manifest))
 

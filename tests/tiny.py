@@ -39,6 +39,7 @@ FULL = ProfileSpec("full", ("resid", "mlp_out"), "auto", "auto", 16)
 RAW = StreamSpec("raw", "raw", "own", 6)
 NATIVE = StreamSpec("native", "native", "own", 6)
 TEACHER = StreamSpec("teacher", "native", "it", 6)
+MADE = {"pair": "made", "variant": "pt", "model_sha256": "m", "dtype": "float32", "batch": 4}  # provenance of no model
 BARE = StreamSpec("bare", "raw", "none", 6)
 
 

@@ -1,0 +1,173 @@
+"""What a stranger, a broken disk or a bad copy may do to the files of a lake: seeded, and without any import but crc32c.
+
+`spoil` changes the bytes of one file; `again` makes the records of the lake fit it, as somebody who means harm would.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+DEEP = 100_000  # levels of nesting, more than any parser climbs
+HOSTILE: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 7, 2**31, 2**53 + 1, 2**60, -(2**63), 10**30, 0.5, -1e308, "", " ", "x", "0", "NaN",
+    "../../x", "/etc/passwd", "a/../../b", "..", ".", "C:\\x", "a\x00b", "a\nb", "\x1b[31m", "é", "'; --", "<script>", "{{x}}",
+    "s3://KEY:SECRET@bucket/", "x" * 300, "0" * 64, [], {}, [[]], [-1], [2**60], [1.5], ["x"], {"x": 1}, [None, {}], {"": 0},
+    {"../x": {"sha256": "0" * 64, "bytes": 2**60}},
+)  # fmt: skip
+# What json.dumps would not write.
+RAW = (
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "-1e999",
+    "[" * DEEP,
+    '{"a":' * DEEP,
+    "9" * 5000,
+    '"\\ud800"',
+    "",
+    "tru",
+    "'x'",
+)
+MARK = "\u2063here\u2063"
+
+
+def flip(data: bytes, rng: random.Random) -> bytes:
+    """Some bytes turned over."""
+    found = bytearray(data or b"\0")
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        found[rng.randrange(len(found))] ^= rng.randrange(1, 256)
+    return bytes(found)
+
+
+def cut(data: bytes, rng: random.Random) -> bytes:
+    """Only a beginning left."""
+    return data[: rng.choice((0, 1, len(data) // 2, max(len(data) - 1, 0), rng.randrange(len(data) + 1)))]
+
+
+def grow(data: bytes, rng: random.Random) -> bytes:
+    """More bytes somewhere."""
+    at = rng.randrange(len(data) + 1)
+    return data[:at] + rng.randbytes(rng.choice((1, 4, 300))) + data[at:]
+
+
+def number(data: bytes, rng: random.Random) -> bytes:
+    """A number of 1, 2, 4 or 8 bytes made extreme, as sizes and places in binary headers are."""
+    width = rng.choice((1, 2, 4, 4, 4, 8))
+    if len(data) < width:
+        return data + b"\xff"
+    at = rng.choice((rng.randrange(len(data) - width + 1), rng.randrange(min(len(data) - width + 1, 32))))
+    value = rng.choice((0, 1, 2 ** (8 * width) - 1, 2 ** (8 * width - 1), 2 ** (8 * width - 1) - 1, rng.randrange(256)))
+    return data[:at] + value.to_bytes(width, "little") + data[at + width :]
+
+
+def value(data: bytes, rng: random.Random) -> bytes:
+    """A value or key of a JSON text made hostile; of another text, some bytes turned over."""
+    try:
+        record = json.loads(data)
+    except ValueError:
+        return flip(data, rng)
+    places = list(_places(record))
+    if not places:
+        return json.dumps(rng.choice(HOSTILE)).encode()
+    holder, key = rng.choice(places)
+    deed = rng.randrange(10)
+    if deed == 0:
+        del holder[key]
+    elif deed == 1 and isinstance(holder, dict):
+        holder[str(rng.choice(HOSTILE))] = holder.pop(key)
+    elif deed == 2:
+        holder[key] = MARK
+        return json.dumps(record).replace(json.dumps(MARK), rng.choice(RAW)).encode()
+    elif deed == 3 and isinstance(holder[key], int | float):
+        holder[key] = holder[key] * rng.choice((-1, 2, 1000, 2**20, 2**40)) + rng.choice((0, 1, -1))
+    else:
+        holder[key] = rng.choice(HOSTILE)
+    return json.dumps(record).encode()
+
+
+def _places(record: Any) -> Any:
+    keys = record if isinstance(record, dict) else range(len(record)) if isinstance(record, list) else ()
+    for key in list(keys):
+        yield record, key
+        yield from _places(record[key])
+
+
+Mutator = Callable[[bytes, random.Random], bytes]
+BINARY: tuple[Mutator, ...] = (flip, cut, grow, number, number)
+TEXT: tuple[Mutator, ...] = (value, value, value, value, flip, cut, grow)
+
+
+def spoil(file: Path, rng: random.Random) -> str:
+    """Change a file's bytes in place; returns the name of what was done."""
+    mutator = rng.choice(TEXT if file.suffix in (".json", ".jsonl", ".yaml", ".sql") else BINARY)
+    file.write_bytes(mutator(file.read_bytes(), rng))
+    return mutator.__name__
+
+
+# --- the stranger's own hashes -----------------------------------------------------------------------------------------
+
+
+def again(root: Path, file: Path) -> list[Path]:
+    """Make checksums and hashes fit a file that was changed, as far as that goes; returns the files rewritten on the way."""
+    changed = []
+    if "c" in file.relative_to(root).parts and len(data := file.read_bytes()) > 4:
+        file.write_bytes(data[:-4] + crc(data[:-4]))  # of a shard its index, of any other chunk all of it
+        changed.append(file)
+    for record in _records(root, file):
+        try:
+            found = json.loads(record.read_bytes())
+            _rehash(found, record, file)
+        except (ValueError, KeyError, TypeError, AttributeError):  # the record itself is what was spoilt
+            continue
+        record.write_text(json.dumps(found))
+        changed.append(record)
+    return changed
+
+
+def crc(data: bytes) -> bytes:
+    """CRC-32C as Zarr stores it."""
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
+
+
+def _records(root: Path, file: Path) -> list[Path]:
+    """The records that have a file's hash."""
+    near = [folder / "manifest.json" for folder in file.parents]
+    near += [folder.with_name("model.json") for folder in file.parents if folder.name == "head.zarr"]
+    near += [folder.with_suffix(".json") for folder in file.parents if folder.suffix == ".zarr"]
+    near += [file.with_suffix(".json")] if file.suffix == ".parquet" else []
+    return [record for record in near if record.is_relative_to(root) and record.is_file() and record != file] + (
+        [file] if file.name == "manifest.json" else []
+    )
+
+
+def _rehash(found: Any, record: Path, file: Path) -> None:
+    data = file.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    if file == record:
+        pass
+    elif record.name == "manifest.json":
+        name = file.relative_to(record.parent).as_posix()
+        whole = isinstance(next(iter(found["files"].values())), dict)
+        found["files"][name] = {"sha256": sha256, "bytes": len(data)} if whole else sha256
+    elif record.name == "model.json":
+        found["head_files"][file.relative_to(record.with_name("head.zarr")).as_posix()] = sha256
+    elif file.suffix == ".parquet":
+        found["parquet_sha256"] = sha256
+    else:
+        found["files"][file.relative_to(record.with_suffix(".zarr")).as_posix()] = sha256
+    for key in ("capture_sha256", "probes_sha256"):
+        if record.name == "manifest.json" and (key == "probes_sha256") == ("probes_sha256" in found):
+            found[key] = hashlib.sha256(canonical(found["files"])).hexdigest()
+    if "bytes" in found:
+        found["bytes"] = sum(entry["bytes"] for entry in found["files"].values())
+
+
+def canonical(record: Any) -> bytes:
+    """Canonical JSON of docs/FORMAT.md 1."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

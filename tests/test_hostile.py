@@ -1,0 +1,674 @@
+"""A lake from a stranger is data: whatever is in its files, readers give the right values or one clear line."""
+
+import ast
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import made
+import mutate
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from actlake import cli
+from actlake.capture.prompts import read_prompts
+from actlake.capture.rubrics import read_rubrics
+from actlake.lake import Lake
+from actlake.queries.lock import read_lock
+from actlake.queries.registry import parse
+from actlake.queries.report import page
+from actlake.store.captures import Capture, list_captures, open_capture
+from actlake.store.catalog import load_catalog
+from actlake.store.cite import citation
+from actlake.store.directions import directions_writer, read_directions
+from actlake.store.errors import LakeError
+from actlake.store.files import read_json
+from actlake.store.foreign import foreign_captures
+from actlake.store.layout import Layout
+from actlake.store.models import read_head
+from actlake.store.npz import read_npz
+from actlake.store.outputs import Condition, read_condition, read_texts
+from actlake.store.probes import probes_path, probes_table, read_probes, write_probes
+from actlake.store.schema import OUTPUTS
+from actlake.store.streams import read_stream, stream_records
+from actlake.store.tables import connect, find_tables, sql_error, stream_table, write_table
+from actlake.store.verdicts import VerdictStore
+from actlake.store.verify import verify
+from actlake.store.writer import create_capture, prompt_file, write_prompts
+from test_store_capture import made_template
+from typer.testing import CliRunner
+
+ROOM = 4 << 30  # bytes of address space that a reader may ask for beside what is there
+MORE = 96 << 20  # bytes that reading a lake of some hundred KB may take
+
+
+@dataclass
+class Victim:
+    """A small lake with one of everything, its files as they were, and what its readers give then."""
+
+    root: Path
+    files: dict[str, bytes]
+    values: dict[str, Any]
+
+    def restore(self) -> None:
+        for name, data in self.files.items():
+            file = self.root / name
+            if file.read_bytes() != data:
+                file.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory, llama) -> Victim:
+    layout = tiny.capture(tmp_path_factory.mktemp("hostile") / "lake", llama, tiny.NATIVE)
+    (path, _) = sorted(Path(row.path) for row in list_captures(layout).itertuples())
+    rows = {"pair": "llama", "variant": "it", "stream": path.stem, "lens": "raw", "prompt_id": "p0", "category": "C"}
+    numbers = dict.fromkeys(("prompt", "token", "position", "step", "layer", "top1", "rank_target"), np.arange(40))
+    floats = dict.fromkeys(
+        ("kl_layer_final", "kl_final_layer", "js_next", "entropy", "p_target", "cos_final"), np.arange(40.0)
+    )
+    write_table(layout, "lens", {"version": 1}, [rows | numbers | floats])
+    captured = [{"pair": "other", "variant": "it", "stream": "native-other", "lens": "raw"}]
+    write_table(layout, "lens", {"foreign": {"captures": captured}}, [rows | {"pair": "other"} | numbers | floats])
+    record = {"pair": "llama", "variant": "it", "stream": path.stem, "model_sha256": "m", "capture_sha256": "c"}
+    record |= {"recipe": {"name": "adam"}, "folds": 2, "steps": [1, 2], "trained_tokens": [3, 4]}
+    record |= {"kl_raw": [[2.0, 1.0, 0.5]] * 2, "kl_tuned": [[1.0, 0.5, 0.25]] * 2}
+    values = np.arange(2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8) // 16  # compressible
+    write_probes(probes_path(layout, "llama", "it", "probes-x"), values, values[..., 0].copy(), record)
+    with directions_writer(layout, "llama", "own", {"version": 1}) as writer:
+        writer.put("d_mean", values[0, :, 0])
+        writer.put("layer", np.arange(3))
+    condition = Condition(layout, "llama", "it", {"template": "chat", "max_new_tokens": 4})
+    text = dict.fromkeys(OUTPUTS.names, "x") | {"prompt_tokens": 1, "token_id": [1, 2], "tokens": 2, "ended": True}
+    condition.seal("texts", condition.file("texts", [("p0", "s")]), [text], OUTPUTS, {})
+    store = VerdictStore(layout.judge)
+    store.add({"key": "k", "answer": "1", "reason": "r"})
+    store.flush()
+    found = Victim(layout.root, tiny.tree(layout.root), {})
+    for name, reader in readers(found.root).items():
+        found.values[name] = reader()
+    return found
+
+
+def readers(root: Path) -> dict[str, Callable[[], Any]]:
+    """All that reads a lake, each by itself; the name begins with the part of the lake that it is about."""
+    opened = Layout.open(root)
+    found: dict[str, Callable[[], Any]] = {
+        "captures ls": lambda: len(list_captures(opened)),
+        "streams ls": lambda: [len(stream_records(opened)), len(stream_table(opened))],
+        "probes ls": lambda: len(probes_table(opened)),
+        "outputs sql": lambda: ask(opened, "SELECT count(*), max(text) FROM outputs"),
+        "outputs judge": lambda: VerdictStore(opened.judge).refresh(),
+        "tables sql": lambda: ask(opened, "SELECT pair, layer, entropy FROM lens ORDER BY ALL"),
+        "tables foreign": lambda: [
+            len(foreign_captures(opened, "lens")),
+            len(find_tables(opened, "lens", {"version": 1})),
+        ],
+    }
+    for path in sorted(root.glob("captures/*/*/*.zarr")):
+        found[f"captures open {path}"] = lambda path=path: values(open_capture(path))
+        found[f"captures token {path}"] = lambda path=path: values(open_capture(path, by="token")[["resid"]])
+        found[f"captures columns {path}"] = lambda path=path: {
+            k: v.tolist() for k, v in Capture(path).columns().items()
+        }
+        found[f"captures verify {path}"] = lambda path=path: verify(opened, path).ok
+        found[f"captures cite {path}"] = lambda path=path: citation(opened, path)["capture"]
+    for path in sorted(root.glob("streams/*.parquet")):
+        found[f"streams read {path}"] = lambda path=path: read_stream(opened, path.stem).columns
+    for path in sorted(root.glob("models/*/*/head.zarr")):
+        found[f"models head {path}"] = lambda path=path: read_head(opened, *path.parts[-3:-1])[0]
+    for path in sorted(root.glob("probes/*/*/*.zarr")):
+        found[f"probes read {path}"] = lambda path=path: dict(zip("wb", read_probes(path)[:2], strict=True))
+    for path in sorted(root.glob("directions/*/*.json")):
+        found[f"directions read {path}"] = lambda path=path: {k: v[...] for k, v in read_directions(path)[0].items()}
+    for path in sorted(root.glob("outputs/*/*/*/condition.json")):
+        found[f"outputs read {path}"] = lambda path=path: [read_condition(path.parent), len(read_texts(path.parent))]
+    return found
+
+
+def ask(layout: Layout, text: str) -> Any:
+    try:
+        return connect(layout).sql(text).fetchall()
+    except duckdb.Error as error:
+        raise sql_error(error, layout) from error
+
+
+def values(dataset: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(dataset[name].values) for name in dataset.variables}
+
+
+def same(one: Any, two: Any) -> bool:
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        return all(np.array_equal(one[k], two[k], equal_nan=np.asarray(one[k]).dtype.kind == "f") for k in one)
+    return bool(one == two)
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Whoever asks for gigabytes gets a MemoryError, so that a test can't take the machine down."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    if pages:
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def refusal(action: Callable[[], Any]) -> str | None:
+    """The line that refuses, None when nothing did; any other exception goes on."""
+    try:
+        action()
+    except LakeError as error:
+        line = str(error)
+        assert "\n" not in line and line.isprintable() and 20 < len(line) < 2000, line
+        return line
+    return None
+
+
+# --- any file, spoilt in any way ---------------------------------------------------------------------------------------
+
+
+def drill(victim: Victim, seeds: range) -> dict[str, int]:
+    """Spoil a file a seed and read; counts what came of it."""
+    names = sorted(victim.files)
+    outcomes = {"refused": 0, "read": 0}
+    for seed in seeds:
+        rng = random.Random(seed)
+        folder = rng.choice(sorted({name.split("/")[0] for name in names}))
+        file = victim.root / rng.choice([name for name in names if name.split("/")[0] == folder])
+        deed, consistent = mutate.spoil(file, rng), rng.random() < 0.5
+        told = f"seed {seed}: {deed} of {file.relative_to(victim.root)}{', hashes made to fit' if consistent else ''}"
+        try:
+            if consistent:
+                mutate.again(victim.root, file)
+            _read_all(victim, file.relative_to(victim.root).parts[0], consistent, outcomes)
+        except Exception as error:
+            raise AssertionError(f"{told}: {type(error).__name__}: {str(error)[:300]}") from error
+        finally:
+            victim.restore()
+    return outcomes
+
+
+def _read_all(victim: Victim, folder: str, consistent: bool, outcomes: dict[str, int]) -> None:
+    if refusal(lambda: Layout.open(victim.root)):
+        outcomes["refused"] += 1
+        return
+    for name, reader in readers(victim.root).items():
+        kind, verb = name.split()[:2]
+        if kind != folder and (folder, kind) != ("streams", "captures"):
+            continue
+        found: list[Any] = []
+        line = refusal(lambda reader=reader, found=found: found.append(reader()))
+        outcomes["refused" if line else "read"] += 1
+        if (
+            line is None
+            and not consistent
+            and verb in ("open", "token", "head", "read")
+            and kind not in ("outputs", "streams")
+        ):
+            assert same(found[0], victim.values[name]), f"{name}: other values, and no error"
+
+
+def test_spoilt_files_are_refused_or_read_right(victim):
+    with limited():
+        outcomes = drill(victim, range(120))
+    assert outcomes["refused"] > 50 and outcomes["read"] > 50
+
+
+@pytest.mark.slow
+def test_three_thousand_spoilt_files(victim):
+    with limited():
+        assert drill(victim, range(1000, 4000))["refused"] > 1000
+
+
+# --- what a stranger may try -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(victim, tmp_path) -> Layout:
+    """A copy of the small lake, to be spoilt by hand."""
+    shutil.copytree(victim.root, tmp_path / "lake")
+    return Layout.open(tmp_path / "lake")
+
+
+def capture_of(layout: Layout) -> Path:
+    return min(layout.root.glob("captures/*/*/*.zarr"))
+
+
+def change(file: Path, edit: Callable[[Any], Any], root: Path) -> None:
+    """Edit a JSON file in place and make the hashes of the lake fit."""
+    record = json.loads(file.read_bytes())
+    edit(record)
+    file.write_text(json.dumps(record))
+    mutate.again(root, file)
+
+
+def peak(action: Callable[[], Any]) -> tuple[str | None, int]:
+    """The line that refuses, and the most bytes that Python and NumPy held on the way."""
+    tracemalloc.start()
+    try:
+        return refusal(action), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def resid(record: Any) -> Any:
+    return record["consolidated_metadata"]["metadata"]["resid"]
+
+
+def inner(record: Any) -> list[Any]:
+    return resid(record)["codecs"][0]["configuration"]["codecs"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda r: inner(r).__setitem__(1, {"name": "numcodecs.pickle"}), "expected 'blosc', found 'numcodecs.pickle'"),
+        (lambda r: inner(r).append({"name": "gzip"}), "resid.codecs[0].configuration.codecs: expected a list of 3"),
+        (lambda r: inner(r)[1]["configuration"].update(cname="lz4"), "expected 'zstd', found 'lz4'"),
+        (lambda r: inner(r)[1]["configuration"].update(blocksize=2**40), "expected a whole number from 0 to 1073741824"),
+        (lambda r: resid(r).update(codecs=[{"name": "vlen-bytes"}]), "expected 'sharding_indexed', found 'vlen-bytes'"),
+        (lambda r: resid(r).update(codecs="pickle"), "resid.codecs: expected a list"),
+        (lambda r: resid(r).update(data_type="object"), "resid.data_type: expected 'float32'"),
+        (lambda r: resid(r).update(data_type={"name": "numpy.datetime64"}), "resid.data_type: expected 'float32'"),
+        (lambda r: resid(r).update(storage_transformers=[{"name": "x"}]), "resid.storage_transformers: expected []"),
+        (lambda r: resid(r)["shape"].__setitem__(0, 2**60), "resid.shape[0]: expected a whole number from 0 to"),
+        (lambda r: resid(r)["shape"].__setitem__(0, 2**46), "expected at most 2^53 bytes"),
+        (lambda r: resid(r)["shape"].__setitem__(0, 2**30), "stored: expected"),
+        (lambda r: resid(r)["shape"].__setitem__(0, 1), "resid: token 1, expected"),
+        (lambda r: resid(r)["shape"].__setitem__(0, True), "resid.shape[0]: expected a whole number"),
+        (lambda r: resid(r).update(shape=[]), "0 axes"),
+        (lambda r: resid(r)["chunk_grid"]["configuration"].update(chunk_shape=[2**50, 4, 32]), "resid: found"),
+        (lambda r: resid(r)["chunk_grid"]["configuration"].update(chunk_shape=[0, 4, 32]), "chunk_shape[0]: expected a whole"),
+        (lambda r: resid(r)["chunk_grid"].update(name="rectangular"), "expected 'regular', found 'rectangular'"),
+        (lambda r: resid(r)["codecs"][0]["configuration"].update(chunk_shape=[2**29, 1, 32]), "chunks of at most 2147483647"),
+        (lambda r: resid(r)["codecs"][0]["configuration"].update(chunk_shape=[3, 1, 32]), "expected whole chunks"),
+        (lambda r: resid(r).update(dimension_names=["layer", "boundary", "d_model"]), "resid: axes layer"),
+        (lambda r: resid(r).update(fill_value={"a": 1}), "resid.fill_value: expected"),
+        (lambda r: r["consolidated_metadata"]["metadata"].update({"../../x": resid(r)}), "the name of an array"),
+        (lambda r: r["consolidated_metadata"]["metadata"].pop("token_id"), "token_id: found nothing"),
+        (lambda r: r.update(node_type="array"), "node_type: expected 'group'"),
+        (lambda r: r.update(zarr_format=2), "zarr_format: expected 3"),
+    ],
+)  # fmt: skip
+def test_metadata_of_any_other_kind_are_refused(stranger, edit, said):
+    path = capture_of(stranger)
+    change(path / "zarr.json", edit, stranger.root)
+    with limited():
+        line, held = peak(lambda: values(open_capture(path)))
+    assert line and said in line and str(path / "zarr.json") in line and "capture again" in line, line
+    assert held < MORE
+    assert not verify(stranger, path).ok
+
+
+def test_a_capture_that_claims_more_than_its_files_can_hold(stranger):
+    path = capture_of(stranger)
+    tokens = 2**31
+
+    def enlarge(record: Any) -> None:
+        for name, array in record["consolidated_metadata"]["metadata"].items():
+            if array["dimension_names"][0] == "token":
+                array["shape"][0] = tokens
+                if name in ("token_id", "prompt", "position", "step", "is_special"):
+                    array["chunk_grid"]["configuration"]["chunk_shape"] = [2**28]
+
+    change(path / "zarr.json", enlarge, stranger.root)
+    change(
+        path / "manifest.json",
+        lambda r: r.update(n_tokens=tokens, n_shards=tokens // r["shard_tokens"]),
+        stranger.root,
+    )
+    with limited():
+        line, held = peak(lambda: values(open_capture(path)))
+    assert line and "stored: expected" in line and held < MORE
+
+
+@pytest.mark.parametrize("name", ["token_id", "unembed", "weight", "resid"])
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [(4, 2**31 - 64), (4, 1), (8, 0), (8, 1), (8, 2**31), (12, 2**31), (12, 5), (16, 2**31 - 1), (16, 0)],
+)
+def test_a_frame_that_says_another_size(stranger, name, at, value):
+    """The checksum is right: only what the frame says can tell."""
+    file = min(file for file in stranger.root.glob(f"**/{name}/c/**/0") if file.is_file())
+    data = bytearray(file.read_bytes())
+    length = int.from_bytes(data[12:16], "little")  # of a shard the first chunk
+    data[at : at + 4] = value.to_bytes(4, "little")
+    data[length : length + 4] = mutate.crc(bytes(data[:length]))
+    file.write_bytes(bytes(data))
+    mutate.again(stranger.root, file)
+    reader = {
+        "token_id": lambda: open_capture(capture_of(stranger)),
+        "resid": lambda: values(open_capture(capture_of(stranger))),
+        "unembed": lambda: read_head(stranger, "llama", "it"),
+        "weight": lambda: read_probes(next(stranger.root.glob("probes/*/*/*.zarr"))),
+    }[name]
+    with limited():
+        line, held = peak(reader)
+    assert line and str(file) in line and held < MORE
+
+
+def test_texts_that_say_there_are_four_billion_of_them(stranger):
+    file = capture_of(stranger) / "prompt_id" / "c" / "0"
+    data = file.read_bytes()
+    for head in (b"\xff" * 4, b"\0" * 4, data[:4] + b"\xff\xff\xff\xff"):
+        body = head + data[len(head) : -4]
+        file.write_bytes(body + mutate.crc(body))
+        line, held = peak(lambda: open_capture(capture_of(stranger)))
+        assert line and str(file) in line and held < MORE
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../../../secret", "/etc/hostname", "a/../../secret", "C:\\x", "a\0b", "", "x/" * 30, "y" * 300]
+)
+def test_names_in_records_never_leave_their_folder(stranger, name):
+    path = capture_of(stranger)
+    change(path / "manifest.json", lambda r: r["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}), stranger.root)
+    for reader in (lambda: verify(stranger, path), lambda: open_capture(path), lambda: list_captures(stranger)):
+        line = refusal(reader)
+        assert (
+            line and f"{path / 'manifest.json'}: a key of files: expected the path of a file inside the folder" in line
+        )
+
+
+def test_streams_that_point_at_each_other_or_elsewhere(stranger):
+    one, two = sorted(stranger.streams.glob("*.json"))
+    for first, second, said in (
+        (two.stem, one.stem, "an alias of an alias"),
+        ("../x", "../x", "same_as: expected a name"),
+    ):
+        for file, target in ((one, first), (two, second)):
+            file.write_text(json.dumps(json.loads(file.read_bytes()) | {"same_as": target}))
+        line = refusal(lambda: read_stream(stranger, one.stem))
+        assert line and said in line
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["captures", "tables/lens", "streams/x.json", "tables/lens/x.parquet", "lake.json", "captures/llama/it/x.zarr"],
+)
+def test_links_that_leave_the_lake_are_not_followed(stranger, tmp_path, place):
+    file = stranger.root / place
+    outside = tmp_path / "outside"
+    if file.exists():
+        shutil.move(file, outside)
+    else:
+        outside.mkdir()
+    file.symlink_to(outside)
+    line = refusal(lambda: Layout.open(stranger.root))
+    assert line and f"{file}: a link that leaves the lake" in line and "cp -rL" in line
+    file.unlink()
+    (inside := stranger.root / "inside").mkdir()
+    if place.startswith("tables"):
+        file.symlink_to(inside)
+        Layout.open(stranger.root)
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(stranger):
+    path = capture_of(stranger)
+    shard = min((path / "resid").glob("c/*/0/0"))
+    for file, reader in (
+        (shard, lambda: values(open_capture(path))),
+        (path / "token_id/c/0", lambda: open_capture(path)),
+        (path / "manifest.json", lambda: open_capture(path)),
+        (min(stranger.root.glob("tables/lens/*.parquet")), lambda: connect(stranger)),
+        (min(stranger.streams.glob("*.parquet")), lambda: connect(stranger)),
+    ):
+        data = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        assert str(file) in str(refusal(reader)) or "streams" in str(file)
+        file.unlink()
+        file.write_bytes(data)
+
+
+def test_json_is_bounded_before_it_is_read(tmp_path):
+    file = tmp_path / "x.json"
+    file.touch()
+    os.truncate(file, 300 << 20)  # takes no room on the disk
+    line, held = peak(lambda: read_json(file))
+    assert line and "314572800 bytes, expected 268435456 at most" in line and held < MORE
+    for raw in (*mutate.RAW[:-1], '{"a": 1e400}', "\ufeff{}", '["\ud800"]'):
+        file.write_bytes(raw.encode("utf-8", "surrogatepass"))
+        assert "not valid JSON" in str(refusal(lambda: read_json(file)))
+
+
+class Bomb:
+    """What a pickle runs."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_no_pickle_is_ever_loaded(lake, tmp_path):
+    template = made_template(names=("resid",))
+    path = lake.capture("made", "pt", template.stream.name)
+    create_capture(path, template)
+    file, ran = prompt_file(path, 0), tmp_path / "ran"
+    np.savez(file, **{"attn_entropy/prompt": np.array([0]), "attn_entropy/values": np.array([Bomb(ran)], dtype=object)})
+    np.load(file, allow_pickle=True)["attn_entropy/values"]
+    assert ran.exists()
+    ran.unlink()
+    line = refusal(lambda: read_npz(file))
+    assert line and str(file) in line and not ran.exists()
+    header = (
+        b"\x93NUMPY\x01\x00v\x00"
+        + f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**40},)}}".ljust(117).encode()
+        + b"\n"
+    )
+    with zipfile.ZipFile(file, "w") as made_up:
+        made_up.writestr("x.npy", header + b"1234")
+    line, held = peak(lambda: read_npz(file))
+    assert line and "its header says" in line and held < MORE
+    write_prompts(path, 0, {"attn_entropy": {0: np.zeros((2, 3), np.float32)}})
+    assert read_npz(file)["attn_entropy/values"].shape == (1, 2, 3)
+
+
+FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def test_the_package_has_nothing_that_runs_data():
+    """No pickle, no eval, no unsafe YAML, no remote code, in any module."""
+    root = Path(tiny.__file__).parent.parent
+    files = [
+        file for file in root.rglob("*.py") if file.relative_to(root).parts[0] not in ("tests", "benchmarks", "models")
+    ]
+    assert len(files) > 100
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            assert not FORBIDDEN & {name.split(".")[0] for name in names}, file
+            if isinstance(node, ast.Call):
+                called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert called not in (
+                    "eval",
+                    "exec",
+                    "compile",
+                    "__import__",
+                    "os.system",
+                    "torch.load",
+                    "yaml.load",
+                ), file
+                assert "shell" not in given and given.get("trust_remote_code", "False") == "False", file
+                assert called != "np.load" or given.get("allow_pickle") == "False", file
+
+
+# --- files that are no part of a lake ----------------------------------------------------------------------------------
+
+ROOT = Path(tiny.__file__).parent.parent
+OUTSIDE = {
+    "catalog.yaml": load_catalog,
+    "rubrics.yaml": read_rubrics,
+    "prompts.jsonl": read_prompts,
+    "prompts.csv": read_prompts,
+    "query.sql": lambda file: parse(file.read_text(errors="replace"), file.name),
+    "x.lock": read_lock,
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_spoilt_files_beside_a_lake_are_read_or_refused(tmp_path, name):
+    good = {
+        "catalog.yaml": (ROOT / "catalog.yaml").read_bytes(),
+        "rubrics.yaml": (ROOT / "prompts" / "rubrics.yaml").read_bytes(),
+        "prompts.csv": b'id,text,choices\np0,hello,"[""a"", ""b""]"\np1,"a, b",\n',
+        "query.sql": (ROOT / "queries" / "L2.sql").read_bytes(),
+        "x.lock": json.dumps(
+            {"format": "actlake lock", "format_version": 1, "versions": {"actlake": "1"}, "rows": [LOCKED]}
+        ).encode(),
+    }.get(name, b'{"id": "p0", "text": "hello", "choices": ["a", "b"]}\n{"id": "p1", "text": "x", "answer": "1"}\n')
+    file, refused = tmp_path / name, 0
+    file.write_bytes(good)
+    assert refusal(lambda: OUTSIDE[name](file)) is None
+    for seed in range(150):
+        rng = random.Random(seed)
+        file.write_bytes(good)
+        deed = mutate.spoil(file, rng)
+        try:
+            refused += refusal(lambda: OUTSIDE[name](file)) is not None
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {deed}: {type(error).__name__}: {error}") from error
+    assert refused > 10
+
+
+LOCKED = {
+    "row": "L2", "pairs": ["pocket"], "prompts": None, "query_sha256": "0" * 64, "captures": {}, "files": {}, "table": "a\n1\n",
+    "table_sha256": hashlib.sha256(b"a\n1\n").hexdigest(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", [load_catalog, read_rubrics])
+def test_aliases_that_grow_without_end_take_no_time(tmp_path, reader):
+    """Ten lines that stand for 10^30 values, and anchors that hold themselves."""
+    file = tmp_path / "x.yaml"
+    lines = ["a0: &a0 [x, y]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
+    for head in ("profiles", "rubrics"):
+        file.write_text("\n".join(lines) + f"\n{head}:\n  x: {{sites: *a29, answers: *a29, template: *a29}}\n")
+        assert refusal(lambda: reader(file))
+        file.write_text("profiles:\n  x: {sites: *a29}\n" + "\n".join(lines))
+        assert refusal(lambda: reader(file))
+        bomb = "[" + ", ".join(["*b"] * 9) + "]"
+        file.write_text(
+            f"{head}:\n  x:\n    sites: [&b [x, y, z], {bomb}, {bomb}]\n    answers: [&c [*c], *c]\n    template: x\n"
+        )
+        assert refusal(lambda: reader(file))
+
+
+# --- SQL, pages and addresses ------------------------------------------------------------------------------------------
+
+
+def test_a_file_among_the_tables_that_is_none_is_named(stranger):
+    file = stranger.root / "tables/lens/it's [a] *.parquet"
+    for write, said in (
+        (lambda: file.write_bytes(b"no"), "not a Parquet file"),
+        (lambda: file.mkdir(), "not a regular file"),
+        (lambda: pd.DataFrame({"pair": ["x"]}).to_parquet(file), "column variant: expected once, found 0 times"),
+        (
+            lambda: pd.DataFrame({"pair": [1], "variant": "x"}).to_parquet(file),
+            "column pair: expected text, found int64",
+        ),
+    ):
+        write()
+        line = refusal(lambda: ask(stranger, "SELECT count(*) FROM lens"))
+        assert line and f"{file}: " in line and said in line
+        file.rmdir() if file.is_dir() else file.unlink()
+
+
+def test_names_with_quotes_and_wildcards_are_only_names(stranger, tmp_path):
+    root = shutil.copytree(stranger.root, tmp_path / "it's; DROP [x] *?" / "lake")
+    table = min(root.glob("tables/lens/*.parquet"))
+    table.rename(table.with_name("o'clock' OR 1=1 [a-z]*.parquet"))
+    (tmp_path / "it's; DROP [x] *?" / "other").mkdir()
+    assert ask(Layout.open(root), "SELECT count(*) FROM lens") == [(80,)]
+    connection = connect(Layout.open(root))
+    for text in (f"SELECT * FROM read_text('{str(root).replace(chr(39), chr(39) * 2)}/lake.json')", "FROM glob('/*')"):
+        with pytest.raises(duckdb.PermissionException):
+            connection.sql(text).fetchall()
+
+
+def test_a_page_of_a_strangers_names_has_no_script_in_it():
+    evil = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'{{ 7*7 }}{% raw %}"
+    answer = made.l2(evil)
+    answer.streams = {"pt": evil, "it": evil}
+    answer.table["measure"] = evil
+    answer.says = answer.sql = evil
+    captures = pd.DataFrame(
+        [dict.fromkeys(("pair", "variant", "stream"), evil) | dict.fromkeys(("prompts", "tokens", "bytes"), 1)]
+    )
+    html = page(
+        [answer],
+        title=evil,
+        sentences=[evil],
+        steps=[],
+        captures=captures,
+        next_commands=[evil],
+        refused=[(evil, evil)],
+    )
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag not in ("script", "iframe", "object", "link", "base", "form"), tag
+            for name, value in attrs:
+                assert not name.startswith("on") and not (value or "").strip().lower().startswith("javascript:")
+                assert name not in ("src", "href") or (value or "").startswith(("data:image/png", "#", "https://")), (
+                    value
+                )
+
+    Tags().feed(html)
+    assert "<script" not in html and "49" not in re.sub(r"data:image/png;base64,\S*", "", html).split(evil[:3])[0]
+
+
+def test_keys_in_an_address_are_in_no_message(tmp_path):
+    secret = "s3://AKIAKEY:wJalr/SECRET@bucket/lake?X-Amz-Signature=SIGNED"
+    (tmp_path / "catalog.yaml").write_text(f"prompts:\n  x: {{path: '{secret}'}}\nlakes:\n  y: '{secret}'\n")
+    for action in (
+        lambda: Layout.open(secret),
+        lambda: Lake(secret, create=True),
+        lambda: load_catalog(tmp_path / "catalog.yaml"),
+    ):
+        line = refusal(action)
+        assert (
+            line and "SECRET" not in line and "SIGNED" not in line and "AKIAKEY" not in line and "bucket/lake" in line
+        )
+
+
+def test_probes_of_an_older_lake_are_read(stranger):
+    """Earlier versions wrote one number for all folds."""
+    path = next(stranger.root.glob("probes/*/*/*.zarr"))
+    file = path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"steps": 7, "trained_tokens": 5}))
+    assert read_probes(path)[2]["trained_tokens"] == [5, 5]
+    assert probes_table(stranger)[["tokens", "steps"]].to_numpy().tolist() == [[5, 7]]
+
+
+def test_what_a_terminal_would_act_on_is_not_sent_to_it(stranger):
+    path = capture_of(stranger)
+    change(
+        path / "zarr.json", lambda r: r["attributes"].update(note="\x1b]0;owned\x07[red]x\x9b2J\u202e"), stranger.root
+    )
+    run = CliRunner().invoke
+    show = run(cli.app, ["show", f"llama/it/{path.stem}", "--lake", str(stranger.root)])
+    sql = run(cli.app, ["sql", "SELECT '\x1b[2J' || chr(27) AS x FROM captures", "--lake", str(stranger.root)])
+    for done, text in ((show, "]0;owned"), (sql, "[2J")):
+        assert done.exit_code == 0 and text in done.output
+        assert not {
+            letter for letter in done.output if letter < " " or "\x7f" <= letter < "\xa0" or letter == "\u202e"
+        } - {"\n"}
