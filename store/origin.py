@@ -107,9 +107,10 @@ class Origin:
         self._index = None
         if self.scheme in ("http", "https"):
             try:
-                if (size := self._try(INDEX, lambda: self.fs.info(self.path(INDEX)))["size"] or 0) > LARGEST_RECORD:
-                    raise CorruptError(f"{self}/{INDEX}: {size} bytes, expected at most {LARGEST_RECORD}")
-                self._index = read_index(parse_json(self.read(INDEX)), f"{self}/{INDEX}")
+                data = self._try(INDEX, lambda: self.fs.cat_file(self.path(INDEX), start=0, end=LARGEST_RECORD + 1))
+                if len(data) > LARGEST_RECORD:
+                    raise CorruptError(f"{self}/{INDEX}: expected at most {LARGEST_RECORD} bytes, found more")
+                self._index = read_index(parse_json(data), f"{self}/{INDEX}")
             except FileNotFoundError:
                 self._index = None  # a server that lists folders as pages of links may do without
             except ValueError as error:

@@ -375,11 +375,11 @@ class Planner:
         """Files of a folder whose hashes are on record."""
         for file, sha256 in hashes.items():
             name = f"{folder}/{file}"
-            entry = {"sha256": sha256, "bytes": (found[name].size or 0) if name in found else 0}
-            if self._is_there(name, entry, there.get(name)):
-                unit.there += entry["bytes"]
+            size = (found[name].size or 0) if name in found else 0
+            if self._is_there(name, {"sha256": sha256, "bytes": size}, there.get(name)):
+                unit.there += size
             else:
-                unit.items.append(Item(name, entry["bytes"], sha256))
+                unit.items.append(Item(name, size, sha256))
 
     def _made(self) -> Iterator[Unit]:
         """What was made of captures: tables, probes, directions, texts."""

@@ -309,7 +309,7 @@ def check_select(sql: str) -> None:
 def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
     """DuckDB's message as one clear line for the user; of a `layout`, the table file that is damaged, if one is."""
     if layout and not isinstance(error, MISTAKES):
-        for name, files in _files(layout).items():
+        for name, files in _files(layout, texts=False).items():
             for file in files:
                 try:
                     check_rows(file, TEXTS_AND_TABLES[name])

@@ -139,8 +139,8 @@ def _check_values(capture: Capture, name: str, damaged: set[str], report: Report
             continue
         try:
             rows = slice(shard * size, (shard + 1) * size)
-            whole = held is None or held.places is None
-            block = array[rows] if whole else np.stack([array[rows, place] for place in sorted(held.places)])
+            places = held.places if held else None
+            block = array[rows] if places is None else np.stack([array[rows, place] for place in sorted(places)])
         except CorruptError as error:  # the hash is right and the bytes are not: written by something else
             report.problems.append(str(error))
             continue

@@ -488,9 +488,8 @@ FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "s
 def test_the_package_has_nothing_that_runs_data():
     """No pickle, no eval, no unsafe YAML, no remote code, in any module."""
     root = Path(tiny.__file__).parent.parent
-    files = [
-        file for file in root.rglob("*.py") if file.relative_to(root).parts[0] not in ("tests", "benchmarks", "models")
-    ]
+    rooms = ("store", "analyze", "capture", "queries")
+    files = [*root.glob("*.py"), *(file for room in rooms for file in (root / room).rglob("*.py"))]
     assert len(files) > 100
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -207,7 +207,7 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
     rows = [(f"p{p}", "C", list(range(1, 60)), list(range(60, 60 + 400 + p))) for p in range(12)]
     sizes = {"resid": (5, 1024), "mlp_out": (4, 1024)}
     layout = Layout.open(tmp_path / "www" / "lake", create=True)
-    template = Template(tiny.synthetic_stream(rows), sizes, tuple(range(5)), tuple(range(4)), "float32", {})
+    template = Template(tiny.synthetic_stream(rows), sizes, tuple(range(5)), tuple(range(4)), "float32", tiny.MADE)
     write_stream(layout, template.stream)
     path = layout.capture("made", "pt", template.stream.name)
     tiny.write_capture(path, template)
@@ -293,7 +293,7 @@ def test_damage_at_the_origin_is_named(pushed, captured, cache_folder):
             Capture(layout.root / path).array(name.split(".zarr/")[1].split("/")[0])[:]
         if "resid" in name:
             report = verify(layout, layout.root / path)
-            assert any(name in problem and "the manifest says" in problem for problem in report.problems)
+            assert any(name in problem and "the manifest's SHA-256 (found" in problem for problem in report.problems)
 
 
 def test_a_lake_made_anew_at_the_same_place_is_seen(captured, bucket, llama, tmp_path):
