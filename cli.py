@@ -434,7 +434,7 @@ def probes_train(
     Interrupted? The same command goes on from a minute before. Rows that need a tuned lens use what was trained here, the
     most tokens first, before the probes they train by themselves.
     """
-    from .queries.probes import recipe_of, train_probes
+    from .queries.training import recipe_of, train_probes
 
     layout, _ = open_layout(lake, catalog)
     for name in _variants(variant):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import torch
 
 CAP = 200  # the longest continuation that counts, in tokens; METHODS 5.1
 FORCED = 80  # the same where one model reads the other's tokens; METHODS 6 (0B)
@@ -155,6 +154,8 @@ def rotated_units(direction: Mapping[int, np.ndarray], seed: int = 42) -> dict[i
 
 
 def _normal(seed: int, width: int) -> np.ndarray:
+    import torch  # for its random numbers; the rest of the module does without
+
     drawn: np.ndarray = torch.randn(width, generator=torch.Generator().manual_seed(seed)).double().numpy()
     return drawn
 

@@ -29,7 +29,7 @@ from actlake.capture.plan import batch_plan, estimate
 from actlake.capture.run import capture, make_template
 from actlake.queries.build import ensure
 from actlake.queries.kit import Scope
-from actlake.queries.probes import train_probes
+from actlake.queries.training import train_probes
 from actlake.store.catalog import ModelSpec, ProfileSpec
 from actlake.store.layout import Layout
 from actlake.store.manifest import seal

@@ -17,7 +17,7 @@ from ..store.models import read_model
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from .feed import following
-from .kit import VERSION, Kit, Names, name_columns
+from .kit import VERSION, Kit, Names, Scope, name_columns
 from .sweep import TableJob
 
 OTHER = "OTHER"  # the class of ids that stand for no text
@@ -50,6 +50,11 @@ class Vocab(TableJob):
 def vocab_table(kit: Kit, pair: str) -> Vocab:
     """The job that makes a pair's rows. LakeError when its tokenizer is not found, or is not that of the lake's captures."""
     return kit.once(("vocab", pair), lambda: Vocab(kit, pair))
+
+
+def pair_vocab(kit: Kit, scope: Scope) -> Vocab:
+    """`vocab_table` for the pair of a question."""
+    return vocab_table(kit, scope.pair)
 
 
 def _tokenizer(kit: Kit, model: str, sha256: str) -> Any:

@@ -1,17 +1,17 @@
 """Reading captures: lazy xarray for people, checked NumPy blocks for kernels, and the list of what is there."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 import pandas as pd
-import xarray as xr
 import zarr
 
 from .errors import CorruptError, LakeError
@@ -22,6 +22,9 @@ from .schema import VARIABLES
 from .shards import Grid
 from .streams import stream_records
 from .writer import quiet_zarr
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 DASK_BLOCK = 1 << 27  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError, TypeError)  # what codecs raise on bytes they can't decode
@@ -129,6 +132,9 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") ->
     """
     if by not in ("layer", "token"):
         raise LakeError(f"by={by!r}: expected layer (one layer of many tokens a block) or token (all layers of some)")
+    import dask.array as da  # most of a second, with xarray, that only people who look at a capture need
+    import xarray as xr
+
     capture = Capture(path, allow_unsealed)
     data: dict[str, Any] = {}
     coordinates: dict[str, Any] = {}
@@ -157,7 +163,7 @@ def _token(path: Path) -> str:
     return manifest["capture_sha256"][:16] if manifest else str(path.stat().st_mtime_ns)
 
 
-def _shard_rows(capture: "Capture") -> int:
+def _shard_rows(capture: Capture) -> int:
     """Tokens of a shard, the same for all activations."""
     arrays = (
         capture.group[name] for name, variable in VARIABLES.items() if variable.activation and name in capture.group
