@@ -9,8 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..analyze.word_class import alone, in_context
-from ..capture.model import load_tokenizer
-from ..capture.replay import find_weights
 from ..capture.tokens import is_text, running_texts, tokenizer_hash
 from ..store.errors import LakeError
 from ..store.models import read_model
@@ -58,6 +56,9 @@ def pair_vocab(kit: Kit, scope: Scope) -> Vocab:
 
 
 def _tokenizer(kit: Kit, model: str, sha256: str) -> Any:
+    from ..capture.model import load_tokenizer
+    from ..capture.replay import find_weights
+
     found = load_tokenizer(find_weights(kit.layout, model, kit.catalog))
     if tokenizer_hash(found) != sha256:
         raise LakeError(
