@@ -1,7 +1,8 @@
 """Every row of the index on the embedded pair, in one command: cold (nothing but captures there), and the same again.
 
-The captures (both variants of pocket on all 262 prompts, native and teacher streams, attention entropies) are made
-beforehand and are not part of the times. Then fifteen rows of stored states by name, without figures. Each run is a process of its own, imports and figures included.
+Then fifteen rows by name, without figures. The captures (both variants of pocket on all 262 prompts, native and teacher
+streams, attention entropies) are made beforehand and are not part of the times. Each run is a process of its own, imports
+included.
 """
 
 import json
