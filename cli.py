@@ -46,6 +46,11 @@ from .store.progress import Terminal
 from .store.schema import MARKER, SITES, VARIANTS
 from .store.version import __version__
 
+# What torch reads when it starts. Threads that spin long while they wait make it several times slower as soon as another
+# program wants a core; with 10,000 turns an idle machine stays about as fast. On a CPU it keeps compiled kernels and their
+# scratch memory for up to 1,024 shapes each, and every batch has shapes of its own: a forward has few, and those are kept.
+ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+
 app = typer.Typer(
     help="An activation lake: capture pretrained and instruction-tuned models once, then ask every question of the store.",
     epilog="Start with `actlake demo`. Every command explains itself with --help.",
@@ -437,7 +442,7 @@ def probes_train(
     Interrupted? The same command goes on from a minute before. Rows that need a tuned lens use what was trained here, the
     most tokens first, before the probes they train by themselves.
     """
-    from .queries.probes import recipe_of, train_probes
+    from .queries.training import recipe_of, train_probes
 
     layout, _ = open_layout(lake, catalog)
     for name in _variants(variant):
@@ -482,9 +487,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
-    # Threads that spin long while they wait make torch several times slower as soon as another program wants a core;
-    # with 10,000 turns an idle machine stays about as fast.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         app(standalone_mode=True)
     except LakeError as error:

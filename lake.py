@@ -1,12 +1,13 @@
 """Lake: the store and the questions under one name."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
 import pandas as pd
-import xarray as xr
 
 from .store.captures import find_capture, list_captures, open_capture
 from .store.errors import LakeError
@@ -16,6 +17,8 @@ from .store.probes import find_probes
 from .store.tables import check_select, connect, sql_error, stream_table, tables_in
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from .analyze.head import Head
     from .analyze.tuned import Probes
     from .queries.answer import Answer
@@ -46,13 +49,13 @@ class Lake:
         """
         return open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
 
-    def head(self, model: str) -> "Head":
+    def head(self, model: str) -> Head:
         """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
         from .analyze.head import Head
 
         return Head.from_arrays(*read_head(self.layout, *split_model(model)))
 
-    def probes(self, model: str, name: str = "") -> "list[Probes]":
+    def probes(self, model: str, name: str = "") -> list[Probes]:
         """Tuned-lens probes of 'PAIR/VARIANT' by fold, for analyze.lens and analyze.lazy.
 
         `name` is a unique beginning of the set's name, needed if there are several. A fold's probes were not trained on the
@@ -82,7 +85,7 @@ class Lake:
 
     def run(
         self, row: str, pair: str | Sequence[str] | None = None, prompts: str | None = None, device: str = "cpu"
-    ) -> "Answer":
+    ) -> Answer:
         """Answer a row of the experiment index from the store, computing missing tables first.
 
         `pair` may be left out in a lake of one pair; several pairs are pooled (the mean of their means). `prompts` picks among

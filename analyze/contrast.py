@@ -13,7 +13,6 @@ from .head import Head
 from .tuned import Objective, Probes
 
 RIDGE = 1.0
-PARTS = ("conv", "full", "random", "mean", "rest")
 
 
 def winsorised(values: np.ndarray, prompt: np.ndarray, tail: float = 5.0) -> np.ndarray:
@@ -123,22 +122,3 @@ def kl_gradient(head: Head, resid: Array, *, probes: Probes | None = None, devic
             _, change = objective.kl(normed.detach(), gradient=True)
             found[boundary] += torch.autograd.grad(normed, h, change)[0].double().sum(0)
     return found.cpu().numpy()
-
-
-def parts(difference: np.ndarray, conv: np.ndarray, mean: np.ndarray, random: np.ndarray) -> dict[str, np.ndarray]:
-    """What activation patching adds to the PT's residual: each of PARTS of the differences IT - PT of one layer.
-
-    difference: [n, d]; the directions are unit vectors [d]. Returns float64 [n, d] each: `conv`, the component along the
-    direction of later convergence; `full`, all of it; `random`, as long as `conv`, along the random direction; `mean`, the
-    component along the mean direction; `rest`, what is left without `conv`. Source: METHODS 7 (P3).
-    """
-    full = np.asarray(difference, np.float64)
-    length = (full @ conv)[:, None]
-    along = length * conv
-    return {
-        "conv": along,
-        "full": full,
-        "random": length * random,
-        "mean": (full @ mean)[:, None] * mean,
-        "rest": full - along,
-    }

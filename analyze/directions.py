@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import torch
 
 CAP = 200  # the longest continuation that counts, in tokens; METHODS 5.1
 FORCED = 80  # the same where one model reads the other's tokens; METHODS 6 (0B)
 SHORTEST = 5  # records with fewer generated tokens are left out
+PARTS = ("conv", "full", "random", "mean", "rest")  # of a difference between the models, that patching adds
 FLAT = 1e-4  # norm of a mean difference below which there is no direction
 
 
@@ -134,6 +134,25 @@ def components(difference: np.ndarray, count: int = 10) -> dict[str, np.ndarray]
     }
 
 
+def parts(difference: np.ndarray, conv: np.ndarray, mean: np.ndarray, random: np.ndarray) -> dict[str, np.ndarray]:
+    """What activation patching adds to the PT's residual: each of PARTS of the differences IT - PT of one layer.
+
+    difference: [n, d]; the directions are unit vectors [d]. Returns float64 [n, d] each: `conv`, the component along the
+    direction of later convergence; `full`, all of it; `random`, as long as `conv`, along the random direction; `mean`, the
+    component along the mean direction; `rest`, what is left without `conv`. Source: METHODS 7 (P3).
+    """
+    full = np.asarray(difference, np.float64)
+    length = (full @ conv)[:, None]
+    along = length * conv
+    return {
+        "conv": along,
+        "full": full,
+        "random": length * random,
+        "mean": (full @ mean)[:, None] * mean,
+        "rest": full - along,
+    }
+
+
 def random_units(layers: Iterable[int], width: int, seed: int = 42) -> dict[int, np.ndarray]:
     """A fixed random unit vector per layer, float64 [width], drawn one after the other: the control A1_rand of METHODS 5.2."""
     rng = np.random.default_rng(seed)
@@ -155,6 +174,8 @@ def rotated_units(direction: Mapping[int, np.ndarray], seed: int = 42) -> dict[i
 
 
 def _normal(seed: int, width: int) -> np.ndarray:
+    import torch  # for its random numbers; the rest of the module does without
+
     drawn: np.ndarray = torch.randn(width, generator=torch.Generator().manual_seed(seed)).double().numpy()
     return drawn
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Recipe:
             if getattr(self, field) < 1:
                 raise ValueError(f"recipe {self.name}: {field} is {getattr(self, field)}, expected at least 1")
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
         """The optimiser, its learning rate still to be set for every step."""
         raise NotImplementedError
 
@@ -61,8 +62,10 @@ class Sgd(Recipe):
     scale: float = 1.0
     momentum: float = 0.9
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.0, momentum=self.momentum, nesterov=True)
+    def optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
+        from torch.optim import SGD
+
+        return SGD(parameters, lr=0.0, momentum=self.momentum, nesterov=True)
 
     def rate(self, step: int, steps: int) -> float:
         return self.scale * (1.0 - self.momentum) * (1.0 - step / steps)
@@ -84,8 +87,10 @@ class Adam(Recipe):
     decay: float = 1e-3
     warmup: float = 0.05
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=self.decay)
+    def optimizer(self, parameters: Iterable[Tensor]) -> Optimizer:
+        from torch.optim import AdamW
+
+        return AdamW(parameters, lr=0.0, weight_decay=self.decay)
 
     def rate(self, step: int, steps: int) -> float:
         rise = self.warmup * steps

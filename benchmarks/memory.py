@@ -4,8 +4,8 @@ Each measurement runs in a fresh process and counts resident memory above what t
 lake) was open. The sweep's capture is made up: 34 layers of width 640 with a small vocabulary, so that reading it, not
 the lens, is what takes time; every shard is a copy of the first.
 
-On a CPU oneDNN keeps compiled kernels for up to 1,024 shapes of a batch, some 200 MB with this model, whatever runs it: here it
-keeps eight, so that what is measured is the capture's.
+On a CPU torch would keep kernels and scratch memory for up to 1,024 shapes of a batch, hundreds of MB with this model. The
+command tells it to keep few, and so does this benchmark.
 """
 
 import multiprocessing
@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8"
-)  # read when torch is imported, here and in the processes made
+from actlake.cli import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT)  # read when torch is imported, here and in the processes made
 
 import machine
 import numpy as np
@@ -29,7 +29,7 @@ from actlake.capture.plan import batch_plan, estimate
 from actlake.capture.run import capture, make_template
 from actlake.queries.build import ensure
 from actlake.queries.kit import Scope
-from actlake.queries.probes import train_probes
+from actlake.queries.training import train_probes
 from actlake.store.catalog import ModelSpec, ProfileSpec
 from actlake.store.layout import Layout
 from actlake.store.manifest import seal

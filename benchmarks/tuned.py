@@ -22,7 +22,8 @@ from actlake.analyze.recipes import Sgd
 from actlake.analyze.split import fold_of
 from actlake.capture.pair import Options, capture_pair, find_prompts
 from actlake.capture.prompts import PromptSet
-from actlake.queries.probes import load_probes, train_probes
+from actlake.queries.probes import load_probes
+from actlake.queries.training import train_probes
 from actlake.store.catalog import StreamSpec, load_catalog
 from actlake.store.layout import Layout
 from actlake.store.streams import read_stream

@@ -1,26 +1,30 @@
 """Answering questions: their tables (all in one pass), their SQL, then an estimate with an interval per line."""
 
+from __future__ import annotations
+
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.schema import TABLES
-from ..store.tables import connect, same_prompts, sql_error, stream_table
+from ..store.tables import connect, same_prompts, sql_error
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
 from .kit import Kit, Names, Scope
-from .outputs import announce
 from .registry import Query, Wanted, published
-from .sweep import Job
+from .sweep import Job, announce
 from .sweep import run as sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def answer(
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    plan, failed = _Plan.make(layout, query, pairs, prompts, Kit(layout, device, catalog)), dict[Path, LakeError]()
+    plan, failed = _Plan.make(Kit(layout, device, catalog), query, pairs, prompts), dict[Path, LakeError]()
     announce(plan.jobs)
     made = sweep(plan.jobs, failed)
     plan.do_without(failed)
@@ -119,7 +123,7 @@ def answer_all(
     kit, plans, refused, failed = Kit(layout, device, catalog, generate), [], [], dict[Path, LakeError]()
     for query in queries:
         try:
-            plans.append(_Plan.make(layout, query, pairs, prompts, kit))
+            plans.append(_Plan.make(kit, query, pairs, prompts))
         except LakeError as error:
             refused.append(Refused(query, str(error)))
     jobs = [job for plan in plans for job in plan.jobs]
@@ -149,9 +153,9 @@ class _Plan:
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
 
     @classmethod
-    def make(cls, layout: Layout, query: Query, pairs: Sequence[str], prompts: str | None, kit: Kit) -> "_Plan":
+    def make(cls, kit: Kit, query: Query, pairs: Sequence[str], prompts: str | None) -> _Plan:
         """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all."""
-        plan = cls(query, {pair: scopes_of(layout, query, pair, prompts) for pair in pairs})
+        plan = cls(query, {pair: scopes_of(kit, query, pair, prompts) for pair in pairs})
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
             try:
@@ -205,12 +209,11 @@ class _Plan:
         }
 
 
-def scopes_of(layout: Layout, query: Query, pair: str, prompts: str | None) -> list[Scope]:
+def scopes_of(kit: Kit, query: Query, pair: str, prompts: str | None) -> list[Scope]:
     """The captures that a query reads: one scope per stream recipe; one without streams when it reads none."""
     if not query.recipes:
         return [Scope(pair, {})]
-    streams = stream_table(layout)
-    return [Scope(pair, same_prompts(streams, pair, recipe, prompts), recipe) for recipe in query.recipes]
+    return [Scope(pair, same_prompts(kit.streams, pair, recipe, prompts), recipe) for recipe in query.recipes]
 
 
 def scoped(query: Query, scopes: Sequence[Scope]) -> str:

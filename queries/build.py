@@ -1,6 +1,8 @@
 """Who computes which table: every table with what makes it, turned into jobs of the sweep when its file is not there."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -8,62 +10,57 @@ import pandas as pd
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.schema import CONDITIONED, TABLES, VARIANTS
-from ..store.tables import stream_table
-from .candidates import candidates_table
-from .directions import directions_table
-from .divergence import Divergence
-from .effects import Effects
-from .endpoint import churn_table, endpoint_table
-from .factorial import Factorial
-from .graft import graft_table
-from .judging import JudgedTable, judged_elsewhere
+from ..store.tables import find_tables
 from .kit import Kit, Names, Scope, name_columns
-from .layers import Tokens, delta_table, pair_lens_table, raw_lens_table
-from .mechanism import mechanism_table
-from .patching import Patching
-from .points import Attention, Geometry
-from .scores import Scores
 from .sweep import Job, run
-from .tuned import Evaluation, tuned_lens
-from .vocab import Words, vocab_table
-from .weights import Weights
-from .writeout import writeout_table
 
 Need = tuple[str, str, Scope]  # table, kind ('raw' of lens(raw)), captures
 
 
-def _lens(kit: Kit, names: Names, kind: str) -> Job:
-    if kind not in ("", "raw", "tuned"):
-        raise LakeError(f"lens({kind}): the lens is raw or tuned")
-    return tuned_lens(kit, names) if kind == "tuned" else raw_lens_table(kit, names)
+@dataclass(frozen=True)
+class Maker:
+    """What makes a table's job: a function or class of a module of this package, which is imported when the table is wanted.
+
+    Some modules bring torch and transformers along, which take seconds to import; a question starts with those it needs.
+    """
+
+    module: str
+    name: str
+    kinds: bool = False  # whether it is told which kind
+
+    def __call__(self, kit: Kit, about: Names | Scope, kind: str) -> Job:
+        """The job for one capture, or for a pair's."""
+        make = getattr(import_module(f".{self.module}", __package__), self.name)
+        job: Job = make(kit, about, kind) if self.kinds else make(kit, about)
+        return job
 
 
-PER_CAPTURE: dict[str, Callable[[Kit, Names, str], Job]] = {
-    "tokens": lambda kit, names, _: Tokens(kit, names),
-    "lens": _lens,
-    "delta": lambda kit, names, _: delta_table(kit, names),
-    "endpoint": lambda kit, names, _: endpoint_table(kit, names),
-    "churn": churn_table,
-    "geometry": lambda kit, names, _: Geometry(kit, names),
-    "attention": lambda kit, names, _: Attention(kit, names),
-    "words": lambda kit, names, _: Words(kit, names),
+PER_CAPTURE = {
+    "tokens": Maker("layers", "Tokens"),
+    "lens": Maker("tuned", "lens_table", kinds=True),
+    "delta": Maker("layers", "delta_table"),
+    "endpoint": Maker("endpoint", "endpoint_table"),
+    "churn": Maker("endpoint", "churn_table", kinds=True),
+    "geometry": Maker("points", "Geometry"),
+    "attention": Maker("points", "Attention"),
+    "words": Maker("vocab", "Words"),
 }
-PER_PAIR: dict[str, Callable[[Kit, Scope, str], Job]] = {
-    "pair_lens": lambda kit, scope, _: pair_lens_table(kit, scope),
-    "weights": lambda kit, scope, _: Weights(kit, scope.pair),
-    "directions": directions_table,
-    "lens_eval": lambda kit, scope, _: Evaluation(kit, scope),
-    "factorial": lambda kit, scope, _: Factorial(kit, scope),
-    "divergence": lambda kit, scope, _: Divergence(kit, scope),
-    "writeout": writeout_table,
-    "graft": graft_table,
-    "mechanism": mechanism_table,
-    "candidates": candidates_table,
-    "vocab": lambda kit, scope, _: vocab_table(kit, scope.pair),
-    "patching": Patching,
-    "scores": Scores,
-    "judged": JudgedTable,
-    "effects": Effects,
+PER_PAIR = {
+    "pair_lens": Maker("layers", "pair_lens_table"),
+    "weights": Maker("weights", "Weights"),
+    "directions": Maker("directions", "directions_table", kinds=True),
+    "lens_eval": Maker("tuned", "Evaluation"),
+    "factorial": Maker("factorial", "Factorial"),
+    "divergence": Maker("divergence", "Divergence"),
+    "writeout": Maker("writeout", "writeout_table", kinds=True),
+    "graft": Maker("graft", "graft_table", kinds=True),
+    "mechanism": Maker("mechanism", "mechanism_table", kinds=True),
+    "candidates": Maker("candidates", "candidates_table", kinds=True),
+    "vocab": Maker("vocab", "pair_vocab"),
+    "patching": Maker("patching", "Patching", kinds=True),
+    "scores": Maker("scores", "Scores", kinds=True),
+    "judged": Maker("judging", "JudgedTable", kinds=True),
+    "effects": Maker("effects", "Effects", kinds=True),
 }
 # Kinds that free SQL gets of a table, without naming them.
 KINDS = {
@@ -76,6 +73,7 @@ KINDS = {
     "judged": (),
     "effects": (),
 }
+WRITTEN = ("scores", "judged", "effects")  # made of texts that models write
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens", "behaviour": "scores"}
 
 
@@ -88,8 +86,11 @@ def jobs_of(kit: Kit, need: Need) -> list[Job]:
     name = BEHIND_VIEW.get(table, table)
     if name in PER_PAIR:
         there = _is_foreign(kit, name, kind, {"pair": scope.pair, **_streams_of(scope)})
-        there = there or (name == "judged" and judged_elsewhere(kit, scope, kind))
-        return [] if there else [PER_PAIR[name](kit, scope, kind)]
+        if there or (name == "judged" and _judged_elsewhere(kit, scope, kind)):
+            return []
+        if name in WRITTEN:
+            _check_written(kit, scope, kind)
+        return [PER_PAIR[name](kit, scope, kind)]
     if name in PER_CAPTURE:
         return [
             PER_CAPTURE[name](kit, names, kind)
@@ -97,6 +98,24 @@ def jobs_of(kit: Kit, need: Need) -> list[Job]:
             if not _is_foreign(kit, name, kind, name_columns(names))
         ]
     raise LakeError(f"unknown table {name!r}; this version computes {', '.join([*PER_CAPTURE, *PER_PAIR])}")
+
+
+def _judged_elsewhere(kit: Kit, scope: Scope, sweep: str) -> bool:
+    from .judging import judged_elsewhere
+
+    return judged_elsewhere(kit, scope, sweep)
+
+
+def _check_written(kit: Kit, scope: Scope, sweep: str) -> None:
+    """LakeError when a sweep's texts would all have to be generated and that is switched off: known before its job is made,
+    which takes tokenizers."""
+    if kit.generate or any(kit.layout.outputs(scope.pair, variant).is_dir() for variant in VARIANTS):
+        return
+    if not find_tables(kit.layout, "scores", {"pair": scope.pair, "sweep": sweep}):
+        raise LakeError(
+            f"scores({sweep}): the models of {scope.pair} have written nothing yet, and generating is switched off: `actlake run"
+            f" {sweep} --pair {scope.pair}` makes its texts"
+        )
 
 
 def _streams_of(scope: Scope) -> dict[str, str]:
@@ -141,10 +160,10 @@ def ensure_all(layout: Layout, names: set[str], device: str = "cpu", catalog: Pa
 
     LakeError when a table can't be had of any capture.
     """
-    kit, jobs, streams = Kit(layout, device, catalog), [], stream_table(layout)
+    kit, jobs = Kit(layout, device, catalog), []
     for name in sorted({BEHIND_VIEW.get(name, name) for name in names} & TABLES.keys()):
         found, problem = [], None
-        for scope in _pairs_of(streams) if name in PER_PAIR else _singles(streams):
+        for scope in _pairs_of(kit.streams) if name in PER_PAIR else _singles(kit.streams):
             for kind in KINDS.get(name, ("",)):
                 try:
                     found += jobs_of(kit, (name, kind, scope))

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ..analyze.topk import exchanged
 from ..analyze.word_class import COLLAPSED, GROUPS
 from .conditions import Condition
 from .endpoint import LATE
@@ -30,6 +29,8 @@ class Candidates(LensCondition):
 
     def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
         """All columns of a block, [n, late layers]."""
+        from ..analyze.topk import exchanged
+
         (mine, here), _ = self.sides(pt, it)
         after = self.translated(mine, here, self.replays.whole(self.condition, mine, here)[0])
         before, head, late = self.stored(mine, here), self.kit.head(self.host), self._late + 1

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from ..analyze.lens import lens
-from ..analyze.topk import churn
 from ..store.errors import LakeError
 from .feed import Rows
 from .kit import Kit, Names, all_boundaries, label, name_columns
@@ -28,6 +26,8 @@ def endpoint_table(kit: Kit, names: Names) -> LayerTable:
         )
 
     def compute(rows: Rows) -> dict[str, np.ndarray]:
+        from ..analyze.lens import lens
+
         last = lens(kit.head(names), rows["resid"][:, -1:], rows.columns["target"], js_next=False, device=kit.device)
         if len(logits) == 2:
             two, total = rows["topk_logit"][:, :2].astype(np.float64), rows["logsumexp"].astype(np.float64)
@@ -63,6 +63,8 @@ def churn_table(kit: Kit, names: Names, kind: str) -> LayerTable:
     start = min(int(LATE * layers), layers - 2)  # one step at least, however shallow the model
 
     def compute(rows: Rows) -> dict[str, np.ndarray]:
+        from ..analyze.topk import churn
+
         resid = translated(kit, names, rows) if kind == "tuned" else rows["resid"]
         return {"churn": churn(kit.head(names), resid[:, start + 1 :], device=kit.device)}
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..analyze.choice import choose
 from ..store.errors import LakeError
 from ..store.progress import Advance
 from ..store.schema import VARIANTS
@@ -155,6 +154,8 @@ class EventTable(TableJob):
 
         Only tokens that are real for both models count.
         """
+        from ..analyze.choice import choose
+
         mask = np.logical_and(*(self.kit.arrays(names)[0]["real_token"] for names in self.names.values()))
         tokens = events[["it_token", "pt_token"]].to_numpy()
         found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in heads]

@@ -11,7 +11,7 @@ from ..capture.ranks import ALONE, Rank
 from ..capture.steering import condition_text, parse_edits
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
-from ..store.tables import same_prompts, stream_table
+from ..store.tables import same_prompts
 from .hosts import Steering, hosts, prompts_of, steering
 from .kit import Kit, Scope
 from .outputs import BATCH, Asked, Texts
@@ -136,7 +136,7 @@ def write(found: Plan, rank: Rank = ALONE) -> list[Written]:
 def _scope(kit: Kit, pair: str, which: str | None, needed: bool) -> Scope:
     """The pair's captures on their own texts, which directions and prompts come from; none where none is needed."""
     try:
-        return Scope(pair, same_prompts(stream_table(kit.layout), pair, "native", which), "native")
+        return Scope(pair, same_prompts(kit.streams, pair, "native", which), "native")
     except LakeError:
         if needed:
             raise

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..analyze.delta import delta
-from ..analyze.lens import lens, pair_lens
 from ..store.errors import LakeError
 from .conditions import Condition, ConditionTable, answer_resid, check_scope, window_of
 from .feed import Rows
@@ -66,6 +64,8 @@ class GraftTable(LensCondition):
 
     def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
         """All columns of a block, [n, L+1]."""
+        from ..analyze.lens import lens
+
         (mine, here), others = self.sides(pt, it)
         whole, mlp_out = self.replays.whole(self.condition, mine, here)
         resid = self.translated(mine, here, whole)
@@ -76,6 +76,8 @@ class GraftTable(LensCondition):
 
     def _mlp_cos(self, resid: np.ndarray, mlp_out: np.ndarray) -> np.ndarray:
         """Cosine of the MLP's output and what it reads [n, L+1]."""
+        from ..analyze.delta import delta
+
         arrays, attrs = self.kit.arrays(self.host)
         post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
         parallel = bool(attrs["parallel"])
@@ -88,6 +90,8 @@ class GraftTable(LensCondition):
 
         Up to the window's first boundary nothing has changed: there the host is its own baseline.
         """
+        from ..analyze.lens import pair_lens
+
         (mine, _), _ = self.sides(pt, it)
         head, after = self.kit.head(self.host), self.condition.window[0] + 1
         real = {variant: self.kit.arrays(names)[0]["real_token"] for variant, names in self.models.items()}

@@ -1,23 +1,31 @@
-"""What the makers of tables share: the lake of a question, its captures and heads, and what several want of a block."""
+"""What the makers of tables share: the lake of a question, its captures and heads, and what several want of a block.
+
+Here and in the makers kernels are imported where they compute: torch takes seconds to load, and a table that is there
+needs only its path.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from ..analyze.head import Head
-from ..analyze.lens import lens, pair_lens
 from ..store.captures import Capture
 from ..store.catalog import Catalog, default_windows, load_catalog
 from ..store.errors import LakeError
 from ..store.foreign import foreign_captures
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
+from ..store.tables import stream_table
 from .feed import Rows
+
+if TYPE_CHECKING:
+    from ..analyze.head import Head
 
 # Raise when a kernel's numbers change.
 VERSION = {
@@ -80,12 +88,16 @@ class Kit:
         self.capture = cache(lambda names: Capture(layout.capture(*names)))
         self.foreign = cache(lambda table: foreign_captures(layout, table))
         self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
-        self._head = cache(lambda pair, variant: Head.from_arrays(*self._arrays(pair, variant)))
 
     @cached_property
     def catalog(self) -> Catalog:
         """The catalog, for questions about checkpoints themselves."""
         return load_catalog(self._catalog)
+
+    @cached_property
+    def streams(self) -> pd.DataFrame:
+        """What the lake has captured, as `stream_table` tells it."""
+        return stream_table(self.layout)
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returns, made for the first builder that asks under this key and shared with the others."""
@@ -109,7 +121,9 @@ class Kit:
 
     def head(self, names: Names) -> Head:
         """A model's head."""
-        return self._head(*names[:2])
+        from ..analyze.head import Head
+
+        return self.once(("head", *names[:2]), lambda: Head.from_arrays(*self.arrays(names)))
 
     def arrays(self, names: Names) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What the lake keeps of a model: arrays and attributes of head.zarr."""
@@ -147,6 +161,8 @@ def label(rows: Rows) -> dict[str, Any]:
 
 def raw_lens(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
     """The raw lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
+    from ..analyze.lens import lens
+
     return rows.once("lens", lambda: lens(kit.head(names), rows["resid"], rows.columns["target"], device=kit.device))
 
 
@@ -168,6 +184,8 @@ def pair_columns(kit: Kit, models: dict[str, Names], pt: Rows, it: Rows) -> dict
     """The columns of `pair_lens` [n, L+1] of a block; computed once however many jobs want them."""
 
     def compute() -> dict[str, np.ndarray]:
+        from ..analyze.lens import pair_lens
+
         at_pt, at_it = aligned(pt, it)
         return pair_lens(
             kit.head(models["pt"]),

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from ..analyze.delta import delta
 from ..store.captures import Capture
 from ..store.schema import VARIANTS, scalars
 from ..store.streams import read_stream
@@ -62,6 +61,8 @@ def delta_table(kit: Kit, names: Names) -> LayerTable:
     def compute(rows: Rows) -> dict[str, np.ndarray]:
         if kept:
             return {name: rows[variable] for name, variable in kept.items()}
+        from ..analyze.delta import delta
+
         arrays, attrs = kit.arrays(names)
         post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
         parallel = bool(attrs["parallel"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..analyze.mechanism import mlp_mechanism
 from ..store.errors import LakeError
 from .conditions import Condition, ConditionTable, check_scope, window_of
 from .endpoint import LATE
@@ -28,6 +27,8 @@ class MechanismTable(ConditionTable):
 
     def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
         """All columns of a block, [n, late layers]."""
+        from ..analyze.mechanism import mlp_mechanism
+
         (mine, here), _ = self.sides(pt, it)
         resid, mlp_out = self.replays.whole(self.condition, mine, here)
         after, target = resid[:, self._late + 1 :], mine.columns["target"][here]

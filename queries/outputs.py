@@ -6,7 +6,7 @@ whatever a sweep, a subset or a command asks for that was told before is taken f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ from ..capture.tokens import encode, real_token_mask, stop_ids, template_for
 from ..store.errors import LakeError
 from ..store.outputs import Condition, Row, prompt_key
 from ..store.parquet import read_parquet
-from ..store.progress import ERRORS, Bar, bar
+from ..store.progress import Bar, bar
 from ..store.schema import CHOICES, LIKELY, OUTPUTS, VARIANTS
 from ..store.version import __version__
 from .hosts import Hosts, Steering, edits_of, hosts
@@ -194,6 +194,10 @@ class Texts(ConditionJob):
                     " --max-new-tokens"
                 )
 
+    def generates(self) -> tuple[int, int]:
+        """Texts that are missing, and new tokens each at most."""
+        return len(self.missing()), self.asked.max_new_tokens
+
     def work(self, missing: Sequence[int]) -> int:
         """Tokens at most."""
         return len(missing) * self.asked.max_new_tokens
@@ -284,17 +288,6 @@ class Choices(ConditionJob):
             for index, prompt in enumerate(chosen)
         ]
         self.condition.keep(self.kind, rows)
-
-
-def announce(jobs: Iterable[Job]) -> None:
-    """Say what will be generated for some jobs, before it starts; nothing when all texts are there."""
-    before = (job for top in jobs if not top.path.exists() for job in top.before)
-    texts = {job.path: job for job in before if isinstance(job, Texts) and not job.path.exists()}
-    missing = [(len(job.missing()), job.asked.max_new_tokens) for job in texts.values()]
-    if texts and any(count for count, _ in missing):
-        told, tokens = sum(count for count, _ in missing), sum(count * budget for count, budget in missing)
-        what = f"generating {told:,} texts under {len(missing)} conditions, at most {tokens:,} tokens"
-        ERRORS.print(what, highlight=False)
 
 
 def fields_of(prompt: Prompt) -> dict[str, Any]:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analyze.contrast import PARTS, parts
-from ..analyze.directions import generated, random_units
-from ..analyze.lens import lens
-from ..capture.edits import States
-from ..capture.model import Model, load_config
-from ..capture.replay import Start, find_weights, load_late, open_start, replay
+from ..analyze.directions import PARTS, generated, parts, random_units
 from ..store.captures import Capture
 from ..store.directions import read_directions
 from ..store.errors import LakeError
@@ -25,6 +20,11 @@ from .kit import VERSION, Kit, Scope
 from .probes import choose
 from .records import Contrast, records, sibling
 from .sweep import TableJob
+
+if TYPE_CHECKING:
+    from ..capture.edits import States
+    from ..capture.model import Model
+    from ..capture.replay import Start
 
 SIZES = {"prompts": 120, "tokens": 5, "layers": 10}  # the last prompts, their first answer tokens, layers by R2
 SEED = 42  # of the random directions
@@ -69,6 +69,9 @@ class Patching(TableJob):
         super().__init__(kit.layout, "patching", recipe)
         self.before = (contrast, own)
         if not self.path.exists():
+            from ..capture.model import load_config
+            from ..capture.replay import find_weights
+
             load_config(find_weights(kit.layout, f"{scope.pair}/pt", kit.catalog))
             for variant in VARIANTS:
                 self._start(variant, 0)
@@ -102,10 +105,14 @@ class Patching(TableJob):
                 self._write(columns, layer, kl, host)
 
     def _start(self, variant: str, boundary: int) -> Start:
+        from ..capture.replay import open_start
+
         return open_start(self._kit.layout, f"{self._pair}/{variant}", self._streams[variant], boundary)
 
     def _model(self, boundary: int) -> Model:
         """The PT's blocks from a boundary on, loaded as for the capture."""
+        from ..capture.replay import load_late
+
         kit, provenance = self._kit, self._captures["pt"].manifest["provenance"]
         options = {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
         return load_late(kit.layout, f"{self._pair}/pt", boundary, kit.catalog, device=kit.device, **options)
@@ -117,6 +124,8 @@ class Patching(TableJob):
 
     def _kl(self, resid: np.ndarray, prompt_ids: np.ndarray) -> np.ndarray:
         """KL(final || layer) of residuals [n, L+1, d] through the PT's lens, nats: float32 [n, L]."""
+        from ..analyze.lens import lens
+
         kit, names = self._kit, self._names
         if self._lens == "tuned":
             resid = choose(kit, names).translate(resid, prompt_ids, kit.device)
@@ -200,6 +209,8 @@ def prefixes_of(start: Start, columns: dict[str, np.ndarray]) -> Start:
 
 def _replayed(model: Model, start: Start, advance: Advance) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of some prefixes [n], and the residuals at their ends [n, boundaries, d] from the start's boundary on."""
+    from ..capture.replay import replay
+
     ends = np.zeros(len(start.token_id), bool)
     ends[start.offset[1:] - 1] = True
     for piece in replay(model, start, keep=("resid",), logits="none", tokens=ends):

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..analyze import directions as kernels
-from ..analyze.contrast import Moments, kl_gradient, r2, ridge, winsorised
 from ..store.captures import Capture
 from ..store.directions import DirectionsWriter, directions_file, directions_writer
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
-from ..store.tables import stream_table
 from .feed import Rows
 from .kit import Kit, Scope, all_boundaries, raw_lens
 from .probes import Chosen, choose
 from .sweep import Job
 from .tuned import tuned_columns
+
+if TYPE_CHECKING:
+    from ..analyze.contrast import Moments
 
 VERSION = 1  # raise when a kernel's numbers change
 FEWEST_RECORDS = 10
@@ -157,6 +158,8 @@ class Contrast(Group):
 
     def block(self, *rows: Rows) -> None:
         """Add a block's generated tokens to the statistics of the fitted or of the held-out prompts."""
+        from ..analyze.contrast import Moments, kl_gradient, winsorised
+
         pt, it = rows
         at = [np.flatnonzero(kernels.generated(part.columns["prompt"], part.columns["step"]) >= 0) for part in rows]
         if not len(at[0]):
@@ -183,6 +186,8 @@ class Contrast(Group):
 
     def finish(self) -> None:
         """Fit, score, and keep the directions."""
+        from ..analyze.contrast import r2, ridge
+
         assert self._sums is not None
         fitted, held = self._sums
         fit = ridge(fitted)
@@ -228,7 +233,7 @@ def same_text(pt: Capture, it: Capture) -> bool:
 
 def sibling(kit: Kit, scope: Scope, recipe: str) -> Scope:
     """The captures of the same pair and prompts on another stream recipe; LakeError with the command that makes them."""
-    streams = stream_table(kit.layout)
+    streams = kit.streams
     streams = streams[streams["pair"] == scope.pair]
     mine = streams[(streams["variant"] == "it") & (streams["stream"] == scope.streams["it"])].iloc[0]
     same = streams[["prompt_set", "max_new_tokens"]].eq(mine[["prompt_set", "max_new_tokens"]]).all(axis=1)

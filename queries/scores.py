@@ -17,11 +17,11 @@ from ..store.parquet import read_parquet
 from ..store.progress import ERRORS
 from ..store.schema import TABLES, VARIANTS
 from ..store.streams import stream_records
-from ..store.tables import drop_tables, same_prompts, stream_table
+from ..store.tables import drop_tables, same_prompts
 from .hosts import hosts, prompts_of, steering
 from .kit import VERSION, Kit, Scope
-from .outputs import Asked, Choices, Nats, Texts, announce, fields_of
-from .sweep import Job, TableJob, run
+from .outputs import Asked, Choices, Nats, Texts, fields_of
+from .sweep import Job, TableJob, announce, run
 from .sweeps import Setting, settings
 
 # What a sweep's texts are measured by beside what a program reads off them.
@@ -155,7 +155,7 @@ def budget_of(kit: Kit, scope: Scope) -> int:
 
 def scope_of(kit: Kit, pair: str, prompts: str | None = None) -> Scope:
     """The pair's captures on their own texts, whose prompts sweeps read."""
-    return Scope(pair, same_prompts(stream_table(kit.layout), pair, "native", prompts), "native")
+    return Scope(pair, same_prompts(kit.streams, pair, "native", prompts), "native")
 
 
 USUAL = ("str", "format", "answer", "alignment", "coherent", "words", "ended", "tokens")

@@ -17,7 +17,7 @@ from ..store.captures import Capture
 from ..store.errors import LakeError
 from ..store.files import give_back_memory
 from ..store.layout import Layout
-from ..store.progress import bar
+from ..store.progress import ERRORS, bar
 from ..store.tables import table_file, table_key, table_writer
 from .feed import Feed, Rows
 
@@ -53,6 +53,10 @@ class Job:
 
     def finish(self) -> None:
         """Make the result from all blocks."""
+
+    def generates(self) -> tuple[int, int] | None:
+        """Texts that a model would write, and new tokens each at most; None for a job that generates none."""
+        return None
 
 
 class TableJob(Job):
@@ -134,6 +138,16 @@ class LayerTable(TableJob):
             here = {name: column if column.ndim == 1 else column[place] for name, column in columns.items()}
             self.add({**self._constant, "layer": self._first + place, **here})
         self._tokens = 0
+
+
+def announce(jobs: Sequence[Job]) -> None:
+    """Say what will be generated for some jobs, before it starts; nothing when all texts are there."""
+    before = {job.path: job for top in jobs if not top.path.exists() for job in top.before if not job.path.exists()}
+    missing = [found for job in before.values() if (found := job.generates())]
+    if told := sum(count for count, _ in missing):
+        tokens = sum(count * budget for count, budget in missing)
+        what = f"generating {told:,} texts under {len(missing)} conditions, at most {tokens:,} tokens"
+        ERRORS.print(what, highlight=False)
 
 
 def run(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> list[Path]:

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analyze.lens import lens
+from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from .feed import Rows
 from .kit import VERSION, Kit, Names, Scope, all_boundaries, label
+from .layers import raw_lens_table
 from .probes import choose
 from .sweep import LayerTable, TableJob
 
@@ -60,9 +61,18 @@ def tuned_columns(kit: Kit, names: Names, rows: Rows) -> dict[str, np.ndarray]:
     """The tuned lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
 
     def compute() -> dict[str, np.ndarray]:
+        from ..analyze.lens import lens
+
         return lens(kit.head(names), translated(kit, names, rows), rows.columns["target"], device=kit.device)
 
     return rows.once("lens(tuned)", compute)
+
+
+def lens_table(kit: Kit, names: Names, kind: str) -> LayerTable:
+    """The rows of the table `lens` of one kind. LakeError for one that is neither raw nor tuned, and where one can't be had."""
+    if kind not in ("", "raw", "tuned"):
+        raise LakeError(f"lens({kind}): the lens is raw or tuned")
+    return tuned_lens(kit, names) if kind == "tuned" else raw_lens_table(kit, names)
 
 
 def tuned_lens(kit: Kit, names: Names) -> TunedTable:
@@ -115,6 +125,8 @@ class Evaluation(TableJob):
 
     def _measure(self, names: Names, resid: np.ndarray, prompt: dict[str, np.ndarray]) -> None:
         """Rows of one evaluated variant: means over each prompt's tokens, per set of probes and layer."""
+        from ..analyze.lens import lens
+
         _, first, index, count = np.unique(prompt["prompt"], return_index=True, return_inverse=True, return_counts=True)
         layers, head = resid.shape[1], self._kit.head(names)
         place: dict[str, Any] = dict(zip(("pair", "variant", "stream"), names, strict=True))

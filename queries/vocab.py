@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 from ..analyze.word_class import alone, in_context
-from ..capture.model import load_tokenizer
-from ..capture.replay import find_weights
 from ..capture.tokens import is_text, running_texts, tokenizer_hash
 from ..store.errors import LakeError
 from ..store.models import read_model
@@ -17,7 +15,7 @@ from ..store.parquet import read_parquet
 from ..store.schema import TABLES, VARIANTS
 from ..store.tables import drop_tables
 from .feed import following
-from .kit import VERSION, Kit, Names, name_columns
+from .kit import VERSION, Kit, Names, Scope, name_columns
 from .sweep import TableJob
 
 OTHER = "OTHER"  # the class of ids that stand for no text
@@ -52,7 +50,15 @@ def vocab_table(kit: Kit, pair: str) -> Vocab:
     return kit.once(("vocab", pair), lambda: Vocab(kit, pair))
 
 
+def pair_vocab(kit: Kit, scope: Scope) -> Vocab:
+    """`vocab_table` for the pair of a question."""
+    return vocab_table(kit, scope.pair)
+
+
 def _tokenizer(kit: Kit, model: str, sha256: str) -> Any:
+    from ..capture.model import load_tokenizer
+    from ..capture.replay import find_weights
+
     found = load_tokenizer(find_weights(kit.layout, model, kit.catalog))
     if tokenizer_hash(found) != sha256:
         raise LakeError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..analyze.weights import group_changes, tensor_changes, total_parameters
-from ..capture.keep import cached_folder
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import hash_files
@@ -16,7 +14,7 @@ from ..store.progress import bar
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from ..store.weights import read_weights, weights_folder
-from .kit import VERSION, Kit
+from .kit import VERSION, Kit, Scope
 from .sweep import TableJob
 
 WEIGHTS = "*.safetensors"
@@ -25,7 +23,8 @@ WEIGHTS = "*.safetensors"
 class Weights(TableJob):
     """RMS of IT - PT per layer and group, both groupings, in one pass over both checkpoints' files."""
 
-    def __init__(self, kit: Kit, pair: str):
+    def __init__(self, kit: Kit, scope: Scope):
+        pair = scope.pair
         spec = kit.catalog.pair(pair)
         found = {variant: checkpoint(kit.layout, spec.model(variant)) for variant in VARIANTS}
         recipe = {
@@ -38,6 +37,8 @@ class Weights(TableJob):
 
     def finish(self) -> None:
         """Compare tensor by tensor, then pool twice."""
+        from ..analyze.weights import group_changes, tensor_changes, total_parameters
+
         with bar(f"weights {self._pair}", total_parameters(self._pt), "weights") as progress:
             changes = list(tensor_changes(self._pt, self._it, progress.advance))
         drop_tables(self._layout, "weights", {"pair": self._pair}, keep=self.path)
@@ -65,6 +66,8 @@ def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
         folder, found = spec.path, hash_files(spec.path.glob(WEIGHTS), spec.path)
         known: Any = {file: sha for file, sha in record.get("files", {}).items() if file in found} or found
     else:
+        from ..capture.keep import cached_folder
+
         folder = cached_folder(spec)
         found = [spec.hub, folder.name]  # the cache names its folders by commit
         known = [record.get("id", spec.hub), record.get("revision") or folder.name]

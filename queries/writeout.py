@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..analyze.writeout import writeout
 from ..store.errors import LakeError
 from ..store.progress import bar
 from ..store.schema import VARIANTS
@@ -39,6 +38,8 @@ class Writeout(EventTable):
         self, events: pd.DataFrame, host: str, condition: str, resid: np.ndarray, mlp: np.ndarray, first: int = 0
     ) -> None:
         """Rows of some events for the blocks from `first` on: resid [n, blocks + 1, d], mlp [n, blocks, d]."""
+        from ..analyze.writeout import writeout
+
         arrays, attrs = self.kit.arrays(self.names[host])
         post = (arrays["post_norm_weight"][first:], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
         found = writeout(

@@ -1,13 +1,13 @@
 """Reading captures: lazy xarray for people, checked NumPy blocks for kernels, and the list of what is there."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 import pandas as pd
-import xarray as xr
 import zarr
 
 from .chunks import DAMAGE, REPAIR, Chunks
@@ -24,6 +24,9 @@ from .schema import MANIFEST, PROGRESS, TEMPLATE, VARIABLES
 from .shards import Grid
 from .streams import stream_records
 from .writer import quiet_zarr
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 DASK_BLOCK = 1 << 27  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
 COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
@@ -43,7 +46,7 @@ class CheckedArray:
         self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
         self._grid, self._chunks = Grid.of(array), Chunks(self.shape, array.chunks, self.dtype, self._chunk_file)
 
-    def only(self, held: Held | None) -> "CheckedArray":
+    def only(self, held: Held | None) -> CheckedArray:
         """Mark the array as a copy that holds no more than this; reading the rest is a LakeError that says what to do."""
         self.held = held
         return self
@@ -131,6 +134,9 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") ->
     """
     if by not in ("layer", "token"):
         raise LakeError(f"by={by!r}: expected layer (one layer of many tokens a block) or token (all layers of some)")
+    import dask.array as da  # most of a second, with xarray, that only people who look at a capture need
+    import xarray as xr
+
     capture = Capture(path, allow_unsealed)
     data: dict[str, Any] = {}
     coordinates: dict[str, Any] = {}
@@ -159,7 +165,7 @@ def _token(path: Path) -> str:
     return manifest["capture_sha256"][:16] if manifest else str(path.stat().st_mtime_ns)
 
 
-def _shard_rows(capture: "Capture") -> int:
+def _shard_rows(capture: Capture) -> int:
     """Tokens of a shard, the same for all activations."""
     arrays = (capture.group[name] for name, variable in VARIABLES.items() if variable.activation and name in capture)
     return next((array.shards or array.chunks)[0] for array in arrays if isinstance(array, zarr.Array))

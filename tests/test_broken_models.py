@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import tiny
 from actlake.cli import app
-from actlake.queries import conditions
+from actlake.queries import replays
 from actlake.queries.answer import answer, answer_all
 from actlake.queries.registry import find
 from actlake.store.catalog import PairSpec
@@ -55,8 +55,8 @@ def asked(layout: Layout, file: Path) -> tuple[set[str], dict[str, str]]:
 def test_a_missing_tensor_stops_the_rows_that_need_it(scene, monkeypatch) -> None:
     layout, file, folder = scene
     drop(folder, "model.layers.2.mlp.down_proj.weight")
-    loads, load = [], conditions.load_late
-    monkeypatch.setattr(conditions, "load_late", lambda *a, **o: (loads.append(a[1]), load(*a, **o))[1])
+    loads, load = [], replays.load_late
+    monkeypatch.setattr(replays, "load_late", lambda *a, **o: (loads.append(a[1]), load(*a, **o))[1])
     answered, refused = asked(layout, file)
     assert answered == set(ROWS) - REPLAYED and set(refused) == REPLAYED
     for row, reason in refused.items():

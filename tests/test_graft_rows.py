@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from actlake.lake import Lake
-from actlake.queries import conditions, graft, sweep
+from actlake.queries import graft, replays, sweep
 from actlake.queries.build import ensure
 from actlake.queries.kit import Kit, Scope
 from actlake.queries.probes import choose
@@ -474,13 +474,13 @@ def test_rows_share_conditions_and_a_second_question_costs_nothing(
         tmp_path / "lake", pairs("llama"), tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12))
     )
     lake = Lake(layout.root, catalog=catalog(tmp_path, pairs("llama")))
-    ran, whole = [], conditions.replay_whole
+    ran, whole = [], replays.replay_whole
 
     def counted(model: Any, start: Any, edits: Any, **options: Any) -> Any:
         ran.append((model.name, start.boundary, type(edits[0]).__name__))
         return whole(model, start, edits, **options)
 
-    monkeypatch.setattr(conditions, "replay_whole", counted)
+    monkeypatch.setattr(replays, "replay_whole", counted)
     lake.run("exp11")
     assert ran == [("llama/pt", start, "Graft") for start, _ in WINDOWS.values()]  # raw and tuned of one replay
     ran.clear()

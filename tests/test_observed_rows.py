@@ -17,8 +17,7 @@ from actlake.analyze.recipes import Adam
 from actlake.analyze.split import fold_of
 from actlake.analyze.tuned import Probes
 from actlake.lake import Lake
-from actlake.queries import probes as training
-from actlake.queries import sweep
+from actlake.queries import probes, sweep
 from actlake.queries.answer import answer_all
 from actlake.queries.directions import directions_table
 from actlake.queries.kit import Kit, Scope
@@ -54,7 +53,7 @@ def texts(count: int) -> list[tuple[str, str, str]]:
 def quick_training() -> Iterator[None]:
     """Probes are trained briefly; what they predict does not matter here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "DEFAULT", Adam(batch=32, steps=20, check_every=10, peak=1e-2))
+        patch.setattr(probes, "DEFAULT", Adam(batch=32, steps=20, check_every=10, peak=1e-2))
         yield
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from actlake.analyze.contrast import PARTS, parts
+from actlake.analyze.directions import PARTS, parts
 from actlake.capture import replay
 from actlake.lake import Lake
 from actlake.queries import patching
@@ -249,7 +249,7 @@ def test_a_second_question_runs_nothing(lakes: Callable, monkeypatch: pytest.Mon
     lake, _ = lakes("llama")
     before = lake.run("exp10_P3")
     for name in ("load_late", "find_weights", "open_start"):
-        monkeypatch.setattr(patching, name, None)
+        monkeypatch.setattr(replay, name, None)
     after = lake.run("exp10_P3")
     assert not after.computed and after.table.equals(before.table)
 
@@ -258,10 +258,8 @@ def test_other_directions_take_the_place_of_rows(lakes: Callable, monkeypatch: p
     lake, _ = lakes("gemma3")
     names = scope(lake.layout, "gemma3")
     ensure(lake.layout, [("patching", "raw", names)], catalog=lake._catalog)
-    ran = []
-    monkeypatch.setattr(
-        patching, "replay", lambda *args, **options: ran.append(args[1]) or replay.replay(*args, **options)
-    )
+    ran, again = [], replay.replay
+    monkeypatch.setattr(replay, "replay", lambda *args, **options: ran.append(args[1]) or again(*args, **options))
     monkeypatch.setitem(patching.SIZES, "layers", 1)
     ensure(lake.layout, [("patching", "raw", names)], catalog=lake._catalog)
     found = table(lake.layout, "SELECT DISTINCT patch_layer FROM patching")

@@ -294,8 +294,8 @@ def test_all_rows_wait_for_texts_and_a_named_row_has_them_written(
     where = [part for name, folder in folders.items() for part in (name, str(tmp_path / folder))]
     words = ["run", "--all", "--no-generate", "--json", *where]
     refused = json.loads(run(app, words).output)["refused"]
-    assert "2 of 2 conditions have no texts or readings yet, and generating is switched off" in refused["A5a"]
-    assert "`actlake run A5a --pair llama` makes them" in refused["A5a"]
+    assert "the models of llama have written nothing yet, and generating is switched off" in refused["A5a"]
+    assert "`actlake run A5a --pair llama` makes its texts" in refused["A5a"]
     assert not any(path.is_file() for path in steered.layout.root.glob("outputs/**/*"))
 
     found = steered.run("A5a")

@@ -15,10 +15,12 @@ from actlake.analyze.recipes import Adam, Sgd
 from actlake.analyze.split import fold_of
 from actlake.analyze.tuned import Probes
 from actlake.lake import Lake
-from actlake.queries import probes as training
+from actlake.queries import probes as choosing
+from actlake.queries import training
 from actlake.queries.build import ensure
 from actlake.queries.kit import Kit, Scope
-from actlake.queries.probes import Wish, choose, recipe_of, train_probes
+from actlake.queries.probes import Wish, choose
+from actlake.queries.training import recipe_of, train_probes
 from actlake.store.captures import Capture, CheckedArray, find_capture
 from actlake.store.catalog import PairSpec
 from actlake.store.errors import CorruptError, LakeError
@@ -31,7 +33,7 @@ from conftest import USUAL
 from test_observed_rows import Forward, texts
 from typer.testing import CliRunner
 
-QUICK = training.DEFAULT  # that of the tests, see conftest
+QUICK = choosing.DEFAULT  # that of the tests, see conftest
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +358,7 @@ def test_usual_recipe_beats_the_raw_lens_at_every_layer_of_pocket(tmp_path: Path
     capture_pair(
         layout, known.pair("pocket"), [known.stream("native")], prompts, known.profile("full"), options=Options()
     )
-    monkeypatch.setattr(training, "DEFAULT", USUAL)
+    monkeypatch.setattr(choosing, "DEFAULT", USUAL)
     ensure(
         layout,
         [
