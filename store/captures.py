@@ -10,8 +10,8 @@ import pandas as pd
 import xarray as xr
 import zarr
 
-from .chunks import DAMAGE, REPAIR, Chunks
-from .errors import CorruptError, LakeError
+from .chunks import DAMAGE, Chunks
+from .errors import RESTORE, CorruptError, LakeError
 from .files import hash_file
 from .layout import Layout, check_name, split_model
 from .manifest import MANIFEST, check_list, read_manifest
@@ -155,7 +155,7 @@ def open_group(
     file = path / "zarr.json"
     if sha256 and (found := hash_file(file) if file.is_file() else "no file") != sha256:
         raise CorruptError(
-            f"{file}: metadata is damaged or missing (found {found}, expected sha256 {sha256}); restore the file or capture again"
+            f"{file}: metadata is damaged or missing (found {found}, expected sha256 {sha256}); {RESTORE}"
         )
     arrays = describe_group(path)
     if sha256:
@@ -164,7 +164,7 @@ def open_group(
         with quiet_zarr():
             return zarr.open_group(path, mode="r"), arrays
     except (*DAMAGE, KeyError, AttributeError, IndexError) as error:
-        raise CorruptError(f"{file}: can't be read ({first_line(error)}); restore the file or capture again") from error
+        raise CorruptError(f"{file}: can't be read ({first_line(error)}); {RESTORE}") from error
 
 
 def checked(path: Path, group: zarr.Group, name: str, whole: bool = True) -> CheckedArray:
@@ -196,7 +196,7 @@ class Capture:
         prompt, count = columns["prompt"], self.array("prompt_id").shape[0]
         if len(prompt) and not 0 <= prompt.min() <= prompt.max() < count:
             raise CorruptError(
-                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {REPAIR}"
+                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {RESTORE}"
             )
         for name in ("prompt_id", "category"):
             columns[name] = self.array(name)[:].astype(object)[columns["prompt"]]
@@ -243,7 +243,7 @@ def _check_variables(path: Path, arrays: Mapping[str, Described], record: Mappin
         found = _told(there.dtype, shape, there.shard) if there else "nothing"
         expected = _told(variable.dtype, shape if size is None else size, rows)
         if found != expected:
-            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {REPAIR}")
+            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {RESTORE}")
 
 
 def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from .captures import Capture, check_sealed
-from .chunks import REPAIR
-from .errors import CorruptError, LakeError
+from .errors import RESTORE, CorruptError, LakeError
 from .files import hash_file
 from .layout import Layout
 from .manifest import MANIFEST
@@ -78,7 +77,7 @@ def _check_files(
     manifest: dict[str, Any],
     report: Report,
     progress: Callable[[int], None] | None,
-    repair: str = REPAIR,
+    repair: str = RESTORE,
 ) -> set[str]:
     recorded = manifest["files"]
     damaged = set()

@@ -311,7 +311,7 @@ def test_metadata_of_any_other_kind_are_refused(stranger, edit, said):
     change(path / "zarr.json", edit, stranger.root)
     with limited():
         line, held = peak(lambda: values(open_capture(path)))
-    assert line and said in line and str(path / "zarr.json") in line and "capture again" in line, line
+    assert line and said in line and str(path / "zarr.json") in line and "`actlake capture` again" in line, line
     assert held < MORE
     assert not verify(stranger, path).ok
 
