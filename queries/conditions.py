@@ -16,7 +16,7 @@ import numpy as np
 
 from ..capture.edits import Graft, RandomGraft
 from ..capture.model import Model
-from ..capture.replay import Start, find_weights, load_late, load_mlps, open_start, replay_whole
+from ..capture.replay import Start, find_weights, load_late, load_mlps, loaded_as, open_start, replay_whole
 from ..capture.suffix import Donor
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
@@ -106,8 +106,8 @@ class Replays:
         return self._once(("host", variant), lambda: self._load_host(variant))
 
     def _load_host(self, variant: str) -> Model:
-        layout, catalog, provenance = self._kit.layout, self._kit.catalog, self._starts[variant].provenance
-        options = {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
+        layout, catalog, start = self._kit.layout, self._kit.catalog, self._starts[variant]
+        options = loaded_as(start.provenance, start.path)
         first = min(self._blocks(variant))
         return load_late(layout, self._names[variant], first, catalog, device=self._kit.device, **options)
 

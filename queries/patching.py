@@ -14,7 +14,7 @@ from ..analyze.directions import generated, random_units
 from ..analyze.lens import lens
 from ..capture.edits import States
 from ..capture.model import Model, load_config
-from ..capture.replay import Start, find_weights, load_late, open_start, replay
+from ..capture.replay import Start, find_weights, load_late, loaded_as, open_start, replay
 from ..store.captures import Capture
 from ..store.directions import read_directions
 from ..store.errors import LakeError
@@ -106,8 +106,8 @@ class Patching(TableJob):
 
     def _model(self, boundary: int) -> Model:
         """The PT's blocks from a boundary on, loaded as for the capture."""
-        kit, provenance = self._kit, self._captures["pt"].manifest["provenance"]
-        options = {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
+        kit, capture = self._kit, self._captures["pt"]
+        options = loaded_as(capture.manifest["provenance"], capture.path)
         return load_late(kit.layout, f"{self._pair}/pt", boundary, kit.catalog, device=kit.device, **options)
 
     def _patched(self, prefixes: Start, boundary: int, prompt: np.ndarray, last: np.ndarray) -> Start:

@@ -202,6 +202,15 @@ class Capture:
             columns[name] = self.array(name)[:].astype(object)[columns["prompt"]]
         return columns
 
+    def offset(self) -> np.ndarray:
+        """Prompt p owns tokens offset[p]:offset[p+1]; int64 [prompts + 1], ascending from 0 to the number of tokens."""
+        found = self.array("offset")[:]
+        if not len(found) or found[0] != 0 or found[-1] != self.n_tokens or np.any(np.diff(found) < 0):
+            raise CorruptError(
+                f"{self.path / 'offset'}: found other places than ascending ones from 0 to {self.n_tokens}; {RESTORE}"
+            )
+        return found
+
     @property
     def n_tokens(self) -> int:
         """Length of the token axis."""

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import zarr
 from actlake import cli
 from actlake.capture.prompts import read_prompts
 from actlake.capture.rubrics import read_rubrics
@@ -672,3 +673,26 @@ def test_what_a_terminal_would_act_on_is_not_sent_to_it(stranger):
         assert not {
             letter for letter in done.output if letter < " " or "\x7f" <= letter < "\xa0" or letter == "\u202e"
         } - {"\n"}
+
+
+def test_coordinates_that_point_nowhere(stranger):
+    """Hashes and checksums are right: only the values can tell."""
+    path = capture_of(stranger)
+    prompts, tokens = len(Capture(path).array("prompt_id")[:]), Capture(path).n_tokens
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for name, at, value, reader in (
+        ("prompt", 3, prompts, lambda: Capture(path).columns()),
+        ("prompt", 3, -1, lambda: Capture(path).columns()),
+        ("offset", 1, tokens + 5, lambda: Capture(path).offset()),
+        ("offset", 0, -4, lambda: Capture(path).offset()),
+        ("offset", -1, tokens - 1, lambda: Capture(path).offset()),
+    ):
+        before = group[name][at]
+        group[name][at] = value
+        mutate.again(stranger.root, path / name / "c" / "0")
+        line = refusal(reader)
+        assert line and f"{path / name}: found" in line
+        group[name][at] = before
+    mutate.again(stranger.root, path / "offset" / "c" / "0")
+    mutate.again(stranger.root, path / "prompt" / "c" / "0")
+    assert verify(stranger, path).ok
