@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import tracemalloc
@@ -620,7 +619,7 @@ def test_names_with_quotes_and_wildcards_are_only_names(stranger, tmp_path):
 
 
 def test_a_page_of_a_strangers_names_has_no_script_in_it():
-    evil = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'{{ 7*7 }}{% raw %}"
+    evil = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'{{ 7*7*1009 }}{% raw %}"
     answer = made.l2(evil)
     answer.streams = {"pt": evil, "it": evil}
     answer.table["measure"] = evil
@@ -648,7 +647,7 @@ def test_a_page_of_a_strangers_names_has_no_script_in_it():
                 )
 
     Tags().feed(html)
-    assert "<script" not in html and "49" not in re.sub(r"data:image/png;base64,\S*", "", html).split(evil[:3])[0]
+    assert "<script" not in html and str(7 * 7 * 1009) not in html
 
 
 def test_keys_in_an_address_are_in_no_message(tmp_path):
