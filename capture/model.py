@@ -20,6 +20,7 @@ from ..store.files import hash_files, hash_json
 from ..store.layout import Layout
 from ..store.models import read_model
 from ..store.progress import ERRORS
+from ..store.urls import scrubbed
 from ..store.weights import read_weights, weights_folder
 from .gguf import DTYPE, gguf_path, loading, read_once
 from .structure import Structure, device_of_input, discover, norm_parameters
@@ -153,7 +154,7 @@ def _load(auto: Any, spec: ModelSpec, what: str) -> Any:
 
 def unreadable(spec: ModelSpec, what: str, error: BaseException) -> LakeError:
     """One line for what Hugging Face raises about a model's files."""
-    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    first = scrubbed(next(iter(str(error).splitlines()), "")) or type(error).__name__
     return LakeError(f"model {spec.name}: can't {what}: {first}")
 
 

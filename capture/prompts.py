@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..store.errors import LakeError
-from ..store.files import canonical_json, write_atomic
+from ..store.files import LARGEST, canonical_json, parse_json, too_deep, write_atomic
 from ..store.mirror import publish
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -126,6 +126,8 @@ def add_prompts(source: str | Path, destination_folder: str | Path, name: str) -
 
 def _read_text(path: Path, what: str) -> str:
     try:
+        if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= LARGEST):
+            raise LakeError(f"{path}: not a file of at most {LARGEST} bytes, as a {what} is")
         data = path.read_bytes()
     except FileNotFoundError:
         raise LakeError(f"{path}: no such {what}") from None
@@ -147,6 +149,8 @@ def _json_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[tupl
             record = json.loads(content, object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError) as error:
             raise LakeError(f"{path}:{line}: not one JSON object on one line ({_reason(error)})") from None
+        if too_deep(record):
+            raise LakeError(f"{path}:{line}: not one JSON object on one line (nested too deeply)")
         if not isinstance(record, dict):
             example = ", ".join(f'"{column}": ...' for column in columns)
             raise LakeError(f"{path}:{line}: expected a JSON object such as {{{example}}}")
@@ -194,7 +198,7 @@ def _csv_record(header: list[str], cells: list[str], where: str) -> dict[str, An
     for key in ("choices", "criteria"):  # the two fields that are lists are JSON inside their cell
         if key in record:
             try:
-                record[key] = json.loads(record[key])
+                record[key] = parse_json(record[key].encode())
             except (ValueError, RecursionError) as error:
                 raise LakeError(f"{where}: {key} is not JSON ({_reason(error)})") from None
     return record

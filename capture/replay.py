@@ -1,7 +1,7 @@
 """Replay: the blocks after a stored boundary run again, with or without edits, on all positions of a capture."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -89,7 +89,7 @@ def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
     """
     path = find_capture(layout, model, stream)
     capture = Capture(path)
-    manifest, token_id, offset = capture.manifest, capture.array("token_id")[:], capture.array("offset")[:]
+    manifest, token_id, offset = capture.manifest, capture.array("token_id")[:], capture.offset()
     boundaries = manifest["boundaries"] if "resid" in manifest["sizes"] else []
     if boundary not in boundaries:
         kind, _, rest = manifest["stream"].partition("-")
@@ -108,6 +108,15 @@ def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
         )
     states = Boundary(capture.array("resid"), boundaries.index(boundary))
     return Start(path, manifest["provenance"], boundary, states, token_id, offset, lengths)
+
+
+def loaded_as(provenance: Mapping[str, Any], where: object) -> dict[str, str]:
+    """dtype and attention that a capture's model was loaded with; LakeError when its provenance does not say."""
+    if "attn_implementation" not in provenance:
+        raise LakeError(
+            f"{where}: its provenance has no attn_implementation, which a replay needs: capture again in another lake"
+        )
+    return {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
 
 
 @dataclass(frozen=True)
@@ -283,10 +292,11 @@ def _wanted(start: Start, tokens: np.ndarray | None, prompts: Collection[int] | 
 def _check_fit(model: Model, start: Start) -> None:
     """Raise LakeError unless the model computes as the one did whose residual it gets."""
     dtype, attention = str(model.dtype).removeprefix("torch."), model.hf.config._attn_implementation
+    then = loaded_as(start.provenance, start.path)
     for what, ours, theirs in (
         ("width", model.head.d_model, start.states[0:1].shape[-1]),
-        ("dtype", dtype, start.provenance["dtype"]),
-        ("attention", attention, start.provenance["attn_implementation"]),
+        ("dtype", dtype, then["dtype"]),
+        ("attention", attention, then["attention"]),
     ):
         if ours != theirs:
             raise LakeError(

@@ -43,7 +43,7 @@ class Feed:
     """The variables of one capture, read forward in whole chunks so that each is decoded once."""
 
     def __init__(self, capture: Capture, names: Sequence[str]):
-        self.capture, self.offset = capture, capture.array("offset")[:]
+        self.capture, self.offset = capture, capture.offset()
         columns = capture.columns()
         columns["target"] = following(columns)
         self._columns = columns

@@ -133,7 +133,7 @@ def hash_of(path: Path) -> str | None:
     """SHA-256 of a file, or of a folder's list of files and their hashes; None for what is not there."""
     if path.is_dir():
         return hash_json(hash_files((file for file in path.rglob("*") if file.is_file()), path))
-    return hash_file(path) if path.exists() else None
+    return hash_file(path) if path.is_file() else None
 
 
 def _picked(layout: Layout, answer: Answer) -> str | None:

@@ -111,10 +111,10 @@ class Patching(TableJob):
 
     def _model(self, boundary: int) -> Model:
         """The PT's blocks from a boundary on, loaded as for the capture."""
-        from ..capture.replay import load_late
+        from ..capture.replay import load_late, loaded_as
 
-        kit, provenance = self._kit, self._captures["pt"].manifest["provenance"]
-        options = {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
+        kit, capture = self._kit, self._captures["pt"]
+        options = loaded_as(capture.manifest["provenance"], capture.path)
         return load_late(kit.layout, f"{self._pair}/pt", boundary, kit.catalog, device=kit.device, **options)
 
     def _patched(self, prefixes: Start, boundary: int, prompt: np.ndarray, last: np.ndarray) -> Start:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..capture.model import Model
-from ..capture.replay import Start, find_weights, load_late, load_mlps, open_start, replay_whole
+from ..capture.replay import Start, find_weights, load_late, load_mlps, loaded_as, open_start, replay_whole
 from ..capture.suffix import Donor
 from ..store.errors import LakeError
 from .conditions import Condition, answer_resid
@@ -75,8 +75,8 @@ class Replays:
         return self._once(("host", variant), lambda: self._load_host(variant))
 
     def _load_host(self, variant: str) -> Model:
-        layout, catalog, provenance = self._kit.layout, self._kit.catalog, self._starts[variant].provenance
-        options = {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
+        layout, catalog, start = self._kit.layout, self._kit.catalog, self._starts[variant]
+        options = loaded_as(start.provenance, start.path)
         first = min(self._blocks(variant))
         return load_late(layout, self._names[variant], first, catalog, device=self._kit.device, **options)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from .chunks import DAMAGE, REPAIR, Chunks
-from .errors import CorruptError, LakeError
+from .chunks import DAMAGE, Chunks
+from .errors import RESTORE, CorruptError, LakeError
 from .files import hash_file
 from .layout import Layout, check_name, split_model
 from .manifest import check_list, read_manifest
@@ -189,7 +189,7 @@ def open_group(
     file = path / "zarr.json"
     if sha256 and (found := hash_file(file) if file.is_file() else "no file") != sha256:
         raise CorruptError(
-            f"{file}: metadata is damaged or missing (found {found}, expected sha256 {sha256}); restore the file or capture again"
+            f"{file}: metadata is damaged or missing (found {found}, expected sha256 {sha256}); {RESTORE}"
         )
     arrays = describe_group(path)
     if sha256:
@@ -198,7 +198,7 @@ def open_group(
         with quiet_zarr():
             return zarr.open_group(path, mode="r"), arrays
     except (*DAMAGE, KeyError, AttributeError, IndexError) as error:
-        raise CorruptError(f"{file}: can't be read ({first_line(error)}); restore the file or capture again") from error
+        raise CorruptError(f"{file}: can't be read ({first_line(error)}); {RESTORE}") from error
 
 
 def checked(
@@ -243,11 +243,20 @@ class Capture:
         prompt, count = columns["prompt"], self.array("prompt_id").shape[0]
         if len(prompt) and not 0 <= prompt.min() <= prompt.max() < count:
             raise CorruptError(
-                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {REPAIR}"
+                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {RESTORE}"
             )
         for name in ("prompt_id", "category"):
             columns[name] = self.array(name)[:].astype(object)[columns["prompt"]]
         return columns
+
+    def offset(self) -> np.ndarray:
+        """Prompt p owns tokens offset[p]:offset[p+1]; int64 [prompts + 1], ascending from 0 to the number of tokens."""
+        found = self.array("offset")[:]
+        if not len(found) or found[0] != 0 or found[-1] != self.n_tokens or np.any(np.diff(found) < 0):
+            raise CorruptError(
+                f"{self.path / 'offset'}: found other places than ascending ones from 0 to {self.n_tokens}; {RESTORE}"
+            )
+        return found
 
     @property
     def n_tokens(self) -> int:
@@ -290,7 +299,7 @@ def _check_variables(path: Path, arrays: Mapping[str, Described], record: Mappin
         found = _told(there.dtype, shape, there.shard) if there else "nothing"
         expected = _told(variable.dtype, shape if size is None else size, rows)
         if found != expected:
-            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {REPAIR}")
+            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {RESTORE}")
 
 
 def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:

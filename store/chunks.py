@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import Blosc
 
-from .errors import CorruptError
+from .errors import RESTORE, CorruptError
 
 CHECKSUM = 4  # bytes of a CRC-32C
 HEADER, STORED = 16, 0x2  # of a Blosc frame: bytes, and the flag that says its bytes were not compressed
@@ -22,7 +22,6 @@ ZSTD = 4  # the code of zstd in the upper three bits of its flags
 OVERHEAD = 1 << 16  # bytes that a frame may be larger than what it holds
 TEXTS = 256 << 20  # bytes of all texts of an array
 DAMAGE = (OSError, ValueError, RuntimeError, EOFError, TypeError)  # what codecs and files raise
-REPAIR = "restore the file or capture again"
 
 
 def checksum(data: bytes | np.ndarray) -> bytes:
@@ -69,7 +68,7 @@ def damaged(file: object, error: Exception) -> CorruptError:
     """What to raise for a file that can't be decoded, as `error` has it."""
     words = str(error).splitlines() or [type(error).__name__]
     what = "missing" if isinstance(error, FileNotFoundError) else f"stored bytes are damaged ({words[0]})"
-    return CorruptError(f"{file}: {what}; {REPAIR}")
+    return CorruptError(f"{file}: {what}; {RESTORE}")
 
 
 def at_once(file: str, flags: int) -> int:

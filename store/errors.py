@@ -1,5 +1,8 @@
 """The one exception a user is meant to read."""
 
+# What repairs a file of a capture, or of what is read like one.
+RESTORE = "restore the file, or delete the folder it belongs to and run the same `actlake capture` again"
+
 
 class LakeError(Exception):
     """A mistake or a broken store, told in one line: what, where, found against expected, what to do.

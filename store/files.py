@@ -23,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 BLOCK = 1 << 20
+DEEPEST = 64  # lists and objects in one another in JSON
 LARGEST = 256 << 20  # bytes of a JSON file; a manifest of a million shards takes less
 
 
@@ -115,9 +116,22 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if too_deep(value):
+        raise ValueError("nested too deeply")
     if b"\\ud" in data or b"\\uD" in data:  # an escaped half of a character, unless its other half follows
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects lie more than DEEPEST deep in one another: writing or hashing them would end in an error."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inside = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
+        level = [inner for inner in inside if isinstance(inner, dict | list)] if isinstance(value, dict | list) else []
+        if not level:
+            return False
+    return True
 
 
 def _refuse(name: str) -> float:

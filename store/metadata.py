@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .errors import CorruptError
+from .errors import RESTORE, CorruptError
 from .files import human_bytes, read_json
 from .records import (
     COUNT,
@@ -30,7 +30,6 @@ FREE = 64 << 20  # decoded bytes of an array that need no reason
 RATIO = 1 << 15  # the codec makes equal values 18,000 times smaller (1 MiB blocks of zstd level 1) and nothing more
 CHUNK = 2**31 - 1  # decoded bytes of a chunk, Blosc's own limit
 AXES = 6
-REPAIR = "restore the file or capture again"
 
 _BYTES = {"name": one_of("bytes"), "configuration?": {"endian?": one_of("little")}}
 _CRC = {"name": one_of("crc32c")}
@@ -122,7 +121,7 @@ def _read(file: Path, rule: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refused(file: Path, wrong: str) -> CorruptError:
-    return CorruptError(f"{file}: {wrong}; {REPAIR}")
+    return CorruptError(f"{file}: {wrong}; {RESTORE}")
 
 
 def _described(file: Path, name: str, record: Any) -> Described:

@@ -71,7 +71,10 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     present = (file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
     found, wanted = hash_files(present, path), record["files"]
     if wrong := [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]:
-        raise CorruptError(f"{path / wrong[0]}: missing, or not the bytes that were written; {again}")
+        here, then = (files.get(wrong[0], "nothing") for files in (found, wanted))
+        raise CorruptError(
+            f"{path / wrong[0]}: missing, or not the bytes that were written (found {here}, expected {then}); {again}"
+        )
     group, arrays = open_group(path, wanted.get("zarr.json", "nothing"))
     check_dims(path, arrays, PROBE_DIMS, {"fold": record["folds"], "boundary": len(record["kl_raw"][0])})
     weight, bias = (checked(path, group, name)[...] for name in ("weight", "bias"))

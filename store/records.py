@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CorruptError
+from .errors import RESTORE, CorruptError
 from .files import parse_json, read_json
 from .layout import NAME, check_version
 from .schema import VARIANTS
@@ -229,14 +229,14 @@ RECORDS: dict[str, dict[str, Any]] = {
     "foreign": {"foreign": {"captures": Many(CAPTURED)}},
 }
 REPAIRS = {
-    "manifest": "restore the file or capture again",
+    "manifest": RESTORE,
     "template": "delete the capture's folder and run the same `actlake capture` command again",
     "shard": "delete the file and run the same `actlake capture` command again",
     "noise": "delete the file and run the same `actlake capture` command again",
-    "stream": "restore the file or capture again",
-    "model": "restore the file, or delete the model's folder and capture again",
+    "stream": "restore the file, or delete the stream and run the same `actlake capture` again",
+    "model": "restore the file, or delete the model's folder and run the same `actlake capture` again",
     "weights": "restore the file, or delete it and weights.json and run `actlake capture --with-weights` again",
-    "head": "restore head.zarr, or delete the model's folder and capture again",
+    "head": "restore head.zarr, or delete the model's folder and run the same `actlake capture` again",
     "probes": "restore the file, or delete the probes' folder and run `actlake probes train` again",
     "directions": "delete the file and run the question again",
     "condition": "restore the file, or delete its folder and run `actlake generate` again",

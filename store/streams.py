@@ -164,7 +164,7 @@ def read_stream(layout: Layout, name: str) -> Stream:
         if record["same_as"] != name:
             raise CorruptError(f"{file}: same_as: an alias of an alias, {record['same_as']!r}; {REPAIRS['stream']}")
     path = bring(layout.streams / f"{name}.parquet")
-    if not path.exists():
+    if not path.is_file():
         raise LakeError(f"{path}: stream {name} is recorded but its token file is missing; {REPAIRS['stream']}")
     if (found := hash_file(path)) != record.get("parquet_sha256"):
         raise CorruptError(

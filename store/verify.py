@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from .captures import Capture, check_sealed
-from .chunks import REPAIR
-from .errors import CorruptError, LakeError
+from .errors import RESTORE, CorruptError, LakeError
 from .layout import Layout
 from .mirror import Files
 from .partial import read_partial
@@ -77,7 +76,7 @@ def _check_files(
     manifest: dict[str, Any],
     report: Report,
     progress: Callable[[int], None] | None,
-    repair: str = REPAIR,
+    repair: str = RESTORE,
 ) -> set[str]:
     partial, there = read_partial(path), Files(path)
     recorded = manifest["files"]
