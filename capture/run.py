@@ -161,6 +161,9 @@ def capture(
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
     create_capture(path, template, rank.world)
     with rank.alone(path):
+        if manifest := read_manifest(path):  # by another process, meanwhile
+            shutil.rmtree(path / PROGRESS, ignore_errors=True)
+            return Result(path, True, True, stream.n_tokens, manifest["bytes"], time.perf_counter() - started)
         todo = [shard for shard in missing_rows(path)[0] if shard in rows]
         _announce(model, name, template, plan, size, rank, len(todo))
         with explain_memory(f"capturing {model.name}", batch):

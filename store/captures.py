@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 
 from .errors import CorruptError, LakeError
-from .files import hash_file, hash_json
+from .files import bytes_below, hash_file, hash_json
 from .layout import Layout, split_model
 from .manifest import MANIFEST, read_manifest
 from .schema import VARIABLES
@@ -249,7 +249,7 @@ def list_captures(layout: Layout) -> pd.DataFrame:
         if manifest:
             row |= {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
         else:
-            row |= {"prompts": 0, "tokens": 0, "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file())}
+            row |= {"prompts": 0, "tokens": 0, "bytes": bytes_below(path)}
         rows.append({**row, "sealed": manifest is not None, "path": str(path)})
     return pd.DataFrame(rows, columns=COLUMNS)
 

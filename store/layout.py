@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LakeError
-from .files import read_json, write_json
+from .files import read_json, try_lock, write_json
 from .schema import FORMAT_VERSION, VARIANTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -63,6 +63,12 @@ class Layout:
                 raise LakeError(f"lake {text}: can't be made there ({error.strerror})") from error
         check_version(read_json(marker), marker)
         return layout
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lake's lock, which is on its marker, while finished work gets its place: one process after the other."""
+        with try_lock(self.root / MARKER, wait=True):
+            yield
 
     def model(self, pair: str, variant: str) -> Path:
         """Folder of one model's metadata and head."""

@@ -23,7 +23,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import LakeError
-from .files import full_disk, read_json, temporary_of, write_atomic, write_json
+from .files import full_disk, read_json, temporary_of, try_lock, write_atomic, write_json
 from .schema import FORMAT_VERSION, TOKEN_COORDS, VARIABLES, chunk_tokens, shard_tokens
 from .shards import Encoded, Grid
 from .streams import Stream
@@ -158,8 +158,21 @@ def create_capture(path: Path, template: Template, world: int = 1) -> None:
     wreck = path.exists()
     if _same_capture(path, template, world):
         return
-    if wreck:
-        shutil.rmtree(path, ignore_errors=True)
+    if not wreck:
+        return _create(path, template, world)
+    with try_lock(wreck_lock(path), wait=True):  # whoever comes second finds no wreck, but the first one's capture
+        if not _same_capture(path, template, world):
+            shutil.rmtree(path, ignore_errors=True)
+            _create(path, template, world)
+
+
+def wreck_lock(path: Path) -> Path:
+    """The file beside a capture that is locked while a wreck in its place is replaced; it goes when the capture is sealed."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def _create(path: Path, template: Template, world: int) -> None:
+    """Allocate a capture where none is, unless another process does so first."""
     temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
