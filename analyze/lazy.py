@@ -6,6 +6,7 @@ Open the capture with `by="token"`, so that one dask task holds all boundaries o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import dask.array as da
@@ -71,18 +72,17 @@ def _apply(
     layers, resid = capture.sizes.get("layer", -1), capture.get("resid")
     if resid is None or resid.sizes["boundary"] != layers + 1:
         raise ValueError(f"lazy: resid is not there at each of the {layers + 1} boundaries; a full capture has it")
-    # One task does all of a block, and one more takes out a column: blockwise operations, which dask fuses with what is
-    # asked of them. Names of their own: a hash of a kernel would be one of the head's gigabytes.
+    # Blockwise operations that concatenate nothing: dask makes one task of them, of reading and of what is asked of a column.
+    # Names of their own: a hash of a kernel would be one of the head's gigabytes.
     arrays = [array.chunk({name: -1 for name in array.dims if name != "token"}).data for array in (resid, *more)]
     axes = [("token", *(f"{place}-{axis}" for axis in range(1, array.ndim))) for place, array in enumerate(arrays)]
     run, found = f"{kernel.__qualname__}-{uuid4().hex}", ("token", "layer", "column")
     block = da.blockwise(
-        kernel,
+        _on_whole(kernel),
         found,
         *(part for pair in zip(arrays, axes, strict=True) for part in pair),
         name=run,
         new_axes={"layer": layers + 1, "column": len(columns)},
-        concatenate=True,
         meta=np.empty((0, 0, 0), np.float32),
     )
     variables = {
@@ -93,7 +93,6 @@ def _apply(
                 found[:2],
                 *(block, found, place, None),
                 name=f"{name}-{run}",
-                concatenate=True,
                 meta=np.empty((0, 0), np.float32),
             ),
         )
@@ -103,8 +102,19 @@ def _apply(
     return xr.Dataset(variables, {"layer": np.arange(-1, layers)}).assign_coords(tokens)
 
 
-def _column(block: np.ndarray, place: int) -> np.ndarray:
-    return block[..., place]
+def _on_whole(kernel: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The kernel for blocks as dask hands them over: along axes that end here, lists of their only block."""
+    return lambda *blocks: kernel(*map(_only, blocks))
+
+
+def _only(block: Any) -> np.ndarray:
+    while isinstance(block, list):
+        (block,) = block
+    return block
+
+
+def _column(block: Any, place: int) -> np.ndarray:
+    return _only(block)[..., place]
 
 
 def _targets(capture: xr.Dataset) -> xr.DataArray:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def finish(*commands: subprocess.Popen[str]) -> list[str]:
     return [out for out, _ in said]
 
 
-def test_captures_at_the_same_time_and_ten_readers(command, lake_copy, tmp_path):
+def test_captures_at_the_same_time_and_ten_readers(command, lake_copy, llama, tmp_path):
     """Two identical commands, another one beside them, and readers all the while, on a lake that has captures."""
     before = tiny.tree(lake_copy.root)
     readers = [Worker(lake_copy, task) for task in ["read"] * 8 + ["read_tables"] * 2]
@@ -144,8 +145,8 @@ def test_captures_at_the_same_time_and_ten_readers(command, lake_copy, tmp_path)
     assert len(sealed) == 5 and temporaries(lake_copy.root) == []
     assert len(list(lake_copy.table("tokens").glob("*"))) == 5  # a file a capture, however many computed it
 
-    for words in (it, pt):
-        finish(start(command(tmp_path / "alone", *words)))
+    for variant, spec in (("it", tiny.RAW), ("pt", replace(tiny.RAW, max_new_tokens=3))):
+        tiny.capture(tmp_path / "alone", llama, spec, variants=(variant,))
     alone, now = tiny.tree(tmp_path / "alone"), tiny.tree(lake_copy.root)
     new = now.keys() - before.keys()
     assert {name: now[name] for name in before} == before and sum("/c/" in name for name in new) > 50

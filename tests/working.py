@@ -178,7 +178,7 @@ def read(layout: Layout, tables: bool = False) -> dict[str, Any]:
                 sealed.items() <= dict(lake.sql(f"SELECT {name}, count(*) FROM tokens GROUP BY 1").fetchall()).items()
             )
         rounds += 1
-        time.sleep(1)  # else ten of them leave nothing of two cores to those who write
+        time.sleep(2)  # else ten of them leave nothing of two cores to those who write
     return {"rounds": rounds, "seen": sorted(seen)}
 
 
