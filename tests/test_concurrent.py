@@ -302,7 +302,7 @@ def test_what_was_killed_can_be_read_when_made_again(lake):
     assert connect(lake).sql("SELECT text FROM outputs ORDER BY 1").fetchall() == [(f"says {i}",) for i in "abc"]
 
 
-def test_only_the_dead_of_this_machine_are_cleared(tmp_path, monkeypatch):
+def test_only_the_dead_of_this_machine_are_cleared(tmp_path):
     target = tmp_path / "lens" / "key.parquet"
     target.parent.mkdir()
     dead, folder = tiny.dead_name(target), tiny.dead_name(tmp_path / "lens" / "x.zarr")
@@ -312,8 +312,9 @@ def test_only_the_dead_of_this_machine_are_cleared(tmp_path, monkeypatch):
     alive.write_bytes(b"mine")
     elsewhere = dead.with_name(dead.name.replace(files._machine(), "elsewhere-1"))
     like = dead.with_name("." + dead.name.removesuffix(".tmp"))
-    for path in (elsewhere, like, target):
+    large = dead.with_name(f".x.{files._machine()}-{10**30}.tmp")  # no process has such a number
+    for path in (elsewhere, like, large, target):
         path.write_bytes(b"kept")
     clear_dead(target.parent)
-    assert sorted(target.parent.iterdir()) == sorted([alive, elsewhere, like, target])
+    assert sorted(target.parent.iterdir()) == sorted([alive, elsewhere, like, large, target])
     clear_dead(tmp_path / "nowhere")
