@@ -85,7 +85,7 @@ def clear_dead(folder: Path) -> None:
     """
     if fcntl is None or not folder.is_dir():  # Windows can't be asked for a process without harm
         return
-    ending = re.compile(rf"\..*\.{re.escape(_machine())}-(\d{1,9})\.tmp")
+    ending = re.compile(rf"\..*\.{re.escape(_machine())}-(\d{{1,9}})\.tmp")
     for path in folder.iterdir():
         if (found := ending.fullmatch(path.name)) and not _lives(int(found[1])):
             with suppress(OSError):  # somebody else's, in a folder of many
