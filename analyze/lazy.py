@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -71,21 +72,49 @@ def _apply(
     layers, resid = capture.sizes.get("layer", -1), capture.get("resid")
     if resid is None or resid.sizes["boundary"] != layers + 1:
         raise ValueError(f"lazy: resid is not there at each of the {layers + 1} boundaries; a full capture has it")
-    # The result has a dim `layer` of its own, one longer; coordinates stay in memory, chunked ones can't be grouped by.
-    given = [array.rename({"layer": "block"} if "layer" in array.dims else {}) for array in more]
-    inputs = [array.reset_coords(drop=True) for array in (resid, *given)]
-    found = xr.apply_ufunc(
-        kernel,
-        *(array.chunk({name: -1 for name in array.dims if name != "token"}) for array in inputs),
-        input_core_dims=[[name for name in array.dims if name != "token"] for array in inputs],
-        output_core_dims=[["layer", "column"]],
-        dask="parallelized",
-        output_dtypes=[np.float32],
-        dask_gufunc_kwargs={"output_sizes": {"layer": layers + 1, "column": len(columns)}},
+    # Blockwise operations that concatenate nothing: dask makes one task of them, of reading and of what is asked of a column.
+    # Names of their own: a hash of a kernel would be one of the head's gigabytes.
+    arrays = [array.chunk({name: -1 for name in array.dims if name != "token"}).data for array in (resid, *more)]
+    axes = [("token", *(f"{place}-{axis}" for axis in range(1, array.ndim))) for place, array in enumerate(arrays)]
+    run, found = f"{kernel.__qualname__}-{uuid4().hex}", ("token", "layer", "column")
+    block = da.blockwise(
+        _on_whole(kernel),
+        found,
+        *(part for pair in zip(arrays, axes, strict=True) for part in pair),
+        name=run,
+        new_axes={"layer": layers + 1, "column": len(columns)},
+        meta=np.empty((0, 0, 0), np.float32),
     )
+    variables = {
+        name: (
+            ("token", "layer"),
+            da.blockwise(
+                _column,
+                found[:2],
+                *(block, found, place, None),
+                name=f"{name}-{run}",
+                meta=np.empty((0, 0), np.float32),
+            ),
+        )
+        for place, name in enumerate(columns)
+    }
     tokens = {name: value for name, value in capture.coords.items() if value.dims == ("token",)}
-    named: Any = found.assign_coords(layer=np.arange(-1, layers), column=list(columns))
-    return named.to_dataset("column").assign_coords(tokens)
+    return xr.Dataset(variables, {"layer": np.arange(-1, layers)}).assign_coords(tokens)
+
+
+def _on_whole(kernel: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The kernel for blocks as dask hands them over: along axes that end here, lists of their only block."""
+    return lambda *blocks: kernel(*map(_only, blocks))
+
+
+def _only(block: Any) -> np.ndarray:
+    while isinstance(block, list):
+        (block,) = block
+    return block
+
+
+def _column(block: Any, place: int) -> np.ndarray:
+    return _only(block)[..., place]
 
 
 def _targets(capture: xr.Dataset) -> xr.DataArray:

@@ -112,15 +112,14 @@ def add_prompts(source: str | Path, destination_folder: str | Path, name: str) -
         raise LakeError(f"prompt-set name {name!r}: expected lower-case letters, digits, _ and -, as in my-set")
     added = read_prompts(source, name)
     target = Path(destination_folder) / f"{name}.jsonl"
-    if target.exists():
-        if read_prompts(target).sha256 == added.sha256:
-            return target
+    if not target.exists():
+        try:
+            write_atomic(target, canonical_bytes(added.prompts), first=True)
+            publish(target)
+        except OSError as error:
+            raise LakeError(f"{target}: cannot write the prompt set ({error.strerror})") from None
+    if read_prompts(target).sha256 != added.sha256:  # was there, or another process has just been faster
         raise LakeError(f"{target}: another prompt set has this name and is never replaced; choose a new name")
-    try:
-        write_atomic(target, canonical_bytes(added.prompts))
-        publish(target)
-    except OSError as error:
-        raise LakeError(f"{target}: cannot write the prompt set ({error.strerror})") from None
     return target
 
 

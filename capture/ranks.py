@@ -10,6 +10,7 @@ import torch
 
 from ..store.errors import LakeError
 from ..store.files import try_lock
+from ..store.progress import ERRORS
 from ..store.schema import PROGRESS
 
 # Variables by which launchers tell a process its place: torchrun, then Slurm's srun. (rank, world, local rank)
@@ -66,12 +67,22 @@ class Rank:
 
     @contextmanager
     def alone(self, path: Path) -> Iterator[None]:
-        """Keep a second process from the same rows of the capture at `path`; the lock goes with the process."""
-        with try_lock(path / PROGRESS / f"rank-{self.rank}.lock") as mine:
-            if not mine:
-                raise LakeError(
-                    f"{path}: another process is writing the rows of {self} now; give each process its own --rank"
-                )
+        """Keep a second process from the same rows of the capture at `path`; the lock goes with the process.
+
+        Of ranks one is refused. The same command without ranks, started twice, waits until the first has come to its end,
+        whichever way.
+        """
+        lock = path / PROGRESS / f"rank-{self.rank}.lock"
+        with try_lock(lock) as mine:
+            if mine:
+                yield
+                return
+        if self.world > 1:
+            raise LakeError(
+                f"{path}: another process is writing the rows of {self} now; give each process its own --rank"
+            )
+        ERRORS.print(f"{path}: another process is capturing this now, waiting for it", highlight=False, soft_wrap=True)
+        with try_lock(lock, wait=True):
             yield
 
 

@@ -17,7 +17,7 @@ from ..store.errors import LakeError
 from ..store.files import give_back_memory, human_bytes, json_bytes, try_lock
 from ..store.layout import Layout
 from ..store.manifest import missing_rows, read_manifest
-from ..store.mirror import record
+from ..store.mirror import write_record
 from ..store.models import clear_unfinished, has_model, write_model
 from ..store.progress import ERRORS, bar
 from ..store.schema import PROGRESS, PROMPT_SITES, SITES, VARIABLES, scalars
@@ -162,6 +162,9 @@ def capture(
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
     create_capture(path, template, rank.world)
     with rank.alone(path):
+        if manifest := read_manifest(path):  # by another process, meanwhile
+            shutil.rmtree(path / PROGRESS, ignore_errors=True)
+            return Result(path, True, True, stream.n_tokens, manifest["bytes"], time.perf_counter() - started)
         todo = [shard for shard in missing_rows(path)[0] if shard in rows]
         _announce(model, name, template, plan, size, rank, len(todo))
         with explain_memory(f"capturing {model.name}", batch):
@@ -197,7 +200,7 @@ def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> 
             return manifest
         noise = path / PROGRESS / NOISE
         if not noise.exists() and not set(missing) & rows_of_noise(path, stream):
-            record(noise, json_bytes(noise_floor(model, path, stream)))
+            write_record(noise, json_bytes(noise_floor(model, path, stream)))
         if missing:
             return None
         clear_unfinished(layout, model.spec.pair, model.spec.variant)

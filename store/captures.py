@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import zarr
 
 from .chunks import DAMAGE, Chunks
 from .errors import RESTORE, CorruptError, LakeError
-from .files import hash_file
+from .files import bytes_below, hash_file
 from .layout import Layout, check_name, split_model
 from .manifest import check_list, read_manifest
 from .metadata import Described, check_dims, check_room, describe_group
@@ -20,7 +21,7 @@ from .mirror import Remote, blob_of, bring_capture
 from .parquet import first_line
 from .partial import Held, read_partial
 from .records import read_record
-from .schema import MANIFEST, PROGRESS, TEMPLATE, VARIABLES
+from .schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES
 from .shards import Grid
 from .streams import stream_records
 from .writer import quiet_zarr
@@ -327,19 +328,35 @@ def list_captures(layout: Layout) -> pd.DataFrame:
     of a part, what they lack."""
     rows = []
     for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
-        manifest = read_manifest(path)
         row: dict[str, Any] = {"pair": path.parts[-3], "variant": path.parts[-2], "stream": path.stem}
         for what, name in row.items():
             check_name(name, f"{path}: {what}")
-        if manifest:
-            row |= {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
+        if sealed := (path / MANIFEST).exists():
+            row |= _sizes(path, _file_mark(path / MANIFEST), _file_mark(path / PARTIAL))
         else:
-            row |= {"prompts": 0, "tokens": 0, "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file())}
-        partial = read_partial(path) if manifest else None
-        lacks = partial.lacks(manifest) if partial and manifest else ""
-        rows.append({**row, "sealed": manifest is not None, "path": str(path), "lacks": lacks})
+            row |= {"prompts": 0, "tokens": 0, "bytes": bytes_below(path), "lacks": ""}
+        rows.append({**row, "sealed": sealed, "path": str(path)})
     # A copy that lacks something is the exception, and so is the column.
     return pd.DataFrame(rows, columns=[*COLUMNS, "lacks"] if any(row["lacks"] for row in rows) else COLUMNS)
+
+
+def _file_mark(file: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced; nothing when there is none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4096)
+def _sizes(path: Path, *_marks: tuple[int, ...]) -> dict[str, Any]:
+    """Prompts, tokens, bytes and what a copy lacks of a sealed capture; a manifest of a megabyte is read again only when its
+    file is another."""
+    manifest = read_manifest(path) or {}
+    partial = read_partial(path)
+    sizes = {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
+    return {**sizes, "lacks": partial.lacks(manifest) if partial else ""}
 
 
 def capture_names(layout: Layout, pair: str, variant: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from .yaml_file import NodeReader, compose, hint, kind_of, listed
 T = TypeVar("T")
 PACKAGED = Path(__file__).parent.parent / "catalog.yaml"
 SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes")
+INTAKE = ("sources", "metadata")  # sections that intake reads, not actlake
 TEMPLATES = ("raw", "chat", "native")
 CONTINUATIONS = ("none", "own", "pt", "it")
 SITES = ("resid", "mlp_out", "attn_out", "attn_entropy")
@@ -209,10 +210,11 @@ def _read(file: Path) -> dict[str, dict]:
         "conditions": reader.condition,
         "lakes": reader.lake,
     }
-    sections = reader.mapping(root, "the catalog", SECTIONS)
+    sections = reader.mapping(root, "the catalog", (*SECTIONS, *INTAKE))
     return {
         section: {name: parsers[section](name, node) for name, node in reader.mapping(entries, section).items()}
         for section, entries in sections.items()
+        if section in SECTIONS
     }
 
 

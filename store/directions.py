@@ -120,9 +120,11 @@ def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, An
             with quiet_zarr():
                 zarr.consolidate_metadata(str(temporary))
             files = hash_files((file for file in temporary.rglob("*") if file.is_file()), temporary)
-            shutil.rmtree(folder, ignore_errors=True)  # what a kill left before its JSON file
-            temporary.rename(folder)
-            write_json(marker, {**about, "files": files})
+            with layout.locked():
+                if not marker.exists():  # else another process was faster
+                    shutil.rmtree(folder, ignore_errors=True)  # what a kill left before its JSON file
+                    temporary.rename(folder)
+                    write_json(marker, {**about, "files": files})
             publish(folder, marker)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

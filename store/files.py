@@ -7,13 +7,15 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import LakeError
 
@@ -61,22 +63,95 @@ def sync_file(path: Path) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """The name beside `path` of what becomes it once it is whole: no other process uses it, on whatever machine."""
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    """The name beside `path` of what becomes it once it is whole: no other process uses it, on whatever machine.
+
+    What dead processes left in the folder under such names is deleted when this process comes there first.
+    """
+    _clear_once(path.parent)
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _machine() -> str:
+    """This machine and, on Linux, its space of process numbers: containers may share a name and not the numbers."""
+    space = Path("/proc/self/ns/pid")
+    return f"{platform.node()}-{space.stat().st_ino if space.exists() else 0}"
+
+
+@cache
+def _clear_once(folder: Path) -> None:
+    clear_dead(folder)
+
+
+def clear_dead(folder: Path) -> None:
+    """Delete the temporary files and folders that processes of this machine which live no more left in `folder`.
+
+    Those of other machines stay: from here nobody can tell whether their writers are alive.
+    """
+    if fcntl is None or not folder.is_dir():  # Windows can't be asked for a process without harm
+        return
+    ending = re.compile(rf"\..*\.{re.escape(_machine())}-(\d{{1,9}})\.tmp")
+    for path in folder.iterdir():
+        if (found := ending.fullmatch(path.name)) and not _lives(int(found[1])):
+            with suppress(OSError):  # somebody else's, in a folder of many
+                remove(path)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, as far as it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes, first: bool = False) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename).
+
+    With `first` a file that is there already stays.
+    """
     temporary = temporary_of(path)
     try:
-        with open(temporary, "wb") as file:
+        with _create(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if first:
+            place(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a new file, its folder made if need be; another process may delete an empty folder at any moment."""
+    for _ in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return open(path, "wb")
+    return open(path, "wb")
+
+
+def place(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, unless another process was first: then that one's file stays."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -162,6 +237,16 @@ def try_lock(path: Path, wait: bool = False) -> Iterator[bool]:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                     raise
         yield held
+
+
+def bytes_below(folder: Path) -> int:
+    """Bytes of all files below a folder, while other processes may write and delete there."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def free_bytes(path: Path) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LakeError
-from .files import read_json, write_json
+from .files import read_json, try_lock, write_json
 from .mirror import bring, mirror_of, open_mirror
 from .origin import is_remote
 from .schema import FORMAT_VERSION, MARKER, VARIANTS
@@ -73,6 +73,12 @@ class Layout:
     def __str__(self) -> str:
         mirror = mirror_of(self.root)
         return str(mirror.origin if mirror else self.root)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lake's lock, which is on its marker, while finished work gets its place: one process after the other."""
+        with try_lock(self.root / MARKER, wait=True):
+            yield
 
     def model(self, pair: str, variant: str) -> Path:
         """Folder of one model's metadata and head."""

@@ -7,11 +7,11 @@ from typing import Any
 import zarr
 
 from .errors import CorruptError, LakeError
-from .files import hash_file, hash_json, json_bytes, try_lock, write_json
+from .files import clear_dead, hash_file, hash_json, json_bytes, try_lock, write_json
 from .mirror import renew, seal_remote
 from .records import REPAIRS, read_record, told
 from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
-from .writer import gather_prompts, missing_shards, quiet_zarr, shard_record
+from .writer import gather_prompts, missing_shards, quiet_zarr, shard_record, wreck_lock
 
 SEALING = "seal.lock"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
@@ -24,6 +24,7 @@ def seal(path: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     same bytes. Of ranks that come here at once, one seals. Raises LakeError while shard rows are missing.
     """
     if manifest := read_manifest(path):
+        shutil.rmtree(path / PROGRESS, ignore_errors=True)  # left when a kill came right after the manifest
         return manifest
     missing, count = missing_rows(path)
     if missing:
@@ -57,8 +58,8 @@ def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
     for file in path.rglob("*"):
         if file.name.endswith(HALF_WRITTEN):
             file.unlink(missing_ok=True)
-    for folder in path.parent.glob(f".{path.name}.*.tmp"):  # left by ranks that were killed while they allocated
-        shutil.rmtree(folder, ignore_errors=True)
+    clear_dead(path.parent)  # left by ranks that were killed while they allocated
+    wreck_lock(path).unlink(missing_ok=True)
     gather_prompts(path, template.get("per_prompt", []), template["n_prompts"])
     with quiet_zarr():
         zarr.consolidate_metadata(str(path))

@@ -260,7 +260,7 @@ def shared_start(path: Path) -> Iterator[None]:
         return
     if not mirror.origin.writable:
         raise LakeError(f"{mirror.origin}: can only be read; capture into a folder or a bucket")
-    with try_lock(path.with_name(f".{path.name}.lock"), wait=True):
+    with try_lock(path.with_name(f".{path.name}.start.lock"), wait=True):
         renew(path)
         yield
 
@@ -271,14 +271,14 @@ def renew(path: Path) -> None:
         mirror.renew(path.relative_to(mirror.root).as_posix())
 
 
-def record(file: Path, data: bytes) -> None:
+def write_record(file: Path, data: bytes) -> None:
     """Write a small file whole; of a remote lake there first, so that nothing is on record here that the lake lacks."""
     if mirror := mirror_of(file):
         mirror.origin.put(file.relative_to(mirror.root).as_posix(), data)
     write_atomic(file, data)
 
 
-def place(made: Path, path: Path, last: str) -> bool:
+def move_in(made: Path, path: Path, last: str) -> bool:
     """Give a folder made under another name its own, unless one is there; of a remote lake its files are sent first, `last`
     at the end and only if the lake has none. False when another machine's was there."""
     if mirror := mirror_of(path):

@@ -10,7 +10,7 @@ import zarr
 
 from .captures import checked, open_group
 from .errors import CorruptError, LakeError
-from .files import hash_files, temporary_of, write_json
+from .files import clear_dead, hash_files, temporary_of, write_json
 from .layout import Layout
 from .metadata import Described, check_dims, lengths_of
 from .mirror import bring, publish
@@ -50,23 +50,20 @@ def write_model(
     marker, mine = folder / "model.json", temporary_of(folder / "head")
     try:
         files = write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
-        _move(mine, folder / "head.zarr", files)
-        write_json(
-            marker, {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant, **record, "head_files": files}
-        )
+        with layout.locked():
+            if not check_same_model(layout, pair, variant, record):  # else another process was faster
+                shutil.rmtree(folder / "head.zarr", ignore_errors=True)  # what a kill left before its marker
+                mine.rename(folder / "head.zarr")
+                named = {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant}
+                write_json(marker, {**named, **record, "head_files": files})
         publish(folder / "head.zarr", marker)
-    except OSError:
-        if not marker.exists():  # else another rank was faster
-            raise
     finally:
         shutil.rmtree(mine, ignore_errors=True)
 
 
 def clear_unfinished(layout: Layout, pair: str, variant: str) -> None:
-    """Delete what killed processes left of a model's head. Not while another rank may still be writing its own: for one
-    who goes on writing into a folder that is gone, the head would lack what was there."""
-    for rest in layout.model(pair, variant).glob(".head.*.tmp"):
-        shutil.rmtree(rest, ignore_errors=True)
+    """Delete what killed processes left of a model's head."""
+    clear_dead(layout.model(pair, variant))
 
 
 def write_group(
@@ -95,14 +92,6 @@ def write_group(
             array[...] = values
         zarr.consolidate_metadata(str(path))
     return hash_files((file for file in path.rglob("*") if file.is_file()), path)
-
-
-def _move(mine: Path, head: Path, files: dict[str, str]) -> None:
-    """Put a written head in its place, unless the same one is there; what a kill left there goes."""
-    if head.exists() and hash_files((file for file in head.rglob("*") if file.is_file()), head) != files:
-        shutil.rmtree(head)
-    if not head.exists():
-        mine.rename(head)
 
 
 def has_model(layout: Layout, pair: str, variant: str) -> bool:

@@ -50,10 +50,13 @@ def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[
             files = write_group(temporary, arrays, PROBE_DIMS, named, lambda shape: (1, 1, *shape[2:])[: len(shape)])
             sealed = {"format_version": FORMAT_VERSION, **record, "files": files, "probes_sha256": hash_json(files)}
             write_json(temporary / MANIFEST, sealed)
-            if not (path / MANIFEST).exists():
-                shutil.rmtree(path, ignore_errors=True)
+            try:
                 temporary.rename(path)
-                publish(path)
+            except OSError:
+                if not (path / MANIFEST).exists():  # else another process was faster
+                    shutil.rmtree(path, ignore_errors=True)
+                    temporary.rename(path)
+            publish(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     training_file(path).unlink(missing_ok=True)

@@ -106,6 +106,11 @@ def write_stream(layout: Layout, stream: Stream) -> str:
     When another stream of the lake has the same content, only a record that points to it is written (`same_as`), so
     that one capture serves both. A stream that is there already stays as it is and learns one more recipe (`keys`).
     """
+    with layout.locked():
+        return _write_stream(layout, stream)
+
+
+def _write_stream(layout: Layout, stream: Stream) -> str:
     twins = [record for record in stream_records(layout) if record["content_sha256"] == stream.content_sha256]
     before: dict[str, Any] = next((record for record in twins if record["name"] == stream.name), {})
     holder = next((record["name"] for record in twins if record["same_as"] == record["name"]), stream.name)

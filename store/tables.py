@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from .captures import capture_names, list_captures
 from .errors import CorruptError, LakeError
-from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, sync_file, temporary_of
+from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, place, sync_file, temporary_of
 from .layout import Layout
 from .mirror import bring, publish, withdraw
 from .outputs import output_files
@@ -53,6 +53,8 @@ def table_file(layout: Layout, name: str, key: str) -> Path:
 def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Write one table file atomically: what the block hands over becomes a row group each, the file appears at its end.
 
+    Of processes that write the same one at once the first wins; the others keep its file.
+
     A row group is a mapping column -> array in the schema of the table; scalars are repeated. Those of one layer are merged
     up to ROW_GROUP_TOKENS rows, so that a writer need not hold that many. The recipe goes into the Parquet key-value
     metadata. A full disk is a LakeError; whatever raises inside the block leaves nothing behind.
@@ -61,7 +63,7 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
     path = table_file(layout, name, table_key(name, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
-    merged = temporary.with_suffix(".merged")
+    merged = temporary_of(path.with_suffix(".merged"))
     try:
         with _writer(temporary, schema) as writer:
             yield lambda group: writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
@@ -72,7 +74,7 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
                     writer.write_table(table.cast(schema), row_group_size=1 << 30)
             merged.replace(temporary)
         sync_file(temporary)
-        temporary.replace(path)
+        place(temporary, path)
         publish(path)
     except OSError as error:
         if full_disk(error):

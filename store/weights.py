@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LakeError
-from .files import BLOCK, free_bytes, hash_file, human_bytes, temporary_of, write_json
+from .files import BLOCK, clear_dead, free_bytes, hash_file, human_bytes, temporary_of, write_json
 from .layout import Layout
 from .mirror import publish
 from .records import read_record
@@ -80,8 +80,7 @@ def write_weights(
             progress(files[name]["bytes"])
     record = {"format_version": FORMAT_VERSION, "model_sha256": model_sha256, "files": files}
     write_json(layout.model(pair, variant) / RECORD, record)
-    for rest in folder.rglob(".*.tmp"):  # a kill in the middle of a file
-        rest.unlink(missing_ok=True)
+    clear_dead(folder)  # a kill in the middle of a file
     publish(folder, layout.model(pair, variant) / RECORD)
     return record
 

@@ -23,8 +23,8 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import CorruptError, LakeError
-from .files import full_disk, json_bytes, temporary_of, write_json
-from .mirror import mirror_of, place, record, renew, shared_start
+from .files import full_disk, json_bytes, temporary_of, try_lock, write_json
+from .mirror import mirror_of, move_in, renew, shared_start, write_record
 from .npz import REPAIR as NPZ_REPAIR
 from .npz import read_npz
 from .records import read_record
@@ -156,22 +156,31 @@ def create_capture(path: Path, template: Template, world: int = 1) -> None:
     by another number of ranks.
     """
     with shared_start(path):
-        _create(path, template, world)
+        # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
+        wreck = path.exists()
+        if _same_capture(path, template, world):
+            return
+        if not wreck:
+            return _create(path, template, world)
+        with try_lock(wreck_lock(path), wait=True):  # whoever comes second finds no wreck, but the first one's capture
+            if not _same_capture(path, template, world):
+                shutil.rmtree(path, ignore_errors=True)
+                _create(path, template, world)
+
+
+def wreck_lock(path: Path) -> Path:
+    """The file beside a capture that is locked while a wreck in its place is replaced; it goes when the capture is sealed."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def _create(path: Path, template: Template, world: int) -> None:
-    # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
-    wreck = path.exists()
-    if _same_capture(path, template, world):
-        return
-    if wreck:
-        shutil.rmtree(path, ignore_errors=True)
+    """Allocate a capture where none is, unless another process does so first."""
     temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _allocate(temporary, template)
         write_json(temporary / PROGRESS / TEMPLATE, {**template.record(), "world": world})
-        if not place(temporary, path, f"{PROGRESS}/{TEMPLATE}"):
+        if not move_in(temporary, path, f"{PROGRESS}/{TEMPLATE}"):
             renew(path)  # another machine's rank was first
             _same_capture(path, template, world)
     except OSError as error:
@@ -260,7 +269,7 @@ def write_prompts(path: Path, shard: int, values: PromptValues) -> None:
     }
     data = io.BytesIO()
     np.savez(data, **arrays)
-    record(prompt_file(path, shard), data.getvalue())
+    write_record(prompt_file(path, shard), data.getvalue())
 
 
 def gather_prompts(path: Path, names: Sequence[str], n_prompts: int) -> None:
@@ -415,7 +424,7 @@ class ShardWriter:
                 write_prompts(self._path, shard, prompts)
             statistics = {name: _statistics(variable) for name, variable in row.items()}
             done = {"shard": shard, "files": files, "statistics": statistics}
-            record(shard_record(self._path, shard), json_bytes(done))
+            write_record(shard_record(self._path, shard), json_bytes(done))
             if self._on_write:
                 self._on_write(sum(entry["bytes"] for entry in files.values()))
         finally:

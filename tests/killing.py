@@ -20,23 +20,7 @@ from typing import Any
 import tiny
 import torch
 from actlake.capture.ranks import ALONE, Rank
-
-WRITES = os.O_WRONLY | os.O_RDWR
-CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
-
-
-class Counter:
-    """An audit hook that counts what changes files below a folder, and kills its own process before operation `last`."""
-
-    def __init__(self, folder: str, last: int | None):
-        self.folder, self.last, self.count = folder, last, 0
-
-    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        writing = event in CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & WRITES)
-        if writing and str(args[0]).startswith(self.folder):
-            self.count += 1
-            if self.count == self.last:
-                os.kill(os.getpid(), signal.SIGKILL)
+from working import Counter
 
 
 def child(order: dict[str, Any], pair: Any, answer: int) -> None:

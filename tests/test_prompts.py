@@ -300,7 +300,7 @@ def test_add_writes_nothing_when_the_source_or_the_disk_is_bad(tmp_path, monkeyp
         add_prompts(write(tmp_path, GOOD + '\n{"id": "b"}'), tmp_path / "sets", "mine")
     assert not (tmp_path / "sets").exists()
 
-    def full(path, data):
+    def full(path, data, first):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_atomic", full)

@@ -94,7 +94,7 @@ def test_copying_goes_on_where_it_was_killed(tmp_path, pair, monkeypatch):
             kept(tmp_path / "lake", pair, tiny.BARE)
     layout = Layout.open(tmp_path / "lake")
     assert list_captures(layout).sealed.tolist() == [True] and stored_weights(layout, "llama", "it") is None
-    (done[0].parent / ".model.safetensors.1.tmp").write_bytes(b"half")  # what a real kill leaves
+    tiny.dead_name(done[0].parent / "model.safetensors").write_bytes(b"half")  # what a real kill leaves
     times = [file.stat().st_mtime_ns for file in done]
     kept(layout.root, pair, tiny.BARE)
     assert [file.stat().st_mtime_ns for file in done] == times and verified(layout) == []

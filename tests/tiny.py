@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from actlake.analyze.head import Head
 from actlake.capture.pair import Options, capture_pair
 from actlake.capture.prompts import Prompt, PromptSet, canonical_bytes
 from actlake.store.catalog import ModelSpec, PairSpec, ProfileSpec, StreamSpec
+from actlake.store.files import temporary_of
 from actlake.store.layout import Layout
 from actlake.store.streams import Stream
 from actlake.store.writer import ShardWriter, Template, create_capture
@@ -199,6 +203,13 @@ def capture(lake: Path, pair: PairSpec, *streams: StreamSpec, **options: Any) ->
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes; empty for a folder that is not there."""
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def dead_name(path: Path) -> Path:
+    """The temporary name that a process which has ended would have used for `path`."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return path.with_name(temporary_of(path).name.replace(f"-{os.getpid()}.tmp", f"-{process.pid}.tmp"))
 
 
 def edit_json(path: Path, **changes: Any) -> None:
