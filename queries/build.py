@@ -1,5 +1,6 @@
 """Who computes which table: every table with what makes it, turned into jobs of the sweep when its file is not there."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -101,9 +102,12 @@ def jobs_of(kit: Kit, need: Need) -> list[Job]:
 
 
 def _judged_elsewhere(kit: Kit, scope: Scope, sweep: str) -> bool:
-    from .judging import judged_elsewhere
+    """Whether the lake has a sweep's verdicts as a table and no judge is named here: they are read as they are."""
+    if not find_tables(kit.layout, "judged", {"pair": scope.pair, "sweep": sweep, **_streams_of(scope)}):
+        return False
+    from ..capture.endpoint import MODEL
 
-    return judged_elsewhere(kit, scope, sweep)
+    return not os.environ.get(MODEL, "").strip()
 
 
 def _check_written(kit: Kit, scope: Scope, sweep: str) -> None:

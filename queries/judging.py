@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..capture.endpoint import MODEL
 from ..capture.gold import agreement, gold_items, read_gold
 from ..capture.judge import UNJUDGED, Cost, Item, Judge, Verdict, escalate, summary
 from ..capture.rubrics import Rubric, read_rubrics
 from ..store.errors import LakeError
 from ..store.files import hash_json
 from ..store.progress import bar
-from ..store.tables import drop_tables, find_tables
+from ..store.tables import drop_tables
 from .hosts import prompts_of
 from .kit import VERSION, Kit, Scope
 from .outputs import fields_of
@@ -150,14 +149,6 @@ class JudgedTable(TableJob):
                 "value": [value for _, _, value in lines],
             }
         )
-
-
-def judged_elsewhere(kit: Kit, scope: Scope, sweep: str) -> bool:
-    """Whether the lake has a sweep's verdicts as a table and no judge is named here: they are read as they are."""
-    if os.environ.get(MODEL, "").strip():
-        return False
-    streams = {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
-    return bool(find_tables(kit.layout, "judged", {"pair": scope.pair, "sweep": sweep, **streams}))
 
 
 def judge_sweep(
