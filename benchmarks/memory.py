@@ -81,9 +81,8 @@ def made_up(folder: Path, tokens: int) -> Scope:
         stream_of(rows), starts=[100] * len(rows)
     )  # the second half is continuation: a pair is compared there
     sizes: dict[str, tuple[int, ...]] = {"resid": (LAYERS + 1, WIDTH), "mlp_out": (LAYERS, WIDTH)}
-    template = Template(
-        stream, sizes, tuple(range(LAYERS + 1)), tuple(range(LAYERS)), "bfloat16", {"dtype": "bfloat16"}
-    )
+    made = {"pair": "bench", "variant": "it", "model_sha256": "made up", "dtype": "bfloat16", "batch": 1}
+    template = Template(stream, sizes, tuple(range(LAYERS + 1)), tuple(range(LAYERS)), "bfloat16", made)
     blocks = {
         name: torch.randn(size[0], template.shard_tokens, WIDTH).bfloat16().view(torch.int16).numpy().view(np.uint16)
         for name, size in sizes.items()
@@ -91,7 +90,9 @@ def made_up(folder: Path, tokens: int) -> Scope:
     head = {"norm_weight": np.ones(WIDTH, np.float32), "real_token": np.ones(VOCAB, bool)}
     head["unembed"] = rng.standard_normal((VOCAB, WIDTH), np.float32)
     facts = {"norm": "rms", "norm_eps": 1e-6, "softcap": None, "logit_scale": 1.0, "parallel": False}
-    record = {"format_version": FORMAT_VERSION, "sha256": "made up", "id": "made up", "dtype": "bfloat16"}
+    texts = ("sha256", "id", "class", "tokenizer_sha256", "chat_template_sha256")
+    record = {"format_version": FORMAT_VERSION, "dtype": "bfloat16", "revision": None, "files": {}}
+    record |= dict.fromkeys(texts, "made up")
     name = write_stream(layout, stream)
     for variant in ("pt", "it"):
         write_model(layout, "bench", variant, record, head, facts)

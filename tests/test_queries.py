@@ -8,6 +8,7 @@ import actlake
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 from actlake.queries import answer as answers
 from actlake.queries import estimates
 from actlake.queries.kit import Scope
@@ -51,8 +52,7 @@ def put_model(layout: Layout, variant: str, unembed: np.ndarray) -> None:
         "real_token": np.ones(VOCAB, dtype=bool),
     }
     attrs = {"norm": "rms", "norm_eps": 1e-6, "softcap": None, "logit_scale": 1.0, "parallel": False}
-    record = {"id": variant, "revision": None, "sha256": variant, "files": {}, "dtype": "float32", "class": "Made"}
-    write_model(layout, PAIR, variant, record, arrays, attrs)
+    write_model(layout, PAIR, variant, {"id": variant, "sha256": variant, **tiny.MODEL}, arrays, attrs)
 
 
 def put_capture(layout: Layout, variant: str, stream: Stream, resid: np.ndarray, mlp: np.ndarray) -> None:

@@ -44,6 +44,11 @@ RAW = StreamSpec("raw", "raw", "own", 6)
 NATIVE = StreamSpec("native", "native", "own", 6)
 TEACHER = StreamSpec("teacher", "native", "it", 6)
 MADE = {"pair": "made", "variant": "pt", "model_sha256": "m", "dtype": "float32", "batch": 4}  # provenance of no model
+# What model.json says beside id and sha256.
+MODEL = {
+    **{"revision": None, "files": {}, "dtype": "float32", "class": "Made"},
+    **dict.fromkeys(("tokenizer_sha256", "chat_template_sha256"), "t"),
+}
 BARE = StreamSpec("bare", "raw", "none", 6)
 
 
