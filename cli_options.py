@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 import typer
@@ -14,6 +16,9 @@ from rich.table import Table
 from .store.catalog import Catalog, load_catalog
 from .store.files import human_bytes
 from .store.layout import Layout
+
+if TYPE_CHECKING:
+    from .queries.sweep import Engine
 
 out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
 
@@ -63,6 +68,13 @@ GenerateOption = Annotated[
         help="Let models write the texts that a row needs; without, such rows only use what is there.",
     ),
 ]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help="Compute tables on the workers of this dask scheduler: tcp://HOST:8786, or its scheduler file (docs/CLUSTER.md).",
+    ),
+]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
 PairsOption = Annotated[
     list[str] | None,
@@ -79,6 +91,23 @@ def open_layout(lake: str, catalog: Path | None) -> tuple[Layout, Catalog]:
     """The lake of this name or folder, and the catalog in use."""
     known = load_catalog(catalog)
     return Layout.open(known.lakes.get(lake, lake)), known
+
+
+@contextmanager
+def engine_of(scheduler: str | None) -> "Iterator[Engine]":
+    """What computes tables: the workers of a scheduler, or this process."""
+    if scheduler is None:
+        from .queries.sweep import run
+
+        yield run
+        return
+    from .queries.distribute import Cluster
+
+    cluster = Cluster(scheduler)
+    try:
+        yield cluster.run
+    finally:
+        cluster.client.close()
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
