@@ -114,8 +114,8 @@ def answer_all(
     """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
 
     `generate` says whether models may be called to write freely; without it, rows whose texts are not there are refused.
-    `engine` as in `answer`. Returns the answers, what could not be answered (its captures lack something, or a model does not load), and the seconds
-    that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
+    `engine` as in `answer`. Returns the answers, what could not be answered (its captures lack something, or a model does
+    not load), and the seconds that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))

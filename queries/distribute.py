@@ -9,8 +9,8 @@ Workers make the jobs again from the lake's files, which all must see at the sam
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,12 @@ import numpy as np
 from ..store.catalog import PACKAGED
 from ..store.errors import LakeError
 from ..store.files import hash_json
-from ..store.layout import MARKER, Layout
 from ..store.parts import drop_parts, part_file, parts_folder
 from ..store.progress import Bar, bar
-from ..store.version import __version__
 from .build import Need
 from .feed import Feed
 from .kit import Kit
+from .scheduler import PATIENCE, address_of, check_workers, connect, result_of
 from .sweep import Job, cost_of, fail, feeds_of, label_of, missing_of, passes, prompt_blocks, ready, run, together
 from .worker import Call, Done, join, parts, tidy, whole, work
 
@@ -37,8 +36,6 @@ TASK_BYTES = 256 << 20  # of decoded values that a task reads
 MOST_TASKS = 4096  # of a sweep; of larger ones each task reads more
 AHEAD = 2  # tasks a worker at the scheduler
 RETRIES = 2  # of a task that raised what is no LakeError; dying workers are counted by dask (allowed-failures)
-CONNECT = 5.0  # seconds
-PATIENCE = 60.0  # seconds without any worker
 SLOW = 3.0  # times the median task, and at the end another worker tries too
 
 Sources = dict[Path, tuple[Kit, Need]]  # what the job of each path is made of
@@ -64,7 +61,7 @@ class Cluster:
         self.client = connect(str(client)) if isinstance(client, str | Path) else client
 
     def run(self, jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> list[Path]:
-        """Do the jobs whose result is not there, those they need first before them; returns the new results.
+        """Do the jobs (of build.jobs_of) whose result is not there, and those they need; returns the new results.
 
         Errors are as for sweep.run. A LakeError too when the scheduler or its workers are lost for good; what was done until
         then is kept, and the next call goes on from there.
@@ -74,7 +71,7 @@ class Cluster:
             return []
         sources = _sources(jobs)
         kit = next(iter(sources.values()))[0]
-        check(self.client, kit.layout)
+        check_workers(self.client, kit.layout)
         call = _call(kit)
         try:
             for reading, others in passes(missing):
@@ -97,6 +94,7 @@ class _Pass:
         self._waiting: dict[str, Task] = {}
         self._running: dict[Future[Done], tuple[Task, float]] = {}
         self._seconds: list[float] = []  # of the tasks that computed parts
+        self._slow: dict[Future[Done], str] = {}  # tasks that another worker does again, and who was given them first
         self._seen = time.monotonic()  # when there were workers
 
     def read(self, jobs: Sequence[Job]) -> None:
@@ -154,7 +152,9 @@ class _Pass:
                     for future in self._ended():
                         self._take(future, progress)
             finally:
-                self._client.cancel(list(self._running))
+                self._client.cancel([*self._running, *self._slow])
+        for path in self._failed or ():
+            drop_parts(path)
 
     def _submit(self) -> None:
         """Hand the scheduler as many tasks as keep its workers busy."""
@@ -172,7 +172,9 @@ class _Pass:
             else:
                 self._over(task)
 
-    def _start(self, task: Task, again: str = "", workers: list[str] | None = None) -> None:
+    def _start(self, task: Task, again: str = "") -> None:
+        """Hand a task to the scheduler, for other workers than those that have been at one too long."""
+        slow = {worker for future, worker in self._slow.items() if not future.done()}
         asked = [(self._sources[job.path][1], self._place(job)) for job in task.jobs]
         future = self._client.submit(
             work,
@@ -181,7 +183,8 @@ class _Pass:
             asked,
             *task.given,
             key=f"actlake-{self._call.key}-{task.name}{again}",
-            workers=workers,
+            workers=[worker for worker in self._client.nthreads() if worker not in slow] if slow else None,
+            allow_other_workers=bool(slow),
             retries=RETRIES,
             pure=False,
         )
@@ -193,15 +196,15 @@ class _Pass:
 
     def _ended(self) -> "list[Future[Done]]":
         """Tasks that came to an end within a while."""
-        from distributed import wait
+        from distributed import CancelledError, wait
 
-        if not self._running:
-            return []
-        try:
-            return list(wait(list(self._running), timeout=1, return_when="FIRST_COMPLETED").done)
-        except TimeoutError:
-            self._watch()
-            return []
+        if self._running:
+            try:
+                with suppress(CancelledError):  # told with the task itself
+                    wait(list(self._running), timeout=1, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                self._watch()
+        return [future for future in self._running if future.done()]
 
     def _watch(self) -> None:
         """Stop when there are no workers; once no task waits, let another worker try what takes too long with one."""
@@ -215,33 +218,38 @@ class _Pass:
             )
         if any(not task.after for task in self._waiting.values()) or not self._seconds:
             return
-        trying = [task.name for task, _ in self._running.values()]
-        busy = {worker for worker, keys in self._client.processing().items() if keys}
-        idle = [worker for worker in workers if worker not in busy]
-        for task, started in list(self._running.values()):
+        at = {key: worker for worker, keys in self._client.processing().items() for key in keys}
+        idle = len(set(workers) - set(at.values()))
+        for future, (task, started) in list(self._running.items()):
             late = now - started > SLOW * max(1.0, statistics.median(self._seconds))
-            if idle and late and task.share is parts and trying.count(task.name) == 1:
-                self._start(task, "-again", [idle.pop()])
+            twins = [other for other, _ in self._running.values() if other is task]
+            if idle > 0 and late and task.share is parts and len(twins) == 1 and future.key in at:
+                self._slow[future] = at[future.key]
+                self._start(task, "-again")
+                idle -= 1
 
     def _take(self, future: "Future[Done]", progress: Bar) -> None:
         """See what came of a task."""
+        if future not in self._running:  # its twin was faster
+            return
         task, _ = self._running.pop(future)
+        self._seen = time.monotonic()
         twins = [other for other, (same, _) in self._running.items() if same is task]
         if future.status == "error" and twins:
             return
-        done = _result(future, self._client)
+        done = result_of(future, self._client)
         if done.stop:
             raise done.stop
         for twin in twins:
-            del self._running[twin]
-            twin.cancel()
+            del self._running[twin]  # what it writes is the same, if it ever does
         if task.share is parts:
             self._seconds.append(done.seconds)
         progress.advance(task.tokens)
         self._over(task)
         for job in task.jobs:
             if error := done.failed.get(self._place(job)):
-                drop_parts(job.path)
+                if self._failed is None:
+                    drop_parts(job.path)
                 fail(job, error, self._failed)
             elif task.share is join:
                 drop_parts(job.path)
@@ -278,105 +286,3 @@ def _call(kit: Kit) -> Call:
     catalog = kit.catalog.path
     known = None if catalog.resolve() == PACKAGED.resolve() else str(catalog.absolute())
     return Call(uuid.uuid4().hex[:8], str(kit.layout.root), known, kit.device, kit.generate)
-
-
-# --- the scheduler ---------------------------------------------------------------------------------------------------
-
-
-def connect(scheduler: str) -> "Client":
-    """A client of the scheduler at an address, or of the one that wrote a scheduler file.
-
-    LakeError when it does not answer within CONNECT seconds, or when the package distributed is missing.
-    """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise LakeError(
-            f"scheduler {scheduler}: needs the package distributed: `pip install 'actlake[cluster]'`"
-        ) from error
-    options: dict[str, Any] = {"timeout": CONNECT, "set_as_default": False}
-    try:
-        if Path(scheduler).is_file():
-            return Client(scheduler_file=scheduler, **options)
-        return Client(scheduler, **options)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise LakeError(
-            f"scheduler {scheduler}: no answer ({error}); start one with `dask scheduler`, and give the address that it prints,"
-            " tcp://HOST:8786, or its --scheduler-file"
-        ) from error
-
-
-def address_of(client: "Client") -> str:
-    """The address of a client's scheduler."""
-    return str(client.scheduler.address) if client.scheduler else "(closed)"
-
-
-def _result(future: "Future[Done]", client: "Client") -> Done:
-    """What a task returned; LakeError when nothing will come of it."""
-    from distributed import CancelledError, KilledWorker
-
-    again = "what is done is kept: run this again to go on from there"
-    try:
-        return future.result()
-    except KilledWorker as error:
-        raise LakeError(
-            f"scheduler {address_of(client)}: workers died {error.allowed_failures + 1} times over one task, of memory perhaps"
-            f" (dask worker --memory-limit); {again}"
-        ) from error
-    except CancelledError as error:
-        raise LakeError(f"scheduler {address_of(client)}: it is gone, or has forgotten a task; {again}") from error
-
-
-def check(client: "Client", layout: Layout) -> None:
-    """LakeError unless there are workers, and all of them have this version of actlake and see this lake."""
-    try:
-        client.wait_for_workers(1, timeout=PATIENCE)
-    except TimeoutError as error:
-        raise LakeError(
-            f"scheduler {address_of(client)}: it has no workers: `dask worker {address_of(client)} --nthreads 1 --nworkers N`"
-        ) from error
-    with _marked(layout) as name:
-        found = client.run(_looker(), str(layout.root), name, on_error="return")
-    for worker, said in found.items():
-        version, lake, same = said if isinstance(said, tuple) else (f"none ({said})", False, False)
-        if version != __version__:
-            problem = f"its actlake is {version}, here it is {__version__}: install the same version there"
-        elif not lake:
-            problem = (
-                f"it finds no lake at {layout.root} (no {MARKER}): put the lake where all workers see it at this path"
-            )
-        elif not same:
-            problem = f"its {layout.root} is another lake than the one here: all workers must share one file system"
-        else:
-            continue
-        raise LakeError(f"worker {worker}: {problem}")
-
-
-@contextmanager
-def _marked(layout: Layout) -> Iterator[str]:
-    """A file in the lake by which others know that it is the same one."""
-    file = layout.root / f".{uuid.uuid4().hex}.tmp"
-    try:
-        file.touch()
-    except OSError as error:
-        raise LakeError(
-            f"lake {layout.root}: can't be written to ({error.strerror}), and tables are made there"
-        ) from error
-    try:
-        yield file.name
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _looker() -> Callable[[str, str], tuple[str, bool, bool]]:
-    """A function to be sent as it stands, for workers that may lack this module."""
-    marker = MARKER
-
-    def look(root: str, mark: str) -> tuple[str, bool, bool]:
-        import importlib
-        import os.path
-
-        version = importlib.import_module("actlake.store.version").__version__
-        return version, os.path.exists(f"{root}/{marker}"), os.path.exists(f"{root}/{mark}")
-
-    return look
