@@ -19,6 +19,7 @@ from .cli_options import (
     PairsOption,
     PromptsOption,
     SchedulerOption,
+    client_of,
     engine_of,
     open_layout,
     out,
@@ -95,13 +96,15 @@ def run(
     if every:
         from .queries.results import write_results
 
-        with engine_of(scheduler) as engine:
+        with client_of(scheduler) as client:
+            engine = engine_of(client)
             done = write_results(layout, asked, pairs, folder, prompts, device, catalog, generate, engine)
         _all(done, folder, as_json)
         return _lock(layout, done.answers, lock, prompts, as_json)
     from .queries.answer import answer_all
 
-    with engine_of(scheduler) as engine:
+    with client_of(scheduler) as client:
+        engine = engine_of(client)
         answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog, generate, engine)
     if refused:
         raise LakeError(refused[0].reason)
@@ -184,7 +187,8 @@ def sql(
     from .store.tables import sql_error
 
     opened = Lake(open_layout(lake, catalog)[0].root, catalog=catalog)
-    relation = (opened.on(scheduler) if scheduler else opened).sql(text, device)
+    with client_of(scheduler) as client:
+        relation = (opened.on(client) if client else opened).sql(text, device)
     try:
         frame = relation.df() if not rows else relation.limit(rows + 1).df()
     except duckdb.Error as error:
@@ -219,10 +223,9 @@ def report(
     layout = open_layout(lake, catalog)[0]
     asked = [find(row) for row in rows] if rows else list(queries().values())
     pairs = pair or [Lake(layout.root).only_pair()]
-    with engine_of(scheduler) as engine:
-        answers, refused, spent = answer_all(
-            layout, asked, pairs, prompts, device, catalog, generate=bool(rows), engine=engine
-        )
+    with client_of(scheduler) as client:
+        engine = engine_of(client)
+        answers, refused, spent = answer_all(layout, asked, pairs, prompts, device, catalog, bool(rows), engine)
     if refused and (rows or not answers):
         raise LakeError(refused[0].reason)
     write_page(layout, answers, table_steps(answers, spent), page, refused)

@@ -18,6 +18,8 @@ from .store.files import human_bytes
 from .store.layout import Layout
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from .queries.sweep import Engine
 
 out = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
@@ -94,20 +96,26 @@ def open_layout(lake: str, catalog: Path | None) -> tuple[Layout, Catalog]:
 
 
 @contextmanager
-def engine_of(scheduler: str | None) -> "Iterator[Engine]":
-    """What computes tables: the workers of a scheduler, or this process."""
+def client_of(scheduler: str | None) -> "Iterator[Client | None]":
+    """A client of the scheduler, if one is named, that is closed in the end."""
     if scheduler is None:
+        yield None
+        return
+    from .queries.scheduler import connect
+
+    with connect(scheduler) as client:
+        yield client
+
+
+def engine_of(client: "Client | None") -> "Engine":
+    """What computes tables: the workers behind a client, or this process."""
+    if client is None:
         from .queries.sweep import run
 
-        yield run
-        return
+        return run
     from .queries.distribute import Cluster
 
-    cluster = Cluster(scheduler)
-    try:
-        yield cluster.run
-    finally:
-        cluster.client.close()
+    return Cluster(client).run
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pandas as pd
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .analyze.head import Head
     from .analyze.tuned import Probes
     from .queries.answer import Answer
-    from .queries.sweep import Engine
 
 
 class Lake:
@@ -31,7 +30,7 @@ class Lake:
     def __init__(self, url: str | Path, create: bool = False, catalog: Path | None = None):
         """Open the lake at `url`; `catalog` is the file that says where checkpoints lie, for questions about weights."""
         self.layout, self._catalog = Layout.open(url, create=create), catalog
-        self._engine: dict[str, Engine] = {}  # what computes tables, if not this process
+        self._engine: dict[str, Any] = {}  # what computes tables, if not this process
 
     def __repr__(self) -> str:
         captures = self.captures
@@ -44,10 +43,13 @@ class Lake:
         tables are those that this process would make. LakeError when the scheduler can't be reached, and from `run` and `sql`
         when its workers have another actlake or don't find the lake.
         """
+        from .queries.scheduler import connect
+
+        known = connect(str(client)) if isinstance(client, str | Path) else client  # before all that takes longer
         from .queries.distribute import Cluster
 
         other = copy(self)
-        other._engine = {"engine": Cluster(client).run}
+        other._engine = {"engine": Cluster(known).run}
         return other
 
     @property

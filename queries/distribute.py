@@ -25,7 +25,7 @@ from ..store.progress import Bar, bar
 from .build import Need
 from .feed import Feed
 from .kit import Kit
-from .scheduler import PATIENCE, address_of, check_workers, connect, result_of
+from .scheduler import PATIENCE, address_of, check_workers, result_of
 from .sweep import Job, cost_of, fail, feeds_of, label_of, missing_of, passes, prompt_blocks, ready, run, together
 from .worker import Call, Done, join, parts, tidy, whole, work
 
@@ -56,9 +56,8 @@ class Task:
 class Cluster:
     """The workers of a scheduler; `run` does jobs like sweep.run."""
 
-    def __init__(self, client: "Client | str | Path"):
-        """`client` is a dask.distributed Client, the address of a scheduler, or its scheduler file."""
-        self.client = connect(str(client)) if isinstance(client, str | Path) else client
+    def __init__(self, client: "Client"):
+        self._client = client
 
     def run(self, jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> list[Path]:
         """Do the jobs (of build.jobs_of) whose result is not there, and those they need; returns the new results.
@@ -71,18 +70,18 @@ class Cluster:
             return []
         sources = _sources(jobs)
         kit = next(iter(sources.values()))[0]
-        check_workers(self.client, kit.layout)
+        check_workers(self._client, kit.layout)
         call = _call(kit)
         try:
             for reading, others in passes(missing):
-                one = _Pass(self.client, call, sources, failed)
+                one = _Pass(self._client, call, sources, failed)
                 one.read([job for job in reading if not job.stays])
                 one.whole([job for job in others if not job.stays])
                 one.run()
                 run([job for job in (*reading, *others) if job.stays and ready(job, failed)], failed)
         finally:
             with suppress(OSError, TimeoutError):
-                self.client.run(tidy, call.key, on_error="ignore")
+                self._client.run(tidy, call.key, on_error="ignore")
         return [path for path in missing if path not in (failed or {})]
 
 
@@ -200,7 +199,7 @@ class _Pass:
 
         if self._running:
             try:
-                with suppress(CancelledError):  # told with the task itself
+                with self._client.as_current(), suppress(CancelledError):  # which is told with the task itself
                     wait(list(self._running), timeout=1, return_when="FIRST_COMPLETED")
             except TimeoutError:
                 self._watch()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..store.errors import LakeError
 from ..store.layout import MARKER, Layout
 from ..store.version import __version__
-from .worker import Done
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+
+    from .worker import Done
 
 CONNECT = 5.0  # seconds until a scheduler must have answered
 PATIENCE = 60.0  # seconds that are waited for workers
@@ -46,7 +47,7 @@ def address_of(client: "Client") -> str:
     return str(client.scheduler.address) if client.scheduler else "(closed)"
 
 
-def result_of(future: "Future[Done]", client: "Client") -> Done:
+def result_of(future: "Future[Done]", client: "Client") -> "Done":
     """What a task returned; LakeError when nothing will come of it."""
     from distributed import CancelledError, KilledWorker
 

@@ -20,6 +20,7 @@ from actlake.queries import distribute, probes, scheduler, sweep
 from actlake.queries.build import ensure
 from actlake.queries.distribute import Cluster, runs_of
 from actlake.queries.kit import Scope
+from actlake.store import parts
 from actlake.store.captures import find_capture
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
@@ -46,7 +47,7 @@ class Quick(WorkerPlugin):
 def client():
     """Two workers of one thread each, in processes that are spawned."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True) as cluster,
         Client(cluster) as found,
     ):
         found.register_plugin(Quick(probes.DEFAULT))
@@ -224,3 +225,134 @@ def test_a_mistake_on_a_worker_is_told_in_one_line(source, tmp_path, client, sma
         ensure(lake, needs, catalog=catalog_of(wrong, tmp_path), engine=Cluster(client).run)
     assert str(shared.value) == str(alone.value).replace(str(here.root), str(lake.root))
     assert "\n" not in str(shared.value)
+
+
+def test_the_command_line(source, tmp_path, client, small, local):
+    """By the scheduler's address, and by its file."""
+    lake, file = copy_of(source, tmp_path / "lake"), tmp_path / "scheduler.json"
+    client.write_scheduler_file(str(file))
+    run = CliRunner(env={"COLUMNS": "200"}).invoke
+    count = "SELECT count(*) AS n FROM tokens WHERE position = 0"
+    told = run(app, ["sql", count, "--lake", str(lake.root), "--scheduler", client.scheduler.address, "--json"])
+    assert json.loads(told.output) == [{"n": 4 * 6 * COPIES - 6 * COPIES}], (
+        told.output
+    )  # IT's teacher stream is its own
+    told = run(app, ["run", "L2", "--lake", str(lake.root), "--scheduler", str(file), "--out", str(tmp_path / "out")])
+    assert told.exit_code == 0 and "cg_raw" in told.output, told.output
+    assert (tmp_path / "out" / "L2-llama.csv").exists()
+
+
+def test_a_lake_on_a_client(source, tmp_path, client, small):
+    lake = Lake(copy_of(source, tmp_path / "lake").root)
+    sql = "SELECT variant, count(*), sum(block_cos) FROM delta GROUP BY ALL ORDER BY ALL"
+    found = lake.on(client).sql(sql).fetchall()
+    assert len(found) == 2 and found == Lake(lake.layout.root).sql(sql).fetchall()
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nowhere", "http://127.0.0.1:1"])
+def test_no_scheduler_there(source, address, monkeypatch):
+    monkeypatch.setattr(scheduler, "CONNECT", 0.5)
+    told = CliRunner().invoke(app, ["sql", "SELECT 1 FROM lens", "--lake", str(source.root), "--scheduler", address])
+    assert isinstance(told.exception, LakeError)
+    assert str(told.exception).startswith(f"scheduler {address}: no answer (") and "\n" not in str(told.exception)
+
+
+def test_one_line_and_exit_code_2(source):
+    words = ["sql", "SELECT 1 FROM lens", "--lake", str(source.root), "--scheduler", "tcp://127.0.0.1:1"]
+    done = subprocess.run([sys.executable, "-m", "actlake", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1 and "no answer" in done.stderr, done.stderr
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(LakeError, match=r"needs the package distributed: `pip install 'actlake\[cluster\]'`"):
+        scheduler.connect("tcp://127.0.0.1:1")
+
+
+def test_workers_must_be_of_this_version_and_see_this_lake(source, tmp_path, client, monkeypatch):
+    lake = copy_of(source, tmp_path / "lake")
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "__version__", "9.9")
+        with pytest.raises(LakeError, match=r"worker tcp://\S+: its actlake is .*, here it is 9.9"):
+            lens_on(lake, client)
+
+    elsewhere = Layout(tmp_path / "elsewhere")
+    elsewhere.root.mkdir()
+    with pytest.raises(LakeError, match=r"worker tcp://\S+: it finds no lake at \S+elsewhere \(no lake.json\)"):
+        scheduler.check_workers(client, elsewhere)
+    monkeypatch.setattr(Path, "touch", lambda self: None)  # as if the mark lay on this machine only
+    with pytest.raises(LakeError, match="is another lake than the one here: all workers must share one file system"):
+        scheduler.check_workers(client, lake)
+
+
+def test_no_workers(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "PATIENCE", 0.2)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as none,
+        Client(none) as client,
+        pytest.raises(LakeError, match=r"it has no workers: `dask worker inproc://\S+ --nthreads 1"),
+    ):
+        lens_on(source, client)
+
+
+# --- without workers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", [1, 7, 200_000])
+def test_a_plan_stays_small(prompts):
+    """Up to 200,000 prompts of 500 tokens, 34 boundaries of width 4096: 56 TB decoded, in fewer than 5,000 tasks."""
+    feed = SimpleNamespace(offset=np.arange(prompts + 1) * 500, bytes_per_token=4 * 34 * 4096)
+    runs = runs_of([feed])
+    blocks = [block for run in runs for block in run]
+    assert blocks == list(sweep.prompt_blocks([feed])) and all(runs)  # every block once, in order
+    assert len(runs) <= 4096 and len(runs) >= min(4096, prompts * 500 * feed.bytes_per_token // distribute.TASK_BYTES)
+    sizes = [(run[-1].stop - run[0].start) for run in runs]
+    assert max(sizes) <= 2 * min(sizes) or len(runs) <= 7
+
+
+def test_parts_come_back_as_they_were(tmp_path):
+    rng = np.random.default_rng(0)
+    blocks = []
+    for n in (3, 0, 5):
+        masked = np.ma.masked_less(rng.integers(0, 9, (n, 4), np.int32), 3)
+        names = np.array(["a", "ü雨", ""] * n, object)[:n]
+        values = rng.standard_normal((4, n)).astype(np.float32).T
+        values[:1] = np.nan
+        blocks.append(
+            {"pair": "p", "start": 3, "name": names, "rank": masked, "kl": values, "points": rng.random((n, 2, 3))}
+            | {"flag": rng.random((n, 4)) > 0.5, "step": np.arange(n)}
+        )
+    file = tmp_path / "0-3.arrow"
+    with part_writer(file) as add:
+        for block in blocks:
+            add(block)
+    for block, found in zip(blocks, read_part(file), strict=True):
+        assert block.keys() == found.keys()
+        for name, value in block.items():
+            other = found[name]
+            if not isinstance(value, np.ndarray):
+                assert value == other and type(value) is type(other)
+                continue
+            assert type(value) is type(other) and value.dtype == other.dtype and value.shape == other.shape
+            assert np.array_equal(np.ma.getmaskarray(value), np.ma.getmaskarray(other))
+            kept = ~np.ma.getmaskarray(value)
+            assert np.array_equal(
+                np.ma.getdata(value)[kept], np.ma.getdata(other)[kept], equal_nan=value.dtype.kind == "f"
+            )
+    with part_writer(tmp_path / "3-4.arrow"):
+        pass
+    assert list(read_part(tmp_path / "3-4.arrow")) == []
+
+
+def test_a_part_that_breaks_off_is_not_there(tmp_path):
+    file = parts.part_file(tmp_path / "x.parquet", "plan", range(3))
+    with pytest.raises(FileNotFoundError), part_writer(file):
+        pass
+    file.parent.mkdir()
+    with pytest.raises(RuntimeError), part_writer(file) as add:
+        add({"x": np.arange(3)})
+        raise RuntimeError
+    assert list(file.parent.iterdir()) == []
+    parts.drop_parts(tmp_path / "x.parquet")
+    assert not file.parent.exists()
