@@ -24,9 +24,10 @@ from ..store.parts import drop_parts, part_file, parts_folder
 from ..store.progress import Bar, bar
 from .build import Need
 from .feed import Feed
+from .going import fail, ready
 from .kit import Kit
 from .scheduler import PATIENCE, address_of, check_workers, result_of
-from .sweep import Job, cost_of, fail, feeds_of, label_of, missing_of, passes, prompt_blocks, ready, run, together
+from .sweep import Job, cost_of, feeds_of, label_of, missing_of, passes, prompt_blocks, run, together
 from .worker import Call, Done, join, parts, tidy, whole, work
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Cluster:
         call = _call(kit)
         try:
             for reading, others in passes(missing):
-                one = _Pass(self._client, call, sources, failed)
+                one = _Pass(self._client, call, kit.layout.root, sources, failed)
                 one.read([job for job in reading if not job.stays])
                 one.whole([job for job in others if not job.stays])
                 one.run()
@@ -88,8 +89,10 @@ class Cluster:
 class _Pass:
     """The tasks of one pass, and where they are."""
 
-    def __init__(self, client: "Client", call: Call, sources: Sources, failed: dict[Path, LakeError] | None):
-        self._client, self._call, self._sources, self._failed = client, call, sources, failed
+    def __init__(
+        self, client: "Client", call: Call, root: Path, sources: Sources, failed: dict[Path, LakeError] | None
+    ):
+        self._client, self._call, self._root, self._sources, self._failed = client, call, root, sources, failed
         self._waiting: dict[str, Task] = {}
         self._running: dict[Future[Done], tuple[Task, float]] = {}
         self._seconds: list[float] = []  # of the tasks that computed parts
@@ -135,7 +138,7 @@ class _Pass:
 
     def _place(self, job: Job) -> str:
         """Where in the lake a job's result will lie."""
-        return job.path.relative_to(self._call.lake).as_posix()
+        return job.path.relative_to(self._root).as_posix()
 
     def _add(self, task: Task) -> None:
         self._waiting[task.name] = task

@@ -16,8 +16,9 @@ from ..store.layout import Layout
 from ..store.parts import Columns, part_file, part_writer, read_part
 from .build import Need, jobs_of
 from .feed import Rows
+from .going import Going
 from .kit import Kit
-from .sweep import Going, Job, feeds_of, read
+from .sweep import Job, feeds_of, read
 
 Asked = tuple[Need, str]  # a job: what it comes from, and where in the lake its result will lie
 Failed = dict[Path, LakeError]
@@ -80,6 +81,10 @@ class Bench:
                     failed[self.root / one[1]] = error
             self.feeds = feeds_of(self._jobs.values())
         return [self._jobs[place] for _, place in asked if place in self._jobs]
+
+    def has(self, asked: Sequence[Asked]) -> bool:
+        """Whether the results of all these jobs are there."""
+        return all((self.root / place).exists() for _, place in asked)
 
     def close(self) -> None:
         """Let go of the jobs."""
@@ -150,19 +155,15 @@ def work(call: Call, share: Callable[..., int], asked: Sequence[Asked], *given: 
             if _bench is None or _bench.call != call:
                 _leave()
                 _bench = Bench(call)
-            done.tokens = 0 if _there(call, asked) else share(_bench, failed, asked, *given)
+            done.tokens = 0 if _bench.has(asked) else share(_bench, failed, asked, *given)
             done.failed = {path.relative_to(_bench.root).as_posix(): error for path, error in failed.items()}
         except LakeError as error:
             done.stop = error
         except FileNotFoundError:
-            if not _there(call, asked):  # else the other call has cleared the parts away
+            if not (_bench and _bench.has(asked)):  # else the other call has cleared the parts away
                 raise
     done.seconds = time.perf_counter() - started
     return done
-
-
-def _there(call: Call, asked: Sequence[Asked]) -> bool:
-    return all((Path(call.lake) / place).exists() for _, place in asked)
 
 
 def tidy(key: str) -> None:
