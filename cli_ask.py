@@ -94,16 +94,16 @@ def run(
     layout = open_layout(lake, catalog)[0]
     pairs = pair or [Lake(layout.root).only_pair()]
     if every:
-        from .queries.results import write_results
-
         with client_of(scheduler) as client:
+            from .queries.results import write_results
+
             engine = engine_of(client)
             done = write_results(layout, asked, pairs, folder, prompts, device, catalog, generate, engine)
         _all(done, folder, as_json)
         return _lock(layout, done.answers, lock, prompts, as_json)
-    from .queries.answer import answer_all
+    with client_of(scheduler) as client:  # before all that takes longer
+        from .queries.answer import answer_all
 
-    with client_of(scheduler) as client:
         engine = engine_of(client)
         answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog, generate, engine)
     if refused:

@@ -1,6 +1,7 @@
 """What the commands share: their options, the console, and how tables are printed."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ def client_of(scheduler: str | None) -> "Iterator[Client | None]":
         return
     from .queries.scheduler import connect
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what concerns a user is raised as well
     with connect(scheduler) as client:
         yield client
 

@@ -26,7 +26,7 @@ from .build import Need
 from .feed import Feed
 from .going import fail, ready
 from .kit import Kit
-from .scheduler import PATIENCE, address_of, check_workers, result_of
+from .scheduler import PATIENCE, address_of, check_workers, told
 from .sweep import Job, cost_of, feeds_of, label_of, missing_of, passes, prompt_blocks, run, together
 from .worker import Call, Done, join, parts, tidy, whole, work
 
@@ -71,18 +71,19 @@ class Cluster:
             return []
         sources = _sources(jobs)
         kit = next(iter(sources.values()))[0]
-        check_workers(self._client, kit.layout)
-        call = _call(kit)
-        try:
-            for reading, others in passes(missing):
-                one = _Pass(self._client, call, kit.layout.root, sources, failed)
-                one.read([job for job in reading if not job.stays])
-                one.whole([job for job in others if not job.stays])
-                one.run()
-                run([job for job in (*reading, *others) if job.stays and ready(job, failed)], failed)
-        finally:
-            with suppress(OSError, TimeoutError):
-                self._client.run(tidy, call.key, on_error="ignore")
+        with told(self._client):
+            check_workers(self._client, kit.layout)
+            call = _call(kit)
+            try:
+                for reading, others in passes(missing):
+                    one = _Pass(self._client, call, kit.layout.root, sources, failed)
+                    one.read([job for job in reading if not job.stays])
+                    one.whole([job for job in others if not job.stays])
+                    one.run()
+                    run([job for job in (*reading, *others) if job.stays and ready(job, failed)], failed)
+            finally:
+                if self._client.status == "running":
+                    self._client.run(tidy, call.key, on_error="ignore")
         return [path for path in missing if path not in (failed or {})]
 
 
@@ -154,7 +155,8 @@ class _Pass:
                     for future in self._ended():
                         self._take(future, progress)
             finally:
-                self._client.cancel([*self._running, *self._slow])
+                if self._client.status == "running":
+                    self._client.cancel([*self._running, *self._slow])
         for path in self._failed or ():
             drop_parts(path)
 
@@ -239,7 +241,7 @@ class _Pass:
         twins = [other for other, (same, _) in self._running.items() if same is task]
         if future.status == "error" and twins:
             return
-        done = result_of(future, self._client)
+        done = future.result()
         if done.stop:
             raise done.stop
         for twin in twins:

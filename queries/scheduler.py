@@ -11,9 +11,7 @@ from ..store.layout import MARKER, Layout
 from ..store.version import __version__
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
-
-    from .worker import Done
+    from distributed import Client
 
 CONNECT = 5.0  # seconds until a scheduler must have answered
 PATIENCE = 60.0  # seconds that are waited for workers
@@ -47,20 +45,26 @@ def address_of(client: "Client") -> str:
     return str(client.scheduler.address) if client.scheduler else "(closed)"
 
 
-def result_of(future: "Future[Done]", client: "Client") -> "Done":
-    """What a task returned; LakeError when nothing will come of it."""
+@contextmanager
+def told(client: "Client") -> Iterator[None]:
+    """Turn the loss of a scheduler, or of worker after worker, inside the block into a LakeError."""
     from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
 
-    again = "what is done is kept: run this again to go on from there"
+    address, again = address_of(client), "what is done is kept: run this again to go on from there"
     try:
-        return future.result()
+        yield
     except KilledWorker as error:
         raise LakeError(
-            f"scheduler {address_of(client)}: workers died {error.allowed_failures + 1} times over one task, of memory perhaps"
-            f" (dask worker --memory-limit); {again}"
+            f"scheduler {address}: workers died {error.allowed_failures + 1} times over one task, of memory perhaps (dask worker"
+            f" --memory-limit); {again}"
         ) from error
-    except CancelledError as error:
-        raise LakeError(f"scheduler {address_of(client)}: it is gone, or has forgotten a task; {again}") from error
+    except (CancelledError, CommClosedError) as error:
+        raise LakeError(f"scheduler {address}: it is gone, or has forgotten a task; {again}") from error
+    except Exception as error:
+        if isinstance(error, LakeError) or client.status == "running":
+            raise
+        raise LakeError(f"scheduler {address}: it is gone; {again}") from error
 
 
 def check_workers(client: "Client", layout: Layout) -> None:
@@ -68,6 +72,8 @@ def check_workers(client: "Client", layout: Layout) -> None:
     try:
         client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError as error:
+        if client.status != "running":
+            raise
         raise LakeError(
             f"scheduler {address_of(client)}: it has no workers: `dask worker {address_of(client)} --nthreads 1 --nworkers N`"
         ) from error

@@ -101,7 +101,8 @@ EVERY = [
 ]
 
 
-def test_the_same_bytes_as_one_process(source, tmp_path, client, small, llama):
+def test_the_same_bytes_as_one_process(source, tmp_path, client, small, llama, monkeypatch):
+    monkeypatch.setattr(distribute, "TASK_BYTES", 600_000)
     here, there = copy_of(source, tmp_path / "here"), copy_of(source, tmp_path / "there")
     catalog = catalog_of(llama, tmp_path)
     needs = [(table, kind, scope(source, stream)) for table, kind, stream in EVERY]
@@ -294,6 +295,26 @@ def test_no_workers(source, tmp_path, monkeypatch):
         pytest.raises(LakeError, match=r"it has no workers: `dask worker inproc://\S+ --nthreads 1"),
     ):
         lens_on(source, client)
+
+
+def test_the_scheduler_goes_away(source, tmp_path, small, local, taken):
+    """In the middle: told in one line, and what was done is kept for the next call."""
+    lake = copy_of(source, tmp_path / "lake")
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as gone, Client(gone, timeout=1) as client:
+        taken.then = lambda task: gone.close()
+        with pytest.raises(LakeError, match=r"scheduler \S+: it is gone.*run this again to go on from there"):
+            lens_on(lake, client)
+    assert [name for name in made(lake) if name.endswith(".arrow")]
+
+
+@pytest.mark.parametrize("status", ["running", "closed"])
+def test_other_errors_are_told_as_they_are(status):
+    """Unless the client has lost its scheduler, which may show as anything."""
+    client = SimpleNamespace(status=status, scheduler=SimpleNamespace(address="tcp://here:1"))
+    with pytest.raises(ValueError if status == "running" else LakeError), scheduler.told(client):
+        raise ValueError("a bug")
+    with pytest.raises(LakeError, match="mine"), scheduler.told(client):
+        raise LakeError("mine")
 
 
 # --- without workers -------------------------------------------------------------------------------------------------
