@@ -18,6 +18,9 @@ from .cli_options import (
     LakeOption,
     PairsOption,
     PromptsOption,
+    SchedulerOption,
+    client_of,
+    engine_of,
     open_layout,
     out,
     print_json,
@@ -61,6 +64,7 @@ def run(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
+    scheduler: SchedulerOption = None,
     generate: GenerateOption = True,
     lock: Annotated[
         Path | None,
@@ -90,14 +94,18 @@ def run(
     layout = open_layout(lake, catalog)[0]
     pairs = pair or [Lake(layout.root).only_pair()]
     if every:
-        from .queries.results import write_results
+        with client_of(scheduler) as client:
+            from .queries.results import write_results
 
-        done = write_results(layout, asked, pairs, folder, prompts, device, catalog, generate)
+            engine = engine_of(client)
+            done = write_results(layout, asked, pairs, folder, prompts, device, catalog, generate, engine)
         _all(done, folder, as_json)
         return _lock(layout, done.answers, lock, prompts, as_json)
-    from .queries.answer import answer_all
+    with client_of(scheduler) as client:  # before all that takes longer
+        from .queries.answer import answer_all
 
-    answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog, generate)
+        engine = engine_of(client)
+        answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog, generate, engine)
     if refused:
         raise LakeError(refused[0].reason)
     if as_json:
@@ -165,6 +173,7 @@ def sql(
     catalog: CatalogOption = None,
     rows: Annotated[int, typer.Option(help="Print at most N rows (0: all).", min=0)] = 100,
     device: DeviceOption = "cpu",
+    scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams, outputs (DuckDB's SQL).
@@ -178,7 +187,8 @@ def sql(
     from .store.tables import sql_error
 
     opened = Lake(open_layout(lake, catalog)[0].root, catalog=catalog)
-    relation = opened.sql(text, device)
+    with client_of(scheduler) as client:
+        relation = (opened.on(client) if client else opened).sql(text, device)
     try:
         frame = relation.df() if not rows else relation.limit(rows + 1).df()
     except duckdb.Error as error:
@@ -200,6 +210,7 @@ def report(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     device: DeviceOption = "cpu",
+    scheduler: SchedulerOption = None,
 ) -> None:
     """Answer rows and write one self-contained HTML page with figures, tables and SQL.
 
@@ -211,9 +222,10 @@ def report(
 
     layout = open_layout(lake, catalog)[0]
     asked = [find(row) for row in rows] if rows else list(queries().values())
-    answers, refused, spent = answer_all(
-        layout, asked, pair or [Lake(layout.root).only_pair()], prompts, device, catalog, generate=bool(rows)
-    )
+    pairs = pair or [Lake(layout.root).only_pair()]
+    with client_of(scheduler) as client:
+        engine = engine_of(client)
+        answers, refused, spent = answer_all(layout, asked, pairs, prompts, device, catalog, bool(rows), engine)
     if refused and (rows or not answers):
         raise LakeError(refused[0].reason)
     write_page(layout, answers, table_steps(answers, spent), page, refused)

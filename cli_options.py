@@ -1,9 +1,12 @@
 """What the commands share: their options, the console, and how tables are printed."""
 
 import json
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 import typer
@@ -14,6 +17,11 @@ from .store.catalog import Catalog, load_catalog
 from .store.files import human_bytes
 from .store.layout import Layout
 from .store.progress import Terminal
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from .queries.sweep import Engine
 
 out = Terminal(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
 
@@ -63,6 +71,13 @@ GenerateOption = Annotated[
         help="Let models write the texts that a row needs; without, such rows only use what is there.",
     ),
 ]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help="Compute tables on the workers of this dask scheduler: tcp://HOST:8786, or its scheduler file (docs/CLUSTER.md).",
+    ),
+]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
 PairsOption = Annotated[
     list[str] | None,
@@ -79,6 +94,30 @@ def open_layout(lake: str, catalog: Path | None) -> tuple[Layout, Catalog]:
     """The lake of this name or folder, and the catalog in use."""
     known = load_catalog(catalog)
     return Layout.open(known.lakes.get(lake, lake)), known
+
+
+@contextmanager
+def client_of(scheduler: str | None) -> "Iterator[Client | None]":
+    """A client of the scheduler, if one is named, that is closed in the end."""
+    if scheduler is None:
+        yield None
+        return
+    from .queries.scheduler import connect
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what concerns a user is raised as well
+    with connect(scheduler) as client:
+        yield client
+
+
+def engine_of(client: "Client | None") -> "Engine":
+    """What computes tables: the workers behind a client, or this process."""
+    if client is None:
+        from .queries.sweep import run
+
+        return run
+    from .queries.distribute import Cluster
+
+    return Cluster(client).run
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pandas as pd
@@ -18,6 +19,7 @@ from .store.tables import check_select, connect, sql_error, stream_table, tables
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
 
     from .analyze.head import Head
     from .analyze.tuned import Probes
@@ -30,10 +32,27 @@ class Lake:
     def __init__(self, url: str | Path, create: bool = False, catalog: Path | None = None):
         """Open the lake at `url`; `catalog` is the file that says where checkpoints lie, for questions about weights."""
         self.layout, self._catalog = Layout.open(url, create=create), catalog
+        self._engine: dict[str, Any] = {}  # what computes tables, if not this process
 
     def __repr__(self) -> str:
         captures = self.captures
         return f"Lake({str(self.layout)!r}: {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
+
+    def on(self, client: Client | str | Path) -> Lake:
+        """This lake, with tables computed by the workers of a dask.distributed scheduler: `lake.on("tcp://HOST:8786").run(...)`.
+
+        `client` is a Client, a scheduler's address, or its scheduler file. All workers must see the lake at the same path; the
+        tables are those that this process would make. LakeError when the scheduler can't be reached, and from `run` and `sql`
+        when its workers have another actlake or don't find the lake.
+        """
+        from .queries.scheduler import connect
+
+        known = connect(str(client)) if isinstance(client, str | Path) else client  # before all that takes longer
+        from .queries.distribute import Cluster
+
+        other = copy(self)
+        other._engine = {"engine": Cluster(known).run}
+        return other
 
     @property
     def captures(self) -> pd.DataFrame:
@@ -77,7 +96,7 @@ class Lake:
         if names - {"captures", "streams"}:
             from .queries.build import ensure_all
 
-            ensure_all(self.layout, names, device, self._catalog)
+            ensure_all(self.layout, names, device, self._catalog, **self._engine)
         try:
             return connect(self.layout, text).sql(text)
         except duckdb.Error as error:
@@ -96,7 +115,9 @@ class Lake:
         from .queries.registry import find
 
         query = find(row)
-        return answer(self.layout, query, pair or self.only_pair(), prompts, device, catalog=self._catalog)
+        return answer(
+            self.layout, query, pair or self.only_pair(), prompts, device, catalog=self._catalog, **self._engine
+        )
 
     def only_pair(self) -> str:
         """The lake's pair, when it has only one; else LakeError."""

@@ -73,8 +73,8 @@ def capture_memory(model: Path, folder: Path, tokens: int) -> tuple[float, float
     return machine.peak_memory() - before, float(said.memory + said.device)
 
 
-def made_up(folder: Path, tokens: int) -> Scope:
-    """A lake with a capture of both variants, values of the first shard repeated, and a small random head."""
+def made_up(folder: Path, tokens: int, vocab: int = VOCAB) -> Scope:
+    """A lake with a capture of both variants, values of the first shard repeated, and a random head."""
     layout = Layout.open(folder, create=True)
     rng, rows = np.random.default_rng(0), [np.full(200, 7, np.int32)] * (tokens // 200)
     stream = replace(
@@ -87,8 +87,8 @@ def made_up(folder: Path, tokens: int) -> Scope:
         name: torch.randn(size[0], template.shard_tokens, WIDTH).bfloat16().view(torch.int16).numpy().view(np.uint16)
         for name, size in sizes.items()
     }
-    head = {"norm_weight": np.ones(WIDTH, np.float32), "real_token": np.ones(VOCAB, bool)}
-    head["unembed"] = rng.standard_normal((VOCAB, WIDTH), np.float32)
+    head = {"norm_weight": np.ones(WIDTH, np.float32), "real_token": np.ones(vocab, bool)}
+    head["unembed"] = rng.standard_normal((vocab, WIDTH), np.float32)
     facts = {"norm": "rms", "norm_eps": 1e-6, "softcap": None, "logit_scale": 1.0, "parallel": False}
     texts = ("sha256", "id", "class", "tokenizer_sha256", "chat_template_sha256")
     record = {"format_version": FORMAT_VERSION, "dtype": "bfloat16", "revision": None, "files": {}}

@@ -26,10 +26,11 @@ NAMES = (
     "replay",
     "factorials",
     "generate",
+    "cluster",
     "peers",
 )
 # Benchmark -> packages that `pip install -e '.[NAME]'` brings.
-EXTRAS = {"peers": ("nnsight", "transformer_lens"), "tuned": ("tuned_lens",)}
+EXTRAS = {"cluster": ("distributed",), "peers": ("nnsight", "transformer_lens"), "tuned": ("tuned_lens",)}
 NOTES = "<!-- notes: everything below this line is kept by run_all.py -->"
 REST = 20  # seconds before each benchmark, so that the load of the last one is forgotten
 

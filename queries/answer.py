@@ -20,7 +20,7 @@ from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
 from .kit import Kit, Names, Scope
 from .registry import Query, Wanted, published
-from .sweep import Job, announce
+from .sweep import Engine, Job, announce
 from .sweep import run as sweep
 
 if TYPE_CHECKING:
@@ -88,17 +88,19 @@ def answer(
     device: str = "cpu",
     resamples: int = RESAMPLES,
     catalog: Path | None = None,
+    engine: Engine = sweep,
 ) -> Answer:
     """Answer one query from the store, for one pair or pooled over several; missing tables are computed first.
 
     No model is loaded but where a missing table is a replay or made of free-running texts. `prompts` picks among several
-    captured prompt sets, `catalog` says where checkpoints lie. Raises LakeError when the captures it needs are not there.
+    captured prompt sets, `catalog` says where checkpoints lie, `engine` computes tables (`Cluster.run`: on other machines).
+    Raises LakeError when the captures it needs are not there.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
     plan, failed = _Plan.make(Kit(layout, device, catalog), query, pairs, prompts), dict[Path, LakeError]()
     announce(plan.jobs)
-    made = sweep(plan.jobs, failed)
+    made = engine(plan.jobs, failed)
     plan.do_without(failed)
     return _answered(layout, connect(layout, plan.query.sql), plan, made, resamples, started)
 
@@ -111,12 +113,13 @@ def answer_all(
     device: str = "cpu",
     catalog: Path | None = None,
     generate: bool = True,
+    engine: Engine = sweep,
 ) -> tuple[list[Answer], list[Refused], float]:
     """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
 
     `generate` says whether models may be called to write freely; without it, rows whose texts are not there are refused.
-    Returns the answers, what could not be answered (its captures lack something, or a model does not load), and the seconds
-    that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
+    `engine` as in `answer`. Returns the answers, what could not be answered (its captures lack something, or a model does
+    not load), and the seconds that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
     """
     started = time.perf_counter()
     pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
@@ -128,7 +131,7 @@ def answer_all(
             refused.append(Refused(query, str(error)))
     jobs = [job for plan in plans for job in plan.jobs]
     announce(jobs)
-    made = sweep(jobs, failed)
+    made = engine(jobs, failed)
     connection = connect(layout, "\n".join(plan.query.sql for plan in plans))
     spent, answers = time.perf_counter() - started, []
     for plan in plans:

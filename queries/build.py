@@ -13,7 +13,7 @@ from ..store.layout import Layout
 from ..store.schema import CONDITIONED, TABLES, VARIANTS
 from ..store.tables import find_tables
 from .kit import Kit, Names, Scope, name_columns
-from .sweep import Job, run
+from .sweep import Engine, Job, run
 
 Need = tuple[str, str, Scope]  # table, kind ('raw' of lens(raw)), captures
 
@@ -83,6 +83,13 @@ def jobs_of(kit: Kit, need: Need) -> list[Job]:
 
     Raises LakeError for a table that nobody computes or that these captures do not have what it takes for.
     """
+    jobs = _made(kit, need)
+    for job in jobs:
+        job.source = (kit, need)
+    return jobs
+
+
+def _made(kit: Kit, need: Need) -> list[Job]:
     table, kind, scope = need
     name = BEHIND_VIEW.get(table, table)
     if name in PER_PAIR:
@@ -150,19 +157,24 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
     )
 
 
-def ensure(layout: Layout, needs: Iterable[Need], device: str = "cpu", catalog: Path | None = None) -> list[Path]:
+def ensure(
+    layout: Layout, needs: Iterable[Need], device: str = "cpu", catalog: Path | None = None, engine: Engine = run
+) -> list[Path]:
     """Compute what is missing of the tables named, all in as few passes over the captures as there can be.
 
-    Shows a progress bar per pass and returns the new files. Raises LakeError as `jobs_of` does.
+    Shows a progress bar per pass and returns the new files. `engine` does the work (`Cluster.run`: on other machines).
+    Raises LakeError as `jobs_of` does.
     """
     kit = Kit(layout, device, catalog)
-    return run([job for need in needs for job in jobs_of(kit, need)])
+    return engine([job for need in needs for job in jobs_of(kit, need)], None)
 
 
-def ensure_all(layout: Layout, names: set[str], device: str = "cpu", catalog: Path | None = None) -> None:
+def ensure_all(
+    layout: Layout, names: set[str], device: str = "cpu", catalog: Path | None = None, engine: Engine = run
+) -> None:
     """Compute what free SQL asks for: the named tables, for every sealed capture of the lake that has what they take.
 
-    LakeError when a table can't be had of any capture.
+    `engine` as in `ensure`. LakeError when a table can't be had of any capture.
     """
     kit, jobs = Kit(layout, device, catalog), []
     for name in sorted({BEHIND_VIEW.get(name, name) for name in names} & TABLES.keys()):
@@ -176,7 +188,7 @@ def ensure_all(layout: Layout, names: set[str], device: str = "cpu", catalog: Pa
         if problem and not found:
             raise problem
         jobs += found
-    run(jobs)
+    engine(jobs, None)
 
 
 def _singles(streams: pd.DataFrame) -> list[Scope]:

@@ -3,13 +3,15 @@ answer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..store.errors import LakeError
+from ..store.parts import Columns
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from .feed import Rows, following
@@ -118,21 +120,18 @@ class ConditionTable(LayerTable):
         both = dict(zip(VARIANTS, zip((pt, it), aligned(pt, it), strict=True), strict=True))
         return both[self.condition.host], both[self.condition.other]
 
-    def __enter__(self) -> ConditionTable:
-        super().__enter__()
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Models stay in memory while this is open."""
         self.replays.enter(self.condition)
-        return self
+        try:
+            yield
+        finally:
+            self.replays.leave(self.condition)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.replays.leave(self.condition)
-        super().__exit__(kind, error, trace)
-
-    def block(self, *rows: Rows) -> None:
-        """Compute a block, unless its prompts have no answer."""
-        if len(aligned(*rows)[0]):
-            super().block(*rows)
+    def part(self, *rows: Rows) -> Columns:
+        """All columns of a block, unless its prompts have no answer."""
+        return super().part(*rows) if len(aligned(*rows)[0]) else {}
 
     def finish(self) -> None:
         """Write what is still held, and delete the rows of this condition with another window or other probes."""

@@ -46,11 +46,13 @@ class Feed:
         self.capture, self.offset = capture, capture.offset()
         columns = capture.columns()
         columns["target"] = following(columns)
-        self._columns = columns
-        self._readers = {name: _Reader(capture.array(name)) for name in names}
-        self.bytes_per_token = sum(
-            4 * int(np.prod(reader.array.shape[1:], dtype=np.int64)) for reader in self._readers.values()
-        )
+        self._columns, self._arrays = columns, {name: capture.array(name) for name in names}
+        self.bytes_per_token = sum(4 * int(np.prod(array.shape[1:], dtype=np.int64)) for array in self._arrays.values())
+        self.seek(0)
+
+    def seek(self, prompt: int) -> None:
+        """Go on with this prompt."""
+        self._readers = {name: _Reader(array, int(self.offset[prompt])) for name, array in self._arrays.items()}
 
     def take(self, prompts: range) -> Rows:
         """The rows of the next prompts."""
@@ -61,13 +63,13 @@ class Feed:
 
 
 class _Reader:
-    """One array from its first token on; the chunks that a block ends in are kept for the next, which gets a view of them."""
+    """One array from a token on; the chunks that a block ends in are kept for the next, which gets a view of them."""
 
-    def __init__(self, array: CheckedArray):
+    def __init__(self, array: CheckedArray, start: int):
         self.array = array
         self._chunk = array.array.chunks[0]
-        self._held, self._start = array[0:0], 0  # whole chunks, from this token on
-        self._at = 0  # token that the next block begins with
+        self._held, self._start = array[0:0], start // self._chunk * self._chunk  # whole chunks, from this token on
+        self._at = start  # token that the next block begins with
 
     def take(self, stop: int) -> np.ndarray:
         """Values [n, ...] from where the last call stopped up to token `stop`."""
@@ -76,7 +78,7 @@ class _Reader:
             self._held = block = block.copy("K")  # lets go of the chunks before others come in
             end = min(-(-stop // self._chunk) * self._chunk, self.array.shape[0])
             self._held, self._start = self.array[read:end], read
-            block = _join(block, self._held[: stop - read])
+            block = _join(block, self._held[max(0, self._at - read) : stop - read])
         self._at = stop
         return block
 

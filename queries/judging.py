@@ -97,6 +97,8 @@ def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[Judged]:
 class JudgedTable(TableJob):
     """The verdicts on a sweep's replies, as lines of the table `judged`."""
 
+    stays = True  # which judge is meant, variables of the environment say
+
     def __init__(self, kit: Kit, scope: Scope, sweep: str):
         judge = Judge(kit.layout, rubrics_of())  # a LakeError where none is named
         scores = Scores(kit, scope, sweep)

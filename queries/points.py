@@ -6,6 +6,7 @@ import numpy as np
 
 from ..analyze.geometry import FEWEST_POINTS, MOST_POINTS, geometry
 from ..store.errors import LakeError
+from ..store.parts import Columns
 from .feed import Rows
 from .kit import Kit, Names, all_boundaries, name_columns
 from .sweep import TableJob
@@ -22,6 +23,8 @@ def last_prompt_tokens(prompt: np.ndarray, step: np.ndarray) -> np.ndarray:
 class Geometry(TableJob):
     """The table `geometry`: keeps one residual per prompt and boundary during the sweep, measures the clouds at its end."""
 
+    splits = True
+
     def __init__(self, kit: Kit, names: Names):
         capture = kit.capture(names)
         all_boundaries(capture, "geometry")
@@ -35,10 +38,15 @@ class Geometry(TableJob):
         self._named = name_columns(names)
         self._points: list[np.ndarray] = []
 
-    def block(self, *rows: Rows) -> None:
-        """Keep the residuals of the last prompt tokens, all boundaries."""
+    def part(self, *rows: Rows) -> Columns:
+        """The residuals of the last prompt tokens, all boundaries; in one order in memory, wherever they were computed."""
         at = last_prompt_tokens(rows[0].columns["prompt"], rows[0].columns["step"])
-        self._points.append(rows[0]["resid"][at[: max(0, MOST_POINTS - rows[0].prompts.start)]])
+        few = at[: max(0, MOST_POINTS - rows[0].prompts.start)]
+        return {"points": np.ascontiguousarray(rows[0]["resid"][few])}
+
+    def join(self, part: Columns) -> None:
+        """Keep them."""
+        self._points.append(part["points"])
 
     def finish(self) -> None:
         """Measure, and write one row per layer, metric and draw."""

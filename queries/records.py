@@ -13,6 +13,7 @@ from ..analyze import directions as kernels
 from ..store.captures import Capture
 from ..store.directions import DirectionsWriter, directions_file, directions_writer
 from ..store.errors import LakeError
+from ..store.parts import Columns
 from ..store.schema import VARIANTS
 from .feed import Rows
 from .kit import Kit, Scope, all_boundaries, raw_lens
@@ -59,6 +60,8 @@ class Records(Group):
     prompt out. Source: METHODS 5.1, 6 (0B).
     """
 
+    splits = True
+
     def __init__(self, kit: Kit, pair: str, kind: str, captures: tuple[Capture, Capture], tokens: np.ndarray):
         for capture in captures:
             if "mlp_out" not in capture:
@@ -81,12 +84,17 @@ class Records(Group):
         self.writer.create("difference", (len(self._kept), *self.captures[0].array("mlp_out").shape[1:]))
         return self
 
-    def block(self, *rows: Rows) -> None:
-        """Average the records of a block, which holds whole prompts."""
+    def part(self, *rows: Rows) -> Columns:
+        """The differences of a block's records, averaged; it holds whole prompts."""
         here = self._kept[(self._kept >= rows[0].prompts.start) & (self._kept < rows[0].prompts.stop)]
-        if len(here):
-            pt, it = (kernels.record_means(part["mlp_out"], self._record(part, here), len(here)) for part in rows)
-            self.writer.append("difference", it - pt)
+        if not len(here):
+            return {}
+        pt, it = (kernels.record_means(side["mlp_out"], self._record(side, here), len(here)) for side in rows)
+        return {"difference": it - pt}
+
+    def join(self, part: Columns) -> None:
+        """Write them."""
+        self.writer.append("difference", part["difference"])
 
     def _record(self, rows: Rows, here: np.ndarray) -> np.ndarray:
         """Number of the record among `here` that each token counts for, else -1."""

@@ -11,6 +11,7 @@ from ..store.progress import bar, together
 from .answer import Answer, Refused, answer_all
 from .registry import Query
 from .report import Step, page
+from .sweep import Engine, run
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,17 @@ def write_results(
     device: str = "cpu",
     catalog: Path | None = None,
     generate: bool = True,
+    engine: Engine = run,
 ) -> Results:
     """Answer what the store can answer, and write per row ID-PAIR.csv, .png, .svg and .sql, and index.html for all.
 
     Missing tables of all rows are computed in as few passes over the captures as there can be. Rows that need more data are
     no error: their reasons say which command makes it. `catalog` says where checkpoints lie, `generate`
-    whether models may write freely for rows that need it.
+    whether models may write freely for rows that need it, `engine` computes tables, as in `answer`.
     """
     started = time.perf_counter()
     with together():
-        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog, generate)
+        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog, generate, engine)
         files: dict[str, Path] = {}
         with bar("figures", len(answers), "rows") as progress:
             for found in answers:

@@ -4,8 +4,8 @@ A job is one thing to compute from a capture, or from two side by side. Blocks o
 what two of them need from a block (a lens, say) is computed once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,11 @@ from ..store.captures import Capture
 from ..store.errors import LakeError
 from ..store.files import give_back_memory
 from ..store.layout import Layout
-from ..store.progress import ERRORS, bar
+from ..store.parts import Columns
+from ..store.progress import ERRORS, Advance, bar
 from ..store.tables import table_file, table_key, table_writer
 from .feed import Feed, Rows
+from .going import Going, fail, ready
 
 BLOCK_BYTES = 32 << 20  # of decoded values in memory at a time, all captures together
 HELD_TOKENS = 1 << 14  # of a table of token x layer in memory at a time
@@ -31,11 +33,17 @@ class Job:
     Entered before the first block and left after `finish`, or with the error that stopped the sweep: then nothing may
     stay behind. A job without `reads` gets no blocks. Jobs of `before` are done first: in an earlier pass, or for a job
     without `reads` in the same one.
+
+    A job that `splits` says with `part` what a block gives, whatever came before it, and takes that in the order of the
+    blocks with `join`: parts may be computed elsewhere. Any other job has a `block` of its own.
     """
 
     captures: tuple[Capture, ...] = ()
     reads: tuple[str, ...] = ()
     before: tuple["Job", ...] = ()
+    splits = False
+    stays = False  # it needs the environment of the process that asks, so that no other one can do it
+    source: Any = None  # the kit and the need that build.jobs_of made it of, from which it can be made again elsewhere
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
@@ -48,8 +56,21 @@ class Job:
     ) -> None:
         return None
 
+    def loaded(self) -> AbstractContextManager[Any]:
+        """Holds what blocks are computed with, if that is more than the job itself."""
+        return nullcontext()
+
     def block(self, *rows: Rows) -> None:
         """Take one block: a Rows of each capture, on the same prompts."""
+        if part := self.part(*rows):
+            self.join(part)
+
+    def part(self, *rows: Rows) -> Columns:
+        """What one block gives: arrays of equal length, and constants, which are the same for all blocks; or nothing."""
+        return {}
+
+    def join(self, part: Columns) -> None:
+        """Take what a block gave."""
 
     def finish(self) -> None:
         """Make the result from all blocks."""
@@ -84,6 +105,8 @@ class LayerTable(TableJob):
     HELD_TOKENS tokens (the last fewer); that many are held in memory.
     """
 
+    splits = True
+
     def __init__(
         self,
         layout: Layout,
@@ -102,17 +125,21 @@ class LayerTable(TableJob):
         self._held: dict[str, np.ndarray] = {}
         self._layers = self._tokens = 0
 
-    def block(self, *rows: Rows) -> None:
-        """Compute a block, and write row groups as they fill."""
+    def part(self, *rows: Rows) -> Columns:
+        """All columns of a block."""
         values = self._compute(*rows)
-        columns = {**self._label(*rows), **values}
-        count, self._layers = next(iter(values.values())).shape
-        self._constant = {name: column for name, column in columns.items() if not isinstance(column, np.ndarray)}
+        return {**self._label(*rows), **values}
+
+    def join(self, part: Columns) -> None:
+        """Hold a block's columns, and write row groups as they fill."""
+        arrays = {name: column for name, column in part.items() if isinstance(column, np.ndarray)}
+        self._constant = {name: column for name, column in part.items() if name not in arrays}
+        count, self._layers = next(column.shape for column in arrays.values() if column.ndim == 2)
         start = 0
         while start < count:
             stop = min(count, start + HELD_TOKENS - self._tokens)
-            for name in columns.keys() - self._constant.keys():
-                self._hold(name, columns[name][start:stop])
+            for name, column in arrays.items():
+                self._hold(name, column[start:stop])
             self._tokens += stop - start
             start = stop
             if self._tokens == HELD_TOKENS:
@@ -153,12 +180,31 @@ def announce(jobs: Sequence[Job]) -> None:
 def run(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> list[Path]:
     """Do the jobs whose result is not there, those they need first before them; returns the new results.
 
-    Each job is put off to the last pass that still serves those who wait for it, so that passes are few and what jobs of
-    one pass need from a block is computed once. A job that raises a LakeError goes into `failed` by its path, with those
-    that need it, and the others go on; without `failed` it stops them all. A damaged capture does so anyway. Captures that a
-    job reads side by side must be of the same prompts.
+    A job that raises a LakeError goes into `failed` by its path, with those that need it, and the others go on; without
+    `failed` it stops them all. A damaged capture does so anyway. Captures that a job reads side by side must be of the same
+    prompts.
     """
-    missing = _missing(jobs, {})
+    missing = missing_of(jobs)
+    for reading, others in passes(missing):
+        for group in together([job for job in reading if ready(job, failed)], failed):
+            _sweep(Going(group, failed))
+        for job in others:
+            if ready(job, failed):
+                alone(job, failed)
+    return [path for path in missing if path not in (failed or {})]
+
+
+Engine = Callable[
+    [Sequence[Job], dict[Path, LakeError] | None], list[Path]
+]  # what does jobs: `run`, or one of its like
+
+
+def passes(missing: dict[Path, Job]) -> Iterator[tuple[list[Job], list[Job]]]:
+    """The jobs of each pass: those that read, and the others, which come after them.
+
+    Each job is put off to the last pass that still serves those who wait for it, so that passes are few and what jobs of
+    one pass need from a block is computed once.
+    """
     later = dict.fromkeys(missing, 0)  # passes that must come after the job
     for job in reversed(missing.values()):
         for first in job.before:
@@ -166,72 +212,22 @@ def run(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> lis
                 later[first.path] = max(later[first.path], later[job.path] + bool(job.reads))
     for turn in range(max(later.values(), default=0), -1, -1):
         here = [job for path, job in missing.items() if later[path] == turn]
-        for group in _together([job for job in here if job.reads and _ready(job, failed)], failed):
-            _sweep(_Going(group, failed))
-        for job in here:
-            if not job.reads and _ready(job, failed):
-                with _Going([job], failed) as going:
-                    going.each(going.open)
-                    going.each(lambda job: job.finish())
-    return [path for path in missing if path not in (failed or {})]
+        yield [job for job in here if job.reads], [job for job in here if not job.reads]
 
 
-def _ready(job: Job, failed: dict[Path, LakeError] | None) -> bool:
-    """Whether nothing failed that a job needs; else it fails for the same reason."""
-    errors = [failed[first.path] for first in job.before if first.path in failed] if failed else []
-    for error in errors:
-        _fail(job, error, failed)
-    return not errors
+def alone(job: Job, failed: dict[Path, LakeError] | None) -> None:
+    """Do a job that gets no blocks."""
+    with Going([job], failed) as going:
+        going.each(going.open)
+        going.each(lambda job: job.finish())
 
 
-def _fail(job: Job, error: LakeError, failed: dict[Path, LakeError] | None) -> None:
-    if failed is None:
-        raise error
-    failed[job.path] = error
-
-
-class _Going:
-    """Jobs under way together: one that fails is left and taken out, and the others go on."""
-
-    def __init__(self, jobs: Sequence[Job], failed: dict[Path, LakeError] | None):
-        self._stacks = {job: ExitStack() for job in jobs}
-        self._failed = failed
-
-    def __iter__(self) -> Iterator[Job]:
-        return iter(list(self._stacks))
-
-    def __len__(self) -> int:
-        return len(self._stacks)
-
-    def __enter__(self) -> "_Going":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        every = ExitStack()
-        for stack in self._stacks.values():
-            every.push(stack)
-        every.__exit__(kind, error, trace)
-
-    def open(self, job: Job) -> None:
-        """Enter a job."""
-        self._stacks[job].enter_context(job)
-
-    def each(self, step: Callable[[Job], None]) -> None:
-        """Let every job do a step."""
-        for job in self:
-            try:
-                with self._stacks[job] as stack:
-                    step(job)
-                    self._stacks[job] = stack.pop_all()
-            except LakeError as error:
-                del self._stacks[job]
-                _fail(job, error, self._failed)
+def missing_of(jobs: Sequence[Job]) -> dict[Path, Job]:
+    """Path -> job of what is not there, each after all that it needs."""
+    return _missing(jobs, {})
 
 
 def _missing(jobs: Sequence[Job], found: dict[Path, Job]) -> dict[Path, Job]:
-    """Path -> job of what is not there, each after all that it needs."""
     for job in jobs:
         if job.path not in found and not job.path.exists():
             _missing(job.before, found)
@@ -239,47 +235,71 @@ def _missing(jobs: Sequence[Job], found: dict[Path, Job]) -> dict[Path, Job]:
     return found
 
 
-def _together(jobs: list[Job], failed: dict[Path, LakeError] | None) -> list[list[Job]]:
+def together(jobs: list[Job], failed: dict[Path, LakeError] | None) -> list[list[Job]]:
     """Jobs on captures of the same prompts, which one pass can serve; one whose own captures differ in that fails."""
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
         prompts = [tuple(capture.array("prompt_id")[:].tolist()) for capture in job.captures]
         if len(set(prompts)) > 1:
             paths = " and ".join(str(capture.path) for capture in job.captures)
-            _fail(job, LakeError(f"{paths}: captures of different prompts can't be read side by side"), failed)
+            fail(job, LakeError(f"{paths}: captures of different prompts can't be read side by side"), failed)
             continue
         groups.setdefault(prompts[0], []).append(job)
     return list(groups.values())
 
 
-def _sweep(jobs: "_Going") -> None:
-    captures = {capture.path: capture for job in jobs for capture in job.captures}
-    wanted: dict[Path, set[str]] = {path: set() for path in captures}
+def feeds_of(jobs: Iterable[Job]) -> list[Feed]:
+    """What jobs read between them: each capture once, with all that any of them wants of it."""
+    captures: dict[Path, Capture] = {}
+    wanted: dict[Path, set[str]] = {}
     for job in jobs:
         for capture in job.captures:
-            wanted[capture.path] |= set(job.reads)
-    feeds = [Feed(captures[path], sorted(names)) for path, names in wanted.items()]
-    label = f"{', '.join(dict.fromkeys(job.name for job in jobs))} {next(iter(captures)).parts[-3]}"
-    with bar(label, sum(feed.capture.n_tokens for feed in feeds)) as progress, jobs:
+            captures[capture.path] = capture
+            wanted.setdefault(capture.path, set()).update(job.reads)
+    return [Feed(captures[path], sorted(names)) for path, names in wanted.items()]
+
+
+def label_of(jobs: Iterable[Job]) -> str:
+    """What a progress bar calls jobs: their names, each once, and whose captures they read."""
+    every = list(jobs)
+    pairs = dict.fromkeys(capture.path.parts[-3] for job in every for capture in job.captures)
+    return " ".join([", ".join(dict.fromkeys(job.name for job in every)), *pairs])
+
+
+def _sweep(jobs: Going) -> None:
+    feeds = feeds_of(jobs)
+    with bar(label_of(jobs), sum(feed.capture.n_tokens for feed in feeds)) as progress, jobs:
         jobs.each(jobs.open)
-        for prompts in _prompt_blocks(feeds):
-            if not len(jobs):
-                break
-            rows = {feed.capture.path: feed.take(prompts) for feed in feeds}
-            jobs.each(partial(_block, rows))
-            progress.advance(sum(len(found) for found in rows.values()))
-            del rows  # and all that was made of them, before the next are read
-            give_back_memory()
+        read(jobs, feeds, prompt_blocks(feeds), lambda job, *rows: job.block(*rows), progress.advance)
         jobs.each(lambda job: job.finish())
 
 
-def _block(rows: dict[Path, Rows], job: Job) -> None:
-    job.block(*(rows[capture.path] for capture in job.captures))
+def read(
+    jobs: Going, feeds: Sequence[Feed], blocks: Iterable[range], step: Callable[..., None], advance: Advance
+) -> None:
+    """Let jobs under way take a step with each block: `step` gets the job and its rows."""
+    for prompts in blocks:
+        if not len(jobs):
+            break
+        rows = {feed.capture.path: feed.take(prompts) for feed in feeds}
+        jobs.each(partial(_step, step, rows))
+        advance(sum(len(found) for found in rows.values()))
+        del rows  # and all that was made of them, before the next are read
+        give_back_memory()
 
 
-def _prompt_blocks(feeds: Sequence[Feed]) -> Iterator[range]:
+def _step(step: Callable[..., None], rows: dict[Path, Rows], job: Job) -> None:
+    step(job, *(rows[capture.path] for capture in job.captures))
+
+
+def cost_of(feeds: Sequence[Feed]) -> np.ndarray:
+    """Decoded bytes of each prompt in all feeds together, int64 [prompts]."""
+    return np.sum([np.diff(feed.offset) * feed.bytes_per_token for feed in feeds], axis=0)
+
+
+def prompt_blocks(feeds: Sequence[Feed]) -> Iterator[range]:
     """Runs of prompts that take about BLOCK_BYTES in all feeds together."""
-    cost = np.sum([np.diff(feed.offset) * feed.bytes_per_token for feed in feeds], axis=0)
+    cost = cost_of(feeds)
     start, used = 0, 0
     for prompt, size in enumerate(cost.tolist()):
         if used and used + size > BLOCK_BYTES:

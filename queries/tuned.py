@@ -1,12 +1,13 @@
 """Tables made with the tuned lens: its rows of `lens`, and `lens_eval`, raw against tuned on held-out tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..store.errors import LakeError
+from ..store.parts import Columns
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from .feed import Rows
@@ -89,7 +90,7 @@ class Evaluation(TableJob):
     """The table `lens_eval`: raw and tuned lens on prompts that no probes in it were trained on, by the probes of each
     variant on the activations of both."""
 
-    reads = ("resid",)
+    reads, splits = ("resid",), True
 
     def __init__(self, kit: Kit, scope: Scope):
         self._kit, self._models = kit, [(scope.pair, variant, scope.streams[variant]) for variant in VARIANTS]
@@ -108,14 +109,20 @@ class Evaluation(TableJob):
         self._held: list[pd.DataFrame] = []
         self.before = tuple(job for chosen in self._chosen.values() for job in chosen.before)
 
-    def block(self, *rows: Rows) -> None:
-        """Measure a block of both variants."""
+    def part(self, *rows: Rows) -> Columns:
+        """What is measured of a block of both variants."""
+        found = list[pd.DataFrame]()
         for names, mine in zip(self._models, rows, strict=True):
             ids = mine.columns["prompt_id"]
             unseen = np.all([chosen.unseen(ids) for chosen in self._chosen.values()], axis=0)
             kept = np.flatnonzero(unseen & (mine.columns["position"] > 0))
             if len(kept):
-                self._measure(names, mine["resid"][kept], {name: mine.columns[name][kept] for name in PROMPT})
+                found += self._measure(names, mine["resid"][kept], {name: mine.columns[name][kept] for name in PROMPT})
+        return {str(name): column.to_numpy() for name, column in pd.concat(found).items()} if found else {}
+
+    def join(self, part: Columns) -> None:
+        """Hold it."""
+        self._held.append(pd.DataFrame(part))
 
     def finish(self) -> None:
         """Write all prompts, and delete what other probes gave on the same captures."""
@@ -123,7 +130,7 @@ class Evaluation(TableJob):
             self.add({str(name): column.to_numpy() for name, column in pd.concat(self._held).items()})
         drop_tables(self._kit.layout, "lens_eval", self._same, keep=self.path)
 
-    def _measure(self, names: Names, resid: np.ndarray, prompt: dict[str, np.ndarray]) -> None:
+    def _measure(self, names: Names, resid: np.ndarray, prompt: dict[str, np.ndarray]) -> Iterator[pd.DataFrame]:
         """Rows of one evaluated variant: means over each prompt's tokens, per set of probes and layer."""
         from ..analyze.lens import lens
 
@@ -144,4 +151,4 @@ class Evaluation(TableJob):
         place |= means(resid, "raw")
         for variant, chosen in self._chosen.items():
             tuned = means(chosen.translate(resid, prompt["prompt_id"], self._kit.device), "tuned")
-            self._held.append(pd.DataFrame({**place, **tuned, "probe_variant": variant, "probes": chosen.name}))
+            yield pd.DataFrame({**place, **tuned, "probe_variant": variant, "probes": chosen.name})

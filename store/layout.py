@@ -150,10 +150,7 @@ def check_links(root: Path) -> None:
     """
     real, level = root.resolve(), [root]
     for _ in range(LINK_LEVELS):
-        try:
-            entries = [entry for folder in level for entry in os.scandir(folder)]
-        except OSError as error:
-            raise LakeError(f"{error.filename}: this folder of the lake can't be read ({error.strerror})") from error
+        entries = [entry for folder in level for entry in _entries(folder)]
         for entry in entries:
             if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(real):
                 raise LakeError(
@@ -161,6 +158,17 @@ def check_links(root: Path) -> None:
                     " with what its links lead to"
                 )
         level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder of a lake; nothing when it has just gone, as those of work under way do."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LakeError(f"{error.filename}: this folder of the lake can't be read ({error.strerror})") from error
 
 
 def check_version(record: object, where: Path) -> None:

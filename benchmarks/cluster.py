@@ -1,0 +1,91 @@
+"""The raw lens of a made-up capture by two dask workers of one thread each against one process: the same bytes, in what time.
+
+34 layers of width 640, a vocabulary of 2,048: about 0.1 TFLOP a thousand tokens. Workers and process are warm; tables are
+deleted between the rounds. `alone, all threads` is what one process does with the whole machine.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # workers have the threads that dask gives them
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from actlake.queries.build import ensure
+from actlake.queries.distribute import Cluster
+from actlake.queries.kit import Scope
+from actlake.store.files import hash_files
+from actlake.store.layout import Layout
+from actlake.store.progress import ERRORS
+from distributed import Client, LocalCluster
+from measure import Row, in_turn, main, median_ratio, medians
+from memory import made_up
+
+TOKENS, VOCAB = 12_000, 2048
+REPEATS = 3
+
+
+def run(tokens: int = TOKENS) -> list[Row]:
+    """All rows of this benchmark; stops when the tables differ."""
+    ERRORS.quiet = True
+    every, found = torch.get_num_threads(), dict[str, dict[str, str]]()
+    with (
+        tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as workers,
+        Client(workers) as client,
+    ):
+        made = made_up(Path(folder) / "lake", tokens, VOCAB)
+        layout, scope = Layout.open(Path(folder) / "lake"), Scope("bench", {"it": made.streams["it"]})
+        cluster, tables = Cluster(client), layout.root / "tables"
+
+        def lens(name: str, **options: object) -> None:
+            shutil.rmtree(tables, ignore_errors=True)
+            ensure(layout, [("lens", "raw", scope)], **options)
+            found[name] = hash_files(tables.rglob("*.parquet"), tables)
+
+        def alone(threads: int) -> None:
+            torch.set_num_threads(threads)
+            lens(f"alone, {threads}")
+
+        tasks = {
+            "workers": lambda: lens("workers", engine=cluster.run),
+            "alone": lambda: alone(1),
+            "all threads": lambda: alone(every),
+        }
+        for task in tasks.values():
+            task()
+        seconds = in_turn(tasks, REPEATS)
+    if found["workers"] != found["alone, 1"]:
+        raise SystemExit(f"the tables differ: {found}")
+    middle = medians(seconds)
+    same = "the same bytes" if found["workers"] == found[f"alone, {every}"] else "not the same bytes"
+    return [
+        Row(
+            f"lens of {tokens:,} tokens, two workers, vs one process of one thread",
+            middle["workers"],
+            middle["workers"] / median_ratio(seconds["workers"], seconds["alone"]),
+            "s",
+            "<= 0.6",
+            "the same bytes",
+        ),
+        Row(
+            f"lens of {tokens:,} tokens, two workers, vs one process of {every} threads",
+            middle["workers"],
+            middle["workers"] / median_ratio(seconds["workers"], seconds["all threads"]),
+            "s",
+            "",
+            same,
+        ),
+    ]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """How much is read."""
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"of the capture (default: {TOKENS:,})")
+
+
+if __name__ == "__main__":
+    main("cluster", run, __doc__, options)
