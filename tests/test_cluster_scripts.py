@@ -50,7 +50,7 @@ def run(tmp_path, llama):
     return script
 
 
-CAPTURE = ("--stream", "native", "--prompts", "prompts.csv", "--max-new-tokens", 4, "--batch", 1)
+CAPTURE = ("--stream", "raw", "--prompts", "prompts.csv", "--max-new-tokens", 4, "--batch", 1)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -62,8 +62,8 @@ def test_their_syntax(script):
 def test_capture_and_analyse_under_slurm(run, tmp_path):
     run(SCRIPTS[2], "llama", "lake", *CAPTURE)
     assert list_captures(Layout.open(tmp_path / "lake"))["sealed"].tolist() == [True, True]
-    said = run(SCRIPTS[1], "lake", "L1", "--out", "answers")
-    assert "L1" in said and (tmp_path / "answers" / "L1-llama.csv").exists()
+    said = run(SCRIPTS[1], "lake", "exp20", "--out", "answers")
+    assert "exp20" in said and (tmp_path / "answers" / "exp20-llama.csv").exists()
     assert not list(tmp_path.glob("scheduler-*"))
 
 
