@@ -65,7 +65,7 @@ def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, d
     else:
         paths = [Path(row.path) for row in list_captures(layout).itertuples() if not row.sealed]
     if not paths:
-        raise LakeError(f"{layout.root}: no unsealed capture here; `actlake ls` shows what the lake has")
+        raise LakeError(f"{layout}: no unsealed capture here; `actlake ls` shows what the lake has")
     for path in paths:
         if not read_manifest(path):
             _check_whole(path)

@@ -102,7 +102,7 @@ def capture_pair(
     for variant in _order(variants, streams):
         done: set[str] = set()
         for spec in streams:
-            with explain_full_disk(f"capturing {pair.name}/{variant} into {layout.root}"):
+            with explain_full_disk(f"capturing {pair.name}/{variant} into {layout}"):
                 name, _ = ensure_stream(
                     layout, sources, variant, spec, prompts, options.double_bos, options.batch, options.rank
                 )
@@ -110,7 +110,7 @@ def capture_pair(
                     results.append(_one(layout, pair, sources[variant], name, profile, options, kept))
             done.add(name)
         if options.with_weights and options.rank.rank == 0:
-            with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout.root}"):
+            with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout}"):
                 keep_weights(layout, pair.model(variant), sources[variant].identity)
     return results
 

@@ -39,7 +39,7 @@ def check_captures(
         table = table[table["sealed"] & ((table["pair"] == pair) | (pair is None))]
         paths = [Path(path) for path in table["path"]]
     if not paths:
-        raise LakeError(f"{layout.root}: no sealed capture to verify; `actlake ls` shows what is there")
+        raise LakeError(f"{layout}: no sealed capture to verify; `actlake ls` shows what is there")
     reports = []
     for path in paths:
         total = (read_manifest(path) or {"bytes": 0})["bytes"]
@@ -94,7 +94,7 @@ def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
         captures = list_captures(layout)
         size = human_bytes(int(captures["bytes"].sum()))
         lines.append(
-            ("lake", f"{layout.root}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}")
+            ("lake", f"{layout}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}")
         )
     except LakeError as error:
         lines.append(("problem", str(error)))

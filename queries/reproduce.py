@@ -181,7 +181,7 @@ def _replaced(layout: Layout, locked: Locked) -> Iterator[Difference]:
         command = f"`actlake capture {pair} {variant} --stream {recipe}{prompts}`"
         if not path.exists():
             raise LakeError(
-                f"{locked.row}: capture {name} of the lock file is not in the lake {layout.root}: {command} makes it"
+                f"{locked.row}: capture {name} of the lock file is not in the lake {layout}: {command} makes it"
             )
         if (found := check_sealed(path)["capture_sha256"]) != expected:
             repair = f"put that capture back, or delete {path} and {command}"

@@ -85,10 +85,10 @@ def check_workers(client: "Client", layout: Layout) -> None:
             problem = f"its actlake is {version}, here it is {__version__}: install the same version there"
         elif not lake:
             problem = (
-                f"it finds no lake at {layout.root} (no {MARKER}): put the lake where all workers see it at this path"
+                f"it finds no lake at {layout} (no {MARKER}): put the lake where all workers see it at this path"
             )
         elif not same:
-            problem = f"its {layout.root} is another lake than the one here: all workers must share one file system"
+            problem = f"its {layout} is another lake than the one here: all workers must share one file system"
         else:
             continue
         raise LakeError(f"worker {worker}: {problem}")
@@ -102,7 +102,7 @@ def _marked(layout: Layout) -> Iterator[str]:
         file.touch()
     except OSError as error:
         raise LakeError(
-            f"lake {layout.root}: can't be written to ({error.strerror}), and tables are made there"
+            f"lake {layout}: can't be written to ({error.strerror}), and tables are made there"
         ) from error
     try:
         yield file.name

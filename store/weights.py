@@ -38,7 +38,7 @@ def check_room(layout: Layout, models: str, needed: int) -> None:
     free = free_bytes(layout.root)
     if needed > free:
         raise LakeError(
-            f"{layout.root}: the weights of {models} need {human_bytes(needed)}, {human_bytes(free)} are free: use another"
+            f"{layout}: the weights of {models} need {human_bytes(needed)}, {human_bytes(free)} are free: use another"
             " lake, or leave --with-weights out"
         )
 
