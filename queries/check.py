@@ -93,9 +93,7 @@ def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
         layout = Layout.open(known.lakes.get(lake, lake))
         captures = list_captures(layout)
         size = human_bytes(int(captures["bytes"].sum()))
-        lines.append(
-            ("lake", f"{layout}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}")
-        )
+        lines.append(("lake", f"{layout}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}"))
     except LakeError as error:
         lines.append(("problem", str(error)))
     return lines

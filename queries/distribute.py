@@ -3,7 +3,7 @@
 A pass of the sweep keeps its blocks. They are dealt out in runs of TASK_BYTES, each one a task whose worker writes what the
 blocks gave to each job into a part file; when all parts of a job are there, one more task joins them in their order. A job
 that does not split is a task of its own. Few tasks are with the scheduler at a time, so that its graph stays small.
-Workers make the jobs again from the lake's files, which all must see at the same path.
+Workers make the jobs again from the lake's files, which all must see at the same path or URL.
 """
 
 import statistics
@@ -20,6 +20,7 @@ import numpy as np
 from ..store.catalog import PACKAGED
 from ..store.errors import LakeError
 from ..store.files import hash_json
+from ..store.mirror import bring, mirror_of, refresh
 from ..store.parts import drop_parts, part_file, parts_folder
 from ..store.progress import Bar, bar
 from .build import Need
@@ -80,11 +81,13 @@ class Cluster:
                     one.read([job for job in reading if not job.stays])
                     one.whole([job for job in others if not job.stays])
                     one.run()
+                    refresh(kit.layout.root)  # where the lake is elsewhere, so is what the workers made
                     run([job for job in (*reading, *others) if job.stays and ready(job, failed)], failed)
             finally:
                 if self._client.status == "running":
                     self._client.run(tidy, call.key, on_error="ignore")
-        return [path for path in missing if path not in (failed or {})]
+                refresh(kit.layout.root)
+        return [bring(path) for path in missing if path not in (failed or {})]
 
 
 class _Pass:
@@ -123,7 +126,8 @@ class _Pass:
         names = set()
         for some in runs:
             prompts = _span(some)
-            left = [job for job in jobs if not part_file(job.path, plan, prompts).exists()]
+            # A remote lake's parts lie with the worker that made them first.
+            left = [job for job in jobs if mirror_of(job.path) or not part_file(job.path, plan, prompts).exists()]
             tokens = sum(int(feed.offset[prompts.stop] - feed.offset[prompts.start]) for feed in feeds)
             if left:
                 name = f"{hash_json([self._place(job) for job in jobs])[:8]}-{plan}-{prompts.start}-{prompts.stop}"
@@ -289,4 +293,4 @@ def _sources(jobs: Sequence[Job]) -> Sources:
 def _call(kit: Kit) -> Call:
     catalog = kit.catalog.path
     known = None if catalog.resolve() == PACKAGED.resolve() else str(catalog.absolute())
-    return Call(uuid.uuid4().hex[:8], str(kit.layout.root), known, kit.device, kit.generate)
+    return Call(uuid.uuid4().hex[:8], kit.layout.address, known, kit.device, kit.generate)

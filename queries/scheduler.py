@@ -77,6 +77,8 @@ def check_workers(client: "Client", layout: Layout) -> None:
         raise LakeError(
             f"scheduler {address_of(client)}: it has no workers: `dask worker {address_of(client)} --nthreads 1 --nworkers N`"
         ) from error
+    if layout.address != str(layout.root):
+        return _check_reach(client, layout)
     with _marked(layout) as name:
         found = client.run(_looker(), str(layout.root), name, on_error="return")
     for worker, said in found.items():
@@ -84,14 +86,33 @@ def check_workers(client: "Client", layout: Layout) -> None:
         if version != __version__:
             problem = f"its actlake is {version}, here it is {__version__}: install the same version there"
         elif not lake:
-            problem = (
-                f"it finds no lake at {layout} (no {MARKER}): put the lake where all workers see it at this path"
-            )
+            problem = f"it finds no lake at {layout} (no {MARKER}): put the lake where all workers see it at this path"
         elif not same:
             problem = f"its {layout} is another lake than the one here: all workers must share one file system"
         else:
             continue
         raise LakeError(f"worker {worker}: {problem}")
+
+
+def _check_reach(client: "Client", layout: Layout) -> None:
+    """LakeError unless all workers have this version of actlake and can open the lake at its URL."""
+
+    def look(url: str) -> tuple[str, str]:
+        import importlib
+
+        version = importlib.import_module("actlake.store.version").__version__
+        try:
+            importlib.import_module("actlake.store.layout").Layout.open(url)
+        except Exception as error:
+            return version, str(error)
+        return version, ""
+
+    for worker, said in client.run(look, layout.address, on_error="return").items():
+        version, problem = said if isinstance(said, tuple) else (f"none ({said})", "")
+        if version != __version__:
+            problem = f"its actlake is {version}, here it is {__version__}: install the same version there"
+        if problem:
+            raise LakeError(f"worker {worker}: {problem}")
 
 
 @contextmanager
@@ -101,9 +122,7 @@ def _marked(layout: Layout) -> Iterator[str]:
     try:
         file.touch()
     except OSError as error:
-        raise LakeError(
-            f"lake {layout}: can't be written to ({error.strerror}), and tables are made there"
-        ) from error
+        raise LakeError(f"lake {layout}: can't be written to ({error.strerror}), and tables are made there") from error
     try:
         yield file.name
     finally:

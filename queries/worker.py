@@ -13,6 +13,7 @@ from ..store.catalog import PACKAGED
 from ..store.errors import LakeError
 from ..store.files import give_back_memory
 from ..store.layout import Layout
+from ..store.mirror import fetch, refresh
 from ..store.parts import Columns, part_file, part_writer, read_part
 from .build import Need, jobs_of
 from .feed import Rows
@@ -118,7 +119,7 @@ def join(bench: Bench, failed: Failed, asked: Sequence[Asked], plan: str, runs: 
 
     def take(job: Job) -> None:
         for prompts in runs:
-            for part in read_part(part_file(job.path, plan, prompts)):
+            for part in read_part(fetch(part_file(job.path, plan, prompts))):
                 job.join(part)
 
     with Going([bench.job(one) for one in asked], failed) as going:
@@ -155,6 +156,8 @@ def work(call: Call, share: Callable[..., int], asked: Sequence[Asked], *given: 
             if _bench is None or _bench.call != call:
                 _leave()
                 _bench = Bench(call)
+            if share is not parts:  # what other workers made just now counts
+                refresh(_bench.root)
             done.tokens = 0 if _bench.has(asked) else share(_bench, failed, asked, *given)
             done.failed = {path.relative_to(_bench.root).as_posix(): error for path, error in failed.items()}
         except LakeError as error:

@@ -74,6 +74,12 @@ class Layout:
         mirror = mirror_of(self.root)
         return str(mirror.origin if mirror else self.root)
 
+    @property
+    def address(self) -> str:
+        """What opens this lake on another machine, or in another process: its URL, or its folder."""
+        mirror = mirror_of(self.root)
+        return mirror.origin.url if mirror else str(self.root)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lake's lock, which is on its marker, while finished work gets its place: one process after the other."""

@@ -31,7 +31,7 @@ FEW = 16 << 20  # bytes that are brought without a progress bar
 RECORD = re.compile(
     rf"{MARKER}|streams/[^/]+\.json|models/[^/]+/[^/]+/[^/]+\.json|captures/[^/]+/[^/]+/[^/]+/({MANIFEST}|{PARTIAL})"
 )
-HIDDEN = re.compile(r"(^|/)\.[^/]*\.(tmp|training)$")
+HIDDEN = re.compile(r"(^|/)\.[^/]*\.(tmp|training)(/|$)")
 SHARD = re.compile(r"captures/[^/]+/[^/]+/[^/]+\.zarr/([^/]+)/c/.+")
 T = TypeVar("T")
 _open: dict[Path, "Mirror"] = {}
@@ -208,6 +208,20 @@ def open_mirror(url: str, create: bool = False, marker: dict[str, Any] | None = 
 def mirror_of(path: Path) -> "Mirror | None":
     """The open mirror that a path lies in, if any."""
     return next((_open[parent] for parent in (path, *path.parents) if parent in _open), None) if _open else None
+
+
+def refresh(path: Path) -> None:
+    """See what has come to a remote lake since it was opened; in a local one everything shows by itself."""
+    if mirror := mirror_of(path):
+        mirror.refresh()
+
+
+def fetch(file: Path) -> Path:
+    """Make sure that a file is here which is younger than the last listing; FileNotFoundError when there is none."""
+    mirror = mirror_of(file)
+    if mirror and not file.exists():
+        mirror.origin.get(file.relative_to(mirror.root).as_posix(), file)
+    return file
 
 
 def bring(path: Path, pattern: str = "*") -> Path:

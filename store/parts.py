@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from .files import explain_full_disk, sync_file, temporary_of
+from .mirror import mirror_of, publish, withdraw
 
 Columns = dict[str, Any]  # arrays [n] or [n, ...], and constants: str or int
 
@@ -29,6 +30,7 @@ def drop_parts(result: Path) -> None:
     """Delete all parts of a result, however the blocks were cut."""
     for folder in result.parent.glob(f".{result.name}.*.parts.tmp"):
         shutil.rmtree(folder, ignore_errors=True)
+        withdraw(folder)
 
 
 @contextmanager
@@ -39,6 +41,8 @@ def part_writer(file: Path) -> Iterator[Callable[[Columns], None]]:
     FileNotFoundError when its folder is gone, which means that nobody waits for the part any more.
     """
     temporary, opened = temporary_of(file), list[tuple[pa.RecordBatchFileWriter, pa.Schema]]()
+    if mirror_of(file):  # the folder that was made for it lies on another machine
+        file.parent.mkdir(parents=True, exist_ok=True)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     try:
         with explain_full_disk(f"writing {file}"), open(temporary, "wb") as sink:
@@ -58,6 +62,7 @@ def part_writer(file: Path) -> Iterator[Callable[[Columns], None]]:
                 writer.close()
         sync_file(temporary)
         temporary.replace(file)
+        publish(file)
     finally:
         temporary.unlink(missing_ok=True)
 

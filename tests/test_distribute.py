@@ -1,5 +1,6 @@
 """Tables computed by dask workers: the bytes that one process makes, whoever dies on the way."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,10 @@ from actlake.store import parts
 from actlake.store.captures import find_capture
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
+from actlake.store.move import move
+from actlake.store.origin import Origin
 from actlake.store.parts import part_writer, read_part
+from actlake.store.sync import Planner, Wish, origin_of
 from distributed import Client, LocalCluster, WorkerPlugin
 from typer.testing import CliRunner
 
@@ -377,3 +381,24 @@ def test_a_part_that_breaks_off_is_not_there(tmp_path):
     assert list(file.parent.iterdir()) == []
     parts.drop_parts(tmp_path / "x.parquet")
     assert not file.parent.exists()
+
+
+def test_workers_with_nothing_in_common_but_a_bucket(source, local, small, bucket, tmp_path):
+    """Each worker has a mirror of its own; the tables in the bucket are, byte for byte, those of one process and a folder."""
+    move(Planner(origin_of(source), origin_of(f"{bucket}/lake"), Wish()).plan())
+
+    def apart(folder: str) -> None:
+        os.environ["ACTLAKE_CACHE"] = f"{folder}/{os.getpid()}"
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True) as cluster,
+        Client(cluster) as here,
+    ):
+        here.run(apart, str(tmp_path))
+        lake = Lake(f"{bucket}/lake")
+        ensure(lake.layout, [("lens", "raw", scope(lake.layout, "native"))], engine=Cluster(here).run)
+    found = {name: Origin(f"{bucket}/lake").read(name) for name in Origin(f"{bucket}/lake").find("tables")}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in found.items()} == {
+        name: hashlib.sha256(data).hexdigest() for name, data in local.items()
+    }
+    assert lake.sql("SELECT count(*) FROM lens").fetchall()[0][0] > 0
