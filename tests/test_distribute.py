@@ -235,7 +235,7 @@ def test_a_mistake_on_a_worker_is_told_in_one_line(source, tmp_path, client, sma
 def test_the_command_line(source, tmp_path, client, small, local):
     """By the scheduler's address, and by its file."""
     lake, file = copy_of(source, tmp_path / "lake"), tmp_path / "scheduler.json"
-    client.write_scheduler_file(str(file))
+    file.write_text(json.dumps({"address": client.scheduler.address}))  # what `dask scheduler` writes there
     run = CliRunner(env={"COLUMNS": "200"}).invoke
     count = "SELECT count(*) AS n FROM tokens WHERE position = 0"
     told = run(app, ["sql", count, "--lake", str(lake.root), "--scheduler", client.scheduler.address, "--json"])
