@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.callbacks import TqdmCallback
 from fsspec.core import url_to_fs
 
 from .errors import CorruptError, LakeError
@@ -172,7 +173,9 @@ class Origin:
         """The bytes of a file, or of a range of it; FileNotFoundError when it is not there."""
 
         def once() -> bytes:
-            data = self.fs.cat_file(self.path(name), start=start, end=stop)
+            # The hub's client would read some MB ahead of every range.
+            plainly = {"cache_type": "none"} if self.scheme == "hf" and start is not None else {}
+            data = self.fs.cat_file(self.path(name), start=start, end=stop, **plainly)
             if start is None or stop is None or len(data) == stop - start:
                 return data
             if len(data) > stop - start:  # a server without ranges sends everything
@@ -210,7 +213,9 @@ class Origin:
             temporary.unlink(missing_ok=True)
 
     def _fetch(self, name: str, file: Path) -> None:
-        self.fs.get_file(self.path(name), str(file))
+        # The hub's client would show a bar for every file.
+        quietly = {"callback": TqdmCallback(tqdm_kwargs={"disable": True})} if self.scheme == "hf" else {}
+        self.fs.get_file(self.path(name), str(file), **quietly)
         if not file.is_file():  # some file systems make a folder of what is none
             raise FileNotFoundError(f"{self}/{name}")
 
@@ -299,7 +304,7 @@ class Origin:
         except (*FINAL, LakeError):
             raise
         except Exception as error:
-            status = getattr(error, "status", 0)
+            status = getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
             if status in (401, 403):
                 raise AccessError(f"{where}: access denied (HTTP {status})") from error
             if type(error).__name__ == "NoCredentialsError":
