@@ -25,6 +25,7 @@ INDEX = "files.json"  # what is in a lake, for servers that do not list folders
 READ_ONLY = ("http", "https", "hf")
 RANGE = 64 << 20  # bytes of a file in memory at a time
 LARGEST_RECORD = 256 << 20  # bytes of a record of any lake
+PART = 16 << 20  # bytes of a file that a transfer holds in memory at a time, twice
 STREAMS = 16  # transfers at a time: what waits on a network needs no core
 PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds between tries, half a minute in all: a server may be starting again
 PATIENCE = 90  # seconds after which a server that does not answer is not asked again
@@ -232,7 +233,7 @@ class Origin:
             if self.scheme == "file":
                 return self._put_local(Path(path), source, new)
             if isinstance(source, Path):
-                self.fs.put_file(str(source), path)
+                self.fs.put_file(str(source), path, **({"chunksize": PART} if self.scheme.startswith("s3") else {}))
                 return True
             if not new or not self.scheme.startswith("s3"):
                 self.fs.pipe_file(path, source)
@@ -329,6 +330,7 @@ def _options(scheme: str) -> dict[str, Any]:
     found: dict[str, Any] = {} if scheme in ("file", "memory") else {"skip_instance_cache": True}
     if scheme in ("s3", "s3a"):
         found["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SILENCE, "retries": {"max_attempts": 1}}
+        found |= {"default_block_size": PART, "max_concurrency": 2}  # for each of the transfers that are under way
     elif scheme in ("http", "https"):
         from aiohttp import ClientTimeout
 

@@ -102,8 +102,8 @@ def test_only_the_bytes_that_are_asked_for_are_sent(hub, captured):
     hub.requests.clear()
     assert np.array_equal(array[:10, 2], Capture(path).array("resid")[:10, 2])
     shard = path / "resid" / "c" / "0" / "0" / "0"
-    assert 0 < hub.sent < shard.stat().st_size / 2, hub.requests
-    assert all(asked.startswith("bytes=") for name, asked, _ in hub.requests if "/resid/" in name)
+    assert 0 < hub.sent < shard.stat().st_size / 2
+    assert all(asked.startswith("bytes=") for name, asked, _ in hub.requests if not name.startswith("/api/"))
 
 
 def test_a_lake_is_pulled_from_the_hub(hub, captured, tmp_path):
@@ -111,7 +111,7 @@ def test_a_lake_is_pulled_from_the_hub(hub, captured, tmp_path):
     for file in (tmp_path / "copy").rglob("*"):
         if file.is_file():
             assert file.read_bytes() == (captured.root / file.relative_to(tmp_path / "copy")).read_bytes()
-    assert len(Lake(tmp_path / "copy").captures) == len(Lake(captured.root).captures) // 2
+    assert set(Lake(tmp_path / "copy").captures["variant"]) == {"pt"}
 
 
 def test_what_the_hub_lacks_or_refuses_is_told_at_once(hub, captured):
@@ -129,7 +129,7 @@ def test_what_the_hub_lacks_or_refuses_is_told_at_once(hub, captured):
     assert len(hub.failures) == 19
 
 
-def test_the_command_reads_the_hub(hub, tmp_path):
+def test_the_command_reads_the_hub(hub, captured, tmp_path):
     command = [
         sys.executable,
         "-c",
@@ -143,4 +143,4 @@ def test_the_command_reads_the_hub(hub, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=variables, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert len(json.loads(done.stdout)) == 4
+    assert len(json.loads(done.stdout)) == len(Lake(captured.root).captures)
