@@ -27,6 +27,7 @@ NAMES = (
     "factorials",
     "generate",
     "cluster",
+    "sharing",
     "peers",
 )
 # Benchmark -> packages that `pip install -e '.[NAME]'` brings.

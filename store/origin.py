@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.callbacks import TqdmCallback
 from fsspec.core import url_to_fs
 
 from .errors import CorruptError, LakeError
@@ -24,6 +25,7 @@ INDEX = "files.json"  # what is in a lake, for servers that do not list folders
 READ_ONLY = ("http", "https", "hf")
 RANGE = 64 << 20  # bytes of a file in memory at a time
 LARGEST_RECORD = 256 << 20  # bytes of a record of any lake
+PART = 16 << 20  # bytes of a file that a transfer holds in memory at a time, twice
 STREAMS = 16  # transfers at a time: what waits on a network needs no core
 PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds between tries, half a minute in all: a server may be starting again
 PATIENCE = 90  # seconds after which a server that does not answer is not asked again
@@ -172,7 +174,9 @@ class Origin:
         """The bytes of a file, or of a range of it; FileNotFoundError when it is not there."""
 
         def once() -> bytes:
-            data = self.fs.cat_file(self.path(name), start=start, end=stop)
+            # The hub's client would read some MB ahead of every range.
+            plainly = {"cache_type": "none"} if self.scheme == "hf" and start is not None else {}
+            data = self.fs.cat_file(self.path(name), start=start, end=stop, **plainly)
             if start is None or stop is None or len(data) == stop - start:
                 return data
             if len(data) > stop - start:  # a server without ranges sends everything
@@ -210,7 +214,9 @@ class Origin:
             temporary.unlink(missing_ok=True)
 
     def _fetch(self, name: str, file: Path) -> None:
-        self.fs.get_file(self.path(name), str(file))
+        # The hub's client would show a bar for every file.
+        quietly = {"callback": TqdmCallback(tqdm_kwargs={"disable": True})} if self.scheme == "hf" else {}
+        self.fs.get_file(self.path(name), str(file), **quietly)
         if not file.is_file():  # some file systems make a folder of what is none
             raise FileNotFoundError(f"{self}/{name}")
 
@@ -227,7 +233,7 @@ class Origin:
             if self.scheme == "file":
                 return self._put_local(Path(path), source, new)
             if isinstance(source, Path):
-                self.fs.put_file(str(source), path)
+                self.fs.put_file(str(source), path, **({"chunksize": PART} if self.scheme.startswith("s3") else {}))
                 return True
             if not new or not self.scheme.startswith("s3"):
                 self.fs.pipe_file(path, source)
@@ -299,7 +305,7 @@ class Origin:
         except (*FINAL, LakeError):
             raise
         except Exception as error:
-            status = getattr(error, "status", 0)
+            status = getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
             if status in (401, 403):
                 raise AccessError(f"{where}: access denied (HTTP {status})") from error
             if type(error).__name__ == "NoCredentialsError":
@@ -324,6 +330,7 @@ def _options(scheme: str) -> dict[str, Any]:
     found: dict[str, Any] = {} if scheme in ("file", "memory") else {"skip_instance_cache": True}
     if scheme in ("s3", "s3a"):
         found["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SILENCE, "retries": {"max_attempts": 1}}
+        found |= {"default_block_size": PART, "max_concurrency": 2}  # for each of the transfers that are under way
     elif scheme in ("http", "https"):
         from aiohttp import ClientTimeout
 

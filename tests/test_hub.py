@@ -1,0 +1,146 @@
+"""Lakes at hf://, against a stand-in for the hub that answers what its client asks: repositories, trees, files by range."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import huggingface_hub
+import numpy as np
+import pytest
+import tiny
+from actlake.lake import Lake
+from actlake.store.captures import Capture, find_capture
+from actlake.store.errors import LakeError
+from actlake.store.layout import Layout
+from actlake.store.move import move
+from actlake.store.origin import Origin
+from actlake.store.sync import Planner, Wish, origin_of
+from aiohttp import web
+from servers import Web
+
+SQL = "SELECT variant, layer, avg(kl_final_layer) AS kl, count(*) AS n FROM lens GROUP BY ALL ORDER BY ALL"
+
+
+class Hub(Web):
+    """One dataset, org/lake, whose revisions are the folders of the server's."""
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        kind, *rest = request.path.strip("/").split("/")
+        if kind == "datasets" and rest[:3] == ["org", "lake", "resolve"]:
+            return await super()._answer(request.clone(rel_url="/" + "/".join(rest[3:])))
+        if kind != "api" or rest[:3] != ["datasets", "org", "lake"]:
+            return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
+        action, revision, *path = rest[3:] or ["revision", "main"]
+        root = self.folder / revision
+        if not root.is_dir():
+            return web.Response(status=404, headers={"X-Error-Code": "RevisionNotFound"})
+        if action == "revision":
+            return web.json_response({"id": "org/lake", "sha": "1" * 40})
+        assert action == "tree", request.path
+        folder = root.joinpath(*path)
+        self.requests.append((request.path, "", 0))
+        if not folder.is_dir():
+            return web.Response(status=404, headers={"X-Error-Code": "EntryNotFound"})
+        found = folder.rglob("*") if request.query.get("recursive", "").lower() == "true" else folder.iterdir()
+        return web.json_response([_listed(file, root) for file in sorted(found)])
+
+
+def _listed(file: Path, root: Path) -> dict[str, object]:
+    name, is_file = file.relative_to(root).as_posix(), file.is_file()
+    oid = hashlib.sha1(file.read_bytes() if is_file else name.encode()).hexdigest()
+    return {
+        "type": "file" if is_file else "directory",
+        "path": name,
+        "oid": oid,
+        "size": file.stat().st_size * is_file,
+    }
+
+
+@pytest.fixture
+def hub(captured, tmp_path, monkeypatch):
+    """A hub with the captured lake in branch main, there also in a folder, and with half of it in branch v1."""
+    for place in ("main", "main/below/lake", "v1"):
+        shutil.copytree(captured.root, tmp_path / "hub" / place, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "hub" / "v1" / "captures" / "llama" / "it")
+    server = Hub(tmp_path / "hub")
+    server.start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": server.url})
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("url", ["hf://datasets/org/lake", "hf://datasets/org/lake@main/below/lake"])
+def test_a_lake_on_the_hub_is_the_lake(hub, captured, url, capfd, monkeypatch):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    lake, local = Lake(url), Lake(captured.root)
+    columns = ["pair", "variant", "stream", "tokens", "bytes", "sealed"]
+    assert lake.captures[columns].equals(local.captures[columns])
+    for row in lake.captures.itertuples():
+        found, expected = Capture(Path(row.path)), Capture(captured.root / Path(row.path).relative_to(lake.layout.root))
+        for name in expected.group.array_keys():
+            assert np.array_equal(found.array(name)[...], expected.array(name)[...])
+    there = tiny.tree(hub.folder).keys()
+    assert lake.sql(SQL).df().equals(local.sql(SQL).df())
+    assert tiny.tree(hub.folder).keys() == there  # what was made of it stays here
+    assert not capfd.readouterr().err  # the client's own bars stay away
+
+
+def test_a_revision_is_a_lake_of_its_own(hub):
+    assert set(Lake("hf://datasets/org/lake@v1").captures["variant"]) == {"pt"}
+    assert set(Lake("hf://datasets/org/lake").captures["variant"]) == {"pt", "it"}
+
+
+def test_only_the_bytes_that_are_asked_for_are_sent(hub, captured):
+    path = find_capture(captured, "llama/it", "native")
+    array = Capture(Layout.open("hf://datasets/org/lake").root / path.relative_to(captured.root)).array("resid")
+    hub.requests.clear()
+    assert np.array_equal(array[:10, 2], Capture(path).array("resid")[:10, 2])
+    shard = path / "resid" / "c" / "0" / "0" / "0"
+    assert 0 < hub.sent < shard.stat().st_size / 2
+    assert all(asked.startswith("bytes=") for name, asked, _ in hub.requests if not name.startswith("/api/"))
+
+
+def test_a_lake_is_pulled_from_the_hub(hub, captured, tmp_path):
+    move(Planner(origin_of("hf://datasets/org/lake@v1"), origin_of(str(tmp_path / "copy")), Wish()).plan())
+    for file in (tmp_path / "copy").rglob("*"):
+        if file.is_file():
+            assert file.read_bytes() == (captured.root / file.relative_to(tmp_path / "copy")).read_bytes()
+    assert set(Lake(tmp_path / "copy").captures["variant"]) == {"pt"}
+
+
+def test_what_the_hub_lacks_or_refuses_is_told_at_once(hub, captured):
+    with pytest.raises(LakeError, match=r"no lake at hf://datasets/org/lake/nowhere \(no lake.json\)"):
+        Layout.open("hf://datasets/org/lake/nowhere")
+    with pytest.raises(LakeError, match=r"no lake at hf://datasets/org/other \(no lake.json\)"):
+        Layout.open("hf://datasets/org/other")
+    with pytest.raises(LakeError, match="hf:// is read-only here"):
+        move(Planner(origin_of(captured), origin_of("hf://datasets/org/lake/new"), Wish()).plan())
+    place = Origin("hf://datasets/org/lake")
+    assert place.entry("lake.json")
+    hub.failures += [403] * 20
+    with pytest.raises(LakeError, match=r"lake.json: access denied \(HTTP 403\)"):
+        place.read("lake.json")
+    assert len(hub.failures) == 19
+
+
+def test_the_command_reads_the_hub(hub, captured, tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "from actlake.cli import main; main()",
+        "ls",
+        "--lake",
+        "hf://datasets/org/lake",
+        "--json",
+    ]
+    variables = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=variables, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(json.loads(done.stdout)) == len(Lake(captured.root).captures)
