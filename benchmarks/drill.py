@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import StringIO
 from math import nan
 from pathlib import Path
@@ -43,6 +44,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     tracebacks: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    described: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -70,7 +72,8 @@ class Tally:
         """The figures: how many came out badly, of how many."""
         counted = f"{self.detected} detected, {self.survived} survived"
         bad = f"{len(self.wrong)} silent wrong, {len(self.tracebacks)} tracebacks, {len(self.lost)} lost"
-        note = "; ".join([f"{counted}; {bad}", *self.notes, *self.bad[:TOLD]])
+        described = [f"of the survived {self.described} with another description"] if self.described else []
+        note = "; ".join([f"{counted}; {bad}", *described, *self.notes, *self.bad[:TOLD]])
         return Row(f"{self.name}: came out badly", len(self.bad), self.tried or nan, "faults", "<= 0", note)
 
 
@@ -144,6 +147,7 @@ def judge(tally: Tally, told: str, found: Reading, values: bool = True) -> None:
     if wrong:
         tally.count(f"{told}: {wrong[0]}", None, right=False)
         return
+    tally.described += bool(values and found.other and found.verified and not found.refused)
     line = found.refused[0] if found.refused else None if found.verified else "found by verify"
     tally.count(told, line)
 
@@ -167,13 +171,21 @@ def finished(root: Path) -> dict[str, bytes]:
     """All files of a lake but for half-written ones outside of captures, which nothing reads."""
     names = (".tmp", ".partial", ".lock", ".merged")
     return {
-        name: data
-        for name, data in tiny.tree(root).items()
-        if name.startswith("captures/") or not name.endswith(names)
+        name: data for name, data in tiny.tree(root).items() if name.startswith("captures/") or not name.endswith(names)
     }
 
 
 # --- the work that is disturbed -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that makes something in a lake: what must be there first, its words, and the lake it must give."""
+
+    what: str
+    prepare: Callable[[Path], None]
+    words: Callable[[Path], list[str]]
+    result: Path
 
 
 @dataclass
@@ -200,6 +212,37 @@ class Work:
         """A place where nothing is."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return self.folder / name
+
+    @cached_property
+    def whole(self) -> Path:
+        """The small lake with the table lens as `sql` makes it."""
+        self._untabled(lake := self.fresh("whole"))
+        command("sql", LENS, "--lake", str(lake))
+        return lake
+
+    @cached_property
+    def captured(self) -> Path:
+        """What the capture command makes when nothing disturbs it."""
+        command(*self.capture(lake := self.fresh("captured")))
+        return lake
+
+    def _untabled(self, lake: Path) -> None:
+        shutil.copytree(self.victim.root, lake)
+        shutil.rmtree(lake / "tables" / "lens")
+
+    def jobs(self) -> list[Job]:
+        """What is killed and runs out of disk: a capture, a push, a pull, and the making of a table."""
+
+        def nothing(lake: Path) -> None:
+            """The command makes its lake itself."""
+
+        whole = str(self.whole)
+        return [
+            Job("capture", nothing, self.capture, self.captured),
+            Job("push", nothing, lambda lake: ["push", str(lake), "--lake", whole], self.whole),
+            Job("pull", nothing, lambda lake: ["pull", whole, "--lake", str(lake)], self.whole),
+            Job("a table", self._untabled, lambda lake: ["sql", LENS, "--lake", str(lake)], self.whole),
+        ]
 
     def capture(self, lake: Path | str) -> list[str]:
         """The command that captures the pair."""

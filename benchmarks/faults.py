@@ -14,26 +14,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 from unittest.mock import patch
 
+import helpers  # noqa: F401  (the tests' helpers)
+import mutate
 from actlake.capture.prompts import read_prompts
 from actlake.queries.registry import parse
 from actlake.store.catalog import load_catalog
-from actlake.store.layout import Layout
-from actlake.store.move import move
-from actlake.store.origin import Origin
 from actlake.store.progress import bar
-from actlake.store.sync import Planner, Wish, origin_of
-from drill import LENS, Tally, Work, command, finished, intact, judge, make_work, read_all, refusal, sealed_in, start
+from drill import Job, Tally, Work, command, finished, intact, judge, make_work, read_all, refusal, sealed_in, start
 from measure import Row, main
-from victim import ask
-
-import mutate
 from networks import networks, restarts
 
+PAGE = 4096  # bytes that disks give out at once
 YEAR = 365.25 * 86400
 QUICK = 0.08  # share of the faults that --quick tries
 ROOT = Path(__file__).parent.parent
@@ -134,7 +131,7 @@ def fuzz_outside(work: Work, rng: Random) -> Iterator[Tally]:
             file.write_bytes(rng.choice(good).read_bytes())
             deed = mutate.spoil(file, rng)
             try:
-                tally.count(f"{deed}, fault {number}", refusal(lambda: reader(file))[0])
+                tally.count(f"{deed}, fault {number}", refusal(partial(reader, file))[0])
             except Exception as error:
                 tally.crash(f"{deed}, fault {number}", error)
         yield tally
@@ -145,40 +142,16 @@ def fuzz_outside(work: Work, rng: Random) -> Iterator[Tally]:
 
 def kills(work: Work) -> Iterator[Tally]:
     """SIGKILL of capture, push, pull and the making of a table, at random moments; run again, the result is the same."""
-    whole = work.copy("kill-whole")
-    shutil.rmtree(whole / "tables" / "lens")
-    command("sql", LENS, "--lake", str(whole))
-    captured = work.fresh("kill-captured")
-    command(*work.capture(captured))
-
-    def tabled(lake: Path) -> None:
-        shutil.copytree(whole, lake)
-        shutil.rmtree(lake / "tables" / "lens")
-
-    def empty(lake: Path) -> None:
-        """A place that the command makes itself."""
-
-    push = lambda lake: ["push", str(lake), "--lake", str(whole)]  # noqa: E731
-    pull = lambda lake: ["pull", str(whole), "--lake", str(lake)]  # noqa: E731
-    table = lambda lake: ["sql", LENS, "--lake", str(lake)]  # noqa: E731
-    yield _kill(work, "capture", work.times(40, 2), empty, work.capture, captured)
-    yield _kill(work, "push", work.times(20, 2), empty, push, whole)
-    yield _kill(work, "pull", work.times(20, 2), empty, pull, whole)
-    yield _kill(work, "a table", work.times(20, 2), tabled, table, whole)
+    for job, most in zip(work.jobs(), (40, 20, 20, 20), strict=True):
+        yield _kill(work, job, work.times(most, 2))
 
 
-def _kill(
-    work: Work,
-    what: str,
-    count: int,
-    prepare: Callable[[Path], None],
-    words: Callable[[Path], list[str]],
-    whole: Path,
-) -> Tally:
+def _kill(work: Work, job: Job, count: int) -> Tally:
     """Kill a command, sometimes several times in a row, then run it to its end."""
-    tally, rng, log = Tally(f"kill -9 of {what}"), Random(work.rng.random()), work.folder / "log.txt"
-    expected, done = finished(whole), 0
+    tally, rng, log = Tally(f"kill -9 of {job.what}"), Random(work.rng.random()), work.folder / "log.txt"
+    expected, done, prepare, words = finished(job.result), 0, job.prepare, job.words
     prepare(first := work.fresh("kill-lake"))
+    start(["--version"], log).join()  # so that the process that others are forked from is there
     started = time.monotonic()
     process = start(words(first), log)
     process.join()
@@ -247,41 +220,20 @@ def failing_flush(last: int) -> Iterator[Callable[[], None]]:
         yield lambda: left.__setitem__(0, -1)
 
 
-def carry(source: Layout | str, target: Layout | str) -> None:
-    """Move a lake."""
-    move(Planner(origin_of(source), origin_of(target), Wish()).plan())
-
-
 def full_disks(work: Work) -> Iterator[Tally]:
     """A disk that fills up at a random moment; then there is room, and the same command goes on."""
-    whole = work.folder / "kill-whole"
-    captured = work.folder / "kill-captured"
-
-    def prepared(lake: Path) -> None:
-        shutil.copytree(whole, lake)
-        shutil.rmtree(lake / "tables" / "lens")
-
-    jobs: dict[str, tuple[Callable[[Path], Any], Callable[[Path], list[str]], Path]] = {
-        "a capture": (lambda lake: None, work.capture, captured),
-        "a pull": (lambda lake: None, lambda lake: ["pull", str(whole), "--lake", str(lake)], whole),
-        "a table": (prepared, lambda lake: ["sql", LENS, "--lake", str(lake)], whole),
-    }
-    for what, (prepare, words, expected) in jobs.items():
-        yield _fill(work, what, prepare, words, expected)
+    for job in work.jobs():
+        yield _fill(work, job)
 
 
-def _fill(
-    work: Work, what: str, prepare: Callable[[Path], Any], words: Callable[[Path], list[str]], whole: Path
-) -> Tally:
-    tally, rng, expected = Tally(f"disk full in {what}"), Random(work.rng.random()), finished(whole)
-    pages = sum(-(-len(data) // 4096) * 4096 for data in expected.values())
-    begin = 0
-    if "table" in what:  # all but the table is there already
-        begin = pages
-        pages += 200_000
+def _fill(work: Work, job: Job) -> Tally:
+    tally, rng, expected = Tally(f"disk full in {job.what}"), Random(work.rng.random()), finished(job.result)
+    prepare, words = job.prepare, job.words
+    prepare(before := work.fresh("disk"))
+    taken, needed = (sum(-(-len(data) // PAGE) for data in tree.values()) for tree in (finished(before), expected))
     for number in steps(tally.name, work.times(15, 2)):
         disk = work.fresh("disk")
-        size = rng.randrange(max(begin, 4096), max(pages, 8192)) // 4096 * 4096
+        size = rng.randrange(taken + 1, needed + 1) * PAGE
         with small_disk(disk, size) as enlarge:
             lake, told = disk / "lake", f"{size} bytes, fault {number}"
             with failing_flush(rng.randrange(1, 60)) if enlarge is None else _nothing(enlarge) as room:
@@ -362,30 +314,26 @@ class Jumping:
 def clocks(work: Work) -> Tally:
     """Captures, moves, tables and reads while clocks and files' times jump by decades; nothing may change."""
     tally, rng = Tally("clocks that jump"), Random(work.rng.random())
-    whole, captured = work.folder / "kill-whole", work.folder / "kill-captured"
-    jumps = 0
-    for number in steps(tally.name, work.times(12, 4)):
-        lake, kind = work.fresh("clock"), ("a capture", "a pull", "a table", "reads")[number % 4]
-        if number % 4 > 1:
-            shutil.copytree(whole if number % 4 == 2 else work.victim.root, lake)
-        if number % 4 == 2:
-            shutil.rmtree(lake / "tables" / "lens")
-        words = {
-            0: work.capture(lake),
-            1: ["pull", str(whole), "--lake", str(lake)],
-            2: ["sql", LENS, "--lake", str(lake)],
-        }
+    jumps, jobs = 0, [*work.jobs(), None]
+    for number in steps(tally.name, work.times(15, len(jobs))):
+        lake, job = work.fresh("clock"), jobs[number % len(jobs)]
+        told = f"{job.what if job else 'reading'}, fault {number}"
+        if job:
+            job.prepare(lake)
+        else:
+            shutil.copytree(work.victim.root, lake)
+        jumping = Jumping(lake, rng)
+        jumping.touch()
         try:
-            with Jumping(lake, rng) as jumping:
-                jumping.touch()
-                if number % 4 == 3:
-                    judge(tally, f"{kind}, fault {number}", read_all(lake, work.victim))
+            with jumping:
+                if not job:
+                    judge(tally, told, read_all(lake, work.victim))
                     continue
-                code, line = command(*words[number % 4])
-            right = code == 0 and finished(lake) == finished(captured if number % 4 == 0 else whole)
-            tally.count(f"{kind}, fault {number}: {line}", None, right)
+                code, line = command(*job.words(lake))
+            right = code == 0 and finished(lake) == finished(job.result)
+            tally.count(f"{told}: {line}", None, right)
         except Exception as error:
-            tally.crash(f"{kind}, fault {number}", error)
+            tally.crash(told, error)
         finally:
             jumps += jumping.jumps
     tally.notes.append(f"{jumps:,} jumps")

@@ -3,13 +3,12 @@
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
 import fsspec
-from actlake.store.layout import Layout
 from actlake.store.move import move, write_index
 from actlake.store.origin import Origin
 from actlake.store.progress import bar
@@ -57,21 +56,22 @@ def restarts(work: Work) -> Iterator[Tally]:
 
 
 @contextmanager
-def _outage(server: S3, after: float, away: float) -> Iterator[None]:
-    """The server stops after so many seconds, and is back some seconds later at the latest at the end of the block."""
-    over, stopped = threading.Event(), threading.Event()
+def _outage(server: S3, rng: Random, gives_up: bool) -> Iterator[None]:
+    """The server stops in the block, and is back soon, or only after it where what runs there `gives_up` in little time."""
+    over, stopped, after, away = threading.Event(), threading.Event(), rng.uniform(0.1, 1.5), rng.uniform(0.1, 2)
 
     def cycle() -> None:
         over.wait(after)
         server.stop()
         stopped.set()
-        over.wait(away)
+        over.wait(None if gives_up else away)
         server.start()
 
     thread = threading.Thread(target=cycle)
     thread.start()
     try:
-        yield
+        with patch("actlake.store.origin.PAUSES", SHORT) if gives_up else nullcontext():
+            yield
         stopped.wait(60)
     finally:
         over.set()
@@ -83,9 +83,8 @@ def _push(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> Non
     url, gives_up = f"s3://lakes/push-{number}", number % 2 == 1
     told = f"push {number}"
     try:
-        with _outage(server, rng.uniform(0.1, 1.5), 100 if gives_up else rng.uniform(0.1, 2)):
-            with patch("actlake.store.origin.PAUSES", SHORT) if gives_up else patch.dict({}):
-                line, _ = refusal(lambda: carry(work.victim.root, url))
+        with _outage(server, rng, gives_up):
+            line, _ = refusal(lambda: carry(work.victim.root, url))
         carry(work.victim.root, url)
         carry(url, back := work.fresh("back"))
         tally.count(told, line, finished(back) == work.victim.files)
@@ -101,9 +100,8 @@ def _read(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> Non
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
     gives_up = number % 2 == 1
     try:
-        with _outage(server, rng.uniform(0.1, 1.5), 100 if gives_up else rng.uniform(0.1, 2)):
-            with patch("actlake.store.origin.PAUSES", SHORT) if gives_up else patch.dict({}):
-                judge(tally, f"read {number}", read_all(f"s3://lakes/push-{number}", work.victim))
+        with _outage(server, rng, gives_up):
+            judge(tally, f"read {number}", read_all(f"s3://lakes/push-{number}", work.victim))
     except Exception as error:
         tally.crash(f"read {number}", error)
 
