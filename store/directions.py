@@ -14,12 +14,12 @@ import numpy as np
 import zarr
 
 from .captures import CheckedArray, checked, open_group
-from .errors import LakeError
+from .errors import CorruptError, LakeError
 from .files import explain_full_disk, hash_files, hash_json, temporary_of, write_json
 from .layout import Layout
 from .metadata import check_dims
 from .mirror import bring, publish
-from .records import read_record
+from .records import REPAIRS, read_record
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
 
@@ -133,6 +133,9 @@ def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, An
 def read_directions(marker: Path) -> tuple[Mapping[str, CheckedArray], dict[str, Any]]:
     """The arrays of a group, read by slicing, and its recipe; LakeError when it is not there, CorruptError on damage."""
     record = read_record(marker, "directions")
+    made = hash_json({"kind": record["kind"], "pair": record["pair"], **record["recipe"]})[:16]
+    if marker.stem != f"{record['kind']}-{made}":
+        raise CorruptError(f"{marker}: damaged, it says {record['kind']}-{made}; {REPAIRS['directions']}")
     folder = bring(marker.with_suffix(".zarr"))
     if not folder.is_dir():
         raise LakeError(f"{folder}: missing; delete {marker.name} and run the question again")

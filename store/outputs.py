@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .errors import LakeError
+from .errors import CorruptError, LakeError
 from .files import (
     canonical_json,
     explain_full_disk,
@@ -26,8 +25,8 @@ from .files import (
 )
 from .layout import Layout
 from .mirror import bring, publish, withdraw
-from .parquet import read_parquet
-from .records import read_batch, read_record
+from .parquet import parquet_writer, read_parquet
+from .records import REPAIRS, read_batch, read_record
 from .schema import FORMAT_VERSION, OUTPUT_KINDS, OUTPUTS
 
 Row = dict[str, Any]
@@ -86,7 +85,8 @@ class Condition:
         temporary = temporary_of(path)
         with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
             try:
-                pq.write_table(table, temporary, compression="zstd")
+                with parquet_writer(temporary, table.schema) as writer:
+                    writer.write_table(table)
                 sync_file(temporary)
                 if not (marker := self.folder / "condition.json").exists():
                     named = {"pair": self.pair, "variant": self.variant, "recipe": self.recipe}
@@ -121,8 +121,13 @@ def find_condition(layout: Layout, pair: str, variant: str, key: str) -> Path:
 
 
 def read_condition(folder: Path) -> dict[str, Any]:
-    """The recipe of a condition."""
-    return dict(read_record(folder / "condition.json", "condition")["recipe"])
+    """The recipe of a condition; CorruptError unless it is the one that the folder is named by."""
+    recipe = dict(read_record(file := folder / "condition.json", "condition")["recipe"])
+    if (key := hash_json(recipe)[:16]) != folder.name:
+        raise CorruptError(
+            f"{file}: recipe: damaged, its key is {key}, the folder's {folder.name}; {REPAIRS['condition']}"
+        )
+    return recipe
 
 
 def read_texts(folder: Path) -> list[Row]:

@@ -1,17 +1,26 @@
-"""Reading Parquet files that may come from a stranger: the footer is checked against the schema before any row is read."""
+"""Parquet files that bear a checksum of all their bytes, and reading those that may come from a stranger: the footer is
+checked against the schema, and the checksum against the bytes, before any row is read.
 
-from collections.abc import Sequence
+Pages of a Parquet file have no checksum that DuckDB looks at: without one a bit turned over can be another number.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import CorruptError
-from .files import parse_json
+from .files import BLOCK, parse_json
 from .records import told
 
+MARK = "actlake-crc32c:"  # in the metadata of a file, before the CRC-32C (8 hex digits) of its bytes with zeros in that place
+ZEROS = b"0" * 8
+TAIL = 8  # bytes behind the footer: its length, and a magic number
 FREE_ROWS = 1 << 20  # no file of so few is suspicious
 ROWS_PER_BYTE = 1024  # the most that a file's size makes plausible: equal values take next to no room
 BROKEN = (
@@ -26,16 +35,71 @@ BROKEN = (
 AGAIN = "delete the file and ask again, or restore it"
 
 
-def check_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN) -> None:
+@contextmanager
+def parquet_writer(file: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
+    """Write a Parquet file (zstd; `options` as pyarrow has them) that bears the checksum of its bytes."""
+    with pq.ParquetWriter(file, schema, compression="zstd", **options) as writer:
+        yield writer
+        writer.add_key_value_metadata({"checksum": MARK + ZEROS.decode()})
+    with open(file, "r+b") as stored:
+        place = _place(stored)
+        found = _checksum(stored, place)
+        stored.seek(place)
+        stored.write(found)
+
+
+def _place(stored: BinaryIO) -> int:
+    """Where the digits of a file's checksum are, 0 in a file without one."""
+    size = stored.seek(0, 2)
+    stored.seek(max(size - TAIL, 0))
+    begin = max(size - TAIL - int.from_bytes(stored.read(4), "little"), 0)
+    stored.seek(begin)
+    found = stored.read(size - begin).rfind(MARK.encode())
+    return begin + found + len(MARK) if found >= 0 else 0
+
+
+def _checksum(stored: BinaryIO, place: int) -> bytes:
+    """CRC-32C, as 8 hex digits, of a file that has zeros for its own checksum."""
+    stored.seek(0)
+    found, at = 0, 0
+    while block := stored.read(BLOCK):
+        if at < place + len(ZEROS) and place < at + len(block):  # the digits, or a part of them
+            first, last = max(place - at, 0), min(place + len(ZEROS) - at, len(block))
+            block = block[:first] + ZEROS[: last - first] + block[last:]
+        found, at = google_crc32c.extend(found, block), at + len(block)
+    return f"{found:08x}".encode()
+
+
+def check_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, whole: bool = True) -> None:
     """Raise CorruptError, in one line with `repair`, unless a file is Parquet with the columns of a table.
 
-    Columns of its own beside them are ignored. Text may be stored plain or by a dictionary, numbers in any width.
+    Columns of its own beside them are ignored. Text may be stored plain or by a dictionary, numbers in any width. All
+    bytes are compared with the checksum of a file that bears one, unless not `whole`.
     """
     found = file.stat() if file.is_file() else None
     if found is None:
         raise CorruptError(f"{file}: missing or not a regular file; {repair}")
     if wrong := _wrong(file, found.st_mtime_ns, found.st_size, schema):
         raise CorruptError(f"{file}: {wrong}; {repair}")
+    if whole and (wrong := _torn(file, found.st_mtime_ns, found.st_size)):
+        raise CorruptError(f"{file}: {wrong}; {repair}")
+
+
+@lru_cache(maxsize=1 << 14)
+def _torn(file: Path, _changed: int, _size: int) -> str:
+    """How a file's bytes differ from its checksum; remembered as long as the file is not changed."""
+    try:
+        with open(file, "rb") as stored:
+            if not (place := _place(stored)):
+                return ""
+            found = _checksum(stored, place)
+            stored.seek(place)
+            expected = stored.read(len(ZEROS))
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    return (
+        "" if found == expected else f"stored bytes are damaged (found {found.decode()}, expected crc32c {expected!r})"
+    )
 
 
 @lru_cache(maxsize=1 << 14)

@@ -147,6 +147,8 @@ def _record(path: Path) -> dict[str, Any]:
     record = read_record(path, "stream")
     if record["name"] != path.stem:
         raise CorruptError(f"{path}: name: expected {path.stem!r}, found {record['name']!r}; {REPAIRS['stream']}")
+    if (made := f"{record['kind']}-{record['prompts']}-{record['content_sha256'][:8]}") != path.stem:
+        raise CorruptError(f"{path}: kind, prompts and content_sha256 make the name {made}; {REPAIRS['stream']}")
     return record
 
 

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes
 from .layout import Layout
 from .mirror import bring, publish, withdraw
 from .outputs import output_files
-from .parquet import AGAIN, about, check_parquet, check_rows, first_line
+from .parquet import AGAIN, about, check_parquet, check_rows, first_line, parquet_writer
 from .records import check_record
 from .schema import OUTPUTS, TABLES, VARIANTS
 from .streams import stream_records
@@ -87,10 +87,10 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
         merged.unlink(missing_ok=True)
 
 
-def _writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def _writer(file: Path, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]:
     # A dictionary of floats that hardly repeat costs a third more bytes and slows every scan.
     repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "layer"]
-    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated)
+    return parquet_writer(file, schema, use_dictionary=repeated)
 
 
 def _of_one_layer(file: Path, schema: pa.Schema) -> list[list[int]]:
@@ -239,9 +239,10 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
+    read = set(TEXTS_AND_TABLES) if sql is None else {*tables_read(sql), TEXTS}
     for name, schema in TEXTS_AND_TABLES.items():
         try:
-            connection.execute(f"CREATE VIEW {name} AS {_scan(files[name], schema)}")
+            connection.execute(f"CREATE VIEW {name} AS {_scan(files[name], schema, name in read)}")
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
             folder = layout.root / "outputs" if name == TEXTS else layout.table(name)
             raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
@@ -269,9 +270,9 @@ def tables_read(sql: str | None) -> set[str]:
     return named & TABLES.keys()
 
 
-def _scan(files: Sequence[Path], schema: pa.Schema) -> str:
+def _scan(files: Sequence[Path], schema: pa.Schema, whole: bool) -> str:
     for file in files:
-        check_parquet(file, schema)
+        check_parquet(file, schema, whole=whole)
     if files:
         columns = ", ".join(f'"{field.name}"' for field in schema)
         return f"SELECT {columns} FROM read_parquet([{', '.join(map(_quoted, files))}])"

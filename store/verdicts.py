@@ -1,6 +1,5 @@
 """What LLM judges answered, kept in a lake in small files that are written once: nothing is asked twice."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,11 @@ class VerdictStore:
         self._new = []
 
 
-def _read(file: Path) -> Iterable[dict[str, Any]]:
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The verdicts of a file, which has the name that their hash gives it."""
     if not file.is_file() or file.stat().st_size > LARGEST:
         raise CorruptError(f"{file}: not a file of at most {LARGEST} bytes; delete it and what it held is asked again")
+    found = list[dict[str, Any]]()
     for line, text in enumerate(file.read_bytes().splitlines(), 1):
         try:
             record = parse_json(text)
@@ -69,4 +70,7 @@ def _read(file: Path) -> Iterable[dict[str, Any]]:
             record = None
         if not isinstance(record, dict) or not all(isinstance(record.get(k), str) for k in ("key", "answer", "reason")):
             raise CorruptError(f"{file}:{line}: not a verdict; delete the file and what it held is asked again")
-        yield record
+        found.append(record)
+    if (key := hash_json(found)[:16]) != file.stem:
+        raise CorruptError(f"{file}: damaged, its key is {key}; delete the file and what it held is asked again")
+    return found

@@ -12,7 +12,7 @@ from .errors import RESTORE, CorruptError, LakeError
 from .layout import Layout
 from .mirror import Files
 from .partial import read_partial
-from .records import REPAIRS
+from .records import REPAIRS, told
 from .schema import MANIFEST, PARTIAL, PROGRESS, VARIABLES
 from .streams import read_stream
 from .weights import weights_folder
@@ -52,6 +52,7 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
         return report
     if not damaged:
         _check_coordinates(layout, capture, report)
+        _check_provenance(capture, report)
     for name in filter(capture.__contains__, capture.manifest["sizes"]):
         _check_values(capture, name, damaged, report)
     return report
@@ -122,6 +123,17 @@ def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None
     for name, expected in {**stream.columns, "offset": stream.offset}.items():
         if name in VARIABLES and not np.array_equal(capture.array(name)[:], expected):
             report.problems.append(f"{capture.path}/{name}: differs from stream {stream.name}")
+
+
+def _check_provenance(capture: Capture, report: Report) -> None:
+    """What a manifest says of the run also stands in the group's attributes, which are hashed."""
+    attributes = capture.group.attrs.asdict()
+    for key, value in capture.manifest["provenance"].items():
+        if attributes.get(key) != value:
+            words = (
+                f"provenance: {key}: found {told(value)}, the attributes of the group say {told(attributes.get(key))}"
+            )
+            report.problems.append(f"{capture.path / MANIFEST}: {words}; {REPAIRS['manifest']}")
 
 
 def _check_values(capture: Capture, name: str, damaged: set[str], report: Report) -> None:

@@ -35,6 +35,7 @@ RAW = (
     "'x'",
 )
 MARK = "\u2063here\u2063"
+PARQUET = b"actlake-crc32c:"  # before the checksum of a Parquet file
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
@@ -118,6 +119,11 @@ def again(root: Path, file: Path) -> list[Path]:
     changed = []
     if "c" in file.relative_to(root).parts and len(data := file.read_bytes()) > 4:
         file.write_bytes(data[:-4] + crc(data[:-4]))  # of a shard its index, of any other chunk all of it
+        changed.append(file)
+    if file.suffix == ".parquet" and (at := (data := file.read_bytes()).rfind(PARQUET)) >= 0:
+        zeroed = data[: at + len(PARQUET)] + b"0" * 8 + data[at + len(PARQUET) + 8 :]
+        sum_ = b"%08x" % google_crc32c.value(zeroed)
+        file.write_bytes(zeroed[: at + len(PARQUET)] + sum_ + zeroed[at + len(PARQUET) + 8 :])
         changed.append(file)
     for record in _records(root, file):
         try:

@@ -1,0 +1,171 @@
+"""The drills of benchmarks/faults.py that need servers: S3 stopped and restarted, and a bad network before S3 and the web."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+import fsspec
+from actlake.store.move import move, write_index
+from actlake.store.origin import Origin
+from actlake.store.progress import bar
+from actlake.store.sync import Planner, Wish, origin_of
+from drill import Tally, Work, finished, forget, judge, read_all, refusal
+from proxy import KINDS, bad_network
+from servers import S3, environment, served
+
+SHORT = (0.05,) * 6  # pauses between tries where nothing is waited for
+
+
+def carry(source: Path | str, target: Path | str, check: bool = False) -> None:
+    """Move a lake."""
+    move(Planner(origin_of(str(source)), origin_of(str(target)), Wish(), check).plan())
+
+
+@contextmanager
+def bucket(work: Work) -> Iterator[S3]:
+    """An S3 server of this drill, with a bucket for lakes."""
+    server = S3(work.fresh("s3"))
+    server.start()
+    try:
+        with environment(**server.environment):
+            fsspec.filesystem("s3", skip_instance_cache=True).mkdir("lakes")
+            yield server
+    finally:
+        server.stop()
+
+
+def restarts(work: Work) -> Iterator[Tally]:
+    """An S3 server that stops in the middle of a push or of reading, and comes back in time, or after the command gave up."""
+    rng, victim = Random(work.rng.random()), work.victim
+    pushing, reading = Tally("S3 restarted in a push"), Tally("S3 restarted in a read")
+    with bucket(work) as server:
+        count = work.times(8, 2)
+        with bar("S3 restarts", 2 * count, "faults") as progress:
+            for number in range(count):
+                _push(pushing, work, server, rng, number)
+                progress.advance(1)
+                _read(reading, work, server, rng, number)
+                progress.advance(1)
+    assert victim.files
+    yield pushing
+    yield reading
+
+
+@contextmanager
+def _outage(server: S3, rng: Random, gives_up: bool) -> Iterator[None]:
+    """The server stops in the block, and is back soon, or only after it where what runs there `gives_up` in little time."""
+    over, stopped, after, away = threading.Event(), threading.Event(), rng.uniform(0.1, 1.5), rng.uniform(0.1, 2)
+
+    def cycle() -> None:
+        over.wait(after)
+        server.stop()
+        stopped.set()
+        over.wait(None if gives_up else away)
+        server.start()
+
+    thread = threading.Thread(target=cycle)
+    thread.start()
+    try:
+        with patch("actlake.store.origin.PAUSES", SHORT) if gives_up else nullcontext():
+            yield
+        stopped.wait(60)
+    finally:
+        over.set()
+        thread.join()
+
+
+def _push(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> None:
+    """Push, the server gone in the middle; push again if that gave up; the bucket then has the lake, byte for byte."""
+    url, gives_up = f"s3://lakes/push-{number}", number % 2 == 1
+    told = f"push {number}"
+    try:
+        with _outage(server, rng, gives_up):
+            line, _ = refusal(lambda: carry(work.victim.root, url))
+        carry(work.victim.root, url)
+        carry(url, back := work.fresh("back"))
+        tally.count(told, line, finished(back) == work.victim.files)
+        if finished(back) != work.victim.files:
+            tally.lost.append(told)
+    except Exception as error:
+        tally.crash(told, error)
+
+
+def _read(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> None:
+    """Read all of a lake in a bucket, the server gone in the middle."""
+    forget()
+    shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
+    gives_up = number % 2 == 1
+    try:
+        with _outage(server, rng, gives_up):
+            judge(tally, f"read {number}", read_all(f"s3://lakes/push-{number}", work.victim))
+    except Exception as error:
+        tally.crash(f"read {number}", error)
+
+
+def networks(work: Work) -> Iterator[Tally]:
+    """Delays, ends in the middle, refusals, short and false bodies, between a client and an S3 or a web server."""
+    rng = Random(work.rng.random())
+    www = work.fresh("www")
+    shutil.copytree(work.victim.root, www / "lake")
+    write_index(Origin(www / "lake"))
+    with bucket(work) as server, patch("actlake.store.origin.PAUSES", SHORT):
+        carry(work.victim.root, "s3://lakes/lake")
+        with (
+            served(www) as web,
+            bad_network(int(web.url.rpartition(":")[2]), rng.randrange(1 << 30)) as before_web,
+            bad_network(server.port, rng.randrange(1 << 30)) as before_s3,
+            environment(AWS_ENDPOINT_URL=before_s3.url),
+        ):
+            count = work.times(6)
+            with bar("bad network", 3 * count * len(KINDS), "faults") as progress:
+                tallies = [Tally(f"bad network, {what}") for what in ("web", "S3", "push to S3")]
+                for number in range(count):
+                    for kind in KINDS:
+                        told, odds = f"{kind} {number}", rng.choice((0.02, 0.1, 0.5))
+                        _bad_read(tallies[0], work, f"{before_web.url}/lake", before_web, kind, odds, rng, told)
+                        _bad_read(tallies[1], work, "s3://lakes/lake", before_s3, kind, odds, rng, told)
+                        _bad_push(tallies[2], work, f"s3://lakes/{kind}-{number}", before_s3, kind, odds, rng, told)
+                        progress.advance(3)
+    yield from tallies
+
+
+def _choose(proxy, kind, odds, rng):
+    proxy.done.clear()
+    draw = Random(rng.random())
+    proxy.choose = lambda method, path: kind if draw.random() < odds else None
+
+
+def _bad_read(tally, work, url, proxy, kind, odds, rng, told):
+    forget()
+    shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
+    _choose(proxy, kind, odds, rng)
+    try:
+        found = read_all(url, work.victim)
+        if proxy.done:
+            judge(tally, f"{told}: {proxy.done[:3]}", found)
+    except Exception as error:
+        tally.crash(told, error)
+    finally:
+        proxy.choose = lambda method, path: None
+
+
+def _bad_push(tally, work, url, proxy, kind, odds, rng, told):
+    _choose(proxy, kind, odds, rng)
+    try:
+        line, _ = refusal(lambda: carry(work.victim.root, url))
+        proxy.choose = lambda method, path: None
+        harm = list(proxy.done)
+        carry(work.victim.root, url)
+        back = work.fresh("back")
+        broken, _ = refusal(lambda: carry(url, back))
+        if harm:
+            right = broken is not None or finished(back) == work.victim.files
+            tally.count(f"{told}: {harm[:3]}", line or broken, right)
+    except Exception as error:
+        tally.crash(told, error)
+    finally:
+        proxy.choose = lambda method, path: None

@@ -1,0 +1,160 @@
+"""A small lake with one of everything, all that reads it, and what comes of reading: for tests and drills that damage lakes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import duckdb
+import numpy as np
+import tiny
+from actlake.store.captures import Capture, list_captures, open_capture
+from actlake.store.catalog import StreamSpec
+from actlake.store.cite import citation
+from actlake.store.directions import directions_writer, read_directions
+from actlake.store.foreign import foreign_captures
+from actlake.store.layout import Layout
+from actlake.store.models import read_head
+from actlake.store.outputs import Condition, read_condition, read_texts
+from actlake.store.probes import probes_path, probes_table, read_probes, write_probes
+from actlake.store.schema import OUTPUTS
+from actlake.store.streams import read_stream, stream_records
+from actlake.store.tables import connect, find_tables, sql_error, stream_table, write_table
+from actlake.store.verdicts import VerdictStore
+from actlake.store.verify import verify
+
+
+@dataclass
+class Victim:
+    """A small lake with one of everything, its files as they were, and what its readers give then."""
+
+    root: Path
+    files: dict[str, bytes]
+    values: dict[str, Any]
+
+    def restore(self) -> None:
+        """Every file as it was."""
+        for name, data in self.files.items():
+            file = self.root / name
+            if not file.is_file() or file.read_bytes() != data:
+                file.write_bytes(data)
+
+
+def make_victim(lake: Path, pair: Any, *streams: StreamSpec) -> Victim:
+    """Capture a pair on some streams, and put one of all else that a lake can hold beside it."""
+    layout = tiny.capture(lake, pair, *streams)
+    (path, *_) = sorted(Path(row.path) for row in list_captures(layout).itertuples())
+    rows = {"pair": "llama", "variant": "it", "stream": path.stem, "lens": "raw", "prompt_id": "p0", "category": "C"}
+    numbers = dict.fromkeys(("prompt", "token", "position", "step", "layer", "top1", "rank_target"), np.arange(40))
+    floats = dict.fromkeys(
+        ("kl_layer_final", "kl_final_layer", "js_next", "entropy", "p_target", "cos_final"), np.arange(40.0)
+    )
+    write_table(layout, "lens", {"version": 1}, [rows | numbers | floats])
+    captured = [{"pair": "other", "variant": "it", "stream": "native-other", "lens": "raw"}]
+    write_table(layout, "lens", {"foreign": {"captures": captured}}, [rows | {"pair": "other"} | numbers | floats])
+    record = {"pair": "llama", "variant": "it", "stream": path.stem, "model_sha256": "m", "capture_sha256": "c"}
+    record |= {"recipe": {"name": "adam"}, "folds": 2, "steps": [1, 2], "trained_tokens": [3, 4]}
+    record |= {"kl_raw": [[2.0, 1.0, 0.5]] * 2, "kl_tuned": [[1.0, 0.5, 0.25]] * 2}
+    values = np.arange(2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8) // 16  # compressible
+    write_probes(probes_path(layout, "llama", "it", "probes-x"), values, values[..., 0].copy(), record)
+    with directions_writer(layout, "llama", "own", {"version": 1}) as writer:
+        writer.put("d_mean", values[0, :, 0])
+        writer.put("layer", np.arange(3))
+    condition = Condition(layout, "llama", "it", {"template": "chat", "max_new_tokens": 4})
+    text = dict.fromkeys(OUTPUTS.names, "x") | {"prompt_tokens": 1, "token_id": [1, 2], "tokens": 2, "ended": True}
+    condition.seal("texts", condition.file("texts", [("p0", "s")]), [text], OUTPUTS, {})
+    store = VerdictStore(layout.judge)
+    store.add({"key": "k", "answer": "1", "reason": "r"})
+    store.flush()
+    found = Victim(layout.root, tiny.tree(layout.root), {})
+    found.values = {name: reader() for name, reader in readers(layout).items()}
+    return found
+
+
+def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Callable[[], Any]]:
+    """All that reads a lake, each by itself; the name begins with the part of the lake that it is about.
+
+    `names` are the lake's files, for one that is not a folder. What ends in ` notes` reads what no number hangs on.
+    """
+    there = sorted(tiny.tree(layout.root) if names is None else names)
+    found: dict[str, Callable[[], Any]] = {
+        "captures ls": lambda: list_captures(layout).drop(columns="path").to_dict("list"),
+        "streams ls": lambda: [len(stream_records(layout)), len(stream_table(layout))],
+        "streams notes": lambda: [stream_records(layout), stream_table(layout).to_dict("list")],
+        "probes ls": lambda: probes_table(layout).drop(columns="path").to_dict("list"),
+        "outputs sql": lambda: ask(layout, "SELECT * FROM outputs ORDER BY ALL"),
+        "outputs judge": lambda: verdicts(layout),
+        "tables sql": lambda: ask(layout, "SELECT * FROM lens ORDER BY ALL"),
+        "tables where": lambda: ask(layout, "SELECT * FROM lens WHERE layer > 3 AND pair = 'llama' ORDER BY ALL"),
+        "tables notes": lambda: [
+            foreign_captures(layout, "lens"),
+            len(find_tables(layout, "lens", {"version": 1})),
+        ],
+    }
+
+    def each(*pattern: str) -> Iterator[tuple[str, Path]]:
+        """Folders and files of the lake that a pattern, one part a level, fits."""
+        levels = (PurePosixPath(*PurePosixPath(name).parts[: len(pattern)]) for name in there)
+        for path in sorted({path for path in levels if all(map(fnmatchcase, path.parts, pattern))}):
+            if len(path.parts) == len(pattern):
+                yield str(path), layout.root / path
+
+    for name, path in each("captures", "*", "*", "*.zarr"):
+        found[f"captures open {name}"] = lambda path=path: values(open_capture(path))
+        found[f"captures token {name}"] = lambda path=path: values(open_capture(path, by="token")[["resid"]])
+        found[f"captures columns {name}"] = lambda path=path: Capture(path).columns()
+        found[f"captures verify {name}"] = lambda path=path: verify(layout, path).ok
+        found[f"captures cite {name}"] = lambda path=path: citation(layout, path)["capture"]
+        found[f"captures notes {name}"] = lambda path=path: [open_capture(path).attrs, citation(layout, path)]
+    for name, path in each("streams", "*.parquet"):
+        found[f"streams read {name}"] = lambda path=path: read_stream(layout, path.stem).columns
+    for name, path in each("models", "*", "*"):
+        found[f"models head {name}"] = lambda path=path: read_head(layout, *path.parts[-2:])[0]
+        found[f"models facts {name}"] = lambda path=path: read_head(layout, *path.parts[-2:])[1]
+    for name, path in each("probes", "*", "*", "*.zarr"):
+        found[f"probes read {name}"] = lambda path=path: dict(zip("wb", read_probes(path)[:2], strict=True))
+        found[f"probes notes {name}"] = lambda path=path: read_probes(path)[2]
+    for name, path in each("directions", "*", "*.json"):
+        found[f"directions read {name}"] = lambda path=path: {k: v[...] for k, v in read_directions(path)[0].items()}
+        found[f"directions notes {name}"] = lambda path=path: read_directions(path)[1]
+    for name, path in each("outputs", "*", "*", "*", "condition.json"):
+        found[f"outputs read {name}"] = lambda path=path: texts(layout, path)
+    return found
+
+
+def texts(layout: Layout, marker: Path) -> list[Any]:
+    """A condition's record and texts."""
+    folder = layout.outputs(*marker.parts[-4:-2]) / marker.parts[-2]
+    return [read_condition(folder), read_texts(folder)]
+
+
+def verdicts(layout: Layout) -> list[Any]:
+    """What judges answered of the key that the lake has."""
+    store = VerdictStore(layout.judge)
+    store.refresh()
+    return [store.get("k")]
+
+
+def ask(layout: Layout, text: str) -> Any:
+    """All rows of a SELECT."""
+    try:
+        return connect(layout).sql(text).fetchall()
+    except duckdb.Error as error:
+        raise sql_error(error, layout) from error
+
+
+def values(dataset: Any) -> dict[str, np.ndarray]:
+    """Every variable of a dataset."""
+    return {name: np.asarray(dataset[name].values) for name in dataset.variables}
+
+
+def same(one: Any, two: Any) -> bool:
+    """Equal to the last value; NaN equals NaN."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, np.ndarray) or isinstance(two, np.ndarray):
+        return np.array_equal(one, two, equal_nan=np.asarray(one).dtype.kind == "f")
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return bool(one == two or (one != one and two != two))
