@@ -256,7 +256,7 @@ def unsealed(tmp_path_factory) -> Path:
     layout = Layout.open(tmp_path_factory.mktemp("unsealed") / "lake", create=True)
     stream = tiny.synthetic_stream([("a", "C", [1, 2, 3], [4, 5]), ("b", "C", [1, 2], [3])])
     sizes = {"resid": (3, 8), "mlp_out": (2, 8)}
-    template = tiny.Template(stream, sizes, (0, 1, 2), (0, 1), "float32", {"pair": "p", "variant": "it"}, 4)
+    template = tiny.Template(stream, sizes, (0, 1, 2), (0, 1), "float32", tiny.MADE | {"pair": "p", "variant": "it"}, 4)
     working.write_stream(layout, stream)
     tiny.write_capture(layout.capture("p", "it", stream.name), template)
     return layout.root
@@ -275,7 +275,9 @@ def test_killed_in_the_middle(lake, tmp_path, unsealed, task):
     counter = working.Counter(str(whole.root), None)
     sys.addaudithook(counter)
     getattr(working, task)(whole)
-    workers = [(fresh(f"at-{moment}"), moment) for moment in (counter.count // 2, counter.count - 2)]
+    workers = [
+        (fresh(f"at-{moment}"), moment) for moment in (counter.count // 4, counter.count // 2, 3 * counter.count // 4)
+    ]
     dying = [(layout, Worker(layout, task, moment)) for layout, moment in workers]
     for _, worker in dying:
         worker.line()

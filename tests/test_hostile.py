@@ -30,7 +30,7 @@ from actlake.lake import Lake
 from actlake.queries.lock import read_lock
 from actlake.queries.registry import parse
 from actlake.queries.report import page
-from actlake.store.captures import list_captures, open_capture
+from actlake.store.captures import Capture, list_captures, open_capture
 from actlake.store.catalog import load_catalog
 from actlake.store.errors import LakeError
 from actlake.store.files import read_json

@@ -29,6 +29,16 @@ from actlake.store.verdicts import VerdictStore
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")
 NAMES = {"pair": "p", "variant": "it", "stream": "s"}
+MODEL = {
+    "sha256": "s",
+    "id": "m",
+    "revision": None,
+    "files": {},
+    "dtype": "float32",
+    "class": "Made",
+    "tokenizer_sha256": "t",
+    "chat_template_sha256": "c",
+}
 
 
 class Counter:
@@ -80,12 +90,14 @@ def slow_table(layout: Layout) -> dict[str, Any]:
 def head(layout: Layout) -> None:
     """A model's head."""
     arrays = {"norm_weight": np.ones(8, np.float32), "unembed": np.ones((9000, 8), np.float32)}
-    write_model(layout, "p", "it", {"sha256": "s", "id": "m", "dtype": "float32"}, arrays, {"norm": "rms"})
+    arrays["real_token"] = np.ones(9000, bool)
+    write_model(layout, "p", "it", MODEL, arrays, {"norm": "rms", "norm_eps": 1e-6})
 
 
 def probes(layout: Layout) -> None:
     """A set of tuned-lens probes."""
-    record = {**NAMES, "model_sha256": "m", "capture_sha256": "c"}
+    record = {**NAMES, "model_sha256": "m", "capture_sha256": "c", "recipe": {"name": "adam"}, "folds": 2}
+    record |= {"steps": [1, 1], "trained_tokens": [9, 9], "kl_raw": [[2.0] * 3] * 2, "kl_tuned": [[1.0] * 3] * 2}
     weight, bias = np.ones((2, 3, 4, 4), np.float32), np.ones((2, 3, 4), np.float32)
     write_probes(layout.probes("p", "it") / "s-adam-1.zarr", weight, bias, record)
 
