@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -62,7 +63,7 @@ def stream(tokens: int) -> Stream:
 
 def template_of(width: int, layers: int, rows: int, variant: str = "pt") -> Template:
     """Residuals and MLP outputs of so many full shard rows, as a bfloat16 model gives them."""
-    sizes = {"resid": (layers + 1, width), "mlp_out": (layers, width)}
+    sizes: dict[str, tuple[int, ...]] = {"resid": (layers + 1, width), "mlp_out": (layers, width)}
     provenance = {**MODEL, "variant": variant}
     one = Template(stream(4096), sizes, tuple(range(layers + 1)), tuple(range(layers)), "bfloat16", provenance)
     return replace(one, stream=stream(rows * one.shard_tokens))
@@ -113,6 +114,7 @@ def captures(layout: Layout) -> dict[str, Path]:
 
 def timed(task: Callable[[], object]) -> float:
     """Seconds that a task takes."""
+    gc.collect()  # s3fs closes a forgotten client in the loop that is running, and complains in any but its own
     started = time.perf_counter()
     task()
     return time.perf_counter() - started
@@ -124,7 +126,7 @@ def against(plain: Callable[[str], object], ours: Callable[[str], object]) -> tu
     for variant, order in (("pt", (plain, ours)), ("it", (ours, plain))):
         for task in order:
             reset_peak_memory()
-            seconds[task] += timed(lambda task=task, variant=variant: task(variant))
+            seconds[task] += timed(partial(task, variant))
             if task is ours:
                 peak = max(peak, peak_memory())
     return seconds[plain], seconds[ours], peak
@@ -208,7 +210,7 @@ def reading(url: str, here: Layout) -> list[Row]:
     seconds: dict[str, list[float]] = {"s3": [], "plain": [], "local": []}
     for boundary in range(there.sizes["boundary"]):
         for kind, ds in (("s3", there), ("plain", plain), ("local", local)):
-            seconds[kind].append(timed(lambda ds=ds, boundary=boundary: ds.resid.isel(boundary=boundary).compute()))
+            seconds[kind].append(timed(ds.resid.isel(boundary=boundary).compute))
     size, took = 4 * there.sizes["token"] * there.sizes["d_model"] / 1e6, medians(seconds)
     return [
         Row(f"one boundary from S3 against {words}", size / took["s3"], size / took[kind], "MB/s")
@@ -247,7 +249,7 @@ def opening(kind: str, url: str, requests: list[Any]) -> list[Row]:
             seconds.append(timed(lambda: Lake(url).captures))
         note = f"two captures; {len(requests)} requests"
         rows.append(Row(f"opening a lake over {kind}, {state} mirror", median(seconds), NOTHING, "s", note=note))
-    gc.collect()  # s3fs closes a forgotten client in whatever loop is running, and complains in that of the web server
+    gc.collect()
     return rows
 
 
