@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from unittest.mock import patch
@@ -14,7 +15,7 @@ from actlake.store.origin import Origin
 from actlake.store.progress import bar
 from actlake.store.sync import Planner, Wish, origin_of
 from drill import Tally, Work, finished, forget, judge, read_all, refusal
-from proxy import KINDS, bad_network
+from proxy import KINDS, Proxy, bad_network
 from servers import S3, environment, served
 
 SHORT = (0.05,) * 6  # pauses between tries where nothing is waited for
@@ -40,7 +41,7 @@ def bucket(work: Work) -> Iterator[S3]:
 
 def restarts(work: Work) -> Iterator[Tally]:
     """An S3 server that stops in the middle of a push or of reading, and comes back in time, or after the command gave up."""
-    rng, victim = Random(work.rng.random()), work.victim
+    rng = Random(work.rng.random())
     pushing, reading = Tally("S3 restarted in a push"), Tally("S3 restarted in a read")
     with bucket(work) as server:
         count = work.times(8, 2)
@@ -50,7 +51,6 @@ def restarts(work: Work) -> Iterator[Tally]:
                 progress.advance(1)
                 _read(reading, work, server, rng, number)
                 progress.advance(1)
-    assert victim.files
     yield pushing
     yield reading
 
@@ -106,6 +106,16 @@ def _read(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> Non
         tally.crash(f"read {number}", error)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault of a network, how likely each request meets it, and what else is drawn."""
+
+    kind: str
+    number: int
+    odds: float
+    rng: Random
+
+
 def networks(work: Work) -> Iterator[Tally]:
     """Delays, ends in the middle, refusals, short and false bodies, between a client and an S3 or a web server."""
     rng = Random(work.rng.random())
@@ -125,47 +135,55 @@ def networks(work: Work) -> Iterator[Tally]:
                 tallies = [Tally(f"bad network, {what}") for what in ("web", "S3", "push to S3")]
                 for number in range(count):
                     for kind in KINDS:
-                        told, odds = f"{kind} {number}", rng.choice((0.02, 0.1, 0.5))
-                        _bad_read(tallies[0], work, f"{before_web.url}/lake", before_web, kind, odds, rng, told)
-                        _bad_read(tallies[1], work, "s3://lakes/lake", before_s3, kind, odds, rng, told)
-                        _bad_push(tallies[2], work, f"s3://lakes/{kind}-{number}", before_s3, kind, odds, rng, told)
+                        fault = Fault(kind, number, rng.choice((0.02, 0.1, 0.5)), rng)
+                        _bad_read(tallies[0], work, f"{before_web.url}/lake", before_web, fault)
+                        _bad_read(tallies[1], work, "s3://lakes/lake", before_s3, fault)
+                        _bad_push(tallies[2], work, f"s3://lakes/{kind}-{number}", before_s3, fault)
                         progress.advance(3)
     yield from tallies
 
 
-def _choose(proxy, kind, odds, rng):
+@contextmanager
+def _bad(proxy: Proxy, kind: str, odds: float, rng: Random) -> Iterator[None]:
+    """Each request in the block meets this fault, with these odds."""
     proxy.done.clear()
     draw = Random(rng.random())
     proxy.choose = lambda method, path: kind if draw.random() < odds else None
+    try:
+        yield
+    finally:
+        proxy.choose = lambda method, path: None
 
 
-def _bad_read(tally, work, url, proxy, kind, odds, rng, told):
+def _bad_read(tally: Tally, work: Work, url: str, proxy: Proxy, fault: Fault) -> None:
+    """Read a part of a lake from the start, nothing of it being on this machine."""
     forget()
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
-    _choose(proxy, kind, odds, rng)
+    area = fault.rng.choice(sorted({name.split("/")[0] for name in work.victim.files if "/" in name}))
+    file = fault.rng.choice([name for name in sorted(work.victim.files) if name.startswith(f"{area}/")])
+    told = f"{fault.kind} {fault.number}, {file}"
     try:
-        found = read_all(url, work.victim)
+        with _bad(proxy, fault.kind, fault.odds, fault.rng):
+            found = read_all(url, work.victim, file)
         if proxy.done:
-            judge(tally, f"{told}: {proxy.done[:3]}", found)
+            judge(tally, f"{told}, {proxy.done[0]}", found)
     except Exception as error:
         tally.crash(told, error)
-    finally:
-        proxy.choose = lambda method, path: None
 
 
-def _bad_push(tally, work, url, proxy, kind, odds, rng, told):
-    _choose(proxy, kind, odds, rng)
+def _bad_push(tally: Tally, work: Work, url: str, proxy: Proxy, fault: Fault) -> None:
+    """Push a lake, again without faults if that gave up; what is then in the bucket is the lake, or is known not to be."""
+    told = f"{fault.kind} {fault.number}"
     try:
-        line, _ = refusal(lambda: carry(work.victim.root, url))
-        proxy.choose = lambda method, path: None
-        harm = list(proxy.done)
-        carry(work.victim.root, url)
+        with _bad(proxy, fault.kind, fault.odds, fault.rng):
+            line, _ = refusal(lambda: carry(work.victim.root, url))
+        if not proxy.done:
+            return
+        told = f"{told}, {proxy.done[0]}"
+        if line:
+            carry(work.victim.root, url)
         back = work.fresh("back")
         broken, _ = refusal(lambda: carry(url, back))
-        if harm:
-            right = broken is not None or finished(back) == work.victim.files
-            tally.count(f"{told}: {harm[:3]}", line or broken, right)
+        tally.count(told, line or broken, broken is not None or finished(back) == work.victim.files)
     except Exception as error:
         tally.crash(told, error)
-    finally:
-        proxy.choose = lambda method, path: None
