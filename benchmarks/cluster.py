@@ -1,7 +1,8 @@
 """The raw lens of a made-up capture by two dask workers of one thread each against one process: the same bytes, in what time.
 
 34 layers of width 640, a vocabulary of 2,048: about 0.1 TFLOP a thousand tokens. Workers and process are warm; tables are
-deleted between the rounds. `alone, all threads` is what one process does with the whole machine.
+deleted between the rounds. `alone, all threads` is what one process does with the whole machine. `S3`: the lake lies in a
+bucket (SeaweedFS on the same machine), each worker has a mirror of its own, and the table goes back to the bucket.
 """
 
 import os
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # workers have th
 
 import argparse
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,26 +21,52 @@ from actlake.queries.distribute import Cluster
 from actlake.queries.kit import Scope
 from actlake.store.files import hash_files
 from actlake.store.layout import Layout
+from actlake.store.move import move
+from actlake.store.origin import Origin
 from actlake.store.progress import ERRORS
+from actlake.store.sync import Planner, Wish, origin_of
 from distributed import Client, LocalCluster
 from measure import Row, in_turn, main, median_ratio, medians
 from memory import made_up
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from servers import S3, environment  # noqa: E402
+
 TOKENS, VOCAB = 12_000, 2048
 REPEATS = 3
+URL = "s3://lakes/lake"
+
+
+def apart(folder: str) -> None:
+    """In a worker: a mirror of its own."""
+    os.environ["ACTLAKE_CACHE"] = f"{folder}/{os.getpid()}"
 
 
 def run(tokens: int = TOKENS) -> list[Row]:
     """All rows of this benchmark; stops when the tables differ."""
     ERRORS.quiet = True
+    with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
+        server = S3(Path(folder) / "s3")
+        server.start()
+        try:
+            with environment(ACTLAKE_CACHE=f"{folder}/mirrors", **server.environment):
+                return measure(Path(folder), tokens)
+        finally:
+            server.stop()
+
+
+def measure(folder: Path, tokens: int) -> list[Row]:
+    """The rows, with data in a folder and a server at hand."""
     every, found = torch.get_num_threads(), dict[str, dict[str, str]]()
     with (
-        tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder,
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as workers,
         Client(workers) as client,
     ):
-        made = made_up(Path(folder) / "lake", tokens, VOCAB)
-        layout, scope = Layout.open(Path(folder) / "lake"), Scope("bench", {"it": made.streams["it"]})
+        made = made_up(folder / "lake", tokens, VOCAB)
+        layout, scope = Layout.open(folder / "lake"), Scope("bench", {"it": made.streams["it"]})
+        client.run(apart, str(folder))
+        Origin(URL).fs.mkdir("lakes")
+        move(Planner(origin_of(layout), origin_of(URL), Wish()).plan())
         cluster, tables = Cluster(client), layout.root / "tables"
 
         def lens(name: str, **options: object) -> None:
@@ -50,7 +78,18 @@ def run(tokens: int = TOKENS) -> list[Row]:
             torch.set_num_threads(threads)
             lens(f"alone, {threads}")
 
+        def bucket() -> None:
+            for name in Origin(URL).find("tables"):
+                Origin(URL).drop(name)
+            there = Layout.open(URL)
+            ensure(there, [("lens", "raw", scope)], engine=cluster.run)
+            found["S3"] = {
+                name.removeprefix("tables/"): Origin(URL).hash(name, entry.size or 0)
+                for name, entry in Origin(URL).find("tables").items()
+            }
+
         tasks = {
+            "S3": bucket,
             "workers": lambda: lens("workers", engine=cluster.run),
             "alone": lambda: alone(1),
             "all threads": lambda: alone(every),
@@ -58,7 +97,7 @@ def run(tokens: int = TOKENS) -> list[Row]:
         for task in tasks.values():
             task()
         seconds = in_turn(tasks, REPEATS)
-    if found["workers"] != found["alone, 1"]:
+    if not found["S3"] == found["workers"] == found["alone, 1"]:
         raise SystemExit(f"the tables differ: {found}")
     middle = medians(seconds)
     same = "the same bytes" if found["workers"] == found[f"alone, {every}"] else "not the same bytes"
@@ -69,6 +108,14 @@ def run(tokens: int = TOKENS) -> list[Row]:
             middle["workers"] / median_ratio(seconds["workers"], seconds["alone"]),
             "s",
             "<= 0.6",
+            "the same bytes",
+        ),
+        Row(
+            f"lens of {tokens:,} tokens on S3, two workers, vs one process of one thread on a disk",
+            middle["S3"],
+            middle["S3"] / median_ratio(seconds["S3"], seconds["alone"]),
+            "s",
+            "",
             "the same bytes",
         ),
         Row(

@@ -30,7 +30,7 @@ from actlake.store.captures import Capture
 from actlake.store.files import json_bytes
 from actlake.store.layout import Layout
 from actlake.store.manifest import seal
-from actlake.store.mirror import record
+from actlake.store.mirror import write_record
 from actlake.store.move import move, write_index
 from actlake.store.origin import Origin
 from actlake.store.streams import Stream, write_stream
@@ -88,7 +88,7 @@ def make_capture(layout: Layout, variant: str, template: Template) -> Path:
         row = encoded[shard % len(encoded)]
         says = {name: {"min": e.low, "max": e.high, "nonfinite": e.nonfinite} for name, e in row.items()}
         done = {"shard": shard, "files": write_row(path, shard, row), "statistics": says}
-        record(shard_record(path, shard), json_bytes(done))
+        write_record(shard_record(path, shard), json_bytes(done))
     seal(path)
     return path
 
