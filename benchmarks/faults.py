@@ -70,9 +70,9 @@ def damage(work: Work) -> Tally:
     kinds: dict[str, list[str]] = {}
     for name in sorted(victim.files):
         kinds.setdefault(kind_of(name), []).append(name)
-    plan = [kind for kind in kinds for _ in range(work.times(12))]
-    for number in steps(tally.name, len(plan)):
-        name = rng.choice(kinds[plan[number]])
+    plan, count = rng.sample(sorted(kinds), len(kinds)), work.times(8 * len(kinds))
+    for number in steps(tally.name, count):
+        name = rng.choice(kinds[plan[number % len(plan)]])
         file = victim.root / name
         data = flip_or_cut(victim.files[name], rng)
         if data == victim.files[name]:
@@ -80,7 +80,7 @@ def damage(work: Work) -> Tally:
         file.write_bytes(data)
         judge(tally, f"{name}, fault {number}", read_all(victim.root, victim, name))
         victim.restore()
-    tally.notes.append(f"{len(kinds)} types of file")
+    tally.notes.append(f"{min(count, len(kinds))} types of file")
     return tally
 
 
@@ -231,7 +231,7 @@ def _fill(work: Work, job: Job) -> Tally:
     prepare, words = job.prepare, job.words
     prepare(before := work.fresh("disk"))
     taken, needed = (sum(-(-len(data) // PAGE) for data in tree.values()) for tree in (finished(before), expected))
-    for number in steps(tally.name, work.times(15, 2)):
+    for number in steps(tally.name, work.times(12)):
         disk = work.fresh("disk")
         size = rng.randrange(taken + 1, needed + 1) * PAGE
         with small_disk(disk, size) as enlarge:

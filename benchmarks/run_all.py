@@ -14,7 +14,20 @@ from measure import HEADER, Row
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
-NAMES = ("lens", "tuned", "store", "capture", "memory", "tables", "rows", "replay", "factorials", "generate", "peers")
+NAMES = (
+    "lens",
+    "tuned",
+    "store",
+    "capture",
+    "memory",
+    "tables",
+    "rows",
+    "replay",
+    "factorials",
+    "generate",
+    "faults",
+    "peers",
+)
 # Benchmark -> packages that `pip install -e '.[NAME]'` brings.
 EXTRAS = {"peers": ("nnsight", "transformer_lens"), "tuned": ("tuned_lens",)}
 NOTES = "<!-- notes: everything below this line is kept by run_all.py -->"
