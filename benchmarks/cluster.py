@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from actlake.queries.build import ensure
@@ -69,7 +70,7 @@ def measure(folder: Path, tokens: int) -> list[Row]:
         move(Planner(origin_of(layout), origin_of(URL), Wish()).plan())
         cluster, tables = Cluster(client), layout.root / "tables"
 
-        def lens(name: str, **options: object) -> None:
+        def lens(name: str, **options: Any) -> None:
             shutil.rmtree(tables, ignore_errors=True)
             ensure(layout, [("lens", "raw", scope)], **options)
             found[name] = hash_files(tables.rglob("*.parquet"), tables)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -70,9 +70,9 @@ def damage(work: Work) -> Tally:
     kinds: dict[str, list[str]] = {}
     for name in sorted(victim.files):
         kinds.setdefault(kind_of(name), []).append(name)
-    plan = [kind for kind in kinds for _ in range(work.times(12))]
-    for number in steps(tally.name, len(plan)):
-        name = rng.choice(kinds[plan[number]])
+    plan, count = rng.sample(sorted(kinds), len(kinds)), work.times(8 * len(kinds))
+    for number in steps(tally.name, count):
+        name = rng.choice(kinds[plan[number % len(plan)]])
         file = victim.root / name
         data = flip_or_cut(victim.files[name], rng)
         if data == victim.files[name]:
@@ -80,7 +80,7 @@ def damage(work: Work) -> Tally:
         file.write_bytes(data)
         judge(tally, f"{name}, fault {number}", read_all(victim.root, victim, name))
         victim.restore()
-    tally.notes.append(f"{len(kinds)} types of file")
+    tally.notes.append(f"{min(count, len(kinds))} types of file")
     return tally
 
 
@@ -199,8 +199,12 @@ def small_disk(folder: Path, size: int) -> Iterator[Callable[[], None] | None]:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         yield None
         return
+
+    def enlarge() -> None:
+        subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+
     try:
-        yield lambda: subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True) and None
+        yield enlarge
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -231,7 +235,7 @@ def _fill(work: Work, job: Job) -> Tally:
     prepare, words = job.prepare, job.words
     prepare(before := work.fresh("disk"))
     taken, needed = (sum(-(-len(data) // PAGE) for data in tree.values()) for tree in (finished(before), expected))
-    for number in steps(tally.name, work.times(15, 2)):
+    for number in steps(tally.name, work.times(12)):
         disk = work.fresh("disk")
         size = rng.randrange(taken + 1, needed + 1) * PAGE
         with small_disk(disk, size) as enlarge:
@@ -294,19 +298,15 @@ class Jumping:
             self.touch()
 
     def __enter__(self) -> "Jumping":
-        self._patches = [
-            patch("time.time", lambda: max(1.0, self._time() + self._off())),
-            patch("time.time_ns", lambda: max(1, self._time_ns() + int(1e9 * self._off()))),
-        ]
-        for one in self._patches:
-            one.start()
+        self._patches = ExitStack()
+        self._patches.enter_context(patch("time.time", lambda: max(1.0, self._time() + self._off())))
+        self._patches.enter_context(patch("time.time_ns", lambda: max(1, self._time_ns() + int(1e9 * self._off()))))
         self._thread = threading.Thread(target=self._keep_on, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in self._patches:
-            one.stop()
+        self._patches.close()
         self._over.set()
         self._thread.join()
 
@@ -356,7 +356,11 @@ def run(seed: int = 0, quick: bool = False, share: float | None = None) -> list[
     with tempfile.TemporaryDirectory(prefix="actlake-faults-") as folder, patch.dict(os.environ, OMP_NUM_THREADS="1"):
         os.environ["ACTLAKE_CACHE"] = f"{folder}/mirrors"
         work = make_work(Path(folder), seed, share if share is not None else QUICK if quick else 1.0)
-        return [tally.row() for tally in drills(work)]
+        rows = []
+        for tally in drills(work):
+            rows.append(tally.row())
+            print(f"{rows[-1].what}: {rows[-1].measured:.0f} of {tally.tried}; {rows[-1].note}", flush=True)
+        return rows
 
 
 def options(parser: argparse.ArgumentParser) -> None:

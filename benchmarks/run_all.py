@@ -28,6 +28,7 @@ NAMES = (
     "generate",
     "cluster",
     "sharing",
+    "faults",
     "peers",
 )
 # Benchmark -> packages that `pip install -e '.[NAME]'` brings.

@@ -153,7 +153,7 @@ def graphs(lake: Any) -> dict[str, int]:
 def row_plan(layout: Layout, row: str) -> tuple[int, int]:
     """Jobs that make the missing tables of a row, and blocks of prompts that they take from each capture, in all."""
     kit, query = Kit(layout), find(row)
-    scopes = scopes_of(layout, query, "pair0", None)
+    scopes = scopes_of(kit, query, "pair0", None)
     jobs = [job for want in query.needs for scope in scopes for job in jobs_of(kit, (want.table, want.kind, scope))]
     reads: dict[Capture, set[str]] = {}
     for job in jobs:
