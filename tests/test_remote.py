@@ -26,7 +26,9 @@ from actlake.store.verify import verify
 from actlake.store.writer import Template
 from servers import GUEST, environment, served
 
-SQL = "SELECT layer, avg(kl_final_layer) AS kl, count(*) AS n FROM lens GROUP BY layer ORDER BY layer"
+SQL = (
+    "SELECT layer, avg(kl_final_layer) AS kl, count(*) AS n FROM lens WHERE lens = 'raw' GROUP BY layer ORDER BY layer"
+)
 
 
 def push(layout: Layout, url: str) -> None:
@@ -160,7 +162,7 @@ def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, l
     forget()
     assert not Lake(f"{bucket}/lake").captures["sealed"].any()
     recorded = {name for name in Origin(f"{bucket}/lake").find("captures") if "/.progress/shard-" in name}
-    assert len(recorded) == 3
+    assert 3 <= len(recorded) < 10  # rows that were under way may come to their end
     forget()
     monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "other"))
     layout = tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE)
