@@ -394,8 +394,7 @@ class Planner:
     def _plain(self, kind: str, found: dict[str, Entry]) -> Unit:
         """Files that are written once under a name of their content; records come last."""
         unit, there = Unit(kind, kind), self.target.find(kind)
-        late = {f"/{MANIFEST}", "/condition.json"}
-        for name in sorted(found, key=lambda name: (name.endswith((".json", *late)), name)):
+        for name in sorted(found, key=lambda name: (name.endswith(".json"), name)):
             entry = found[name]
             if any(part.startswith(".") for part in name.split("/")):
                 continue

@@ -165,7 +165,17 @@ def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, l
     assert 3 <= len(recorded) < 10  # rows that were under way may come to their end
     forget()
     monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "other"))
+    again = []
+
+    def seen(self, name, source, new=False):
+        again.append(name)
+        return put(self, name, source, new)
+
+    monkeypatch.setattr(Origin, "put", seen)
     layout = tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE)
+    it = next(iter(recorded)).partition("/.progress/")[0]
+    redone = {name for name in again if name.startswith(it) and "/shard-" in name}
+    assert not redone & recorded and len(redone | recorded) == 10
     expected = {name: array for name, array in arrays(captured).items() if "/native-" in name}
     assert same(arrays(layout), expected)
     assert not [name for name in Origin(f"{bucket}/lake").find("captures") if ".progress" in name]
