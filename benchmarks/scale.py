@@ -97,7 +97,13 @@ def make_lake(root: Path, tokens: int = TOKENS, pairs: int = PAIRS) -> Layout:
             make_capture(layout, f"pair{number}", variant, stream)
             arrays = {"norm_weight": np.ones(WIDTH, np.float32), "unembed": np.ones((TOP_K, WIDTH), np.float32)}
             texts = dict.fromkeys(("id", "class", "tokenizer_sha256", "chat_template_sha256"), "made")
-            record = {**texts, "sha256": f"pair{number}/{variant}", "revision": None, "files": {}, "dtype": "bfloat16"}
+            record: dict[str, Any] = {
+                **texts,
+                "sha256": f"pair{number}/{variant}",
+                "revision": None,
+                "files": {},
+                "dtype": "bfloat16",
+            }
             write_model(layout, f"pair{number}", variant, record, arrays, {"norm": "rms", "norm_eps": 1e-6})
     return layout
 
