@@ -299,9 +299,11 @@ def misfit(value: Any, rule: Any, at: str = "") -> str:
         return ""
     for key, inner in rule.items():
         name = key.removesuffix("?")
-        if name not in value and key != name:
-            continue
-        if wrong := misfit(value.get(name), inner, f"{at}.{name}".lstrip(".")):
+        where = f"{at}.{name}".lstrip(".")
+        if name not in value:
+            if key == name:  # also one that may be null has to be there
+                return misfit(None, inner, where) or f"{where}: missing"
+        elif wrong := misfit(value[name], inner, where):
             return wrong
     return ""
 

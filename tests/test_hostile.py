@@ -285,6 +285,13 @@ def test_names_in_records_never_leave_their_folder(stranger, name):
         )
 
 
+def test_what_may_be_null_must_still_be_there(stranger):
+    file = next(stranger.root.glob("captures/*/*/*.zarr/manifest.json"))
+    change(file, lambda record: record["variables"]["resid"].pop("min"), stranger.root)
+    line = refusal(lambda: verify(stranger, file.parent))
+    assert line and f"{file}: variables.resid.min: missing; restore" in line
+
+
 def test_streams_that_point_at_each_other_or_elsewhere(stranger):
     one, two = sorted(stranger.streams.glob("*.json"))
     for first, second, said in (
