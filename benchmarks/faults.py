@@ -32,6 +32,7 @@ from networks import networks, restarts
 
 PAGE = 4096  # bytes that disks give out at once
 YEAR = 365.25 * 86400
+FULL = ("are free", "disk full", "No space")  # how a full disk is told
 QUICK = 0.08  # share of the faults that --quick tries
 ROOT = Path(__file__).parent.parent
 
@@ -254,7 +255,8 @@ def _fill(work: Work, job: Job) -> Tally:
                 room()
                 if sealed:
                     intact(lake, tally, told, sealed)
-                good = code == 2 and line.count("error:") == 1 and ("disk full" in line or "No space" in line)
+                # Refused before it began, or stopped on its way.
+                good = code == 2 and line.count("error:") == 1 and any(words in line for words in FULL)
                 if code and not good:
                     tally.crash(told, RuntimeError(f"exit code {code}: {line}"))
                     continue

@@ -56,9 +56,9 @@ def restarts(work: Work) -> Iterator[Tally]:
 
 
 @contextmanager
-def _outage(server: S3, rng: Random, gives_up: bool) -> Iterator[None]:
+def _outage(server: S3, rng: Random, gives_up: bool, latest: float = 1.5) -> Iterator[None]:
     """The server stops in the block, and is back soon, or only after it where what runs there `gives_up` in little time."""
-    over, stopped, after, away = threading.Event(), threading.Event(), rng.uniform(0.1, 1.5), rng.uniform(0.1, 2)
+    over, stopped, after, away = threading.Event(), threading.Event(), rng.uniform(0, latest), rng.uniform(0.1, 2)
 
     def cycle() -> None:
         over.wait(after)
@@ -95,15 +95,23 @@ def _push(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> Non
 
 
 def _read(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> None:
-    """Read all of a lake in a bucket, the server gone in the middle."""
+    """Read all of a lake in a bucket, the server gone in the middle; some of it where each reader would give up by itself."""
     forget()
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
     gives_up = number % 2 == 1
+    file = some_file(work, rng) if gives_up else ""
+    told = f"read {number} {file}"
     try:
-        with _outage(server, rng, gives_up):
-            judge(tally, f"read {number}", read_all(f"s3://lakes/push-{number}", work.victim))
+        with _outage(server, rng, gives_up, 0.5 if gives_up else 1.5):
+            judge(tally, told, read_all(f"s3://lakes/push-{number}", work.victim, file))
     except Exception as error:
-        tally.crash(f"read {number}", error)
+        tally.crash(told, error)
+
+
+def some_file(work: Work, rng: Random) -> str:
+    """A file of the small lake, of any kind with the same odds."""
+    area = rng.choice(sorted({name.split("/")[0] for name in work.victim.files if "/" in name}))
+    return rng.choice([name for name in sorted(work.victim.files) if name.startswith(f"{area}/")])
 
 
 @dataclass(frozen=True)
@@ -158,8 +166,7 @@ def _bad_read(tally: Tally, work: Work, url: str, proxy: Proxy, fault: Fault) ->
     """Read a part of a lake from the start, nothing of it being on this machine."""
     forget()
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
-    area = fault.rng.choice(sorted({name.split("/")[0] for name in work.victim.files if "/" in name}))
-    file = fault.rng.choice([name for name in sorted(work.victim.files) if name.startswith(f"{area}/")])
+    file = some_file(work, fault.rng)
     told = f"{fault.kind} {fault.number}, {file}"
     try:
         with _bad(proxy, fault.kind, fault.odds, fault.rng):
