@@ -24,6 +24,7 @@ from zarr.codecs import ShardingCodec
 from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, checksum, damaged, frame_of, sound
 from .mirror import Remote
 from .origin import transfers
+from .recent import identity, recent
 
 ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
 _scratch = threading.local()
@@ -220,18 +221,15 @@ class Grid:
         first = max(box[0].start - shard * self.shard, 0)
         last = min(box[0].stop - shard * self.shard, self.shard)
         spots = [(i, *rest) for i in range(first // self.chunk[0], -(-last // self.chunk[0]))]
+        parts = {spot: self._part(spot, shard, box, out) for spot in spots}
         if not whole and not file.exists():
-            pieces: list[np.ndarray | None] = [None] * len(spots)
-        else:
-            pieces = self._pieces(file, spots)
-        for spot, piece in zip(spots, pieces, strict=True):
-            corner = [i * c for i, c in zip(spot, self.chunk, strict=True)]
-            corner[0] += shard * self.shard
-            low = [max(axis.start, start) for axis, start in zip(box, corner, strict=True)]
-            high = [min(axis.stop, start + c) for axis, start, c in zip(box, corner, self.chunk, strict=True)]
-            target = out[
-                tuple(slice(a - axis.start, b - axis.start) for a, b, axis in zip(low, high, box, strict=True))
-            ]
+            for target, _ in parts.values():
+                target[...] = self.fill
+            return
+        name = identity(file)
+        missed = [spot for spot, part in parts.items() if not self._recall((name, spot), *part)]
+        for spot, piece in zip(missed, self._pieces(file, missed) if missed else [], strict=True):
+            target, inside = parts[spot]
             if piece is None:
                 if whole:
                     raise ValueError("a chunk is absent")
@@ -239,8 +237,21 @@ class Grid:
             elif target.shape == self.chunk and target.flags.c_contiguous:
                 self._decode(piece, target)
             else:
-                rows, *others = (slice(a - s, b - s) for a, b, s in zip(low, high, corner, strict=True))
-                target[...] = self._decode_rows(piece, rows)[(slice(None), *others)]
+                first, data = self._stretch(piece, inside[0])
+                self._copy(first, data, target, inside)
+                if name:
+                    recent().put((name, spot), first, data)
+
+    def _part(
+        self, spot: tuple[int, ...], shard: int, box: tuple[slice, ...], out: np.ndarray
+    ) -> tuple[np.ndarray, tuple[slice, ...]]:
+        """Where in `out` what of a chunk lies in the box goes, and what of the chunk that is."""
+        corner = [i * c for i, c in zip(spot, self.chunk, strict=True)]
+        corner[0] += shard * self.shard
+        low = [max(axis.start, start) for axis, start in zip(box, corner, strict=True)]
+        high = [min(axis.stop, start + c) for axis, start, c in zip(box, corner, self.chunk, strict=True)]
+        target = out[tuple(slice(a - axis.start, b - axis.start) for a, b, axis in zip(low, high, box, strict=True))]
+        return target, tuple(slice(a - start, b - start) for a, b, start in zip(low, high, corner, strict=True))
 
     def _pieces(self, file: Path | Remote, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
         """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
@@ -261,15 +272,30 @@ class Grid:
     def _decode(self, piece: np.ndarray, target: np.ndarray) -> None:
         self.codec.decode(frame_of(piece, target.nbytes), out=target)
 
-    def _decode_rows(self, piece: np.ndarray, rows: slice) -> np.ndarray:
-        """Some tokens [n, ...] of a chunk in this thread's scratch memory, from the Blosc blocks that hold them."""
+    def _bytes_of(self, rows: slice) -> tuple[int, int]:
         row = prod(self.chunk[1:]) * self.dtype.itemsize
-        frame = frame_of(piece, self.chunk[0] * row)
-        frame, first, size = blosc_blocks(frame, rows.start * row, rows.stop * row)
-        found = _room(size)
+        return rows.start * row, rows.stop * row
+
+    def _stretch(self, piece: np.ndarray, rows: slice) -> tuple[int, np.ndarray]:
+        """The Blosc blocks of a chunk that hold these tokens: the decoded byte that they begin with, and they, decoded."""
+        frame = frame_of(piece, self._bytes_of(slice(0, self.chunk[0]))[1])
+        frame, first, size = blosc_blocks(frame, *self._bytes_of(rows))
+        found = np.empty(size, np.uint8)
         self.codec.decode(frame, out=found)
-        found = found[rows.start * row - first : rows.stop * row - first]
-        return found.view(self.dtype).reshape(-1, *self.chunk[1:])
+        return first, found
+
+    def _copy(self, first: int, data: np.ndarray, target: np.ndarray, inside: tuple[slice, ...]) -> None:
+        """Copy what lies at `inside` of a chunk from a stretch of it."""
+        start, stop = self._bytes_of(inside[0])
+        rows = data[start - first : stop - first].view(self.dtype).reshape(-1, *self.chunk[1:])
+        target[...] = rows[(slice(None), *inside[1:])]
+
+    def _recall(self, chunk: Any, target: np.ndarray, inside: tuple[slice, ...]) -> bool:
+        """Copy what lies at `inside` of a chunk from what is held of it; False when it is not."""
+        held = recent().get(chunk, *self._bytes_of(inside[0]))
+        if held:
+            self._copy(*held, target, inside)
+        return held is not None
 
 
 @contextmanager

@@ -246,6 +246,11 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
             shards = {token // template.shard_tokens for token in (first, last - 1)}
             assert len(server.requests) <= len(shards) * (5 + 4 + 2)
             assert all(asked.startswith("bytes=") for _, asked, _ in server.requests)
+        # What was decoded is held: a neighbour in the same chunks costs nothing.
+        ds.resid[600:650].compute()
+        server.requests.clear()
+        assert np.array_equal(ds.resid[650:700].compute(), Capture(path).array("resid")[650:700])
+        assert not server.requests
 
 
 def test_servers_that_fail_for_a_while_are_asked_again(web, captured, monkeypatch):

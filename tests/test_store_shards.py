@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import zarr
 from actlake.store.captures import CheckedArray, as_box
+from actlake.store.chunks import frame_of
 from actlake.store.errors import CorruptError
+from actlake.store.recent import Recent
 from actlake.store.shards import Grid, blosc_blocks, pad, statistics, widen
 from actlake.store.writer import compressors
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import Blosc
 
@@ -203,3 +205,60 @@ def test_few_tokens_need_few_blocks(tmp_path, monkeypatch):
         box = (slice(start, stop), slice(0, 2), slice(0, 576))
         assert np.array_equal(grid.read(files(tmp_path, 3), box, True), values[start:stop])
     assert max(decoded) <= 2 << 20 and 2048 * 576 * 4 > 4 << 20
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chunk=st.integers(1, 700), held=st.sampled_from([0, 3000, 1 << 20]), data=st.data())
+def test_any_order_of_reads_gives_the_same_values(tmp_path, monkeypatch, chunk, held, data):
+    values = np.random.default_rng(chunk).standard_normal((1500, 2, 8)).astype(np.float32)
+    array = allocate(tmp_path, values.shape, chunk, 2)
+    grid = write(tmp_path, array, values)
+    monkeypatch.setattr("actlake.store.recent.TICK", 0)
+    stretches = Recent(held)
+    monkeypatch.setattr("actlake.store.shards.recent", lambda: stretches)
+    for _ in range(12):
+        start = data.draw(st.integers(0, 1499))
+        stop = data.draw(st.integers(start + 1, 1500))
+        layer = data.draw(st.sampled_from([slice(0, 2), slice(0, 1), slice(1, 2)]))
+        found = grid.read(files(tmp_path, 3), (slice(start, stop), layer, slice(0, 8)), True)
+        assert np.array_equal(found, values[start:stop, layer])
+
+
+def test_a_loop_over_prompts_decodes_each_chunk_once(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).standard_normal((2048, 3, 192)).astype(np.float32)
+    grid, decoded = write(tmp_path, allocate(tmp_path, values.shape, 512, 2), values), []
+    monkeypatch.setattr("actlake.store.shards.frame_of", lambda *a: (decoded.append(a), frame_of(*a))[1])
+
+    def loop() -> None:
+        for start in range(0, 2048, 64):
+            box = (slice(start, start + 64), slice(0, 3), slice(0, 192))
+            assert np.array_equal(grid.read(files(tmp_path, 3), box, True), values[start : start + 64])
+
+    monkeypatch.setattr("actlake.store.recent.TICK", 1 << 62)
+    loop()
+    assert len(decoded) == 32 * 3  # right after writing a file can't be told from the one that takes its place
+    monkeypatch.setattr("actlake.store.recent.TICK", 0)
+    decoded.clear()
+    loop()
+    assert len(decoded) == 4 * 3
+    loop()
+    assert len(decoded) == 4 * 3
+    shard = files(tmp_path, 3)(0)
+    shard.write_bytes(shard.read_bytes()[:-500])
+    with pytest.raises(CorruptError, match=r"c/0/0/0: stored bytes are damaged"):
+        loop()
+
+
+def test_what_is_held_stays_below_its_limit():
+    held, data = Recent(1000), np.arange(400, dtype=np.uint8)
+    for name in "abc":
+        held.put(name, 100, data)
+    assert held.get("a", 100, 101) is None  # two of three fit
+    assert held.get("b", 100, 500) == (100, pytest.approx(data)) and held.get("b", 99, 500) is None
+    held.put("d", 0, data)
+    assert held.get("c", 100, 101) is None and held.get("b", 100, 101)  # the longest unused goes
+    held.put("b", 0, data[:50])
+    held.put("e", 0, data)
+    assert held.get("b", 0, 50) and held.get("d", 0, 400) and held.get("e", 0, 400)
+    held.put("f", 0, np.zeros(1001, np.uint8))
+    assert not any(held.get(name, 0, 1) for name in "abcdef")
