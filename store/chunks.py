@@ -29,9 +29,11 @@ def checksum(data: bytes | np.ndarray) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
 
 
-def sound(piece: np.ndarray) -> bool:
-    """True when bytes match the checksum at their end."""
-    return len(piece) > CHECKSUM and checksum(piece[:-CHECKSUM]) == piece[-CHECKSUM:].tobytes()
+def check_sum(piece: np.ndarray, what: str) -> None:
+    """Raise ValueError unless bytes match the checksum at their end; `what` they are is told."""
+    found, expected = checksum(piece[:-CHECKSUM]), piece[-CHECKSUM:].tobytes()
+    if len(piece) <= CHECKSUM or found != expected:
+        raise ValueError(f"{what}: found crc32c {found[::-1].hex()}, expected {expected[::-1].hex()}")
 
 
 def frame_of(piece: np.ndarray, size: int) -> np.ndarray:
@@ -40,8 +42,7 @@ def frame_of(piece: np.ndarray, size: int) -> np.ndarray:
     A frame that passes can be decoded into `size` bytes without reading or writing beside its own. The checksum finds
     accidents; whoever makes a frame on purpose also makes its checksum.
     """
-    if not sound(piece):
-        raise ValueError("a chunk does not match its checksum")
+    check_sum(piece, "a chunk")
     frame = piece[:-CHECKSUM]
     if len(frame) < HEADER:
         raise ValueError(f"a chunk of {len(frame)} bytes is no Blosc frame")
@@ -123,8 +124,7 @@ class Chunks:
             raise ValueError(f"found {found.st_size} bytes, expected {CHECKSUM + 1} to {most}")
         piece = np.fromfile(file, np.uint8)
         if texts:
-            if not sound(piece):
-                raise ValueError("a chunk does not match its checksum")
+            check_sum(piece, "a chunk")
             return np.array(texts_of(piece[:-CHECKSUM].tobytes(), count), self.dtype).reshape(self.chunk)
         size = count * self.dtype.itemsize
         chunk = np.empty(size, np.uint8)

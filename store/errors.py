@@ -1,7 +1,10 @@
 """The one exception a user is meant to read."""
 
 # What repairs a file of a capture, or of what is read like one.
-RESTORE = "restore the file, or delete the folder it belongs to and run the same `actlake capture` again"
+RESTORE = (
+    "restore the file (`actlake pull URL --check` takes it from a copy of the lake), or delete the folder it belongs to and run"
+    " the same `actlake capture` again"
+)
 
 
 class LakeError(Exception):

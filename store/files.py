@@ -165,22 +165,24 @@ def json_bytes(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-def read_json(path: Path, largest: int = LARGEST) -> Any:
+def read_json(path: Path, largest: int = LARGEST, repair: str = "") -> Any:
     """Read a JSON file of at most `largest` bytes; one that is missing, broken or larger is a LakeError that names it.
 
-    Numbers that are not finite and halves of characters, which no other program could read back, count as broken.
+    `repair` ends its words: what to do. Numbers that are not finite and halves of characters, which no other program could
+    read back, count as broken.
     """
+    end = f"; {repair}" if repair else ""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise LakeError(f"{path}: not a regular file")
+            raise LakeError(f"{path}: not a regular file{end}")
         if found.st_size > largest:
-            raise LakeError(f"{path}: {found.st_size} bytes, expected {largest} at most: not a file of actlake's")
+            raise LakeError(f"{path}: {found.st_size} bytes, expected {largest} at most: not a file of actlake's{end}")
         return parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise LakeError(f"{path}: no such file") from None
+        raise LakeError(f"{path}: no such file{end}") from None
     except ValueError as error:
-        raise LakeError(f"{path}: not valid JSON ({error})") from None
+        raise LakeError(f"{path}: not valid JSON ({error}){end}") from None
     except OSError as error:
         raise LakeError(f"{path}: can't be read ({error.strerror})") from error
 

@@ -1,5 +1,6 @@
 """Where everything in a lake lies, and the one place that decides whether a path or URL is a lake."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from .origin import is_remote
 from .schema import FORMAT_VERSION, MARKER, VARIANTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+LAKE = {"format": "actlake", "format_version": FORMAT_VERSION}  # what its marker says
 LINK_LEVELS = 4  # captures/PAIR/VARIANT/STREAM.zarr
 
 
@@ -44,10 +46,10 @@ class Layout:
 
         Raises LakeError for a place that is not a lake, is out of reach or can't be made one, or a lake of a newer format.
         """
-        text, record = str(url), {"format": "actlake", "format_version": FORMAT_VERSION}
+        text = str(url)
         if is_remote(text):
-            layout = cls(open_mirror(text, create, record))
-            check_version(read_json(layout.root / MARKER), layout.root / MARKER)
+            layout = cls(open_mirror(text, create, LAKE))
+            check_marker(layout.root / MARKER)
             return layout
         layout = cls(Path(text.removeprefix("file://")).expanduser().absolute())
         marker = layout.root / MARKER
@@ -63,10 +65,10 @@ class Layout:
             if others and not marker.exists():  # else another rank has just made the lake
                 raise LakeError(f"lake {text}: the folder is not empty and not a lake; name an empty or new folder")
             try:
-                write_json(marker, record)
+                write_json(marker, LAKE)
             except OSError as error:
                 raise LakeError(f"lake {text}: can't be made there ({error.strerror})") from error
-        check_version(read_json(marker), marker)
+        check_marker(marker)
         check_links(layout.root)
         return layout
 
@@ -177,12 +179,19 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise LakeError(f"{error.filename}: this folder of the lake can't be read ({error.strerror})") from error
 
 
-def check_version(record: object, where: Path) -> None:
-    """Raise LakeError unless `record` carries a format version that this code reads."""
+def check_marker(marker: Path) -> None:
+    """Raise LakeError unless a lake's marker says that this code reads the lake."""
+    repair = f"write {json.dumps(LAKE)} into it, which every lake has there"
+    check_version(read_json(marker, repair=repair), marker, repair)
+
+
+def check_version(record: object, where: Path, repair: str = "") -> None:
+    """Raise LakeError unless `record` carries a format version that this code reads; `repair`: what to do where it has none."""
     version = record.get("format_version") if isinstance(record, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise LakeError(
             f"{where}: no format_version; expected a number up to {FORMAT_VERSION}: this is not a lake's file"
+            + (f"; {repair}" if repair else "")
         )
     if version > FORMAT_VERSION:
         raise LakeError(

@@ -109,12 +109,12 @@ def describe_group(path: Path) -> dict[str, Described]:
         arrays = {name: (file, record) for name, record in found["metadata"].items()}
     else:  # not sealed yet: each array by itself
         each = sorted(path.glob("[!.]*/zarr.json"))
-        arrays = {one.parent.name: (one, read_json(one, LARGEST)) for one in each}
+        arrays = {one.parent.name: (one, read_json(one, LARGEST, RESTORE)) for one in each}
     return {name: _described(where, name, record) for name, (where, record) in arrays.items()}
 
 
 def _read(file: Path, rule: dict[str, Any]) -> dict[str, Any]:
-    record = read_json(file, LARGEST)
+    record = read_json(file, LARGEST, RESTORE)
     if wrong := misfit(record, rule):
         raise _refused(file, wrong)
     return dict(record)

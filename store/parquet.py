@@ -97,9 +97,10 @@ def _torn(file: Path, _changed: int, _size: int) -> str:
             expected = stored.read(len(ZEROS))
     except OSError as error:
         return f"can't be read ({error.strerror})"
-    return (
-        "" if found == expected else f"stored bytes are damaged (found {found.decode()}, expected crc32c {expected!r})"
-    )
+    if found == expected:
+        return ""
+    told = expected.decode("ascii", "backslashreplace")
+    return f"stored bytes are damaged (found crc32c {found.decode()}, expected {told})"
 
 
 @lru_cache(maxsize=1 << 14)

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from .chunks import CHECKSUM, checksum, sound
-from .errors import CorruptError, LakeError
+from .chunks import CHECKSUM, check_sum, checksum, damaged
+from .errors import LakeError
 from .files import read_json
 from .layout import check_version
 from .schema import FORMAT_VERSION, PARTIAL, VARIABLES
 from .shards import ABSENT, Grid
+
+PULL = "delete the copy of this capture and `actlake pull` it again"
 
 PLURAL = {"boundary": "boundaries", "layer": "layers", "lens_layer": "layers"}
 
@@ -89,8 +91,8 @@ def read_partial(path: Path) -> Partial | None:
     file = path / PARTIAL
     if not file.exists():
         return None
-    record = read_json(file)
-    check_version(record, file)
+    record = read_json(file, repair=PULL)
+    check_version(record, file, PULL)
     return parse_partial(record, str(file))
 
 
@@ -108,9 +110,7 @@ def parse_partial(record: Any, where: str) -> Partial:
             for name, entry in record["files"].items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LakeError(
-            f"{where}: not a record of what a copy holds; delete the copy of this capture and `actlake pull` it again"
-        ) from error
+        raise LakeError(f"{where}: not a record of what a copy holds; {PULL}") from error
     return Partial(holds, files)
 
 
@@ -127,8 +127,12 @@ def cut_shard(
         raise LakeError(f"{where}: shards of {array.basename} can't be cut to layers; pull it whole")
     length = prod(grid.counts) * 16 + CHECKSUM
     table = np.frombuffer(read(max(size - length, 0), size), dtype=np.uint8)
-    if len(table) != length or not sound(table):
-        raise CorruptError(f"{where}: its index does not match its checksum; restore the file or capture again")
+    try:
+        if len(table) != length:
+            raise ValueError(f"found {size} bytes, expected an index of {length} at the end")
+        check_sum(table, "its index")
+    except ValueError as error:
+        raise damaged(where, error) from error
     old = table[:-CHECKSUM].view("<u8").reshape(*grid.counts, 2)
     new = np.full_like(old, ABSENT)
     spans, at = list[tuple[int, int]](), 0

@@ -92,10 +92,10 @@ def list_probes(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
 
 def _record(file: Path) -> dict[str, Any]:
     """A set's manifest; where an older version wrote one number for all folds, as a list."""
-    found = read_json(file)
+    found = read_json(file, repair=REPAIRS["probes"])
     if isinstance(found, dict) and is_whole(found.get("folds"), 1, FOLDS):
         found |= {key: [found[key]] * found["folds"] for key in ("steps", "trained_tokens") if is_whole(found.get(key))}
-    check_version(found, file)
+    check_version(found, file, REPAIRS["probes"])
     check_record(found, "probes", file)
     for key in ("steps", "trained_tokens", "kl_raw", "kl_tuned"):
         if (count := len(found[key])) != found["folds"]:

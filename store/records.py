@@ -253,9 +253,9 @@ def read_record(file: Path, kind: str) -> dict[str, Any]:
 
     LakeError for a file that is not there, is no JSON or of a newer format; CorruptError for a record that does not fit.
     """
-    record = read_json(file, LARGEST_MANIFEST if kind == "manifest" else LARGEST)
+    record = read_json(file, LARGEST_MANIFEST if kind == "manifest" else LARGEST, REPAIRS[kind])
     if kind not in UNVERSIONED:
-        check_version(record, file)
+        check_version(record, file, REPAIRS[kind])
     check_record(record, kind, file)
     return dict(record)
 

@@ -21,7 +21,7 @@ import zarr
 from numcodecs import Blosc
 from zarr.codecs import ShardingCodec
 
-from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, checksum, damaged, frame_of, sound
+from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, check_sum, checksum, damaged, frame_of
 from .mirror import Remote
 from .origin import transfers
 from .recent import identity, recent
@@ -258,8 +258,9 @@ class Grid:
         size = prod(self.counts) * 16
         with _reader(file) as (read, end):
             table = end(size + CHECKSUM)
-            if len(table) != size + CHECKSUM or not sound(table):
-                raise ValueError("its index does not match its checksum")
+            if len(table) != size + CHECKSUM:
+                raise ValueError(f"found {len(table)} bytes, expected an index of {size + CHECKSUM} at its end")
+            check_sum(table, "its index")
             index = table[:size].view("<u8").reshape(*self.counts, 2)
             places = [(start, start + count) for start, count in (index[spot].tolist() for spot in spots)]
             there = [place for place in places if place[0] != ABSENT]
