@@ -7,6 +7,7 @@ wrong answers, tracebacks for what is the user's or the world's fault, and lost 
 import argparse
 import errno
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -33,6 +34,7 @@ from networks import networks, restarts
 PAGE = 4096  # bytes that disks give out at once
 YEAR = 365.25 * 86400
 FULL = ("are free", "disk full", "No space")  # how a full disk is told
+REPAIR = re.compile("; (restore|delete|write) ")  # how a line says what mends a damaged file
 QUICK = 0.08  # share of the faults that --quick tries
 ROOT = Path(__file__).parent.parent
 
@@ -79,7 +81,10 @@ def damage(work: Work) -> Tally:
         if data == victim.files[name]:
             continue
         file.write_bytes(data)
-        judge(tally, f"{name}, fault {number}", read_all(victim.root, victim, name))
+        found = read_all(victim.root, victim, name)
+        if helpless := [line for line in found.refused if not REPAIR.search(line)]:
+            found.crashed.append(("says not what to do", RuntimeError(helpless[0])))
+        judge(tally, f"{name}, fault {number}", found)
         victim.restore()
     tally.notes.append(f"{min(count, len(kinds))} types of file")
     return tally
