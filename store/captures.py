@@ -218,7 +218,7 @@ class Capture:
     def __init__(self, path: Path, allow_unsealed: bool = False):
         self.path, self.manifest = path, check_sealed(path, allow_unsealed)
         bring_capture(path, self.manifest)
-        self.partial = read_partial(path)
+        self.partial = read_partial(path, self.manifest) if self.manifest else None
         files = self.manifest.get("files", {})
         sizes = {name: entry["bytes"] for name, entry in files.items()}
         self.group, arrays = open_group(path, files["zarr.json"]["sha256"] if files else None, sizes)
@@ -354,7 +354,7 @@ def _sizes(path: Path, *_marks: tuple[int, ...]) -> dict[str, Any]:
     """Prompts, tokens, bytes and what a copy lacks of a sealed capture; a manifest of a megabyte is read again only when its
     file is another."""
     manifest = read_manifest(path) or {}
-    partial = read_partial(path)
+    partial = read_partial(path, manifest) if manifest else None
     sizes = {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
     return {**sizes, "lacks": partial.lacks(manifest) if partial else ""}
 

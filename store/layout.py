@@ -16,6 +16,7 @@ from .schema import FORMAT_VERSION, MARKER, VARIANTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LAKE = {"format": "actlake", "format_version": FORMAT_VERSION}  # what its marker says
+MEND = f"write {json.dumps(LAKE)} into it, which every lake has there"
 LINK_LEVELS = 4  # captures/PAIR/VARIANT/STREAM.zarr
 
 
@@ -181,11 +182,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def check_marker(marker: Path) -> None:
     """Raise LakeError unless a lake's marker says that this code reads the lake."""
-    repair = f"write {json.dumps(LAKE)} into it, which every lake has there"
-    check_version(read_json(marker, repair=repair), marker, repair)
+    check_version(read_json(marker, repair=MEND), marker, MEND)
 
 
-def check_version(record: object, where: Path, repair: str = "") -> None:
+def check_version(record: object, where: object, repair: str = "") -> None:
     """Raise LakeError unless `record` carries a format version that this code reads; `repair`: what to do where it has none."""
     version = record.get("format_version") if isinstance(record, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:

@@ -99,6 +99,12 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     record = read_record(file, "manifest")
+    check_whole(record, file)
+    return record
+
+
+def check_whole(record: dict[str, Any], file: object) -> None:
+    """Raise CorruptError unless the parts of a manifest agree with one another."""
     files, variables = record["files"], record["variables"]
     rest: dict[str, Any] = {
         "n_shards": -(-record["n_tokens"] // record["shard_tokens"]),
@@ -111,10 +117,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
             check_list(record, file)
             words = f"{key}: found {told(record[key])}, the rest of it says {told(expected)}"
             raise CorruptError(f"{file}: {words}; {REPAIRS['manifest']}")
-    return record
 
 
-def check_list(record: dict[str, Any], file: Path) -> None:
+def check_list(record: dict[str, Any], file: object) -> None:
     """Raise CorruptError unless a manifest's list of files has the hash that is recorded beside it."""
     if (found := hash_json(record["files"])) != record["capture_sha256"]:
         raise CorruptError(

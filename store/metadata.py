@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RESTORE, CorruptError
-from .files import human_bytes, read_json
+from .files import human_bytes, parse_json, read_json
 from .records import (
     COUNT,
     LARGEST,
@@ -113,6 +113,14 @@ def describe_group(path: Path) -> dict[str, Described]:
     return {name: _described(where, name, record) for name, (where, record) in arrays.items()}
 
 
+def check_array(data: bytes, where: str) -> None:
+    """Check the metadata of one array as `describe_group` does."""
+    try:
+        _described(where, "array", parse_json(data))
+    except ValueError as error:
+        raise _refused(where, f"not valid JSON ({error})") from None
+
+
 def _read(file: Path, rule: dict[str, Any]) -> dict[str, Any]:
     record = read_json(file, LARGEST, RESTORE)
     if wrong := misfit(record, rule):
@@ -120,11 +128,11 @@ def _read(file: Path, rule: dict[str, Any]) -> dict[str, Any]:
     return dict(record)
 
 
-def _refused(file: Path, wrong: str) -> CorruptError:
+def _refused(file: object, wrong: str) -> CorruptError:
     return CorruptError(f"{file}: {wrong}; {RESTORE}")
 
 
-def _described(file: Path, name: str, record: Any) -> Described:
+def _described(file: object, name: str, record: Any) -> Described:
     if wrong := misfit(name, VARIABLE, "an array") or misfit(record, _ARRAY, name) or _codecs(record, name):
         raise _refused(file, wrong)
     shape, cut = record["shape"], record["chunk_grid"]["configuration"]["chunk_shape"]

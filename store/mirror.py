@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from .errors import CorruptError, LakeError
 from .files import hash_file, read_json, try_lock, write_atomic, write_json
-from .origin import LARGEST_RECORD, AccessError, Entry, Origin, safe, transfers
+from .origin import LARGEST_RECORD, AccessError, Entry, Origin, safe, side_by_side, transfers
 from .progress import ERRORS, bar
 from .schema import MANIFEST, MARKER, PARTIAL, PROGRESS, TEMPLATE, VARIABLES
 
@@ -60,6 +60,7 @@ class Mirror:
         self.root = cache_folder() / f"{name}-{mark}"
         self.listed: dict[str, Entry] = {}
         self._tags: dict[str, str] = {}
+        self._lock = threading.RLock()  # one thread at a time writes here
 
     def refresh(self) -> None:
         """List what the lake holds and bring the records that say what captures, streams and models there are."""
@@ -103,25 +104,34 @@ class Mirror:
 
     def bring(self, names: Iterable[str], hashes: Mapping[str, str] | None = None) -> None:
         """Copy the listed files among `names` that are not here or have changed since; `hashes` are what they must have."""
-        hashes = hashes or {}
-        new = [name for name in names if name in self.listed and self._is_new(name, hashes.get(name))]
-        if not new:
-            return
+        with self._lock:
+            hashes = hashes or {}
+            new = [name for name in names if name in self.listed and self._is_new(name, hashes.get(name))]
+            if new:
+                self._bring(new, hashes)
+
+    def fetch(self, name: str) -> None:
+        """Copy a file here unless it is; FileNotFoundError when the lake has none."""
+        with self._lock:
+            if not (self.root / name).exists():
+                self.origin.get(name, self.root / name)
+
+    def _bring(self, new: list[str], hashes: Mapping[str, str]) -> None:
         sizes = {name: self.listed[name].size or 0 for name in new}
         if large := [name for name in new if name.endswith(".json") and sizes[name] > LARGEST_RECORD]:
             raise CorruptError(
                 f"{self.origin}/{large[0]}: {sizes[large[0]]} bytes, expected a record of at most {LARGEST_RECORD}"
             )
 
-        def get(name: str) -> None:
+        def get(name: str) -> int:
             self.origin.get(name, self.root / name, hashes.get(name))
+            return sizes[name]
 
         if sum(sizes.values()) < FEW:
-            list(transfers().map(get, new))
+            side_by_side(get, new)
         else:
             with bar(f"fetch {self.origin}", sum(sizes.values()), "bytes") as progress:
-                for name, _ in zip(new, transfers().map(get, new), strict=True):
-                    progress.advance(sizes[name])
+                side_by_side(lambda name: progress.advance(get(name)), new)
         self._note(new)
 
     def _is_new(self, name: str, sha256: str | None) -> bool:
@@ -135,8 +145,9 @@ class Mirror:
         return name.endswith(".json")  # what was made here has the same content as there, records apart
 
     def _note(self, names: Iterable[str]) -> None:
-        self._tags |= {name: _mark(self.listed[name]) for name in names}
-        write_json(self.root / TAGS, self._tags)
+        with self._lock:
+            self._tags |= {name: _mark(self.listed[name]) for name in names}
+            write_json(self.root / TAGS, self._tags)
 
     def below(self, name: str) -> list[str]:
         """Listed files at or below a name, without what is being written."""
@@ -218,9 +229,8 @@ def refresh(path: Path) -> None:
 
 def fetch(file: Path) -> Path:
     """Make sure that a file is here which is younger than the last listing; FileNotFoundError when there is none."""
-    mirror = mirror_of(file)
-    if mirror and not file.exists():
-        mirror.origin.get(file.relative_to(mirror.root).as_posix(), file)
+    if mirror := mirror_of(file):
+        mirror.fetch(file.relative_to(mirror.root).as_posix())
     return file
 
 

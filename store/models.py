@@ -14,7 +14,7 @@ from .files import clear_dead, hash_files, temporary_of, write_json
 from .layout import Layout
 from .metadata import Described, check_dims, lengths_of
 from .mirror import bring, publish
-from .records import REPAIRS, check_record, read_record
+from .records import REPAIRS, check_record, read_record, sealed
 from .schema import FORMAT_VERSION
 from .writer import compressors, quiet_zarr
 
@@ -55,7 +55,7 @@ def write_model(
                 shutil.rmtree(folder / "head.zarr", ignore_errors=True)  # what a kill left before its marker
                 mine.rename(folder / "head.zarr")
                 named = {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant}
-                write_json(marker, {**named, **record, "head_files": files})
+                write_json(marker, sealed({**named, **record, "head_files": files}))
         publish(folder / "head.zarr", marker)
     finally:
         shutil.rmtree(mine, ignore_errors=True)

@@ -3,7 +3,6 @@
 import hashlib
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from zarr.storage import MemoryStore
 
 from .errors import CorruptError, LakeError
 from .files import explain_full_disk, hash_file, json_bytes
-from .origin import INDEX, Origin, safe, transfers
+from .metadata import check_array
+from .origin import INDEX, Origin, safe, side_by_side
 from .partial import Partial, cut_shard
 from .progress import bar
 from .schema import PARTIAL
@@ -51,8 +51,7 @@ def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:
             cuts[name] = _move_cut(plan, unit, item, open_array(name.partition("/c/")[0]))
         advance(item.size)
 
-    under_way = [transfers().submit(one, item) for item in unit.items]
-    _finish(under_way)
+    side_by_side(one, unit.items)
     if unit.partial:
         files = {**unit.partial.files, **cuts}
         record = Partial(unit.partial.holds, files).record(unit.manifest["capture_sha256"])
@@ -62,19 +61,6 @@ def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:
         advance(len(data))
     for name in unit.drop:
         plan.target.drop(name)
-
-
-def _finish(under_way: list[Future]) -> None:
-    """Wait for all, or until one fails: then those that have not begun are called off."""
-    try:
-        wait(under_way, return_when=FIRST_EXCEPTION)
-    finally:
-        for one in under_way:
-            one.cancel()
-        wait(under_way)
-    for one in under_way:
-        if not one.cancelled():
-            one.result()
 
 
 def _move_file(source: Origin, target: Origin, item: Item) -> None:
@@ -123,9 +109,11 @@ def _move_cut(plan: Plan, unit: Unit, item: Item, array: zarr.Array) -> dict[str
 
 def _array(source: Origin, folder: str) -> zarr.Array:
     """The metadata of an array, for how its shards are made."""
+    name = f"{folder}/zarr.json"
+    data = source.record(name) or b""
+    check_array(data, f"{source}/{name}")
     with quiet_zarr():
-        record = Buffer.from_bytes(source.read(f"{folder}/zarr.json"))
-        return zarr.open_array(MemoryStore({"zarr.json": record}), mode="r")
+        return zarr.open_array(MemoryStore({"zarr.json": Buffer.from_bytes(data)}), mode="r")
 
 
 def write_index(place: Origin) -> int:

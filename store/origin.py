@@ -4,8 +4,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +21,7 @@ from .files import hash_file, parse_json, sync_file, temporary_of
 from .urls import scrubbed, shown
 
 T = TypeVar("T")
+U = TypeVar("U")
 INDEX = "files.json"  # what is in a lake, for servers that do not list folders
 READ_ONLY = ("http", "https", "hf")
 RANGE = 64 << 20  # bytes of a file in memory at a time
@@ -52,6 +53,20 @@ def transfers() -> ThreadPoolExecutor:
 
 
 os.register_at_fork(after_in_child=transfers.cache_clear)
+
+
+def side_by_side(action: Callable[[U], object], items: Iterable[U]) -> None:
+    """Do something with each item in threads; when one fails the rest is called off, and nothing runs on after the error."""
+    under_way = [transfers().submit(action, item) for item in items]
+    try:
+        wait(under_way, return_when=FIRST_EXCEPTION)
+    finally:
+        for one in under_way:
+            one.cancel()
+        wait(under_way)
+    for one in under_way:
+        if not one.cancelled():
+            one.result()
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,11 @@ class Origin:
         return str(found or os.environ.get("AWS_ENDPOINT_URL", "")) if self.scheme.startswith("s3") else ""
 
     def path(self, name: str) -> str:
-        """The file system's own path of a name."""
+        """The file system's own path of a name; CorruptError for a name that leads out of the folder."""
+        if name and not safe(name):
+            raise CorruptError(
+                f"{self}: {name!r}: expected the path of a file inside the lake; whoever made the lake can mend it"
+            )
         return f"{self.base}/{name}" if name else self.base
 
     # --- what is there --------------------------------------------------------------------------------------------
@@ -187,6 +206,18 @@ class Origin:
             )
 
         return self._try(name, once)
+
+    def record(self, name: str) -> bytes | None:
+        """The bytes of a record, None when there is none; CorruptError for a file that is too large to be one."""
+        entry = self.entry(name)
+        if entry and (entry.size or 0) > LARGEST_RECORD:
+            raise CorruptError(
+                f"{self}/{name}: {entry.size} bytes, expected a record of at most {LARGEST_RECORD}; restore it"
+            )
+        try:
+            return self.read(name) if entry else None
+        except FileNotFoundError:  # it has just gone
+            return None
 
     def hash(self, name: str, size: int) -> str:
         """SHA-256 (hex) of a file of so many bytes, read in ranges."""

@@ -14,13 +14,10 @@ import numpy as np
 import zarr
 
 from .chunks import CHECKSUM, check_sum, checksum, damaged
-from .errors import LakeError
-from .files import read_json
-from .layout import check_version
+from .errors import CorruptError, LakeError
+from .records import REPAIRS, read_record
 from .schema import FORMAT_VERSION, PARTIAL, VARIABLES
-from .shards import ABSENT, Grid
-
-PULL = "delete the copy of this capture and `actlake pull` it again"
+from .shards import ABSENT, Grid, check_places
 
 PLURAL = {"boundary": "boundaries", "layer": "layers", "lens_layer": "layers"}
 
@@ -86,32 +83,33 @@ class Partial:
         }
 
 
-def read_partial(path: Path) -> Partial | None:
-    """What the copy of a capture at `path` holds, or None for a whole one; LakeError for a damaged record."""
+def read_partial(path: Path, manifest: Mapping[str, Any]) -> Partial | None:
+    """What the copy of a capture at `path` holds, or None for a whole one; LakeError for a damaged record, or another's."""
     file = path / PARTIAL
-    if not file.exists():
-        return None
-    record = read_json(file, repair=PULL)
-    check_version(record, file, PULL)
-    return parse_partial(record, str(file))
+    return parse_partial(read_record(file, "partial"), manifest, file) if file.exists() else None
 
 
-def parse_partial(record: Any, where: str) -> Partial:
-    """A record of partial.json, checked; LakeError for one that is none."""
-    try:
-        holds = {
-            str(name): Held(
-                *(None if part is None else frozenset(map(int, part)) for part in (held["rows"], held["places"]))
-            )
-            for name, held in record["holds"].items()
-        }
-        files = {
-            str(name): {"sha256": str(entry["sha256"]), "bytes": int(entry["bytes"])}
-            for name, entry in record["files"].items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LakeError(f"{where}: not a record of what a copy holds; {PULL}") from error
-    return Partial(holds, files)
+def parse_partial(record: Mapping[str, Any], manifest: Mapping[str, Any], where: object) -> Partial:
+    """A record of kind partial; CorruptError, with `where` it stands, when it is not about the capture of this manifest."""
+    holds = {
+        name: Held(*(None if held[axis] is None else frozenset(held[axis]) for axis in ("rows", "places")))
+        for name, held in record["holds"].items()
+    }
+    wrong = [f"files: {name!r}" for name in record["files"] if name not in manifest["files"]]
+    wrong += [f"holds: {name}" for name, held in holds.items() if not _within(held, manifest, name)]
+    if record["capture_sha256"] != manifest["capture_sha256"]:
+        wrong = [f"capture_sha256: found {record['capture_sha256']}, expected {manifest['capture_sha256']}"]
+    if wrong:
+        raise CorruptError(f"{where}: {wrong[0]}: not of the capture that the manifest describes; {REPAIRS['partial']}")
+    return Partial(holds, record["files"])
+
+
+def _within(held: Held, manifest: Mapping[str, Any], name: str) -> bool:
+    size = manifest["sizes"].get(name)
+    return size is not None and all(
+        part is None or max(part, default=-1) < count
+        for part, count in ((held.rows, manifest["n_shards"]), (held.places, [*size, 0][0]))
+    )
 
 
 def cut_shard(
@@ -131,9 +129,10 @@ def cut_shard(
         if len(table) != length:
             raise ValueError(f"found {size} bytes, expected an index of {length} at the end")
         check_sum(table, "its index")
+        old = table[:-CHECKSUM].view("<u8").reshape(*grid.counts, 2)
+        check_places(old, size - length)
     except ValueError as error:
         raise damaged(where, error) from error
-    old = table[:-CHECKSUM].view("<u8").reshape(*grid.counts, 2)
     new = np.full_like(old, ABSENT)
     spans, at = list[tuple[int, int]](), 0
     for place in sorted(places):

@@ -6,13 +6,13 @@ expected, what was found and what repairs it. Keys that are not listed are ignor
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import RESTORE, CorruptError
-from .files import parse_json, read_json
+from .files import hash_json, parse_json, read_json
 from .layout import NAME, check_version
 from .schema import VARIANTS
 
@@ -76,6 +76,10 @@ SOME = Rule("a whole number from 1", lambda value: is_whole(value, 1))
 NUMBER = Rule(
     "a number",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+)
+PLACES = Rule(
+    "a list of whole numbers, or null for all",
+    lambda value: value is None or (isinstance(value, list) and all(map(is_whole, value))),
 )
 NUMBER_OR_NULL = Rule("a number or null", lambda value: value is None or NUMBER.fits(value))
 FLAG = Rule("true or false", lambda value: isinstance(value, bool))
@@ -166,6 +170,11 @@ RECORDS: dict[str, dict[str, Any]] = {
         "capture_sha256": HASH,
         "noise_floor?": NOISE,
     },
+    "partial": {
+        "capture_sha256": HASH,
+        "holds": Each(VARIABLE, {"rows": PLACES, "places": PLACES}),
+        "files": FILES,
+    },
     "template": {**TEMPLATE, "world": SOME},
     "shard": {"shard": WHOLE, "files": FILES, "statistics": EXTREMES},
     "noise": NOISE,
@@ -230,6 +239,7 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 REPAIRS = {
     "manifest": RESTORE,
+    "partial": "delete the copy of this capture and `actlake pull` it again",
     "template": "delete the capture's folder and run the same `actlake capture` command again",
     "shard": "delete the file and run the same `actlake capture` command again",
     "noise": "delete the file and run the same `actlake capture` command again",
@@ -244,6 +254,7 @@ REPAIRS = {
     "tokens": "delete the file and run the same command again",
     "foreign": "delete the file and bring the table in with `actlake table add` again",
 }
+SEAL = "record_sha256"  # not in records of older versions
 # Records that no version is in.
 UNVERSIONED = ("shard", "noise")
 
@@ -260,6 +271,17 @@ def read_record(file: Path, kind: str) -> dict[str, Any]:
     return dict(record)
 
 
+def parse_record(data: bytes, kind: str, where: object) -> dict[str, Any]:
+    """The record of this kind in some bytes, checked as `read_record` does; `where` they are from is told."""
+    try:
+        record = parse_json(data)
+    except ValueError as error:
+        raise CorruptError(f"{where}: not valid JSON ({error}); {REPAIRS[kind]}") from None
+    check_version(record, where, REPAIRS[kind])
+    check_record(record, kind, where)
+    return dict(record)
+
+
 def read_batch(file: Path, kind: str) -> list[Any]:
     """The rows of a batch under way, `lines` or `tokens`; FileNotFoundError when another process has put them away."""
     try:
@@ -270,9 +292,20 @@ def read_batch(file: Path, kind: str) -> list[Any]:
     return list(rows)
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its own hash, for one with much that nothing else vouches for."""
+    return {**record, SEAL: hash_json({key: value for key, value in record.items() if key != SEAL})}
+
+
 def check_record(record: object, kind: str, where: object) -> None:
-    """Raise CorruptError for the first value of a record of this kind that does not fit; `where` it stands is told."""
-    if wrong := misfit(record, RECORDS[kind], ""):
+    """Raise CorruptError for the first value of a record of this kind that does not fit; `where` it stands is told.
+
+    So is a record that has its own hash and another content.
+    """
+    wrong = misfit(record, RECORDS[kind] | {f"{SEAL}?": HASH}, "")
+    if not wrong and isinstance(record, dict) and SEAL in record and (found := sealed(record)[SEAL]) != record[SEAL]:
+        wrong = f"its content is damaged (found {found}, expected {SEAL} {record[SEAL]})"
+    if wrong:
         raise CorruptError(f"{where}: {wrong}; {REPAIRS[kind]}")
 
 

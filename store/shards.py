@@ -256,12 +256,13 @@ class Grid:
     def _pieces(self, file: Path | Remote, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
         """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
         size = prod(self.counts) * 16
-        with _reader(file) as (read, end):
+        with _reader(file) as (read, end, room):
             table = end(size + CHECKSUM)
             if len(table) != size + CHECKSUM:
                 raise ValueError(f"found {len(table)} bytes, expected an index of {size + CHECKSUM} at its end")
             check_sum(table, "its index")
             index = table[:size].view("<u8").reshape(*self.counts, 2)
+            check_places(index, room - len(table))
             places = [(start, start + count) for start, count in (index[spot].tolist() for spot in spots)]
             there = [place for place in places if place[0] != ABSENT]
             together = all(a[1] == b[0] for a, b in pairwise(there))  # else written by zarr, in an order of its own
@@ -299,13 +300,25 @@ class Grid:
         return held is not None
 
 
+def check_places(index: np.ndarray, room: int) -> None:
+    """Raise ValueError unless all chunks of an index [..., 2] lie in the first `room` bytes."""
+    start, count = index[index[..., 0] != ABSENT].T
+    beyond = (start > room) | (count > room - np.minimum(start, room))
+    if beyond.any():
+        at, size = int(start[beyond][0]), int(count[beyond][0])
+        raise ValueError(f"its index has a chunk at {at} of {size} bytes, expected within {room}")
+
+
 @contextmanager
-def _reader(file: Path | Remote) -> Iterator[tuple[Callable[[int, int], np.ndarray], Callable[[int], np.ndarray]]]:
-    """What reads the bytes from start to stop of a file, and what reads so many at its end."""
+def _reader(
+    file: Path | Remote,
+) -> Iterator[tuple[Callable[[int, int], np.ndarray], Callable[[int], np.ndarray], int]]:
+    """What reads the bytes from start to stop of a file, what reads so many at its end, and how many there are."""
     if isinstance(file, Remote):
         yield (
             lambda start, stop: np.frombuffer(file.read(start, stop), dtype=np.uint8),
             lambda count: np.frombuffer(file.end(count), dtype=np.uint8),
+            file.size,
         )
         return
     with open(file, "rb", buffering=0, opener=at_once) as stream:
@@ -314,7 +327,7 @@ def _reader(file: Path | Remote) -> Iterator[tuple[Callable[[int, int], np.ndarr
         def read(start: int, stop: int) -> np.ndarray:
             return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
 
-        yield read, lambda count: read(max(size - count, 0), size)
+        yield read, lambda count: read(max(size - count, 0), size), size
 
 
 def blosc_blocks(frame: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, int, int]:

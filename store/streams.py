@@ -16,7 +16,7 @@ from .files import hash_file, write_atomic, write_json
 from .layout import Layout, check_name
 from .mirror import bring, publish
 from .parquet import read_parquet
-from .records import REPAIRS, read_record
+from .records import REPAIRS, SEAL, read_record, sealed
 from .schema import FORMAT_VERSION, STREAM_SCHEMA
 
 
@@ -124,7 +124,7 @@ def _write_stream(layout: Layout, stream: Stream) -> str:
         "n_tokens": stream.n_tokens,
         "recipe": stream.recipe,
         "same_as": holder,
-        **before,
+        **{key: value for key, value in before.items() if key != SEAL},
         "keys": sorted({*before.get("keys", []), stream.recipe.get("key", "")}),
     }
     path = layout.streams / f"{stream.name}.parquet"
@@ -132,7 +132,7 @@ def _write_stream(layout: Layout, stream: Stream) -> str:
         write_atomic(path, _parquet(stream))
         record["parquet_sha256"] = hash_file(path)
         publish(path)
-    if record != before:
+    if (record := sealed(record)) != before:
         write_json(layout.streams / f"{stream.name}.json", record)
         publish(layout.streams / f"{stream.name}.json")
     return str(holder)

@@ -6,20 +6,23 @@ of the same command goes on with what is missing.
 """
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import CorruptError, LakeError
-from .files import hash_json, json_bytes
-from .layout import Layout, check_version
+from .files import json_bytes, parse_json
+from .layout import MEND, Layout, check_links, check_version
+from .manifest import check_list, check_whole
 from .mirror import is_shard, mirror_of
 from .origin import Entry, Origin, transfers
+from .parquet import first_line
 from .partial import Held, Partial, parse_partial
+from .records import REPAIRS, parse_record, sealed
 from .schema import MANIFEST, MARKER, PARTIAL, VARIABLES
 
 
@@ -132,7 +135,10 @@ def origin_of(place: Layout | str) -> Origin:
     if isinstance(place, Layout):
         mirror = mirror_of(place.root)
         return mirror.origin if mirror else Origin(place.root)
-    origin = Origin(Path(place).expanduser().absolute() if "://" not in place else place)
+    folder = Path(place).expanduser().absolute() if "://" not in place else None
+    if folder and folder.is_dir():
+        check_links(folder)
+    origin = Origin(folder or place)
     origin.refresh()
     return origin
 
@@ -150,11 +156,11 @@ class Planner:
 
     def plan(self) -> Plan:
         """All units, captures last but for what was made of them."""
-        marker = self._read(self.source, MARKER)
+        marker = self.source.record(MARKER)
         if marker is None:
             raise LakeError(f"no lake at {self.source} (no {MARKER})")
-        check_version(json.loads(marker), Path(str(self.source)) / MARKER)
-        there = self._read(self.target, MARKER)
+        _check_marker(marker, f"{self.source}/{MARKER}")
+        there = self.target.record(MARKER)
         start = Unit("lake", MARKER)
         if there is None:
             if not self.target.empty():
@@ -181,20 +187,18 @@ class Planner:
         return found
 
     def _capture(self, folder: str) -> Unit | None:
-        data = self._read(self.source, f"{folder}/{MANIFEST}")
+        data = self.source.record(f"{folder}/{MANIFEST}")
         if data is None:
             self.notes.append(f"{folder}: not sealed, left out")
             return None
-        manifest = _parse(data, f"{self.source}/{folder}/{MANIFEST}")
-        if hash_json(manifest.get("files")) != manifest.get("capture_sha256"):
-            raise CorruptError(f"{self.source}/{folder}/{MANIFEST}: its list of files is damaged; restore the file")
+        manifest = parse_record(data, "manifest", where := f"{self.source}/{folder}/{MANIFEST}")
+        check_whole(manifest, where)
+        check_list(manifest, where)
         unit = Unit("captures", folder, manifest=manifest)
         there = self._same_capture(folder, manifest)
-        have = parse_partial(_parse(there, folder), f"{self.target}/{folder}/{PARTIAL}") if there else None
-        mine = self._read(self.source, f"{folder}/{PARTIAL}")
-        source = parse_partial(_parse(mine, folder), f"{self.source}/{folder}/{PARTIAL}") if mine else None
-        sealed = self._read(self.target, f"{folder}/{MANIFEST}") is not None
-        if sealed and have is None and not self.check:
+        have = self._partial(self.target, folder, manifest) if there else None
+        source = self._partial(self.source, folder, manifest)
+        if there and have is None and not self.check:
             unit.there = manifest["bytes"]
             return unit
         if source and self.wish.cuts:
@@ -205,29 +209,34 @@ class Planner:
         if wanted is not None and have is not None:  # what a copy has it keeps
             both = {name: wanted[name] | have.holds[name] for name in wanted.keys() & have.holds.keys()}
             wanted = {**have.holds, **wanted, **both}
-        if wanted is not None and sealed and have is None:
+        if wanted is not None and there and have is None:
             wanted = None  # the target has all of it; only damage is looked for
         unit.partial = Partial(wanted, source.files if source else {}) if wanted is not None else None
         self._fill(unit, manifest, source, have)
-        if not sealed:
+        if not there:
             unit.records[f"{folder}/{MANIFEST}"] = data
         elif have and unit.partial is None:
             unit.drop.append(f"{folder}/{PARTIAL}")
         return unit
 
-    def _same_capture(self, folder: str, manifest: dict[str, Any]) -> bytes | None:
-        """partial.json of the target's copy, if it has one; LakeError when the target has another capture of this name."""
-        data = self._read(self.target, f"{folder}/{MANIFEST}")
+    def _partial(self, place: Origin, folder: str, manifest: dict[str, Any]) -> Partial | None:
+        """What a copy of a capture holds, None when it is a whole one."""
+        data, where = place.record(f"{folder}/{PARTIAL}"), f"{place}/{folder}/{PARTIAL}"
+        return None if data is None else parse_partial(parse_record(data, "partial", where), manifest, where)
+
+    def _same_capture(self, folder: str, manifest: dict[str, Any]) -> bool:
+        """Whether the target has this capture sealed; LakeError when it has another one of its name."""
+        data = self.target.record(f"{folder}/{MANIFEST}")
         if data is None:
-            return None
-        found = _parse(data, f"{self.target}/{folder}/{MANIFEST}").get("capture_sha256")
+            return False
+        found = parse_record(data, "manifest", f"{self.target}/{folder}/{MANIFEST}")["capture_sha256"]
         if found != manifest["capture_sha256"]:
             raise LakeError(
                 f"{self.target}/{folder}: another capture has this name there (sha256 {str(found)[:12]}, here"
                 f" {manifest['capture_sha256'][:12]}), and sealed captures never change: use another lake, or leave it out with"
                 " --pair and --stream"
             )
-        return self._read(self.target, f"{folder}/{PARTIAL}")
+        return True
 
     def _fill(self, unit: Unit, manifest: dict[str, Any], source: Partial | None, have: Partial | None) -> None:
         """The files of a capture that the target lacks."""
@@ -278,10 +287,10 @@ class Planner:
         rows = self._rows(manifest) if wish.prompts or wish.limit else None
         found = {}
         for name in wish.sites or sizes:
-            places = None
-            if wish.boundaries and VARIABLES[name].dims[1:2] == ("boundary",):
+            places, axis = None, VARIABLES[name].dims[1:2] if name in VARIABLES else ()
+            if wish.boundaries and axis == ("boundary",):
                 places = frozenset(manifest["boundaries"].index(b) for b in wish.boundaries)
-            elif wish.boundaries and VARIABLES[name].dims[1:2] == ("layer",):
+            elif wish.boundaries and axis == ("layer",):
                 places = frozenset(
                     manifest["layers"].index(b - 1) for b in wish.boundaries if b - 1 in manifest["layers"]
                 )
@@ -291,13 +300,20 @@ class Planner:
     def _rows(self, manifest: dict[str, Any]) -> frozenset[int]:
         """Shard rows that hold tokens of the asked prompts."""
         file = f"streams/{manifest['stream']}.parquet"
-        table = pq.read_table(io.BytesIO(self.source.read(file)), columns=["prompt", "prompt_id"])
-        ids, prompt = table["prompt_id"].to_pylist(), table["prompt"].to_numpy()
+        try:
+            table = pq.read_table(io.BytesIO(self.source.read(file)), columns=["prompt", "prompt_id"])
+            ids, prompt = table["prompt_id"].cast(pa.string()).to_pylist(), table["prompt"].cast(pa.int64()).to_pylist()
+        except FileNotFoundError:
+            raise LakeError(f"{self.source}/{file}: missing, though a capture is on it; {REPAIRS['stream']}") from None
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise CorruptError(
+                f"{self.source}/{file}: can't be read ({first_line(error)}); {REPAIRS['stream']}"
+            ) from error
         wanted = set(self.wish.prompts)
         if lost := wanted - set(ids):
             raise LakeError(f"{self.source}/{file}: has no prompt {min(lost)!r}")
         rows = set()
-        for token, (place, name) in enumerate(zip(prompt.tolist(), ids, strict=True)):
+        for token, (place, name) in enumerate(zip(prompt, ids, strict=True)):
             if name in wanted or (self.wish.limit and place < self.wish.limit):
                 rows.add(token // manifest["shard_tokens"])
         return frozenset(rows)
@@ -312,24 +328,25 @@ class Planner:
         """Token files of the captures' streams, and the records of all names that their content goes by."""
         there, found = self.target.find("streams"), self.source.find("streams")
         for name in (name for name in found if name.endswith(".json")):
-            data = self.source.read(name)
-            record = _parse(data, f"{self.source}/{name}")
-            if not self.wish.whole and record.get("same_as") not in captured:
+            data = self.source.record(name) or b""
+            record = parse_record(data, "stream", f"{self.source}/{name}")
+            if not self.wish.whole and record["same_as"] not in captured:
                 continue
             unit = Unit("streams", name)
             tokens = f"streams/{record['name']}.parquet"
             if record["same_as"] == record["name"]:
-                entry = {"sha256": record["parquet_sha256"], "bytes": found[tokens].size if tokens in found else 0}
+                size = (found[tokens].size or 0) if tokens in found else 0
+                sha256 = record.get("parquet_sha256")
                 if tokens not in found:
                     raise LakeError(f"{self.source}/{tokens}: missing, though it is recorded; restore it")
-                if self._is_there(tokens, entry, there.get(tokens)):
-                    unit.there += entry["bytes"]
+                if self._is_there(tokens, {"sha256": sha256, "bytes": size}, there.get(tokens)):
+                    unit.there += size
                 else:
-                    unit.items.append(Item(tokens, entry["bytes"], entry["sha256"]))
-            before = self._read(self.target, name) if name in there else None
+                    unit.items.append(Item(tokens, size, sha256))
+            before = self.target.record(name) if name in there else None
             if before is not None:
-                keys = {*_parse(before, f"{self.target}/{name}").get("keys", []), *record.get("keys", [])}
-                data = json_bytes({**record, "keys": sorted(keys)})
+                keys = {*parse_record(before, "stream", f"{self.target}/{name}")["keys"], *record["keys"]}
+                data = json_bytes(sealed({**record, "keys": sorted(keys)}))
             if before != data:
                 unit.records[name] = data
             yield unit
@@ -341,10 +358,11 @@ class Planner:
             pair, variant = name.split("/")[1:3]
             if not (self.wish.whole or (pair, variant) in wanted):
                 continue
-            data, folder = self.source.read(name), name.rpartition("/")[0]
-            record, unit = _parse(data, f"{self.source}/{name}"), Unit("models", folder)
-            before = self._read(self.target, name) if name in there else None
-            if before is not None and _parse(before, name).get("sha256") != record["sha256"]:
+            data, folder = self.source.record(name) or b"", name.rpartition("/")[0]
+            record, unit = parse_record(data, "model", f"{self.source}/{name}"), Unit("models", folder)
+            before = self.target.record(name) if name in there else None
+            held = parse_record(before, "model", f"{self.target}/{name}") if before else None
+            if held and held["sha256"] != record["sha256"]:
                 raise LakeError(
                     f"{self.target}/{name}: another checkpoint has this name there; leave it out with --pair"
                 )
@@ -363,8 +381,8 @@ class Planner:
                 f"{folder}: the model's own files stay here; --with-weights takes them along, and their licence"
             )
             return
-        data = self.source.read(marker)
-        files = _parse(data, f"{self.source}/{marker}")["files"]
+        data = self.source.record(marker) or b""
+        files = parse_record(data, "weights", f"{self.source}/{marker}")["files"]
         self._hashed(unit, f"{folder}/weights", {name: entry["sha256"] for name, entry in files.items()}, found, there)
         if marker not in there:
             unit.records[marker] = data
@@ -401,7 +419,7 @@ class Planner:
             if name in there and there[name].size == entry.size:
                 unit.there += entry.size or 0
             elif name.endswith(".json") and name.count(".zarr/") == 0 or name.endswith(f"/{MANIFEST}"):
-                unit.records[name] = self.source.read(name)
+                unit.records[name] = self.source.record(name) or b""
             else:
                 unit.items.append(Item(name, entry.size or 0))
         return unit
@@ -416,27 +434,20 @@ class Planner:
         """Whether a table is about models and streams that were asked for, by the recipe in its metadata."""
         with self.source.fs.open(self.source.path(name), "rb") as file:
             try:
-                recipe = json.loads((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
+                recipe = parse_json((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
+                if not isinstance(recipe, dict):
+                    raise ValueError("its recipe is no object")
             except (ValueError, OSError) as error:
-                raise CorruptError(f"{self.source}/{name}: can't be read as a table ({error}); delete it") from error
+                words = first_line(error)
+                raise CorruptError(f"{self.source}/{name}: can't be read as a table ({words}); delete it") from error
         streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
         return self.wish.model(str(recipe.get("pair", "")), str(recipe.get("variant", "")).replace("both", "")) and (
             not streams or any(map(self.wish.stream, streams))
         )
 
-    @staticmethod
-    def _read(origin: Origin, name: str) -> bytes | None:
-        try:
-            return origin.read(name)
-        except FileNotFoundError:
-            return None
 
-
-def _parse(data: bytes, where: str) -> dict[str, Any]:
+def _check_marker(data: bytes, where: str) -> None:
     try:
-        found = json.loads(data)
+        check_version(parse_json(data), where, MEND)
     except ValueError as error:
-        raise CorruptError(f"{where}: not valid JSON ({error}); restore the file") from None
-    if not isinstance(found, dict):
-        raise CorruptError(f"{where}: not a record; restore the file")
-    return found
+        raise CorruptError(f"{where}: not valid JSON ({error}); {MEND}") from None

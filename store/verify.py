@@ -79,7 +79,7 @@ def _check_files(
     progress: Callable[[int], None] | None,
     repair: str = RESTORE,
 ) -> set[str]:
-    partial, there = read_partial(path), Files(path)
+    partial, there = read_partial(path, manifest), Files(path)
     recorded = manifest["files"]
     if partial:  # what a copy lacks is no damage
         recorded = {name: entry for name, entry in {**recorded, **partial.files}.items() if partial.has(name)}

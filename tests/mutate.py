@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ RAW = (
     "'x'",
 )
 MARK = "\u2063here\u2063"
+SEAL = "record_sha256"  # of a record, over all the rest of it
 PARQUET = b"actlake-crc32c:"  # before the checksum of a Parquet file
 
 
@@ -118,7 +120,7 @@ def again(root: Path, file: Path) -> list[Path]:
     """Make checksums and hashes fit a file that was changed, as far as that goes; returns the files rewritten on the way."""
     changed = []
     if "c" in file.relative_to(root).parts and len(data := file.read_bytes()) > 4:
-        file.write_bytes(data[:-4] + crc(data[:-4]))  # of a shard its index, of any other chunk all of it
+        file.write_bytes(data[:-4] + crc(data[-4 - _index(file) : -4] if _index(file) else data[:-4]))
         changed.append(file)
     if file.suffix == ".parquet" and (at := (data := file.read_bytes()).rfind(PARQUET)) >= 0:
         zeroed = data[: at + len(PARQUET)] + b"0" * 8 + data[at + len(PARQUET) + 8 :]
@@ -129,11 +131,31 @@ def again(root: Path, file: Path) -> list[Path]:
         try:
             found = json.loads(record.read_bytes())
             _rehash(found, record, file)
-        except (ValueError, KeyError, TypeError, AttributeError):  # the record itself is what was spoilt
+            if SEAL in found:
+                said = {key: value for key, value in found.items() if key != SEAL}
+                found[SEAL] = hashlib.sha256(canonical(said)).hexdigest()
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):  # the record itself is what was spoilt
             continue
         record.write_text(json.dumps(found))
         changed.append(record)
     return changed
+
+
+def _index(file: Path) -> int:
+    """Bytes of a shard's index, 0 for a chunk that is a file of its own."""
+    array = next((folder / "zarr.json" for folder in file.parents if (folder / "zarr.json").is_file()), None)
+    record = json.loads(array.read_bytes()) if array else {}
+    codec = record.get("codecs", [{}])[0]
+    if codec.get("name") != "sharding_indexed":
+        return 0
+    outer, inner = record["chunk_grid"]["configuration"]["chunk_shape"], codec["configuration"]["chunk_shape"]
+    return 16 * math.prod(-(-a // b) for a, b in zip(outer, inner, strict=True))
 
 
 def crc(data: bytes) -> bytes:
@@ -147,9 +169,9 @@ def _records(root: Path, file: Path) -> list[Path]:
     near += [folder.with_name("model.json") for folder in file.parents if folder.name == "head.zarr"]
     near += [folder.with_suffix(".json") for folder in file.parents if folder.suffix == ".zarr"]
     near += [file.with_suffix(".json")] if file.suffix == ".parquet" else []
-    return [record for record in near if record.is_relative_to(root) and record.is_file() and record != file] + (
-        [file] if file.name == "manifest.json" else []
-    )
+    others = [record for record in near if record.is_relative_to(root) and record.is_file() and record != file]
+    itself = file.suffix == ".json" and SEAL.encode() in file.read_bytes()
+    return others + ([file] if itself or file.name == "manifest.json" else [])
 
 
 def _rehash(found: Any, record: Path, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from actlake.store.captures import find_capture
-from actlake.store.errors import CorruptError
+from actlake.store.errors import CorruptError, LakeError
 from actlake.store.layout import Layout
 from actlake.store.move import write_index
 from actlake.store.origin import Origin
 from actlake.store.outputs import read_condition
 from actlake.store.parquet import parquet_writer, read_parquet
+from actlake.store.records import read_record
 from actlake.store.streams import read_stream, stream_records
 from actlake.store.tables import connect, write_table
 from actlake.store.verdicts import VerdictStore
@@ -165,10 +167,28 @@ def test_a_record_that_is_not_what_its_name_says(work):
     with pytest.raises(CorruptError, match=rf"{file.name}: damaged, its key is"):
         VerdictStore(lake.judge).refresh()
     edit(file := min(lake.streams.glob("native-*.json")), '"kind": "native"', '"kind": "nativf"')
+    mutate.again(lake.root, file)  # else its own hash tells
     with pytest.raises(CorruptError, match="make the name nativf-"):
         read_stream(lake, file.stem)
     with pytest.raises(CorruptError, match=file.name):
         stream_records(lake)
+
+
+@pytest.mark.parametrize("pattern", ["streams/*.json", "models/*/*/model.json"])
+def test_any_change_of_what_only_a_record_says_is_found(work, pattern):
+    lake = Layout.open(work.copy("records"))
+    file = min(lake.root.glob(pattern))
+    kind, whole = pattern.split("/")[0].removesuffix("s"), file.read_text()
+    record = read_record(file, kind)
+    values = re.findall(r'": (".*?"|\d+|true|false|null),?\n', whole)
+    assert len(values) > 10
+    for old in values:
+        file.write_text(whole.replace(f": {old}", ': "0"' if old[0] == '"' else ": 77", 1))
+        with pytest.raises(LakeError, match=file.name):
+            read_record(file, kind)
+    del record["record_sha256"]
+    file.write_text(json.dumps(record))
+    assert read_record(file, kind) == record  # as older versions wrote it
 
 
 def test_verify_finds_another_provenance(lake_copy):

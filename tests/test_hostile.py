@@ -36,17 +36,23 @@ from actlake.store.errors import LakeError
 from actlake.store.files import read_json
 from actlake.store.layout import Layout
 from actlake.store.models import read_head
+from actlake.store.move import write_index
 from actlake.store.npz import read_npz
+from actlake.store.origin import Origin
 from actlake.store.probes import probes_table, read_probes
+from actlake.store.shards import Grid
 from actlake.store.streams import read_stream
 from actlake.store.tables import connect
 from actlake.store.verify import verify
 from actlake.store.writer import create_capture, prompt_file, write_prompts
+from servers import served
 from test_store_capture import made_template
+from test_sync import carry
 from typer.testing import CliRunner
 from victim import Victim, ask, make_victim, readers, same, values
 
 ROOM = 4 << 30  # bytes of address space that a reader may ask for beside what is there
+EVIL = b"mischief"
 MORE = 96 << 20  # bytes that reading a lake of some hundred KB may take
 
 
@@ -285,6 +291,119 @@ def test_names_in_records_never_leave_their_folder(stranger, name):
         )
 
 
+def spoil_names(stranger: Layout, record: str, name: str) -> Path:
+    """Make a record of a lake name a file that nobody should write; returns the record."""
+    path, model = capture_of(stranger), stranger.model("llama", "it")
+    named = {name: {"sha256": hashlib.sha256(EVIL).hexdigest(), "bytes": len(EVIL)}}
+    if record == "manifest.json":
+        change(path / record, lambda r: r["files"].update(named), stranger.root)
+        return path / record
+    if record == "partial.json":
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        about = {"format_version": 1, "capture_sha256": manifest["capture_sha256"], "holds": {}, "files": named}
+        (path / record).write_text(json.dumps(about))
+        return path / record
+    if record == "model.json":
+        change(model / record, lambda r: r["head_files"].update({name: named[name]["sha256"]}), stranger.root)
+        return model / record
+    if record == "weights.json":
+        (model / record).write_text(json.dumps({"format_version": 1, "model_sha256": "x", "files": named}))
+        return model / record
+    stream = min(stranger.streams.glob("*.json"))
+    change(stream, lambda r: r.update(name=name, same_as=name), stranger.root)
+    return stream
+
+
+@pytest.mark.parametrize("name", ["../../../../../evil", "a/../../../../../../evil", "/evil"])
+@pytest.mark.parametrize("record", ["manifest.json", "partial.json", "model.json", "weights.json", "a stream"])
+def test_names_in_records_never_leave_the_lake_that_they_are_copied_to(stranger, tmp_path, record, name):
+    """Whoever pulls a lake gets no file beside it, whatever its records name and its server sends for that."""
+    file, target = spoil_names(stranger, record, name), tmp_path / "a" / "b" / "c" / "d" / "e" / "mine"
+    for folder in (stranger.root.parent, *stranger.root.parents[1:4]):
+        (folder / "evil").write_bytes(EVIL)  # for sources in a folder
+    write_index(Origin(stranger.root))
+    with served(stranger.root.parent) as web:
+        for source in (str(stranger.root), f"{web.url}/lake"):
+            line = refusal(lambda source=source: carry(source, target, weights=True))
+            assert line and file.name in line, line
+    assert {path.name for path in tmp_path.rglob("evil")} <= {"evil"} and not list((tmp_path / "a").rglob("evil"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"capture_sha256": "0" * 64}, "capture_sha256: found 000"),
+        ({"files": {"resid/c/9999/0/0": {"sha256": "0" * 64, "bytes": 1}}}, "files: 'resid/c/9999/0/0'"),
+        ({"holds": {"resid": {"rows": [0, 9999], "places": None}}}, "holds: resid"),
+        ({"holds": {"resid": {"rows": None, "places": [77]}}}, "holds: resid"),
+        ({"holds": {"nothing": {"rows": None, "places": None}}}, "holds: nothing"),
+        ({"holds": {"resid": {"rows": "all", "places": None}}}, "holds.resid.rows: expected a list"),
+        ({"holds": {"resid": {"rows": [-1], "places": None}}}, "holds.resid.rows: expected a list"),
+        ({"holds": {"resid": {"rows": None}}}, "holds.resid.places: missing"),
+        ({"holds": None}, "holds: expected an object"),
+        ({"files": {"x": {"sha256": "0", "bytes": 1}}}, "files.x.sha256: expected a SHA-256"),
+    ],
+)
+def test_a_part_that_is_not_of_its_capture(stranger, tmp_path, changes, said):
+    path = capture_of(stranger)
+    sha256 = json.loads((path / "manifest.json").read_bytes())["capture_sha256"]
+    record = {"format_version": 1, "capture_sha256": sha256, "holds": {}, "files": {}}
+    (path / "partial.json").write_text(json.dumps(record | changes))
+    for reader in (
+        lambda: verify(stranger, path),
+        lambda: open_capture(path),
+        lambda: list_captures(stranger),
+        lambda: carry(str(stranger.root), tmp_path / "mine"),
+    ):
+        line = refusal(reader)
+        assert line and said in line and "`actlake pull` it again" in line, line
+
+
+@pytest.mark.parametrize(
+    ("start", "count"),
+    [(2**63, 8), (0, 2**62), (0, 2**40), (2**64 - 2, 1), (2**63 - 1, 2**63 - 1), (0, 2**34), (9, 2**64 - 9)],
+)
+def test_an_index_of_a_shard_that_points_beyond_it(stranger, tmp_path, start, count):
+    file = min(file for file in capture_of(stranger).glob("resid/c/*/0/0"))
+    array = zarr.open_array(capture_of(stranger) / "resid", mode="r")
+    size = 16 * int(np.prod(Grid.of(array).counts))
+    data = file.read_bytes()
+    index = np.frombuffer(data[-4 - size : -4], "<u8").copy()
+    index[:2] = start, count
+    file.write_bytes(data[: -4 - size] + index.tobytes() + mutate.crc(index.tobytes()))
+    mutate.again(stranger.root, file)
+    for reader in (
+        lambda: open_capture(capture_of(stranger)).resid[:, 0].compute(),
+        lambda: carry(str(stranger.root), tmp_path / "mine", boundaries=(0,)),
+    ):
+        line, held = peak(reader)
+        assert line and str(file) in line and "its index has a chunk at" in line and held < MORE, line
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_pulling_a_spoilt_lake_copies_good_files_or_is_refused(victim, tmp_path, seed):
+    """Nothing but the lake's own files comes out of it, and what came is the source's, byte for byte."""
+    rng = random.Random(seed)
+    source, target = tmp_path / "theirs", tmp_path / "in" / "mine"
+    shutil.copytree(victim.root, source)
+    carry(str(source), tmp_path / "part", boundaries=(0, 2))
+    source = tmp_path / rng.choice(["theirs", "part"])
+    file = source / rng.choice(
+        [name for name in sorted(tiny.tree(source)) if name.endswith((".json", ".parquet", "zarr.json"))]
+    )
+    mutate.spoil(file, rng)
+    if rng.random() < 0.5:
+        mutate.again(source, file)
+    wish = rng.choice([{}, {}, {"boundaries": (0,)}, {"limit": 2}, {"pairs": ("llama",)}, {"variants": ("it",)}])
+    refusal(lambda: carry(str(source), target, **wish))
+    assert not any(path.suffix == ".tmp" for path in tmp_path.rglob("*"))
+    theirs = tiny.tree(source)
+    for name, data in tiny.tree(target).items() if target.exists() else ():
+        made = name.endswith("partial.json") or wish and "/c/" in name
+        assert made or data == theirs[name], name
+    assert not target.parent.exists() or [path.name for path in target.parent.iterdir()] == ["mine"]
+
+
 def test_what_may_be_null_must_still_be_there(stranger):
     file = next(stranger.root.glob("captures/*/*/*.zarr/manifest.json"))
     change(file, lambda record: record["variables"]["resid"].pop("min"), stranger.root)
@@ -299,7 +418,7 @@ def test_streams_that_point_at_each_other_or_elsewhere(stranger):
         ("../x", "../x", "same_as: expected a name"),
     ):
         for file, target in ((one, first), (two, second)):
-            file.write_text(json.dumps(json.loads(file.read_bytes()) | {"same_as": target}))
+            change(file, lambda record, target=target: record.update(same_as=target), stranger.root)
         line = refusal(lambda: read_stream(stranger, one.stem))
         assert line and said in line
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -14,7 +15,7 @@ import xarray as xr
 from actlake.lake import Lake
 from actlake.store import mirror as mirrors
 from actlake.store import origin as origins
-from actlake.store.captures import Capture, find_capture
+from actlake.store.captures import Capture, find_capture, open_capture
 from actlake.store.errors import CorruptError, LakeError
 from actlake.store.layout import Layout
 from actlake.store.manifest import seal
@@ -251,6 +252,19 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
         server.requests.clear()
         assert np.array_equal(ds.resid[650:700].compute(), Capture(path).array("resid")[650:700])
         assert not server.requests
+
+
+def test_many_threads_may_open_a_lake_that_is_not_here_yet(web, captured, cache_folder):
+    layout = Lake(f"{web.url}/lake").layout
+    path, here = find_capture(layout, "llama/it", "native"), find_capture(captured, "llama/it", "native")
+    expected = open_capture(here).token_id.values
+    web.wait, before = 0.02, len(web.requests)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: open_capture(path).token_id.values, range(16)))
+    assert all(np.array_equal(one, expected) for one in found)
+    names = [name for name, _, _ in web.requests[before:] if "/c/" in name]
+    assert names and len(names) == len(set(names))  # each file once
+    assert not list(cache_folder.rglob("*.tmp"))
 
 
 def test_servers_that_fail_for_a_while_are_asked_again(web, captured, monkeypatch):

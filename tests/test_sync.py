@@ -17,7 +17,6 @@ from actlake.store.errors import CorruptError, LakeError
 from actlake.store.layout import Layout
 from actlake.store.move import move, write_index
 from actlake.store.origin import Origin
-from actlake.store.partial import read_partial
 from actlake.store.sync import Plan, Planner, Wish, origin_of
 from actlake.store.verify import verify
 from hypothesis import HealthCheck, given, settings
@@ -113,7 +112,7 @@ def test_parts_hold_what_they_say_and_add_up(full, tmp_path_factory, data):
 def _check_part(full: Layout, copy: Layout) -> None:
     for row in Lake(copy.root).captures.itertuples():
         path = Path(row.path)
-        whole, part, partial = Capture(full.root / path.relative_to(copy.root)), Capture(path), read_partial(path)
+        whole, part, partial = Capture(full.root / path.relative_to(copy.root)), Capture(path), Capture(path).partial
         held = partial.holds if partial else {}
         for name in whole.manifest["sizes"]:
             if partial and name not in held:
