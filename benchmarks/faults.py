@@ -23,13 +23,14 @@ from unittest.mock import patch
 
 import helpers  # noqa: F401  (the tests' helpers)
 import mutate
+import tiny
 from actlake.capture.prompts import read_prompts
 from actlake.queries.registry import parse
 from actlake.store.catalog import load_catalog
 from actlake.store.progress import bar
 from drill import Job, Tally, Work, command, finished, intact, judge, make_work, read_all, refusal, sealed_in, start
 from measure import Row, main
-from networks import networks, restarts
+from networks import carry, networks, restarts
 
 PAGE = 4096  # bytes that disks give out at once
 YEAR = 365.25 * 86400
@@ -116,7 +117,42 @@ def fuzz(work: Work) -> Iterator[Tally]:
             judge(tally, told, read_all(victim.root, victim, name), values=plain)
             victim.restore()
         yield tally
+    yield fuzz_pulls(work, rng)
     yield from fuzz_outside(work, rng)
+
+
+WISHES: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"boundaries": (0,)},
+    {"limit": 2},
+    {"pairs": ("llama",)},
+    {"variants": ("it",)},
+)
+
+
+def fuzz_pulls(work: Work, rng: Random) -> Tally:
+    """Copies of lakes and parts of lakes in which something was changed: refused, or what arrives is what is there."""
+    tally, part = Tally("pulls of fuzzed lakes"), work.fresh("part")
+    carry(work.victim.root, part, boundaries=(0, 2))
+    for number in steps(tally.name, work.times(200)):
+        source, target, wish = work.fresh("theirs"), work.fresh("inside") / "mine", rng.choice(WISHES)
+        shutil.copytree(rng.choice((work.victim.root, part)), source)
+        name = rng.choice(sorted(tiny.tree(source)))
+        deed = mutate.spoil(source / name, rng)
+        if rng.random() < 0.5:
+            mutate.again(source, source / name)
+        told = f"{deed} of {name}, fault {number}"
+        try:
+            line, _ = refusal(partial(carry, source, target, **wish))
+        except Exception as error:
+            tally.crash(told, error)
+            continue
+        theirs, mine = tiny.tree(source), tiny.tree(target) if target.exists() else {}
+        whole = [file for file in mine if not (file.endswith("partial.json") or (wish and "/c/" in file))]
+        beside = [file for file in (target.parent.iterdir() if target.parent.exists() else ()) if file != target]
+        tally.count(told, line, not beside and all(mine[file] == theirs.get(file) for file in whole))
+    return tally
 
 
 def fuzz_outside(work: Work, rng: Random) -> Iterator[Tally]:

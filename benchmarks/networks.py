@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 from unittest.mock import patch
 
 import fsspec
@@ -21,9 +22,9 @@ from servers import S3, environment, served
 SHORT = (0.05,) * 6  # pauses between tries where nothing is waited for
 
 
-def carry(source: Path | str, target: Path | str, check: bool = False) -> None:
-    """Move a lake."""
-    move(Planner(origin_of(str(source)), origin_of(str(target)), Wish(), check).plan())
+def carry(source: Path | str, target: Path | str, **wish: Any) -> None:
+    """Move a lake, or the part of it that is wished for."""
+    move(Planner(origin_of(str(source)), origin_of(str(target)), Wish(**wish)).plan())
 
 
 @contextmanager
