@@ -1,5 +1,6 @@
 """Zarr metadata of a stranger's group: only what docs/FORMAT.md writes is handed to zarr, and only in plausible sizes."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +11,7 @@ from .errors import RESTORE, CorruptError
 from .files import human_bytes, parse_json, read_json
 from .records import (
     COUNT,
+    FLAG,
     LARGEST,
     NUMBER,
     OBJECT,
@@ -56,10 +58,26 @@ _SHARDED = (
     },
 )
 _TEXTS = ({"name": one_of("vlen-utf8")}, _CRC)
-_FILL = Rule(
-    "a number, true, false or a short text",
-    lambda value: isinstance(value, bool) or NUMBER.fits(value) or (isinstance(value, str) and len(value) <= 20),
-)
+
+
+def _integer(bits: int) -> Rule:
+    most = 2 ** (bits - 1)
+    return Rule(f"a whole number of {bits} bits", lambda value: type(value) is int and -most <= value < most)
+
+
+_FILLS = {
+    "float32": Rule(
+        "a number of 32 bits, NaN or Infinity",
+        lambda value: (
+            (NUMBER.fits(value) and abs(value) < 2.0**128)
+            or (isinstance(value, str) and bool(re.fullmatch("NaN|-?Infinity|0x[0-9a-fA-F]{8}", value)))
+        ),
+    ),
+    "int32": _integer(32),
+    "int64": _integer(64),
+    "bool": FLAG,
+    "string": Rule("a short text", lambda value: isinstance(value, str) and len(value) <= 20),
+}
 _ARRAY = {
     "zarr_format": one_of(3),
     "node_type": one_of("array"),
@@ -67,7 +85,6 @@ _ARRAY = {
     "data_type": one_of(*BYTES),
     "chunk_grid": {"name": one_of("regular"), "configuration": {"chunk_shape": Many(SOME)}},
     "chunk_key_encoding": {"name": one_of("default"), "configuration?": {"separator?": one_of("/")}},
-    "fill_value": _FILL,
     "attributes?": OBJECT,
     "dimension_names": Many(TEXT),
     "storage_transformers?": one_of([]),
@@ -133,7 +150,12 @@ def _refused(file: object, wrong: str) -> CorruptError:
 
 
 def _described(file: object, name: str, record: Any) -> Described:
-    if wrong := misfit(name, VARIABLE, "an array") or misfit(record, _ARRAY, name) or _codecs(record, name):
+    if wrong := (
+        misfit(name, VARIABLE, "an array")
+        or misfit(record, _ARRAY, name)
+        or misfit(record.get("fill_value"), _FILLS[record["data_type"]], f"{name}.fill_value")
+        or _codecs(record, name)
+    ):
         raise _refused(file, wrong)
     shape, cut = record["shape"], record["chunk_grid"]["configuration"]["chunk_shape"]
     sharded = record["codecs"][0]["name"] == "sharding_indexed"

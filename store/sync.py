@@ -226,17 +226,30 @@ class Planner:
 
     def _same_capture(self, folder: str, manifest: dict[str, Any]) -> bool:
         """Whether the target has this capture sealed; LakeError when it has another one of its name."""
-        data = self.target.record(f"{folder}/{MANIFEST}")
-        if data is None:
+        known = self._known("manifest", f"{folder}/{MANIFEST}")
+        if known is None:
             return False
-        found = parse_record(data, "manifest", f"{self.target}/{folder}/{MANIFEST}")["capture_sha256"]
+        found = known["capture_sha256"]
         if found != manifest["capture_sha256"]:
             raise LakeError(
-                f"{self.target}/{folder}: another capture has this name there (sha256 {str(found)[:12]}, here"
+                f"{self.target}/{folder}: another capture has this name there (sha256 {found[:12]}, here"
                 f" {manifest['capture_sha256'][:12]}), and sealed captures never change: use another lake, or leave it out with"
                 " --pair and --stream"
             )
         return True
+
+    def _known(self, kind: str, name: str) -> dict[str, Any] | None:
+        """A record of the target, None when it has none; where damage is looked for, a damaged one is replaced."""
+        data = self.target.record(name)
+        if data is None:
+            return None
+        try:
+            return parse_record(data, kind, f"{self.target}/{name}")
+        except CorruptError as error:
+            if not self.check:
+                raise
+            self.notes.append(f"{error} (is replaced)")
+            return None
 
     def _fill(self, unit: Unit, manifest: dict[str, Any], source: Partial | None, have: Partial | None) -> None:
         """The files of a capture that the target lacks."""
@@ -343,11 +356,10 @@ class Planner:
                     unit.there += size
                 else:
                     unit.items.append(Item(tokens, size, sha256))
-            before = self.target.record(name) if name in there else None
-            if before is not None:
-                keys = {*parse_record(before, "stream", f"{self.target}/{name}")["keys"], *record["keys"]}
-                data = json_bytes(sealed({**record, "keys": sorted(keys)}))
-            if before != data:
+            known = self._known("stream", name) if name in there else None
+            if known:
+                data = json_bytes(sealed({**record, "keys": sorted({*known["keys"], *record["keys"]})}))
+            if not known or json_bytes(known) != data:
                 unit.records[name] = data
             yield unit
 
@@ -360,14 +372,13 @@ class Planner:
                 continue
             data, folder = self.source.record(name) or b"", name.rpartition("/")[0]
             record, unit = parse_record(data, "model", f"{self.source}/{name}"), Unit("models", folder)
-            before = self.target.record(name) if name in there else None
-            held = parse_record(before, "model", f"{self.target}/{name}") if before else None
-            if held and held["sha256"] != record["sha256"]:
+            known = self._known("model", name) if name in there else None
+            if known and known["sha256"] != record["sha256"]:
                 raise LakeError(
                     f"{self.target}/{name}: another checkpoint has this name there; leave it out with --pair"
                 )
             self._hashed(unit, f"{folder}/head.zarr", record["head_files"], found, there)
-            if before is None:
+            if not known:
                 unit.records[name] = data
             self._weights(unit, folder, found, there)
             yield unit

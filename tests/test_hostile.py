@@ -172,8 +172,12 @@ def peak(action: Callable[[], Any]) -> tuple[str | None, int]:
         tracemalloc.stop()
 
 
+def of(record: Any, name: str) -> Any:
+    return record["consolidated_metadata"]["metadata"][name]
+
+
 def resid(record: Any) -> Any:
-    return record["consolidated_metadata"]["metadata"]["resid"]
+    return of(record, "resid")
 
 
 def inner(record: Any) -> list[Any]:
@@ -205,6 +209,9 @@ def inner(record: Any) -> list[Any]:
         (lambda r: resid(r)["codecs"][0]["configuration"].update(chunk_shape=[3, 1, 32]), "expected whole chunks"),
         (lambda r: resid(r).update(dimension_names=["layer", "boundary", "d_model"]), "resid: axes layer"),
         (lambda r: resid(r).update(fill_value={"a": 1}), "resid.fill_value: expected"),
+        (lambda r: resid(r).update(fill_value=1e300), "resid.fill_value: expected a number of 32 bits"),
+        (lambda r: of(r, "position").update(fill_value=-(2**40)), "position.fill_value: expected a whole number of 32"),
+        (lambda r: of(r, "is_special").update(fill_value=0), "is_special.fill_value: expected true or false"),
         (lambda r: r["consolidated_metadata"]["metadata"].update({"../../x": resid(r)}), "the name of an array"),
         (lambda r: r["consolidated_metadata"]["metadata"].pop("token_id"), "token_id: found nothing"),
         (lambda r: r.update(node_type="array"), "node_type: expected 'group'"),

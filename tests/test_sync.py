@@ -251,3 +251,16 @@ def test_the_weights_stay_unless_asked_for(llama, tmp_path):
     assert not list((tmp_path / "copy").rglob("*.safetensors"))
     carry(layout, tmp_path / "copy", weights=True)
     assert tiny.tree(tmp_path / "copy") == tiny.tree(layout.root)
+
+
+@pytest.mark.parametrize("pattern", ["captures/*/*/*.zarr/manifest.json", "streams/*.json", "models/*/*/model.json"])
+def test_check_replaces_a_damaged_record_at_the_target(full, tmp_path, pattern):
+    """What messages about damaged files advise: `actlake pull COPY --check`."""
+    carry(full, tmp_path / "lake")
+    file = min((tmp_path / "lake").glob(pattern))
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(CorruptError, match=f"{file.name}: not valid JSON"):
+        carry(full, tmp_path / "lake")
+    plan = carry(full, tmp_path / "lake", check=True)
+    assert any(file.name in note and "is replaced" in note for note in plan.notes)
+    assert tiny.tree(tmp_path / "lake") == tiny.tree(full.root)
