@@ -12,7 +12,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from .errors import CorruptError, LakeError
-from .files import explain_full_disk, hash_file, json_bytes
+from .files import explain_full_disk, hash_file, hash_json, json_bytes
 from .metadata import check_array
 from .origin import INDEX, Origin, safe, side_by_side
 from .partial import Partial, cut_shard
@@ -127,5 +127,5 @@ def write_index(place: Origin) -> int:
             continue
         mark = hashlib.sha256(place.read(name)).hexdigest()[:16] if name.endswith(".json") else str(entry.size)
         found[name] = [entry.size, mark]
-    place.put(INDEX, json_bytes({"files": found}))
+    place.put(INDEX, json_bytes({"files": found, "files_sha256": hash_json(found)}))
     return len(found)

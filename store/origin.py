@@ -17,7 +17,7 @@ from fsspec.callbacks import TqdmCallback
 from fsspec.core import url_to_fs
 
 from .errors import CorruptError, LakeError
-from .files import hash_file, parse_json, sync_file, temporary_of
+from .files import hash_file, hash_json, parse_json, sync_file, temporary_of
 from .urls import scrubbed, shown
 
 T = TypeVar("T")
@@ -402,4 +402,10 @@ def read_index(record: Any, where: str) -> dict[str, Entry]:
         if not (safe(name) and isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and entry[0] >= 0):
             raise LakeError(f"{where}: {name!r} is no file of a lake; `actlake index` makes the index again")
         found[name] = Entry(entry[0], str(entry[1]))
+    expected = record.get("files_sha256", sha256 := hash_json(files))  # older ones have none
+    if expected != sha256:
+        raise CorruptError(
+            f"{where}: its list of files is damaged (found {sha256}, expected sha256 {str(expected)[:64]}); `actlake index`"
+            " makes it again"
+        )
     return found

@@ -1,5 +1,6 @@
 """Lakes at URLs, against real servers: S3 (SeaweedFS, credentials on) and a static web server with range requests."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -252,6 +253,23 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
         server.requests.clear()
         assert np.array_equal(ds.resid[650:700].compute(), Capture(path).array("resid")[650:700])
         assert not server.requests
+
+
+def test_an_index_with_another_content_is_refused(web):
+    file = web.folder / "lake" / "files.json"
+    whole = file.read_text()
+    for old, new in (
+        ("resid", "resic"),
+        ("manifest.json", "manifest.jsoo"),
+        (" 1", " 2"),
+        ('"files_sha256": "', '"files_sha256": "0'),
+    ):
+        assert old in whole
+        file.write_text(whole.replace(old, new, 1))
+        with pytest.raises(CorruptError, match=r"files\.json: its list of files is damaged .*`actlake index`"):
+            Lake(f"{web.url}/lake")
+    file.write_text(json.dumps({"files": json.loads(whole)["files"]}))  # as older versions wrote it
+    assert len(Lake(f"{web.url}/lake").captures)
 
 
 def test_many_threads_may_open_a_lake_that_is_not_here_yet(web, captured, cache_folder):
