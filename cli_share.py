@@ -11,7 +11,8 @@ from .cli_options import CatalogOption, JsonOption, LakeOption, open_layout, out
 from .store.catalog import load_catalog
 from .store.files import human_bytes
 from .store.move import move, write_index
-from .store.sync import Plan, Planner, Wish, origin_of
+from .store.plan import Plan, Wish
+from .store.sync import Planner, origin_of
 
 sharing = typer.Typer()
 

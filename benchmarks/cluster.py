@@ -24,8 +24,9 @@ from actlake.store.files import hash_files
 from actlake.store.layout import Layout
 from actlake.store.move import move
 from actlake.store.origin import Origin
+from actlake.store.plan import Wish
 from actlake.store.progress import ERRORS
-from actlake.store.sync import Planner, Wish, origin_of
+from actlake.store.sync import Planner, origin_of
 from distributed import Client, LocalCluster
 from measure import Row, in_turn, main, median_ratio, medians
 from memory import made_up

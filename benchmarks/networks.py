@@ -13,8 +13,9 @@ from unittest.mock import patch
 import fsspec
 from actlake.store.move import move, write_index
 from actlake.store.origin import Origin
+from actlake.store.plan import Wish
 from actlake.store.progress import bar
-from actlake.store.sync import Planner, Wish, origin_of
+from actlake.store.sync import Planner, origin_of
 from drill import Tally, Work, finished, forget, judge, read_all, refusal
 from proxy import KINDS, Proxy, bad_network
 from servers import S3, environment, served

@@ -33,8 +33,9 @@ from actlake.store.manifest import seal
 from actlake.store.mirror import write_record
 from actlake.store.move import move, write_index
 from actlake.store.origin import Origin
+from actlake.store.plan import Wish
 from actlake.store.streams import Stream, write_stream
-from actlake.store.sync import Planner, Wish, origin_of
+from actlake.store.sync import Planner, origin_of
 from actlake.store.writer import Template, create_capture, encode_row, grid_of, shard_record, write_row
 from machine import peak_memory, reset_peak_memory
 from measure import Row, main, medians

@@ -16,9 +16,9 @@ from .files import explain_full_disk, hash_file, hash_json, json_bytes
 from .metadata import check_array
 from .origin import INDEX, Origin, safe, side_by_side
 from .partial import Partial, cut_shard
+from .plan import Item, Plan, Unit
 from .progress import bar
 from .schema import PARTIAL
-from .sync import Item, Plan, Unit
 from .writer import quiet_zarr
 
 IN_MEMORY = 16 << 20  # bytes of a file that is read once, to be hashed and sent

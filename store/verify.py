@@ -38,7 +38,7 @@ class Report:
 def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = None) -> Report:
     """Re-hash every file of a capture, then check counts, stream, finiteness and the zero low halves of widened bfloat16.
 
-    `progress` is called with the bytes done. Damage is listed in the report; only a damaged manifest raises.
+    `progress` is called with the bytes done. Damage is listed in the report; only a damaged manifest or partial.json raises.
     """
     manifest = check_sealed(path)
     report = Report(capture=path.relative_to(layout.root).as_posix())

@@ -28,7 +28,8 @@ from actlake.store.layout import Layout
 from actlake.store.move import move
 from actlake.store.origin import Origin
 from actlake.store.parts import part_writer, read_part
-from actlake.store.sync import Planner, Wish, origin_of
+from actlake.store.plan import Wish
+from actlake.store.sync import Planner, origin_of
 from distributed import Client, LocalCluster, WorkerPlugin
 from typer.testing import CliRunner
 

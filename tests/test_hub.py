@@ -19,7 +19,8 @@ from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
 from actlake.store.move import move
 from actlake.store.origin import Origin
-from actlake.store.sync import Planner, Wish, origin_of
+from actlake.store.plan import Wish
+from actlake.store.sync import Planner, origin_of
 from aiohttp import web
 from servers import Web
 

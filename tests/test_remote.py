@@ -22,8 +22,9 @@ from actlake.store.layout import Layout
 from actlake.store.manifest import seal
 from actlake.store.move import move, write_index
 from actlake.store.origin import Origin
+from actlake.store.plan import Wish
 from actlake.store.streams import write_stream
-from actlake.store.sync import Planner, Wish, origin_of
+from actlake.store.sync import Planner, origin_of
 from actlake.store.verify import verify
 from actlake.store.writer import Template
 from servers import GUEST, environment, served

@@ -17,7 +17,8 @@ from actlake.store.errors import CorruptError, LakeError
 from actlake.store.layout import Layout
 from actlake.store.move import move, write_index
 from actlake.store.origin import Origin
-from actlake.store.sync import Plan, Planner, Wish, origin_of
+from actlake.store.plan import Plan, Wish
+from actlake.store.sync import Planner, origin_of
 from actlake.store.verify import verify
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
