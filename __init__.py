@@ -7,13 +7,30 @@
 
 from pathlib import Path
 
+from . import analyze
 from .lake import Lake
 from .store.errors import CorruptError, LakeError
 from .store.version import __version__
 
-__all__ = ["CorruptError", "Lake", "LakeError", "__version__", "open"]
+__all__ = ["CorruptError", "Lake", "LakeError", "__version__", "analyze", "open"]
 
 
-def open(url: str | Path = "lake", create: bool = False) -> Lake:
-    """Open the lake at a folder, making an empty one first if `create`; LakeError when there is none."""
-    return Lake(url, create=create)
+def open(
+    url: str | Path = "lake",
+    create: bool = False,
+    catalog: str | Path | None = None,
+    device: str = "auto",
+    workers: str | Path | None = None,
+) -> Lake:
+    """Open the lake in a folder, at a URL, or of that name in the catalog; with `create`, make an empty one first.
+
+    `catalog` is the file that says where checkpoints lie (default: ./catalog.yaml, else the packaged one), `device` what
+    computes (auto: cuda, else mps, else cpu), `workers` a dask scheduler that computes tables in this process's place.
+    LakeError when there is no lake.
+    """
+    if "://" not in str(url) and not Path(url).exists():
+        from .store.catalog import load_catalog
+
+        url = load_catalog(Path(catalog) if catalog else None).lakes.get(str(url), url)
+    lake = Lake(url, create=create, catalog=Path(catalog) if catalog else None, device=device)
+    return lake.on(workers) if workers else lake

@@ -75,7 +75,7 @@ def demo(
     catalog: CatalogOption = None,
     page: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """The whole way on the embedded pair: capture PT and IT once, answer L1, L2 and exp16 from the store, write a page.
 
@@ -119,7 +119,7 @@ def capture(
     profile: Annotated[str, typer.Option(help="Profile of the catalog: what is kept.")] = "full",
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = "auto",
     batch: BatchOption = 16,
@@ -212,7 +212,7 @@ def plan(
     ] = None,
     tokens_per_second: Annotated[float, typer.Option(help="What the model reads in a second.", min=1)] = 2000,
     disk_speed: Annotated[float, typer.Option(help="What the disk takes, in MB/s.", min=1)] = 500,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     batch: BatchOption = 16,
     limit: LimitOption = None,
@@ -333,7 +333,7 @@ def verify(
     pair: PairOption = None,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -366,7 +366,7 @@ def model_check(
     what: Annotated[
         str, typer.Argument(metavar="PATH|PAIR", help="A model folder, a .gguf file, or a pair of the catalog.")
     ],
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = "auto",
     catalog: CatalogOption = None,
@@ -435,7 +435,7 @@ def probes_train(
     ] = 2,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Train an affine probe per layer from a stored capture, so that its lens foretells the last layer. No model is loaded.
 

@@ -63,7 +63,7 @@ def run(
     ] = False,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     scheduler: SchedulerOption = None,
     generate: GenerateOption = True,
     lock: Annotated[
@@ -122,7 +122,7 @@ def reproduce(
     file: Annotated[Path, typer.Argument(help="What `actlake run --lock FILE` wrote.")],
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     generate: GenerateOption = True,
     tolerance: Annotated[
         float,
@@ -172,7 +172,7 @@ def sql(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     rows: Annotated[int, typer.Option(help="Print at most N rows (0: all).", min=0)] = 100,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -209,7 +209,7 @@ def report(
     prompts: PromptsOption = None,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     scheduler: SchedulerOption = None,
 ) -> None:
     """Answer rows and write one self-contained HTML page with figures, tables and SQL.

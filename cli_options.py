@@ -34,7 +34,9 @@ CatalogOption = Annotated[
     Path | None, typer.Option("--catalog", help="catalog.yaml to use instead of ./catalog.yaml or the packaged one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps ...")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps ...")
+]
 DeviceMapOption = Annotated[
     str | None,
     typer.Option(

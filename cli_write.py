@@ -71,7 +71,7 @@ def generate(
     world: WorldOption = None,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Let models write freely, greedily, with or without edits; every text stays in the lake and is never made twice.
@@ -167,7 +167,7 @@ def score(
     prompts: PromptsOption = None,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Score what models wrote: form, answers, refusals, coherence, structure, and with --judge what an LLM says of it.

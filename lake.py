@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class Lake:
     """Models, streams, captures and tables in a folder or at a URL, and the questions that can be asked of them."""
 
-    def __init__(self, url: str | Path, create: bool = False, catalog: Path | None = None):
-        """Open the lake at `url`; `catalog` is the file that says where checkpoints lie, for questions about weights."""
-        self.layout, self._catalog = Layout.open(url, create=create), catalog
+    def __init__(self, url: str | Path, create: bool = False, catalog: Path | None = None, device: str = "auto"):
+        """Open the lake at `url`; `catalog` is the file that says where checkpoints lie, for questions about weights, and
+        `device` what computes (auto: cuda, else mps, else cpu)."""
+        self.layout, self._catalog, self.device = Layout.open(url, create=create), catalog, device
         self._engine: dict[str, Any] = {}  # what computes tables, if not this process
 
     def __repr__(self) -> str:
@@ -85,7 +86,7 @@ class Lake:
 
         return load_probes(find_probes(self.layout, model, name))
 
-    def sql(self, text: str, device: str = "cpu") -> duckdb.DuckDBPyRelation:
+    def sql(self, text: str, device: str | None = None) -> duckdb.DuckDBPyRelation:
         """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture.
 
         Returns a DuckDB relation (`.df()` for pandas). The connection reads the lake's tables only. Raises LakeError for SQL
@@ -96,14 +97,18 @@ class Lake:
         if names - {"captures", "streams"}:
             from .queries.build import ensure_all
 
-            ensure_all(self.layout, names, device, self._catalog, **self._engine)
+            ensure_all(self.layout, names, device or self.device, self._catalog, **self._engine)
         try:
             return connect(self.layout, text).sql(text)
         except duckdb.Error as error:
             raise sql_error(error, self.layout) from error
 
     def run(
-        self, row: str, pair: str | Sequence[str] | None = None, prompts: str | None = None, device: str = "cpu"
+        self,
+        row: str,
+        pair: str | Sequence[str] | None = None,
+        prompts: str | None = None,
+        device: str | None = None,
     ) -> Answer:
         """Answer a row of the experiment index from the store, computing missing tables first.
 
@@ -116,7 +121,13 @@ class Lake:
 
         query = find(row)
         return answer(
-            self.layout, query, pair or self.only_pair(), prompts, device, catalog=self._catalog, **self._engine
+            self.layout,
+            query,
+            pair or self.only_pair(),
+            prompts,
+            device or self.device,
+            catalog=self._catalog,
+            **self._engine,
         )
 
     def only_pair(self) -> str:

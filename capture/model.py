@@ -13,6 +13,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ..analyze.device import AUTO, pick
 from ..analyze.head import Head
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
@@ -193,6 +194,7 @@ def load_hf(
     """A Hugging Face module of the class `auto` with a checkpoint's weights; LakeError for whatever is wrong with them."""
     check_dtype(dtype)
     check_device_map(device_map, device)
+    device = "cpu" if device_map else pick(device)
     where = source(spec)
     kind: dict[str, Any] = {"use_safetensors": True}
     if spec.gguf_file:
@@ -242,14 +244,14 @@ def load_hf(
 def device_of(name: str) -> torch.device:
     """The torch device of this name, which need not be there; LakeError for a name that is none."""
     try:
-        return torch.device(name)
+        return torch.device(pick() if name == AUTO else name)
     except RuntimeError as error:
-        raise LakeError(f"device {name!r}: expected cpu, cuda, cuda:1, mps ...") from error
+        raise LakeError(f"device {name!r}: expected cpu, cuda, cuda:1, mps ... or auto") from error
 
 
 def check_device_map(device_map: Any, device: str) -> None:
     """Raise LakeError for a device that is none, and for a device map that can't be followed or contradicts it."""
-    if device_of(device).type != "cpu" and device_map:
+    if device != AUTO and device_of(device).type != "cpu" and device_map:
         raise LakeError(f"--device {device} and --device-map exclude each other; leave one out")
     if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
         raise LakeError(f"device map {device_map!r}: expected one of {', '.join(DEVICE_MAPS)}")

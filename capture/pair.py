@@ -30,7 +30,7 @@ class Options:
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
     """
 
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str = "auto"
     batch: int = BATCH
     double_bos: bool = False

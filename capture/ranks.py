@@ -57,8 +57,8 @@ class Rank:
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
     def device(self, name: str) -> str:
-        """`cuda` becomes the GPU of this rank's number on its machine; anything else stays."""
-        if name != "cuda" or self.world == 1 or not torch.cuda.is_available():
+        """`cuda`, or `auto` where there is one, becomes the GPU of this rank's number on its machine; anything else stays."""
+        if name not in ("auto", "cuda") or self.world == 1 or not torch.cuda.is_available():
             return name
         return f"cuda:{self.local % torch.cuda.device_count()}"
 

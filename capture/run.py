@@ -183,7 +183,7 @@ def _announce(
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     share = len(rank.rows(template.n_shards))
     parts = [f"capture {model.name} on {name}: {size.line(_rate(model, template.stream, plan))}"]
-    parts.append(f" + {human_bytes(weights)} weights")
+    parts.append(f" + {human_bytes(weights)} weights, on {model.device}")
     if rank.world > 1:
         parts.append(f"; {rank} (by {rank.said}) owns {share} of {template.n_shards} shard rows")
     if todo < share:

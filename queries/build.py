@@ -158,7 +158,7 @@ def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> boo
 
 
 def ensure(
-    layout: Layout, needs: Iterable[Need], device: str = "cpu", catalog: Path | None = None, engine: Engine = run
+    layout: Layout, needs: Iterable[Need], device: str = "auto", catalog: Path | None = None, engine: Engine = run
 ) -> list[Path]:
     """Compute what is missing of the tables named, all in as few passes over the captures as there can be.
 
@@ -170,7 +170,7 @@ def ensure(
 
 
 def ensure_all(
-    layout: Layout, names: set[str], device: str = "cpu", catalog: Path | None = None, engine: Engine = run
+    layout: Layout, names: set[str], device: str = "auto", catalog: Path | None = None, engine: Engine = run
 ) -> None:
     """Compute what free SQL asks for: the named tables, for every sealed capture of the lake that has what they take.
 

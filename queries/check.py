@@ -5,6 +5,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from ..analyze.device import devices, pick
 from ..store.captures import find_capture, list_captures, split_capture
 from ..store.catalog import Catalog, load_catalog
 from ..store.errors import LakeError
@@ -25,7 +26,7 @@ def check_captures(
     capture: str | None,
     pair: str | None,
     reforward: int,
-    device: str = "cpu",
+    device: str = "auto",
     device_map: str | None = None,
 ) -> list[Report]:
     """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again.
@@ -73,19 +74,22 @@ def _reforward(
         report.problems.append(f"{path}: running {found.prompts} prompts again gives other activations: {worst}")
 
 
-def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
-    """(name, finding) lines on versions, devices, disk, catalog and lake; problems are findings, not errors."""
+def _device_words(name: str) -> str:
     import torch
 
+    if name == "cpu":
+        return f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} torch threads)"
+    return f"{name} ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else name
+
+
+def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
+    """(name, finding) lines on versions, devices, disk, catalog and lake; problems are findings, not errors."""
     lines = [
         ("actlake", __version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     lines += [(name, version(name)) for name in PACKAGES]
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines.append(
-        ("devices", ", ".join([f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} torch threads)", *cuda]))
-    )
+    lines.append(("devices", f"{', '.join(map(_device_words, devices()))}; --device auto is {pick()}"))
     lines.append(("disk", f"{human_bytes(free_bytes(Path.cwd()))} free here"))
     try:
         known = load_catalog(catalog)

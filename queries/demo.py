@@ -35,7 +35,7 @@ def demo(
     pair: str = "pocket",
     prompts: str = "pocket",
     limit: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     rows: Sequence[str] = ROWS,
 ) -> Done:
     """Capture a pair on the native and teacher streams, answer the rows, and write a self-contained HTML page to `out`."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from ..analyze.device import AUTO, pick
 from ..store.captures import Capture
 from ..store.catalog import Catalog, default_windows, load_catalog
 from ..store.errors import LakeError
@@ -79,15 +80,29 @@ class Scope:
 class Kit:
     """What the builders of one call share: the lake, the device, and captures and heads, each opened once.
 
-    Without `generate` no texts are generated for it: tables of those that are not there are refused.
+    Without `generate` no texts are generated for it, and without `probes` none are trained: tables of those that are not
+    there are refused.
     """
 
-    def __init__(self, layout: Layout, device: str = "cpu", catalog: Path | None = None, generate: bool = True):
-        self.layout, self.device, self._catalog, self.generate = layout, device, catalog, generate
+    def __init__(
+        self,
+        layout: Layout,
+        device: str = AUTO,
+        catalog: Path | None = None,
+        generate: bool = True,
+        probes: bool = True,
+    ):
+        self.layout, self.asked_device, self._catalog = layout, device, catalog
+        self.generate, self.probes = generate, probes
         self._known: dict[Any, Any] = {}
         self.capture = cache(lambda names: Capture(layout.capture(*names)))
         self.foreign = cache(lambda table: foreign_captures(layout, table))
         self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
+
+    @cached_property
+    def device(self) -> str:
+        """The device that computes."""
+        return pick(self.asked_device)
 
     @cached_property
     def catalog(self) -> Catalog:

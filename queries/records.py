@@ -158,7 +158,6 @@ class Contrast(Group):
         self.held_out, self.fitted = len(held), len(prompts) - len(held)
         self._held = np.isin(np.arange(len(told)), held)
         self._every = -(-int(told.sum()) // GRADIENTS)
-        self._device = "cpu" if kit.device == "mps" else kit.device  # it has no float64
         self._sums: tuple[Moments, Moments] | None = None
         self._norm: Any = 0.0
         self._gradient: Any = 0.0
@@ -180,7 +179,8 @@ class Contrast(Group):
         ]
         y, held = winsorised(kl[1] - kl[0], prompt), self._held[prompt]
         if self._sums is None:
-            self._sums = (Moments(x.mean(axis=0), self._device), Moments(x.mean(axis=0), self._device))
+            device = "cpu" if self._kit.device == "mps" else self._kit.device  # it has no float64
+            self._sums = (Moments(x.mean(axis=0), device), Moments(x.mean(axis=0), device))
         for moments, kept in zip(self._sums, (~held, held), strict=True):
             moments.add(x[kept], y[kept])
         self._norm = self._norm + np.linalg.norm(x.astype(np.float64), axis=-1).sum(axis=0)

@@ -81,7 +81,7 @@ class Compared:
 def reproduce(
     layout: Layout,
     lock: Lock,
-    device: str = "cpu",
+    device: str = "auto",
     catalog: Path | None = None,
     generate: bool = True,
     tolerance: float = 0.0,

@@ -30,7 +30,7 @@ def write_results(
     pairs: Sequence[str],
     folder: Path,
     prompts: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     catalog: Path | None = None,
     generate: bool = True,
     engine: Engine = run,

@@ -157,7 +157,7 @@ def train_probes(
     tokens: int | None = None,
     seed: int = 0,
     folds: int = 2,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> tuple[Path, dict[str, Any]]:
     """Train probes of 'PAIR/VARIANT' on the capture whose stream starts with `stream`; returns the set and its manifest.
 
