@@ -9,7 +9,7 @@ from torch import nn
 
 from ..store.catalog import Catalog, ModelSpec, default_windows
 from ..store.errors import LakeError
-from .model import Model, load_model, load_tokenizer
+from .model import Model, attention_of, load_model, load_tokenizer
 from .tokens import SAMPLE, check_same_tokenizer, encode, real_token_mask, stop_ids
 
 # What the residual gets, by where norms stand around the MLP (METHODS 1.2).
@@ -20,6 +20,8 @@ ADDED = {
     "sandwich": "h = r + norm(mlp_out): what the MLP returns is normed before it is added",
     "post": "h = r + norm(mlp_out): the MLP reads r as it is, and what it returns is normed before it is added",
 }
+
+EAGER = "; eager (its own code): this class has no sdpa"
 
 
 def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
@@ -73,6 +75,7 @@ def describe(model: Model) -> dict[str, Any]:
         "mlp_out": ADDED[parts.placement],
         "mlp": _mlps(model),
         "attention": _attention(text, model.n_layers),
+        "attention_kernel": attention_of(model.hf),
         "head": {
             "norm": head.norm,
             "eps": head.eps,
@@ -135,7 +138,8 @@ def spans(numbers: list[int]) -> str:
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The description as (name, text) lines."""
-    head, bos, attention = found["head"], found["bos"], dict(found["attention"])
+    head, bos, attention, kernel = (found[key] for key in ("head", "bos", "attention", "attention_kernel"))
+    attention = dict(attention)
     sliding = attention.pop("window", None)
     kinds = [f"{kind.removesuffix('_attention')}: {blocks}" for kind, blocks in attention.items()]
     mlps = [
@@ -156,7 +160,10 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("context", f"{found['max_positions'] or 'not said'}"),
         ("norms", f"{found['norm_placement']}; {found['mlp_out']}"),
         ("mlp", "; ".join(mlps)),
-        ("attention", "; ".join(kinds) + (f" (window {sliding})" if sliding else "")),
+        (
+            "attention",
+            "; ".join(kinds) + (f" (window {sliding})" if sliding else "") + (EAGER if kernel == "eager" else ""),
+        ),
         ("head", f"{head['norm']} norm, eps {head['eps']:g}, {', '.join(extras)}"),
         ("embeddings", "tied to the unembedding" if found["tied_embeddings"] else "apart from the unembedding"),
         (

@@ -196,9 +196,9 @@ def load_hf(
     check_device_map(device_map, device)
     device = "cpu" if device_map else pick(device)
     where = source(spec)
-    kind: dict[str, Any] = {"use_safetensors": True}
+    kind: dict[str, Any] = {"config": load_config(spec), "use_safetensors": True}
     if spec.gguf_file:
-        kind, dtype = {"config": load_config(spec), **loading(spec)}, DTYPE if dtype == "auto" else dtype
+        kind, dtype = {"config": kind["config"], **loading(spec)}, DTYPE if dtype == "auto" else dtype
     if not ERRORS.is_terminal:
         transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
@@ -209,7 +209,8 @@ def load_hf(
             revision=spec.revision or "main",
             trust_remote_code=False,
             dtype=DTYPES.get(dtype, "auto"),
-            attn_implementation=attention,
+            # None: sdpa, or eager in a class that has no sdpa (soft caps, sinks); `attention_of` says which it was.
+            attn_implementation=None if attention == "sdpa" else attention,
             device_map=device_map,
             **{**kind, **options},
             output_loading_info=True,
@@ -239,6 +240,11 @@ def load_hf(
             f" {absent[0]}); use more or larger devices, or --device cpu"
         )
     return hf
+
+
+def attention_of(hf: Any) -> str:
+    """The attention kernel that a loaded module's decoder runs: 'sdpa', or 'eager' where its class has no other."""
+    return str(hf.config.get_text_config()._attn_implementation)
 
 
 def device_of(name: str) -> torch.device:

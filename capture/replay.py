@@ -22,7 +22,7 @@ from ..store.weights import weights_folder
 from .edits import Edit, Slots, States, edited
 from .hooks import Batch
 from .keep import check_here
-from .model import Model, stored_weights
+from .model import Model, attention_of, stored_weights
 from .plan import batch_plan
 from .read import forward
 from .suffix import Donor, entering, load_donor, load_suffix, starting
@@ -291,7 +291,7 @@ def _wanted(start: Start, tokens: np.ndarray | None, prompts: Collection[int] | 
 
 def _check_fit(model: Model, start: Start) -> None:
     """Raise LakeError unless the model computes as the one did whose residual it gets."""
-    dtype, attention = str(model.dtype).removeprefix("torch."), model.hf.config._attn_implementation
+    dtype, attention = str(model.dtype).removeprefix("torch."), attention_of(model.hf)
     then = loaded_as(start.provenance, start.path)
     for what, ours, theirs in (
         ("width", model.head.d_model, start.states[0:1].shape[-1]),

@@ -28,7 +28,7 @@ from ..store.writer import ShardWriter, Template, create_capture, missing_shards
 from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
 from .attention import watch
 from .hooks import Batch, Sink, pad_id
-from .model import Model, head_arrays
+from .model import Model, attention_of, head_arrays
 from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory, stored_ratio
 from .ranks import ALONE, Rank
 from .read import forward, read
@@ -72,7 +72,7 @@ def make_template(
             "model_sha256": model.record["sha256"],
             "tokenizer_sha256": model.record["tokenizer_sha256"],
             "dtype": model.record["dtype"],
-            "attn_implementation": model.hf.config._attn_implementation,
+            "attn_implementation": attention_of(model.hf),
             "device": model.device.type,
             "batch": batch,
             "batch_window": WINDOW,
