@@ -81,6 +81,12 @@ class Head:
         """Width of the residual, d."""
         return self.unembed.shape[1]
 
+    def first(self, vocab: int) -> Head:
+        """The same head with the logits of the first `vocab` ids only; itself when it has no more."""
+        if vocab >= self.vocab:
+            return self
+        return replace(self, unembed=self.unembed[:vocab], bias=None if self.bias is None else self.bias[:vocab])
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Head:
         """The same head elsewhere; `dtype` narrows the unembedding only (norms stay float32)."""
 

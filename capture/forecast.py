@@ -17,7 +17,7 @@ from .model import DTYPES, device_of, load_config
 from .pair import Options, sources_of
 from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .prompts import PromptSet
-from .streams import Source, check_prompts, recipe_of, teller_of
+from .streams import Source, check_prompts, recipe_of
 from .tokens import encode, template_for
 
 
@@ -110,8 +110,7 @@ def _stream(
 ) -> tuple[Stream, bool]:
     """The stream itself when the lake holds it, else one of the same prompts with continuations of full length."""
     source = sources[variant]
-    teller = teller_of(sources, variant, spec)
-    recipe = recipe_of(source, teller, spec, prompts, options.double_bos, options.batch)
+    recipe = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)
     record = find_stream(layout, recipe["key"], spec.name) if layout else None
     if layout and record:
         return read_stream(layout, record["name"]), True

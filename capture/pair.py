@@ -18,7 +18,7 @@ from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
 from .ranks import ALONE, Rank
 from .run import Result, capture, find_sealed
-from .streams import Source, ensure_stream, recipe_of, teller_of
+from .streams import Source, ensure_stream, recipe_of
 from .tokens import check_same_tokenizer
 
 
@@ -93,8 +93,7 @@ def capture_pair(
     for variant in variants:
         check_same_model(layout, pair.name, variant, sources[variant].identity)
         for spec in streams:
-            teller = teller_of(sources, variant, spec)
-            key = recipe_of(sources[variant], teller, spec, prompts, options.double_bos, options.batch)["key"]
+            key = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)["key"]
             _check_unfinished(layout, pair.name, variant, spec.name, prompts, key)
     kept = [pair.model(variant) for variant in variants] if options.with_weights else []
     check_weights_fit(layout, kept)

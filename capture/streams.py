@@ -19,8 +19,9 @@ from .model import Model
 from .plan import BATCH, explain_memory
 from .prompts import PromptSet
 from .ranks import ALONE, Rank
-from .tokens import encode, is_special, stop_ids, template_for, token_texts
+from .tokens import encode, is_special, stop_ids, template_for, token_texts, up_to_unknown
 
+WHOLE = "own"  # the kind of a stream that is only made so that others may be cut from it
 OUTPUTS = "outputs/"  # how a continuation begins that is stored texts: outputs/PAIR/VARIANT/KEY
 
 
@@ -72,12 +73,14 @@ def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet
 
 
 def recipe_of(
-    source: Source, teller: Source, spec: StreamSpec, prompts: PromptSet, double_bos: bool, batch: int
+    sources: dict[str, Source], variant: str, spec: StreamSpec, prompts: PromptSet, double_bos: bool, batch: int
 ) -> dict[str, Any]:
-    """Everything that determines a stream's tokens; `key` is its hash.
+    """Everything that determines the tokens that `variant` reads under `spec`; `key` is its hash.
 
-    `source` reads the prompt, `teller` writes the continuation (after its own version of the prompt).
+    The continuation may be another model's, written after its own version of the prompt. Where the two models have
+    unequal numbers of embeddings, one that both read ends before the first token that either lacks: `common_vocab`.
     """
+    source, teller = sources[variant], teller_of(sources, variant, spec)
     own = template_for(spec.template, source.variant)
     recipe: dict[str, Any] = {
         "template": own,
@@ -92,17 +95,25 @@ def recipe_of(
         if spec.continuation.startswith(OUTPUTS):
             stored = {"outputs": spec.continuation.rpartition("/")[2], "model_sha256": teller.identity["sha256"]}
             recipe |= {"max_new_tokens": spec.max_new_tokens, "continuation": stored}
-            return {**recipe, "key": hash_json(recipe)}
-        recipe |= {
-            "max_new_tokens": spec.max_new_tokens,
-            "continuation": {
-                "model_sha256": teller.identity["sha256"],
-                "template": told,
-                "chat_template_sha256": teller.identity["chat_template_sha256"] if told == "chat" else None,
-                "batch": batch,
-            },
-        }
+        else:
+            recipe |= {
+                "max_new_tokens": spec.max_new_tokens,
+                "continuation": {
+                    "model_sha256": teller.identity["sha256"],
+                    "template": told,
+                    "chat_template_sha256": teller.identity["chat_template_sha256"] if told == "chat" else None,
+                    "batch": batch,
+                },
+            }
+    if common := _common_vocab(sources, spec):
+        recipe["common_vocab"] = common
     return {**recipe, "key": hash_json(recipe)}
+
+
+def _common_vocab(sources: dict[str, Source], spec: StreamSpec) -> int | None:
+    """Embeddings that both models of a pair have, where a continuation is read by both and one has more; else None."""
+    sizes = {source.vocab for source in sources.values()}
+    return min(sizes) if len(sizes) > 1 and spec.continuation not in ("own", "none") else None
 
 
 def ensure_stream(
@@ -123,7 +134,7 @@ def ensure_stream(
     """
     source = sources[variant]
     teller = teller_of(sources, variant, spec)
-    recipe = recipe_of(source, teller, spec, prompts, double_bos, batch)
+    recipe = recipe_of(sources, variant, spec, prompts, double_bos, batch)
     record = find_stream(layout, recipe["key"], spec.name)
     if record:
         shutil.rmtree(_parts(layout, recipe), ignore_errors=True)  # a kill may have come between the stream and this
@@ -139,13 +150,18 @@ def ensure_stream(
         told: list[Any] = [[] for _ in starts]
     elif spec.continuation.startswith(OUTPUTS):
         told = _stored(layout, teller, spec, prompts)
-    elif teller is source:
+    elif teller is source and "common_vocab" not in recipe:
         told = _tell(layout, teller, starts, spec, recipe, rank)
     else:
         native = StreamSpec(spec.name, spec.template, "own", spec.max_new_tokens)
+        if "common_vocab" in recipe:  # then it is another stream than the one made here, and has a name of its own
+            whole = recipe_of(sources, teller.variant, native, prompts, double_bos, batch)["key"]
+            native = replace(native, name=(find_stream(layout, whole, WHOLE) or {"kind": WHOLE})["kind"])
         name, _ = ensure_stream(layout, sources, teller.variant, native, prompts, double_bos, batch, rank)
         taught = read_stream(layout, name)
         told = [row[start:].tolist() for row, start in zip(taught.tokens, taught.starts, strict=True)]
+    if common := recipe.get("common_vocab"):
+        told = [up_to_unknown(row, common) for row in told]
     tokens = [np.asarray([*start, *more], dtype=np.int32) for start, more in zip(starts, told, strict=True)]
     flat = np.concatenate(tokens)
     stream = Stream(

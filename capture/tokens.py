@@ -1,6 +1,7 @@
 """From a prompt's text to token ids: templates, exactly one BOS, special and real tokens."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,11 @@ def real_token_mask(tokenizer: Any, vocab: int) -> np.ndarray:
     for index, name in enumerate(names):
         mask[index] = name is not None and not PLACEHOLDER.fullmatch(name)
     return mask
+
+
+def up_to_unknown(ids: Sequence[int], vocab: int) -> list[int]:
+    """The ids before the first one that a model of `vocab` embeddings lacks."""
+    return list(ids[: next((place for place, index in enumerate(ids) if index >= vocab), len(ids))])
 
 
 def token_texts(tokenizer: Any, ids: np.ndarray) -> list[str]:

@@ -62,12 +62,17 @@ class EventTable(TableJob):
             self.check()
 
     def finish(self) -> None:
-        """Find the events and write what there is to say of them; rows made with other windows give way."""
+        """Find the events whose two tokens are real to both models, and write what there is to say of them.
+
+        Rows made with other windows give way.
+        """
         found = connect(self.kit.layout, "first_diff").execute(
             "SELECT * FROM first_diff WHERE pair = ? AND stream = ? AND stream_pt = ? ORDER BY prompt",
             [self.pair, self.streams["it"], self.streams["pt"]],
         )
         events = found.df()
+        common = np.flatnonzero(self.kit.common_real(self.pair))  # a token that one of them lacks has no logit there
+        events = events[events["it_token"].isin(common) & events["pt_token"].isin(common)].reset_index(drop=True)
         drop_tables(self.kit.layout, self.name, self._same, keep=self.path)
         if len(events):
             self.measure(events)
@@ -156,12 +161,14 @@ class EventTable(TableJob):
         """
         from ..analyze.choice import choose
 
-        mask = np.logical_and(*(self.kit.arrays(names)[0]["real_token"] for names in self.names.values()))
+        mask = self.kit.common_real(self.pair)
         tokens = events[["it_token", "pt_token"]].to_numpy()
         found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in heads]
         for at, resid in pieces:
             for head, told in zip(heads, found, strict=True):
-                read = choose(self.kit.head(self.names[head]), resid, tokens[at], mask=mask, device=self.kit.device)
+                read = choose(
+                    self.kit.common_head(self.names[head]), resid, tokens[at], mask=mask, device=self.kit.device
+                )
                 told.append((at, *read))
         joined = [[np.concatenate(part) for part in zip(*told, strict=True)] for told in found]
         return [(logits[order], top1[order]) for at, logits, top1 in joined for order in [np.argsort(at)]]

@@ -94,17 +94,18 @@ class GraftTable(LensCondition):
 
         (mine, _), _ = self.sides(pt, it)
         head, after = self.kit.head(self.host), self.condition.window[0] + 1
-        real = {variant: self.kit.arrays(names)[0]["real_token"] for variant, names in self.models.items()}
+        real = self.kit.arrays(self.host)[0]["real_token"]
         own, changed, theirs = (part[:, after:] for part in (stored, resid, other))
-        by_host = partial(pair_lens, head, head, mask=real[self.condition.host], device=self.kit.device)
+        by_host = partial(pair_lens, head, head, mask=real, device=self.kit.device)
         before = mine.once(("cross", self.condition.host, self.lens), lambda: by_host(stored, other)["kl_pt_it"])
         cross = np.concatenate([before[:, :after], by_host(changed, theirs)["kl_pt_it"]], axis=1)
         found = {"cross_kl": cross, "cross_kl_host": before}
         if self.lens == "tuned":
             return found | dict.fromkeys(("js_host", "js_target"), np.full_like(cross, np.nan))
         host = np.concatenate([np.zeros_like(cross[:, :after]), by_host(changed, own)["js"]], axis=1)
-        far, both = self.kit.head(self.models[self.condition.other]), real["pt"] & real["it"]
-        target = pair_lens(head, far, changed, theirs, mask=both, device=self.kit.device)["js"]
+        near, far = (self.kit.common_head(self.models[who]) for who in (self.condition.host, self.condition.other))
+        both = self.kit.common_real(self.host[0])
+        target = pair_lens(near, far, changed, theirs, mask=both, device=self.kit.device)["js"]
         apart = pair_columns(self.kit, self.models, pt, it)["js"][:, :after]
         return found | {"js_host": host, "js_target": np.concatenate([apart, target], axis=1)}
 

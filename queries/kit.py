@@ -22,6 +22,7 @@ from ..store.errors import LakeError
 from ..store.foreign import foreign_captures
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
+from ..store.schema import VARIANTS
 from ..store.tables import stream_table
 from .feed import Rows
 
@@ -144,6 +145,20 @@ class Kit:
         """What the lake keeps of a model: arrays and attributes of head.zarr."""
         return self._arrays(*names[:2])
 
+    def common_real(self, pair: str) -> np.ndarray:
+        """Tokens that are real to both models of a pair (METHODS 1.4): bool [V], V the smaller of the two vocabularies."""
+
+        def compare() -> np.ndarray:
+            real = [self.arrays((pair, variant, ""))[0]["real_token"] for variant in VARIANTS]
+            size = min(map(len, real))
+            return real[0][:size] & real[1][:size]
+
+        return self.once(("common real tokens", pair), compare)
+
+    def common_head(self, names: Names) -> Head:
+        """A model's head with the ids of `common_real` alone, so that it compares with that of the pair's other model."""
+        return self.head(names).first(len(self.common_real(names[0])))
+
     def recipe(self, table: str, names: Names, head: bool = False, **more: Any) -> dict[str, Any]:
         """What determines a table of one capture, for its key and its metadata."""
         found = {**name_columns(names), "capture": self.capture(names).sha256, "version": VERSION[table], **more}
@@ -203,11 +218,11 @@ def pair_columns(kit: Kit, models: dict[str, Names], pt: Rows, it: Rows) -> dict
 
         at_pt, at_it = aligned(pt, it)
         return pair_lens(
-            kit.head(models["pt"]),
-            kit.head(models["it"]),
+            kit.common_head(models["pt"]),
+            kit.common_head(models["it"]),
             pt["resid"][at_pt],
             it["resid"][at_it],
-            mask=kit.arrays(models["pt"])[0]["real_token"] & kit.arrays(models["it"])[0]["real_token"],
+            mask=kit.common_real(models["pt"][0]),
             device=kit.device,
         )
 

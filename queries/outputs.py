@@ -22,7 +22,7 @@ from ..capture.model import Model
 from ..capture.plan import explain_memory
 from ..capture.prompts import Prompt
 from ..capture.steering import EditSpec, condition_text
-from ..capture.tokens import encode, real_token_mask, stop_ids, template_for
+from ..capture.tokens import encode, real_token_mask, stop_ids, template_for, up_to_unknown
 from ..store.errors import LakeError
 from ..store.outputs import Condition, Row, prompt_key
 from ..store.parquet import read_parquet
@@ -316,8 +316,9 @@ class Nats(ConditionJob):
         prompts = [self.asked.prompts[place] for place in missing]
         shas = [self.named[place][1] for place in missing]
         starts = self.encoded(self.reader, "native", [prompt.text for prompt in prompts])
-        replies = [_without_end(told[sha]) for sha in shas]
-        found = nats(self.hosts.model(self.reader), starts, replies, self.asked.batch, (), progress.advance)
+        model = self.hosts.model(self.reader)
+        replies = [up_to_unknown(_without_end(told[sha]), model.head.vocab) for sha in shas]
+        found = nats(model, starts, replies, self.asked.batch, (), progress.advance)
         self.condition.keep(
             self.kind,
             [

@@ -21,7 +21,7 @@ from actlake.store.layout import Layout
 from actlake.store.streams import Stream
 from actlake.store.writer import ShardWriter, Template, create_capture
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 SPECIAL = ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
 PAD, BOS, EOS, USER, ASSISTANT = range(5)
@@ -181,6 +181,20 @@ def make_pair(folder: Path, family: str = "llama", dtype: torch.dtype = torch.fl
     """A pair of random models that differ in everything but their shape."""
     found = {v: make_model(folder / v, family, seed, dtype, **sizes) for seed, v in enumerate(("pt", "it"))}
     return PairSpec(family, spec(found["pt"], family, "pt"), spec(found["it"], family, "it"), {})
+
+
+def add_token(folder: Path, token: str = "<|tool|>") -> Path:
+    """Give a saved model one more special token and one more row in its embedding and head."""
+    text = AutoTokenizer.from_pretrained(folder)
+    text.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(text), mean_resizing=False)
+    with torch.no_grad():
+        for rows in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            rows[-1] = 0.5 * torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(5))
+    model.save_pretrained(folder)
+    text.save_pretrained(folder)
+    return folder
 
 
 def prompt_set(texts: Any = TEXTS, name: str = "tiny") -> PromptSet:
