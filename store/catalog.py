@@ -140,7 +140,8 @@ class Catalog:
     def _find(self, kind: str, entries: Mapping[str, T], name: str) -> T:
         if name in entries:
             return entries[name]
-        raise LakeError(f"unknown {kind} {name!r}: {self.path} has {listed(entries)}{hint(name, entries)}")
+        where = self.path if _is_packaged(self.path) else f"{self.path} (with what comes with actlake)"
+        raise LakeError(f"unknown {kind} {name!r}: {where} has {listed(entries)}{hint(name, entries)}")
 
 
 def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
@@ -183,15 +184,19 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     """Read the catalog at `path`, else ./catalog.yaml, else the one that comes with actlake.
 
     Relative paths count from the catalog's folder; only lakes of the packaged catalog count from the working
-    folder. A section that a catalog leaves out altogether is that of the packaged one.
+    folder. Entries are merged with those of the packaged catalog, section by section; of two of one name the catalog's own
+    counts.
     """
     here = Path("catalog.yaml")
     file = Path(path) if path is not None else here if here.is_file() else PACKAGED
     found = _read(file)
-    if file.resolve() == PACKAGED.resolve():
-        return replace(_EMPTY, path=file, **found)
-    packaged = _read(PACKAGED) if len(found) < len(SECTIONS) else {}
-    return replace(_EMPTY, path=file, **(packaged | found))
+    packaged = {} if _is_packaged(file) else _read(PACKAGED)
+    mine_first = {section: {**found.get(section, {}), **packaged.get(section, {})} for section in SECTIONS}
+    return replace(_EMPTY, path=file, **{name: some | found.get(name, {}) for name, some in mine_first.items()})
+
+
+def _is_packaged(file: Path) -> bool:
+    return file.resolve() == PACKAGED.resolve()
 
 
 _EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {})
@@ -225,7 +230,7 @@ class _Reader(NodeReader):
         super().__init__(file)
         self.folder = file.absolute().parent
         # An installed package's own folder is no place for data.
-        self.lake_folder = Path.cwd() if file.resolve() == PACKAGED.resolve() else self.folder
+        self.lake_folder = Path.cwd() if _is_packaged(file) else self.folder
 
     def local(self, node: Node, what: str) -> Path:
         text = self.text(node, what)

@@ -86,16 +86,21 @@ def test_the_working_folder_comes_before_the_package_and_a_named_file_before_bot
     write(tmp_path, "lakes: {here: x}")
     assert load_catalog().path == Path("catalog.yaml")
     other = write(tmp_path, "lakes: {there: x}", "other.yaml")
-    assert list(load_catalog(other).lakes) == list(load_catalog(str(other)).lakes) == ["there"]
+    assert list(load_catalog(other).lakes) == list(load_catalog(str(other)).lakes) == ["there", "default"]
     assert list(load_catalog(module.PACKAGED).lakes) == ["default"]
 
 
-def test_a_section_that_is_left_out_is_the_packaged_one_and_one_that_is_there_replaces_it(tmp_path):
-    catalog = load_catalog(write(tmp_path, "pairs: {mine: {pt: {path: a}}}\nprofiles: {}\n"))
+def test_entries_are_added_to_the_packaged_ones_and_replace_those_of_their_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "pairs: {mine: {pt: {path: a}}, pocket: {it: {path: b}}}\nprofiles: {}\nstreams: {raw: {template: chat, continuation: none}}"
+    catalog = load_catalog(write(tmp_path, text))
     packaged = load_catalog(module.PACKAGED)
-    assert list(catalog.pairs) == ["mine"]
-    assert catalog.profiles == {}
-    assert (catalog.streams, catalog.prompts) == (packaged.streams, packaged.prompts)
+    assert list(catalog.pairs) == ["mine", "pocket", *list(packaged.pairs)[1:]]
+    assert catalog.pair("pocket").pt is None and catalog.pair("pocket").model("it").path == tmp_path / "b"  # not mixed
+    assert catalog.pair("qwen3_4b") == packaged.pair("qwen3_4b")
+    assert (catalog.profiles, catalog.prompts, catalog.lakes) == (packaged.profiles, packaged.prompts, packaged.lakes)
+    assert catalog.stream("raw") == StreamSpec("raw", "chat", "none", 0)
+    assert catalog.stream("native") == packaged.stream("native")
 
 
 def test_a_full_catalog_is_read_value_by_value(tmp_path):
@@ -129,10 +134,12 @@ lakes:
         {"late": (20, 34), "all": (0, 34)},
     )
     assert catalog.pair("a.B-1_c").model("it").hub == "org/name"
-    assert catalog.prompts == {"p": Path.home() / "p.jsonl", "q": Path("/q.csv")}
-    assert catalog.streams == {"s": StreamSpec("s", "chat", "none", 0), "t": StreamSpec("t", "raw", "pt", 64)}
-    assert catalog.profiles == {"all": ProfileSpec("all", ("attn_out", "attn_entropy"), "none", "float32", 256)}
-    assert catalog.lakes == {"near": str(tmp_path / "data/lake"), "far": "s3://bucket/lake", "1": "/abs"}
+    assert (catalog.prompt_path("p"), catalog.prompt_path("q")) == (Path.home() / "p.jsonl", Path("/q.csv"))
+    assert catalog.stream("s") == StreamSpec("s", "chat", "none", 0)
+    assert catalog.stream("t") == StreamSpec("t", "raw", "pt", 64)
+    assert catalog.profile("all") == ProfileSpec("all", ("attn_out", "attn_entropy"), "none", "float32", 256)
+    lakes = {name: catalog.lake(name) for name in ("near", "far", "1")}
+    assert lakes == {"near": str(tmp_path / "data/lake"), "far": "s3://bucket/lake", "1": "/abs"}
 
 
 def test_paths_count_from_the_folder_of_the_catalog_whatever_the_working_folder(tmp_path, monkeypatch):
@@ -159,9 +166,9 @@ def test_an_unknown_name_lists_what_is_known_and_what_is_close(tmp_path):
         with pytest.raises(LakeError) as caught:
             look(name)
         message = str(caught.value)
-        assert message.startswith(f"unknown {kind} {name!r}: {catalog.path} has ")
+        assert message.startswith(f"unknown {kind} {name!r}: {catalog.path} (with what comes with actlake) has ")
         assert message.endswith(f"; did you mean {close!r}?")
-    with pytest.raises(LakeError, match=r"has none$"):
+    with pytest.raises(LakeError, match=r"catalog.yaml \(with what comes with actlake\) has default$"):
         catalog.lake("x")
     with pytest.raises(LakeError, match=r"raw, native, teacher, reverse$"):
         catalog.stream("zzz")
