@@ -44,7 +44,7 @@ class Loop:
 
     def batches(self) -> list[Batch]:
         """The padded batches of the plan, made anew as the capture loop does."""
-        pad = pad_id(self.model.tokenizer)
+        pad = pad_id(self.model)
         return [Batch([self.stream.tokens[i] for i in indices], pad, self.model.device) for indices in self.plan]
 
     def run(self, batch: Batch) -> None:

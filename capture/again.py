@@ -32,7 +32,7 @@ def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
     boundaries = stored.array("boundary")[:].tolist()
     worst = dict.fromkeys(sizes, 0.0)
     for prompt in range(min(NOISE_PROMPTS, len(stream.starts))):
-        batch = Batch([stream.tokens[prompt]], pad_id(model.tokenizer), model.device)
+        batch = Batch([stream.tokens[prompt]], pad_id(model), model.device)
         for name, block in forward(model, batch, sizes, boundaries).items():
             worst[name] = max(worst[name], _worst(stored, stream, name, prompt, block))
     return {"prompts": NOISE_PROMPTS, "max_abs": worst}
@@ -130,7 +130,7 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
     worst = dict.fromkeys([*compared, *per_prompt], 0.0)
     with bar(f"reforward {model.name}", len(wanted), "prompts") as progress:
         for indices in (batch for batch in plan if wanted & set(batch)):
-            batch = Batch([stream.tokens[i] for i in indices], pad_id(model.tokenizer), model.device)
+            batch = Batch([stream.tokens[i] for i in indices], pad_id(model), model.device)
             ends = np.asarray([stream.starts[prompt] - 1 for prompt in indices])
             with watch(model, ends, per_prompt) as found:
                 arrays = forward(model, batch, sizes, manifest["boundaries"])

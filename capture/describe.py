@@ -10,7 +10,9 @@ from torch import nn
 from ..store.catalog import Catalog, ModelSpec, default_windows
 from ..store.errors import LakeError
 from .model import Model, attention_of, load_model, load_tokenizer
-from .tokens import SAMPLE, check_same_tokenizer, encode, real_token_mask, stop_ids
+from .stops import find_stops, stop_ids
+from .templates import PROBE, has_template
+from .tokens import check_same_tokenizer, encode, reading, real_token_mask
 
 # What the residual gets, by where norms stand around the MLP (METHODS 1.2).
 ADDED = {
@@ -59,6 +61,7 @@ def describe(model: Model) -> dict[str, Any]:
     """Everything that `model check` tells, JSON-ready; `errors` are those of the checks at load, relative."""
     text, head, parts, tokenizer = model.hf.config.get_text_config(), model.head, model.parts, model.tokenizer
     special = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    read = _prompts(model)
     return {
         "model": model.name,
         "class": type(model.hf).__name__,
@@ -86,10 +89,15 @@ def describe(model: Model) -> dict[str, Any]:
         "tied_embeddings": parts.unembed.weight is model.hf.get_input_embeddings().weight,
         "tokens": len(tokenizer),
         "real_tokens": int(real_token_mask(tokenizer, head.vocab).sum()),
-        "bos": _bos(tokenizer),
-        "chat_template": bool(tokenizer.chat_template),
+        "bos": {
+            "id": tokenizer.bos_token_id,
+            "token": tokenizer.bos_token,
+            **{template: one["bos"] for template, one in read.items() if "bos" in one},
+        },
+        "chat_template": has_template(tokenizer),
+        "prompts": read,
         "special_ids": special,
-        "stop_ids": stop_ids(tokenizer, model.hf.generation_config, chat=True),
+        "stop_ids": stop_ids(tokenizer, model.hf.generation_config, "error" not in read.get("chat", {"error": ""})),
         "errors": parts.errors,
     }
 
@@ -119,15 +127,35 @@ def _attention(text: Any, layers: int) -> dict[str, Any]:
     return found | ({"window": window} if "sliding_attention" in found else {})
 
 
-def _bos(tokenizer: Any) -> dict[str, Any]:
-    """The BOS token, and how often a raw and a chat prompt hold it, as captures encode them."""
+def _prompts(model: Model) -> dict[str, dict[str, Any]]:
+    """How a prompt is read under `raw` and `chat`: what a recipe says of it, how often it has a BOS, and for chat the token
+    that ends a turn; or the `error`, in one line."""
+    tokenizer, found = model.tokenizer, dict[str, dict[str, Any]]()
     bos = tokenizer.bos_token_id
-    counts = {
-        template: encode(tokenizer, SAMPLE, template).count(bos)
-        for template in ("raw", "chat")
-        if bos is not None and (template == "raw" or tokenizer.chat_template)
-    }
-    return {"id": bos, "token": tokenizer.bos_token, **counts}
+    for template in ("raw", "chat") if has_template(tokenizer) else ("raw",):
+        try:
+            ids = encode(tokenizer, PROBE, template)
+            found[template] = reading(tokenizer, template) | ({} if bos is None else {"bos": ids.count(bos)})
+            if template == "chat":
+                stops = find_stops(tokenizer, (), True)
+                found[template] |= {"turn_end": stops.turn, "note": stops.note("chat")}
+        except LakeError as error:
+            found[template] = {"error": str(error)}
+    return found
+
+
+def _chat(found: dict[str, Any]) -> str:
+    """The line on the chat template."""
+    if not found["chat_template"]:
+        return "no chat template: raw streams only"
+    read = found["prompts"]["chat"]
+    if "error" in read:
+        return f"raw streams only: {read['error']}"
+    parts = ["has a chat template"]
+    parts += ["content as a list of parts"] if read["content"] == "parts" else []
+    parts += [f"writes the date ({read['date']} unless --date says another)"] if "date" in read else []
+    parts += [read["note"].removeprefix("chat: ")] if read["note"] else []
+    return "; ".join(parts)
 
 
 def spans(numbers: list[int]) -> str:
@@ -172,7 +200,13 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("tokenizer", f"{found['tokens']:,} tokens, {found['real_tokens']:,} logits name a usable one"),
         ("BOS", f"{bos['token']} ({bos['id']}), {', '.join(begins)}" if bos["id"] is not None else "none"),
-        ("chat", "has a chat template" if found["chat_template"] else "no chat template: raw streams only"),
+        *[
+            (template, f"special tokens left out around a prompt: {', '.join(map(str, one['dropped']))}")
+            for template, one in found["prompts"].items()
+            if "dropped" in one
+        ],
+        *[("raw", one["error"]) for template, one in found["prompts"].items() if template == "raw" and "error" in one],
+        ("chat", _chat(found)),
         ("special", special + (f" and {more} more" if more > 0 else "")),
         ("stop ids", ", ".join(map(str, found["stop_ids"]))),
         (

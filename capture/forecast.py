@@ -18,7 +18,7 @@ from .pair import Options, sources_of
 from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .prompts import PromptSet
 from .streams import Source, check_prompts, recipe_of
-from .tokens import encode, template_for
+from .tokens import template_for
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _stream(
     if layout and record:
         return read_stream(layout, record["name"]), True
     template = template_for(spec.template, variant)
-    starts = [encode(source.tokenizer, prompt.text, template, options.double_bos) for prompt in prompts.prompts]
+    starts = source.encode(spec, prompts, template, options.double_bos)
     check_prompts(starts, prompts, spec, source)
     more = 0 if spec.continuation == "none" else spec.max_new_tokens
     rows = [np.zeros(len(start) + more, dtype=np.int32) for start in starts]

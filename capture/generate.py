@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..store.files import write_atomic
 from ..store.records import read_batch
@@ -93,30 +94,41 @@ def decode(
 ) -> list[list[int]]:
     """One batch of greedy continuations, each up to and including its first stop token.
 
-    Padded on the left, as decoding needs, with the mask from which generate derives positions.
+    Padded on the left, as decoding needs, with the mask from which generate derives positions. Nothing but `stops` and the
+    budget ends or bends it: settings of the model's own generation config do not count.
     """
     ids, mask, pad = _padded(model, prompts)
-    out = model.hf.generate(
-        input_ids=ids,
-        attention_mask=mask,
+    config = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        repetition_penalty=1.0,
+        use_cache=True,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stops) or None,
         pad_token_id=pad,
-        use_cache=True,
-        logits_processor=LogitsProcessorList([] if real is None else [_Real(real, model.head_device)]),
     )
+    with _without_settings(model.hf):
+        out = model.hf.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([] if real is None else [_Real(real, model.head_device)]),
+        )
     return [_until_stop(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+
+
+@contextmanager
+def _without_settings(hf: Any) -> Iterator[None]:
+    """A module whose own generation config is an empty one: generate fills the gaps of a given config from the module's."""
+    before, hf.generation_config = hf.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        hf.generation_config = before
 
 
 def _padded(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
     """Token ids and mask [batch, width] on the model's device, and the padding token."""
-    width, pad = max(map(len, prompts)), pad_id(model.tokenizer)
+    width, pad = max(map(len, prompts)), pad_id(model)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -141,7 +153,7 @@ def nats(
     found, lengths = np.zeros(len(prompts)), [len(a) + len(b) for a, b in zip(prompts, replies, strict=True)]
     for indices in batch_plan(lengths, batch):
         rows = [np.asarray([*prompts[i], *replies[i]], np.int64) for i in indices]
-        given = Batch(rows, pad_id(model.tokenizer), model.device)
+        given = Batch(rows, pad_id(model), model.device)
         with edited(model, edits):
             out = model.hf(
                 input_ids=given.ids, attention_mask=given.mask, position_ids=given.positions, use_cache=False

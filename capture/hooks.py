@@ -228,9 +228,8 @@ def whole(batch: Batch, buffers: dict[str, Tensor]) -> list[Part]:
     return parts
 
 
-def pad_id(tokenizer: Any) -> int:
-    """A valid id to fill padding with; masked and to the right, so that it can reach no real token."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
+def pad_id(model: Model) -> int:
+    """An id with an embedding to fill padding with; masked and beside the text, so that it can reach no real token."""
+    tokenizer, rows = model.tokenizer, model.hf.get_input_embeddings().weight.shape[0]
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return next((int(one) for one in candidates if one is not None and 0 <= one < rows), 0)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..analyze.device import AUTO, pick
 from ..analyze.head import Head
@@ -24,7 +24,9 @@ from ..store.progress import ERRORS
 from ..store.urls import scrubbed
 from ..store.weights import read_weights, weights_folder
 from .gguf import DTYPE, gguf_path, loading, read_once
+from .stops import declared
 from .structure import Structure, device_of_input, discover, norm_parameters
+from .templates import template_elsewhere
 from .tokens import real_token_mask, tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -139,8 +141,11 @@ def load_config(spec: ModelSpec) -> Any:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer of a model, nothing else."""
-    return _load(AutoTokenizer, spec, "load its tokenizer")
+    """The tokenizer of a model with its chat template, which may lie in a file of its own; nothing else."""
+    tokenizer = _load(AutoTokenizer, spec, "load its tokenizer")
+    if not tokenizer.chat_template and not spec.gguf_file:
+        tokenizer.chat_template = template_elsewhere(spec, source(spec))
+    return tokenizer
 
 
 def _load(auto: Any, spec: ModelSpec, what: str) -> Any:
@@ -197,6 +202,7 @@ def load_hf(
     device = "cpu" if device_map else pick(device)
     where = source(spec)
     kind: dict[str, Any] = {"config": load_config(spec), "use_safetensors": True}
+    stops = list(declared(spec, where, kind["config"])) or None  # all of a generation config that counts
     if spec.gguf_file:
         kind, dtype = {"config": kind["config"], **loading(spec)}, DTYPE if dtype == "auto" else dtype
     if not ERRORS.is_terminal:
@@ -212,6 +218,7 @@ def load_hf(
             # None: sdpa, or eager in a class that has no sdpa (soft caps, sinks); `attention_of` says which it was.
             attn_implementation=None if attention == "sdpa" else attention,
             device_map=device_map,
+            generation_config=GenerationConfig(eos_token_id=stops),
             **{**kind, **options},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line

@@ -14,10 +14,12 @@ from ..store.models import check_same_model, has_model, read_model
 from ..store.streams import stream_records
 from .keep import check_weights_fit, here_or_stored, keep_weights, weights_to_copy
 from .model import Model, check_device_map, identify, load_config, load_model, load_tokenizer
+from .model import source as model_folder
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
 from .ranks import ALONE, Rank
 from .run import Result, capture, find_sealed
+from .stops import declared
 from .streams import Source, ensure_stream, recipe_of
 from .tokens import check_same_tokenizer
 
@@ -64,7 +66,7 @@ def find_prompts(catalog: Catalog, layout: Layout | None, name: str, limit: int 
         return read_prompts(catalog.prompts[name], name, limit)
     if imported and imported.is_file():
         return read_prompts(imported, name, limit)
-    if Path(name).suffix in (".jsonl", ".csv"):
+    if Path(name).suffix.lower() in (".jsonl", ".csv") or Path(name).is_file():
         return read_prompts(name, None, limit)
     return read_prompts(catalog.prompt_path(name), name, limit)
 
@@ -189,7 +191,8 @@ def _one(
 def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
     tokenizer = load_tokenizer(spec)
     identity = identify(spec, options.dtype, tokenizer)  # explains a config that can't be read
-    config = load_config(spec).get_text_config()
+    whole = load_config(spec)
+    config = whole.get_text_config()
     return Source(
         variant=spec.variant,
         identity=identity,
@@ -197,4 +200,6 @@ def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
         max_positions=getattr(config, "max_position_embeddings", None),
         vocab=config.vocab_size,
         load=lambda: loader(spec),
+        declared=declared(spec, model_folder(spec), whole),
+        name=spec.name,
     )

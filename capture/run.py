@@ -209,7 +209,7 @@ def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> 
 
 def _rate(model: Model, stream: Stream, plan: list[list[int]]) -> float:
     """Tokens/s of a small forward, to tell the expected time (it also warms the model up)."""
-    batch = Batch([stream.tokens[i] for i in plan[0][:4]], pad_id(model.tokenizer), model.device)
+    batch = Batch([stream.tokens[i] for i in plan[0][:4]], pad_id(model), model.device)
     for _ in range(2):
         started = time.perf_counter()
         forward(model, batch, {}, ())
@@ -257,7 +257,7 @@ def fill(
 
         ahead: deque[tuple[list[int], Sink]] = deque()
         for indices in needed:
-            batch = Batch([stream.tokens[i] for i in indices], pad_id(model.tokenizer), model.device)
+            batch = Batch([stream.tokens[i] for i in indices], pad_id(model), model.device)
             ends = np.asarray([stream.starts[prompt] - 1 for prompt in indices])
             with watch(model, ends, template.per_prompt) as found:
                 sink = read(model, batch, template.sizes, template.boundaries, rows.parts(indices))

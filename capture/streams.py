@@ -12,14 +12,15 @@ from ..store.errors import LakeError
 from ..store.files import hash_json
 from ..store.layout import Layout
 from ..store.outputs import find_condition, prompt_key, read_condition, read_texts
-from ..store.progress import bar
+from ..store.progress import bar, remark
 from ..store.streams import Stream, find_stream, read_stream, write_stream
 from .generate import greedy
 from .model import Model
 from .plan import BATCH, explain_memory
 from .prompts import PromptSet
 from .ranks import ALONE, Rank
-from .tokens import encode, is_special, stop_ids, template_for, token_texts, up_to_unknown
+from .stops import Stops, find_stops
+from .tokens import encode_all, is_special, notes, reading, template_for, token_texts, up_to_unknown
 
 WHOLE = "own"  # the kind of a stream that is only made so that others may be cut from it
 OUTPUTS = "outputs/"  # how a continuation begins that is stored texts: outputs/PAIR/VARIANT/KEY
@@ -27,7 +28,10 @@ OUTPUTS = "outputs/"  # how a continuation begins that is stored texts: outputs/
 
 @dataclass(frozen=True)
 class Source:
-    """One model of a pair as streams need it: cheap facts at once, the weights only when something must be generated."""
+    """One model of a pair as streams need it: cheap facts at once, the weights only when something must be generated.
+
+    `declared` are the stop ids of its files.
+    """
 
     variant: str
     identity: dict[str, Any]
@@ -35,6 +39,24 @@ class Source:
     max_positions: int | None
     vocab: int
     load: Callable[[], Model]
+    declared: tuple[int, ...]
+    name: str
+
+    def stops(self, chat: bool) -> Stops:
+        """What ends a continuation that this model writes."""
+        return find_stops(self.tokenizer, self.declared, chat)
+
+    def encode(self, spec: StreamSpec, prompts: PromptSet, template: str, double_bos: bool = False) -> list[list[int]]:
+        """Token ids of every prompt under a template, as `spec` has its date and its control tokens."""
+        return encode_all(
+            self.tokenizer,
+            [prompt.text for prompt in prompts.prompts],
+            template,
+            double_bos,
+            spec.date,
+            spec.control_tokens,
+            [f"prompt {prompt.id!r} of set {prompts.name}" for prompt in prompts.prompts],
+        )
 
 
 def teller_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
@@ -52,7 +74,9 @@ def steered(layout: Layout, pair: str, variant: str, key: str) -> StreamSpec:
     folder = find_condition(layout, pair, variant, key)
     recipe = read_condition(folder)
     template = "native" if recipe["template"] == template_for("native", variant) else recipe["template"]
-    return StreamSpec("steered", template, f"{OUTPUTS}{pair}/{variant}/{folder.name}", recipe["max_new_tokens"])
+    told = f"{OUTPUTS}{pair}/{variant}/{folder.name}"
+    control = recipe.get("control_tokens") == "allowed"
+    return StreamSpec("steered", template, told, recipe["max_new_tokens"], recipe.get("date"), control)
 
 
 def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
@@ -61,8 +85,7 @@ def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet
     folder, template = layout.outputs(pair, variant) / key, template_for(spec.template, variant)
     known = {row["prompt_sha"]: row["token_id"] for row in read_texts(folder)}
     told = []
-    for prompt in prompts.prompts:
-        ids = encode(teller.tokenizer, prompt.text, template)
+    for prompt, ids in zip(prompts.prompts, teller.encode(spec, prompts, template), strict=True):
         if (sha := prompt_key(ids)) not in known:
             raise LakeError(
                 f"{folder}: has no text for prompt {prompt.id!r} of set {prompts.name} as it is now; `actlake generate` with"
@@ -89,6 +112,7 @@ def recipe_of(
         "tokenizer_sha256": source.identity["tokenizer_sha256"],
         "chat_template_sha256": source.identity["chat_template_sha256"] if own == "chat" else None,
         "max_new_tokens": 0,
+        **reading(source.tokenizer, own, double_bos, spec.date, spec.control_tokens),
     }
     if spec.continuation != "none":
         told = template_for(spec.template, teller.variant)
@@ -103,6 +127,7 @@ def recipe_of(
                     "template": told,
                     "chat_template_sha256": teller.identity["chat_template_sha256"] if told == "chat" else None,
                     "batch": batch,
+                    **teller.stops(told == "chat").recipe(told == "chat"),
                 },
             }
     if common := _common_vocab(sources, spec):
@@ -144,8 +169,10 @@ def ensure_stream(
         stored = read_stream(layout, record["name"])
         renamed = replace(stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name})
         return write_stream(layout, renamed), True
-    starts = [encode(source.tokenizer, prompt.text, recipe["template"], double_bos) for prompt in prompts.prompts]
+    starts = source.encode(spec, prompts, recipe["template"], double_bos)
     check_prompts(starts, prompts, spec, source)
+    for line in notes(source.name, source.tokenizer, recipe):
+        remark(line)
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
     elif spec.continuation.startswith(OUTPUTS):
@@ -153,7 +180,7 @@ def ensure_stream(
     elif teller is source and "common_vocab" not in recipe:
         told = _tell(layout, teller, starts, spec, recipe, rank)
     else:
-        native = StreamSpec(spec.name, spec.template, "own", spec.max_new_tokens)
+        native = replace(spec, continuation="own")
         if "common_vocab" in recipe:  # then it is another stream than the one made here, and has a name of its own
             whole = recipe_of(sources, teller.variant, native, prompts, double_bos, batch)["key"]
             native = replace(native, name=(find_stream(layout, whole, WHOLE) or {"kind": WHOLE})["kind"])
@@ -205,9 +232,10 @@ def check_prompts(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec,
 def _tell(
     layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any], rank: Rank
 ) -> list[list[int]]:
+    stops, size = teller.stops(recipe["template"] == "chat"), recipe["continuation"]["batch"]
+    if line := stops.note(teller.name):
+        remark(line)
     model = teller.load()
-    stops = stop_ids(model.tokenizer, model.hf.generation_config, recipe["template"] == "chat")
-    size = recipe["continuation"]["batch"]
     with (
         bar(f"generate {model.name}", len(starts), "prompts") as progress,
         explain_memory(f"{model.name} writes", size),
@@ -216,7 +244,7 @@ def _tell(
             model,
             starts,
             spec.max_new_tokens,
-            stops,
+            stops.ids,
             _parts(layout, recipe),
             size,
             progress.advance,

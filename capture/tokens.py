@@ -8,9 +8,12 @@ import numpy as np
 
 from ..store.errors import LakeError
 from ..store.files import hash_json
+from .templates import DATE, PROBE, frame_of, has_template, owner, presence, render, turn, uses_date, written_by
 
 # Ids that exist in the logits but name no token (METHODS 1.4).
 PLACEHOLDER = re.compile(r"<unused\d+>|<\|reserved_special_token_\d+\|>")
+# What a control token is written with and ordinary words are not.
+MARKER = re.compile(r"[<>\[\]{}|｜＜＞#@$=/\\]")
 SAMPLE = "The quick brown fox, 12 + 7 = 19?\n\n- Naïve café\n\tdef f(x): return x"
 
 
@@ -21,43 +24,184 @@ def template_for(template: str, variant: str) -> str:
     return template
 
 
-def encode(tokenizer: Any, text: str, template: str, double_bos: bool = False) -> list[int]:
-    """Token ids of one prompt under `raw` or `chat`, with BOS exactly once.
+def encode(
+    tokenizer: Any, text: str, template: str, double_bos: bool = False, date: str | None = None, control: bool = False
+) -> list[int]:
+    """Token ids of one prompt; see `encode_all`."""
+    return encode_all(tokenizer, [text], template, double_bos, date, control)[0]
 
-    `double_bos` renders the chat template to a string and tokenizes it with special tokens again, as most collectors of
-    the seed did (METHODS 1.3). Raises LakeError when `chat` is asked of a tokenizer without a chat template.
+
+def encode_all(
+    tokenizer: Any,
+    texts: Sequence[str],
+    template: str,
+    double_bos: bool = False,
+    date: str | None = None,
+    control: bool = False,
+    names: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """Token ids of prompts under `raw` or `chat`, with BOS exactly once and nothing after the text.
+
+    Special tokens that a tokenizer puts behind a text are left out (`dropped` says which). `double_bos` renders the chat
+    template to a string and tokenizes it with special tokens again, as most collectors of the PT/IT study did (METHODS
+    1.3); `date` is the day that templates are told (None: templates.DATE). `names` stand for the prompts in messages.
+
+    Raises LakeError for `chat` without a chat template, for a template that fails or does not write a prompt's text, for a
+    text without tokens, with a control token (unless `control`) or one that the tokenizer has no token for, and for two
+    different texts that give the same tokens.
     """
+    names = names or [f"prompt {text[:40]!r}" for text in texts]
+    marks, bos = control_texts(tokenizer), tokenizer.bos_token_id
+    for name, text in zip(names, texts, strict=True):
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        _check_text(tokenizer, name, text, ids)
+        held = [index for index in ids if index in marks]
+        if control:  # but for a BOS that would not be the only one
+            held = [bos] if bos in marks and bos in ids[template == "raw" :] else []
+        if held:
+            raise LakeError(
+                f"{name}: its text holds the control token {marks[held[0]]!r} ({held[0]}); take it out of the text"
+                + (": BOS stands once, at the beginning" if control else ", or allow such tokens with --control-tokens")
+            )
     if template == "raw":
-        return list(tokenizer(text)["input_ids"])
-    if not tokenizer.chat_template:
-        raise LakeError("template 'chat': this model's tokenizer has no chat template; use a raw stream for it")
-    turn = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, enable_thinking=False)
-    ids = list(tokenizer(rendered, add_special_tokens=double_bos)["input_ids"])
+        return _told_apart(names, texts, [_once(tokenizer, text, text, True)[0] for text in texts])
+    frame = frame_of(tokenizer, date)
+    renderings = render(tokenizer, [[turn("user", text, frame.form)] for text in texts], date=date)
+    found = []
+    for name, text, rendering in zip(names, texts, renderings, strict=True):
+        if rendering.error:
+            raise LakeError(f"{name}: the chat template of {owner(tokenizer)} fails: {rendering.error}")
+        if lost := presence(frame, text, rendering.text):
+            raise LakeError(f"{name}: the chat template of {owner(tokenizer)} does not write its text: {lost}")
+        found.append(_once(tokenizer, text, rendering.text, double_bos, chat=True)[0])
+    return _told_apart(names, texts, found)
+
+
+def form_of(tokenizer: Any) -> str:
+    """How the chat template takes a message's content: as a `string` or as a list of `parts`."""
+    return frame_of(tokenizer).form
+
+
+def dropped(tokenizer: Any, template: str, double_bos: bool = False, date: str | None = None) -> list[int]:
+    """Special tokens that the tokenizer or the template puts around a prompt and `encode_all` leaves out: all behind the text,
+    and a BOS that follows another."""
+    if template == "raw":
+        return _once(tokenizer, PROBE, PROBE, True)[1]
+    frame = frame_of(tokenizer, date)
+    rendering = render(tokenizer, [[turn("user", PROBE, frame.form)]], date=date)[0]
+    return _once(tokenizer, PROBE, rendering.text, double_bos, chat=True)[1]
+
+
+def reading(
+    tokenizer: Any, template: str, double_bos: bool = False, date: str | None = None, control: bool = False
+) -> dict[str, Any]:
+    """What a recipe says of how prompts are read, beside the template: `content` (the form of a message's content, for chat),
+    and where it applies `date`, `dropped` and `control_tokens`.
+    """
+    found: dict[str, Any] = {"content": frame_of(tokenizer, date).form} if template == "chat" else {}
+    if template == "chat" and uses_date(tokenizer):
+        found["date"] = date or DATE
+    if left := dropped(tokenizer, template, double_bos, date):
+        found["dropped"] = left
+    return found | ({"control_tokens": "allowed"} if control else {})
+
+
+def notes(name: str, tokenizer: Any, recipe: dict[str, Any]) -> list[str]:
+    """Lines for people on what `reading` says in a recipe and nobody would expect."""
+    found = []
+    if "date" in recipe:
+        found.append(
+            f"{name}: its chat template writes the date; it is told {recipe['date']} (--date sets another day)"
+        )
+    if "dropped" in recipe:
+        texts = ", ".join(f"{tokenizer.convert_ids_to_tokens(index)!r} ({index})" for index in recipe["dropped"])
+        found.append(f"{name}: its tokenizer puts {texts} around prompts; left out, so that the text goes on")
+    if recipe.get("content") == "parts":
+        found.append(f"{name}: its chat template takes a prompt's text as a list of parts only; given as such")
+    return found
+
+
+def _once(tokenizer: Any, text: str, whole: str, special: bool, chat: bool = False) -> tuple[list[int], list[int]]:
+    """Token ids of a text with what the tokenizer puts before it (when `special`), BOS once; and the ids that were left out."""
     bos = tokenizer.bos_token_id
+    inner = list(tokenizer(whole, add_special_tokens=False)["input_ids"])
+    before: list[int] = []
+    left: list[int] = []
+    if special:
+        outer = list(tokenizer(whole)["input_ids"])
+        at = next((i for i in range(len(outer) - len(inner) + 1) if outer[i : i + len(inner)] == inner), None)
+        if at is None:
+            raise LakeError(
+                f"{owner(tokenizer)}: cuts {text[:40]!r} otherwise with its special tokens than without them"
+            )
+        before, left = outer[:at], outer[at + len(inner) :]
     # A template without BOS on a tokenizer that adds one would lose it.
-    if bos is not None and not double_bos and bos not in ids and bos in tokenizer("")["input_ids"]:
-        ids.insert(0, bos)
-    return ids
+    elif chat and bos is not None and (bos not in inner or (bos == tokenizer.eos_token_id and inner[0] != bos)):
+        before = [bos] if bos in tokenizer("")["input_ids"] else []
+    ids = before + inner
+    most = 2 if special and chat else 1  # double BOS is asked for
+    while bos is not None and len(ids) > most and ids[: most + 1] == [bos] * (most + 1):
+        ids, left = ids[1:], [bos, *left]
+    return ids, left
 
 
-def stop_ids(tokenizer: Any, generation_config: Any, chat: bool) -> list[int]:
-    """Ids that end a turn: EOS, the generation config's, and whatever the chat template closes an assistant turn with."""
-    found = generation_config.eos_token_id if generation_config is not None else None
-    ids = set(found if isinstance(found, list) else [found]) | {tokenizer.eos_token_id}
-    if chat and tokenizer.chat_template:
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "actlake"}]
-        closing = tokenizer.apply_chat_template(turns, tokenize=False).rsplit("actlake", 1)[-1]
-        after = tokenizer(closing, add_special_tokens=False)["input_ids"]
-        special = set(tokenizer.all_special_ids)
-        if after and after[0] in special:
-            ids.add(after[0])
-    return sorted(i for i in ids if i is not None)
+def _check_text(tokenizer: Any, name: str, text: str, ids: list[int]) -> None:
+    """Raise LakeError for a prompt without tokens, or with something that the tokenizer has no token for."""
+    if not text.strip():
+        raise LakeError(f"{name}: is blank, expected text")
+    if not ids:
+        raise LakeError(f"{name}: the tokenizer of {owner(tokenizer)} gives no token for {text[:40]!r}")
+    if tokenizer.unk_token_id in ids and tokenizer.unk_token not in text:
+        raise LakeError(
+            f"{name}: the tokenizer of {owner(tokenizer)} has no token for a part of its text ({tokenizer.unk_token} stands in"
+            " its place); leave that out or write it otherwise"
+        )
+
+
+def _told_apart(names: Sequence[str], texts: Sequence[str], found: list[list[int]]) -> list[list[int]]:
+    """The ids themselves; LakeError where two different texts have the same."""
+    seen: dict[tuple[int, ...], int] = {}
+    for place, ids in enumerate(found):
+        first = seen.setdefault(tuple(ids), place)
+        if texts[first] != texts[place]:
+            raise LakeError(
+                f"{names[first]} and {names[place]}: different texts with the same tokens (template and tokenizer drop what"
+                " tells them apart, white space at an end say); leave one out"
+            )
+    return found
+
+
+def control_ids(tokenizer: Any) -> set[int]:
+    """Ids that stand for no text: special tokens, and added ones that look like markers and that the chat template writes.
+
+    Added tokens that are neither (runs of blanks, words) are text.
+    """
+    found = set(tokenizer.all_special_ids)
+    maybe = {}
+    for index, token in tokenizer.added_tokens_decoder.items():
+        if token.special:
+            found.add(index)
+        elif _marker(token.content):
+            maybe[index] = token.content
+    if maybe and has_template(tokenizer):
+        written = written_by(tokenizer)
+        found |= {index for index, content in maybe.items() if content in written}
+    return found
+
+
+def control_texts(tokenizer: Any) -> dict[int, str]:
+    """Control tokens that no ordinary text holds, by id: a special token such as '!' (some pad with it) is none of them."""
+    named = {index: str(tokenizer.convert_ids_to_tokens(index)) for index in control_ids(tokenizer)}
+    return {index: text for index, text in named.items() if _marker(text)}
+
+
+def _marker(text: str) -> bool:
+    return len(text.strip()) > 2 and bool(MARKER.search(text))
 
 
 def is_special(tokenizer: Any, ids: np.ndarray) -> np.ndarray:
-    """True where a token id is one of the tokenizer's special tokens; same shape as `ids`."""
-    return np.isin(ids, np.asarray(tokenizer.all_special_ids, dtype=np.int64))
+    """True where a token id is a control token (`control_ids`); same shape as `ids`."""
+    return np.isin(ids, np.asarray(sorted(control_ids(tokenizer)), dtype=np.int64))
 
 
 def real_token_mask(tokenizer: Any, vocab: int) -> np.ndarray:
@@ -94,9 +238,8 @@ def running_texts(tokenizer: Any, vocab: int) -> list[str]:
 
 def is_text(tokenizer: Any, vocab: int) -> np.ndarray:
     """bool [vocab]: False for ids that stand for no text, such as special tokens and chat markers."""
-    marked = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     found = real_token_mask(tokenizer, vocab)
-    found[[index for index in marked | set(tokenizer.all_special_ids) if index < vocab]] = False
+    found[[index for index in control_ids(tokenizer) if index < vocab]] = False
     return found
 
 

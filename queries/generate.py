@@ -15,7 +15,7 @@ from ..store.tables import same_prompts
 from .hosts import Steering, hosts, prompts_of, steering
 from .kit import Kit, Scope
 from .outputs import BATCH, Asked, Texts
-from .scores import budget_of
+from .scores import budget_of, recipe_in
 from .sweep import run
 from .sweeps import Setting, settings
 
@@ -61,8 +61,12 @@ def plan(
     which: str | None = None,
     max_new_tokens: int | None = None,
     batch: int = BATCH,
+    date: str | None = None,
+    control_tokens: bool = False,
 ) -> Plan:
     """Settings, or sweeps by name, over a prompt set (else that of the pair's native captures, picked by `which`).
+
+    `date` and `control_tokens` None or False where prompts are those of captures: as these were made.
 
     LakeError for a sweep, edit or direction that is unknown, and where captures are needed that are not there.
     """
@@ -75,13 +79,23 @@ def plan(
         steer.before(setting.edits)  # a wrong direction is told of first
     chosen = prompts or prompts_of(kit, scope)
     budget = max_new_tokens or budget_of(kit, scope)
+    read = {} if prompts else recipe_in(kit, scope)
     jobs = [
         (
             setting,
             Texts(
                 kit,
                 Asked(
-                    pair, setting.variant, setting.edits, setting.template, budget, chosen.prompts, chosen.name, batch
+                    pair,
+                    setting.variant,
+                    setting.edits,
+                    setting.template,
+                    budget,
+                    chosen.prompts,
+                    chosen.name,
+                    batch,
+                    date or read.get("date"),
+                    control_tokens or "control_tokens" in read,
                 ),
                 steer,
             ),

@@ -9,11 +9,12 @@ import numpy as np
 
 from ..analyze import directions as kernels
 from ..capture.edits import Edit
-from ..capture.model import Model, identify, load_config, load_model, load_tokenizer
+from ..capture.model import Model, identify, load_config, load_model, load_tokenizer, source
 from ..capture.pair import find_prompts
 from ..capture.prompts import PromptSet
 from ..capture.replay import find_weights
 from ..capture.steering import SEEDED, EditSpec, build
+from ..capture.stops import Stops, declared, find_stops
 from ..capture.suffix import Donor, load_donor
 from ..store.directions import read_directions
 from ..store.errors import LakeError
@@ -67,6 +68,15 @@ class Hosts:
     def tokenizer(self, variant: str) -> Any:
         """A model's tokenizer."""
         return self._kit.once(("tokenizer", self._pair, variant), lambda: load_tokenizer(self._spec(variant)))
+
+    def stops(self, variant: str, chat: bool) -> Stops:
+        """What ends a model's continuations, after a chat prompt or raw text."""
+
+        def find() -> Stops:
+            spec = self._spec(variant)
+            return find_stops(self.tokenizer(variant), declared(spec, source(spec), load_config(spec)), chat)
+
+        return self._kit.once(("stops", self._pair, variant, chat), find)
 
     def check(self, variant: str) -> None:
         """LakeError unless the weights are here and those that the lake's captures were made from."""

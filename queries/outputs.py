@@ -22,11 +22,11 @@ from ..capture.model import Model
 from ..capture.plan import explain_memory
 from ..capture.prompts import Prompt
 from ..capture.steering import EditSpec, condition_text
-from ..capture.tokens import encode, real_token_mask, stop_ids, template_for, up_to_unknown
+from ..capture.tokens import encode_all, notes, reading, real_token_mask, template_for, up_to_unknown
 from ..store.errors import LakeError
 from ..store.outputs import Condition, Row, prompt_key
 from ..store.parquet import read_parquet
-from ..store.progress import Bar, bar
+from ..store.progress import Bar, bar, remark
 from ..store.schema import CHOICES, LIKELY, OUTPUTS, VARIANTS
 from ..store.version import __version__
 from .hosts import Hosts, Steering, edits_of, hosts
@@ -40,7 +40,10 @@ GRAFTS = ("graft", "random_graft")
 
 @dataclass(frozen=True)
 class Asked:
-    """Who writes what: the model, its edits, the template, the budget, the prompts, and how many a batch."""
+    """Who writes what: the model, its edits, the template, the budget, the prompts, and how many a batch.
+
+    `date` is the day that chat templates are told it is, `control_tokens` lets prompts hold some (store.catalog.StreamSpec).
+    """
 
     pair: str
     variant: str
@@ -50,6 +53,8 @@ class Asked:
     prompts: tuple[Prompt, ...]
     set_name: str
     batch: int = BATCH
+    date: str | None = None
+    control_tokens: bool = False
 
 
 class ConditionJob(Job):
@@ -69,18 +74,25 @@ class ConditionJob(Job):
     @cached_property
     def ids(self) -> list[list[int]]:
         """Token ids of each prompt as the model reads it."""
-        return self.encoded(self.asked.variant, self.asked.template, [prompt.text for prompt in self.asked.prompts])
+        return self.encoded(self.asked.variant, self.asked.template, self.asked.prompts)
 
     @cached_property
     def named(self) -> list[tuple[str, str]]:
         """(id, hash of its tokens) of each prompt."""
         return [(prompt.id, prompt_key(ids)) for prompt, ids in zip(self.asked.prompts, self.ids, strict=True)]
 
-    def encoded(self, variant: str, template: str, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts under a template; encoded once for all conditions."""
-        key = ("ids", self.asked.pair, variant, template_for(template, variant), tuple(texts))
+    def encoded(
+        self, variant: str, template: str, prompts: Sequence[Prompt], texts: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts (or of texts that stand for them) under a template; encoded once for all conditions."""
+        date, control = self.asked.date, self.asked.control_tokens
+        template, texts = template_for(template, variant), tuple(texts or [prompt.text for prompt in prompts])
+        names = [f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in prompts]
         tokenizer = self.hosts.tokenizer(variant)
-        return self.kit.once(key, lambda: [encode(tokenizer, text, key[3]) for text in texts])
+        return self.kit.once(
+            ("ids", self.asked.pair, variant, template, date, control, texts),
+            lambda: encode_all(tokenizer, texts, template, False, date, control, names),
+        )
 
     def missing(self) -> list[int]:
         """Places of the prompts that nothing is known of yet; equal prompts once."""
@@ -170,6 +182,8 @@ def recipe_of(kit: Kit, asked: Asked, steer: Steering) -> dict[str, Any]:
     }
     if template == "chat":
         found["chat_template"] = record["chat_template_sha256"]
+    found |= reading(host.tokenizer(asked.variant), template, False, asked.date, asked.control_tokens)
+    found |= host.stops(asked.variant, template == "chat").recipe(template == "chat")
     if any(edit.kind in GRAFTS for edit in asked.edits):
         found["donor"] = host.record(OTHER[asked.variant])["sha256"]
     if directions := steer.key(asked.edits):
@@ -206,7 +220,11 @@ class Texts(ConditionJob):
         """Generate."""
         model, edits, budget = self.model(), self.attached(), self.asked.max_new_tokens
         ids = [self.ids[place] for place in missing]
-        stops = stop_ids(model.tokenizer, model.hf.generation_config, self.recipe["template"] == "chat")
+        stops = self.recipe["stops"]
+        found = self.hosts.stops(self.asked.variant, self.recipe["template"] == "chat")
+        for line in [*notes(model.name, model.tokenizer, self.recipe), found.note(model.name)]:
+            if line:
+                remark(line)
 
         def still(indices: Sequence[int]) -> Sequence[int]:
             known = self.condition.parts(self.kind)  # another process may have told some
@@ -257,21 +275,21 @@ class Choices(ConditionJob):
     def ids(self) -> list[list[int]]:
         """The prompts with their choices lettered."""
         texts = [lettered(fields_of(prompt)) for prompt in self.asked.prompts]
-        return self.encoded(self.asked.variant, self.asked.template, texts)
+        return self.encoded(self.asked.variant, self.asked.template, self.asked.prompts, texts)
 
     def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Generate three tokens, and score every choice."""
         model, edits = self.model(), self.attached()
         chosen = [self.asked.prompts[place] for place in missing]
         ids = [self.ids[place] for place in missing]
-        stops, said = stop_ids(model.tokenizer, model.hf.generation_config, False), dict[int, str]()
+        stops, said = self.recipe["stops"], dict[int, str]()
         for indices, told in decoded(model, ids, FORCED_TOKENS, stops, self.asked.batch, edits, self.real()):
             said |= {
                 index: model.tokenizer.decode(tokens, skip_special_tokens=True)
                 for index, tokens in zip(indices, told, strict=True)
             }
             progress.advance(len(indices))
-        plain = self.encoded(self.asked.variant, self.asked.template, [prompt.text for prompt in chosen])
+        plain = self.encoded(self.asked.variant, self.asked.template, chosen)
         flat = [(index, choice) for index, prompt in enumerate(chosen) for choice in prompt.fields["choices"]]
         tails = [model.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"] for _, choice in flat]
         unlikely = nats(model, [plain[index] for index, _ in flat], tails, self.asked.batch, edits)
@@ -315,7 +333,7 @@ class Nats(ConditionJob):
         told = {row["prompt_sha"]: row for row in self.texts.rows()}
         prompts = [self.asked.prompts[place] for place in missing]
         shas = [self.named[place][1] for place in missing]
-        starts = self.encoded(self.reader, "native", [prompt.text for prompt in prompts])
+        starts = self.encoded(self.reader, "native", prompts)
         model = self.hosts.model(self.reader)
         replies = [up_to_unknown(_without_end(told[sha]), model.head.vocab) for sha in shas]
         found = nats(model, starts, replies, self.asked.batch, (), progress.advance)

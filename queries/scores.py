@@ -43,11 +43,19 @@ class Scores(TableJob):
         host, steer, prompts = hosts(kit, scope.pair), steering(kit, scope), prompts_of(kit, scope)
         self.pair, self.sweep = scope.pair, sweep
         self.settings, self.prompts = settings(sweep, host.shape()), prompts.prompts
-        budget = budget_of(kit, scope)
+        budget, recipe = budget_of(kit, scope), recipe_in(kit, scope)
+        as_read: dict[str, Any] = {"date": recipe.get("date"), "control_tokens": "control_tokens" in recipe}
 
         def asked(setting: Setting) -> Asked:
             return Asked(
-                scope.pair, setting.variant, setting.edits, setting.template, budget, prompts.prompts, prompts.name
+                scope.pair,
+                setting.variant,
+                setting.edits,
+                setting.template,
+                budget,
+                prompts.prompts,
+                prompts.name,
+                **as_read,
             )
 
         wanted = [asked(setting) for setting in self.settings]
@@ -149,8 +157,13 @@ class Scores(TableJob):
 
 def budget_of(kit: Kit, scope: Scope) -> int:
     """New tokens a text may have: as many as the continuations of the captures in scope."""
+    return int(recipe_in(kit, scope)["max_new_tokens"])
+
+
+def recipe_in(kit: Kit, scope: Scope) -> dict[str, Any]:
+    """The recipe of the stream that the IT model of the scope read."""
     record: dict[str, Any] = next(r for r in stream_records(kit.layout) if r["name"] == scope.streams["it"])
-    return int(record["recipe"]["max_new_tokens"])
+    return dict(record["recipe"])
 
 
 def scope_of(kit: Kit, pair: str, prompts: str | None = None) -> Scope:

@@ -3,9 +3,11 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date as calendar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from yaml.nodes import Node, SequenceNode
 
@@ -19,6 +21,7 @@ PACKAGED = Path(__file__).parent.parent / "catalog.yaml"
 SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes")
 INTAKE = ("sources", "metadata")  # sections that intake reads, not actlake
 TEMPLATES = ("raw", "chat", "native")
+CONTROL_TOKENS = ("refuse", "allow")
 CONTINUATIONS = ("none", "own", "pt", "it")
 SITES = ("resid", "mlp_out", "attn_out", "attn_entropy")
 LOGITS = ("auto", "topk", "full", "none")
@@ -66,12 +69,17 @@ class PairSpec:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """A recipe for token sequences: how prompts are wrapped, and whose greedy tokens follow them."""
+    """A recipe for token sequences: how prompts are wrapped, and whose greedy tokens follow them.
+
+    `date` is the day that chat templates are told it is (None: the default's); `control_tokens` lets prompts hold some.
+    """
 
     name: str
     template: str
     continuation: str
     max_new_tokens: int
+    date: str | None = None
+    control_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,14 @@ class Catalog:
             return entries[name]
         where = self.path if _is_packaged(self.path) else f"{self.path} (with what comes with actlake)"
         raise LakeError(f"unknown {kind} {name!r}: {where} has {listed(entries)}{hint(name, entries)}")
+
+
+def check_date(date: str) -> str:
+    """The date itself; LakeError unless it is one of the form 2025-01-31."""
+    with suppress(ValueError):  # 2025-02-30
+        if re.fullmatch(r"[12]\d{3}-\d\d-\d\d", date):
+            return calendar.fromisoformat(date).isoformat()
+    raise LakeError(f"date {date!r}: expected a day as 2025-01-31")
 
 
 def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
@@ -277,16 +293,29 @@ class _Reader(NodeReader):
     def stream(self, name: str, node: Node) -> StreamSpec:
         what = f"stream {name}"
         required = ("template", "continuation")
-        entry = self.mapping(node, what, (*required, "max_new_tokens"), required)
+        entry = self.mapping(node, what, (*required, "max_new_tokens", "date", "control_tokens"), required)
         template = self.choice(entry["template"], f"{what}, template", TEMPLATES)
         continuation = self.choice(entry["continuation"], f"{what}, continuation", CONTINUATIONS)
+        reading: dict[str, Any] = {}
+        if "date" in entry:
+            reading["date"] = self.date(entry["date"], f"{what}, date")
+        if "control_tokens" in entry:
+            allowed = self.choice(entry["control_tokens"], f"{what}, control_tokens", CONTROL_TOKENS)
+            reading["control_tokens"] = allowed == "allow"
         if continuation == "none":
             if "max_new_tokens" in entry:
                 raise self.error(entry["max_new_tokens"], f"{what}: no continuation, no new tokens; leave it out")
-            return StreamSpec(name, template, continuation, 0)
+            return StreamSpec(name, template, continuation, 0, **reading)
         count = entry.get("max_new_tokens")
         tokens = NEW_TOKENS if count is None else self.whole(count, f"{what}, max_new_tokens", 1)
-        return StreamSpec(name, template, continuation, tokens)
+        return StreamSpec(name, template, continuation, tokens, **reading)
+
+    def date(self, node: Node, what: str) -> str:
+        text = self.text(node, what)
+        try:
+            return check_date(text)
+        except LakeError as error:
+            raise self.error(node, f"{what}: {error}") from None
 
     def profile(self, name: str, node: Node) -> ProfileSpec:
         what = f"profile {name}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,12 @@ class Terminal(Console):
 
 
 ERRORS = Terminal(stderr=True)
+
+
+@cache
+def remark(line: str) -> None:
+    """Print a line on standard error, once a process."""
+    ERRORS.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):

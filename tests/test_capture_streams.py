@@ -10,7 +10,8 @@ import tiny
 import torch
 from actlake.capture.model import load_tokenizer
 from actlake.capture.pair import Options, capture_pair
-from actlake.capture.tokens import encode, is_special, real_token_mask, stop_ids, tokenizer_hash
+from actlake.capture.stops import stop_ids
+from actlake.capture.tokens import encode, is_special, real_token_mask, tokenizer_hash
 from actlake.store.captures import Capture, find_capture
 from actlake.store.catalog import StreamSpec
 from actlake.store.errors import LakeError
