@@ -1,15 +1,12 @@
 """Which tokens end a greedy continuation: what a model's files declare, and what closes a turn of its chat template."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from transformers.utils import cached_file
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.files import parse_json
-from .templates import has_template, owner, render, turn
+from .templates import has_template, model_file, owner, render, turn
 from .tokens import control_ids, form_of
 
 REPLY, NEXT = "Actlake Reply 7", "Actlake Next 8"
@@ -46,20 +43,8 @@ def declared(spec: ModelSpec, where: str, config: Any) -> tuple[int, ...]:
 
     LakeError for a file that is no JSON, and for ids that are none.
     """
-    if spec.gguf_file:
-        file = None
-    elif spec.path is not None:
-        file = spec.path / "generation_config.json"
-    else:
-        found = cached_file(
-            where,
-            "generation_config.json",
-            revision=spec.revision or "main",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        file = Path(found) if found else None
-    if file is None or not file.is_file():
+    file = None if spec.gguf_file else model_file(spec, where, "generation_config.json")
+    if file is None:
         held = getattr(config, "eos_token_id", None)
         if held is None:
             held = getattr(config.get_text_config(), "eos_token_id", None)

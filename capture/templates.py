@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
 from ..store.catalog import ModelSpec, check_date
 from ..store.errors import LakeError
 from ..store.files import parse_json
@@ -193,30 +191,35 @@ def difference(text: str, rendered: str) -> str:
     return f"from character {low + 1} on {text[low : low + 20]!r} became {rendered[at : at + 20]!r}"
 
 
+def model_file(spec: ModelSpec, where: str, name: str) -> Path | None:
+    """A small file of a model, from its folder or the hub (`where`); None when it has no such file."""
+    if spec.path is not None:
+        file = spec.path / name
+        return file if file.is_file() else None
+    from transformers.utils import cached_file  # slow to import, and readers of a lake come through this module
+
+    found = cached_file(
+        where,
+        name,
+        revision=spec.revision or "main",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found) if found else None
+
+
 def template_elsewhere(spec: ModelSpec, where: str) -> Any:
     """A chat template from the files that Hugging Face's tokenizers overlook; None when there is none.
 
     LakeError for such a file that can't be read.
     """
     for name in ELSEWHERE:
-        if spec.path is not None:
-            file = spec.path / name
-            if not file.is_file():
-                continue
-        else:
-            found = cached_file(
-                where,
-                name,
-                revision=spec.revision or "main",
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-            if found is None:
-                continue
-            file = Path(found)
+        file = model_file(spec, where, name)
+        if file is None:
+            continue
         try:
             held = parse_json(file.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise LakeError(f"model {spec.name}: {file}: can't be read as JSON ({error})") from None
         template = held.get("chat_template") if isinstance(held, dict) else None
         if isinstance(template, list) and all(isinstance(one, dict) for one in template):
