@@ -128,6 +128,8 @@ def recipe_of(
                     "chat_template_sha256": teller.identity["chat_template_sha256"] if told == "chat" else None,
                     "batch": batch,
                     **teller.stops(told == "chat").recipe(told == "chat"),
+                    **reading(teller.tokenizer, told, double_bos, spec.date, spec.control_tokens),
+                    **({"double_bos": True} if double_bos and told == "chat" else {}),
                 },
             }
     if common := _common_vocab(sources, spec):

@@ -9,9 +9,8 @@ import tiny
 from actlake.capture import templates
 from actlake.capture.describe import describe, lines
 from actlake.capture.model import load_model, load_tokenizer
-from actlake.capture.pair import Options
 from actlake.capture.stops import find_stops
-from actlake.capture.templates import DATE, PROBE, frame_of, presence, render, turn
+from actlake.capture.templates import DATE, frame_of, presence, render, turn
 from actlake.capture.tokens import control_ids, encode, encode_all, is_special, is_text, reading
 from actlake.store.captures import Capture, find_capture
 from actlake.store.catalog import PairSpec, StreamSpec
@@ -470,5 +469,17 @@ def test_streams_of_other_days_are_other_streams(tmp_path, llama):
     assert bare.date is None
 
 
-def test_the_probe_is_no_template_word():
-    assert all(PROBE not in template for template in SHAPES.values()) and Options().double_bos is False
+def test_a_teachers_day_is_part_of_what_it_says(tmp_path, llama):
+    """The base model reads raw text, but the words that it is given depend on the day that the other model is told."""
+    folder = tmp_path / "it"
+    shutil.copytree(llama.it.path, folder)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ strftime_now('%d %b') }}" + tiny.CHAT[15:])
+    pair = PairSpec("llama", llama.pt, tiny.spec(folder, "llama", "it"), {})
+    keys = set()
+    for number, (day, double) in enumerate(((None, False), ("2031-12-05", False), (None, True), (DATE, False))):
+        spec = StreamSpec("teacher", "native", "it", 2, day)
+        layout = tiny.capture(tmp_path / f"lake{number}", pair, spec, double_bos=double)
+        recipe = read_stream(layout, Capture(find_capture(layout, "llama/pt", "teacher")).manifest["stream"]).recipe
+        assert "date" not in recipe and recipe["continuation"]["date"] == (day or DATE)
+        keys.add(recipe["key"])
+    assert len(keys) == 3
