@@ -26,7 +26,7 @@ import torch
 from actlake.analyze.head import Head
 from actlake.analyze.lens import lens, pair_lens
 from actlake.analyze.steer import random_like
-from actlake.capture.model import source
+from actlake.capture.configs import source
 from actlake.capture.plan import batch_plan
 from actlake.capture.structure import branches, stacks
 from actlake.queries.answer import answer_all

@@ -9,7 +9,9 @@ from torch import nn
 
 from ..store.catalog import Catalog, ModelSpec, default_windows
 from ..store.errors import LakeError
-from .model import Model, attention_of, load_model, load_tokenizer
+from .configs import load_tokenizer
+from .loading import attention_of
+from .model import Model, load_model
 from .stops import find_stops, stop_ids
 from .templates import PROBE, has_template
 from .tokens import check_same_tokenizer, encode, reading, real_token_mask
@@ -69,6 +71,8 @@ def describe(model: Model) -> dict[str, Any]:
         "dtype": model.record["dtype"],
         "sha256": model.record["sha256"],
         "quantized_from": model.record.get("quantized_from"),
+        "quantized": model.record.get("quantized"),
+        "notes": list(model.notes),
         "blocks": model.n_layers,
         "d_model": head.d_model,
         "vocab": head.vocab,

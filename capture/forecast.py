@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from ..store.catalog import PairSpec, ProfileSpec, StreamSpec, resolve_boundaries
-from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.streams import Stream, find_stream, read_stream
 from ..store.writer import Template
-from .model import DTYPES, device_of, load_config
+from .configs import DTYPES, config_for, explained, load_config, model_class
+from .loading import device_of
 from .pair import Options, sources_of
 from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .prompts import PromptSet
@@ -88,12 +87,14 @@ def forecast(
 
 def shape_of(pair: PairSpec, variant: str, dtype: str) -> Shape:
     """The shape of a model, built without memory (on torch's meta device)."""
-    config = load_config(pair.model(variant))
+    spec = pair.model(variant)
+    config = load_config(spec)
+    kind = model_class(spec, config)
     try:
         with torch.device("meta"):
-            hf: Any = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-    except ValueError as error:
-        raise LakeError(f"model {pair.name}/{variant}: {str(error).splitlines()[0]}") from error
+            hf: Any = kind._from_config(config_for(kind, config), dtype=DTYPES[dtype])
+    except Exception as error:  # whatever a class raises about its config is a message about that
+        raise explained(spec, "build it from its config", error) from error
     unembed = hf.get_output_embeddings().weight
     weights = sum(p.numel() * p.element_size() for p in hf.parameters())
     text = config.get_text_config()

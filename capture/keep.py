@@ -13,7 +13,8 @@ from ..store.files import human_bytes
 from ..store.layout import Layout
 from ..store.progress import ERRORS, bar
 from ..store.weights import bytes_to_copy, check_room, read_weights, write_weights
-from .model import source, stored_weights
+from .configs import source
+from .model import stored_weights
 
 # What belongs to a checkpoint: weights, configs, tokenizer files, licences. Other formats of the same weights do not.
 SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".md")

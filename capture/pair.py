@@ -12,9 +12,11 @@ from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model, has_model, read_model
 from ..store.streams import stream_records
+from .configs import load_config, load_tokenizer
+from .configs import source as model_folder
 from .keep import check_weights_fit, here_or_stored, keep_weights, weights_to_copy
-from .model import Model, check_device_map, identify, load_config, load_model, load_tokenizer
-from .model import source as model_folder
+from .loading import check_device_map
+from .model import Model, context_of, identify, load_model
 from .plan import BATCH, check_sites
 from .prompts import PromptSet, read_prompts
 from .ranks import ALONE, Rank
@@ -191,15 +193,14 @@ def _one(
 def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
     tokenizer = load_tokenizer(spec)
     identity = identify(spec, options.dtype, tokenizer)  # explains a config that can't be read
-    whole = load_config(spec)
-    config = whole.get_text_config()
+    config = load_config(spec)
     return Source(
         variant=spec.variant,
         identity=identity,
         tokenizer=tokenizer,
-        max_positions=getattr(config, "max_position_embeddings", None),
-        vocab=config.vocab_size,
+        max_positions=context_of(config),
+        vocab=config.get_text_config().vocab_size,
         load=lambda: loader(spec),
-        declared=declared(spec, model_folder(spec), whole),
+        declared=declared(spec, model_folder(spec), config),
         name=spec.name,
     )

@@ -22,7 +22,8 @@ from ..store.weights import weights_folder
 from .edits import Edit, Slots, States, edited
 from .hooks import Batch
 from .keep import check_here
-from .model import Model, attention_of, stored_weights
+from .loading import attention_of
+from .model import Model, stored_weights
 from .plan import batch_plan
 from .read import forward
 from .suffix import Donor, entering, load_donor, load_suffix, starting

@@ -28,7 +28,8 @@ from ..store.writer import ShardWriter, Template, create_capture, missing_shards
 from .again import NOISE, noise_floor, rows_of_noise, seal_with_noise
 from .attention import watch
 from .hooks import Batch, Sink, pad_id
-from .model import Model, attention_of, head_arrays
+from .loading import attention_of
+from .model import Model, head_arrays
 from .plan import BATCH, WINDOW, Estimate, batch_plan, capture_sizes, check_disk, estimate, explain_memory, stored_ratio
 from .ranks import ALONE, Rank
 from .read import forward, read

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
+from .configs import load_config, load_tokenizer, model_class
 from .hooks import at_boundary, forward_as
-from .model import Model, load_config, load_hf, load_tokenizer
+from .loading import load_hf
+from .model import Model
 from .structure import PROBE_TOKENS, Structure, branches, discover, first_tensor, stacks
 
 
@@ -35,7 +36,8 @@ def load_suffix(
     LakeError for a block that the model doesn't have, and as in `load_model`.
     """
     check_layers(spec.name, load_config(spec), (first,))
-    hf = load_hf(spec, _cut_class(spec, lambda whole: _keep_late(whole, first)), device, dtype, attention)
+    kind = _cut_class(spec, lambda whole: _keep_late(whole, first))
+    hf, _ = load_hf(spec, device, dtype, attention, kind=kind)
     width = hf.config.get_text_config().hidden_size
     state = torch.randn(1, PROBE_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(device, hf.dtype)
     with at_boundary(list(_stack(hf)), first, first, lambda _: state):
@@ -46,7 +48,8 @@ def load_suffix(
 def load_donor(spec: ModelSpec, layers: Sequence[int], device: str = "cpu", dtype: str = "auto") -> Donor:
     """The MLP modules of some blocks of a checkpoint, without the rest of it; LakeError as in `load_suffix`."""
     check_layers(spec.name, load_config(spec), layers)
-    hf = load_hf(spec, _cut_class(spec, lambda whole: _keep_mlps(whole, layers)), device, dtype, "eager")
+    kind = _cut_class(spec, lambda whole: _keep_mlps(whole, layers))
+    hf, _ = load_hf(spec, device, dtype, "eager", kind=kind)
     blocks = _stack(hf)
     return Donor(spec.name, {layer: next(blocks[layer].children()) for layer in layers})
 
@@ -88,8 +91,7 @@ def _cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
 
     Hugging Face builds modules without memory before it reads weights, and renames, merges and ties what it reads.
     """
-    with torch.device("meta"):
-        kind: Any = type(AutoModelForCausalLM.from_config(load_config(spec)))
+    kind: Any = model_class(spec, load_config(spec))
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, config, *args, **kwargs)

@@ -190,7 +190,7 @@ class EventTable(TableJob):
 
     def check(self) -> None:
         """What can be known before anything runs."""
-        from ..capture.model import load_config
+        from ..capture.configs import load_config
         from ..capture.replay import borrowed, find_weights
 
         prompts = {}

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..analyze import directions as kernels
+from ..capture.configs import load_config, load_tokenizer, source
 from ..capture.edits import Edit
-from ..capture.model import Model, identify, load_config, load_model, load_tokenizer, source
+from ..capture.model import Model, identify, load_model
 from ..capture.pair import find_prompts
 from ..capture.prompts import PromptSet
 from ..capture.replay import find_weights

@@ -69,7 +69,7 @@ class Patching(TableJob):
         super().__init__(kit.layout, "patching", recipe)
         self.before = (contrast, own)
         if not self.path.exists():
-            from ..capture.model import load_config
+            from ..capture.configs import load_config
             from ..capture.replay import find_weights
 
             load_config(find_weights(kit.layout, f"{scope.pair}/pt", kit.catalog))

@@ -56,7 +56,7 @@ def pair_vocab(kit: Kit, scope: Scope) -> Vocab:
 
 
 def _tokenizer(kit: Kit, model: str, sha256: str) -> Any:
-    from ..capture.model import load_tokenizer
+    from ..capture.configs import load_tokenizer
     from ..capture.replay import find_weights
 
     found = load_tokenizer(find_weights(kit.layout, model, kit.catalog))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.capture.model import load_tokenizer
+from actlake.capture.configs import load_tokenizer
 from actlake.capture.pair import Options, capture_pair
 from actlake.capture.stops import stop_ids
 from actlake.capture.tokens import encode, is_special, real_token_mask, tokenizer_hash

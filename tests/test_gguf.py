@@ -120,9 +120,9 @@ def test_commands_take_a_gguf_file(tmp_path, folder, monkeypatch, capsys):
     ("spoil", "says"),
     [
         (lambda file: file.unlink(), "tiny.gguf: no such file"),
-        (lambda file: file.write_bytes(b"12345678 rubbish"), "can't load its tokenizer: "),
-        (lambda file: file.write_bytes(b""), "can't load its tokenizer: "),
-        (lambda file: file.write_bytes(file.read_bytes()[:3000]), "can't load its tokenizer: "),
+        (lambda file: file.write_bytes(b"12345678 rubbish"), "no GGUF file, but something that begins with"),
+        (lambda file: file.write_bytes(b""), "tiny.gguf: no GGUF file, but empty"),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), "its header ends too early"),
         (lambda file: file.write_bytes(file.read_bytes()[:-3000]), "tiny/it: can't "),
     ],
     ids=["absent", "rubbish", "empty", "cut-in-metadata", "cut-in-weights"],

@@ -223,7 +223,8 @@ def test_a_hub_model_is_known_by_its_name(tmp_path, pair, monkeypatch, links):
 
     monkeypatch.setattr(os, "link", across)
     with monkeypatch.context() as patch:
-        patch.setattr("actlake.capture.model.source", lambda spec: str(spec.path or folder))
+        for module in ("configs", "loading"):
+            patch.setattr(f"actlake.capture.{module}.source", lambda spec: str(spec.path or folder))
         layout = kept(tmp_path / "lake", PairSpec("llama", None, hub, {}), tiny.BARE)
         sha256 = identify(hub)["sha256"]
     shards = [file for file in read_weights(layout, "llama", "it")["files"] if file.endswith(".safetensors")]
