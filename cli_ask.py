@@ -269,8 +269,18 @@ def table_add(
 
 
 def _about(asked: "list[Query]") -> None:
+    from .queries.registry import pitfall_link
+
     for query in asked:
-        out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {query.source}\n")
+        out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {escape(query.source)}")
+        if query.pitfalls:
+            out.print("known pitfalls:")
+        for name in query.pitfalls:
+            out.print(f"  {name}: {pitfall_link(name)}", highlight=False, soft_wrap=True)
+        out.print()
+    out.print(
+        "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall.", soft_wrap=True
+    )
 
 
 def _published(asked: "list[Query]", pairs: list[str], as_json: bool) -> None:

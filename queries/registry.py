@@ -14,7 +14,20 @@ from ..store.errors import LakeError
 
 FOLDER = Path(__file__).parent
 LINE = re.compile(r"--\s*(?:(\w+):\s*)?(.*)")
-KEYS = {"id", "title", "needs", "stream", "bootstrap", "contrast", "tokens", "plot", "says", "about", "source"}
+KEYS = {
+    "id",
+    "title",
+    "needs",
+    "stream",
+    "bootstrap",
+    "contrast",
+    "tokens",
+    "plot",
+    "says",
+    "about",
+    "pitfalls",
+    "source",
+}
 NEED = re.compile(r"(\w+)(?:\((\w+)\))?(\??)")
 
 
@@ -57,6 +70,7 @@ class Query:
     source: str
     sql: str
     sha256: str = ""  # of the file's text
+    pitfalls: tuple[str, ...] = ()  # names of docs/METHODS.md, section 21
 
 
 def parse(text: str, where: str) -> Query:
@@ -92,6 +106,7 @@ def parse(text: str, where: str) -> Query:
         plot=_plot(header.get("plot", ""), where),
         says=header.get("says", ""),
         about=header.get("about", ""),
+        pitfalls=tuple(name.strip() for name in header.get("pitfalls", "").split(",") if name.strip()),
         source=header["source"],
         sql="\n".join(lines[end:]).strip(),
         sha256=hashlib.sha256(text.encode()).hexdigest(),
@@ -142,6 +157,11 @@ def _order(query: Query) -> tuple[bool, bool, str, int, str]:
     """L1 to L9, then 0A to 0J, then the experiments by number: a row comes after those that it builds on."""
     letters, digits = re.match(r"(\D*)(\d*)", query.id).groups()  # type: ignore[union-attr]
     return letters != "L", letters != "", letters or query.id, int(digits or 0), query.id
+
+
+def pitfall_link(name: str) -> str:
+    """Where a known pitfall is described, as a path in actlake's repository."""
+    return f"docs/METHODS.md#pitfall-{re.sub(r'[^a-z0-9-]', '', name.lower().replace(' ', '-'))}"
 
 
 def find(name: str) -> Query:

@@ -1,0 +1,103 @@
+"""docs/METHODS.md against what cites it: every section, anchor and known pitfall that code, headers and pages name is there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from actlake.cli import app
+from actlake.queries.registry import pitfall_link, queries
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/METHODS.md").read_text(encoding="utf-8")
+HEADINGS = re.findall(r"^#{2,3} (.+)$", PAGE, re.MULTILINE)
+SECTIONS = {number.rstrip("."): text for number, text in (heading.split(" ", 1) for heading in HEADINGS)}
+PITFALLS = {
+    name: re.sub(r"\s+", " ", text).strip()
+    for name, text in re.findall(r"^### Pitfall: (.+)\n((?:(?!^#).*\n?)*)", PAGE, re.MULTILINE)
+}
+CITED = re.compile(
+    r"METHODS (\d+(?:\.\d+)?(?: \([^)]*\)|, row \w+)?(?:(?:, | and | to )\d+(?:\.\d+)?(?: \([^)]*\))?)*)"
+)
+KINDS = ("*.py", "*.sql", "*.md", "*.yaml", "*.j2", "*.csv")
+
+
+def texts() -> dict[str, str]:
+    """Every text file of the repository but the page and this test, as running text without comment signs."""
+    try:
+        names = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "--", *KINDS],
+            check=True, capture_output=True, text=True,
+        ).stdout.splitlines()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):  # an unpacked archive
+        names = [str(path.relative_to(ROOT)) for kind in KINDS for path in ROOT.rglob(kind)]
+        names = [name for name in names if not name.startswith((".", "build/", "shared/"))]
+    skipped = {"docs/METHODS.md", "tests/test_methods.py"}
+    kept = [name for name in names if name not in skipped and (ROOT / name).exists()]
+    return {name: re.sub(r"\s*\n\s*(?:--|#(?!#))?\s*", " ", (ROOT / name).read_text(encoding="utf-8")) for name in kept}
+
+
+def anchor(heading: str) -> str:
+    """The anchor that a heading gets on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def rows_of(name: str) -> set[str]:
+    match = re.search(r"Rows: ([\w, ]+)\.$", PITFALLS[name])
+    assert match, f"the pitfall {name} does not end with its rows"
+    return set(match[1].split(", "))
+
+
+def section(number: str) -> str:
+    """The text of a section, with its subsections."""
+    start = PAGE.index(f" {number}. ") if "." not in number else PAGE.index(f"### {number} ")
+    end = re.search(r"\n## " if "." not in number else r"\n#{2,3} ", PAGE[start:])
+    return PAGE[start : start + end.start()] if end else PAGE[start:]
+
+
+def test_every_section_that_is_cited_is_there() -> None:
+    found = 0
+    for name, text in texts().items():
+        for citation in CITED.findall(text):
+            for number, inside in re.findall(r"(\d+(?:\.\d+)?)(?: \(([^)]*)\)|, row \w+)?", citation):
+                found += 1
+                assert number in SECTIONS, f"{name} cites METHODS {number}"
+                for row in re.findall(r"\b(?:L\d|\d[A-J]|exp\d+\w*|A\da?)\b", inside):
+                    assert row in section(number), f"{name} cites METHODS {number} ({row})"
+    assert found > 150
+
+
+def test_the_page_holds_the_anchors_that_are_linked() -> None:
+    anchors = {anchor(heading) for heading in HEADINGS}
+    linked = re.findall(r"\]\(#([^)]+)\)", PAGE)
+    linked += [link for text in texts().values() for link in re.findall(r"METHODS\.md#([\w-]+)(?![\w{-])", text)]
+    assert len(linked) > 20
+    assert set(linked) <= anchors
+
+
+def test_there_are_22_pitfalls_each_with_a_short_name_a_text_and_rows() -> None:
+    assert len(PITFALLS) == 22
+    for name, text in PITFALLS.items():
+        assert 2 <= len(name.split()) <= 4, name
+        assert len(text) > 80
+        assert rows_of(name) <= queries().keys(), name
+        assert pitfall_link(name) == f"docs/METHODS.md#{anchor(f'Pitfall: {name}')}"
+
+
+@pytest.mark.parametrize("row", ["L1", "exp14", "0J"])
+def test_about_ends_with_the_pitfalls_and_where_they_are_described(row: str) -> None:
+    result = CliRunner().invoke(app, ["run", row, "--about"])
+    assert result.exit_code == 0
+    *_, source, pitfalls = re.split(r"^(?:source|known pitfalls): ?", result.output, flags=re.MULTILINE)
+    query = queries()[row]
+    if not query.pitfalls:
+        assert "known pitfalls:" not in result.output
+        return
+    assert "METHODS" in source
+    for name in query.pitfalls:
+        assert f"  {name}: docs/METHODS.md#pitfall-{anchor(name)}\n" in pitfalls
+    assert pitfalls.rstrip().endswith(
+        "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall."
+    )
