@@ -5,10 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
 from actlake.cli import app
 from actlake.queries.registry import pitfall_link, queries
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/METHODS.md").read_text(encoding="utf-8")
