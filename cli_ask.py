@@ -13,10 +13,12 @@ from .cli_options import (
     CAPTURE,
     CatalogOption,
     DeviceOption,
+    DryRunOption,
     GenerateOption,
     JsonOption,
     LakeOption,
     PairsOption,
+    ProbesOption,
     PromptsOption,
     SchedulerOption,
     client_of,
@@ -34,9 +36,10 @@ from .store.layout import Layout, writing
 
 if TYPE_CHECKING:
     from .queries.answer import Answer
+    from .queries.asking import Asking
     from .queries.registry import Query
-    from .queries.results import Results
 
+PUBLISHED = 12  # published figures that are shown below an answer
 questions = typer.Typer()
 table_app = typer.Typer(help="Tables from elsewhere.", no_args_is_help=True)
 questions.add_typer(table_app, name="table")
@@ -66,6 +69,8 @@ def run(
     device: DeviceOption = "auto",
     scheduler: SchedulerOption = None,
     generate: GenerateOption = True,
+    probes: ProbesOption = True,
+    dry_run: DryRunOption = False,
     lock: Annotated[
         Path | None,
         typer.Option("--lock", help="File for all that the answers used, by hash: `actlake reproduce FILE` checks it."),
@@ -74,9 +79,9 @@ def run(
 ) -> None:
     """Answer rows from the store: tables with intervals, figures, the SQL, and the seed's figures beside them.
 
-    Missing tables of all rows are computed together first, in as few passes over the captures as there can be. Rows that
-    --all can't answer are listed with the command that makes what they need. Where models have to write for a row you are
-    told how much; --no-generate leaves that out.
+    Rows that need nothing new come first, then those whose tables take seconds, then all that reads captures, then rows that
+    models have to write for, and last those that probes are trained for. What takes longer than some seconds is said before it
+    starts; --no-generate and --no-probes leave these two out, and --dry-run only says what each row would take.
     """
     from .queries.registry import find, queries
 
@@ -85,36 +90,25 @@ def run(
     if not (rows or every or about or published):
         raise LakeError(f"name rows, or say --all for every one of {', '.join(queries())}")
     asked = [find(row) for row in rows] if rows else list(queries().values())
-    if lock and (about or published):
-        raise LakeError("--lock is for answers; leave --about and --published out")
+    if lock and (about or published or dry_run):
+        raise LakeError("--lock is for answers; leave --about, --published and --dry-run out")
     if about:
         return _about(asked)
     if published:
         return _published(asked, pair or [], as_json)
     layout = open_layout(lake, catalog)[0]
     pairs = pair or [Lake(layout.root).only_pair()]
-    if every:
-        with client_of(scheduler) as client:
-            from .queries.results import write_results
-
-            engine = engine_of(client)
-            done = write_results(layout, asked, pairs, folder, prompts, device, catalog, generate, engine)
-        _all(done, folder, as_json)
-        return _lock(layout, done.answers, lock, prompts, as_json)
     with client_of(scheduler) as client:  # before all that takes longer
-        from .queries.answer import answer_all
+        from .queries.asking import Asking
 
         engine = engine_of(client)
-        answers, refused, _ = answer_all(layout, asked, pairs, prompts, device, catalog, generate, engine)
-    if refused:
-        raise LakeError(refused[0].reason)
-    if as_json:
-        print_json([_record(found) for found in answers])
-    else:
-        for found in answers:
-            _show(found)
-            out.print("files: " + ", ".join(str(path) for path in found.save(folder)), highlight=False, soft_wrap=True)
-    _lock(layout, answers, lock, prompts, as_json)
+        asking = Asking(layout, asked, pairs, prompts, device, catalog, generate, probes, engine)
+        if dry_run:
+            return _forecast(asking, as_json)
+        if every:
+            _run_all(asking, layout, folder, lock, prompts, as_json)
+        else:
+            _run_rows(asking, layout, folder, lock, prompts, as_json)
 
 
 @questions.command()
@@ -265,6 +259,97 @@ def table_add(
     out.print(f"{added.path}: {added.rows:,} rows of {whose}, {state}", highlight=False, soft_wrap=True)
 
 
+# --- answering -------------------------------------------------------------------------------------------------------
+
+
+def _run_rows(
+    asking: "Asking", layout: Layout, folder: Path, lock: Path | None, prompts: str | None, as_json: bool
+) -> None:
+    """Rows by name: each is shown when it is ready; LakeError when one can't be answered, known beforehand or at the end."""
+    from .queries.answer import Refused
+    from .queries.asking import grouped
+
+    if asking.refused:
+        raise LakeError("; ".join(f"{listed}: {reason}" for listed, reason in grouped(asking.refused)))
+    asking.announce()
+    answers: list[Answer] = []
+    try:
+        for found in asking:
+            if isinstance(found, Refused):
+                continue
+            answers.append(found)
+            if not as_json:
+                _show(found, found.save(folder))
+    finally:
+        if as_json:
+            print_json([_record(found) for found in answers])
+        _lock(layout, answers, lock, prompts, as_json)
+    if asking.refused:
+        raise LakeError("; ".join(f"{listed}: {reason}" for listed, reason in grouped(asking.refused)))
+
+
+def _run_all(
+    asking: "Asking", layout: Layout, folder: Path, lock: Path | None, prompts: str | None, as_json: bool
+) -> None:
+    """Every row: each sentence when it is ready, and a page of them; first of all the rows that can't be answered."""
+    from .queries.asking import grouped
+    from .queries.results import write_results
+
+    if asking.refused and not as_json:
+        out.print(f"{len(asking.refused)} of {asking.asked} rows can't be answered:", highlight=False)
+        for listed, reason in grouped(asking.refused):
+            out.print(f"[bold]{listed}[/] {escape(reason)}", highlight=False, soft_wrap=True)
+        out.print()
+    known = len(asking.refused)
+    asking.announce()
+
+    def show(answer: "Answer") -> None:
+        if not as_json:
+            out.print(f"[bold]{answer.query.id:6}[/] {escape(answer.says)}", highlight=False)
+
+    done = write_results(asking, folder, show)
+    if as_json:
+        print_json(
+            {
+                "answers": [_record(found) for found in done.answers],
+                "refused": {found.query.id: found.reason for found in done.refused},
+                "page": str(done.page),
+            }
+        )
+    else:
+        if later := done.refused[known:]:
+            out.print("\nnot answered after all:")
+            for listed, reason in grouped(later):
+                out.print(f"[bold]{listed}[/] {escape(reason)}", highlight=False, soft_wrap=True)
+        left = f", {len(done.refused)} not (see above)" if done.refused else ""
+        out.print(
+            f"\n{len(done.answers)} of {asking.asked} rows answered{left} in {done.seconds:.1f} s: {folder}{os.sep}, page"
+            f" {done.page}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    _lock(layout, done.answers, lock, prompts, as_json)
+
+
+def _forecast(asking: "Asking", as_json: bool) -> None:
+    """What each row takes, and all together."""
+    found, work = asking.forecast(), asking.work()
+    if as_json:
+        return print_json(
+            {
+                "rows": {
+                    one.query.id: {**asdict(one.work), "refused": one.refused, "without": list(one.without)}
+                    for one in found
+                },
+                "together": asdict(work) | {"seconds": work.seconds},
+            }
+        )
+    for one in found:
+        out.print(f"[bold]{one.query.id:9}[/] {escape(one.words)}", highlight=False, soft_wrap=True)
+    together = "; ".join(work.parts()) or "nothing"
+    out.print(f"\nin all, what rows share counted once: {together}", highlight=False, soft_wrap=True)
+
+
 # --- printing --------------------------------------------------------------------------------------------------------
 
 
@@ -318,35 +403,20 @@ def _record(found: "Answer") -> dict[str, Any]:
     }
 
 
-def _show(found: "Answer") -> None:
-    query = found.query
-    out.print(f"\n[bold]{query.id} · {query.title} · {escape(found.pair)}[/]\n{escape(found.says)}", highlight=False)
-    print_table(found.table)
-    if found.published.empty:
-        out.print(f"The seed published no figure of {query.id} for {escape(found.pair)}.", style="dim")
-    else:
-        out.print("published by the seed:")
-        print_table(found.published.drop(columns="row"))
-
-
-def _all(done: "Results", folder: Path, as_json: bool) -> None:
-    if as_json:
-        return print_json(
-            {
-                "answers": [_record(found) for found in done.answers],
-                "refused": {found.query.id: found.reason for found in done.refused},
-                "page": str(done.page),
-            }
-        )
-    for answer in done.answers:
-        out.print(f"[bold]{answer.query.id:6}[/] {escape(answer.says)}", highlight=False)
-    if done.refused:
-        out.print("\nnot answered; these rows need more data:")
-        for missing in done.refused:
-            out.print(f"[bold]{missing.query.id:6}[/] {escape(missing.reason)}", highlight=False, soft_wrap=True)
-    rows = len(done.answers) + len(done.refused)
-    out.print(
-        f"\n{len(done.answers)} of {rows} rows in {done.seconds:.1f} s: {folder}{os.sep}, page {done.page}",
-        highlight=False,
-        soft_wrap=True,
-    )
+def _show(found: "Answer", files: list[Path]) -> None:
+    """The main numbers, where the others are, what the study published, and last, so that it stays in view, the sentence."""
+    query, main = found.query, found.main
+    out.print(f"\n[bold]{query.id} · {query.title} · {escape(found.pair)}[/]", highlight=False)
+    print_table(main.dropna(axis="columns", how="all"))
+    others = found.table.drop(main.index)
+    if len(others):
+        names = ", ".join(dict.fromkeys(others["measure"]))
+        out.print(f"{len(others)} more in {files[0]}: {names}", style="dim", highlight=False, soft_wrap=True)
+    if len(found.published):
+        few = found.published.drop(columns="row").head(PUBLISHED)
+        out.print("published in the PT/IT study:")
+        print_table(few)
+        if more := len(found.published) - len(few):
+            out.print(f"{more} more: `actlake run {query.id} --published --pair {found.pair}`", style="dim")
+    out.print(escape(found.says), highlight=False)
+    out.print("files: " + ", ".join(map(str, files)), style="dim", highlight=False, soft_wrap=True)

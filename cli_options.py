@@ -2,15 +2,19 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
+from pandas.api.types import is_float_dtype
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from .store.catalog import Catalog, load_catalog
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
     from .queries.sweep import Engine
 
 out = Terminal(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
+
+FOLDED = 60  # letters of a cell in one line; longer texts are folded
+LISTED = 6  # values of a list that are shown
+LINE_ENDS = {ord(end): shown for end, shown in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))}
 
 CAPTURE = "PAIR/VARIANT/STREAM, the stream by a unique beginning of its name: pocket/it/native."
 LakeOption = Annotated[
@@ -73,6 +81,15 @@ GenerateOption = Annotated[
         help="Let models write the texts that a row needs; without, such rows only use what is there.",
     ),
 ]
+ProbesOption = Annotated[
+    bool,
+    typer.Option(
+        "--probes/--no-probes",
+        help="Train probes of the tuned lens that a row needs, after all else; without, rows do without the tuned lens, or are"
+        " left out where they are about it.",
+    ),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what there would be to do, and stop.")]
 SchedulerOption = Annotated[
     str | None,
     typer.Option(
@@ -133,18 +150,39 @@ def print_json(value: Any) -> None:
 
 
 def print_table(frame: pd.DataFrame, as_json: bool = False) -> None:
-    """Print a table for people, or as JSON records."""
+    """Print a table for people, or as JSON records.
+
+    Nothing is cut: a table that is wider than the terminal runs on, long texts are folded, lists are shortened.
+    """
     if as_json:
         return print_json(records(frame))
-    table = Table(*[escape(str(name)) for name in frame.columns], box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*[escape(_cell(name, value)) for name, value in zip(frame.columns, row, strict=True)])
-    out.print(table)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    columns = [_column(str(name), frame.iloc[:, place]) for place, name in enumerate(frame.columns)]
+    for name, cells in zip(frame.columns, columns, strict=True):
+        long = max(map(len, cells), default=0) > FOLDED
+        table.add_column(escape(str(name)), no_wrap=not long, max_width=FOLDED if long else None, overflow="fold")
+    for row in zip(*columns, strict=True):
+        table.add_row(*map(escape, row))
+    width = Measurement.get(out, out.options.update(max_width=100_000), table).maximum
+    out.print(table, width=max(width, 1), crop=False, no_wrap=True)
 
 
-def _cell(name: str, value: Any) -> str:
+def _column(name: str, values: pd.Series) -> list[str]:
+    """The cells of a column as text; numbers that are all whole have no decimal point."""
+    whole = is_float_dtype(values) and bool(((values.dropna() % 1) == 0).all())
+    return [_cell(name, value, whole) for value in values]
+
+
+def _cell(name: str, value: Any, whole: bool) -> str:
+    if isinstance(value, list | tuple | np.ndarray):
+        shown = ", ".join(_cell(name, each, False) for each in value[:LISTED])
+        return f"[{shown}]" if len(value) <= LISTED else f"[{shown} ... {len(value)} in all]"
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return "-"
     if name == "bytes":
         return human_bytes(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and math.isfinite(value) and (whole or abs(value) >= 1e4):
+        return f"{value:.0f}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).translate(LINE_ENDS) if isinstance(value, str) else str(value)

@@ -109,12 +109,15 @@ class Lake:
         pair: str | Sequence[str] | None = None,
         prompts: str | None = None,
         device: str | None = None,
+        generate: bool = True,
+        probes: bool = True,
     ) -> Answer:
         """Answer a row of the experiment index from the store, computing missing tables first.
 
         `pair` may be left out in a lake of one pair; several pairs are pooled (the mean of their means). `prompts` picks among
-        several captured prompt sets. Returns an Answer: `.table` (estimates with 95 % intervals), `.figure()`, `.sql`,
-        `.published`. Raises LakeError for an unknown row or captures that are not there.
+        several captured prompt sets. `generate` and `probes` say whether models may write, and probes may be trained, for
+        what is not there: without, the row does without it or is refused. Returns an Answer: `.table` (estimates with 95 %
+        intervals), `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or captures that are not there.
         """
         from .queries.answer import answer
         from .queries.registry import find
@@ -127,6 +130,8 @@ class Lake:
             prompts,
             device or self.device,
             catalog=self._catalog,
+            generate=generate,
+            probes=probes,
             **self._engine,
         )
 

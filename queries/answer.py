@@ -15,16 +15,19 @@ import pandas as pd
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.schema import TABLES
-from ..store.tables import connect, same_prompts, sql_error
+from ..store.tables import same_prompts, sql_error
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
 from .kit import Kit, Names, Scope
 from .registry import Query, Wanted, published
-from .sweep import Engine, Job, announce
+from .sweep import Engine, Job, Stage, stage_of
 from .sweep import run as sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+MAIN = 24  # lines of a table that are shown at first
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,15 @@ class Answer:
     seconds: float
     captures: list[Names]
     read: list[Path]
+
+    @property
+    def main(self) -> pd.DataFrame:
+        """The lines of `table` that the sentence is about, or the first that hold for no single layer; MAIN at most."""
+        single = self.table[self.table["layer"].isna()] if "layer" in self.table else self.table
+        named = {name for name, *_ in FIELD.findall(self.query.says)}
+        chosen = single[single["measure"].isin(named)]
+        chosen = chosen if len(chosen) else single if len(single) else self.table
+        return chosen.head(MAIN)
 
     def figure(self) -> Figure:
         """The figure of this row, drawn as the query's header says."""
@@ -78,6 +90,7 @@ class Refused:
 
     query: Query
     reason: str
+    error: LakeError = field(default_factory=lambda: LakeError("not answered"), repr=False, compare=False)
 
 
 def answer(
@@ -89,20 +102,26 @@ def answer(
     resamples: int = RESAMPLES,
     catalog: Path | None = None,
     engine: Engine = sweep,
+    generate: bool = True,
+    probes: bool = True,
 ) -> Answer:
     """Answer one query from the store, for one pair or pooled over several; missing tables are computed first.
 
     No model is loaded but where a missing table is a replay or made of free-running texts. `prompts` picks among several
     captured prompt sets, `catalog` says where checkpoints lie, `engine` computes tables (`Cluster.run`: on other machines).
+    `generate` and `probes` say whether models may write, and probes may be trained, for what is not there.
     Raises LakeError when the captures it needs are not there.
     """
-    started = time.perf_counter()
-    pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    plan, failed = _Plan.make(Kit(layout, device, catalog), query, pairs, prompts), dict[Path, LakeError]()
-    announce(plan.jobs)
-    made = engine(plan.jobs, failed)
-    plan.do_without(failed)
-    return _answered(layout, connect(layout, plan.query.sql), plan, made, resamples, started)
+    from .asking import Asking
+
+    asking = Asking(layout, [query], pair, prompts, device, catalog, generate, probes, engine, resamples)
+    if asking.refused:
+        raise asking.refused[0].error
+    asking.announce()
+    (found,) = asking
+    if isinstance(found, Refused):
+        raise found.error
+    return found
 
 
 def answer_all(
@@ -114,40 +133,26 @@ def answer_all(
     catalog: Path | None = None,
     generate: bool = True,
     engine: Engine = sweep,
+    probes: bool = True,
 ) -> tuple[list[Answer], list[Refused], float]:
-    """Answer what the store can answer of many queries: all missing tables in as few passes as there can be, then the rows.
+    """Answer what the store can answer of many queries; see `asking.Asking`, which gives each answer when it is ready.
 
-    `generate` says whether models may be called to write freely; without it, rows whose texts are not there are refused.
-    `engine` as in `answer`. Returns the answers, what could not be answered (its captures lack something, or a model does
+    Returns the answers in the order asked for, what could not be answered (its captures lack something, or a model does
     not load), and the seconds that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
     """
-    started = time.perf_counter()
-    pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
-    kit, plans, refused, failed = Kit(layout, device, catalog, generate), [], [], dict[Path, LakeError]()
-    for query in queries:
-        try:
-            plans.append(_Plan.make(kit, query, pairs, prompts))
-        except LakeError as error:
-            refused.append(Refused(query, str(error)))
-    jobs = [job for plan in plans for job in plan.jobs]
-    announce(jobs)
-    made = engine(jobs, failed)
-    connection = connect(layout, "\n".join(plan.query.sql for plan in plans))
-    spent, answers = time.perf_counter() - started, []
-    for plan in plans:
-        try:
-            plan.do_without(failed)
-            answers.append(_answered(layout, connection, plan, made, RESAMPLES, time.perf_counter()))
-        except LakeError as error:
-            refused.append(Refused(plan.query, str(error)))
-    return answers, refused, spent
+    from .asking import Asking
+
+    asking = Asking(layout, queries, pair, prompts, device, catalog, generate, probes, engine)
+    asking.announce()
+    found = {one.query.id: one for one in asking if isinstance(one, Answer)}
+    return [found[query.id] for query in queries if query.id in found], asking.refused, asking.seconds
 
 
 # --- what a query reads ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """A query, its captures pair by pair (one scope per stream recipe), and the jobs that make its tables."""
 
     query: Query
@@ -156,7 +161,7 @@ class _Plan:
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
 
     @classmethod
-    def make(cls, kit: Kit, query: Query, pairs: Sequence[str], prompts: str | None) -> _Plan:
+    def make(cls, kit: Kit, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
         """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all."""
         plan = cls(query, {pair: scopes_of(kit, query, pair, prompts) for pair in pairs})
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
@@ -172,6 +177,16 @@ class _Plan:
     def jobs(self) -> list[Job]:
         """What makes the tables."""
         return [job for jobs in self.made_by.values() for job in jobs]
+
+    @property
+    def stage(self) -> Stage:
+        """The last stage that something belongs to which is missing."""
+        return max(map(stage_of, self.jobs), default=Stage.TABLES)
+
+    def needless(self, stage: Stage) -> bool:
+        """Whether the row can do without all that is missing of a stage."""
+        late = [want for want, jobs in self.made_by.items() if any(stage_of(job) == stage for job in jobs)]
+        return all(want.optional for want in late) and len(late) < len(self.made_by)
 
     @property
     def files(self) -> set[Path]:
@@ -263,10 +278,10 @@ def _text(value: str) -> str:
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 
-def _answered(
+def answered(
     layout: Layout,
     connection: duckdb.DuckDBPyConnection,
-    plan: _Plan,
+    plan: Plan,
     made: Sequence[Path],
     resamples: int,
     started: float,

@@ -93,6 +93,8 @@ class ConditionTable(LayerTable):
             kit.layout, table, recipe, tuple(captures.values()), tuple(reads), self.columns, self._labels, first
         )
         self.replays: Replays
+        self.runs = ((scope.pair, condition.host),)
+        self.forwards = captures[condition.host].n_tokens
         if not self.path.exists():
             self.replays = self._replays()
 

@@ -67,7 +67,7 @@ class Cluster:
         Errors are as for sweep.run. A LakeError too when the scheduler or its workers are lost for good; what was done until
         then is kept, and the next call goes on from there.
         """
-        missing = missing_of(jobs)
+        missing = missing_of(jobs, failed)
         if not missing:
             return []
         sources = _sources(jobs)

@@ -58,6 +58,9 @@ class EventTable(TableJob):
         }
         super().__init__(kit.layout, table, recipe)
         self.before = tuple(Tokens(kit, names) for names in scope.models)
+        if self.runs_models:
+            self.runs = tuple(names[:2] for names in scope.models)
+            self.forwards = sum(capture.n_tokens for capture in captures.values())
         if not self.path.exists():
             self.check()
 

@@ -31,7 +31,7 @@ from ..store.schema import CHOICES, LIKELY, OUTPUTS, VARIANTS
 from ..store.version import __version__
 from .hosts import Hosts, Steering, edits_of, hosts
 from .kit import OTHER, VERSION, Kit
-from .sweep import Job
+from .sweep import Job, Stage
 
 BATCH = 64  # prompts a batch: decoding reads every weight once a step, however many there are
 FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
@@ -61,13 +61,14 @@ class ConditionJob(Job):
     """A job whose result is one file of a condition: what is not known of its prompts yet is computed, batch by batch."""
 
     kind = ""
+    stage = Stage.TEXTS
     schema: pa.Schema
 
     def __init__(self, kit: Kit, asked: Asked, steer: Steering, recipe: dict[str, Any], before: tuple[Job, ...] = ()):
         self.kit, self.asked, self.steer = kit, asked, steer
         self.hosts: Hosts = hosts(kit, asked.pair)
         self.condition = Condition(kit.layout, asked.pair, asked.variant, recipe)
-        self.recipe = recipe
+        self.recipe, self.runs = recipe, ((asked.pair, asked.variant),)
         super().__init__(f"{self.kind} {asked.pair}/{asked.variant}", self.condition.file(self.kind, self.named))
         self.before = (*before, *steer.before(asked.edits))
 

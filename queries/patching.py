@@ -67,7 +67,10 @@ class Patching(TableJob):
         }
         recipe |= {"probes": choose(kit, names).name} if kind == "tuned" else {}
         super().__init__(kit.layout, "patching", recipe)
-        self.before = (contrast, own)
+        self.before, self.runs = (contrast, own), (names[:2],)
+        self.forwards = (
+            10 * SIZES["prompts"] * SIZES["tokens"] * SIZES["layers"]
+        )  # a row reads the prompt up to its token
         if not self.path.exists():
             from ..capture.configs import load_config
             from ..capture.replay import find_weights

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..analyze.recipes import Adam, Recipe
 from ..analyze.split import fold_of
+from ..store.errors import LakeError
 from ..store.files import hash_json
 from ..store.probes import list_probes, probes_path, read_probes
 from .kit import Kit, Names
@@ -134,6 +135,11 @@ def _choose(kit: Kit, names: Names) -> Chosen:
         return Chosen(max(asked)[1], ())
     if usual.exists():
         return Chosen(usual, ())
+    if not kit.probes:
+        raise LakeError(
+            f"probes of {names[0]}/{names[1]} are not there, and training is switched off: `actlake probes train {names[0]}"
+            f" {names[1]}` makes them"
+        )
     from .training import Training
 
     return Chosen(usual, (Training(kit, wish),))

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from ..store.captures import list_captures
 from ..store.layout import Layout
-from ..store.progress import bar, together
-from .answer import Answer, Refused, answer_all
-from .registry import Query
+from .answer import Answer, Refused
+from .asking import Asking
 from .report import Step, page
-from .sweep import Engine, run
 
 
 @dataclass(frozen=True)
@@ -24,35 +22,29 @@ class Results:
     seconds: float
 
 
-def write_results(
-    layout: Layout,
-    queries: Sequence[Query],
-    pairs: Sequence[str],
-    folder: Path,
-    prompts: str | None = None,
-    device: str = "auto",
-    catalog: Path | None = None,
-    generate: bool = True,
-    engine: Engine = run,
-) -> Results:
-    """Answer what the store can answer, and write per row ID-PAIR.csv, .png, .svg and .sql, and index.html for all.
+def write_results(asking: Asking, folder: Path, show: Callable[[Answer], None] = lambda answer: None) -> Results:
+    """Answer rows, and write per row ID-PAIR.csv, .png, .svg and .sql as soon as it is ready, and index.html for all.
 
-    Missing tables of all rows are computed in as few passes over the captures as there can be. Rows that need more data are
-    no error: their reasons say which command makes it. `catalog` says where checkpoints lie, `generate`
-    whether models may write freely for rows that need it, `engine` computes tables, as in `answer`.
+    Rows that need more data are no error: their reasons say which command makes it. `show` is given each answer once its
+    files are there. Stopped by Ctrl-C, the page has the rows that were ready.
     """
     started = time.perf_counter()
-    with together():
-        answers, refused, spent = answer_all(layout, queries, pairs, prompts, device, catalog, generate, engine)
-        files: dict[str, Path] = {}
-        with bar("figures", len(answers), "rows") as progress:
-            for found in answers:
-                files[found.query.id] = next(path for path in found.save(folder) if path.suffix == ".png")
-                progress.advance(1)
+    files: dict[str, Path] = {}
+    answers: list[Answer] = []
     index = folder / "index.html"
-    steps = table_steps(answers, spent)
-    write_page(layout, answers, steps, index, refused, lambda found: files[found.query.id].read_bytes())
-    return Results(answers, refused, index, time.perf_counter() - started)
+    try:
+        for found in asking:
+            if isinstance(found, Answer):
+                files[found.query.id] = next(path for path in found.save(folder) if path.suffix == ".png")
+                answers.append(found)
+                show(found)
+    finally:
+        answers.sort(key=lambda found: asking.order[found.query.id])
+        steps = table_steps(answers, asking.seconds)
+        write_page(
+            asking.layout, answers, steps, index, asking.refused, lambda found: files[found.query.id].read_bytes()
+        )
+    return Results(answers, asking.refused, index, time.perf_counter() - started)
 
 
 def table_steps(answers: Sequence[Answer], seconds: float) -> list[Step]:

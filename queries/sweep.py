@@ -6,6 +6,7 @@ what two of them need from a block (a lens, say) is computed once.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,14 @@ BLOCK_BYTES = 32 << 20  # of decoded values in memory at a time, all captures to
 HELD_TOKENS = 1 << 14  # of a table of token x layer in memory at a time
 
 
+class Stage(IntEnum):
+    """When a job's turn comes: tables first, then texts that models write, probes last."""
+
+    TABLES = 0
+    TEXTS = 1
+    PROBES = 2
+
+
 class Job:
     """One result to compute: the captures it reads side by side, the variables it wants of them, and where it will lie.
 
@@ -43,6 +52,9 @@ class Job:
     before: tuple["Job", ...] = ()
     splits = False
     stays = False  # it needs the environment of the process that asks, so that no other one can do it
+    stage = Stage.TABLES
+    runs: tuple[tuple[str, str], ...] = ()  # pair and variant of the models that it runs, or trains probes of
+    forwards = 0  # tokens that these read, or that probes are trained on, about
     source: Any = None  # the kit and the need that build.jobs_of made it of, from which it can be made again elsewhere
 
     def __init__(self, name: str, path: Path):
@@ -184,7 +196,7 @@ def run(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> lis
     `failed` it stops them all. A damaged capture does so anyway. Captures that a job reads side by side must be of the same
     prompts.
     """
-    missing = missing_of(jobs)
+    missing = missing_of(jobs, failed)
     for reading, others in passes(missing):
         for group in together([job for job in reading if ready(job, failed)], failed):
             _sweep(Going(group, failed))
@@ -222,9 +234,14 @@ def alone(job: Job, failed: dict[Path, LakeError] | None) -> None:
         going.each(lambda job: job.finish())
 
 
-def missing_of(jobs: Sequence[Job]) -> dict[Path, Job]:
-    """Path -> job of what is not there, each after all that it needs."""
-    return _missing(jobs, {})
+def missing_of(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> dict[Path, Job]:
+    """Path -> job of what is not there and has not failed before, each after all that it needs."""
+    return {path: job for path, job in _missing(jobs, {}).items() if path not in (failed or {})}
+
+
+def stage_of(job: Job) -> Stage:
+    """The last stage that something belongs to which is missing of a job and of those it needs."""
+    return max((each.stage for each in missing_of([job]).values()), default=Stage.TABLES)
 
 
 def _missing(jobs: Sequence[Job], found: dict[Path, Job]) -> dict[Path, Job]:

@@ -27,7 +27,7 @@ from ..store.progress import bar
 from ..store.schema import MANIFEST
 from .kit import Kit, all_boundaries
 from .probes import Wish
-from .sweep import Job, run
+from .sweep import Job, Stage, run
 
 BUFFER_BYTES = 384 << 20  # of rows in memory: 7/8 are to train on, the rest to look at
 CHECK_TOKENS = 2048  # held-out tokens of a look, as many as the seed reported on
@@ -36,11 +36,16 @@ CHECK_TOKENS = 2048  # held-out tokens of a look, as many as the seed reported o
 class Training(Job):
     """Training a set of probes, all folds in one pass of its own over one capture."""
 
+    stage = Stage.PROBES
+
     def __init__(self, kit: Kit, wish: Wish):
         capture = kit.capture(wish.names)
         all_boundaries(capture, "lens(tuned)")
         super().__init__(f"tuned lens {wish.names[0]}/{wish.names[1]}", wish.path(kit))
         self._kit, self._wish, self._rows = kit, wish, _Rows(capture, wish.seed, wish.folds)
+        self.runs = (wish.names[:2],)
+        steps = wish.folds * wish.recipe.steps * wish.recipe.batch
+        self.forwards = wish.folds * wish.tokens if wish.tokens else steps
 
     def finish(self) -> None:
         """Train, going on from where an earlier run was stopped, and seal the result."""

@@ -1,8 +1,15 @@
-"""Progress bars with rate and time left, on the terminal's standard error; silent where nobody watches."""
+"""Progress with rate and time left on standard error: bars in a terminal and in notebooks, elsewhere a line a minute.
 
+ACTLAKE_PROGRESS=off silences it; a number there is the seconds between lines.
+"""
+
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from html import escape
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +19,7 @@ from rich.text import Text
 from .files import human_bytes
 
 Advance = Callable[[int], None]
+LINE_SECONDS = 60.0  # between lines where there is no terminal
 # What a terminal would act on, or turn a line around with: control characters but tab and line feed.
 CONTROLS = dict.fromkeys(
     (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"
@@ -92,7 +100,35 @@ def together() -> Iterator[None]:
 _shared: Progress | None = None
 
 
-def _display() -> Progress:
+def words(seconds: float) -> str:
+    """A time for people: 'a few seconds', 'about 40 s', 'about 14 min', 'about 3.5 h'."""
+    if seconds < 5:
+        return "a few seconds"
+    if seconds < 55:
+        return f"about {max(5, round(seconds / 5) * 5)} s"
+    return f"about {max(1, round(seconds / 60))} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def say(text: str) -> None:
+    """One line on standard error, unless ACTLAKE_PROGRESS=off."""
+    if _every() is not None:
+        ERRORS.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _every() -> float | None:
+    """Seconds between lines where there is no terminal; None: nothing at all is shown."""
+    wanted = os.environ.get("ACTLAKE_PROGRESS", "").strip().lower()
+    if wanted in ("off", "0", "no", "none"):
+        return None
+    try:
+        return max(0.05, float(wanted))
+    except ValueError:
+        return LINE_SECONDS
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """What shows bars here."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -102,4 +138,62 @@ def _display() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=ERRORS, transient=False, disable=not ERRORS.is_terminal)
+    every, terminal = _every(), ERRORS.is_terminal
+    shown = terminal and every is not None
+    with Progress(*columns, console=ERRORS, transient=False, disable=not shown, speed_estimate_period=600) as progress:
+        if shown or every is None:
+            yield progress
+            return
+        over = threading.Event()
+        write = _notebook() if ERRORS.is_jupyter else _lines
+        watching = threading.Thread(
+            target=_watch, args=(progress, over, 0.5 if ERRORS.is_jupyter else every, write), daemon=True
+        )
+        watching.start()
+        try:
+            yield progress
+        finally:
+            over.set()
+            watching.join()
+            if ERRORS.is_jupyter:
+                write(progress)
+
+
+def _watch(progress: Progress, over: threading.Event, every: float, write: Callable[[Progress], None]) -> None:
+    """Tell how far a display's bars are, again and again until it is over."""
+    while not over.wait(every):
+        write(progress)
+
+
+def _lines(progress: Progress) -> None:
+    for task in progress.tasks:
+        if not task.finished:
+            ERRORS.print(status(task), highlight=False, soft_wrap=True, markup=False)
+
+
+def _notebook() -> Callable[[Progress], None]:
+    """Writes bars into the output of a notebook's cell, and over them later; needs no widgets."""
+    from IPython.display import HTML, display
+
+    handle = display(HTML(""), display_id=True)
+
+    def write(progress: Progress) -> None:
+        bars = (
+            f"<progress max='{task.total or 1}' value='{task.completed}'></progress> {escape(status(task))}"
+            for task in progress.tasks
+        )
+        handle.update(HTML("<br>".join(bars)))
+
+    return write
+
+
+def status(task: Task) -> str:
+    """How far a task is, in a line: 'lens pocket: 1,200 of 15,000 tokens (8 %), about 3 min left'."""
+    done, total = int(task.completed), int(task.total or 0)
+    unit = task.fields["unit"]
+    amount = f"{human_bytes(done)} of {human_bytes(total)}" if unit == "bytes" else f"{done:,} of {total:,} {unit}"
+    share = f" ({100 * done / total:.0f} %)" if total else ""
+    if task.finished:
+        return f"{task.description}: {amount}{share}, {time.strftime('%H:%M:%S', time.gmtime(task.elapsed or 0))}"
+    left = task.time_remaining
+    return f"{task.description}: {amount}{share}" + (f", {words(left)} left" if left else "")

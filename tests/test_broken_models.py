@@ -62,7 +62,12 @@ def test_a_missing_tensor_stops_the_rows_that_need_it(scene, monkeypatch) -> Non
     for row, reason in refused.items():
         assert "model llama/pt: " in reason and "lacks 1 weights" in reason and "down_proj" in reason, row
         assert reason.endswith(f"; then run `actlake run {row} --pair llama`") and "\n" not in reason
-    assert sorted(loads) == ["llama/it", "llama/pt"]  # not once for each condition
+    assert sorted(loads) == [
+        "llama/it",
+        "llama/it",
+        "llama/pt",
+        "llama/pt",
+    ]  # before and after probes, not once a condition
     left = {path.parent.name for path in (layout.root / "tables").rglob("*.parquet")}
     assert {"delta", "pair_lens", "tokens", "writeout"} <= left
     assert not {"graft", "divergence", "factorial"} & left

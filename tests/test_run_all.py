@@ -34,7 +34,8 @@ def test_all_rows_into_a_folder_and_what_is_missing(
     monkeypatch.setattr(sweep, "_sweep", lambda jobs: (passes.append([job.name for job in jobs]), sweep_(jobs)))
     done = run(app, ["run", "--all", "--lake", str(lake), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert len(passes) == 1 and {"delta", "lens"} <= set(passes[0])  # every table of every row at once
+    # Every table of every row at once, and those that need probes after these are trained, last of all.
+    assert len(passes) == 2 and {"delta", "lens"} <= set(passes[0]) and "lens_eval" in passes[1]
     for row in ("L1", "L2", "0G", "0J"):
         for suffix in ("csv", "png", "svg", "sql"):
             assert (tmp_path / "out" / f"{row}-made.{suffix}").stat().st_size > 100
@@ -50,7 +51,7 @@ def test_all_rows_into_a_folder_and_what_is_missing(
         [1 for q in queries() if (tmp_path / "out" / f"{q}-made.png").exists()]
     )
     again = json.loads(run(app, ["run", "--all", "--lake", str(lake), "--out", str(tmp_path / "o"), "--json"]).output)
-    assert len(passes) == 1 and {"exp16", "exp22"} <= again["refused"].keys()
+    assert len(passes) == 2 and {"exp16", "exp22"} <= again["refused"].keys()
     assert {"L1", "L2"} <= {found["row"] for found in again["answers"]} and Path(again["page"]).exists()
 
 
