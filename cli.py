@@ -17,6 +17,8 @@ from .cli_options import (
     CAPTURE,
     BatchOption,
     CatalogOption,
+    ControlOption,
+    DateOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
@@ -37,7 +39,7 @@ from .cli_options import (
 from .cli_share import sharing
 from .cli_write import writers
 from .lake import Lake
-from .store.catalog import Catalog, StreamSpec, load_catalog
+from .store.catalog import Catalog, StreamSpec, check_date, load_catalog
 from .store.errors import LakeError
 from .store.files import human_bytes
 from .store.layout import writing
@@ -125,6 +127,8 @@ def capture(
     batch: BatchOption = 16,
     limit: LimitOption = None,
     max_new_tokens: NewTokensOption = None,
+    date: DateOption = None,
+    control_tokens: ControlOption = False,
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -159,14 +163,17 @@ def capture(
 
     known, chosen = load_catalog(catalog), _variants(variant)
     place = Rank.find(rank, world)
-    if outputs and (stream or max_new_tokens):
-        raise LakeError("--outputs: the texts are there already; leave --stream and --max-new-tokens out")
+    if outputs and (stream or max_new_tokens or date or control_tokens):
+        raise LakeError(
+            "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date and"
+            " --control-tokens out"
+        )
     with writing(known.lakes.get(lake, lake)) as layout:
         if outputs:
             who, _, key = outputs.rpartition("/")
             specs = [steered(layout, pair, who or "it", key)]
         else:
-            specs = _streams(known, stream, max_new_tokens)
+            specs = _streams(known, stream, max_new_tokens, date, control_tokens)
         results = capture_pair(
             layout,
             known.pair(pair),
@@ -217,6 +224,8 @@ def plan(
     batch: BatchOption = 16,
     limit: LimitOption = None,
     max_new_tokens: NewTokensOption = None,
+    date: DateOption = None,
+    control_tokens: ControlOption = False,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
@@ -233,7 +242,7 @@ def plan(
     layout = open_layout(lake, catalog)[0] if is_remote(place) or (Path(place) / MARKER).exists() else None
     found = forecast(
         known.pair(pair),
-        _streams(known, stream, max_new_tokens),
+        _streams(known, stream, max_new_tokens, date, control_tokens),
         find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
         [known.profile(name) for name in profile or known.profiles],
         _variants(variant),
@@ -391,8 +400,15 @@ def model_check(
 
 @prompts_app.command("add")
 def prompts_add(
-    file: Annotated[Path, typer.Argument(help="A .jsonl or .csv file with id and text.")],
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .csv file; prompts without ids are numbered.")],
     name: Annotated[str | None, typer.Option(help="Name of the set. [default: the file's]")] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Which column is the text. [default: text]")
+    ] = None,
+    id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Which column is the id. [default: id]")] = None,
+    category: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Which column is the category. [default: category]")
+    ] = None,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
 ) -> None:
@@ -405,7 +421,9 @@ def prompts_add(
             f"prompt set {name or file.stem!r} is already a name of {known.path}; choose another with --name"
         )
     with writing(known.lakes.get(lake, lake)) as layout:
-        path = add_prompts(file, layout.prompts, name or file.stem)
+        given = {"text": text, "id": id, "category": category}
+        columns = {key: column for key, column in given.items() if column}
+        path = add_prompts(file, layout.prompts, name or file.stem, columns)
     count = len(read_prompts(path).prompts)
     out.print(f"{path}: {count} prompts; use it with --prompts {path.stem}", highlight=False, soft_wrap=True)
 
@@ -505,8 +523,14 @@ def main() -> None:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _streams(known: Catalog, names: list[str] | None, max_new_tokens: int | None) -> list[StreamSpec]:
+def _streams(
+    known: Catalog, names: list[str] | None, max_new_tokens: int | None, date: str | None, control_tokens: bool
+) -> list[StreamSpec]:
     specs = [known.stream(name) for name in names or ["native"]]
+    if date:
+        specs = [replace(spec, date=check_date(date)) for spec in specs]
+    if control_tokens:
+        specs = [replace(spec, control_tokens=True) for spec in specs]
     return [
         replace(spec, max_new_tokens=max_new_tokens)
         if max_new_tokens is not None and spec.continuation != "none"

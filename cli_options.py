@@ -66,6 +66,17 @@ PromptSetOption = Annotated[
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto (as stored), bfloat16, float16 or float32.")]
 BatchOption = Annotated[int, typer.Option("--batch", help="Sequences a forward; part of the recorded plan.", min=1)]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N prompts.")]
+DateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--date",
+        help="Day that chat templates write which name one, as 2025-01-31. [default: the stream's, else 2024-07-26]",
+    ),
+]
+ControlOption = Annotated[
+    bool,
+    typer.Option("--control-tokens", help="Let prompts hold control tokens such as <|im_end|>; else they are refused."),
+]
 NewTokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
 ]

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from .cli_options import (
     CatalogOption,
+    ControlOption,
+    DateOption,
     DeviceOption,
     JsonOption,
     LakeOption,
@@ -23,7 +25,7 @@ from .cli_options import (
     print_json,
     print_table,
 )
-from .store.catalog import load_catalog
+from .store.catalog import check_date, load_catalog
 from .store.errors import LakeError
 from .store.layout import writing
 
@@ -62,6 +64,8 @@ def generate(
     ] = None,
     limit: LimitOption = None,
     max_new_tokens: NewTokensOption = None,
+    date: DateOption = None,
+    control_tokens: ControlOption = False,
     batch: Annotated[
         int, typer.Option(help="Prompts decoded together: more are faster, and take more memory.", min=1)
     ] = 64,
@@ -108,9 +112,13 @@ def generate(
             texts = [text for text in edit or [] if text != "none"]
             wanted.append(setting_of(kit, pair, variant or "it", texts, template))
         chosen = find_prompts(known, layout, prompts, limit) if prompts else None
+        if date:
+            check_date(date)
         if limit and chosen is None:
             raise LakeError("--limit: goes with --prompts; without it the prompts are those that the captures read")
-        found = plan(kit, pair, wanted, chosen, None, max_new_tokens or (64 if chosen else None), batch)
+        found = plan(
+            kit, pair, wanted, chosen, None, max_new_tokens or (64 if chosen else None), batch, date, control_tokens
+        )
         if not as_json:
             out.print(found.line(), highlight=False)
         done = [] if dry_run else write(found, place)

@@ -1,5 +1,6 @@
 """Capturing a pair: which streams come first, which model is loaded when, and what is there already."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def find_prompts(catalog: Catalog, layout: Layout | None, name: str, limit: int 
         return read_prompts(catalog.prompts[name], name, limit)
     if imported and imported.is_file():
         return read_prompts(imported, name, limit)
-    if Path(name).suffix.lower() in (".jsonl", ".csv") or Path(name).is_file():
+    if Path(name).suffix.lower() in (".jsonl", ".csv") or os.path.isfile(name):  # not a set's name
         return read_prompts(name, None, limit)
     return read_prompts(catalog.prompt_path(name), name, limit)
 

@@ -15,6 +15,10 @@ from ..store.files import LARGEST, canonical_json, parse_json, too_deep, write_a
 from ..store.mirror import publish
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+PROMPTS = "prompt file"
+MAPPED = (
+    "; `actlake prompts add FILE --text COLUMN --category COLUMN` takes other columns and numbers prompts without ids"
+)
 EXPECTATIONS = ("refuse", "comply")
 
 # Criterion type -> kind of its `value`. These are the checkable ones of METHODS 2.
@@ -67,8 +71,17 @@ def canonical_bytes(prompts: Iterable[Prompt]) -> bytes:
     return b"".join(canonical_json(record) + b"\n" for record in records)
 
 
-def read_prompts(path: str | Path, name: str | None = None, limit: int | None = None) -> PromptSet:
+def read_prompts(
+    path: str | Path,
+    name: str | None = None,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    number: bool = False,
+) -> PromptSet:
     """Read and check a prompt file (.jsonl or .csv); the set is named after the file unless `name` is given.
+
+    `columns` says which of the file's are `id`, `text` and `category` where their names are others; with `number` prompts of
+    a file without ids are numbered from 1.
 
     The whole file is checked even when `limit` keeps only the first prompts, and the hash is that of the kept
     ones. Whatever is wrong raises a LakeError that names the file and the line.
@@ -78,7 +91,7 @@ def read_prompts(path: str | Path, name: str | None = None, limit: int | None = 
         raise LakeError(f"{path}: a limit of {limit} leaves no prompts; give 1 or more")
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
-    for line, record in read_rows(path, "prompt file", ("id", "text")):
+    for line, record in _named(path, dict(columns or {}), number):
         prompt = _checked(record, f"{path}:{line}")
         if prompt.id in lines:
             first = lines[prompt.id]
@@ -89,6 +102,34 @@ def read_prompts(path: str | Path, name: str | None = None, limit: int | None = 
         raise LakeError(f"{path}: the prompt set is empty; expected at least one row with `id` and `text`")
     kept = tuple(prompts[:limit])
     return PromptSet(name or path.stem, kept, sha256(canonical_bytes(kept)).hexdigest())
+
+
+def _named(path: Path, columns: dict[str, str], number: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a prompt file under the names id, text and category, numbered where the file has no ids."""
+    needed = [
+        columns.get(name, name) for name in ("id", "text") if not (number and name == "id" and name not in columns)
+    ]
+    needed += [columns["category"]] if "category" in columns else []
+    numbered = number and "id" not in columns
+    for count, (line, record) in enumerate(read_rows(path, PROMPTS, tuple(needed)), 1):
+        for name, column in columns.items():
+            if column not in record and name != "category":
+                raise LakeError(
+                    f"{path}:{line}: no {column}, which is to be the {name}; the row has {_short([*record])}"
+                )
+        taken = {name: record.get(column) for name, column in columns.items()}
+        for name in ("id", "category"):  # numbers of another program's
+            if type(taken.get(name)) is int:
+                taken[name] = str(taken[name])
+        record = {key: value for key, value in record.items() if key not in columns.values()} | taken
+        numbered &= count > 1 or "id" not in record
+        if numbered:
+            if "id" in record:
+                raise LakeError(
+                    f"{path}:{line}: has an id, and the rows before have none; give all of them one, or none"
+                )
+            record["id"] = str(count)
+        yield line, record
 
 
 def read_rows(path: Path, what: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -103,14 +144,17 @@ def read_rows(path: Path, what: str, columns: tuple[str, ...]) -> Iterator[tuple
     yield from _json_rows(path, text, columns) if suffix == ".jsonl" else _csv_rows(path, text, columns)
 
 
-def add_prompts(source: str | Path, destination_folder: str | Path, name: str) -> Path:
+def add_prompts(
+    source: str | Path, destination_folder: str | Path, name: str, columns: Mapping[str, str] | None = None
+) -> Path:
     """Check a prompt file and keep its canonical form as DESTINATION_FOLDER/NAME.jsonl; return that path.
 
+    `columns` as in `read_prompts`; prompts of a file without ids are numbered.
     A set that is already there with the same content is left alone; another content is refused.
     """
     if not NAME.fullmatch(name):
         raise LakeError(f"prompt-set name {name!r}: expected lower-case letters, digits, _ and -, as in my-set")
-    added = read_prompts(source, name)
+    added = read_prompts(source, name, columns=columns, number=True)
     target = Path(destination_folder) / f"{name}.jsonl"
     if not target.exists():
         try:
@@ -164,6 +208,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(LARGEST)  # a long prompt is one cell
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     start = 1  # a quoted cell may span lines: report where its row begins
@@ -180,14 +225,26 @@ def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[tuple
 
 def _header(cells: list[str], where: str, columns: tuple[str, ...]) -> list[str]:
     header = [cell.strip() for cell in cells]
+    if re.fullmatch(r"sep=.?", header[0], re.IGNORECASE):
+        other = "" if header[0][4:] in ("", ",") else " and save the file with commas"
+        raise LakeError(f"{where}: a line of Excel's own ({header[0]}); delete it{other}")
     if "" in header:
         column = header.index("") + 1
         raise LakeError(f"{where}: column {column} has no name (in pandas, write with index=False)")
     if len(set(header)) < len(header):
         raise LakeError(f"{where}: a column name occurs twice in {_short(header)}")
     if missing := set(columns) - set(header):
-        raise LakeError(f"{where}: no column {', '.join(sorted(missing))}; the header is {_short(header)}")
+        raise LakeError(
+            f"{where}: no column {', '.join(sorted(missing))}; the header is {_short(header)}{_hint(header, columns)}"
+        )
     return header
+
+
+def _hint(header: list[str], columns: tuple[str, ...]) -> str:
+    """What to do about columns of other names."""
+    if len(header) == 1 and re.search(r"[;\t|]", header[0]):
+        return "; save the file with commas between the cells"
+    return MAPPED if set(columns) <= {"id", "text"} else ""
 
 
 def _csv_record(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
@@ -207,7 +264,9 @@ def _checked(record: dict[str, Any], where: str) -> Prompt:
     record = {key: value for key, value in record.items() if value is not None}  # null means absent
     for key in ("id", "text"):
         if key not in record:
-            raise LakeError(f"{where}: no {key}; every prompt needs `id` and `text`")
+            raise LakeError(
+                f"{where}: no {key}; every prompt needs `id` and `text`, and this has {_short([*record])}{MAPPED}"
+            )
         if not _is_text(record[key]):
             raise LakeError(f"{where}: {key} is {_short(record[key])}, expected non-blank text")
     category = record.pop("category", "")

@@ -176,7 +176,7 @@ def control_ids(tokenizer: Any) -> set[int]:
 
     Added tokens that are neither (runs of blanks, words) are text.
     """
-    found = set(tokenizer.all_special_ids)
+    found = set(tokenizer.all_special_ids) - {None}  # None: a name that no token has
     maybe = {}
     for index, token in tokenizer.added_tokens_decoder.items():
         if token.special:

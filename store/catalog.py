@@ -9,7 +9,7 @@ from datetime import date as calendar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from yaml.nodes import Node, SequenceNode
+from yaml.nodes import Node, ScalarNode, SequenceNode
 
 from .errors import LakeError
 from .schema import SCALAR_TABLES, VARIANTS
@@ -311,9 +311,8 @@ class _Reader(NodeReader):
         return StreamSpec(name, template, continuation, tokens, **reading)
 
     def date(self, node: Node, what: str) -> str:
-        text = self.text(node, what)
         try:
-            return check_date(text)
+            return check_date(str(node.value) if isinstance(node, ScalarNode) else kind_of(node))
         except LakeError as error:
             raise self.error(node, f"{what}: {error}") from None
 

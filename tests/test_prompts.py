@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 from actlake.capture import prompts as module
+from actlake.capture.pair import find_prompts
 from actlake.capture.prompts import CRITERIA, Prompt, add_prompts, canonical_bytes, read_prompts
+from actlake.cli import app
+from actlake.store.catalog import load_catalog
 from actlake.store.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 PACKAGED = Path(module.__file__).resolve().parent.parent / "prompts"
 SEVEN = {
@@ -345,3 +349,108 @@ def test_the_readme_names_every_criterion_and_category():
     page = (PACKAGED / "README.md").read_text()
     for word in (*CRITERIA, *SEVEN):
         assert f"`{word}`" in page
+
+
+# ---- columns of other names, numbers in place of ids
+
+
+OTHER = "prompt,label,nr,text\nwho?,A,7,x\nwhat?,,8,y\n"
+
+
+def test_columns_of_other_names(tmp_path):
+    path = write(tmp_path, OTHER, "q.csv")
+    given = {"text": "prompt", "category": "label", "id": "nr"}
+    assert read_prompts(path, columns=given).prompts == (Prompt("7", "A", "who?"), Prompt("8", "", "what?"))
+    rows = [{"q": "who?", "n": 7, "k": 3, "x": 1}, {"q": "what?", "n": 8, "k": None}]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)), "q.jsonl")
+    found = read_prompts(path, columns={"text": "q", "id": "n", "category": "k"}).prompts
+    assert found == (Prompt("7", "3", "who?", {"x": 1}), Prompt("8", "", "what?"))
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.jsonl"])
+def test_prompts_without_ids_are_numbered_by_add(tmp_path, name):
+    rows = "text\na\nb\n" if name == "q.csv" else '{"text": "a"}\n\n{"text": "b"}\n'
+    path = write(tmp_path, rows, name)
+    assert "no column id" in refused(path) if name == "q.csv" else "no id" in refused(path)
+    (tmp_path / "lake").mkdir()
+    added = read_prompts(add_prompts(path, tmp_path / "lake", "mine"))
+    assert added.prompts == (Prompt("1", "", "a"), Prompt("2", "", "b"))
+    assert add_prompts(path, tmp_path / "lake", "mine")  # the same once more
+    other = add_prompts(write(tmp_path, OTHER, "o.csv"), tmp_path / "lake", "other", {"text": "prompt"})
+    assert read_prompts(other).prompts[1] == Prompt("2", "", "what?", {"nr": "8"})
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "says"),
+    [
+        (OTHER, {"text": "question"}, '1: no column question; the header is ["prompt", "label", "nr", "text"]'),
+        (OTHER, {"text": "prompt", "category": "kind"}, "1: no column kind"),
+        (OTHER, {"text": "prompt", "id": "number"}, "1: no column number"),
+        ("prompt\n \n", {"text": "prompt"}, "2: text is "),
+        ('{"a": "x"}\n{"b": "y"}\n', {"text": "a"}, '2: no a, which is to be the text; the row has ["b"]'),
+        ('{"text": "x"}\n{"text": "y", "id": "b"}\n', {}, "2: has an id, and the rows before have none"),
+        ('{"text": "x", "id": "a"}\n{"text": "y"}\n', {}, "2: no id"),
+        ('{"q": ["x"]}\n', {"text": "q"}, "1: text is "),
+        ('{"q": "x", "n": 1.5}\n', {"text": "q", "id": "n"}, "1: id is 1.5"),
+    ],
+)
+def test_columns_that_do_not_fit(tmp_path, content, columns, says):
+    path = write(tmp_path, content, "q.jsonl" if content.startswith("{") else "q.csv")
+    assert refused(path, columns=columns, number=True).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("prompt,label\na,b\n", "`actlake prompts add FILE --text COLUMN --category COLUMN`"),
+        ("id;text\na;b\n", "save the file with commas"),
+        ("id\ttext\na\tb\n", "save the file with commas"),
+        ("sep=,\nid,text\na,b\n", "1: a line of Excel's own (sep=); delete it"),
+        ("sep=;\nid;text\na;b\n", "1: a line of Excel's own (sep=;); delete it and save the file with commas"),
+        ("SEP=\t\nid\ttext\na\tb\n", "1: a line of Excel's own"),
+    ],
+)
+def test_what_to_do_about_a_header_is_said(tmp_path, content, says):
+    assert says in refused(write(tmp_path, content, "q.csv"))
+
+
+def test_a_cell_is_as_long_as_a_prompt(tmp_path):
+    text = "long, " * 60_000
+    found = read_prompts(write(tmp_path, f'id,text\na,"{text}"\n', "q.csv")).prompts
+    assert found == read_prompts(write(tmp_path, json.dumps({"id": "a", "text": text}))).prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("p.JSONL", None),
+        ("p.CSV", None),
+        ("p.parquet", "unknown type '.parquet'"),
+        ("p.txt", "unknown type '.txt'"),
+        ("p", "unknown type ''"),
+    ],
+)
+def test_files_by_path_whatever_their_type_is_written(tmp_path, monkeypatch, name, says):
+    """A file that is there is read or refused for its type; a name that is none is an unknown set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("id,text\na,b\n" if name == "p.CSV" else GOOD)
+    if says is None:
+        assert find_prompts(load_catalog(), None, name).prompts[0].id == "a"
+        return
+    for given in (name, str(tmp_path / name)):
+        with pytest.raises(LakeError, match=f"{name}: {says}"):
+            find_prompts(load_catalog(), None, given)
+    with pytest.raises(LakeError, match="unknown prompt set 'q.parquet'"):
+        find_prompts(load_catalog(), None, "q.parquet")
+    with pytest.raises(LakeError, match="unknown prompt set"):
+        find_prompts(load_catalog(), None, "x" * 5000)
+
+
+def test_prompts_add_by_command(tmp_path):
+    path = write(tmp_path, OTHER, "q.csv")
+    words = ["prompts", "add", str(path), "--lake", str(tmp_path / "lake")]
+    assert CliRunner().invoke(app, [*words, "--text", "prompt", "--id", "nr", "--category", "label"]).exit_code == 0
+    found = read_prompts(tmp_path / "lake" / "prompts" / "q.jsonl")
+    assert found.prompts == (Prompt("7", "A", "who?"), Prompt("8", "", "what?"))
+    again = CliRunner().invoke(app, [*words, "--text", "prompt"])  # numbered: another set of this name
+    assert "another prompt set has this name" in str(again.exception)
