@@ -437,9 +437,9 @@ def test_files_by_path_whatever_their_type_is_written(tmp_path, monkeypatch, nam
     if says is None:
         assert find_prompts(load_catalog(), None, name).prompts[0].id == "a"
         return
-    for given in (name, str(tmp_path / name)):
+    for place in (name, str(tmp_path / name)):
         with pytest.raises(LakeError, match=f"{name}: {says}"):
-            find_prompts(load_catalog(), None, given)
+            find_prompts(load_catalog(), None, place)
     with pytest.raises(LakeError, match="unknown prompt set 'q.parquet'"):
         find_prompts(load_catalog(), None, "q.parquet")
     with pytest.raises(LakeError, match="unknown prompt set"):
