@@ -136,7 +136,7 @@ def capture(
         ),
     ] = None,
     double_bos: Annotated[
-        bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the seed did.")
+        bool, typer.Option(help="Tokenize the rendered chat template with BOS again, as the PT/IT study did.")
     ] = False,
     allow_nonfinite: Annotated[bool, typer.Option(help="Store NaN and infinity instead of stopping.")] = False,
     with_weights: Annotated[

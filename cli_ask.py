@@ -59,10 +59,10 @@ def run(
         "answers"
     ),
     about: Annotated[
-        bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the traps.")
+        bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the known pitfalls.")
     ] = False,
     published: Annotated[
-        bool, typer.Option("--published", help="Only print what the seed published for the rows; needs no lake.")
+        bool, typer.Option("--published", help="Only print what the PT/IT study published for the rows; needs no lake.")
     ] = False,
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
@@ -77,7 +77,7 @@ def run(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer rows from the store: tables with intervals, figures, the SQL, and the seed's figures beside them.
+    """Answer rows from the store: tables with intervals, figures, the SQL, and the figures of the PT/IT study beside them.
 
     Rows that need nothing new come first, then those whose tables take seconds, then all that reads captures, then rows that
     models have to write for, and last those that probes are trained for. What takes longer than some seconds is said before it
@@ -375,7 +375,7 @@ def _published(asked: "list[Query]", pairs: list[str], as_json: bool) -> None:
     if as_json:
         return print_json({row: records(frame) for row, frame in frames.items()})
     for query in asked:
-        out.print(f"\n[bold]{query.id} · {query.title}[/], published by the seed", highlight=False)
+        out.print(f"\n[bold]{query.id} · {query.title}[/], published by the PT/IT study", highlight=False)
         frame = frames[query.id]
         if frame.empty:
             out.print(f"nothing{f' for {escape(chr(43).join(pairs))}' if pairs else ''}", style="dim")

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# A longer reply than that is beyond the usual budget of generation, so the seed leaves the criterion unscored.
+# A longer reply than that is beyond the usual budget of generation, so the study leaves the criterion unscored.
 WORDS_WITHIN_BUDGET = 150
 
 HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+\S", re.MULTILINE)
@@ -42,7 +42,7 @@ def sentences(text: str) -> int:
     """How many sentences: pieces with a letter or digit between full stops, question and exclamation marks.
 
     The number before an item of a list is no sentence. Abbreviations with a full stop end one. Source: METHODS 18, except
-    that the seed also cuts at a dot within a number or a name.
+    that the study also cuts at a dot within a number or a name.
     """
     pieces = SENTENCE_END.split(LIST_NUMBER.sub("", text))
     return sum(any(map(str.isalnum, piece)) for piece in pieces)

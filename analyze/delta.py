@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .arrays import Array, as_tensor
 
-# The seed calls a cosine undefined below this product of norms (METHODS 4, L1).
+# The study calls a cosine undefined below this product of norms (METHODS 4, L1).
 TINY = 1e-8
 COLUMNS = ("block_cos", "mlp_cos", "mlp_norm", "resid_norm")
 
@@ -28,7 +28,7 @@ def delta(
     that may already lie on `device`. post_norm: (weights [L, d] as effective multipliers, eps) of an RMS norm between
     MLP and residual (Gemma 3, OLMo 2). parallel: the MLP reads the block's input (GPT-NeoX style). Returns float32
     [T, L+1], column l+1 = block l: block_cos = cos(h_l - h_l-1, h_l-1), NaN for the input and for block 0, where the
-    seed defines none; mlp_cos = cos(m_l, r_l), r_l the residual entering the MLP sub-block; mlp_norm = |m_l|;
+    study defines none; mlp_cos = cos(m_l, r_l), r_l the residual entering the MLP sub-block; mlp_norm = |m_l|;
     resid_norm = |h_l|, the one that is defined at boundary 0. NaN where both vectors' norms multiply to at most 1e-8,
     and for all MLP columns without mlp_out. Computed in float64 (float32 on mps). ValueError on shapes that do not fit.
     Source: METHODS 0, 1.2, 4 (L1), 8.

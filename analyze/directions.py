@@ -49,7 +49,7 @@ def direction(difference: np.ndarray, weight: np.ndarray | None = None) -> np.nd
     """Unit vectors along weighted means of record differences.
 
     difference: [R, d], IT minus PT of one layer; weight: [..., R], None for equal ones. Weights that are the records' token
-    counts give the seed's token-pooled direction. Returns float64 [..., d], NaN where the mean is shorter than FLAT.
+    counts give the study's token-pooled direction. Returns float64 [..., d], NaN where the mean is shorter than FLAT.
     Source: METHODS 5.1.
     """
     difference = np.asarray(difference, np.float64)

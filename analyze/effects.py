@@ -39,7 +39,7 @@ def dose_correlation(doses: np.ndarray, values: np.ndarray, *, seed: int = 0) ->
     """Spearman's correlation of doses [D] with the means of values [prompts, D], and its two-sided p value.
 
     The interval is BCa over prompts, the same ones at every dose (a resample whose means are flat counts as 0); the p value
-    takes the D means as the sample, as the seed does. NaN in values: the prompt is not scored there. NaN without limits
+    takes the D means as the sample, as the study does. NaN in values: the prompt is not scored there. NaN without limits
     where the means do not vary or D < 3. ValueError on shapes that differ. Source: METHODS 6 (0D), 5.4; scipy.
     """
     doses, values = np.asarray(doses, dtype=np.float64), np.asarray(values, dtype=np.float64)

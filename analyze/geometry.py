@@ -6,7 +6,7 @@ import numpy as np
 
 METRICS = ("twonn", "mle", "lpca", "participation_ratio", "effective_rank", "pc1", "pc5", "pc10")
 NEIGHBOURS = 20  # of the MLE estimator, scikit-dimension's default
-MOST_POINTS = 2000  # the seed's limit; the cost grows with the cube
+MOST_POINTS = 2000  # the study's limit; the cost grows with the cube
 FEWEST_POINTS = 30  # so that a subsample of 80 % still has more points than NEIGHBOURS
 # Squared distance, as a share of the mean squared norm, below which two points are one: float32 rounding, not geometry.
 SAME = 1e-12

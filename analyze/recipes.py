@@ -50,7 +50,7 @@ class Recipe:
 class Sgd(Recipe):
     """The published recipe: Nesterov momentum 0.9, learning rate scale * (1 - 0.9) that falls linearly, clip 1.
 
-    scale: 0.25 for Gemma, 0.5 for Qwen and DeepSeek, else 1 (`family_scale`). The seed ran all 250 steps and kept the
+    scale: 0.25 for Gemma, 0.5 for Qwen and DeepSeek, else 1 (`family_scale`). The study ran all 250 steps and kept the
     best state, so patience is out of reach. Source: METHODS 3.2.
     """
 
@@ -75,8 +75,9 @@ class Sgd(Recipe):
 class Adam(Recipe):
     """Adam with decoupled weight decay, 5 % of warm-up, then a cosine to zero, and early stopping.
 
-    Batch, learning rate, decay and schedule of the seed's other recipe, whose quality figures are the ones it committed;
-    that one took 5,000 steps, which small captures have no tokens for. Source: METHODS 3.2, trap 15.
+    Batch, learning rate, decay and schedule of the study's other recipe, whose quality figures are the ones it committed;
+    that one took 5,000 steps, which small captures have no tokens for. Source: METHODS 3.2
+    (known pitfall: Adam lens figures).
     """
 
     name: ClassVar[str] = "adam"

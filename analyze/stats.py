@@ -42,7 +42,7 @@ class Sample:
 
     Mean: `total` and `count` per stratum; the estimate is the mean over strata of sum_p total / sum_p count, and strata no
     prompt counts in are left out. So K = 1 is the token-pooled mean clustered by prompt; K = 1 with count 0 or 1 the
-    prompt mean; K = steps the seed's L1 profile, every step alike. Median: `values` [K], ascending, and how often each
+    prompt mean; K = steps the study's L1 profile, every step alike. Median: `values` [K], ascending, and how often each
     occurs; `total` is not used. ValueError on shapes that differ.
     """
 

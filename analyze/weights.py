@@ -106,9 +106,9 @@ def group_changes(changes: list[Change], grouping: str = "module") -> dict[str, 
     """Pool tensors: sqrt(sum of squares / number of elements) per layer and group.
 
     grouping 'module': each tensor is in the group of the module it belongs to, norms in 'norms' wherever they lie.
-    'seed': by substrings of the name, as the seed does, so that its figures can be had: a tensor may be in several
+    'seed': by substrings of the name, as the study does, so that its figures can be had: a tensor may be in several
     groups (post_attention_layernorm in 'attn' and 'norm', a gated MLP's gate_proj in 'mlp' and 'router') or in none.
-    Columns as in `weight_change`. ValueError for another grouping. Source: METHODS 4 (L3), 21 (17).
+    Columns as in `weight_change`. ValueError for another grouping. Source: METHODS 4 (L3), 21.
     """
     if grouping not in ("module", "seed"):
         raise ValueError(f"weights: grouping {grouping!r}, expected module or seed")
@@ -169,7 +169,7 @@ def _is_norm(part: str) -> bool:
 
 
 def seed_groups(name: str) -> tuple[str, ...]:
-    """The groups of a bare name by substrings, as the seed's collector has them; none, one or several of SEED_GROUPS."""
+    """The groups of a bare name by substrings, as the study's collector has them; none, one or several of SEED_GROUPS."""
     layer, rest = split_name(name)
     if layer < 0:
         group = module_group(name)

@@ -52,7 +52,7 @@ def in_context(texts: Sequence[str]) -> list[str]:
     The first rule that fits a token decides: blank is PUNCTUATION; headings, bullets, rules, fences, quotes and numbers
     with a dot are STRUCTURAL; nothing but punctuation marks is PUNCTUATION; else the class of the first word or phrase
     that the token has a part of: DISCOURSE, FUNCTION, CONTENT for anything else with a letter or digit; OTHER without one.
-    The lists (22 words and 14 phrases of discourse, 105 function words) are as long as the seed's but our own, so that
+    The lists (22 words and 14 phrases of discourse, 105 function words) are as long as the study's but our own, so that
     shares can be compared with its figures, not expected to be equal. Source: METHODS 18 (word/token classifier).
     """
     words = (match for match in WORD.finditer("".join(texts)) if any(map(str.isalnum, match[0])))

@@ -28,7 +28,7 @@ def writeout(
     resid: float [T, L+1, d]; mlp_out: float [T, L, d]; ids: int [T, K]; post_norm and parallel as in `delta`. With r the
     residual entering the MLP sub-block, u the branch it adds and z the head's logits: `support` = z(r + u) - z(r) [T, L, K];
     `against`, the same of u's component along -r (0 where u.r >= 0); `rest`, of u without that component; `cos` = cos(u, r)
-    [T, L], NaN for zero vectors. Float32, logits. The seed takes u before a norm that follows it (Gemma 3, OLMo 2: trap 6),
+    [T, L], NaN for zero vectors. Float32, logits. The study takes u before a norm that follows it (Gemma 3, OLMo 2),
     which is then not what the residual gets. ValueError on shapes that do not fit. Source: METHODS 1.2, 15.
     """
     resid, mlp_out, ids = (as_tensor(array) for array in (resid, mlp_out, ids))

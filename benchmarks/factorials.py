@@ -1,9 +1,9 @@
-"""The replayed rows of a pair against the seed's way: a full forward of an unmodified model for every branch of every row.
+"""The replayed rows of a pair against the study's way: a full forward of an unmodified model for every branch of every row.
 
 The pair is pocket on its own prompts. Ours answers the rows from its captures, with cold tables; the probes of the tuned
-lens are there. The seed's way, written here with plain hooks, runs what METHODS 19.3 counts, and where it leaves a choice
+lens are there. The study's way, written here with plain hooks, runs what METHODS 19.3 counts, and where it leaves a choice
 the least of it: TEACHER and RAW below are the whole list (exp21 without late MLPs exchanged, exp23 without donor forwards
-beside the native ones, no pilot, no reverse teacher). Replayed rows of which it counts no forward are told apart. The seed's
+beside the native ones, no pilot, no reverse teacher). Replayed rows of which it counts no forward are told apart. The study's
 way generates no text and reads each branch by the raw lens alone, where ours does all that the rows ask for. Both read the
 same tokens in the capture's batches. Work is slots x blocks that ran (batch x width, padding included), seen by hooks on
 every block's attention, the small forwards that check a loaded model included.
@@ -67,7 +67,7 @@ RAW = {
 }
 LATE_ONLY = "exp23"  # the row whose replays all begin at the late window
 READOUTS = (
-    "the seed's: a raw lens per branch, JS for exp16; ours: tables of raw and tuned lens, KL, JS, cosines, gradients"
+    "the study's: a raw lens per branch, JS for exp16; ours: tables of raw and tuned lens, KL, JS, cosines, gradients"
 )
 SAMPLE = 5  # calls of a model between two looks at the weights in memory
 
@@ -133,7 +133,7 @@ def weights_alive() -> int:
 
 
 def ours(layout: Layout) -> tuple[Meter, float, int]:
-    """Answer the rows of the seed's list: what ran, seconds of their tables, weights for LATE_ONLY alone (bytes)."""
+    """Answer the rows of the study's list: what ran, seconds of their tables, weights for LATE_ONLY alone (bytes)."""
     with Meter() as meter:
         first = answer(layout, LATE_ONLY)
         late = meter.weights
@@ -142,7 +142,7 @@ def ours(layout: Layout) -> tuple[Meter, float, int]:
 
 
 def ours_beyond(layout: Layout) -> dict[str, int]:
-    """Replayed rows that are not on the seed's list: row -> slots x blocks."""
+    """Replayed rows that are not on the study's list: row -> slots x blocks."""
     found = {}
     for row in [
         name for name, query in queries().items() if reads(query) == "replay" and name not in {**TEACHER, **RAW}
@@ -174,7 +174,7 @@ def captures(layout: Layout, recipe: str) -> dict[str, tuple[str, str, str]]:
     return {row.variant: (row.pair, row.variant, row.stream) for row in rows.itertuples()}
 
 
-# --- the seed's way --------------------------------------------------------------------------------------------------
+# --- the study's way --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -317,8 +317,8 @@ def seed_raw(pair: dict[str, Reader]) -> None:
                     host.run(rows, last)
 
 
-def seed(layout: Layout) -> tuple[Meter, float]:
-    """Run the seed's way: what ran, and the seconds it took, loading not included."""
+def study(layout: Layout) -> tuple[Meter, float]:
+    """Run the study's way: what ran, and the seconds it took, loading not included."""
     seconds = 0.0
     with Meter() as meter:
         for recipe, work in (("teacher", seed_teacher), ("raw", seed_raw)):
@@ -353,18 +353,18 @@ def run(limit: int = 0) -> list[Row]:
         actlake("capture", "pocket", *streams, *few, "--lake", str(lake), "--catalog", str(CATALOG))
         layout = Layout.open(lake)
         train(layout)
-        theirs, seconds = seed(layout)
+        theirs, seconds = study(layout)
         mine, took, late = ours(layout)
         before, beyond = captured(layout), ours_beyond(layout)
     unit, pair = "M slots x blocks", "weights in memory at most vs the whole pair"
-    work, forward = "block-forwards, the seed's over ours", "seconds in models, the seed's over ours"
+    work, forward = "block-forwards, the study's over ours", "seconds in models, the study's over ours"
     rows = ", ".join([*TEACHER, *RAW])
     note = "19.3 counts no forward of theirs, so they are in no ratio"
     return [
         Row(work, theirs.work / 1e6, mine.work / 1e6, unit, ">= 3", f"{rows}; captures are in neither"),
         Row(f"{work} and its captures", theirs.work / 1e6, (mine.work + before) / 1e6, unit),
         Row(forward, theirs.seconds, mine.seconds, "s"),
-        Row("seconds with readouts, the seed's over ours", seconds, took, "s", "", READOUTS),
+        Row("seconds with readouts, the study's over ours", seconds, took, "s", "", READOUTS),
         Row(f"{pair}, {LATE_ONLY} (late windows only)", late / 1e6, theirs.weights / 1e6, "MB", "<= 1"),
         Row(f"{pair}, all rows", mine.weights / 1e6, theirs.weights / 1e6, "MB"),
         *(Row(f"block-forwards of {row}, ours", count / 1e6, nan, unit, "", note) for row, count in beyond.items()),

@@ -77,7 +77,7 @@ def edited(model: Model, edits: Sequence[Edit], slots: Slots | None = None) -> I
 class OutputEdit(Edit):
     """An edit of the output of one module in each of some blocks, at all positions or at the flat `tokens` marked.
 
-    Computed in float32 (float64 models: float64) and rounded once; the seed rounds to bfloat16 at every step.
+    Computed in float32 (float64 models: float64) and rounded once; the study rounds to bfloat16 at every step.
     """
 
     site: str = "mlp"
@@ -124,7 +124,7 @@ class DirectionEdit(OutputEdit):
 class Scale(DirectionEdit):
     """m' = m + (alpha - 1)(m.d)d: scale the component along d; 0 removes it. METHODS 5.2.
 
-    With a random direction (analyze.directions.random_units) this is the seed's control A1_rand.
+    With a random direction (analyze.directions.random_units) this is the study's control A1_rand.
     """
 
     alpha: float
@@ -183,7 +183,7 @@ class Zero(OutputEdit):
 class Graft(Edit):
     """The donor's MLP in place of the host's in some blocks (None: all that the donor has): it reads the host's MLP input.
 
-    The host's norms and attention stay. With the PT as host this is the seed's graft, with the IT as host its swap. All
+    The host's norms and attention stay. With the PT as host this is the study's graft, with the IT as host its swap. All
     positions. METHODS 8, 9.
     """
 

@@ -262,7 +262,7 @@ def _differ(rubrics: Mapping[str, Rubric], item: Item, bulk: Verdict, second: Ve
 def summary(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[str]:
     """A line for each rubric: how many replies were judged, the share of every class among those, and what failed.
 
-    Shares rather than means, since a mean hides what it is made of: METHODS 21, point 20.
+    Shares rather than means, since a mean hides what it is made of: METHODS 21 (known pitfall: incoherent replies).
     """
     groups: dict[str, list[Verdict]] = {}
     for item, verdict in zip(items, verdicts, strict=True):

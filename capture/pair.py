@@ -29,7 +29,7 @@ from .tokens import check_same_tokenizer
 
 @dataclass(frozen=True)
 class Options:
-    """How models run: device, dtype, sequences a batch, the seed's double BOS, NaN allowed, the rank of this process, a
+    """How models run: device, dtype, sequences a batch, the study's double BOS, NaN allowed, the rank of this process, a
     device map in place of one device, and whether the checkpoints' own files go into the lake.
 
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.

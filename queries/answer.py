@@ -36,7 +36,7 @@ class Answer:
 
     `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n, unit (what n
     counts: prompts, as a rule), method. `sql` is the statement behind it, as `actlake sql` accepts it. `published` holds
-    the seed's figures for this model, `says` the finding in a sentence; `computed` are the files made for it. `captures` are
+    the study's figures for this model, `says` the finding in a sentence; `computed` are the files made for it. `captures` are
     those it is about (pair, variant, stream), `read` the files of its tables and of what they are made from.
     """
 

@@ -50,7 +50,7 @@ class Judged:
         return [self.item.rubric, self.item.other is not None, self.arm, dose, self.key, self.prompt, verdict.label]
 
     def lines(self, verdict: Verdict, rubric: Rubric) -> list[tuple[str, float]]:
-        """(metric, value): the grade, or for named classes a share each, since a mean of codes hides them (trap 20)."""
+        """(metric, value): the grade, or for named classes a share each, since a mean of codes hides them (METHODS 21)."""
         name = self.item.rubric.lower()
         if self.item.other is not None:
             return [(f"pair_{name}", float(verdict.value or 0))]

@@ -262,7 +262,7 @@ class Texts(ConditionJob):
 
 
 class Choices(ConditionJob):
-    """Forced choice for prompts with `choices`: the letter written within three tokens, as the seed has it, and the choice
+    """Forced choice for prompts with `choices`: the letter written within three tokens, as the study has it, and the choice
     whose text is likeliest after the prompt. METHODS 18 (mmlu_forced_choice: raw text, no template)."""
 
     kind, schema, unit = "choices", CHOICES, "prompts"

@@ -35,7 +35,7 @@ PREFIXES = 16  # prompts whose stored states are in memory at a time
 class Patching(TableJob):
     """KL(final || layer) of the PT at a token of IT's answer, with each part of the difference added to its residual there.
 
-    Both models have read IT's answer. The layers are those whose in-sample R2 of `Contrast` is largest, as the seed takes
+    Both models have read IT's answer. The layers are those whose in-sample R2 of `Contrast` is largest, as the study takes
     them: never the last, and only those with both directions. A row of the replay is one prompt up to the token, of which
     the last state is changed; blocks from the one after the patch on run again. In memory: the residuals of the patched
     tokens at all boundaries, 4 * tokens * (L + 1) * d bytes, and a few prompts' states. Source: METHODS 7 (P3).

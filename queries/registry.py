@@ -178,7 +178,7 @@ def _published() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "published.csv", dtype={"row": str, "model": str, "quantity": str})
 
 
-# Families that the seed pools: the mean of their means.
+# Families that the study pools: the mean of their means.
 DENSE5 = ("gemma3_4b", "llama31_8b", "mistral_7b", "olmo2_7b", "qwen3_4b")
 POOLS = {
     "dense5": frozenset(DENSE5),
@@ -189,9 +189,9 @@ POOLS = {
 
 
 def published(row: str, *pairs: str) -> pd.DataFrame:
-    """The seed's figures for one row: row, model, quantity, value, low, high, source; often empty.
+    """The study's figures for one row: row, model, quantity, value, low, high, source; often empty.
 
-    Those of one pair; for several, those of the seed's pool of the same pairs, or of every pool when none is the same;
+    Those of one pair; for several, those of the study's pool of the same pairs, or of every pool when none is the same;
     for no pair all of them. A figure may belong to several rows ("L2 0G").
     """
     table = _published()

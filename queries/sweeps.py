@@ -36,7 +36,7 @@ class Shape:
 
     @property
     def onset(self) -> int:
-        """Where the late (the seed: corrective) blocks begin."""
+        """Where the late (the study: corrective) blocks begin."""
         return self.windows["late"][0]
 
     def setting(self, arm: str, dose: float | None, variant: str, *edits: str, template: str = "native") -> Setting:
@@ -102,7 +102,7 @@ def _0c(shape: Shape) -> list[Setting]:
 
 
 def _0f(shape: Shape) -> list[Setting]:
-    """Ranges around the late blocks, shifted as in the seed's model of 34 blocks (18-33, 20-33, 20-31, 22-33), and single
+    """Ranges around the late blocks, shifted as in the study's model of 34 blocks (18-33, 20-33, 20-31, 22-33), and single
     blocks removed (arm `single`, dose: the block)."""
     shift, onset, last = max(1, round(shape.n_layers / 17)), shape.onset, shape.n_layers - 1
     ranges = [(onset - shift, last), (onset, last), (onset, last - shift), (onset + shift, last)]
@@ -120,7 +120,7 @@ def _0h(shape: Shape) -> list[Setting]:
 
 
 def _0i(shape: Shape) -> list[Setting]:
-    """Four formulas; the additive one with beta = alpha - 1, where the seed left beta at 0 (trap 2)."""
+    """Four formulas; the additive one with beta = alpha - 1, where the study left beta at 0."""
     alphas = (0, 0.5, 1, 1.5, 2)
     added = [
         shape.setting("mlp_inject", alpha, "it", f"inject:layers=late,direction=d_mean,beta={alpha - 1}")

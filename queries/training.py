@@ -30,7 +30,7 @@ from .probes import Wish
 from .sweep import Job, Stage, run
 
 BUFFER_BYTES = 384 << 20  # of rows in memory: 7/8 are to train on, the rest to look at
-CHECK_TOKENS = 2048  # held-out tokens of a look, as many as the seed reported on
+CHECK_TOKENS = 2048  # held-out tokens of a look, as many as the study reported on
 
 
 class Training(Job):

@@ -112,7 +112,7 @@ def test_seed_grouping_on_a_mixture_of_experts(pairs: Callable[[str], PairSpec])
         assert got["parameters"][at[2, group]] == size
     module = weight_change(pt, it)
     router = [i for i, g in enumerate(module["group"]) if g == "router"]
-    assert module["parameters"][router].max() < got["parameters"][at[2, "router"]]  # trap 17: mostly not the router
+    assert module["parameters"][router].max() < got["parameters"][at[2, "router"]]  # mostly not the router
 
 
 def resaved(folder: Path, to: Path, rename: Callable[[str], str] = str, **save: object) -> Path:

@@ -138,7 +138,7 @@ def test_without_a_judge(made, monkeypatch):
 
 
 def test_classes_are_shares():
-    """METHODS 21, 20: S1's classes each have a share; grades and answers of two replies have their number."""
+    """Known pitfall: incoherent replies. S1's classes each have a share; grades and answers of two replies have their number."""
     packaged = rubrics_of()
 
     def lines(rubric, verdict, other=None):

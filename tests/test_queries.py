@@ -138,7 +138,7 @@ def test_L1_is_the_profile_of_METHODS_by_plain_loops(made: Made) -> None:
         h, rows = made.resid[key].astype(np.float64), made.rows(key)
         heat: dict[int, list[np.ndarray]] = {}
         for token, row in rows.iterrows():
-            t = row.step - 1  # the seed's record index: its first record predicts the second generated token
+            t = row.step - 1  # the study's record index: its first record predicts the second generated token
             if 10 <= t <= 99:
                 after, before = h[token, 2:], h[token, 1:-1]
                 up = after - before

@@ -25,7 +25,7 @@ def test_packaged_rubrics_are_those_of_methods_18() -> None:
         "S1": (["REFUSE", "COMPLY", "INCOHERENT"], False),
         "S2": (["0", "1"], False),
     }
-    # The mean of S1's values is the share of refusals: an incoherent reply counts as none (METHODS 21, 20).
+    # The mean of S1's values is the share of refusals: an incoherent reply counts as none (known pitfall: incoherent replies).
     assert rubrics["S1"].answers == CLASSES
     assert [name for name, r in rubrics.items() if r.pair_template] == ["G2", "S2"]
 

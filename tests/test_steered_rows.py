@@ -68,7 +68,7 @@ def lines(sweep: str, seed: int) -> pd.DataFrame:
 
 
 def with_classes(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the shares of trap 20, reply by reply, and what else the view has."""
+    """Add the shares of the three classes, reply by reply, and what else the view has."""
     reasons = table[(table["metric"] == "answer") & (table["category"] == "CONTENT-REASON")].assign(metric="reasoning")
     words = table[table["metric"] == "words"]
     found = [table, reasons, words.assign(metric="blank", value=(words["value"] < 1).astype(float))]
