@@ -324,7 +324,7 @@ def show(
 ) -> None:
     """One capture: its arrays and where it comes from."""
     from .store.captures import find_capture, open_capture, split_capture
-    from .store.manifest import read_manifest
+    from .store.manifest import noise_warning, read_manifest
 
     path = find_capture(open_layout(lake, catalog)[0], *split_capture(capture))
     manifest = read_manifest(path) or {}
@@ -333,6 +333,8 @@ def show(
     out.print(escape(str(open_capture(path))), highlight=False, soft_wrap=True)
     for key in ("capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
         out.print(f"{key:15} {manifest.get(key)}", highlight=False)
+    if warning := manifest and noise_warning(manifest):
+        out.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -9,8 +9,8 @@ import numpy as np
 from ..store.captures import Capture, find_capture, list_captures, split_capture
 from ..store.errors import LakeError
 from ..store.layout import Layout
-from ..store.manifest import missing_rows, read_manifest, seal
-from ..store.progress import bar
+from ..store.manifest import largest, missing_rows, noise_warning, read_manifest, rounding, seal
+from ..store.progress import ERRORS, bar
 from ..store.records import read_record
 from ..store.schema import PROGRESS, SITES, TEMPLATE
 from ..store.streams import Stream, read_stream
@@ -35,7 +35,7 @@ def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
         batch = Batch([stream.tokens[prompt]], pad_id(model), model.device)
         for name, block in forward(model, batch, sizes, boundaries).items():
             worst[name] = max(worst[name], _worst(stored, stream, name, prompt, block))
-    return {"prompts": NOISE_PROMPTS, "max_abs": worst}
+    return {"prompts": min(NOISE_PROMPTS, len(stream.starts)), "max_abs": worst}
 
 
 def rows_of_noise(path: Path, stream: Stream) -> set[int]:
@@ -46,13 +46,19 @@ def rows_of_noise(path: Path, stream: Stream) -> set[int]:
 
 
 def seal_with_noise(path: Path) -> dict[str, Any]:
-    """Seal a complete capture; LakeError when no rank came to measuring the noise floor."""
+    """Seal a complete capture, with a warning where batching changes far more than rounding does.
+
+    LakeError when no rank came to measuring the noise floor.
+    """
     noise = path / PROGRESS / NOISE
     if not noise.exists() and not read_manifest(path):
         raise LakeError(
             f"{path}: all rows are there, the noise floor is not; run any rank again, it measures it and seals"
         )
-    return seal(path, {"noise_floor": read_record(noise, "noise")} if noise.exists() else {})
+    manifest = seal(path, {"noise_floor": read_record(noise, "noise")} if noise.exists() else {})
+    if warning := noise_warning(manifest):
+        ERRORS.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return manifest
 
 
 def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
@@ -113,7 +119,8 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
     """Run `count` prompts of a sealed capture again, in the batches of its recorded plan, and compare with what is stored.
 
     On the machine and versions of the capture the difference is zero. Elsewhere it may reach the recorded noise floor;
-    four times that, or 1e-5 of the largest value in float32, is allowed. Raises LakeError for another checkpoint.
+    four times that, or what rounding makes of the largest value (store.manifest.rounding), is allowed. Raises LakeError for
+    another checkpoint.
     """
     stored = Capture(path)
     manifest = stored.manifest
@@ -144,10 +151,8 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
                         worst[name] = max(worst[name], _apart(stored.array(name)[prompt], found[name][place]))
                     progress.advance(1)
     floor = manifest.get("noise_floor", {}).get("max_abs", {})
-    scale = {
-        name: max(abs(manifest["variables"][name]["min"]), abs(manifest["variables"][name]["max"])) for name in compared
-    }
-    scale |= {name: _apart(stored.array(name)[...], 0) for name in per_prompt}
-    eps = 2.0**-6 if model.record["dtype"] != "float32" else 1e-5
-    allowed = {name: max(4 * floor.get(name, 0.0), eps * scale[name]) for name in worst}
+    eps = rounding(manifest["source_dtype"])
+    allowed = {name: eps * largest(manifest, name) for name in compared}
+    allowed |= {name: eps * _apart(stored.array(name)[...], 0) for name in per_prompt}
+    allowed = {name: max(4 * floor.get(name, 0.0), value) for name, value in allowed.items()}
     return Reforward(len(wanted), not any(worst.values()), worst, allowed)

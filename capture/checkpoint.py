@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -135,6 +135,10 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     whole = explicit if isinstance(explicit, str) and explicit.endswith(".safetensors") else WHOLE
     if (folder / whole).is_file():
         return [folder / whole]
+    if explicit and not (folder / str(explicit)).is_file():
+        raise LakeError(
+            f"model {name}: {folder / 'config.json'}: transformers_weights is {explicit!r}, no file beside it"
+        )
     if not (folder / index).is_file():
         raise LakeError(f"model {name}: {_without_weights(folder)}")
     shards = sorted(set(map(str, index_of(name, folder, index)["weight_map"].values())))
@@ -263,6 +267,11 @@ def dtype_of_weights(found: dict[str, Tensor]) -> str:
 def listed(names: list[str], most: int = 3) -> str:
     """The first names of a list and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def counted(names: Sequence[str]) -> str:
+    """'1 tensor', '12 tensors'."""
+    return f"{len(names):,} tensor{'s' * (len(names) != 1)}"
 
 
 def adapted(names: Iterable[str]) -> list[str]:

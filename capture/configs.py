@@ -1,8 +1,11 @@
 """Configs and tokenizers of checkpoints: which class runs one and in which dtype, and one true line when either can't be read."""
 
 import json
+import logging
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.auto_factory import _get_model_class
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -28,13 +32,26 @@ from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from ..store.progress import ERRORS
 from ..store.urls import scrubbed
-from .checkpoint import INDEX, WHOLE, Tensor, check_folder, config_of, dtype_of_weights, header, index_of, weight_files
+from .checkpoint import (
+    INDEX,
+    WHOLE,
+    Tensor,
+    check_folder,
+    config_of,
+    dtype_of_weights,
+    header,
+    index_of,
+    tensors,
+    weight_files,
+)
 from .gguf import DTYPE, check_gguf, read_once
 from .templates import template_elsewhere
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # Where a decoder's class is looked for, in this order: of a class that reads pictures or sound only the text part runs.
 CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+SEARCH = 5  # seconds
 LONGEST = 400  # characters of a foreign error's text
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -66,7 +83,8 @@ def load_config(spec: ModelSpec) -> Any:
         return _load(AutoConfig, spec, where)
     except Exception as error:  # whatever transformers raises about a file is a message about that file
         what = "the header of its GGUF file" if spec.gguf_file else "its config.json"
-        raise LakeError(f"model {spec.name}: can't read {what}: {_cause_in(error, raw)}") from error
+        reason = _cause_in(error, raw) + _culprit(raw, str(error), lambda left: _config_from(left))
+        raise LakeError(f"model {spec.name}: can't read {what}: {reason}") from error
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -89,11 +107,45 @@ def quiet() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def _load(auto: Any, spec: ModelSpec, where: str) -> Any:
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep what transformers logs and warns about files to itself: what matters of it becomes a message or a note of ours."""
     quiet()
-    if spec.gguf_file:
-        return read_once(auto, spec, where)
-    return auto.from_pretrained(where, revision=spec.revision or "main", trust_remote_code=False)
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
+def _load(auto: Any, spec: ModelSpec, where: str) -> Any:
+    with silent():
+        if spec.gguf_file:
+            return read_once(auto, spec, where)
+        return auto.from_pretrained(where, revision=spec.revision or "main", trust_remote_code=False)
+
+
+def _config_from(raw: dict[str, Any]) -> Any:
+    with silent():
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+
+
+def _culprit(raw: dict[str, Any], said: str, build: Callable[[dict[str, Any]], Any]) -> str:
+    """The key of config.json without which building goes well, as the end of a sentence; '' when `said` names it, or none does.
+
+    At most SEARCH seconds are spent.
+    """
+    started = time.monotonic()
+    for key, value in raw.items() if _known_type(raw.get("model_type")) else ():
+        if key == "model_type" or time.monotonic() - started > SEARCH:
+            continue
+        try:
+            build({other: held for other, held in raw.items() if other != key})
+        except Exception:  # noqa: S112 (still at fault without this key)
+            continue
+        return "" if key in said else f" (without the key {key}, now {json.dumps(value)[:80]}, it can be)"
+    return ""
 
 
 def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
@@ -106,7 +158,9 @@ def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise LakeError(f"model {spec.name}: {file}: expected an object, found {type(found).__name__}")
     for key, value in _walk(found):
-        last = key.rpartition(".")[2]
+        last, size = key.rpartition(".")[2], key.removeprefix("text_config.")
+        if size in SIZES and isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise LakeError(f"model {spec.name}: {file}: {key} is {value}, expected a whole number from 1")
         if isinstance(value, float) and math.isnan(value):
             raise LakeError(f"model {spec.name}: {file}: {key} is NaN, expected a number")
         if last in ("dtype", "torch_dtype") and value is not None and not _is_dtype(value):
@@ -124,7 +178,7 @@ def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
 
 
 def _known_type(model_type: Any) -> bool:
-    return isinstance(model_type, str) and model_type in transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING
 
 
 def _is_dtype(value: Any) -> bool:
@@ -198,7 +252,17 @@ def explained(spec: ModelSpec, what: str, error: BaseException) -> LakeError:
     raw = config_of(spec.path) if spec.path and not spec.gguf_file else {}
     if isinstance(error, KeyError):
         return LakeError(f"model {spec.name}: can't {what}: its config.json: {_cause_in(error, raw)}")
-    return LakeError(f"model {spec.name}: can't {what}: {cause(error)}")
+    unnamed = isinstance(error, AttributeError | TypeError | IndexError | ArithmeticError | AssertionError)
+    key = _culprit(raw, str(error), lambda left: _built(spec, left)) if unnamed else ""
+    return LakeError(f"model {spec.name}: can't {what}: {cause(error)}{key}")
+
+
+def _built(spec: ModelSpec, raw: dict[str, Any]) -> Any:
+    """The module of a config, without memory."""
+    config = _config_from(raw)
+    kind = model_class(spec, config)
+    with torch.device("meta"):
+        return kind._from_config(config_for(kind, config))
 
 
 def _without_tokenizer(folder: Path) -> str:
@@ -297,6 +361,19 @@ def _dtype_of_weights(spec: ModelSpec) -> str:
             f"model {spec.name}: its config has no dtype, and the headers of its weights can't be read: {cause(error)}"
         ) from error
     return dtype_of_weights({key: Tensor(entries[key].dtype, tuple(entries[key].shape)) for key in sorted(entries)})
+
+
+def tensors_of(spec: ModelSpec) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by its headers; none for a GGUF file, and for a hub model that is not here whole yet."""
+    folder = None if spec.gguf_file else folder_of(spec)
+    if folder is None:
+        return {}
+    try:
+        return tensors(spec.name, folder)
+    except LakeError:
+        if spec.path:
+            raise
+        return {}
 
 
 def folder_of(spec: ModelSpec) -> Path | None:

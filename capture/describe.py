@@ -168,6 +168,12 @@ def spans(numbers: list[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
+def _quantised(found: dict[str, Any]) -> str:
+    """How a checkpoint's weights are packed, in words."""
+    bits = f", {found['bits']} bits" if found["bits"] else ""
+    return f"{found['method']}{bits}" + ("; unpacked to plain weights while it loads" if found["dequantized"] else "")
+
+
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The description as (name, text) lines."""
     head, bos, attention, kernel = (found[key] for key in ("head", "bos", "attention", "attention_kernel"))
@@ -213,6 +219,8 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("chat", _chat(found)),
         ("special", special + (f" and {more} more" if more > 0 else "")),
         ("stop ids", ", ".join(map(str, found["stop_ids"]))),
+        *([("quantised", _quantised(found["quantized"]))] if found["quantized"] else []),
+        *[("note", note) for note in found["notes"]],
         (
             "checks",
             f"blocks add their attention and MLP outputs ({errors['blocks']}),"

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from .checkpoint import Tensor, adapted, listed, tensors
-from .configs import folder_of
+from .checkpoint import Tensor, adapted, counted, listed
+from .configs import tensors_of
 from .quantised import Quantised
 
 # Buffers of older versions and caches of quantisation: constants, which no forward of today reads from a file.
@@ -38,30 +38,41 @@ PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 
 def check_before(spec: ModelSpec, quantised: Quantised | None) -> None:
     """Raise LakeError for what headers alone tell: factors of an adapter, packed weights that nothing says how to unpack."""
-    folder = None if spec.gguf_file else folder_of(spec)
-    if folder is None:
-        return
-    found = tensors(spec.name, folder)
+    found = tensors_of(spec)
     if stray := adapted(found):
         raise LakeError(
-            f"model {spec.name}: {folder} holds {len(stray)} tensors of an adapter beside the model's ({listed(stray)}), which"
+            f"model {spec.name}: the files hold {counted(stray)} of an adapter beside the model's ({listed(stray)}), which"
             " nothing would apply: merge it (peft: merge_and_unload, save_pretrained) and name that folder"
+        )
+    if (
+        found
+        and quantised
+        and quantised.dequantised
+        and not any(_is_packed(name, tensor) for name, tensor in found.items())
+    ):
+        raise LakeError(
+            f"model {spec.name}: config.json says it is quantised ({quantised.words}), its files hold no packed tensor: take"
+            " quantization_config out of config.json, or take the files that belong to it"
         )
     packed = [name for name, tensor in found.items() if tensor.dtype in PACKED]
     if packed and not quantised:
         raise LakeError(
-            f"model {spec.name}: {len(packed)} tensors are {found[packed[0]].dtype} ({listed(packed)}) and config.json has no"
-            " quantization_config that says with which scales they are unpacked: take the config.json that belongs to them, or"
-            " the model in bfloat16"
+            f"model {spec.name}: {counted(packed)} of the files of type {found[packed[0]].dtype} ({listed(packed)}) but"
+            " config.json has no quantization_config that says with which scales they are unpacked: take the config.json that"
+            " belongs to them, or the model in bfloat16"
         )
+
+
+def _is_packed(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a quantisation, by its name or dtype."""
+    return tensor.dtype in (*PACKED, "U8", "I8") or bool(SCALES.search(name)) or name.endswith(("_blocks", "_scales"))
 
 
 def without_scales(spec: ModelSpec, quantised: Quantised | None) -> str:
     """What to say of a checkpoint with tensors of a quantisation that its config does not know of; '' for any other."""
-    folder = None if spec.gguf_file or quantised else folder_of(spec)
-    scales = [name for name in tensors(spec.name, folder) if SCALES.search(name)] if folder else []
+    scales = [] if quantised else [name for name in tensors_of(spec) if SCALES.search(name)]
     return (
-        f"the files hold {len(scales)} tensors of a quantisation ({listed(scales)}) and config.json has no quantization_config:"
+        f"the files hold {counted(scales)} of a quantisation ({listed(scales)}) and config.json has no quantization_config:"
         " take the config.json that belongs to them"
         if scales
         else ""
@@ -73,8 +84,7 @@ def check_extras(spec: ModelSpec, hf: Any, unexpected: Iterable[str], quantised:
 
     `unexpected` are the tensors that Hugging Face read and found no place for.
     """
-    folder = None if spec.gguf_file else folder_of(spec)
-    found = tensors(spec.name, folder) if folder else {}
+    found = tensors_of(spec)
     taken = set(hf.state_dict())
     patterns = [re.compile(pattern) for pattern in getattr(hf, "_keys_to_ignore_on_load_unexpected", None) or ()]
     ignored = [name for name in found if any(pattern.search(name) for pattern in patterns)]
@@ -100,13 +110,10 @@ def check_extras(spec: ModelSpec, hf: Any, unexpected: Iterable[str], quantised:
         raise LakeError(f"model {spec.name}: {reason}")
     if left:
         raise LakeError(
-            f"model {spec.name}: the files hold {len(left)} tensors that {type(hf).__name__} does not take ({listed(left)})"
+            f"model {spec.name}: the files hold {counted(left)} that {type(hf).__name__} does not take ({listed(left)})"
             f"{_guess(left, blocks)}; captured, they would silently be missing: correct config.json, or take them out"
         )
-    return tuple(
-        f"{len(names)} tensors {kind} are in the files and not run ({listed(names, 2)})"
-        for kind, names in kinds.items()
-    )
+    return tuple(f"{counted(names)} {kind} in the files, not run ({listed(names, 2)})" for kind, names in kinds.items())
 
 
 def _is_leftover(name: str, tensor: Tensor | None) -> bool:

@@ -4,13 +4,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import transformers
 from transformers import GenerationConfig
 
 from ..analyze.device import AUTO, pick
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from .configs import DTYPES, config_for, dtype_of, explained, load_config, model_class, quiet, source
+from .configs import DTYPES, config_for, dtype_of, explained, load_config, model_class, silent, source
 from .extras import check_before, check_extras, without_scales
 from .gguf import loading
 from .quantised import Quantised, quantised_of, unpack
@@ -45,26 +44,24 @@ def load_hf(
     unpack(config, found)
     # A module whose weights stay packed can't be moved any more.
     placed = device_map or ({"": device} if found and not found.dequantised else None)
-    quiet()
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # its report of gaps is a page long; ours is below
     stops = list(declared(spec, where, given)) or None  # all of a generation config that counts
     config.return_dict = True  # false would make every forward return a bare tuple
     try:
-        hf, info = kind.from_pretrained(
-            where,
-            config=config,
-            revision=spec.revision or "main",
-            trust_remote_code=False,
-            dtype=DTYPES[dtype],
-            # None: sdpa, or eager in a class that has no sdpa (soft caps, sinks); `attention_of` says which it was.
-            attn_implementation=None if attention == "sdpa" else attention,
-            device_map=placed,
-            generation_config=GenerationConfig(eos_token_id=stops),
-            **special,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, in one line
-        )
+        with silent():  # its report of gaps is a page long; ours is below
+            hf, info = kind.from_pretrained(
+                where,
+                config=config,
+                revision=spec.revision or "main",
+                trust_remote_code=False,
+                dtype=DTYPES[dtype],
+                # None: sdpa, or eager in a class that has no sdpa (soft caps, sinks); `attention_of` says which it was.
+                attn_implementation=None if attention == "sdpa" else attention,
+                device_map=placed,
+                generation_config=GenerationConfig(eos_token_id=stops),
+                **special,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in one line
+            )
         hf = (hf if placed else hf.to(device)).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise LakeError(
@@ -75,8 +72,6 @@ def load_hf(
         if found and not isinstance(error, LakeError):
             raise found.unloadable(spec, error) from error
         raise explained(spec, f"load {where}", error) from error
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
     _check_whole(spec, where, hf, info, found)
     if str(hf.dtype) != f"torch.{dtype}":
         raise LakeError(

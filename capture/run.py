@@ -190,6 +190,12 @@ def _announce(
     if todo < share:
         parts.append(f"; {share - todo} shard rows are there already")
     ERRORS.print("".join(parts), highlight=False)
+    for note in model.notes:
+        ERRORS.print(f"{model.name}: {note}", highlight=False, markup=False, soft_wrap=True)
+    if template.source_dtype == "float64":
+        ERRORS.print(
+            f"{model.name}: computes in float64, is stored as float32 (rounded)", highlight=False, markup=False
+        )
 
 
 def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> dict[str, Any] | None:

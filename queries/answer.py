@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..store.errors import LakeError
 from ..store.layout import Layout
+from ..store.manifest import noise_warnings
 from ..store.schema import TABLES
 from ..store.tables import same_prompts, sql_error
 from .build import BEHIND_VIEW, jobs_of
@@ -299,6 +300,8 @@ def answered(
             f" {query.id} --about`"
         )
     table, paths = table_of(list(found.values()), query, resamples), plan.files
+    captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models})
+    notes = [*plan.without, *noise_warnings(layout, captures)]
     return Answer(
         query=query,
         pair="+".join(pairs),
@@ -306,11 +309,11 @@ def answered(
         table=table,
         sql=sql,
         published=published(query.id, *pairs),
-        says=" ".join([say(query.says, table, query), *(f"({note})" for note in plan.without)]).strip(),
+        says=" ".join([say(query.says, table, query), *(f"({note})" for note in notes)]).strip(),
         computed=[path for path in made if path in paths],
         rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,
-        captures=sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models}),
+        captures=captures,
         read=sorted(path for path in paths if path.exists()),
     )
 

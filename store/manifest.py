@@ -1,6 +1,7 @@
 """Sealing: when every shard row is recorded, one manifest.json says what the capture is, byte for byte."""
 
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import zarr
 
 from .errors import CorruptError, LakeError
 from .files import clear_dead, hash_file, hash_json, json_bytes, try_lock, write_json
+from .layout import Layout
 from .mirror import renew, seal_remote
 from .records import REPAIRS, read_record, told
 from .schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from .writer import gather_prompts, missing_shards, quiet_zarr, shard_record, wreck_lock
 
+FAR = 4  # times what rounding explains: below, a noise floor is the order of sums
 SEALING = "seal.lock"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
 
@@ -91,6 +94,45 @@ def _merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "max": max((row["max"] for row in rows if row["max"] is not None), default=None),
         "nonfinite": sum(row["nonfinite"] for row in rows),
     }
+
+
+def rounding(dtype: str) -> float:
+    """The share of its largest value by which a variable may differ where only the order of sums does.
+
+    2^-6 for models in bfloat16 and float16; 1e-5 in float32, and in float64, whose values are stored as float32.
+    """
+    return 2.0**-6 if dtype in ("bfloat16", "float16") else 1e-5
+
+
+def largest(manifest: Mapping[str, Any], name: str) -> float:
+    """The largest absolute value of a variable of a capture; 0 where none is finite."""
+    found = manifest["variables"][name]
+    return max(abs(found["min"] or 0.0), abs(found["max"] or 0.0))
+
+
+def noise_warning(manifest: Mapping[str, Any]) -> str | None:
+    """What to say of a capture whose values hang on the batch they were computed in; None where rounding explains it all.
+
+    Told from the recorded noise floor: batched against alone, more than FAR times what rounding allows.
+    """
+    allowed = rounding(manifest["source_dtype"])
+    floor = manifest.get("noise_floor", {}).get("max_abs", {})
+    far = {name: value for name, value in floor.items() if value > FAR * allowed * largest(manifest, name)}
+    if not far:
+        return None
+    name = max(far, key=lambda name: far[name] / (largest(manifest, name) or 1.0))
+    made, most = manifest["provenance"], largest(manifest, name)
+    return (
+        f"capture {made['pair']}/{made['variant']}/{manifest['stream']}: {name} of a prompt in a batch differs by up to"
+        f" {far[name]:.2g} from the same prompt alone (largest value {most:.2g}, rounding explains {allowed * most:.1g}): what"
+        " the model computes depends on padding, as sparse attention may; capturing with --batch 1 avoids it"
+    )
+
+
+def noise_warnings(layout: Layout, captures: Iterable[tuple[str, str, str]]) -> list[str]:
+    """The noise warnings of those captures (pair, variant, stream) that have one."""
+    found = (read_manifest(layout.capture(*names)) for names in captures)
+    return [warning for manifest in found if manifest and (warning := noise_warning(manifest))]
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -82,6 +82,7 @@ PLACES = Rule(
     lambda value: value is None or (isinstance(value, list) and all(map(is_whole, value))),
 )
 NUMBER_OR_NULL = Rule("a number or null", lambda value: value is None or NUMBER.fits(value))
+WHOLE_OR_NULL = Rule("a whole number or null", lambda value: value is None or is_whole(value))
 FLAG = Rule("true or false", lambda value: isinstance(value, bool))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 
@@ -197,6 +198,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "revision": TEXT_OR_NULL,
         "files": HASHES,
         "quantized_from?": {"file": FILE},
+        "quantized?": {"method": TEXT, "bits": WHOLE_OR_NULL, "dequantized": FLAG},
         "dtype": TEXT,
         "sha256": TEXT,
         "tokenizer_sha256": TEXT,

@@ -1,15 +1,29 @@
 """How checkpoints load: the kernel and the dtype that run are those of the record."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from actlake import cli
+from actlake.capture.again import reforward
 from actlake.capture.describe import describe, lines
-from actlake.capture.model import load_model
+from actlake.capture.model import Model, identify, load_model
 from actlake.capture.replay import load_late, loaded_as
+from actlake.queries.answer import answer
+from actlake.queries.registry import find
 from actlake.store.captures import Capture, find_capture
 from actlake.store.catalog import PairSpec
+from actlake.store.errors import LakeError
+from actlake.store.manifest import noise_warning
+from actlake.store.models import read_model
+from safetensors.torch import load_file, save_file
 from test_replay import catalog, check_identity
+from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 NO_SDPA = {
     "gemma2": tiny.Family("Gemma2Config", {**tiny.GEMMA3, "attn_logit_softcapping": 2.0}),
@@ -32,3 +46,334 @@ def test_a_class_without_sdpa_runs_eager_and_says_so(tmp_path: Path, monkeypatch
     options = loaded_as(Capture(path).manifest["provenance"], path)
     assert options == {"dtype": "float32", "attention": "eager"}
     check_identity(layout, load_late(layout, f"{family}/it", 1, catalog(pair), **options), 1)
+
+
+# --- dtype -----------------------------------------------------------------------------------------------------------
+
+
+def without_dtype(folder: Path, value: object = "gone") -> Path:
+    """Take the dtype out of a config.json and of the configs inside it, or put `value` in its place."""
+    config = json.loads((folder / "config.json").read_text())
+    for part in [config, *(held for held in config.values() if isinstance(held, dict) and "model_type" in held)]:
+        part.pop("dtype", None)
+        part |= {} if value == "gone" else {"dtype": value}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def change(folder: Path, **tensors: torch.Tensor) -> None:
+    """Put tensors beside those of a checkpoint."""
+    held = load_file(folder / "model.safetensors")
+    save_file({**held, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_wrapper", "gpt2"])
+@pytest.mark.parametrize(
+    ("dtype", "said", "single"),
+    [("bfloat16", "gone", ()), ("float16", None, ()), ("bfloat16", "gone", ("norm", "ln_")), ("float64", "gone", ())],
+    ids=["bfloat16", "float16-null", "float32-norms", "float64"],
+)
+def test_the_dtype_is_that_of_the_module(tmp_path: Path, family: str, dtype: str, said: object, single: tuple) -> None:
+    """Without a dtype in its config a model has that of its weights: record, capture and Hugging Face agree."""
+    folder = without_dtype(tiny.make_model(tmp_path / "it", family, dtype=getattr(torch, dtype)), said)
+    if single:
+        held = load_file(folder / "model.safetensors")
+        change(folder, **{name: held[name].float() for name in held if any(part in name for part in single)})
+    spec = tiny.spec(folder, family, "it")
+    model = load_model(spec)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == loaded.dtype == getattr(torch, dtype)
+    assert identify(spec)["dtype"] == model.record["dtype"] == dtype
+    assert identify(spec)["sha256"] == model.record["sha256"]
+    layout = tiny.capture(tmp_path / "lake", PairSpec(family, None, spec, {}), tiny.RAW, variants=("it",))
+    path = find_capture(layout, f"{family}/it", "raw")
+    manifest = Capture(path).manifest
+    assert manifest["source_dtype"] == manifest["provenance"]["dtype"] == dtype
+    again = reforward(layout, load_model(spec, dtype=dtype), path, 2)
+    assert again.ok and again.exact
+    if dtype == "float64":  # what is stored is float32: rounding allows no more than there
+        assert all(value < 1e-3 for value in again.allowed.values())
+
+
+def test_shards_without_a_dtype(tmp_path: Path) -> None:
+    """The first shard's header says it, or the index itself."""
+    folder = without_dtype(tiny.make_model(tmp_path / "m", dtype=torch.bfloat16))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="40KB")
+    without_dtype(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert load_model(tiny.spec(folder, "m", "pt")).record["dtype"] == "bfloat16"
+
+
+# --- what the files hold beside --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder; copy it before you spoil it."""
+    return tiny.make_model(tmp_path_factory.mktemp("llama") / "m")
+
+
+def loaded(llama: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> Model:
+    shutil.copytree(llama, tmp_path / "m")
+    spoil(tmp_path / "m")
+    return load_model(tiny.spec(tmp_path / "m", "m", "pt"))
+
+
+def refused(llama: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> str:
+    with pytest.raises(LakeError) as caught:
+        loaded(llama, tmp_path, spoil)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("model m/pt: ")
+    return str(caught.value)
+
+
+def add(name: str, *shape: int) -> Callable[[Path], None]:
+    return lambda folder: change(folder, **{name: torch.ones(shape)})
+
+
+def add_block(folder: Path, extra: str = "") -> None:
+    """A copy of the last block behind it, with one tensor more."""
+    held = load_file(folder / "model.safetensors")
+    more = {name.replace("layers.2.", "layers.3."): held[name].clone() for name in held if "layers.2." in name}
+    change(folder, **more, **({f"model.layers.3.{extra}": torch.ones(3)} if extra else {}))
+
+
+def to_float8(folder: Path) -> None:
+    held = load_file(folder / "model.safetensors")
+    change(folder, **{name: held[name].to(torch.float8_e4m3fn) for name in held if "mlp" in name})
+
+
+BLOCK = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (add_block, "they reach to block 3, its config says num_hidden_layers 3"),
+        (add(f"{BLOCK}.bias", 32), f"1 tensor that LlamaForCausalLM does not take ({BLOCK}.bias): biases"),
+        (add("score.weight", 1, 32), "does not take (score.weight)"),
+        (add("model.layers.1.mlp.router.weight", 4, 32), "(model.layers.1.mlp.router.weight)"),
+        (add(f"{BLOCK}.lora_A.default.weight", 4, 32), "1 tensor of an adapter"),
+        (add(f"base_model.model.{BLOCK}.lora_B.weight", 32, 4), "merge_and_unload"),
+        (add(f"{BLOCK}.lora_magnitude_vector", 32), "of an adapter"),
+        (to_float8, "of type F8_E4M3"),
+        (add(f"{BLOCK}.weight_scale_inv", 1, 1), "1 tensor of a quantisation"),
+        (add(f"{BLOCK}.qweight", 4, 4), "no quantization_config"),
+    ],
+)
+def test_tensors_without_a_place_are_refused_by_name(llama, tmp_path, spoil, says) -> None:
+    assert says in refused(llama, tmp_path, spoil)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "note"),
+    [
+        (add("model.layers.0.self_attn.rotary_emb.inv_freq", 4), None),
+        (add("model.layers.0.self_attn.rotary_emb.cos_cached", 128, 8), None),
+        (add("model.layers.0.self_attn.k_proj.k_scale", 1), None),
+        (add("model.layers.0.attn.masked_bias"), None),
+        (add("model.layers.0.attn.bias", 1, 1, 128, 128), None),
+        (add("mtp.layers.0.mlp.up_proj.weight", 8, 32), "1 tensor of draft heads in the files, not run"),
+        (add("v_head.summary.weight", 1, 32), "of a value head"),
+        (add("vision_tower.encoder.weight", 4, 4), "of the part for pictures or sound"),
+        (lambda folder: add_block(folder, "eh_proj.weight"), "10 tensors of layers that predict further tokens (MTP)"),
+    ],
+)
+def test_leftovers_and_parts_beside_load_with_a_note(llama, tmp_path, spoil, note) -> None:
+    model = loaded(llama, tmp_path, spoil)
+    assert [note in one for one in model.notes] == [True] * bool(note)
+    assert [name for name, _ in lines(describe(model))].count("note") == bool(note)
+
+
+def test_a_tied_head_may_lie_in_the_files_twice(tmp_path: Path) -> None:
+    folder = tiny.make_model(tmp_path / "m", "llama_tied")
+    change(folder, **{"lm_head.weight": load_file(folder / "model.safetensors")["model.embed_tokens.weight"].clone()})
+    assert not load_model(tiny.spec(folder, "m", "pt")).notes
+
+
+# --- files that are not what they seem -------------------------------------------------------------------------------
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 9\n"
+WEIGHTS = "model.safetensors"
+
+
+def only(folder: Path, **files: str) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("../../blobs/0f")
+
+
+def shard(folder: Path, then: Callable[[list[Path]], object]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="40KB")
+    then(sorted(folder.glob("model-*.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda d: (d / WEIGHTS).write_text(POINTER), f"{WEIGHTS}: a Git LFS pointer"),
+        (lambda d: (d / "tokenizer.json").write_text(POINTER), "tokenizer.json: a Git LFS pointer"),
+        (lambda d: (d / "config.json").write_text(POINTER), "config.json: a Git LFS pointer"),
+        (lambda d: shard(d, lambda files: files[1].write_text(POINTER)), "-00002-of-00005.safetensors: a Git LFS pointer"),
+        (lambda d: shard(d, lambda files: files[2].unlink()), "lacks 1 of the 5 files"),
+        (lambda d: shard(d, lambda _: (d / f"{WEIGHTS}.index.json").unlink()), "no model.safetensors.index.json beside its 5"),
+        (lambda d: shard(d, lambda _: (d / f"{WEIGHTS}.index.json").write_text("{}")), "is no index of shards"),
+        (lambda d: (d / WEIGHTS).write_text("<html>"), "a web page"),
+        (lambda d: torch.save({}, d / WEIGHTS), "a zip file, as torch.save writes it"),
+        (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-1]), "ends too early"),
+        (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:99]), "ends inside its header"),
+        (lambda d: (d / WEIGHTS).rename(d / "consolidated.safetensors"), "only consolidated.safetensors: the original"),
+        (lambda d: (d / WEIGHTS).rename(d / "diffusers.safetensors"), "rename the file that holds the weights"),
+        (lambda d: link(d / WEIGHTS), "is a link to ../../blobs/0f, which is not there"),
+        (lambda d: link(d / "config.json"), "is a link to ../../blobs/0f, which is not there"),
+        (lambda d: (d / WEIGHTS).rename(d / "model.bin"), "pickled weights can run code"),
+        (lambda d: (d / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}'), "a LORA adapter of rank 8"),
+        (lambda d: only(d, adapter_config__json='{"base_model_name_or_path": "a/b"}'), "a PEFT adapter of a/b; merge it"),
+        (lambda d: only(d, **{"a-Q4__gguf": "", "b__gguf": ""}), "2 .gguf files: name one of them (a-Q4.gguf, b.gguf)"),
+        (lambda d: only(d, params__json="{}"), "the original format of Llama or Mistral"),
+        (lambda d: only(d, model_index__json="{}"), "a diffusion pipeline"),
+        (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer files (tokenizer.json"),
+        (lambda d: [(d / "tokenizer.json").unlink(), (d / "tekken.json").write_text("{}")], "has only tekken.json"),
+        (lambda d: tiny.edit_json(d / "config.json", transformers_weights="x.safetensors"), "transformers_weights is 'x.saf"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_what_they_seem(llama, tmp_path, spoil, says) -> None:
+    assert says in refused(llama, tmp_path, spoil)
+
+
+# --- configs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("rms_norm_eps", "1e-05", "Field 'rms_norm_eps' expected float, got str (value: '1e-05')"),
+        ("num_hidden_layers", 3.0, "Field 'num_hidden_layers' expected int, got float"),
+        ("tie_word_embeddings", "false", "Field 'tie_word_embeddings' expected bool"),
+        ("hidden_size", 30, "The hidden size (30) is not a multiple of the number of attention heads (4)"),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps is NaN, expected a number"),
+        ("num_attention_heads", 0, "num_attention_heads is 0, expected a whole number from 1"),
+        ("torch_dtype", "torch.float16", "torch_dtype is 'torch.float16', expected the bare name of a torch dtype"),
+        ("dtype", "bf16", "dtype is 'bf16', expected the bare name of a torch dtype"),
+        ("dtype", "float8_e5m2", "dtype float8_e5m2, in which no forward runs; expected float32, bfloat16"),
+        ("use_return_dict", False, "use_return_dict can't be set in a config; take it out"),
+        ("hidden_act", "swishglu", "hidden_act is 'swishglu', expected one of gelu"),
+        (
+            "rope_parameters",
+            {"rope_type": "spiral", "rope_theta": 1e4},
+            "rope_parameters.rope_type is 'spiral', expected",
+        ),
+        (
+            "rope_parameters",
+            {"rope_type": "yarn", "rope_theta": 1e4},
+            "can't read its config.json: Missing required keys",
+        ),
+        (
+            "id2label",
+            5,
+            "AttributeError: 'int' object has no attribute 'items' (without the key id2label, now 5, it can be)",
+        ),
+        ("text_config", {"a": 1}, '(without the key text_config, now {"a": 1}, it can be)'),
+        ("model_type", "llama9", "model_type is 'llama9', which transformers"),
+        ("is_encoder_decoder", True, "LlamaConfig is an encoder-decoder; actlake captures decoders only"),
+    ],
+)
+def test_configs_at_fault_are_one_line_with_the_key(llama, tmp_path, key, value, says) -> None:
+    message = refused(llama, tmp_path, lambda folder: tiny.edit_json(folder / "config.json", **{key: value}))
+    assert says in message and "tokenizer" not in message
+
+
+def test_code_of_its_own_is_never_run(llama, tmp_path) -> None:
+    edit = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    message = refused(llama, tmp_path, lambda folder: tiny.edit_json(folder / "config.json", **edit))
+    assert "needs code of its own (auto_map: AutoConfig), which actlake never runs" in message
+
+
+@pytest.mark.parametrize(
+    "change", [{"return_dict": False}, {"max_position_embeddings": -1}, {"output_attentions": True}]
+)
+def test_switches_that_change_no_number(llama, tmp_path, change) -> None:
+    """What comes out is told by the checkpoint, not by what a config says of the form of outputs."""
+    model = loaded(llama, tmp_path, lambda folder: tiny.edit_json(folder / "config.json", **change))
+    plain, ids = load_model(tiny.spec(llama, "m", "pt")), torch.tensor([[1, 5, 6, 7]])
+    assert torch.equal(model.hf(input_ids=ids).logits, plain.hf(input_ids=ids).logits)
+
+
+# --- quantised -------------------------------------------------------------------------------------------------------
+
+
+def test_a_float8_checkpoint_is_unpacked_and_recorded(tmp_path: Path) -> None:
+    """Blocks of float8 with scales: what runs is weight x scale in bfloat16, and the record says how it was packed."""
+    folder = tiny.make_model(tmp_path / "m", dtype=torch.bfloat16, hidden_size=128, intermediate_size=256)
+    held, packed, plain = load_file(folder / WEIGHTS), {}, {}
+    for name, weight in held.items():
+        if weight.dim() != 2 or "_proj" not in name:
+            packed[name] = plain[name] = weight
+            continue
+        scale = weight.float().abs().amax() / 448
+        grid = [-(-size // 128) for size in weight.shape]
+        packed[name] = (weight.float() / scale).to(torch.float8_e4m3fn)
+        packed[f"{name}_scale_inv"] = scale.expand(grid).contiguous()
+        plain[name] = (packed[name].float() * scale).to(torch.bfloat16)
+    shutil.copytree(folder, tmp_path / "plain")
+    save_file(plain, tmp_path / "plain" / WEIGHTS, metadata={"format": "pt"})
+    save_file(packed, folder / WEIGHTS, metadata={"format": "pt"})
+    said = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    tiny.edit_json(folder / "config.json", quantization_config=said)
+    pair = PairSpec("m", None, tiny.spec(folder, "m", "it"), {})
+    model, expected = load_model(pair.it), load_model(tiny.spec(tmp_path / "plain", "m", "it"))
+    assert model.record["quantized"] == {"method": "fp8", "bits": 8, "dequantized": True}
+    assert "quantized" not in expected.record
+    ids = torch.tensor([[1, 5, 6, 7]])
+    assert torch.equal(model.hf(input_ids=ids).logits, expected.hf(input_ids=ids).logits)
+    assert dict(lines(describe(model)))["quantised"] == "fp8, 8 bits; unpacked to plain weights while it loads"
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
+    assert read_model(layout, "m", "it")["quantized"]["method"] == "fp8"
+    check_identity(layout, load_late(layout, "m/it", 1, catalog(pair)), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "it is quantised (gptq, 4 bits) and can't be loaded here: ImportError: "),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "it is quantised (bitsandbytes, 8 bits) and can't"),
+        ({"quant_method": "awq", "w_bit": 4}, "it is quantised (awq"),
+        ({"quant_method": "fp8"}, "says it is quantised (fp8, 8 bits), its files hold no packed tensor"),
+        ({"quant_method": "folding"}, "quant_method 'folding', expected one of"),
+        ({"bits": 4}, "quant_method None, expected one of"),
+    ],
+)
+def test_quantised_checkpoints_that_can_not_be_loaded_here(llama, tmp_path, config, says) -> None:
+    edit = lambda folder: tiny.edit_json(folder / "config.json", quantization_config=config)  # noqa: E731
+    assert says in refused(llama, tmp_path, edit)
+
+
+# --- the noise floor -------------------------------------------------------------------------------------------------
+
+
+def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, capsys) -> None:
+    """A model whose outputs depend on padding: a warning at sealing, in `show`, and in answers that use the capture."""
+    pair = tiny.make_pair(tmp_path / "pair")
+    quiet = tiny.capture(tmp_path / "quiet", pair, tiny.RAW, variants=("pt",), prompts=tiny.prompt_set(tiny.TEXTS[:1]))
+    manifest = Capture(find_capture(quiet, "llama/pt", "raw")).manifest
+    assert manifest["noise_floor"]["prompts"] == 1 and noise_warning(manifest) is None
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 0.02 * x.shape[1]))
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER)
+    said = capsys.readouterr().err
+    assert said.count("warning: capture llama/") == 3 and "depends on padding" in said
+    path = find_capture(layout, "llama/it", "native")
+    warning = noise_warning(Capture(path).manifest)
+    assert warning and warning.startswith("capture llama/it/native-tiny-") and "--batch 1" in warning
+    assert warning in answer(layout, find("L1"), "llama").says
+    cli.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
+    assert "depends on padding" in capsys.readouterr().out
