@@ -21,6 +21,7 @@ from actlake.store.errors import LakeError
 from actlake.store.manifest import noise_warning
 from actlake.store.models import read_model
 from safetensors.torch import load_file, save_file
+from test_observed_rows import texts
 from test_replay import catalog, check_identity
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -368,12 +369,12 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     assert manifest["noise_floor"]["prompts"] == 1 and noise_warning(manifest) is None
     forward = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 0.02 * x.shape[1]))
-    layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER)
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12)))
     said = capsys.readouterr().err
     assert said.count("warning: capture llama/") == 3 and "depends on padding" in said
     path = find_capture(layout, "llama/it", "native")
     warning = noise_warning(Capture(path).manifest)
     assert warning and warning.startswith("capture llama/it/native-tiny-") and "--batch 1" in warning
-    assert warning in answer(layout, find("L1"), "llama").says
+    assert warning in answer(layout, find("exp16"), "llama").says
     cli.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
     assert "depends on padding" in capsys.readouterr().out
