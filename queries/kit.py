@@ -22,6 +22,7 @@ from ..store.errors import LakeError
 from ..store.foreign import foreign_captures
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
+from ..store.schema import TABLE_VERSIONS as VERSION
 from ..store.schema import VARIANTS
 from ..store.tables import stream_table
 from .feed import Rows
@@ -29,32 +30,6 @@ from .feed import Rows
 if TYPE_CHECKING:
     from ..analyze.head import Head
 
-# Raise when a kernel's numbers change.
-VERSION = {
-    "tokens": 1,
-    "lens": 1,
-    "delta": 2,
-    "endpoint": 1,
-    "churn": 1,
-    "geometry": 1,
-    "attention": 1,
-    "pair_lens": 1,
-    "weights": 1,
-    "lens_eval": 1,
-    "factorial": 1,
-    "divergence": 2,
-    "writeout": 2,
-    "graft": 1,
-    "mechanism": 1,
-    "vocab": 1,
-    "words": 1,
-    "candidates": 1,
-    "patching": 1,
-    "outputs": 1,
-    "scores": 1,
-    "judged": 1,
-    "effects": 1,
-}
 Names = tuple[str, str, str]  # pair, variant, stream
 WINDOWS = ("early", "mid", "late")
 OTHER = {"pt": "it", "it": "pt"}

@@ -13,9 +13,8 @@ from ..store.captures import Capture
 from ..store.errors import LakeError
 from ..store.files import hash_file, hash_files, hash_json, read_json, write_json
 from ..store.layout import NAME, Layout, check_version
-from ..store.parquet import about
 from ..store.schema import FORMAT_VERSION
-from ..store.tables import FOREIGN, find_tables, foreign_record, stream_table
+from ..store.tables import find_tables, foreign_files, foreign_record, stream_table
 from ..store.version import __version__
 from .answer import Answer
 from .build import BEHIND_VIEW
@@ -114,19 +113,15 @@ def files_of(layout: Layout, answer: Answer) -> list[str]:
     for want in answer.query.needs:
         name = BEHIND_VIEW.get(want.table, want.table)
         for pair in answer.pair.split("+"):
-            found |= {file for file in layout.table(name).glob("*.parquet") if _is_about(file, pair, streams)}
+            found |= {file for file in foreign_files(layout, name) if _is_about(file, pair, streams)}
             if name == "judged":  # read as it is where no judge is named
                 found |= set(find_tables(layout, name, {"pair": pair, "sweep": want.kind}))
     return sorted(path.relative_to(layout.root).as_posix() for path in found)
 
 
 def _is_about(file: Path, pair: str, streams: set[str]) -> bool:
-    """Whether a file from elsewhere may hold rows of a pair, on one of the streams if it has any."""
-    made = about(file)
-    if made is None:  # put there by hand: anything may be in it
-        return True
-    captures = foreign_record(file) if FOREIGN in made else []
-    return any(one["pair"] == pair and one.get("stream") in (None, *streams) for one in captures)
+    """Whether a file from elsewhere holds rows of a pair, on one of the streams if it has any."""
+    return any(one["pair"] == pair and one.get("stream") in (None, *streams) for one in foreign_record(file))
 
 
 def hash_of(path: Path) -> str | None:

@@ -446,6 +446,33 @@ VARIABLES |= {
     for column, variable in scalars(table).items()
 }
 
+# Of the code that makes each table. Raise when its numbers change: rows of another version do not count any more.
+TABLE_VERSIONS = {
+    "tokens": 1,
+    "lens": 1,
+    "delta": 2,
+    "endpoint": 1,
+    "churn": 1,
+    "geometry": 1,
+    "attention": 1,
+    "pair_lens": 1,
+    "weights": 1,
+    "directions": 1,
+    "lens_eval": 1,
+    "factorial": 1,
+    "divergence": 2,
+    "writeout": 2,
+    "graft": 1,
+    "mechanism": 1,
+    "vocab": 1,
+    "words": 1,
+    "candidates": 1,
+    "patching": 1,
+    "outputs": 1,
+    "scores": 1,
+    "judged": 1,
+    "effects": 1,
+}
 # Tables of a pair whose rows are about one of its models: made condition by condition, the variant being the host ...
 CONDITIONED = ("graft", "mechanism", "candidates")
 # ... or of both models in turn.

@@ -1,9 +1,11 @@
 """Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pyarrow.parquet as pq
 
 from .captures import capture_names, list_captures
 from .errors import CorruptError, LakeError
-from .files import canonical_json, free_bytes, full_disk, hash_json, human_bytes, place, sync_file, temporary_of
+from .files import canonical_json, free_bytes, full_disk, human_bytes, place, sync_file, temporary_of
 from .layout import Layout
+from .live import FOREIGN, live_files, table_key
 from .mirror import bring, publish, withdraw
 from .outputs import output_files
 from .parquet import AGAIN, about, check_parquet, check_rows, first_line, parquet_writer
@@ -36,12 +39,6 @@ MISTAKES = (
 )
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 TEXTS_AND_TABLES = TABLES | {TEXTS: OUTPUTS}
-FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
-
-
-def table_key(name: str, recipe: dict[str, Any]) -> str:
-    """KEY of a table file: hash of everything that determines its content; foreign- before it where that is a file."""
-    return (f"{FOREIGN}-" if FOREIGN in recipe else "") + hash_json({"table": name, **recipe})[:32]
 
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
@@ -231,23 +228,24 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
     No other file, no network, no Python variables, and the configuration is locked. Raises CorruptError for a table file
     that is no Parquet file or lacks columns of its table.
     """
-    for name in tables_read(sql):
+    read = tables_read(sql)
+    for name in read:
         bring(layout.table(name))
-    files = _files(layout, sql is None or TEXTS in tables_in(sql))
+    files = {name: live_files(layout, name) if name in read else [] for name in TABLES}
+    files[TEXTS] = output_files(layout, True) if sql is None or TEXTS in tables_in(sql) else []
     connection = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
     for name, frame in (("captures", list_captures(layout)), ("streams", stream_table(layout))):
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
-    read = set(TEXTS_AND_TABLES) if sql is None else {*tables_read(sql), TEXTS}
     for name, schema in TEXTS_AND_TABLES.items():
         try:
-            connection.execute(f"CREATE VIEW {name} AS {_scan(files[name], schema, name in read)}")
+            connection.execute(f"CREATE VIEW {name} AS {_scan(files[name], schema)}")
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
             folder = layout.root / "outputs" if name == TEXTS else layout.table(name)
             raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
-    for name, sql in VIEWS.items():
-        connection.execute(f"CREATE VIEW {name} AS {sql}")
+    for name, view in VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {view}")
     connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in files.values() for file in some)}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
@@ -270,9 +268,9 @@ def tables_read(sql: str | None) -> set[str]:
     return named & TABLES.keys()
 
 
-def _scan(files: Sequence[Path], schema: pa.Schema, whole: bool) -> str:
+def _scan(files: Sequence[Path], schema: pa.Schema) -> str:
     for file in files:
-        check_parquet(file, schema, whole=whole)
+        check_parquet(file, schema)
     if files:
         columns = ", ".join(f'"{field.name}"' for field in schema)
         return f"SELECT {columns} FROM read_parquet([{', '.join(map(_quoted, files))}])"
@@ -294,8 +292,40 @@ def duck_type(kind: pa.DataType) -> str:
 
 
 def tables_in(sql: str) -> set[str]:
-    """Names of the lake's tables and views that a statement mentions (in a comment too: too many do no harm)."""
-    return {name for name in known_tables() if re.search(rf"\b{name}\b", sql, re.IGNORECASE)}
+    """Names of the lake's tables and views that a statement reads, as DuckDB's parser finds them.
+
+    Columns, aliases and texts of the same name don't count. Of several statements, or one that can't be parsed, every name
+    that occurs in the text.
+    """
+    known = known_tables()
+    found = _parsed(sql)
+    if found is None:
+        return {name for name in known if re.search(rf"\b{name}\b", sql, re.IGNORECASE)}
+    lowered = {name.lower() for name in found}
+    return {name for name in known if name.lower() in lowered}
+
+
+@lru_cache(maxsize=256)
+def _parsed(sql: str) -> frozenset[str] | None:
+    """The tables of one statement that reads, None where DuckDB can't name them; opens no file."""
+    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as parser:
+        with suppress(duckdb.Error):
+            return frozenset(parser.get_table_names(sql))
+        # Of some joins it names no tables but can still parse them.
+        tree = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
+    parsed = json.loads(tree[0]) if tree else {"error": True}
+    return None if parsed.get("error") else frozenset(_base_tables(parsed))
+
+
+def _base_tables(node: Any) -> Iterator[str]:
+    """Names of the tables in a serialised statement."""
+    if isinstance(node, dict):
+        if node.get("type") == "BASE_TABLE":
+            yield node["table_name"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _base_tables(child)
 
 
 def check_select(sql: str) -> None:

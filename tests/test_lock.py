@@ -19,7 +19,7 @@ from actlake.queries import registry
 from actlake.queries.lock import LARGEST, Lock, canonical, read_lock
 from actlake.queries.reproduce import _compare, _lines
 from actlake.store.captures import find_capture
-from actlake.store.errors import LakeError
+from actlake.store.errors import CorruptError, LakeError
 from actlake.store.layout import Layout
 from actlake.store.manifest import read_manifest
 from hypothesis import given
@@ -295,14 +295,15 @@ def test_a_row_without_captures_and_tables_from_elsewhere(tmp_path: Path) -> Non
     assert case.lines(0) == ["L1 far: same answer"]
 
 
-def test_a_table_put_into_the_folder_by_hand_is_an_input(case: Case) -> None:
+def test_a_table_put_into_the_folder_by_hand_is_refused(case: Case) -> None:
     path = case.table("delta")[0]
     table = pq.read_table(path)
-    pq.write_table(table.slice(0, 40).replace_schema_metadata(None), path.with_name("by hand, é.parquet"))
-    (wrong,) = case.reproduce(1)[0]["inputs"]
-    assert wrong["what"] == "table delta by hand, é" and wrong["expected"] == "-"
-    done = case.run("run", "L1", "--out", str(case.lake.parent / "out"), "--lock", str(case.file))
-    assert done.exit_code == 0 and case.lines(0) == ["L1 made: same answer"]
+    by_hand = path.with_name("by hand, é.parquet")
+    pq.write_table(table.slice(0, 40).replace_schema_metadata(None), by_hand)
+    done = case.run("run", "L1", "--out", str(case.lake.parent / "out"))
+    assert isinstance(done.exception, CorruptError) and "by hand, é.parquet: holds rows" in str(done.exception)
+    by_hand.unlink()
+    assert case.lines(0) == ["L1 made: same answer"]
 
 
 def test_lock_of_all_rows_and_where_it_cannot_be_written(case: Case, tmp_path: Path) -> None:
