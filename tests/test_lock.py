@@ -303,7 +303,7 @@ def test_a_table_put_into_the_folder_by_hand_is_refused(case: Case) -> None:
     done = case.run("run", "L1", "--out", str(case.lake.parent / "out"))
     assert isinstance(done.exception, CorruptError) and "by hand, é.parquet: holds rows" in str(done.exception)
     by_hand.unlink()
-    assert case.lines(0) == ["L1 made: same answer"]
+    assert all(line.endswith(": same answer") for line in case.lines(0))
 
 
 def test_lock_of_all_rows_and_where_it_cannot_be_written(case: Case, tmp_path: Path) -> None:
