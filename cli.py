@@ -79,7 +79,7 @@ def demo(
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """The whole way on the embedded pair: capture PT and IT once, answer L1, L2 and exp16 from the store, write a page.
+    """Full run on the built-in example pair: capture PT and IT once, answer L1, L2 and exp16 from the store, write a page.
 
     Run it twice: the second time everything is there and nothing is computed.
     """
@@ -442,14 +442,14 @@ def probes_train(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Tokens a step. [default: the recipe's]", min=1)] = None,
     scale: Annotated[
-        float | None, typer.Option(help="Learning rate of sgd in tenths. [default: the published one of the family]")
+        float | None, typer.Option(help="sgd: learning rate divided by 0.1. [default: the published one of the family]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the tokens.")] = 0,
     folds: Annotated[
         int,
         typer.Option(
-            help="Sets of probes, each kept for the prompts it was not trained on. 1: one set, trained on four fifths of the"
-            " prompts, that reads them all: for text no question is asked about.",
+            help="Sets of probes, each kept for the prompts it was not trained on. 1: a single set,"
+            " trained on 80 % of the prompts, for data outside the evaluation set.",
             min=1,
         ),
     ] = 2,
@@ -457,7 +457,7 @@ def probes_train(
     catalog: CatalogOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train an affine probe per layer from a stored capture, so that its lens foretells the last layer. No model is loaded.
+    """Train an affine probe per layer from a stored capture, so that its lens predicts the final distribution. Loads no model.
 
     Interrupted? The same command goes on from a minute before. Rows that need a tuned lens use what was trained here, the
     most tokens first, before the probes they train by themselves.

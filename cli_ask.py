@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = 12  # published figures that are shown below an answer
 questions = typer.Typer()
-table_app = typer.Typer(help="Tables from elsewhere.", no_args_is_help=True)
+table_app = typer.Typer(help="Import a table.", no_args_is_help=True)
 questions.add_typer(table_app, name="table")
 
 
@@ -230,10 +230,10 @@ def report(
 def table_add(
     name: Annotated[str, typer.Argument(help="The table that the file has columns of: lens, delta, pair_lens ...")],
     file: Annotated[Path, typer.Argument(help="A .parquet or .csv file: values per token, per prompt or per layer.")],
-    pair: Annotated[str | None, typer.Option(help="Pair of all rows, if the file has no such column.")] = None,
-    variant: Annotated[str | None, typer.Option(help="pt or it, likewise.")] = None,
+    pair: Annotated[str | None, typer.Option(help="Pair of all rows, if the file has no column `pair`.")] = None,
+    variant: Annotated[str | None, typer.Option(help="pt or it, if the file has no column `variant`.")] = None,
     stream: Annotated[
-        str | None, typer.Option(help="Recipe, and a name to keep it apart by: native-published. Likewise.")
+        str | None, typer.Option(help="Stream name, e.g. native-published, if the file has no column `stream`.")
     ] = None,
     stream_pt: Annotated[str | None, typer.Option(help="Stream of the pt, in tables of both variants.")] = None,
     lens: Annotated[str | None, typer.Option(help="raw or tuned, in tables of lenses. [default: raw]")] = None,
@@ -241,7 +241,7 @@ def table_add(
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a table of somebody else's numbers and bring it into the lake, so that `run` and `sql` work on them.
+    """Check a table of other people's numbers and import it into the lake, so that `run` and `sql` work on it.
 
     Columns that the file lacks are NULL. Without prompt and token a row stands for the mean over them: published curves
     (variant, layer, value) give published numbers.

@@ -64,7 +64,12 @@ PromptSetOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto (as stored), bfloat16, float16 or float32.")]
-BatchOption = Annotated[int, typer.Option("--batch", help="Sequences a forward; part of the recorded plan.", min=1)]
+BatchOption = Annotated[
+    int,
+    typer.Option(
+        "--batch", help="Batch size: sequences in a forward. Recorded, since it changes low-order bits.", min=1
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N prompts.")]
 DateOption = Annotated[
     str | None,
@@ -111,9 +116,7 @@ SchedulerOption = Annotated[
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
 PairsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--pair", help="Pair, needed when the lake holds several; several pairs are pooled, family by family."
-    ),
+    typer.Option("--pair", help="Pair, needed when the lake holds several; several pairs are averaged."),
 ]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")

@@ -51,7 +51,7 @@ class Shuffle:
             count -= len(rows)
 
     def close(self) -> None:
-        """Let go of the rows: none will be taken any more."""
+        """Free the buffer: no more rows will be taken."""
         self._blocks, self._next, self._buffer = iter(()), None, self._buffer[:0]
         self._free, self._order, self.whole = np.empty(0, np.int64), np.empty(0, np.int64), False
 

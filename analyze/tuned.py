@@ -122,8 +122,8 @@ def _exp(z: Tensor, out: Tensor) -> Tensor:
 
 
 class Trainer:
-    """Trains the probes of all boundaries side by side: `add` rows until a batch is full, `step`, now and then `check`;
-    `advance` does so from a feed.
+    """Trains the probes of all boundaries side by side: `add` accumulates gradients, `step` updates, `check`
+    evaluates and keeps the best state; `advance` does all of it from a feed.
 
     objective: that of the model's head, which several trainers may share. boundaries: L + 1. `steps` replaces the recipe's
     number of steps. Memory: 4 (SGD) or 5 (Adam) times the probes' 4 L d^2 bytes, whatever the number of rows.

@@ -1,4 +1,4 @@
-"""Shares of word classes in a text, and how much they hang on where the boundary between two classes is drawn."""
+"""Shares of word classes in a text, and how sensitive they are to where the boundary between two classes is drawn."""
 
 from __future__ import annotations
 

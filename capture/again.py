@@ -1,4 +1,4 @@
-"""Running prompts of a capture once more: what batching changes, and whether what is stored comes out again."""
+"""Repeated forwards of a capture's prompts: the noise that batching makes, and whether stored activations are reproduced."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -208,7 +208,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             "windows",
             ", ".join(f"{name} {spans(list(range(*window)))}" for name, window in found["windows"].items()) or "none",
         ),
-        ("tokenizer", f"{found['tokens']:,} tokens, {found['real_tokens']:,} logits name a usable one"),
+        ("tokenizer", f"{found['tokens']:,} tokens, {found['real_tokens']:,} of the logits are for real tokens"),
         ("BOS", f"{bos['token']} ({bos['id']}), {', '.join(begins)}" if bos["id"] is not None else "none"),
         *[
             (template, f"special tokens left out around a prompt: {', '.join(map(str, one['dropped']))}")

@@ -22,7 +22,7 @@ LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Rank:
-    """One of `world` processes that share a capture; `local` is its number on its machine, `said` who told."""
+    """One of `world` processes that share a capture; `local` is its number on its machine, `said` where that was found."""
 
     rank: int = 0
     world: int = 1

@@ -296,8 +296,8 @@ def answered(
     if missing := [pair for pair in pairs if pair not in found]:
         on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
         raise LakeError(
-            f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on} (answers too short?); see `actlake run"
-            f" {query.id} --about`"
+            f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on}: no token passes this row's filters;"
+            f" continuations may be too short. See `actlake run {query.id} --about`"
         )
     table, paths = table_of(list(found.values()), query, resamples), plan.files
     captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models})

@@ -60,7 +60,7 @@ class ConditionTable(LayerTable):
     """A table of (prompt, step) x layer under one condition; `columns` turns a block of PT and one of IT into [n, layers].
 
     `more` are the recipe's further entries; `same` those that, with pair, streams and condition, tell whose rows these are:
-    rows that agree in them give way to the new ones. `first` is the layer of the first column.
+    existing rows with the same values are replaced. `first` is the layer of the first column.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The whole way on one pair: capture both models, answer the first rows, write the page."""
+"""Full run on one pair: capture both models, answer the first rows, write the page."""
 
 import time
 from collections.abc import Sequence

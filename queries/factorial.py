@@ -1,4 +1,4 @@
-"""The table `factorial`: upstream blocks of one model, late blocks of the same or the other, read where the two first part."""
+"""The table `factorial`: upstream blocks of one model, late blocks of either, read at the first differing token."""
 
 from __future__ import annotations
 

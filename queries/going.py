@@ -1,4 +1,4 @@
-"""Jobs under way: those that fail are left, with what needs them, and the others go on."""
+"""Run jobs: a failed job and those that depend on it are skipped, the others go on."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack

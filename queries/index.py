@@ -20,7 +20,8 @@ INTRODUCTION = """\
 # The rows of the experiment index
 
 Written from the headers of `queries/*.sql` by `python -m actlake.queries.index docs/ROWS.md`; a test compares the two.
-`actlake run ROW --about` says how a row is computed and which traps of the original it keeps out of.
+`actlake run ROW --about` says how a row is computed. *The study* is the
+[PT/IT study](https://github.com/yifan1207/PT-IT-Model-Differences); METHODS is [METHODS.md](METHODS.md).
 
 - *offline*: answered from the store alone; no model, no checkpoint. Tables that are not there yet are computed from
   stored residuals in one pass.
@@ -34,10 +35,10 @@ Written from the headers of `queries/*.sql` by `python -m actlake.queries.index 
 What is linear in stored arrays needs no replay either: `actlake.analyze.direct` reads MLP outputs and edited final
 residuals through the head.
 
-Status: every row here is answered by this version. The last column counts the figures of the published study that stand
+Status: every row here is answered by this version. The last column counts the figures of the PT/IT study that stand
 beside a row's own (`actlake run ROW --published`); those of an LLM judge need `actlake score --judge` first.
 
-| row | title | how | streams | tables (? = done without if they can't be had) | figure | source | published figures |
+| row | title | how | streams | tables (? = optional) | figure | source | published figures |
 |---|---|---|---|---|---|---|---|"""
 
 

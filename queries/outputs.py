@@ -1,7 +1,7 @@
 """Texts under a condition, what was chosen, and how likely each model finds them: one job a file, shared by all rows.
 
 A condition is named by all that determines its texts (models, edits, directions, template, budget), a prompt by its tokens:
-whatever a sweep, a subset or a command asks for that was told before is taken from there.
+results of an earlier sweep, subset or command are reused.
 """
 
 from __future__ import annotations

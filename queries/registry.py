@@ -32,7 +32,7 @@ NEED = re.compile(r"(\w+)(?:\((\w+)\))?(\??)")
 
 
 class Wanted(NamedTuple):
-    """A table that a query reads: `lens(tuned)?` is the table lens of kind tuned, done without where it can't be had."""
+    """A table that a query reads: `lens(tuned)?` is the table lens of kind tuned, `?` for optional."""
 
     table: str
     kind: str

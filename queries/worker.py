@@ -88,7 +88,7 @@ class Bench:
         return all((self.root / place).exists() for _, place in asked)
 
     def close(self) -> None:
-        """Let go of the jobs."""
+        """Drop the jobs."""
         self._jobs = {}
         self._held.close()
 
@@ -170,7 +170,7 @@ def work(call: Call, share: Callable[..., int], asked: Sequence[Asked], *given: 
 
 
 def tidy(key: str) -> None:
-    """Let go of what was kept for a call, unless a task that nobody waits for is still at it."""
+    """Drop what was kept for a call, unless an abandoned task still uses it."""
     if _turn.acquire(blocking=False):
         try:
             if _bench and _bench.call.key == key:

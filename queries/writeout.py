@@ -1,4 +1,4 @@
-"""The table `writeout`: what MLPs write for either token where the two answers part, late ones exchanged too."""
+"""The table `writeout`: what MLPs write for either token where the two answers first differ, late ones exchanged too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables from elsewhere: published arrays, checked and brought into the lake, so that the same SQL runs on them."""
+"""Imported tables: published arrays, checked and brought into the lake, so that the same SQL runs on them."""
 
 import math
 from collections.abc import Iterator

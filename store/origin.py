@@ -393,7 +393,7 @@ def safe(name: str) -> bool:
 
 
 def read_index(record: Any, where: str) -> dict[str, Entry]:
-    """The files that an index names: {"files": {name: [bytes, mark]}}; LakeError for one that is none."""
+    """The files that an index names: {"files": {name: [bytes, mark]}}; LakeError if it is not a valid index."""
     files = record.get("files") if isinstance(record, dict) else None
     if not isinstance(files, dict):
         raise LakeError(f"{where}: not an index of files; `actlake index` makes one")

@@ -17,7 +17,7 @@ TICK = 100_000_000  # ns that no clock of a file system takes for a tick
 
 
 class Recent:
-    """Stretches of chunks of which only some tokens were asked for; beyond `limit` bytes the longest unused go."""
+    """Stretches of chunks of which only some tokens were asked for; beyond `limit` bytes the least recently used are dropped."""
 
     def __init__(self, limit: int):
         self._limit, self._size, self._lock = limit, 0, threading.Lock()

@@ -380,7 +380,7 @@ def same_prompts(streams: pd.DataFrame, pair: str, recipe: str, prompts: str | N
             known = streams.loc[streams["pair"] == pair, "prompts"].unique()
             named = prompts or (known[0] if len(known) == 1 else "")
             raise LakeError(
-                f"pair {pair}: this question needs sealed captures of pt and it on stream {recipe!r}; there: {have}."
+                f"pair {pair}: needs sealed captures of pt and it on stream {recipe!r}; there: {have}."
                 f" Run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`"
             )
         raise LakeError(f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts NAME")

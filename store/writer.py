@@ -156,7 +156,7 @@ def create_capture(path: Path, template: Template, world: int = 1) -> None:
     by another number of ranks.
     """
     with shared_start(path):
-        # Without the marker nothing can have been recorded: what is there is the wreck of an earlier allocation.
+        # Without the marker nothing can have been recorded: it is left over from an interrupted run.
         wreck = path.exists()
         if _same_capture(path, template, world):
             return

@@ -98,8 +98,8 @@ def test_everything_is_there(html: str):
         assert set(answer.table["measure"]) <= set(text.split())
         assert re.sub(r"\s+", " ", answer.sql) in text and answer.query.source in text and answer.says in text
     assert text.index(SENTENCES[0]) < text.index("final20") < text.index("profile")
-    assert "METHODS has no published figure for pocket in this row" in text
-    assert "METHODS has no published figure for gemma3_4b" not in text
+    assert "The PT/IT study has no published figure for pocket in this row" in text
+    assert "The PT/IT study has no published figure for gemma3_4b" not in text
 
 
 def test_numbers_of_the_table_and_published_ones_beside_them(html: str):

@@ -1,4 +1,4 @@
--- Where the two greedy continuations of a pair first part, one row a prompt (METHODS 14, first_diff): streams of one recipe,
+-- Where the two greedy continuations of a pair first differ, one row a prompt (METHODS 14, first_diff): streams of one recipe,
 -- prompt set and length. Both variants read the same answer up to `step` and there predict different tokens: at `token`,
 -- `position` of IT's stream and `token_pt`, `position_pt` of PT's. Where one has ended before they differ there is no event.
 -- What follows has no shared prefix any more: later divergences are left out.
