@@ -16,8 +16,7 @@ from .loading import device_of
 from .pair import Options, sources_of
 from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .prompts import PromptSet
-from .streams import Source, check_prompts, recipe_of
-from .tokens import template_for
+from .streams import Source, recipe_of, teller_of
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,8 @@ def _stream(
     record = find_stream(layout, recipe["key"], spec.name) if layout else None
     if layout and record:
         return read_stream(layout, record["name"]), True
-    template = template_for(spec.template, variant)
-    starts = source.encode(spec, prompts, template, options.double_bos)
-    check_prompts(starts, prompts, spec, source)
+    starts = source.read(spec, prompts, options.double_bos)
+    teller_of(sources, variant, spec).read(spec, prompts, options.double_bos)
     more = 0 if spec.continuation == "none" else spec.max_new_tokens
     rows = [np.zeros(len(start) + more, dtype=np.int32) for start in starts]
     stream = Stream(spec.name, prompts.name, [], [], rows, list(map(len, starts)), [], np.zeros(0, bool))

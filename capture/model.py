@@ -18,7 +18,7 @@ from .configs import config_for, dtype_of, load_config, load_tokenizer, model_cl
 from .loading import check_dtype, load_hf
 from .quantised import quantised_of
 from .structure import Structure, device_of_input, discover, norm_parameters
-from .tokens import real_token_mask, tokenizer_hash
+from .tokens import control_ids, real_token_mask, tokenizer_hash
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def load_model(
         "d_model": head.d_model,
         "vocab": head.vocab,
         "parameters": sum(p.numel() for p in hf.parameters()),
-        "special_ids": sorted(tokenizer.all_special_ids),
+        "special_ids": sorted(control_ids(tokenizer)),
     }
     return Model(spec, hf, tokenizer, parts, head, record, notes)
 

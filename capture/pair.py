@@ -23,7 +23,7 @@ from .prompts import PromptSet, read_prompts
 from .ranks import ALONE, Rank
 from .run import Result, capture, find_sealed
 from .stops import declared
-from .streams import Source, ensure_stream, recipe_of
+from .streams import Source, check_readable, ensure_stream, recipe_of
 from .tokens import check_same_tokenizer
 
 
@@ -100,6 +100,7 @@ def capture_pair(
         for spec in streams:
             key = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)["key"]
             _check_unfinished(layout, pair.name, variant, spec.name, prompts, key)
+            check_readable(layout, sources, variant, spec, prompts, options.double_bos, key)
     kept = [pair.model(variant) for variant in variants] if options.with_weights else []
     check_weights_fit(layout, kept)
     results = []

@@ -90,6 +90,15 @@ def environment(date: str) -> Any:
         def _inside(self, caller: Any) -> Any:
             return caller()
 
+    class Dict:
+        """`dict` without its other attributes."""
+
+        def __call__(self, *args: Any, **named: Any) -> dict[Any, Any]:
+            return dict(*args, **named)
+
+        def fromkeys(self, *args: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args)
+
     class Namespace(jinja2.utils.Namespace):
         """Without names that begin with an underscore."""
 
@@ -111,7 +120,7 @@ def environment(date: str) -> Any:
     found.globals |= {
         "raise_exception": raise_exception,
         "strftime_now": datetime.fromisoformat(date).strftime,
-        "dict": lambda *args, **named: dict(*args, **named),
+        "dict": Dict(),
         "namespace": Namespace,
     }
     return found

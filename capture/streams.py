@@ -1,7 +1,7 @@
 """Making streams: prompts under a template, followed by what a model says."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,17 +46,21 @@ class Source:
         """What ends a continuation that this model writes."""
         return find_stops(self.tokenizer, self.declared, chat)
 
-    def encode(self, spec: StreamSpec, prompts: PromptSet, template: str, double_bos: bool = False) -> list[list[int]]:
-        """Token ids of every prompt under a template, as `spec` has its date and its control tokens."""
-        return encode_all(
+    def read(self, spec: StreamSpec, prompts: PromptSet, double_bos: bool = False) -> list[list[int]]:
+        """Token ids of every prompt as this model reads it under `spec`; LakeError for one that it can't read."""
+        names = [f"prompt {prompt.id!r} of set {prompts.name}" for prompt in prompts.prompts]
+        found = encode_all(
             self.tokenizer,
             [prompt.text for prompt in prompts.prompts],
-            template,
+            template_for(spec.template, self.variant),
             double_bos,
             spec.date,
             spec.control_tokens,
-            [f"prompt {prompt.id!r} of set {prompts.name}" for prompt in prompts.prompts],
+            names,
         )
+        more = 0 if spec.continuation == "none" else spec.max_new_tokens
+        check_prompts(found, names, more, self.max_positions, self.vocab, self.tokenizer, self.name)
+        return found
 
 
 def teller_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
@@ -82,10 +86,10 @@ def steered(layout: Layout, pair: str, variant: str, key: str) -> StreamSpec:
 def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
     """The stored continuation of each prompt; LakeError for a prompt without one, or that was another then."""
     _, pair, variant, key = spec.continuation.split("/")
-    folder, template = layout.outputs(pair, variant) / key, template_for(spec.template, variant)
+    folder = layout.outputs(pair, variant) / key
     known = {row["prompt_sha"]: row["token_id"] for row in read_texts(folder)}
     told = []
-    for prompt, ids in zip(prompts.prompts, teller.encode(spec, prompts, template), strict=True):
+    for prompt, ids in zip(prompts.prompts, teller.read(spec, prompts), strict=True):
         if (sha := prompt_key(ids)) not in known:
             raise LakeError(
                 f"{folder}: has no text for prompt {prompt.id!r} of set {prompts.name} as it is now; `actlake generate` with"
@@ -171,10 +175,11 @@ def ensure_stream(
         stored = read_stream(layout, record["name"])
         renamed = replace(stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name})
         return write_stream(layout, renamed), True
-    starts = source.encode(spec, prompts, recipe["template"], double_bos)
-    check_prompts(starts, prompts, spec, source)
+    starts = source.read(spec, prompts, double_bos)
     for line in notes(source.name, source.tokenizer, recipe):
         remark(line)
+    if spec.date and recipe["template"] == "chat" and "date" not in recipe:
+        remark(f"{source.name}: its chat template asks for no date: {spec.date} changes nothing")
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
     elif spec.continuation.startswith(OUTPUTS):
@@ -213,21 +218,42 @@ def _parts(layout: Layout, recipe: dict[str, Any]) -> Any:
     return layout.streams / f".{recipe['key'][:16]}.parts"
 
 
-def check_prompts(starts: list[list[int]], prompts: PromptSet, spec: StreamSpec, source: Source) -> None:
-    """Raise LakeError for a prompt (its token ids in `starts`) that the model can't read, or not with its continuation."""
-    limit = source.max_positions
-    more = 0 if spec.continuation == "none" else spec.max_new_tokens
-    for prompt, ids in zip(prompts.prompts, starts, strict=True):
-        where = f"prompt {prompt.id!r} of set {prompts.name}"
+def check_readable(
+    layout: Layout,
+    sources: dict[str, Source],
+    variant: str,
+    spec: StreamSpec,
+    prompts: PromptSet,
+    double_bos: bool,
+    key: str,
+) -> None:
+    """Raise LakeError for what `ensure_stream` would refuse of prompts, before a model is loaded; nothing for a stream that is
+    there (`key` is its recipe's)."""
+    if not find_stream(layout, key, spec.name):
+        for reader in {
+            variant: sources[variant],
+            (teller := teller_of(sources, variant, spec)).variant: teller,
+        }.values():
+            reader.read(spec, prompts, double_bos)
+
+
+def check_prompts(
+    starts: list[list[int]], names: Sequence[str], more: int, limit: int | None, vocab: int, tokenizer: Any, model: str
+) -> None:
+    """Raise LakeError for a prompt (its token ids in `starts`) that a model can't read, or not with `more` new tokens.
+
+    `limit` is the model's context, `vocab` the number of its embeddings.
+    """
+    for name, ids in zip(names, starts, strict=True):
         if limit and len(ids) + more > limit:
             raise LakeError(
-                f"{where}: {len(ids)} tokens + {more} new ones, the model's context holds {limit}: shorten the prompt or use a"
-                " smaller --max-new-tokens"
+                f"{name}: {len(ids)} tokens + {more} new ones, the model's context holds {limit} ({model}): shorten the prompt or"
+                " use a smaller --max-new-tokens"
             )
-        if (top := max(ids, default=0)) >= source.vocab:
+        if (top := max(ids, default=0)) >= vocab:
             raise LakeError(
-                f"{where}: token id {top} ({source.tokenizer.decode([top])!r}), the {source.variant} model has {source.vocab}"
-                " embeddings: its tokenizer files belong to another model"
+                f"{name}: token id {top} ({tokenizer.decode([top])!r}), {model} has {vocab} embeddings: its tokenizer files"
+                " belong to another model"
             )
 
 

@@ -196,15 +196,19 @@ def model_file(spec: ModelSpec, where: str, name: str) -> Path | None:
     if spec.path is not None:
         file = spec.path / name
         return file if file.is_file() else None
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from transformers.utils import cached_file  # slow to import, and readers of a lake come through this module
 
-    found = cached_file(
-        where,
-        name,
-        revision=spec.revision or "main",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    try:
+        found = cached_file(
+            where,
+            name,
+            revision=spec.revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=not HF_HUB_OFFLINE,  # offline a file that is not there is no file
+        )
+    except OSError as error:
+        raise LakeError(f"model {spec.name}: can't read {name} of {where}: {str(error).splitlines()[0]}") from None
     return Path(found) if found else None
 
 

@@ -51,13 +51,15 @@ def encode_all(
     different texts that give the same tokens.
     """
     names = names or [f"prompt {text[:40]!r}" for text in texts]
-    marks, bos = control_texts(tokenizer), tokenizer.bos_token_id
+    marks = control_texts(tokenizer)
+    # Some models begin every turn with their BOS, and their tokenizers add none: then it may stand anywhere.
+    once = {tokenizer.bos_token_id} & set(tokenizer("")["input_ids"]) & marks.keys()
     for name, text in zip(names, texts, strict=True):
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         _check_text(tokenizer, name, text, ids)
         held = [index for index in ids if index in marks]
         if control:  # but for a BOS that would not be the only one
-            held = [bos] if bos in marks and bos in ids[template == "raw" :] else []
+            held = [index for index in (ids[1:] if template == "raw" else ids) if index in once]
         if held:
             raise LakeError(
                 f"{name}: its text holds the control token {marks[held[0]]!r} ({held[0]}); take it out of the text"

@@ -22,8 +22,8 @@ from ..capture.model import Model
 from ..capture.plan import explain_memory
 from ..capture.prompts import Prompt
 from ..capture.steering import EditSpec, condition_text
+from ..capture.streams import check_prompts
 from ..capture.tokens import encode_all, notes, reading, real_token_mask, template_for, up_to_unknown
-from ..store.errors import LakeError
 from ..store.outputs import Condition, Row, prompt_key
 from ..store.parquet import read_parquet
 from ..store.progress import Bar, bar, remark
@@ -81,6 +81,14 @@ class ConditionJob(Job):
     def named(self) -> list[tuple[str, str]]:
         """(id, hash of its tokens) of each prompt."""
         return [(prompt.id, prompt_key(ids)) for prompt, ids in zip(self.asked.prompts, self.ids, strict=True)]
+
+    def check_prompts(self) -> None:
+        """Raise LakeError for a prompt that the model can't read and answer."""
+        config, name = self.hosts.config(self.asked.variant), f"{self.asked.pair}/{self.asked.variant}"
+        names = [f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in self.asked.prompts]
+        limit = getattr(config, "max_position_embeddings", None)
+        tokenizer = self.hosts.tokenizer(self.asked.variant)
+        check_prompts(self.ids, names, self.asked.max_new_tokens, limit, config.vocab_size, tokenizer, name)
 
     def encoded(
         self, variant: str, template: str, prompts: Sequence[Prompt], texts: Sequence[str] | None = None
@@ -200,14 +208,7 @@ class Texts(ConditionJob):
     def __init__(self, kit: Kit, asked: Asked, steer: Steering):
         super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
         self._categories = {prompt.id: prompt.category for prompt in asked.prompts}
-        limit = getattr(self.hosts.config(asked.variant), "max_position_embeddings", None)
-        for prompt, ids in zip(asked.prompts, self.ids, strict=True):
-            if limit and len(ids) + asked.max_new_tokens > limit:
-                raise LakeError(
-                    f"prompt {prompt.id!r} of set {asked.set_name}: {len(ids)} tokens + {asked.max_new_tokens} new ones, the"
-                    f" context of {asked.pair}/{asked.variant} holds {limit}: shorten the prompt or give a smaller"
-                    " --max-new-tokens"
-                )
+        self.check_prompts()
 
     def generates(self) -> tuple[int, int]:
         """Texts that are missing, and new tokens each at most."""
@@ -271,6 +272,7 @@ class Choices(ConditionJob):
         offered = tuple(prompt for prompt in asked.prompts if "choices" in prompt.fields)
         asked = replace(asked, prompts=offered, template=template, max_new_tokens=FORCED_TOKENS)
         super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
+        self.check_prompts()
 
     @cached_property
     def ids(self) -> list[list[int]]:

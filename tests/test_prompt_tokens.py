@@ -143,6 +143,15 @@ def test_control_tokens_that_are_allowed_are_recorded_and_bos_stands_once():
     assert reading(tokenizer, "raw", control=True) == {"control_tokens": "allowed"}
 
 
+def test_a_bos_that_begins_every_turn_is_allowed_where_the_tokenizer_adds_none():
+    """As in SmolLM2, whose BOS is <|im_start|>: texts that bring their own turns are possible."""
+    tokenizer = around("$A")
+    tokenizer.bos_token = "<|user|>"
+    text = "<|user|>the cat<|assistant|>sat<|user|>"
+    refused(lambda: encode(tokenizer, text, "raw"), "'<|user|>' (3)")
+    assert encode(tokenizer, text, "raw", control=True).count(tiny.USER) == 2
+
+
 def test_tokens_of_the_template_count_though_they_are_not_special():
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens([AddedToken(token, special=False) for token in ("<|im_end|>", "<table>")])
@@ -185,6 +194,31 @@ def test_an_option_and_a_catalog_allow_control_tokens(tmp_path, llama):
         catalog.write_text(f"streams: {{a: {{template: raw, continuation: none, {wrong}}}}}\n")
         with pytest.raises(LakeError, match=r"catalog.yaml:1: stream a, (date|control_tokens)"):
             load_catalog(catalog)
+
+
+def test_a_prompt_of_another_models_tokens_is_refused_before_anything_is_loaded(tmp_path, llama, monkeypatch):
+    """An added token without an embedding, in a capture and in free generation."""
+    from actlake.cli import app
+
+    folder = tmp_path / "it"
+    shutil.copytree(llama.it.path, folder)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(folder)
+    pair = PairSpec("llama", None, tiny.spec(folder, "llama", "it"), {})
+    monkeypatch.setattr("actlake.capture.pair.load_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(
+        LakeError, match=r"prompt 'z' of set tiny: token id 300 \('zebra'\), llama/it has 300 embeddings"
+    ):
+        tiny.capture(
+            tmp_path / "lake", pair, tiny.RAW, variants=("it",), prompts=tiny.prompt_set([("z", "", "a zebra")])
+        )
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(f"pairs: {{llama: {{pt: {{path: {llama.pt.path}}}, it: {{path: {folder}}}}}}}\n")
+    (tmp_path / "p.jsonl").write_text('{"id": "z", "text": "a zebra"}\n')
+    words = ["generate", "llama", "--catalog", str(catalog), "--prompts", str(tmp_path / "p.jsonl")]
+    found = CliRunner().invoke(app, [*words, "--lake", str(tmp_path / "lake")])
+    assert isinstance(found.exception, LakeError) and "prompt 'z' of set p: token id 300" in str(found.exception)
 
 
 # --- texts without tokens ---------------------------------------------------------------------------------------------
