@@ -181,7 +181,7 @@ def score(
     """Score what models wrote: form, answers, refusals, coherence, structure, and with --judge what an LLM says of it.
 
     Texts that are not there yet are generated. The judge's verdicts stay in the lake: nothing is asked twice. Before it is
-    called you are told how many calls and tokens that takes. Rows (`actlake run exp12`) show the verdicts beside the rest.
+    called, it prints how many calls and tokens that takes. Rows (`actlake run exp12`) show the verdicts beside the rest.
     """
     from .queries.judging import agreement_with, judge_sweep
     from .queries.kit import Kit
