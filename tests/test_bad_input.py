@@ -163,7 +163,7 @@ def test_tokenizer_with_more_tokens_than_the_model_has_embeddings(lake, copy):
     tokenizer.add_tokens(["cat sat"])
     tokenizer.save_pretrained(copy.pt.path)
     message = refused(lake.root, lambda: tiny.capture(lake.root, copy, tiny.RAW, variants=("pt",)))
-    assert message.startswith("prompt 'p1' of set tiny: token id 300 ('cat sat'), the pt model has 300 embeddings")
+    assert message.startswith("prompt 'p1' of set tiny: token id 300 ('cat sat'), llama/pt has 300 embeddings")
 
 
 def test_stream_of_another_tokenizer(captured, lake, copy):
