@@ -1,6 +1,7 @@
 -- id: 0G
 -- title: Commitment layers, every rule
 -- needs: lens(raw)?, lens(tuned)?
+-- models: 1
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

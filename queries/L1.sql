@@ -1,6 +1,7 @@
 -- id: L1
 -- title: δ-cosine of block updates
 -- needs: delta
+-- models: 1
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

@@ -1,6 +1,7 @@
 -- id: L2
 -- title: Convergence gap and commitment
 -- needs: lens(raw)?, lens(tuned)?
+-- models: 1
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

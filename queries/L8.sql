@@ -1,6 +1,7 @@
 -- id: L8
 -- title: Geometry of the last prompt token
 -- needs: geometry
+-- models: 1
 -- stream: native
 -- bootstrap: none
 -- contrast: variant it - pt

@@ -1,6 +1,7 @@
 -- id: L9
 -- title: Attention entropy at the last prompt token
 -- needs: attention
+-- models: 1
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
@@ -31,3 +32,4 @@ SELECT 'mean_entropy_norm', variant, NULL, prompt, avg(entropy_norm), 1, NULL FR
 GROUP BY variant, prompt
 UNION ALL
 SELECT 'argmax_layer', 'it - pt', NULL, NULL, NULL, NULL, arg_max(layer, difference) FROM by_layer
+HAVING count(difference) > 0

@@ -15,14 +15,15 @@ import pandas as pd
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.manifest import noise_warnings
-from ..store.schema import TABLES
+from ..store.schema import TABLES, VARIANTS
 from ..store.tables import same_prompts, sql_error
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
-from .kit import Kit, Names, Scope
+from .kit import Kit, Names, Scope, check_both
 from .registry import Query, Wanted, published
 from .sweep import Engine, Job, Stage, stage_of
 from .sweep import run as sweep
+from .words import interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,6 +165,9 @@ class Plan:
     @classmethod
     def make(cls, kit: Kit, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
         """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all."""
+        if len(pairs) > 1:
+            for pair in pairs:
+                check_both(kit, pair, "pooling")
         plan = cls(query, {pair: scopes_of(kit, query, pair, prompts) for pair in pairs})
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
@@ -229,10 +233,16 @@ class Plan:
 
 
 def scopes_of(kit: Kit, query: Query, pair: str, prompts: str | None) -> list[Scope]:
-    """The captures that a query reads: one scope per stream recipe; one without streams when it reads none."""
+    """The captures that a query reads: one scope per stream recipe; one without streams when it reads none.
+
+    LakeError for an unknown pair, for captures that are not there, and for a pair of one model where the row compares two.
+    """
+    there = kit.variants(pair) or VARIANTS
+    if query.models > 1:
+        check_both(kit, pair, query.id)
     if not query.recipes:
         return [Scope(pair, {})]
-    return [Scope(pair, same_prompts(kit.streams, pair, recipe, prompts), recipe) for recipe in query.recipes]
+    return [Scope(pair, same_prompts(kit.streams, pair, recipe, prompts, there), recipe) for recipe in query.recipes]
 
 
 def scoped(query: Query, scopes: Sequence[Scope]) -> str:
@@ -309,13 +319,27 @@ def answered(
         table=table,
         sql=sql,
         published=published(query.id, *pairs),
-        says=" ".join([say(query.says, table, query), *(f"({note})" for note in notes)]).strip(),
+        says=" ".join([_said(plan, table), *(f"({note})" for note in notes)]).strip(),
         computed=[path for path in made if path in paths],
         rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,
         captures=captures,
         read=sorted(path for path in paths if path.exists()),
     )
+
+
+def _said(plan: Plan, table: pd.DataFrame) -> str:
+    """The finding in a sentence; of a pair of one model its numbers alone."""
+    only = {variant for scopes in plan.scopes.values() for scope in scopes for variant in scope.streams}
+    if len(only) != 1:
+        return say(plan.query.says, table, plan.query)
+    lines = table[table["estimate"].notna()]
+    lines = lines[lines["layer"].isna()] if "layer" in lines else lines
+    rows = {row.measure: row for row in lines.itertuples()}
+    named = [name for name in dict.fromkeys(name for name, *_ in FIELD.findall(plan.query.says)) if name in rows]
+    told = [f"{name} {interval(rows[name].estimate, rows[name].low, rows[name].high)}" for name in named]
+    alone = f"{next(iter(plan.scopes))} has {only.pop()} only, which is compared with no other model"
+    return f"{alone}: {', '.join(told)}." if told else f"{alone}."
 
 
 FIELD = re.compile(r"\{(\w+)(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")

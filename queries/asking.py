@@ -75,6 +75,8 @@ class Asking:
         pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
         self._plans, self.refused = list[Plan](), list[Refused]()
         self.seconds = 0.0
+        for name in pairs:
+            self.kit.variants(name)  # a LakeError for an unknown pair, once
         for query in {query.id: query for query in queries}.values():
             try:
                 self._plans.append(Plan.make(self.kit, query, pairs, prompts))

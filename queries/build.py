@@ -74,6 +74,7 @@ KINDS = {
     "judged": (),
     "effects": (),
 }
+ALONE = ("vocab", "lens_eval")  # of those of a pair, what a pair of one model has, too
 WRITTEN = ("scores", "judged", "effects")  # made of texts that models write
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens", "behaviour": "scores"}
 
@@ -130,7 +131,9 @@ def _check_written(kit: Kit, scope: Scope, sweep: str) -> None:
 
 
 def _streams_of(scope: Scope) -> dict[str, str]:
-    return {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]} if scope.streams else {}
+    if set(scope.streams) == set(VARIANTS):
+        return {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
+    return name_columns(scope.models[0]) if scope.streams else {}
 
 
 def _is_foreign(kit: Kit, table: str, kind: str, capture: dict[str, str]) -> bool:
@@ -179,7 +182,9 @@ def ensure_all(
     kit, jobs = Kit(layout, device, catalog), []
     for name in sorted({BEHIND_VIEW.get(name, name) for name in names} & TABLES.keys()):
         found, problem = [], None
-        for scope in _pairs_of(kit.streams) if name in PER_PAIR else _singles(kit.streams):
+        if name in PER_PAIR and name not in ALONE:
+            _check_pairs(kit, name)
+        for scope in _scopes(kit, name):
             for kind in KINDS.get(name, ("",)):
                 try:
                     found += jobs_of(kit, (name, kind, scope))
@@ -189,6 +194,25 @@ def ensure_all(
             raise problem
         jobs += found
     engine(jobs, None)
+
+
+def _check_pairs(kit: Kit, table: str) -> None:
+    """LakeError for a table that compares two models, of a lake where no pair has captures of both (nor the table itself)."""
+    there = kit.streams[["pair", "variant"]].drop_duplicates()
+    if there.empty or (there["pair"].value_counts() > 1).any() or find_tables(kit.layout, table, {}):
+        return
+    have = ", ".join(f"{row.pair}/{row.variant}" for row in there.itertuples())
+    raise LakeError(f"table {table} needs both models of a pair; none here has both (captured: {have})")
+
+
+def _scopes(kit: Kit, table: str) -> list[Scope]:
+    """The captures that a table is made of, each or in pairs; no captures for `vocab`."""
+    if table == "vocab":
+        return [Scope(pair, {}) for pair in sorted(set(kit.streams["pair"]))]
+    if table not in PER_PAIR:
+        return _singles(kit.streams)
+    alone = [s for s in _singles(kit.streams) if len(kit.variants(s.pair)) == 1] if table in ALONE else []
+    return _pairs_of(kit.streams) + alone
 
 
 def _singles(streams: pd.DataFrame) -> list[Scope]:

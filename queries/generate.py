@@ -13,7 +13,7 @@ from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from ..store.tables import same_prompts
 from .hosts import Steering, hosts, prompts_of, steering
-from .kit import Kit, Scope
+from .kit import Kit, Scope, check_both
 from .outputs import BATCH, Asked, Texts
 from .scores import budget_of, recipe_in
 from .sweep import run
@@ -74,6 +74,8 @@ def plan(
     steer: Steering = steering(kit, scope)
     every: list[Setting] = []
     for each in wanted:
+        if isinstance(each, str):
+            check_both(kit, pair, f"sweep {each}")
         every += settings(each, hosts(kit, pair).shape()) if isinstance(each, str) else [each]
     for setting in every:
         steer.before(setting.edits)  # a wrong direction is told of first
@@ -150,7 +152,7 @@ def write(found: Plan, rank: Rank = ALONE) -> list[Written]:
 def _scope(kit: Kit, pair: str, which: str | None, needed: bool) -> Scope:
     """The pair's captures on their own texts, which directions and prompts come from; none where none is needed."""
     try:
-        return Scope(pair, same_prompts(kit.streams, pair, "native", which), "native")
+        return Scope(pair, same_prompts(kit.streams, pair, "native", which, kit.variants(pair)), "native")
     except LakeError:
         if needed:
             raise

@@ -23,7 +23,7 @@ from ..store.models import check_same_model, has_model, read_model
 from ..store.schema import VARIANTS
 from ..store.streams import stream_records
 from .directions import calibration
-from .kit import OTHER, Kit, Names, Scope
+from .kit import OTHER, Kit, Names, Scope, check_both
 from .layers import raw_lens_table
 from .records import Contrast, records, sibling
 from .sweep import Job
@@ -59,12 +59,13 @@ class Hosts:
 
     def shape(self) -> Shape:
         """The number of blocks and the windows; LakeError unless both models have as many blocks."""
-        counts = {variant: self.config(variant).num_hidden_layers for variant in VARIANTS}
+        counts = {v: self.config(v).num_hidden_layers for v in self._kit.variants(self._pair)}
         if len(set(counts.values())) > 1:
             raise LakeError(
                 f"pair {self._pair}: pt has {counts['pt']} blocks, it has {counts['it']}; a pair is of one shape"
             )
-        return Shape(counts["it"], self._kit.windows(self._pair, counts["it"]))
+        layers = next(iter(counts.values()))
+        return Shape(layers, self._kit.windows(self._pair, layers))
 
     def tokenizer(self, variant: str) -> Any:
         """A model's tokenizer."""
@@ -135,7 +136,8 @@ class Steering:
         """Unit vectors, float64 [d], of those layers that have one. METHODS 5.1, 5.2, 6 (0H), 7."""
         name, seed = direction
         if name == "random":
-            width = hosts(self._kit, self._scope.pair).config("it").hidden_size
+            some = self._kit.variants(self._scope.pair)[-1]
+            width = hosts(self._kit, self._scope.pair).config(some).hidden_size
             return kernels.random_units(layers, width, seed)
         found = self._found(name)
         here = {layer: found[layer] for layer in layers if layer in found}
@@ -151,6 +153,7 @@ class Steering:
     def _make(self, name: str) -> tuple[Job, ...]:
         if name == "random":
             return ()
+        check_both(self._kit, self._scope.pair, f"direction {name}")
         if set(self._scope.streams) != set(VARIANTS):
             raise LakeError(
                 f"direction {name}: comes from captures of pt and it on their own texts; run `actlake capture"
@@ -213,7 +216,7 @@ def prompts_of(kit: Kit, scope: Scope) -> PromptSet:
 
     LakeError when it is not found under its name any more, or has changed.
     """
-    record = next(record for record in stream_records(kit.layout) if record["name"] == scope.streams["it"])
+    record = next(record for record in stream_records(kit.layout) if record["name"] == scope.main)
     name, then = record["prompts"], record["recipe"].get("prompt_set_sha256")
 
     def find() -> PromptSet:

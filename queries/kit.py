@@ -22,6 +22,7 @@ from ..store.errors import LakeError
 from ..store.foreign import foreign_captures
 from ..store.layout import Layout
 from ..store.models import read_head, read_model
+from ..store.names import stored_pairs, variants_of
 from ..store.schema import TABLE_VERSIONS as VERSION
 from ..store.schema import VARIANTS
 from ..store.tables import stream_table
@@ -46,6 +47,11 @@ class Scope:
     pair: str
     streams: dict[str, str]
     recipe: str = ""
+
+    @property
+    def main(self) -> str:
+        """The stream whose prompts are those of the question: IT's, or that of the only model."""
+        return self.streams["it"] if "it" in self.streams else next(iter(self.streams.values()))
 
     @property
     def models(self) -> list[Names]:
@@ -89,6 +95,11 @@ class Kit:
     def streams(self) -> pd.DataFrame:
         """What the lake has captured, as `stream_table` tells it."""
         return stream_table(self.layout)
+
+    def variants(self, pair: str) -> tuple[str, ...]:
+        """The models that a pair has in the lake or the catalog, pt before it; LakeError for an unknown pair."""
+        stored = self.once("stored pairs", lambda: stored_pairs(self.layout))
+        return variants_of(pair, stored, self.catalog)
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returns, made for the first builder that asks under this key and shared with the others."""
@@ -142,6 +153,12 @@ class Kit:
     def head_hash(self, names: Names) -> str:
         """The hash of the model behind a capture."""
         return str(read_model(self.layout, *names[:2])["sha256"])
+
+
+def check_both(kit: Kit, pair: str, what: str) -> None:
+    """LakeError when a pair has one model only and `what` takes two."""
+    if len(there := kit.variants(pair)) == 1:
+        raise LakeError(f"{pair} has {there[0]} only; {what} compares two models")
 
 
 def name_columns(names: Names) -> dict[str, str]:

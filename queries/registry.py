@@ -17,6 +17,7 @@ LINE = re.compile(r"--\s*(?:(\w+):\s*)?(.*)")
 KEYS = {
     "id",
     "title",
+    "models",
     "needs",
     "stream",
     "bootstrap",
@@ -53,6 +54,8 @@ class Query:
     total nor value are such estimates too. Pooled over several pairs, measures named by `tokens` get a second line
     (`MEASURE_token_weighted`) in which every token of every pair counts alike.
 
+    `models: 1`: the row has a meaning for one model, too, and answers a pair that has only one.
+
     `stream: native, teacher`: tables hold the captures of both recipes, told apart by a column `recipe` that every table
     of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
     """
@@ -69,6 +72,7 @@ class Query:
     about: str
     source: str
     sql: str
+    models: int = 2
     sha256: str = ""  # of the file's text
     pitfalls: tuple[str, ...] = ()  # names of docs/METHODS.md, section 21
 
@@ -109,8 +113,15 @@ def parse(text: str, where: str) -> Query:
         pitfalls=tuple(name.strip() for name in header.get("pitfalls", "").split(",") if name.strip()),
         source=header["source"],
         sql="\n".join(lines[end:]).strip(),
+        models=_models(header.get("models", "2"), where),
         sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _models(text: str, where: str) -> int:
+    if text not in ("1", "2"):
+        raise LakeError(f"{where}: models {text!r}, expected 1 (the row has a meaning for one model) or 2")
+    return int(text)
 
 
 def _bootstrap(text: str, where: str) -> str:

@@ -19,7 +19,7 @@ from ..store.schema import TABLES, VARIANTS
 from ..store.streams import stream_records
 from ..store.tables import drop_tables, same_prompts
 from .hosts import hosts, prompts_of, steering
-from .kit import VERSION, Kit, Scope
+from .kit import VERSION, Kit, Scope, check_both
 from .outputs import Asked, Choices, Nats, Texts, fields_of
 from .sweep import Job, TableJob, announce, run
 from .sweeps import Setting, settings
@@ -161,13 +161,14 @@ def budget_of(kit: Kit, scope: Scope) -> int:
 
 
 def recipe_in(kit: Kit, scope: Scope) -> dict[str, Any]:
-    """The recipe of the stream that the IT model of the scope read."""
-    record: dict[str, Any] = next(r for r in stream_records(kit.layout) if r["name"] == scope.streams["it"])
+    """The recipe of the stream that a question's prompts come from (IT's, or the only model's)."""
+    record: dict[str, Any] = next(r for r in stream_records(kit.layout) if r["name"] == scope.main)
     return dict(record["recipe"])
 
 
 def scope_of(kit: Kit, pair: str, prompts: str | None = None) -> Scope:
     """The pair's captures on their own texts, whose prompts sweeps read."""
+    check_both(kit, pair, "scores")
     return Scope(pair, same_prompts(kit.streams, pair, "native", prompts), "native")
 
 

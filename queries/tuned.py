@@ -8,7 +8,6 @@ import pandas as pd
 
 from ..store.errors import LakeError
 from ..store.parts import Columns
-from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from .feed import Rows
 from .kit import VERSION, Kit, Names, Scope, all_boundaries, label
@@ -88,12 +87,12 @@ def tuned_lens(kit: Kit, names: Names) -> TunedTable:
 
 class Evaluation(TableJob):
     """The table `lens_eval`: raw and tuned lens on prompts that no probes in it were trained on, by the probes of each
-    variant on the activations of both."""
+    variant on the activations of both; of a pair of one model its own alone."""
 
     reads, splits = ("resid",), True
 
     def __init__(self, kit: Kit, scope: Scope):
-        self._kit, self._models = kit, [(scope.pair, variant, scope.streams[variant]) for variant in VARIANTS]
+        self._kit, self._models = kit, scope.models[::-1]  # PT first
         self.captures = tuple(kit.capture(names) for names in self._models)
         for capture in self.captures:
             all_boundaries(capture, "lens_eval")

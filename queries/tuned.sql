@@ -1,6 +1,7 @@
 -- id: tuned
 -- title: Tuned lens against raw lens, on prompts not trained on
 -- needs: lens_eval
+-- models: 1
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=layer hue=lens y="nats (kl), share (top1)" numbers=share transfer_ratio_pt=ratio transfer_ratio_it=ratio
@@ -46,4 +47,5 @@ UNION ALL BY NAME
 SELECT 'transfer_ratio_' || variant AS measure, prompt, sum(kl_tuned * n) FILTER (lens = 'transfer') AS total,
     sum(kl_tuned * n) FILTER (lens = 'tuned') AS n
 FROM found
+WHERE (SELECT count(DISTINCT probe_variant) FROM found) > 1  -- a pair of one model has no other's probes
 GROUP BY variant, prompt

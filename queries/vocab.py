@@ -10,7 +10,7 @@ import numpy as np
 from ..analyze.word_class import alone, in_context
 from ..capture.tokens import is_text, running_texts, tokenizer_hash
 from ..store.errors import LakeError
-from ..store.models import read_model
+from ..store.models import has_model, read_model
 from ..store.parquet import read_parquet
 from ..store.schema import TABLES, VARIANTS
 from ..store.tables import drop_tables
@@ -22,18 +22,26 @@ OTHER = "OTHER"  # the class of ids that stand for no text
 
 
 class Vocab(TableJob):
-    """Text and class of every token id of a pair, by IT's tokenizer, which knows the PT's tokens and the chat's."""
+    """Text and class of every token id of a pair, by IT's tokenizer, which knows the PT's tokens and the chat's.
+
+    Of a pair of one model by that one's.
+    """
 
     def __init__(self, kit: Kit, pair: str):
-        records = {variant: read_model(kit.layout, pair, variant) for variant in VARIANTS}
+        models = [variant for variant in VARIANTS if has_model(kit.layout, pair, variant)]
+        if not models:
+            raise LakeError(f"table vocab needs a model of pair {pair}; the lake has captured none")
+        records = {variant: read_model(kit.layout, pair, variant) for variant in models}
+        who = models[-1]
         recipe = {"pair": pair, "models": {variant: record["sha256"] for variant, record in records.items()}}
         super().__init__(kit.layout, "vocab", recipe | {"version": VERSION["vocab"]})
-        self._kit, self._pair, known = kit, pair, records["it"]["tokenizer_sha256"]
-        self._tokenizer = None if self.path.exists() else _tokenizer(kit, f"{pair}/it", known)
+        self._kit, self._pair, self._models = kit, pair, models
+        known = records[who]["tokenizer_sha256"]
+        self._tokenizer = None if self.path.exists() else _tokenizer(kit, f"{pair}/{who}", known)
 
     def finish(self) -> None:
         """Classify every id."""
-        size = max(self._kit.head((self._pair, variant, "")).vocab for variant in VARIANTS)
+        size = max(self._kit.head((self._pair, variant, "")).vocab for variant in self._models)
         texts, known = running_texts(self._tokenizer, size), is_text(self._tokenizer, size)
         classes = [alone(text) if there else OTHER for text, there in zip(texts, known, strict=True)]
         drop_tables(self._kit.layout, "vocab", {"pair": self._pair}, keep=self.path)

@@ -14,7 +14,7 @@ from ..store.progress import bar
 from ..store.schema import VARIANTS
 from ..store.tables import drop_tables
 from ..store.weights import read_weights, weights_folder
-from .kit import VERSION, Kit, Scope
+from .kit import VERSION, Kit, Scope, check_both
 from .sweep import TableJob
 
 WEIGHTS = "*.safetensors"
@@ -25,8 +25,8 @@ class Weights(TableJob):
 
     def __init__(self, kit: Kit, scope: Scope):
         pair = scope.pair
-        spec = kit.catalog.pair(pair)
-        found = {variant: checkpoint(kit.layout, spec.model(variant)) for variant in VARIANTS}
+        check_both(kit, pair, "table weights")
+        found = {variant: checkpoint(kit.layout, _spec(kit, pair, variant)) for variant in VARIANTS}
         recipe = {
             "pair": pair,
             "files": {v: identity for v, (_, identity) in found.items()},
@@ -45,6 +45,19 @@ class Weights(TableJob):
         for grouping in ("module", "seed"):
             columns = group_changes(changes, grouping)
             self.add({"pair": self._pair, "grouping": grouping, **columns})
+
+
+def _spec(kit: Kit, pair: str, variant: str) -> ModelSpec:
+    """A model as the catalog names it, or of the lake's own files; LakeError when neither has it."""
+    known = kit.catalog.pairs.get(pair)
+    if known and getattr(known, variant):
+        return known.model(variant)
+    if read_weights(kit.layout, pair, variant):
+        return ModelSpec(pair, variant, weights_folder(kit.layout, pair, variant), None, None, None)
+    raise LakeError(
+        f"table weights compares the models' own files; this lake has none of {pair}/{variant} (`actlake capture {pair}"
+        f" --with-weights` keeps them there), and {kit.catalog.path} does not name the model"
+    )
 
 
 def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:

@@ -359,17 +359,19 @@ def known_tables() -> list[str]:
     return [*TABLES, TEXTS, *VIEWS, *SMALL_TABLES]
 
 
-def same_prompts(streams: pd.DataFrame, pair: str, recipe: str, prompts: str | None) -> dict[str, str]:
+def same_prompts(
+    streams: pd.DataFrame, pair: str, recipe: str, prompts: str | None, variants: Sequence[str] = VARIANTS
+) -> dict[str, str]:
     """variant -> stream for the captures of `pair` that answer a question on `recipe`.
 
-    Both variants must have been captured on the same prompt set with the same continuation budget. LakeError when none
+    All `variants` must have been captured on the same prompt set with the same continuation budget. LakeError when none
     or several such groups are in the lake; `prompts` (a prompt-set name or a prefix of a stream name) picks one.
     """
     rows = streams[(streams["pair"] == pair) & (streams["recipe"] == recipe)]
     if prompts:
         rows = rows[(rows["prompts"] == prompts) | rows["name"].str.startswith(prompts)]
     groups = [
-        group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(VARIANTS)
+        group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(variants)
     ]
     if len(groups) != 1 or groups[0]["variant"].duplicated().any():
         have = (
@@ -379,8 +381,9 @@ def same_prompts(streams: pd.DataFrame, pair: str, recipe: str, prompts: str | N
         if not groups:
             known = streams.loc[streams["pair"] == pair, "prompts"].unique()
             named = prompts or (known[0] if len(known) == 1 else "")
+            who = " and ".join(variants)
             raise LakeError(
-                f"pair {pair}: needs sealed captures of pt and it on stream {recipe!r}; there: {have}."
+                f"pair {pair}: needs sealed captures of {who} on stream {recipe!r}; there: {have}."
                 f" Run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`"
             )
         raise LakeError(f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts NAME")
