@@ -431,8 +431,10 @@ def test_no_pair_no_capture_are_told(tmp_path: Path) -> None:
     lake = actlake.open(tmp_path / "new", create=True)
     with pytest.raises(LakeError, match="none yet"):
         lake.run("L1")
-    with pytest.raises(LakeError, match="actlake capture nopair --stream native"):
+    with pytest.raises(LakeError, match="unknown pair 'nopair'"):
         lake.run("L1", pair="nopair")
+    with pytest.raises(LakeError, match="actlake capture pocket --stream native"):
+        lake.run("L1", pair="pocket")
 
 
 # --- the form of a row that returns estimates -------------------------------------------------------------------------
