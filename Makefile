@@ -1,8 +1,15 @@
 # make demo    the main job on the embedded pair        make test    the full test suite
 # make lint    ruff and mypy                            make bench   benchmarks, into benchmarks/RESULTS.md
+# make demo TORCH_INDEX=cu130   which build of torch: a name below download.pytorch.org/whl (cpu, cu130 ...), an index's URL,
+#                               or default: the one that pip finds by itself (on Linux PyPI's brings CUDA, 6.6 GB)
 PYTHON ?= python3
 VENV ?= .venv
+TORCH_INDEX ?= cpu
 BIN := $(VENV)/bin
+TORCH_URL := $(if $(findstring ://,$(TORCH_INDEX)),$(TORCH_INDEX),https://download.pytorch.org/whl/$(TORCH_INDEX))
+PIP := -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# Asked before pip does, which tries an index that does not answer for minutes.
+ANSWERS := import sys, urllib.request as u; u.urlopen(sys.argv[1].rstrip("/") + "/torch/", timeout=5).read(1)
 
 .PHONY: demo test lint bench clean
 
@@ -30,9 +37,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing actlake into $(VENV) (a few minutes the first time) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@if [ "$(TORCH_INDEX)" = default ]; then :; \
+	elif $(BIN)/python -c '$(ANSWERS)' '$(TORCH_URL)' 2>/dev/null; then \
+	  echo "torch from $(TORCH_URL) ..." && $(BIN)/python $(PIP) --extra-index-url '$(TORCH_URL)' torch; \
+	else echo "no torch to be had at $(TORCH_URL): it comes from where pip looks (TORCH_INDEX=URL names another index)"; fi
+	$(BIN)/python $(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP) -e '.[dev]'
 	@touch $@
