@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from .registry import Query, published, queries
+from .registry import Query, pitfall_link, published, queries
 
 REPLAYED = {
     "graft",
@@ -38,8 +38,8 @@ residuals through the head.
 Status: every row here is answered by this version. The last column counts the figures of the PT/IT study that stand
 beside a row's own (`actlake run ROW --published`); those of an LLM judge need `actlake score --judge` first.
 
-| row | title | how | streams | tables (? = optional) | figure | source | published figures |
-|---|---|---|---|---|---|---|---|"""
+| row | title | how | streams | tables (? = optional) | figure | source | known pitfalls | published figures |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def reads(query: Query) -> str:
@@ -61,10 +61,14 @@ def page() -> str:
     """The page as Markdown."""
     rows = [
         f"| {query.id} | {query.title} | {reads(query)} | {', '.join(query.recipes) or 'none'} | {_tables(query)}"
-        f" | {query.plot.get('kind', 'none')} | {query.source} | {len(published(query.id))} |"
+        f" | {query.plot.get('kind', 'none')} | {query.source} | {_pitfalls(query)} | {len(published(query.id))} |"
         for query in queries().values()
     ]
     return "\n".join([INTRODUCTION, *rows, ""])
+
+
+def _pitfalls(query: Query) -> str:
+    return ", ".join(f"[{name}]({pitfall_link(name).removeprefix('docs/')})" for name in query.pitfalls)
 
 
 def _tables(query: Query) -> str:
