@@ -52,6 +52,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 SEARCH = 5  # seconds
+EVERYWHERE = ("xlnet", "flaubert")  # have a class named for generation, in which every token sees all others
 LONGEST = 400  # characters of a foreign error's text
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -298,9 +299,10 @@ def model_class(spec: ModelSpec, config: Any) -> Any:
     name, kind, text = type(config).__name__, config.model_type, config.get_text_config()
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         raise LakeError(f"model {spec.name}: {name} is an encoder-decoder; actlake captures decoders only")
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if kind in EVERYWHERE or (kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes):
         raise LakeError(
-            f"model {spec.name}: {name} is an encoder (is_decoder is false: every token sees the later ones); actlake captures"
+            f"model {spec.name}: {name} is an encoder (every token sees the later ones, is_decoder is not true); actlake captures"
             " decoders only"
         )
     for auto in CLASSES:

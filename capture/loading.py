@@ -1,7 +1,8 @@
 """Reading a checkpoint's weights into its Hugging Face module: all that the config asks for, nothing that it does not."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import GenerationConfig
@@ -9,12 +10,13 @@ from transformers import GenerationConfig
 from ..analyze.device import AUTO, pick
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from .configs import DTYPES, config_for, dtype_of, explained, load_config, model_class, silent, source
+from .configs import DTYPES, cause, config_for, dtype_of, explained, load_config, model_class, silent, source
 from .extras import check_before, check_extras, without_scales
 from .gguf import loading
 from .quantised import Quantised, quantised_of, unpack
 from .stops import declared
 
+T = TypeVar("T")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -97,6 +99,20 @@ def _check_whole(spec: ModelSpec, where: str, hf: Any, info: dict[str, Any], fou
             f"model {spec.name}: does not fit on the devices, {len(absent)} weights would be moved in and out (first:"
             f" {absent[0]}); use more or larger devices, or --device cpu"
         )
+
+
+def probed(spec: ModelSpec, hf: Any, probe: Callable[[], T]) -> T:
+    """What `probe`, a small forward of a loaded module, finds; LakeError for whatever its own code raises."""
+    try:
+        with silent():
+            return probe()
+    except LakeError as error:
+        raise LakeError(f"model {spec.name}: {error}") from error
+    except Exception as error:
+        raise LakeError(
+            f"model {spec.name}: {type(hf).__name__} can't run on tokens alone: {cause(error)}; this architecture, or what its"
+            " config.json asks of it, is not supported"
+        ) from error
 
 
 def attention_of(hf: Any) -> str:

@@ -15,7 +15,7 @@ from ..store.layout import Layout
 from ..store.models import read_model
 from ..store.weights import read_weights, weights_folder
 from .configs import config_for, dtype_of, load_config, load_tokenizer, model_class
-from .loading import check_dtype, load_hf
+from .loading import check_dtype, load_hf, probed
 from .quantised import quantised_of
 from .structure import Structure, device_of_input, discover, norm_parameters
 from .tokens import control_ids, real_token_mask, tokenizer_hash
@@ -109,7 +109,7 @@ def load_model(
     Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
     """
     hf, notes = load_hf(spec, device, dtype, attention, device_map)
-    parts, head = discover(hf)
+    parts, head = probed(spec, hf, lambda: discover(hf))
     tokenizer = load_tokenizer(spec)
     config = {
         key: value

@@ -12,7 +12,7 @@ from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
 from .configs import load_config, load_tokenizer, model_class
 from .hooks import at_boundary, forward_as
-from .loading import load_hf
+from .loading import load_hf, probed
 from .model import Model
 from .structure import PROBE_TOKENS, Structure, branches, discover, first_tensor, stacks
 
@@ -41,7 +41,7 @@ def load_suffix(
     width = hf.config.get_text_config().hidden_size
     state = torch.randn(1, PROBE_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(device, hf.dtype)
     with at_boundary(list(_stack(hf)), first, first, lambda _: state):
-        parts, head = discover(hf, {"inputs_embeds": state}, first)
+        parts, head = probed(spec, hf, lambda: discover(hf, {"inputs_embeds": state}, first))
     return Model(spec, hf, load_tokenizer(spec), parts, head, {})
 
 

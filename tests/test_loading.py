@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import transformers
 from actlake import cli
 from actlake.capture.again import reforward
 from actlake.capture.describe import describe, lines
@@ -23,7 +24,7 @@ from actlake.store.models import read_model
 from safetensors.torch import load_file, save_file
 from test_observed_rows import texts
 from test_replay import catalog, check_identity
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 NO_SDPA = {
@@ -378,3 +379,85 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     assert warning in answer(layout, find("exp16"), "llama").says
     cli.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
     assert "depends on padding" in capsys.readouterr().out
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+SIGHT = {**tiny.VISION, "patch_size": 14}
+TOWER = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 14}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+WRAPPERS = {
+    "mistral3": (
+        "Mistral3Config",
+        {"text_config": {"model_type": "mistral", "head_dim": 8}, "vision_config": {**SIGHT, "model_type": "pixtral"}},
+    ),
+    "llava": (
+        "LlavaConfig",
+        {"text_config": {"model_type": "llama"}, "vision_config": {**SIGHT, "model_type": "clip_vision_model"}},
+    ),
+    "qwen2_vl": ("Qwen2VLConfig", {"text_config": MROPE, "vision_config": TOWER}),
+    "qwen3_vl": (
+        "Qwen3VLConfig",
+        {
+            "text_config": {**MROPE, "head_dim": 8},
+            "vision_config": {**TOWER, "out_hidden_size": 32, "intermediate_size": 64, "deepstack_visual_indexes": [0]},
+        },
+    ),
+}
+
+
+def save_wrapper(folder: Path, family: str) -> Path:
+    """A small random model whose class reads pictures and text, with its tokenizer."""
+    name, parts = WRAPPERS[family]
+    ids = {"vocab_size": 300, "bos_token_id": tiny.BOS, "eos_token_id": tiny.EOS, "pad_token_id": tiny.PAD}
+    text = {**tiny.SIZES, **ids, **parts["text_config"]}
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(getattr(transformers, name)(**{**parts, "text_config": text}))
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", WRAPPERS)
+def test_text_of_a_class_that_has_none_for_text_alone(tmp_path: Path, family: str) -> None:
+    """The decoder inside is captured as any: blocks as its own hooks see them, replayed from the middle bit for bit."""
+    spec = tiny.spec(save_wrapper(tmp_path / "it", family), family, "it")
+    pair = PairSpec(family, None, spec, {})
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",), batch=1)
+    hf = AutoModelForImageTextToText.from_pretrained(spec.path).eval()
+    capture = Capture(find_capture(layout, f"{family}/it", "raw"))
+    ids = torch.as_tensor(capture.array("token_id")[: capture.offset()[1]].astype("int64"))[None]
+    with torch.no_grad():
+        states = hf(input_ids=ids, output_hidden_states=True).hidden_states
+    for boundary in range(3):  # Hugging Face norms the last one
+        found = torch.from_numpy(capture.array("resid")[: capture.offset()[1]][:, boundary])
+        assert torch.allclose(found, states[boundary][0], atol=1e-5)
+    check_identity(layout, load_late(layout, f"{family}/it", 1, catalog(pair)), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "head", "says"),
+    [
+        (transformers.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4), "MaskedLM", "an encoder"),
+        (transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64), "MaskedLM", "is an encoder"),
+        (transformers.T5Config(d_model=32, d_ff=64, num_layers=2, num_heads=4), "Seq2SeqLM", "is an encoder-decoder"),
+        (transformers.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=64), "CausalLM", "is an encoder"),
+        (transformers.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4), "ImageClassification", "no lang"),
+    ],
+    ids=["bert", "distilbert", "t5", "xlnet", "vit"],
+)  # fmt: skip
+def test_what_is_no_decoder_is_refused_as_that(tmp_path: Path, config, head: str, says: str) -> None:
+    getattr(transformers, f"AutoModelFor{head}").from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(LakeError) as caught:
+        load_model(tiny.spec(tmp_path, "m", "pt"))
+    assert says in str(caught.value) and "captures decoders only" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_module_that_fails_on_tokens_is_one_line(llama, tmp_path, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise TypeError("tuple indices must be integers")
+
+    monkeypatch.setattr(LlamaMLP, "forward", fails)
+    message = refused(llama, tmp_path, lambda _: None)
+    assert "LlamaForCausalLM can't run on tokens alone: TypeError: tuple indices must be integers" in message
