@@ -40,7 +40,7 @@ from .cli_share import sharing
 from .cli_write import writers
 from .lake import Lake
 from .store.catalog import Catalog, StreamSpec, check_date, load_catalog
-from .store.errors import LakeError
+from .store.errors import LakeError, SqlError
 from .store.files import human_bytes
 from .store.layout import writing
 from .store.origin import is_remote
@@ -512,6 +512,11 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except LakeError as error:
+        if isinstance(error, SqlError) and len(error.lines) > 1:  # the last points at the place
+            Terminal(stderr=True, soft_wrap=True).print(
+                "[red]error:[/] SQL: " + escape("\n".join(error.lines)), highlight=False
+            )
+            sys.exit(2)
         Terminal(stderr=True, soft_wrap=True).print(
             f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False
         )

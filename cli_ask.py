@@ -166,27 +166,28 @@ def sql(
     lake: LakeOption = "default",
     catalog: CatalogOption = None,
     rows: Annotated[int, typer.Option(help="Print at most N rows (0: all).", min=0)] = 100,
+    compute: Annotated[
+        bool,
+        typer.Option(
+            "--compute/--no-compute",
+            help="Compute what is missing of the tables named; without, only what is there is read.",
+        ),
+    ] = True,
     device: DeviceOption = "auto",
     scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams, outputs (DuckDB's SQL).
 
-    Tables that are not there yet are computed first; texts and their scores are shown as far as they are there.
+    Tables that are not there yet are computed first, for every capture; what that takes is said before. Texts and their scores
+    are shown as far as they are there.
 
     Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """
-    import duckdb
-
-    from .store.tables import sql_error
-
     opened = Lake(open_layout(lake, catalog)[0].root, catalog=catalog)
     with client_of(scheduler) as client:
-        relation = (opened.on(client) if client else opened).sql(text, device)
-    try:
-        frame = relation.df() if not rows else relation.limit(rows + 1).df()
-    except duckdb.Error as error:
-        raise sql_error(error, opened.layout) from error
+        asked = opened.on(client) if client else opened
+        frame = asked.sql_frame(text, rows + 1 if rows else 0, compute, device)
     cut = bool(rows) and len(frame) > rows
     print_table(frame.head(rows) if cut else frame, as_json)
     if cut:

@@ -178,7 +178,7 @@ def print_table(frame: pd.DataFrame, as_json: bool = False) -> None:
     for row in zip(*columns, strict=True):
         table.add_row(*map(escape, row))
     width = Measurement.get(out, out.options.update(max_width=100_000), table).maximum
-    out.print(table, width=max(width, 1), crop=False, no_wrap=True)
+    Terminal(width=max(width, out.width)).print(table, crop=False, no_wrap=True)
 
 
 def _column(name: str, values: pd.Series) -> list[str]:

@@ -12,10 +12,11 @@ import pandas as pd
 
 from .store.captures import find_capture, list_captures, open_capture
 from .store.errors import LakeError
+from .store.files import human_bytes
 from .store.layout import Layout, split_model
 from .store.models import read_head
 from .store.probes import find_probes
-from .store.tables import check_select, connect, sql_error, stream_table, tables_in
+from .store.tables import check_select, connect, interruptible, sql_error, stream_table, tables_in
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,7 +38,21 @@ class Lake:
 
     def __repr__(self) -> str:
         captures = self.captures
-        return f"Lake({str(self.layout)!r}: {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
+        pairs = ", ".join(dict.fromkeys(captures["pair"])) or "no pair"
+        return f"Lake({str(self.layout)!r}: {pairs}; {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
+
+    def _repr_html_(self) -> str:
+        from .store.html import section, table
+
+        captures, streams = self.captures.drop(columns="path"), self.streams
+        captures["bytes"] = captures["bytes"].map(human_bytes)
+        sets = streams.groupby("prompts", sort=False)["n_prompts"].max().reset_index(name="prompts captured")
+        return section(
+            f"Lake {self.layout}",
+            section("Models and captures", table(captures)),
+            section("Prompt sets", table(sets)),
+            "<div>lake.rows: what can be asked; lake.tables, lake.prompts, lake.models, lake.streams: what there is</div>",
+        )
 
     def on(self, client: Client | str | Path) -> Lake:
         """This lake, with tables computed by the workers of a dask.distributed scheduler: `lake.on("tcp://HOST:8786").run(...)`.
@@ -60,14 +75,68 @@ class Lake:
         """Every capture: pair, variant, stream, prompts, tokens, bytes (on disk), sealed, path."""
         return list_captures(self.layout)
 
-    def capture(self, model: str, stream: str, allow_unsealed: bool = False, by: str = "layer") -> xr.Dataset:
+    @property
+    def models(self) -> pd.DataFrame:
+        """Every model: name, class, blocks, width, vocabulary, parameters, dtype, id."""
+        from .queries.looking import model_table
+
+        return model_table(self.layout)
+
+    @property
+    def streams(self) -> pd.DataFrame:
+        """Every stream that a model was captured on: pair, variant, recipe, prompts, stream, name, n_prompts ..."""
+        return stream_table(self.layout)
+
+    @property
+    def prompts(self) -> pd.DataFrame:
+        """Every captured prompt: set, id, category, text."""
+        from .queries.looking import prompt_table
+
+        return prompt_table(self.layout, self._catalog)
+
+    @property
+    def tables(self) -> pd.DataFrame:
+        """Every table that SQL can ask: rows, files and bytes that are there, and its columns."""
+        from .queries.looking import table_table
+
+        return table_table(self.layout)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Every row of the experiment index: row, title, how, streams, tables; `lake.rows.L2(pair="pocket")` answers one."""
+        from .queries.looking import rows
+
+        return rows(self.run)
+
+    def capture(
+        self,
+        model: str,
+        stream: str,
+        allow_unsealed: bool = False,
+        by: str = "layer",
+        prompt: str | Sequence[str] | None = None,
+    ) -> xr.Dataset:
         """One capture as a lazy xarray.Dataset (dims token, boundary, layer, d_model, k, prompt).
 
         `model` is 'PAIR/pt' or 'PAIR/it', `stream` a unique beginning of the stream's name. A dask block is one layer of
-        many tokens, or all layers of some with `by="token"`, as the functions of analyze.lazy want it. Raises LakeError
-        when there is no such capture or it is not sealed, CorruptError when damaged bytes are read.
+        many tokens, or all layers of some with `by="token"`, as the functions of analyze.lazy want it. `prompt` keeps the
+        tokens of one prompt, or of some, by id. Raises LakeError when there is no such capture or prompt or it is not
+        sealed, CorruptError when damaged bytes are read.
         """
-        return open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
+        from .store.captures import prompts_of
+
+        found = open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
+        return found if prompt is None else prompts_of(found, [prompt] if isinstance(prompt, str) else prompt)
+
+    def directions(self, pair: str | None = None, name: str = "d_mean", prompts: str | None = None) -> xr.DataArray:
+        """A direction from PT to IT in each layer, unit vectors [layer, d_model]: d_mean, d_record, d_conv or d_grad.
+
+        Computed from stored arrays where it is not there yet. LakeError when the captures lack what it takes.
+        """
+        from .queries.kit import Kit
+        from .queries.looking import directions_of
+
+        return directions_of(Kit(self.layout, self.device, self._catalog), pair or self.only_pair(), name, prompts)
 
     def head(self, model: str) -> Head:
         """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
@@ -86,20 +155,42 @@ class Lake:
 
         return load_probes(find_probes(self.layout, model, name))
 
-    def sql(self, text: str, device: str | None = None) -> duckdb.DuckDBPyRelation:
+    def sql(self, text: str, compute: bool = True, device: str | None = None) -> duckdb.DuckDBPyRelation:
         """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture.
 
+        What that takes is said before it starts; with `compute=False` only what is there is read, and what is missing said.
         Returns a DuckDB relation (`.df()` for pandas). The connection reads the lake's tables only. Raises LakeError for SQL
         that is wrong, writes, or reaches for anything else.
         """
+        connection = self._connection(text, compute, device)
+        try:
+            return connection.sql(text)
+        except duckdb.Error as error:
+            raise sql_error(error, self.layout) from error
+
+    def sql_frame(self, text: str, limit: int = 0, compute: bool = True, device: str | None = None) -> pd.DataFrame:
+        """What `sql` answers as a pandas DataFrame of `limit` rows at most (0: all); Ctrl-C stops the query."""
+        connection = self._connection(text, compute, device)
+
+        def read() -> pd.DataFrame:
+            found = connection.sql(text)
+            return (found.limit(limit) if limit else found).df()
+
+        try:
+            return interruptible(connection, read)
+        except duckdb.Error as error:
+            raise sql_error(error, self.layout) from error
+
+    def _connection(self, text: str, compute: bool, device: str | None) -> duckdb.DuckDBPyConnection:
+        """What answers a SELECT, its tables computed."""
         check_select(text)
         names = tables_in(text)
         if names - {"captures", "streams"}:
             from .queries.build import ensure_all
 
-            ensure_all(self.layout, names, device or self.device, self._catalog, **self._engine)
+            ensure_all(self.layout, names, device or self.device, self._catalog, compute=compute, **self._engine)
         try:
-            return connect(self.layout, text).sql(text)
+            return connect(self.layout, text)
         except duckdb.Error as error:
             raise sql_error(error, self.layout) from error
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..store.html import facts
 from .arrays import as_tensor
 
 
@@ -69,6 +70,25 @@ class Head:
             bias=_tensor(arrays["unembed_bias"]) if "unembed_bias" in arrays else None,
             softcap=None if softcap is None else float(softcap),
             logit_scale=1.0 if scale is None else float(scale),
+        )
+
+    def __repr__(self) -> str:
+        more = "".join([", bias" * (self.bias is not None), f", soft cap {self.softcap:g}" if self.softcap else ""])
+        scale = f", logits x {self.logit_scale:g}" if self.logit_scale != 1 else ""
+        return f"Head({self.vocab:,} tokens x {self.d_model:,}, {self.norm} norm{more}{scale})"
+
+    def _repr_html_(self) -> str:
+        return facts(
+            "Head",
+            {
+                "tokens": f"{self.vocab:,}",
+                "width": f"{self.d_model:,}",
+                "norm": f"{self.norm}, eps {self.eps:g}",
+                "bias": "yes" if self.bias is not None else "no",
+                "soft cap": self.softcap or "none",
+                "logit scale": self.logit_scale,
+                "device": str(self.unembed.device),
+            },
         )
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..store.html import facts
 from .arrays import Array, as_tensor
 from .fused import LOG2_E
 from .head import Head
@@ -40,6 +41,15 @@ class Probes:
         layers, width = self.bias.shape if self.bias.ndim == 2 else (0, 0)
         if tuple(self.weight.shape) != (layers, width, width):
             raise ValueError(f"probes: weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit")
+
+    def __repr__(self) -> str:
+        return f"Probes({len(self.bias)} boundaries, width {self.bias.shape[-1]:,})"
+
+    def _repr_html_(self) -> str:
+        layers, width = self.bias.shape
+        return facts(
+            "Probes of a tuned lens", {"boundaries": layers, "width": f"{width:,}", "device": str(self.bias.device)}
+        )
 
     @classmethod
     def identity(cls, layers: int, width: int, device: str | torch.device = "cpu") -> Probes:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,13 @@ from .sweep import run as sweep
 from .words import interval
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from .plots import Picture
 
 
 MAIN = 24  # lines of a table that are shown at first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """A question answered for one pair, or pooled over several.
 
@@ -55,6 +56,24 @@ class Answer:
     captures: list[Names]
     read: list[Path]
 
+    def __repr__(self) -> str:
+        return f"Answer: {self.query.id}, {self.query.title}, {self.pair}. {self.says} {len(self.table)} estimates"
+
+    def _repr_html_(self) -> str:
+        """The sentence, the figure, the main numbers, and all of them folded."""
+        import base64
+
+        from ..store.html import section, table
+        from .plots import draw
+
+        png, size = draw(self)._repr_png_()
+        picture = f"<img width='{size['width']}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+        every = (
+            f"<details><summary>all {len(self.table)} estimates</summary>{table(self.table, len(self.table))}</details>"
+        )
+        heading = f"{self.query.id} · {self.query.title} · {self.pair}"
+        return section(heading, f"<p>{escape(self.says)}</p>", picture, table(self.main), every)
+
     @property
     def main(self) -> pd.DataFrame:
         """The lines of `table` that the sentence is about, or the first that hold for no single layer; MAIN at most."""
@@ -64,8 +83,8 @@ class Answer:
         chosen = chosen if len(chosen) else single if len(single) else self.table
         return chosen.head(MAIN)
 
-    def figure(self) -> Figure:
-        """The figure of this row, drawn as the query's header says."""
+    def figure(self) -> Picture:
+        """The figure of this row, drawn as the query's header says: a matplotlib Figure that a notebook shows."""
         from .plots import draw
 
         return draw(self)

@@ -10,11 +10,14 @@ import pandas as pd
 
 from ..store.errors import LakeError
 from ..store.layout import Layout
+from ..store.progress import say
 from ..store.schema import CONDITIONED, TABLES, VARIANTS
 from ..store.tables import find_tables
 from .kit import Kit, Names, Scope, name_columns
-from .sweep import Engine, Job, run
+from .sweep import Engine, Job, missing_of, run
+from .work import work_of
 
+MOMENT = 2.0  # seconds of work that free SQL may begin without a word
 Need = tuple[str, str, Scope]  # table, kind ('raw' of lens(raw)), captures
 
 
@@ -173,13 +176,40 @@ def ensure(
 
 
 def ensure_all(
-    layout: Layout, names: set[str], device: str = "auto", catalog: Path | None = None, engine: Engine = run
+    layout: Layout,
+    names: set[str],
+    device: str = "auto",
+    catalog: Path | None = None,
+    engine: Engine = run,
+    compute: bool = True,
 ) -> None:
     """Compute what free SQL asks for: the named tables, for every sealed capture of the lake that has what they take.
 
-    `engine` as in `ensure`. LakeError when a table can't be had of any capture.
+    What that takes is said before it starts. Without `compute` only what is missing is said, in a line. `engine` as in
+    `ensure`. LakeError when a table can't be had of any capture, or has no rows and is not to be computed.
     """
-    kit, jobs = Kit(layout, device, catalog), []
+    kit = Kit(layout, device, catalog)
+    jobs = jobs_of_all(kit, names)
+    if compute:
+        engine(say_work(kit, jobs), None)
+    elif missing := [job for job in jobs if not job.path.exists()]:
+        what = "; ".join(work_of(kit, jobs).parts())
+        for name in dict.fromkeys(job.name for job in missing):
+            if name in TABLES and not any(layout.table(name).glob("*.parquet")):
+                raise LakeError(f"table {name} has no rows yet, and computing is switched off; to compute: {what}")
+        say(f"not computed: {what}; the rows are those that are there")
+
+
+def say_work(kit: Kit, jobs: list[Job]) -> list[Job]:
+    """Say what takes longer than a moment to compute, and how to leave it out; returns the jobs."""
+    if missing_of(jobs) and (work := work_of(kit, jobs)).seconds >= MOMENT:
+        say(f"computing {'; '.join(work.parts(kit.device))} (--no-compute, or compute=False, leaves it out)")
+    return jobs
+
+
+def jobs_of_all(kit: Kit, names: set[str]) -> list[Job]:
+    """What makes the named tables of every sealed capture that has what they take."""
+    jobs: list[Job] = []
     for name in sorted({BEHIND_VIEW.get(name, name) for name in names} & TABLES.keys()):
         found, problem = [], None
         if name in PER_PAIR and name not in ALONE:
@@ -193,7 +223,7 @@ def ensure_all(
         if problem and not found:
             raise problem
         jobs += found
-    engine(jobs, None)
+    return jobs
 
 
 def _check_pairs(kit: Kit, table: str) -> None:

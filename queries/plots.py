@@ -6,6 +6,7 @@ title and the legend, below them what the intervals are and which streams were r
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,17 @@ HEADER = 4096  # bytes of an SVG that hold its metadata
 Part = tuple[Axes, pd.DataFrame]
 
 
-def draw(answer: Answer) -> Figure:
+class Picture(Figure):
+    """A matplotlib Figure that notebooks show by themselves, without pyplot or a backend."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI)
+        width, height = self.get_size_inches()
+        return buffer.getvalue(), {"width": round(96 * width), "height": round(96 * height)}
+
+
+def draw(answer: Answer) -> Picture:
     """Draw an answer as its query's header says; rows without x make the strip at the bottom.
 
     The header's `plot:` line holds a kind (`line`, or `dots` for points that are not joined), x, hue, y (label of the
@@ -55,7 +66,7 @@ def draw(answer: Answer) -> Figure:
     below = 0.16 + 0.16 * len(foot)
     height = above + sum(heights) + below
     inside = (0.008, below / height, 0.984, sum(heights) / height)
-    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    figure = Picture(figsize=(WIDTH, height), facecolor="white")
     figure.set_layout_engine("constrained", rect=inside, w_pad=0.06, h_pad=0.06)
     figure.text(0.015, 1 - 0.12 / height, "\n".join(head), va="top", size=11, weight="bold", color=INK)
     figure.text(0.015, 0.08 / height, "\n".join(foot), va="bottom", size=7.5, color=GREY, linespacing=1.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,6 +160,17 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") ->
         data[name] = (variable.dims, lazy, attributes)
     attributes = {key: value for key, value in capture.group.attrs.items() if key != "coordinates"}
     return xr.Dataset(data, coordinates, attributes)
+
+
+def prompts_of(found: xr.Dataset, prompt_ids: Sequence[str]) -> xr.Dataset:
+    """The tokens of some prompts of a capture, by id; LakeError for one that it does not hold."""
+    known = {str(name): place for place, name in enumerate(found["prompt_id"].values.tolist())}
+    if lost := [name for name in prompt_ids if name not in known]:
+        near = ", ".join(get_close_matches(lost[0], known, 3)) or ", ".join(list(known)[:3])
+        raise LakeError(f"no prompt {lost[0]!r} among the {len(known)} of this capture; did you mean {near}?")
+    kept = np.flatnonzero(np.isin(found["prompt"].values, [known[name] for name in prompt_ids]))
+    runs = kept[0] + len(kept) == kept[-1] + 1 if len(kept) else False
+    return found.isel(token=slice(int(kept[0]), int(kept[-1]) + 1) if runs else kept)
 
 
 def _token(path: Path) -> str:

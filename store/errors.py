@@ -16,3 +16,11 @@ class LakeError(Exception):
 
 class CorruptError(LakeError):
     """Stored bytes do not match what was recorded when they were written."""
+
+
+class SqlError(LakeError):
+    """A mistake in SQL; `lines` is DuckDB's own message, whose last line points at the place."""
+
+    def __init__(self, message: str, lines: list[str]):
+        super().__init__(message)
+        self.lines = lines

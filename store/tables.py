@@ -1,13 +1,17 @@
 """Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
 
+import atexit
 import json
 import re
+import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pandas as pd
@@ -15,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .captures import capture_names, list_captures
-from .errors import CorruptError, LakeError
+from .errors import CorruptError, LakeError, SqlError
 from .files import canonical_json, free_bytes, full_disk, human_bytes, place, sync_file, temporary_of
 from .layout import Layout
 from .live import FOREIGN, live_files, table_key
@@ -26,6 +30,7 @@ from .records import check_record
 from .schema import OUTPUTS, TABLES, VARIANTS
 from .streams import stream_records
 
+T = TypeVar("T")
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
 ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
 SMALL_TABLES = ("captures", "streams")
@@ -37,6 +42,7 @@ MISTAKES = (
     duckdb.PermissionException,
     duckdb.ConversionException,
 )
+CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # the rest of the process needs memory, too
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 TEXTS_AND_TABLES = TABLES | {TEXTS: OUTPUTS}
 
@@ -233,7 +239,7 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
         bring(layout.table(name))
     files = {name: live_files(layout, name) if name in read else [] for name in TABLES}
     files[TEXTS] = output_files(layout, True) if sql is None or TEXTS in tables_in(sql) else []
-    connection = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
+    connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
     for name, frame in (("captures", list_captures(layout)), ("streams", stream_table(layout))):
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
@@ -247,9 +253,39 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
     for name, view in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {view}")
     connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in files.values() for file in some)}]")
+    connection.execute("SET enable_progress_bar = false")  # its widget would stay in a notebook's output
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+@cache
+def _scratch() -> Path:
+    """Where DuckDB puts what does not fit into memory: SQL may read that folder, so it is this process's alone."""
+    folder = tempfile.TemporaryDirectory(prefix="actlake-sql-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]) -> T:
+    """What `action` returns of a connection; Ctrl-C stops it, which DuckDB itself sees only when a query is over."""
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while not done.done():
+            wait([done], timeout=0.2)
+    except KeyboardInterrupt:
+        connection.interrupt()
+        wait([done], timeout=5)
+        raise
+    return done.result()
 
 
 def _files(layout: Layout, texts: bool) -> dict[str, list[Path]]:
@@ -351,7 +387,7 @@ def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, duckdb.PermissionException):
         return LakeError(f"SQL: only the lake's own tables ({', '.join(known_tables())}) can be read ({lines[0]})")
-    return LakeError("SQL: " + " ".join(lines[:3])[:500])
+    return SqlError("SQL: " + " ".join(lines[:3])[:500], str(error).rstrip().splitlines())
 
 
 def known_tables() -> list[str]:

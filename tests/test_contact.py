@@ -1,0 +1,208 @@
+"""First contact: what a lake, an answer, a head show of themselves, what can be looked up, and SQL's manners."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import actlake
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from actlake.capture.prompts import canonical_bytes
+from actlake.cli import app, main
+from actlake.cli_options import print_table
+from actlake.lake import Lake
+from actlake.store import tables
+from actlake.store.catalog import PairSpec
+from actlake.store.errors import LakeError, SqlError
+from actlake.store.layout import Layout
+from matplotlib.figure import Figure
+from test_observed_rows import texts
+from typer.testing import CliRunner
+
+run = CliRunner(env={"COLUMNS": "80"}).invoke
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory, llama: PairSpec) -> Lake:
+    """A lake with native and teacher captures of 24 prompts, whose set it holds, and the answer of L2 without probes."""
+    asked = tiny.prompt_set(texts(24))
+    streams = [replace(stream, max_new_tokens=12) for stream in (tiny.NATIVE, tiny.TEACHER)]
+    layout = tiny.capture(tmp_path_factory.mktemp("contact") / "lake", llama, *streams, prompts=asked)
+    return Lake(layout.root)
+
+
+def test_an_answer_is_short_in_text_and_whole_in_a_notebook(lake: Lake) -> None:
+    answer = lake.run("L2", probes=False)
+    said = repr(answer)
+    assert said.startswith("Answer: L2, Convergence gap and commitment, llama. Through the second half")
+    assert said.endswith(f"{len(answer.table)} estimates") and len(said) < 1000 and "SELECT" not in said
+    html = answer._repr_html_()
+    assert "data:image/png;base64," in html and answer.query.title in html and "cg_raw" in html
+    assert html.count("<tr") > len(answer.table)  # the main numbers, and folded all of them
+    figure = answer.figure()
+    png, size = figure._repr_png_()
+    assert isinstance(figure, Figure) and png.startswith(b"\x89PNG") and size["width"] == 768
+
+
+def test_a_figure_shows_in_a_notebook_without_pyplot() -> None:
+    formatters = pytest.importorskip("IPython.core.formatters")
+    from actlake.queries.plots import Picture
+
+    shown, _ = formatters.DisplayFormatter().format(Picture(figsize=(2, 1)))
+    assert shown["image/png"].startswith(b"\x89PNG")
+
+
+def test_names_from_a_lake_are_no_markup_in_a_notebook(lake: Lake) -> None:
+    answer = replace(lake.run("L1"), says="<script>alert(1)</script>")
+    assert "<script>" not in answer._repr_html_() and "&lt;script&gt;" in answer._repr_html_()
+
+
+def test_a_lake_a_head_and_probes_are_short(lake: Lake) -> None:
+    assert repr(lake).startswith("Lake('") and "llama; 3 captures, " in repr(lake)
+    assert "llama" in lake._repr_html_() and "tiny" in lake._repr_html_()
+    head = lake.head("llama/it")
+    assert repr(head) == "Head(300 tokens x 32, rms norm)" and "<th" in head._repr_html_()
+    probes = actlake.analyze.tuned.Probes.identity(3, 32)
+    assert repr([probes]) == "[Probes(3 boundaries, width 32)]" and "width" in probes._repr_html_()
+
+
+def test_what_can_be_asked_and_what_there_is(lake: Lake) -> None:
+    rows = lake.rows
+    assert isinstance(rows, pd.DataFrame) and set(rows.columns) == {"row", "title", "how", "streams", "tables"}
+    assert rows.L1(pair="llama").query.id == "L1" and rows.title.str.len().min() > 5
+    assert lake.models["model"].tolist() == ["llama/it", "llama/pt"] and lake.models["blocks"].tolist() == [3, 3]
+    assert set(lake.streams["recipe"]) == {"native", "teacher"}
+    known = lake.tables.set_index("table")
+    assert (
+        known.loc["delta", "rows"] > 0 and known.loc["churn", "rows"] == 0 and "layer" in known.loc["lens", "columns"]
+    )
+
+
+def test_texts_of_prompts_come_from_the_set_or_from_its_tokens(lake: Lake, tmp_path: Path) -> None:
+    asked = tiny.prompt_set(texts(24))
+    expected = [(prompt.id, prompt.category, prompt.text) for prompt in asked.prompts]
+    found = lake.prompts  # the set is nowhere: its raw tokens say it
+    assert found[["id", "category", "text"]].apply(tuple, axis=1).tolist() == expected
+    layout = Layout(lake.layout.root)
+    layout.prompts.mkdir()
+    try:
+        (layout.prompts / "tiny.jsonl").write_bytes(canonical_bytes(asked.prompts))
+        assert lake.prompts.equals(found)
+        (layout.prompts / "tiny.jsonl").write_bytes(canonical_bytes(tiny.prompt_set().prompts))  # another set
+        assert lake.prompts.equals(found)
+    finally:
+        (layout.prompts / "tiny.jsonl").unlink()
+        layout.prompts.rmdir()
+
+
+def test_one_prompt_of_a_capture(lake: Lake) -> None:
+    whole = lake.capture("llama/it", "native")
+    names = whole["prompt_id"].values.tolist()
+    some = lake.capture("llama/it", "native", prompt=names[3])
+    assert set(some["prompt"].values.tolist()) == {3}
+    assert np.array_equal(some.resid.values, whole.resid.values[whole["prompt"].values == 3], equal_nan=True)
+    assert set(lake.capture("llama/it", "native", prompt=[names[0], names[5]])["prompt"].values.tolist()) == {0, 5}
+    with pytest.raises(LakeError, match=f"no prompt '{names[3]}x' among the 24 of this capture; did you mean "):
+        lake.capture("llama/it", "native", prompt=f"{names[3]}x")
+
+
+def test_directions_are_unit_vectors_of_each_layer(lake: Lake) -> None:
+    found = lake.directions("llama", "d_mean")
+    assert found.dims == ("layer", "d_model") and found.shape == (3, 32)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    with pytest.raises(LakeError, match="direction 'mean': expected one of d_mean, d_record, d_conv, d_grad"):
+        lake.directions(name="mean")
+
+
+# --- SQL -------------------------------------------------------------------------------------------------------------
+
+
+def test_sql_without_computing_reads_what_is_there(lake: Lake, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tiny.tree(lake.layout.root)
+    with pytest.raises(
+        LakeError, match="table churn has no rows yet, and computing is switched off; to compute: churn for 3"
+    ):
+        lake.sql("SELECT * FROM churn", compute=False)
+    where = ["--lake", str(lake.layout.root)]
+    refused = run(app, ["sql", "SELECT * FROM churn", "--no-compute", *where])
+    assert "computing is switched off" in str(refused.exception)
+    assert tiny.tree(lake.layout.root) == before
+    lake.run("L1")  # delta of the native captures; that of the teacher's is missing
+    assert lake.sql("SELECT count(DISTINCT stream) FROM delta", compute=False).fetchall()[0] == (2,)
+    assert (
+        "not computed: delta for 1 capture, a few seconds; the rows are those that are there" in capsys.readouterr().err
+    )
+    monkeypatch.setattr("actlake.queries.build.MOMENT", 0.0)
+    assert lake.sql("SELECT count(DISTINCT stream) FROM delta").fetchall()[0] == (3,)
+    assert "computing delta for 1 capture on cpu, a few seconds (--no-compute" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_mistake_in_sql_is_shown_with_its_place(lake: Lake, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SqlError) as caught:
+        lake.sql("SELEC 1")
+    assert "\n" not in str(caught.value) and caught.value.lines[-2:] == ["LINE 1: SELEC 1", "        ^^^^^"]
+    monkeypatch.setattr(sys, "argv", ["actlake", "sql", "SELEC 1", "--lake", str(lake.layout.root)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.rstrip().splitlines()
+    assert lines[0].startswith("error: SQL: Parser Error: syntax error") and lines[-1] == "        ^^^^^"
+
+
+def test_sql_reads_no_file_of_the_working_folder(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / "note.txt").write_text("secret")
+    for path in (".tmp/note.txt", str(tmp_path / ".tmp" / "note.txt")):
+        with pytest.raises(LakeError, match="only the lake's own tables"):
+            lake.sql(f"SELECT content FROM read_text('{path}')").fetchall()
+    folder = tables._scratch()
+    assert folder.is_dir() and folder.stat().st_mode & 0o077 == 0 and not list(folder.iterdir())
+    settings = lake.sql("SELECT current_setting('temp_directory'), current_setting('enable_progress_bar')").fetchall()[
+        0
+    ]
+    assert settings == (str(folder), False)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT count(*) FROM range(1000000000000)",
+        "WITH RECURSIVE t AS (SELECT 1 i UNION ALL SELECT i + 1 FROM t) SELECT count(*) FROM t",
+    ],
+)
+def test_ctrl_c_stops_a_query(lake: Lake, query: str) -> None:
+    command = [sys.executable, "-m", "actlake", "sql", query, "--lake", str(lake.layout.root)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    time.sleep(6)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert "stopped" in process.communicate(timeout=20)[1] and process.returncode == 130
+
+
+def test_tables_of_the_command_line_are_whole(capsys) -> None:
+    frame = pd.DataFrame(
+        {
+            "a_rather_long_name_of_a_column": ["the\ncat", " mat\t"],
+            "kl_final_layer_of_the_other_model": [0.123456, 16510.25],
+            "count": [16510.0, np.nan],
+            "token_id": [list(range(40)), [1, 2]],
+            "text": ["word " * 40, "short"],
+            "bytes": [2_000_000, 3],
+        }
+    )
+    print_table(frame)
+    said = capsys.readouterr().out
+    for name in frame.columns:
+        assert name in said
+    assert "the\\ncat" in said and " mat\\t" in said and "[0, 1, 2, 3, 4, 5 ... 40 in all]" in said and "[1, 2]" in said
+    assert " 16510 " in said and " - " in said and "0.1235" in said and "16510.25" not in said and "2.0 MB" in said
+    assert max(map(len, said.splitlines())) < 240 and said.count("word") == 40
