@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .cli_ask import questions
+from .cli_names import find_pair, models_named, one_pair
 from .cli_options import (
     CAPTURE,
     BatchOption,
@@ -25,11 +26,13 @@ from .cli_options import (
     JsonOption,
     LakeOption,
     LimitOption,
+    NamesArgument,
     NewTokensOption,
     PairOption,
     PromptSetOption,
     RankOption,
     StreamOption,
+    VariantOption,
     WorldOption,
     open_layout,
     out,
@@ -43,9 +46,10 @@ from .store.catalog import Catalog, StreamSpec, check_date, load_catalog
 from .store.errors import LakeError, SqlError
 from .store.files import human_bytes
 from .store.layout import writing
+from .store.names import stored_pairs, variants_of
 from .store.origin import is_remote
 from .store.progress import Terminal
-from .store.schema import MARKER, SITES, VARIANTS
+from .store.schema import MARKER, SITES
 from .store.version import __version__
 
 # What torch reads when it starts. Threads that spin long while they wait make it several times slower as soon as another
@@ -114,8 +118,8 @@ def demo(
 
 @app.command()
 def capture(
-    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
-    variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
+    names: NamesArgument,
+    variant: VariantOption = None,
     stream: StreamOption = None,
     prompts: PromptSetOption = None,
     profile: Annotated[str, typer.Option(help="Profile of the catalog: what is kept.")] = "full",
@@ -161,28 +165,35 @@ def capture(
     from .capture.ranks import Rank
     from .capture.streams import steered
 
-    known, chosen = load_catalog(catalog), _variants(variant)
+    known, wanted = load_catalog(catalog), models_named(names, variant)
     place = Rank.find(rank, world)
     if outputs and (stream or max_new_tokens or date or control_tokens):
         raise LakeError(
             "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date and"
             " --control-tokens out"
         )
+    if outputs and len(wanted) > 1:
+        raise LakeError("--outputs: names texts of one pair; capture one at a time")
+    results = []
     with writing(known.lakes.get(lake, lake)) as layout:
-        if outputs:
-            who, _, key = outputs.rpartition("/")
-            specs = [steered(layout, pair, who or "it", key)]
-        else:
-            specs = _streams(known, stream, max_new_tokens, date, control_tokens)
-        results = capture_pair(
-            layout,
-            known.pair(pair),
-            specs,
-            find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
-            known.profile(profile),
-            chosen,
-            Options(place.device(device), dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights),
-        )
+        found = {name: find_pair(name, roles, known, layout) for name, roles in wanted.items()}
+        for name, roles in wanted.items():
+            if outputs:
+                who, _, key = outputs.rpartition("/")
+                specs = [steered(layout, name, who or "it", key)]
+            else:
+                specs = _streams(known, stream, max_new_tokens, date, control_tokens)
+            results += capture_pair(
+                layout,
+                found[name],
+                specs,
+                find_prompts(known, layout, prompts or _usual_prompts(name), limit),
+                known.profile(profile),
+                roles,
+                Options(
+                    place.device(device), dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights
+                ),
+            )
     rows = [
         {
             "path": str(r.path),
@@ -206,12 +217,17 @@ def capture(
             highlight=False,
             soft_wrap=True,
         )
+    if all(result.sealed for result in results):
+        from .queries.ready import next_questions
+
+        for line in next_questions(layout, list(wanted), catalog):
+            out.print(escape(line), highlight=False, soft_wrap=True, style="dim")
 
 
 @app.command()
 def plan(
-    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance gemma3_4b.")],
-    variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
+    names: NamesArgument,
+    variant: VariantOption = None,
     stream: StreamOption = None,
     prompts: PromptSetOption = None,
     profile: Annotated[
@@ -240,17 +256,24 @@ def plan(
     known = load_catalog(catalog)
     place = known.lakes.get(lake, lake)
     layout = open_layout(lake, catalog)[0] if is_remote(place) or (Path(place) / MARKER).exists() else None
-    found = forecast(
-        known.pair(pair),
-        _streams(known, stream, max_new_tokens, date, control_tokens),
-        find_prompts(known, layout, prompts or _usual_prompts(pair), limit),
-        [known.profile(name) for name in profile or known.profiles],
-        _variants(variant),
-        Options(device, dtype, batch),
-        layout,
-    )
+    wanted = models_named(names, variant)
+    specs = {name: find_pair(name, roles, known, layout) for name, roles in wanted.items()}
+    found = [
+        one
+        for name, roles in wanted.items()
+        for one in forecast(
+            specs[name],
+            _streams(known, stream, max_new_tokens, date, control_tokens),
+            find_prompts(known, layout, prompts or _usual_prompts(name), limit),
+            [known.profile(name) for name in profile or known.profiles],
+            roles,
+            Options(device, dtype, batch),
+            layout,
+        )
+    ]
     rows: list[dict[str, Any]] = [
         {
+            "pair": f.pair,
             "variant": f.variant,
             "stream": f.stream,
             "profile": f.profile,
@@ -273,7 +296,7 @@ def plan(
     for f, row in zip(found, rows, strict=True):
         sites = ", ".join(f"{name} {human_bytes(f.site_bytes[name])}" for name in f.site_bytes if name in SITES)
         table.add_row(
-            f"{f.variant} {f.stream} {f.profile}",
+            f"{f.pair}/{f.variant} {f.stream} {f.profile}",
             f"{'' if f.exact else 'at most '}{f.size.tokens:,}",
             str(f.size.shards),
             f"{sites} of {human_bytes(f.raw)}".removeprefix(" of "),
@@ -432,8 +455,8 @@ def prompts_add(
 
 @probes_app.command("train")
 def probes_train(
-    pair: Annotated[str, typer.Argument(help="Pair whose captures the lake holds.")],
-    variant: Annotated[str | None, typer.Argument(help="pt or it; both when left out.")] = None,
+    names: NamesArgument,
+    variant: VariantOption = None,
     recipe: Annotated[str, typer.Option(help="sgd (the published one) or adam.")] = "adam",
     stream: Annotated[str, typer.Option(help="Captured stream to train on, by a unique beginning.")] = "native",
     tokens: Annotated[
@@ -464,8 +487,10 @@ def probes_train(
     """
     from .queries.training import recipe_of, train_probes
 
-    layout, _ = open_layout(lake, catalog)
-    for name in _variants(variant):
+    layout, known = open_layout(lake, catalog)
+    pair, roles = one_pair(names, variant, "probes train")
+    there = variants_of(pair, stored_pairs(layout), known)
+    for name in roles or there:
         chosen = recipe_of(layout, recipe, f"{pair}/{name}", batch, scale)
         path, record = train_probes(
             layout, f"{pair}/{name}", stream, chosen, tokens=tokens, seed=seed, folds=folds, device=device
@@ -544,12 +569,6 @@ def _streams(
         else spec
         for spec in specs
     ]
-
-
-def _variants(variant: str | None) -> tuple[str, ...]:
-    if variant not in (None, *VARIANTS):
-        raise LakeError(f"variant {variant!r}: expected pt or it")
-    return (variant,) if variant else VARIANTS
 
 
 def _usual_prompts(pair: str) -> str:

@@ -52,6 +52,17 @@ DeviceMapOption = Annotated[
         help="auto: spread a model that is larger than one device over all of them (needs the package accelerate).",
     ),
 ]
+NamesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...",
+        help="PAIR (the models it has) or PAIR/ROLE, for instance pocket or pocket/it; a bare pt or it after a pair means its"
+        " role.",
+    ),
+]
+VariantOption = Annotated[
+    str | None, typer.Option("--variant", help="pt or it: only this model of the pairs named without a role.")
+]
 StreamOption = Annotated[
     list[str] | None,
     typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),

@@ -7,8 +7,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_names import models_named
 from .cli_options import CatalogOption, JsonOption, LakeOption, open_layout, out, print_json
 from .store.catalog import load_catalog
+from .store.errors import LakeError
 from .store.files import human_bytes
 from .store.move import move, write_index
 from .store.plan import Plan, Wish
@@ -18,6 +20,10 @@ sharing = typer.Typer()
 
 OtherLake = Annotated[
     str, typer.Argument(metavar="URL", help="The other lake: a name of the catalog, a folder or a URL.")
+]
+MoveNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Only these: PAIR or PAIR/ROLE, for instance pocket or pocket/it."),
 ]
 PairsOption = Annotated[list[str] | None, typer.Option("--pair", help="Only this pair; may be given several times.")]
 VariantsOption = Annotated[list[str] | None, typer.Option("--variant", help="Only pt or only it.")]
@@ -57,6 +63,7 @@ SpeedOption = Annotated[float, typer.Option("--speed", help="For the time: what 
 @sharing.command()
 def push(
     url: OtherLake,
+    names: MoveNames = None,
     pair: PairsOption = None,
     variant: VariantsOption = None,
     stream: StreamsOption = None,
@@ -79,7 +86,7 @@ def push(
     says what it lacks; a later push or pull adds to it.
     """
     layout, known = open_layout(lake, catalog)
-    wish = _wish(pair, variant, stream, site, boundary, prompt, limit, tables, with_weights)
+    wish = _wish(names, pair, variant, stream, site, boundary, prompt, limit, tables, with_weights)
     plan = Planner(origin_of(layout), origin_of(known.lakes.get(url, url)), wish, check).plan()
     _carry_out([plan], dry_run, speed, as_json)
 
@@ -87,6 +94,7 @@ def push(
 @sharing.command()
 def pull(
     url: OtherLake,
+    names: MoveNames = None,
     pair: PairsOption = None,
     variant: VariantsOption = None,
     stream: StreamsOption = None,
@@ -109,7 +117,7 @@ def pull(
     says what it lacks; a later pull adds to it.
     """
     known = load_catalog(catalog)
-    wish = _wish(pair, variant, stream, site, boundary, prompt, limit, tables, with_weights)
+    wish = _wish(names, pair, variant, stream, site, boundary, prompt, limit, tables, with_weights)
     plan = Planner(origin_of(known.lakes.get(url, url)), origin_of(known.lakes.get(lake, lake)), wish, check).plan()
     _carry_out([plan], dry_run, speed, as_json)
 
@@ -117,6 +125,7 @@ def pull(
 @sharing.command()
 def sync(
     url: OtherLake,
+    names: MoveNames = None,
     pair: PairsOption = None,
     variant: VariantsOption = None,
     stream: StreamsOption = None,
@@ -132,7 +141,7 @@ def sync(
     """Give this lake and another one what either lacks of the other: pull, then push."""
     layout, known = open_layout(lake, catalog)
     here, there = origin_of(layout), origin_of(known.lakes.get(url, url))
-    wish = _wish(pair, variant, stream, None, None, None, None, tables, with_weights)
+    wish = _wish(names, pair, variant, stream, None, None, None, None, tables, with_weights)
     plans = [Planner(there, here, wish, check).plan(), Planner(here, there, wish).plan()]
     _carry_out(plans, dry_run, speed, as_json)
 
@@ -148,6 +157,7 @@ def index(lake: LakeOption = "default", catalog: CatalogOption = None) -> None:
 
 
 def _wish(
+    names: list[str] | None,
     pair: list[str] | None,
     variant: list[str] | None,
     stream: list[str] | None,
@@ -158,6 +168,8 @@ def _wish(
     tables: bool,
     weights: bool,
 ) -> Wish:
+    if names and pair:
+        raise LakeError("name pairs after the URL or with --pair, not both")
     return Wish(
         tuple(pair or ()),
         tuple(variant or ()),
@@ -168,6 +180,7 @@ def _wish(
         limit,
         tables,
         weights,
+        tuple(models_named(names or []).items()),
     )
 
 

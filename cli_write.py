@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_names import one_pair
 from .cli_options import (
     CatalogOption,
     ControlOption,
@@ -16,6 +17,7 @@ from .cli_options import (
     JsonOption,
     LakeOption,
     LimitOption,
+    NamesArgument,
     NewTokensOption,
     PromptsOption,
     RankOption,
@@ -40,8 +42,8 @@ writers = typer.Typer()
 
 @writers.command()
 def generate(
-    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
-    variant: Annotated[str | None, typer.Argument(help="pt or it, for --edit. [default: it]")] = None,
+    names: NamesArgument,
+    variant: Annotated[str | None, typer.Option("--variant", help="pt or it, for --edit. [default: it]")] = None,
     edit: Annotated[
         list[str] | None, typer.Option("--edit", help="An edit in words; several are done in order. none: no edit.")
     ] = None,
@@ -103,14 +105,15 @@ def generate(
     with writing(known.lakes.get(lake, lake)) as layout:
         place = Rank.find(rank, world)
         kit = Kit(layout, place.device(device), catalog)
-        known.pair(pair)
+        pair, roles = one_pair(names, variant, "generate")
+        there = kit.variants(pair)
         wanted: list[Setting | str] = [*(sweep or [])]
         for name in condition or []:
             spec = known.condition(name)
             wanted.append(setting_of(kit, pair, spec.variant, spec.edits, spec.template))
         if edit or not wanted:
             texts = [text for text in edit or [] if text != "none"]
-            wanted.append(setting_of(kit, pair, variant or "it", texts, template))
+            wanted += [setting_of(kit, pair, who, texts, template) for who in roles or there[-1:]]
         chosen = find_prompts(known, layout, prompts, limit) if prompts else None
         if date:
             check_date(date)
@@ -144,7 +147,7 @@ def generate(
 
 @writers.command()
 def score(
-    pair: Annotated[str, typer.Argument(help="Pair of the catalog, for instance pocket.")],
+    names: NamesArgument,
     sweep: Annotated[list[str] | None, typer.Option("--sweep", help="Sweeps to score. [default: exp12]")] = None,
     metric: Annotated[
         list[str] | None,
@@ -187,10 +190,13 @@ def score(
     from .queries.kit import Kit
     from .queries.scores import mean_scores, scope_of
 
-    layout, known = open_layout(lake, catalog)
+    pair, roles = one_pair(names, None, "score")
+    if len(roles) == 1:
+        raise LakeError(f"score reads texts of both models: name the pair, {pair}")
+    layout, _ = open_layout(lake, catalog)
     kit = Kit(layout, device, catalog)
     options = {"url": judge_url, "model": judge_model, "price_in": price_in, "price_out": price_out}
-    scope = scope_of(kit, known.pair(pair).name, prompts)
+    scope = scope_of(kit, pair, prompts)
     if gold:
         for line in agreement_with(kit, scope, gold, rubrics, **options):
             out.print(line, highlight=False)

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..store.catalog import Catalog, ModelSpec, default_windows
 from ..store.errors import LakeError
+from ..store.schema import VARIANTS
 from .configs import load_tokenizer
 from .loading import attention_of
 from .model import Model, load_model
@@ -31,11 +32,14 @@ EAGER = "; eager (its own code): this class has no sdpa"
 def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
     """The models of a pair of the catalog, or the one model at the path of a folder or a .gguf file."""
     path = Path(name).expanduser()
+    pair, _, role = name.partition("/")
+    if pair in catalog.pairs and role in VARIANTS:
+        return [catalog.pair(pair).model(role)]
     if name in catalog.pairs or not path.exists():
         if "/" in name or name.endswith(".gguf"):
             raise LakeError(f"{name}: no such model folder or .gguf file, and no pair of {catalog.path}")
-        pair = catalog.pair(name)
-        return [spec for spec in (pair.pt, pair.it) if spec]
+        found = catalog.pair(name)
+        return [spec for spec in (found.pt, found.it) if spec]
     if path.is_file():
         if path.suffix != ".gguf":
             raise LakeError(f"{name}: expected a model folder or a .gguf file")

@@ -27,6 +27,7 @@ class Forecast:
     `site_bytes` of every variable before compression.
     """
 
+    pair: str
     variant: str
     stream: str
     profile: str
@@ -62,7 +63,7 @@ def forecast(
     streams: Sequence[StreamSpec],
     prompts: PromptSet,
     profiles: Sequence[ProfileSpec],
-    variants: Sequence[str] = ("pt", "it"),
+    variants: Sequence[str] = (),
     options: Options = Options(),  # noqa: B008 (frozen)
     layout: Layout | None = None,
 ) -> list[Forecast]:
@@ -73,6 +74,7 @@ def forecast(
     """
     for profile in profiles:
         check_sites(profile.sites)
+    variants = variants or pair.variants
     sources = sources_of(pair, variants, streams, options)
     found = []
     for variant in variants:
@@ -149,4 +151,4 @@ def _one(
     if "attn_entropy" in profile.sites:
         each["attn_entropy"] = 4 * len(stream.starts) * shape.layers * shape.heads
     head = 4 * shape.vocab * shape.width
-    return Forecast(variant, spec.name, profile.name, exact, shape.weights, head, size, each)
+    return Forecast(pair.name, variant, spec.name, profile.name, exact, shape.weights, head, size, each)

@@ -80,16 +80,17 @@ def capture_pair(
     streams: Sequence[StreamSpec],
     prompts: PromptSet,
     profile: ProfileSpec,
-    variants: Sequence[str] = ("pt", "it"),
+    variants: Sequence[str] = (),
     options: Options = Options(),  # noqa: B008 (frozen)
 ) -> list[Result]:
-    """Capture the variants of a pair on the streams, making what the streams need first; reuse what the lake has.
+    """Capture the variants of a pair (all that it has) on the streams; what these need is made first, what is there is reused.
 
     One model is in memory at a time and nothing is loaded when all captures are there. Raises LakeError for tokenizers
     that differ, prompts too long for the model, and all that `run.capture` raises.
     """
     check_sites(profile.sites)
     check_device_map(options.device_map, options.device)
+    variants = variants or pair.variants
     options = replace(options, dtype=profile.dtype if options.dtype == "auto" else options.dtype)
     pt, it = (spec and here_or_stored(layout, spec) for spec in (pair.pt, pair.it))
     pair = replace(pair, pt=pt, it=it)

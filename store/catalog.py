@@ -58,12 +58,16 @@ class PairSpec:
     it: ModelSpec | None
     windows: dict[str, tuple[int, int]]
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The models that it has."""
+        return tuple(variant for variant in VARIANTS if getattr(self, variant))
+
     def model(self, variant: str) -> ModelSpec:
         """The pt or it model of this pair, or a LakeError when the pair has none."""
         found = {"pt": self.pt, "it": self.it}.get(variant)
         if found is None:
-            known = " and ".join(v for v in ("pt", "it") if getattr(self, v))
-            raise LakeError(f"pair {self.name} has no variant {variant!r}; it has {known}")
+            raise LakeError(f"pair {self.name} has no variant {variant!r}; it has {' and '.join(self.variants)}")
         return found
 
 

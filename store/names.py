@@ -1,7 +1,5 @@
 """Pairs and models by name: those of a lake and of the catalog, and what a misspelt one may have meant."""
 
-from collections.abc import Collection, Iterable
-
 from .captures import list_captures
 from .catalog import Catalog
 from .errors import LakeError
@@ -28,16 +26,11 @@ def stored_pairs(layout: Layout) -> dict[str, set[str]]:
 
 def variants_of(pair: str, stored: dict[str, set[str]], catalog: Catalog) -> tuple[str, ...]:
     """The models of a pair, pt before it, of a lake's pairs (`stored_pairs`) and the catalog's; LakeError for an unknown pair."""
+    if "/" in pair:
+        raise LakeError(f"{pair!r} names a model; name its pair, {pair.partition('/')[0]}")
     if pair not in stored and pair not in catalog.pairs:
         where = f"the lake has {listed(stored)}, {catalog.path} {listed(catalog.pairs)}"
         raise LakeError(f"unknown pair {pair!r}: {where}{hint(pair, [*stored, *catalog.pairs])}")
     spec = catalog.pairs.get(pair)
     named = {variant for variant in VARIANTS if spec and getattr(spec, variant)}
     return tuple(variant for variant in VARIANTS if variant in stored.get(pair, set()) | named)
-
-
-def check_pairs(pairs: Iterable[str], known: Collection[str], where: object) -> None:
-    """LakeError for a pair that a place (`where`) does not have."""
-    for pair in pairs:
-        if pair not in known:
-            raise LakeError(f"unknown pair {pair!r}: {where} has {listed(known)}{hint(pair, known)}")

@@ -25,10 +25,20 @@ class Wish:
     limit: int | None = None
     tables: bool = True
     weights: bool = False
+    models: tuple[tuple[str, tuple[str, ...]], ...] = ()  # pairs, each with its variants (none: all that it has)
 
     def model(self, pair: str, variant: str) -> bool:
         """Whether a model belongs to it; a pair's own things have the variant ''."""
-        return (not self.pairs or pair in self.pairs) and (not variant or not self.variants or variant in self.variants)
+        some = not self.pairs or pair in self.pairs
+        if self.models:
+            roles = dict(self.models).get(pair)
+            some = roles is not None and (not variant or not roles or variant in roles)
+        return some and (not variant or not self.variants or variant in self.variants)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The pairs that are asked for by name."""
+        return (*self.pairs, *dict(self.models))
 
     def stream(self, name: str) -> bool:
         """Whether a stream does."""
@@ -37,7 +47,7 @@ class Wish:
     @property
     def whole(self) -> bool:
         """Whether it is the whole lake."""
-        return not (self.pairs or self.variants or self.streams)
+        return not (self.pairs or self.models or self.variants or self.streams)
 
     @property
     def cuts(self) -> bool:

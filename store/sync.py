@@ -24,6 +24,7 @@ from .partial import Held, Partial, parse_partial
 from .plan import Item, Plan, Unit, Wish
 from .records import REPAIRS, parse_record, sealed
 from .schema import MANIFEST, MARKER, PARTIAL, VARIABLES
+from .yaml_file import hint, listed
 
 
 def origin_of(place: Layout | str) -> Origin:
@@ -62,11 +63,21 @@ class Planner:
             if not self.target.empty():
                 raise LakeError(f"{self.target}: the place is not empty and not a lake; name an empty or new one")
             start.records[MARKER] = marker
+        self._check_names()
         captures = self._captures()
         streams = {unit.manifest["stream"] for unit in captures}
         made = self._made() if self.wish.tables else []
         units = [start, *self._prompts(), *self._streams(streams), *self._models(captures), *captures, *made]
         return Plan(self.source, self.target, units, self.notes)
+
+    def _check_names(self) -> None:
+        """LakeError for a pair that the source has no captures of."""
+        known = [folder.split("/")[1] for folder in self.source.list("captures")[0]] if self.wish.named else []
+        for pair in self.wish.named:
+            if pair not in known:
+                raise LakeError(
+                    f"{self.source}: no captures of pair {pair!r}; it has {listed(known)}{hint(pair, known)}"
+                )
 
     def _captures(self) -> list[Unit]:
         groups = [
@@ -78,7 +89,7 @@ class Planner:
             if group.endswith(".zarr") and not Path(group).name.startswith(".") and self.wish.stream(Path(group).stem)
         ]
         found = [unit for unit in transfers().map(self._capture, groups) if unit]
-        if (self.wish.streams or self.wish.pairs or self.wish.cuts) and not found:
+        if (self.wish.streams or self.wish.named or self.wish.cuts) and not found:
             raise LakeError(f"{self.source}: no sealed capture is what was asked for; `actlake ls` shows what there is")
         return found
 
