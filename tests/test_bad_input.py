@@ -617,7 +617,7 @@ COMMANDS = [
     (["capture", "llama", "--prompts", "tyni"], "unknown prompt set 'tyni'"),
     (["capture", "llama", "--prompts", "tiny", "--stream", "nativ"], "unknown stream 'nativ'"),
     (["capture", "llama", "--prompts", "tiny", "--profile", "ful"], "unknown profile 'ful'"),
-    (["capture", "llama", "base", "--prompts", "tiny"], "variant 'base': expected pt or it"),
+    (["capture", "llama", "base", "--prompts", "tiny"], "unknown pair 'base'"),
     (["capture", "broken", "pt", "--prompts", "tiny"], "has no config.json"),
     (["capture", "llama", "--prompts", "tiny", "--max-new-tokens", "500"], "the model's context holds 128"),
     (["capture", "llama", "--prompts", "tiny", "--limit", "0"], "a limit of 0 leaves no prompts"),

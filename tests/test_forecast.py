@@ -239,7 +239,7 @@ def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, 
 def test_command_prints_a_row_for_each_capture(plan, tmp_path):
     code, out, _ = plan("plan", "llama", "--prompts", "tiny", "--stream", "raw", "--stream", "native")
     lines, profiles = out.splitlines(), list(load_catalog().profiles)
-    rows = [f"{v} {s} {p} " for v in ("pt", "it") for s in ("raw", "native") for p in profiles]
+    rows = [f"llama/{v} {s} {p} " for v in ("pt", "it") for s in ("raw", "native") for p in profiles]
     assert code == 0 and sum("at most" in line for line in lines) == len(rows) >= 12
     assert all(sum(line.startswith(row) for line in lines) == 1 for row in rows)
     assert "once a model" in out and not (tmp_path / "lake").exists()
@@ -266,7 +266,7 @@ def test_command_as_json_says_what_is_then_captured(plan):
         (["llama", "--profile", "ful"], "unknown profile 'ful'"),
         (["llama", "--stream", "nativ"], "unknown stream 'nativ'"),
         (["llama", "--prompts", "tyni"], "unknown prompt set 'tyni'"),
-        (["llama", "base"], "variant 'base': expected pt or it"),
+        (["llama", "base"], "unknown pair 'base'"),
         (["llama", "--device", "gpu"], "device 'gpu'"),
         (["llama", "--max-new-tokens", "500"], "the model's context holds 128"),
     ],

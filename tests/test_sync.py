@@ -86,7 +86,7 @@ def test_only_what_was_asked_for_moves(full, tmp_path):
     before = tiny.tree(tmp_path / "copy")
     assert copy.sql(sql).df().equals(lake.sql(sql).df())
     assert tiny.tree(tmp_path / "copy") == before  # its table came along
-    with pytest.raises(LakeError, match="no sealed capture is what was asked for"):
+    with pytest.raises(LakeError, match="no captures of pair .qwen.; it has llama"):
         carry(full, tmp_path / "none", pairs=("qwen",))
 
 
