@@ -9,6 +9,7 @@ import torch
 
 from ..store.catalog import PairSpec, ProfileSpec, StreamSpec, resolve_boundaries
 from ..store.layout import Layout
+from ..store.progress import remark
 from ..store.streams import Stream, find_stream, read_stream
 from ..store.writer import Template
 from .configs import DTYPES, config_for, explained, load_config, model_class
@@ -17,6 +18,7 @@ from .pair import Options, sources_of
 from .plan import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .prompts import PromptSet
 from .streams import Source, recipe_of, teller_of
+from .tokens import notes
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def _stream(
         return read_stream(layout, record["name"]), True
     starts = source.read(spec, prompts, options.double_bos)
     teller_of(sources, variant, spec).read(spec, prompts, options.double_bos)
+    for line in notes(source.name, source.tokenizer, recipe):
+        remark(line)
     more = 0 if spec.continuation == "none" else spec.max_new_tokens
     rows = [np.zeros(len(start) + more, dtype=np.int32) for start in starts]
     stream = Stream(spec.name, prompts.name, [], [], rows, list(map(len, starts)), [], np.zeros(0, bool))

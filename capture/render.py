@@ -36,7 +36,7 @@ def main() -> None:
             found.append({"error": f"line {error.lineno}: {error.message}"})
         except MemoryError:
             found.append({"error": f"it takes more than {asked['memory'] >> 20} MB of memory"})
-        except Exception as error:  # a stranger's code: whatever it raises is told
+        except Exception as error:  # a stranger's code: whatever it raises is a message
             first = next(iter(str(error).splitlines()), "")[:300]
             found.append({"error": f"{type(error).__name__}: {first}" if first else type(error).__name__})
     signal.setitimer(signal.ITIMER_PROF, 0)

@@ -60,7 +60,7 @@ def declared(spec: ModelSpec, where: str, config: Any) -> tuple[int, ...]:
 
 def _ids(held: Any, where: str) -> tuple[int, ...]:
     ids = held if isinstance(held, list) else [] if held is None else [held]
-    wrong = next((one for one in ids if type(one) is not int), None)
+    wrong = next((one for one in ids if type(one) is not int or one >= 2**31), None)
     if wrong is not None:
         raise LakeError(f"{where}: eos_token_id holds {wrong!r:.60}, expected a token id or a list of them")
     return tuple(sorted({one for one in ids if one >= 0}))

@@ -21,7 +21,7 @@ MEMORY = 1 << 30
 CHARACTERS = 1 << 20  # that a rendering may have beside the conversation's own
 WATCH = sys.platform != "linux"  # other systems do not keep RLIMIT_AS
 OUT_OF_MEMORY = 77  # exit status of capture.render
-# The day that templates are told it is; Llama 3.1's own for templates without a clock.
+# The day that templates write, whenever and wherever they are rendered; that of Llama 3.1's, which has no clock.
 DATE = "2024-07-26"
 DATES = re.compile(r"\b(strftime_now|date_string)\b")
 # Files beside those of the tokenizer that hold a chat template under this key: Hugging Face's tokenizers overlook them.
@@ -114,7 +114,7 @@ def _rendered(asked: str, day: str) -> tuple[Rendering, ...] | str:
         "date": day,
         "path": sys.path,
         "seconds": SECONDS,
-        "memory": MEMORY,
+        "memory": MEMORY + 16 * len(asked),  # the conversations themselves, read and rendered
         "characters": CHARACTERS,
         "watch": WATCH,
     }

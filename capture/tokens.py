@@ -44,7 +44,7 @@ def encode_all(
 
     Special tokens that a tokenizer puts behind a text are left out (`dropped` says which). `double_bos` renders the chat
     template to a string and tokenizes it with special tokens again, as most collectors of the PT/IT study did (METHODS
-    1.3); `date` is the day that templates are told (None: templates.DATE). `names` stand for the prompts in messages.
+    1.3); `date` is the day that templates write (None: templates.DATE). `names` stand for the prompts in messages.
 
     Raises LakeError for `chat` without a chat template, for a template that fails or does not write a prompt's text, for a
     text without tokens, with a control token (unless `control`) or one that the tokenizer has no token for, and for two
@@ -112,9 +112,7 @@ def notes(name: str, tokenizer: Any, recipe: dict[str, Any]) -> list[str]:
     """Lines for people on what `reading` says in a recipe and nobody would expect."""
     found = []
     if "date" in recipe:
-        found.append(
-            f"{name}: its chat template writes the date; it is told {recipe['date']} (--date sets another day)"
-        )
+        found.append(f"{name}: its chat template writes the date: {recipe['date']} is used (--date sets another)")
     if "dropped" in recipe:
         texts = ", ".join(f"{tokenizer.convert_ids_to_tokens(index)!r} ({index})" for index in recipe["dropped"])
         found.append(f"{name}: its tokenizer puts {texts} around prompts; left out, so that the text goes on")

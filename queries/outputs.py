@@ -42,7 +42,7 @@ GRAFTS = ("graft", "random_graft")
 class Asked:
     """Who writes what: the model, its edits, the template, the budget, the prompts, and how many a batch.
 
-    `date` is the day that chat templates are told it is, `control_tokens` lets prompts hold some (store.catalog.StreamSpec).
+    `date` is the day that chat templates write, `control_tokens` lets prompts hold some (store.catalog.StreamSpec).
     """
 
     pair: str

@@ -75,7 +75,7 @@ class PairSpec:
 class StreamSpec:
     """A recipe for token sequences: how prompts are wrapped, and whose greedy tokens follow them.
 
-    `date` is the day that chat templates are told it is (None: the default's); `control_tokens` lets prompts hold some.
+    `date` is the day that chat templates write (None: the default's); `control_tokens` lets prompts hold some.
     """
 
     name: str

@@ -470,7 +470,7 @@ def test_streams_of_other_days_are_other_streams(tmp_path, llama):
 
 
 def test_a_teachers_day_is_part_of_what_it_says(tmp_path, llama):
-    """The base model reads raw text, but the words that it is given depend on the day that the other model is told."""
+    """The base model reads raw text, but the words that it is given depend on the day that the other model's template writes."""
     folder = tmp_path / "it"
     shutil.copytree(llama.it.path, folder)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ strftime_now('%d %b') }}" + tiny.CHAT[15:])
