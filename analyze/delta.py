@@ -18,7 +18,7 @@ def delta(
     resid: Array,
     mlp_out: Array | None,
     *,
-    post_norm: tuple[np.ndarray, float] | None = None,
+    post_norm: tuple[np.ndarray, float | None] | None = None,
     parallel: bool = False,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
@@ -26,7 +26,8 @@ def delta(
 
     resid: float [T, L+1, d]; mlp_out: float [T, L, d], the output of the module named mlp, or None; arrays, or tensors
     that may already lie on `device`. post_norm: (weights [L, d] as effective multipliers, eps) of an RMS norm between
-    MLP and residual (Gemma 3, OLMo 2). parallel: the MLP reads the block's input (GPT-NeoX style). Returns float32
+    MLP and residual (Gemma 3, OLMo 2); with eps None the output is multiplied only (Granite). parallel: the MLP reads the
+    block's input (GPT-NeoX style). Returns float32
     [T, L+1], column l+1 = block l: block_cos = cos(h_l - h_l-1, h_l-1), NaN for the input and for block 0, where the
     study defines none; mlp_cos = cos(m_l, r_l), r_l the residual entering the MLP sub-block; mlp_norm = |m_l|;
     resid_norm = |h_l|, the one that is defined at boundary 0. NaN where both vectors' norms multiply to at most 1e-8,
@@ -61,11 +62,13 @@ def delta(
     return {name: column.cpu().numpy().T for name, column in out.items()}
 
 
-def added(mlp: Tensor, post_norm: tuple[np.ndarray, float] | None, layer: int) -> Tensor:
-    """What the MLP branch of a layer adds to the residual [T, d]: its output, RMS-normed where a family does so."""
+def added(mlp: Tensor, post_norm: tuple[np.ndarray, float | None] | None, layer: int) -> Tensor:
+    """What the MLP branch of a layer adds to the residual [T, d]: its output, RMS-normed or multiplied where a family does."""
     if post_norm is None:
         return mlp
     weight = as_tensor(post_norm[0][layer]).to(mlp)
+    if post_norm[1] is None:  # multiplied only (Granite)
+        return mlp * weight
     return mlp * torch.rsqrt(mlp.square().mean(-1, keepdim=True) + post_norm[1]) * weight
 
 

@@ -25,7 +25,9 @@ def logits_of(head: Head, resid: Tensor, ids: Tensor) -> Tensor:
     return head.score(rows, ids.reshape(-1)).reshape(-1, count)
 
 
-def without_mlp(final: Tensor, mlp_out: Tensor, layer: int, post_norm: tuple[np.ndarray, float] | None) -> Tensor:
+def without_mlp(
+    final: Tensor, mlp_out: Tensor, layer: int, post_norm: tuple[np.ndarray, float | None] | None
+) -> Tensor:
     """The final residual [T, d] less what the MLP branch of a layer added to it: its output [T, d], normed where a family
     does so (METHODS 1.2)."""
     return final - added(mlp_out, post_norm, layer)
@@ -38,7 +40,7 @@ def mlp_direct_effects(
     mlp_out: Array,
     ids: Array,
     *,
-    post_norm: tuple[np.ndarray, float] | None = None,
+    post_norm: tuple[np.ndarray, float | None] | None = None,
     device: str = "cpu",
 ) -> np.ndarray:
     """How much each layer's MLP raises the logits of chosen tokens directly: z(h_L) - z(h_L - b_l), b_l what it added.

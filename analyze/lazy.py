@@ -48,7 +48,7 @@ def lens(
 def delta(
     capture: xr.Dataset,
     *,
-    post_norm: tuple[np.ndarray, float] | None = None,
+    post_norm: tuple[np.ndarray, float | None] | None = None,
     parallel: bool = False,
     device: str = "cpu",
 ) -> xr.Dataset:

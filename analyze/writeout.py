@@ -19,7 +19,7 @@ def writeout(
     mlp_out: Array,
     ids: Array,
     *,
-    post_norm: tuple[np.ndarray, float] | None = None,
+    post_norm: tuple[np.ndarray, float | None] | None = None,
     parallel: bool = False,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:

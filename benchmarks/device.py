@@ -21,7 +21,8 @@ from actlake.analyze.head import Head
 from actlake.analyze.lens import lens
 from actlake.capture.model import Model
 from actlake.capture.run import capture
-from actlake.capture.structure import discover, first_tensor
+from actlake.capture.structure import discover
+from actlake.capture.trace import first_tensor
 from actlake.store.catalog import ModelSpec, ProfileSpec, load_catalog
 from actlake.store.layout import Layout
 from actlake.store.progress import ERRORS

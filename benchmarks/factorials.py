@@ -26,9 +26,10 @@ import torch
 from actlake.analyze.head import Head
 from actlake.analyze.lens import lens, pair_lens
 from actlake.analyze.steer import random_like
+from actlake.capture.branches import split
 from actlake.capture.configs import source
 from actlake.capture.plan import batch_plan
-from actlake.capture.structure import branches, stacks
+from actlake.capture.structure import stacks
 from actlake.queries.answer import answer_all
 from actlake.queries.conditions import SEED as NUMBER
 from actlake.queries.index import reads
@@ -119,7 +120,7 @@ class Meter:
 def attention_of(hf: PreTrainedModel) -> list[nn.Module]:
     """The attention modules of the blocks that have weights."""
     blocks = stacks(hf, hf.config.get_text_config().num_hidden_layers)[0]
-    return [branches(block, at, hf)[0] for at, block in enumerate(blocks) if next(block.parameters(), None) is not None]
+    return [split(block, at, hf)[0][0] for at, block in enumerate(blocks) if next(block.parameters(), None) is not None]
 
 
 def weights_alive() -> int:
@@ -188,7 +189,7 @@ class Reader:
     @cached_property
     def mlps(self) -> list[nn.Module]:
         """The MLP of each block."""
-        return [branches(block, at, self.hf)[1] for at, block in enumerate(self.blocks)]
+        return [split(block, at, self.hf)[1][0] for at, block in enumerate(self.blocks)]
 
     @property
     def blocks(self) -> nn.ModuleList:

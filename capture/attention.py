@@ -37,7 +37,9 @@ def row_entropies(model: Model, ends: np.ndarray) -> Iterator[dict[int, Tensor]]
         ALL_ATTENTION_FUNCTIONS,
     )  # takes two seconds, and few captures want entropies
 
-    layer_of = {module: layer for layer, attention in enumerate(model.parts.attns) for module in attention.modules()}
+    mixers = enumerate(model.parts.mixed)
+    wholes = [(layer, whole) for layer, branches in mixers for branch in branches for whole in branch.whole]
+    layer_of = {module: layer for layer, whole in wholes for module in whole.modules()}
     kernel, found = ALL_ATTENTION_FUNCTIONS[KERNEL], {}
 
     def attend(

@@ -14,6 +14,7 @@ from .configs import load_tokenizer
 from .loading import attention_of
 from .model import Model, load_model
 from .stops import find_stops, stop_ids
+from .structure import Structure
 from .templates import PROBE, has_template
 from .tokens import check_same_tokenizer, encode, reading, real_token_mask
 
@@ -83,7 +84,7 @@ def describe(model: Model) -> dict[str, Any]:
         "max_positions": model.max_positions,
         "windows": default_windows(model.n_layers) if model.n_layers > 1 else {},
         "norm_placement": parts.placement,
-        "mlp_out": ADDED[parts.placement],
+        "mlp_out": _added(parts),
         "mlp": _mlps(model),
         "attention": _attention(text, model.n_layers),
         "attention_kernel": attention_of(model.hf),
@@ -110,9 +111,20 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
+def _added(parts: Structure) -> str:
+    """What becomes of MLP outputs, in words."""
+    scales = sorted({mlp.scale for mlp in parts.added if mlp is not None})
+    times = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
+    return ADDED[parts.placement] + ("" if scales == [1.0] else f"; the block multiplies it by {times}")
+
+
 def _mlps(model: Model) -> list[dict[str, Any]]:
     """Runs of blocks with one kind of MLP: class, blocks as text, experts (0: dense)."""
-    kinds = [(type(mlp).__name__, _experts(mlp)) for mlp in model.parts.mlps]
+    kinds = [
+        (" + ".join(type(m).__name__ for m in mlp.whole), max(map(_experts, mlp.whole)))
+        for mlp in model.parts.added
+        if mlp is not None
+    ]
     found = []
     for (kind, experts), run in groupby(range(len(kinds)), key=lambda index: kinds[index]):
         found.append({"class": kind, "blocks": spans(list(run)), "experts": experts})

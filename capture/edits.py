@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from ..analyze import steer
 from ..store.errors import LakeError
-from .hooks import at_boundary, forward_as, on_output
+from .branches import as_one, each
+from .hooks import at_boundary, at_outputs, forward_as
 from .model import Model
-from .structure import Structure, first_tensor
+from .structure import Structure
 from .suffix import Donor
+from .trace import first_tensor, hidden_input
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -94,18 +96,17 @@ class OutputEdit(Edit):
 
     def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
         """Hook the outputs."""
-        modules = _modules(model.parts, self.site)
         mask = None if self.tokens is None else _of(slots, "chosen tokens").mask(self.tokens)[..., None]
         for layer in _check_blocks(self, model, self.blocks):
-            module = modules[layer]
-            device = next(module.parameters()).device
+            outs = _outs(model.parts, self.site, layer)
+            device = next(model.parts.blocks[layer].parameters()).device
             change = partial(_change, self.operator(layer, device), None if mask is None else mask.to(device))
-            stack.callback(module.register_forward_hook(on_output(change)).remove)
+            stack.enter_context(at_outputs(outs, change))
 
 
 def _change(operator: Operator, mask: Tensor | None, value: Tensor) -> Tensor:
     new = operator(value.to(torch.promote_types(value.dtype, torch.float32))).to(value.dtype)
-    return new if mask is None else torch.where(mask, new, value)
+    return new if mask is None else torch.where(mask.reshape(*value.shape[:-1], 1), new, value)
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,8 @@ class Graft(Edit):
     def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
         """Put the donor's modules in place."""
         for layer in _check_blocks(self, model, self.donor.mlps if self.blocks is None else self.blocks):
-            host, donor = model.parts.mlps[layer], self._donor(model, layer)
-            stack.enter_context(forward_as(host, partial(self.forward, layer, host.forward, donor)))
+            for host, donor in zip(model.parts.mlp(layer).whole, each(self._donor(model, layer)), strict=True):
+                stack.enter_context(forward_as(host, partial(self.forward, layer, host.forward, donor)))
 
     def forward(self, layer: int, host: Callable[..., Any], donor: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What the MLP returns; `host` is its own forward."""
@@ -207,7 +208,7 @@ class Graft(Edit):
         if donor is None:
             have = ", ".join(map(str, self.donor.mlps))
             raise LakeError(f"donor {self.donor.name}: no MLP of block {layer} is loaded, only of {have}")
-        ours, theirs = (_shapes(module) for module in (model.parts.mlps[layer], donor))
+        ours, theirs = (_shapes(module) for module in (as_one(model.parts.mlp(layer).whole), donor))
         if ours != theirs:
             name = next(name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name))
             found, expected = theirs.get(name, "no such weight"), ours.get(name, "no such weight")
@@ -229,15 +230,26 @@ class RandomGraft(Graft):
 
     seed: int = 42
 
+    def _donor(self, model: Model, layer: int) -> nn.Module:
+        """The donor's module; LakeError unless it fits and is one, with an output to compare."""
+        if len(whole := model.parts.mlp(layer).whole) > 1:
+            kinds = ", ".join(type(module).__name__ for module in whole)
+            raise LakeError(
+                f"edit {type(self).__name__} of {model.name}: the MLP of block {layer} is {len(whole)} modules of it ({kinds});"
+                " a random graft needs one"
+            )
+        return super()._donor(model, layer)
+
     def forward(self, layer: int, host: Callable[..., Any], donor: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The host's output and the random vector."""
-        x, value = args[0] if args else kwargs["hidden_states"], host(*args, **kwargs)
-        m = first_tensor(value)
+        x = hidden_input(args, kwargs)[1].clone()
+        value = host(*args, **kwargs)
+        m = first_tensor(value).clone()
         wide = torch.promote_types(m.dtype, torch.float32)
         delta = first_tensor(donor(*args, **kwargs)).to(wide) - m.to(wide)
         generator = torch.Generator().manual_seed(self.seed + 7919 * layer)
         random = torch.randn(m.shape[-1], generator=generator, dtype=torch.float32).to(m.device, wide)
-        new = (m.to(wide) + steer.random_like(delta, x.to(wide), random)).to(m.dtype)
+        new = (m.to(wide) + steer.random_like(delta, x.to(wide).reshape(m.shape), random)).to(m.dtype)
         return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
@@ -280,12 +292,16 @@ def _check_blocks(edit: Edit, model: Model, blocks: Collection[int]) -> Collecti
     return blocks
 
 
-def _modules(parts: Structure, site: str) -> list[nn.Module]:
-    """The modules of a site, one per block; LakeError for an unknown site."""
-    sites = {"mlp": parts.mlps, "attn": parts.attns, "block": parts.blocks}
+def _outs(parts: Structure, site: str, layer: int) -> Sequence[nn.Module]:
+    """The modules whose outputs make up a site of a block; LakeError for an unknown site."""
+    sites: dict[str, Callable[[], Sequence[nn.Module]]] = {
+        "mlp": lambda: parts.mlp(layer).outs,
+        "attn": lambda: parts.attention(layer).outs,
+        "block": lambda: [parts.blocks[layer]],
+    }
     if site not in sites:
         raise LakeError(f"edit: unknown site {site!r}; expected one of {', '.join(sites)}")
-    return sites[site]
+    return sites[site]()
 
 
 def _of(slots: Slots | None, what: str) -> Slots:

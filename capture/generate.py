@@ -18,6 +18,7 @@ from .hooks import Batch, pad_id
 from .model import Model
 from .plan import batch_plan
 from .ranks import ALONE, Rank
+from .trace import accepted
 
 
 def greedy(
@@ -156,7 +157,15 @@ def nats(
         given = Batch(rows, pad_id(model), model.device)
         with edited(model, edits):
             out = model.hf(
-                input_ids=given.ids, attention_mask=given.mask, position_ids=given.positions, use_cache=False
+                **accepted(
+                    model.hf,
+                    {
+                        "input_ids": given.ids,
+                        "attention_mask": given.mask,
+                        "position_ids": given.positions,
+                        "use_cache": False,
+                    },
+                )
             )
         for row, index in enumerate(indices):
             start, stop = len(prompts[index]), lengths[index]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..store.schema import SITES, VARIABLES
 from .model import Model
-from .structure import first_tensor
+from .trace import first_tensor, hidden_input
 
 
 class Batch:
@@ -70,7 +70,7 @@ class Sink:
 
     def __init__(self, batch: Batch, parts: Sequence[Part], side: bool = True):
         self.parts = parts
-        width = batch.ids.shape[1]
+        self._shape, width = batch.ids.shape, batch.ids.shape[1]
         self._flat = np.searchsorted(batch.slots, [part.row * width + part.start for part in parts]).tolist()
         self._side = side
         self._events: dict[torch.device, Any] = {}
@@ -81,7 +81,8 @@ class Sink:
             event.synchronize()
 
     def padded(self, name: str, index: int, value: Tensor) -> None:
-        """Keep layer `index` of a site from hidden states [batch, width, d]."""
+        """Keep layer `index` of a site from hidden states [batch, width, d], or the same in one row of tokens."""
+        value = value.reshape(*self._shape, value.shape[-1])
         self._copy(
             [part.buffers[name][part.low : part.low + part.stop - part.start, index] for part in self.parts],
             [value[part.row, part.start : part.stop] for part in self.parts],
@@ -103,13 +104,16 @@ class Sink:
             for target, source in zip(targets, sources, strict=True):
                 target.copy_(source)
             return
+        # The block may add in place to what it gave while the copy is still under way.
+        sources = [source.clone() for source in sources]
         stream = _side_stream(value.device)
         stream.wait_stream(torch.cuda.current_stream(value.device))
         with torch.cuda.stream(stream):
             for target, source in zip(targets, sources, strict=True):
                 target.copy_(source, non_blocking=True)
             self._events[value.device] = stream.record_event()
-        value.record_stream(stream)
+        for source in sources:
+            source.record_stream(stream)
 
 
 _streams: dict[torch.device, Any] = {}
@@ -131,10 +135,11 @@ def at_boundary(
     """
 
     def on_input(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        new = change(args[0] if args else kwargs["hidden_states"])
+        name, value = hidden_input(args, kwargs)
+        new = change(value)
         if new is None:
             return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
 
     if boundary == first:
         handle = blocks[boundary].register_forward_pre_hook(on_input, with_kwargs=True)
@@ -155,6 +160,31 @@ def on_output(change: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
         return new if new is None or not isinstance(value, tuple) else (new, *value[1:])
 
     return hook
+
+
+@contextmanager
+def at_outputs(modules: Sequence[nn.Module], change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `change` with what these modules return, summed; what it returns, unless None, becomes their sum.
+
+    With several the one that runs last makes up the difference.
+    """
+    held: list[Tensor] = []
+
+    def on_one(value: Tensor) -> Tensor | None:
+        if len(held) < len(modules) - 1:
+            held.append(value.clone())  # the model may go on in place
+            return None
+        others = [other.reshape(value.shape) for other in held]
+        held.clear()
+        new = change(sum(others, value))
+        return new if new is None or not others else new - sum(others[1:], others[0])
+
+    handles = [module.register_forward_hook(on_output(on_one)) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -179,7 +209,7 @@ def gather(model: Model, sink: Sink, kept: dict[str, dict[int, int]]) -> Iterato
     block 0, l+1 = what leaves block l), block -> place for the other sites.
     """
 
-    modules = {"mlp_out": model.parts.mlps, "attn_out": model.parts.attns}
+    branch = {"mlp_out": model.parts.mlp, "attn_out": model.parts.attention}
     with ExitStack() as stack:
         for name, places in kept.items():
             for index, place in places.items():
@@ -187,7 +217,7 @@ def gather(model: Model, sink: Sink, kept: dict[str, dict[int, int]]) -> Iterato
                 if name == "resid":
                     stack.enter_context(at_boundary(model.parts.blocks, index, model.parts.first, keep))
                 else:
-                    stack.callback(modules[name][index].register_forward_hook(on_output(keep)).remove)
+                    stack.enter_context(at_outputs(branch[name](index).outs, keep))
         yield
 
 

@@ -17,8 +17,9 @@ from ..store.weights import read_weights, weights_folder
 from .configs import config_for, dtype_of, load_config, load_tokenizer, model_class
 from .loading import check_dtype, load_hf, probed
 from .quantised import quantised_of
-from .structure import Structure, device_of_input, discover, norm_parameters
+from .structure import Structure, discover
 from .tokens import control_ids, real_token_mask, tokenizer_hash
+from .trace import device_of_input
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,18 @@ class Model:
         return self.head.to(self.head_device)
 
     @cached_property
-    def post_norm(self) -> tuple[np.ndarray, float] | None:
-        """Weights [L, d] and eps of the norm between each MLP and the residual, or None (METHODS 1.2)."""
-        arrays, attrs = head_arrays(self)
-        return (arrays["post_norm_weight"], attrs["post_norm_eps"]) if self.parts.post_norms else None
+    def post_norm(self) -> tuple[np.ndarray, float | None] | None:
+        """Weights [L, d] and eps of the norm between each MLP and the residual, or None (METHODS 1.2).
+
+        The eps is None where a block multiplies its MLP's output only.
+        """
+        found = self.parts.multipliers()
+        return None if found is None else (found[0].numpy(), found[1])
 
     def logits(self, resid: torch.Tensor) -> torch.Tensor:
         """Logits of final residuals [n, d] through the model's own norm and unembedding, in its dtype."""
-        out = self.parts.unembed(self.parts.norm(resid)) * self.head.logit_scale
+        normed, scale = self.parts.norm(resid), self.parts.head_scale
+        out = self.parts.unembed(normed if scale == 1 else normed * scale) * (self.head.logit_scale / scale)
         cap = self.head.softcap
         return torch.tanh(out / cap) * cap if cap else out
 
@@ -179,9 +184,6 @@ def head_arrays(model: Model) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "logit_scale": head.logit_scale,
         "parallel": model.parts.parallel,
     }
-    if model.parts.post_norms:
-        x = torch.randn(4, head.d_model, generator=torch.Generator().manual_seed(0))
-        norms = [norm_parameters(norm, x) for norm in model.parts.post_norms]
-        found["post_norm_weight"] = torch.stack([norm["weight"] for norm in norms]).numpy()
-        attrs["post_norm_eps"] = norms[0]["eps"]
+    if model.post_norm is not None:
+        found["post_norm_weight"], attrs["post_norm_eps"] = model.post_norm
     return found, attrs

@@ -13,7 +13,7 @@ from .hooks import Batch, Part, Sink, buffer, gather, places, whole
 from .model import Model
 from .plan import LOGIT_ROWS, stages
 from .stage import Stage
-from .structure import first_tensor
+from .trace import accepted, first_tensor
 
 CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in its cache through all passes
 
@@ -26,7 +26,7 @@ def read(
     sink, final = Sink(batch, parts), []
     logits = [name for name in ("logits", "topk_id") if name in sizes]
     watch = (
-        model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value)))
+        model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value).clone()))
         if logits
         else None
     )
@@ -35,13 +35,13 @@ def read(
     try:
         with gather(model, target, kept):
             # One position of logits: the rest is computed below, for real tokens only and in slices.
-            model.hf(
-                **batch.given,
-                attention_mask=batch.mask,
-                position_ids=batch.positions,
-                use_cache=False,
-                logits_to_keep=1,
-            )
+            given = {
+                "attention_mask": batch.mask,
+                "position_ids": batch.positions,
+                "use_cache": False,
+                "logits_to_keep": 1,
+            }
+            model.hf(**accepted(model.hf, {**batch.given, **given}))
     finally:
         if watch:
             watch.remove()

@@ -1,92 +1,97 @@
 """Finding the parts of a Hugging Face decoder by what they do in a small forward, not by what they are called."""
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..analyze.head import Head
 from ..store.errors import LakeError
-
-# What counts as equal in the checks, relative to the largest value: a few roundings of the model's dtype.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-PROBE_TOKENS = 8
-
-
-def first_tensor(value: Any) -> torch.Tensor:
-    """A module's hidden states, whether it returns them alone or first in a tuple."""
-    return value[0] if isinstance(value, tuple) else value
+from .branches import Branch, added_of, find_branches, is_norm, rounding_error
+from .heads import TOLERANCE, find_top, norm_parameters
+from .trace import SHARED, Trace, flat, random_tokens
 
 
 @dataclass(frozen=True)
 class Structure:
     """The parts of a decoder, and how far the checks at load were off (relative to the largest value).
 
-    `post_norms` normalise the MLP output before it is added (Gemma, OLMo 2), else empty. `placement` says where norms stand
-    around the MLP, see `_placement`. Blocks before `first` are empty shells that stand in for their own parts, so that a
-    block has its number of the full model (capture.suffix); a whole model begins at 0.
+    `added` is the MLP's branch of each block, `mixed` the branches of its token mixers. `placement` says where norms stand
+    around the MLP, see `_placement`. `head_scale` multiplies the normed residual before the unembedding. Blocks before
+    `first` are empty shells that stand in for their own parts and have no branches (None), so that a block has its number of
+    the full model (capture.suffix); a whole model begins at 0.
     """
 
     blocks: list[nn.Module]
-    mlps: list[nn.Module]
-    attns: list[nn.Module]
-    post_norms: list[nn.Module]
+    added: list[Branch | None]
+    mixed: list[tuple[Branch, ...]]
     norm: nn.Module
     unembed: nn.Module
     placement: str
     errors: dict[str, float]
     first: int = 0
+    head_scale: float = 1.0
 
     @property
     def parallel(self) -> bool:
         """True when the MLP starts from the block's input instead of the residual after attention."""
         return self.placement == "parallel"
 
+    @property
+    def mlps(self) -> list[nn.Module]:
+        """The MLP module of each block, the first of several."""
+        return [block if mlp is None else mlp.whole[0] for block, mlp in zip(self.blocks, self.added, strict=True)]
 
-def _is_norm(module: nn.Module) -> bool:
-    parameters = list(module.parameters())
-    return bool(parameters) and all(p.dim() == 1 for p in parameters) and not list(module.children())
+    @property
+    def attns(self) -> list[nn.Module]:
+        """The token mixer of each block (attention, state space, convolution), the first of several."""
+        return [mixers[0].whole[0] if mixers else block for block, mixers in zip(self.blocks, self.mixed, strict=True)]
 
+    @property
+    def post_norms(self) -> list[nn.Module]:
+        """The norms that MLP outputs pass before they are added (Gemma, OLMo 2), else empty."""
+        return [mlp.norm for mlp in self.added if mlp is not None and mlp.norm is not None]
 
-def _only(found: list[nn.Module], what: str, hf: Any) -> nn.Module:
-    if len(found) != 1:
-        kinds = ", ".join(type(m).__name__ for m in found) or "none"
-        raise LakeError(
-            f"{type(hf).__name__}: looked for one {what}, found {kinds}; this architecture is not supported"
-        )
-    return found[0]
+    def multipliers(self) -> tuple[Tensor, float | None] | None:
+        """What turns MLP outputs into what is added: weights [L, d] of the norms, times scales, and the norms' eps.
 
+        The eps is None where outputs are multiplied only (Granite); None where they are added as they are.
+        """
+        branches = [mlp for mlp in self.added if mlp is not None]
+        width = next(self.unembed.parameters()).shape[1]
+        if not self.post_norms:
+            scales = torch.tensor([mlp.scale for mlp in branches], dtype=torch.float32)
+            return None if (scales == 1).all() else (scales[:, None].repeat(1, width), None)
+        x = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+        found = [norm_parameters(norm, x) for norm in self.post_norms]
+        for norm, one in zip(self.post_norms, found, strict=True):
+            if one["norm"] != "rms" or one["bias"] is not None or one["eps"] != found[0]["eps"]:
+                raise LakeError(
+                    f"{type(norm).__name__} between an MLP and the residual: expected an RMS norm without bias, with one eps"
+                    " for all blocks; this architecture is not supported"
+                )
+        weights = [one["weight"] * mlp.scale for one, mlp in zip(found, branches, strict=True)]
+        return torch.stack(weights), found[0]["eps"]
 
-class _Trace:
-    """Inputs and outputs of every module that ran in one small forward of `given`, on the CPU."""
+    def mlp(self, layer: int) -> Branch:
+        """The MLP branch of a block that is there."""
+        found = self.added[layer]
+        if found is None:
+            raise LakeError(f"block {layer} is not loaded; blocks {self.first} to {len(self.blocks) - 1} are")
+        return found
 
-    def __init__(self, hf: Any, given: dict[str, torch.Tensor]):
-        self.inputs: dict[nn.Module, torch.Tensor] = {}
-        self.outputs: dict[nn.Module, torch.Tensor] = {}
-        handles = [module.register_forward_hook(self._keep, with_kwargs=True) for module in hf.modules()]
-        try:
-            with torch.no_grad():
-                self.logits = hf(**given, use_cache=False).logits[0].float().cpu()
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _keep(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        given = first_tensor(args[0] if args else kwargs.get("hidden_states", kwargs.get("input")))
-        result = first_tensor(output)
-        if isinstance(given, torch.Tensor) and isinstance(result, torch.Tensor):
-            self.inputs[module], self.outputs[module] = given.cpu(), result.cpu()
-
-    def branch(self, block: nn.Module, module: nn.Module) -> tuple[torch.Tensor, nn.Module | None]:
-        """What `module` adds to the residual, and the norm of `block` that its output passes first, if any."""
-        out = self.outputs[module]
-        for norm in block.children():
-            if _is_norm(norm) and norm in self.inputs and torch.equal(self.inputs[norm], out):
-                return self.outputs[norm], norm
-        return out, None
+    def attention(self, layer: int) -> Branch:
+        """The attention branch of a block; LakeError where two token mixers run side by side."""
+        found = self.mixed[layer]
+        if len(found) != 1:
+            kinds = " and ".join(type(m).__name__ for branch in found for m in branch.whole)
+            raise LakeError(
+                f"block {layer} has {len(found)} token mixers ({kinds}); attn_out and edits of attention need one per block:"
+                " leave them out"
+            )
+        return found[0]
 
 
 def stacks(module: nn.Module, layers: int) -> list[nn.ModuleList]:
@@ -95,9 +100,15 @@ def stacks(module: nn.Module, layers: int) -> list[nn.ModuleList]:
     return sorted(found, key=lambda stack: -sum(p.numel() for p in stack.parameters()))
 
 
-def _find_blocks(hf: Any, trace: _Trace) -> list[nn.Module]:
+def layers_of(config: Any) -> int:
+    """Number of blocks of the decoder that a config describes."""
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, "decoder_layers", None) or text.num_hidden_layers)
+
+
+def _find_blocks(hf: Any, trace: Trace) -> list[nn.Module]:
     """The largest stack of as many modules as the config has layers, all of which ran (a vision tower's did not)."""
-    layers = hf.config.get_text_config().num_hidden_layers
+    layers = layers_of(hf.config)
     ran = [stack for stack in stacks(hf, layers) if all(block in trace.outputs for block in stack)]
     if not ran:
         lists = [m for m in hf.modules() if isinstance(m, nn.ModuleList)]
@@ -110,104 +121,111 @@ def _find_blocks(hf: Any, trace: _Trace) -> list[nn.Module]:
     return list(ran[0])
 
 
-def device_of_input(hf: Any) -> torch.device:
-    """Where a model's input goes: the device of the embedding, of the first weight where there is none."""
-    return next(hf.get_input_embeddings().parameters(), next(hf.parameters())).device
-
-
-def random_tokens(hf: Any) -> dict[str, torch.Tensor]:
-    """The input of a small forward: a few token ids, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    limit = hf.get_input_embeddings().num_embeddings
-    return {"input_ids": torch.randint(0, limit, (1, PROBE_TOKENS), generator=generator).to(device_of_input(hf))}
-
-
-def discover(hf: Any, given: dict[str, torch.Tensor] | None = None, first: int = 0) -> tuple[Structure, Head]:
+def discover(hf: Any, given: dict[str, Tensor] | None = None, first: int = 0) -> tuple[Structure, Head]:
     """Find blocks, MLPs, norms and head of a decoder from the data that flows in a small forward, and check them.
 
-    Checks: each block adds exactly its attention and MLP branches, and head(resid[:, L]) equals the model's logits. The
-    forward is one of `given` (else random tokens); blocks before `first` are shells and left out.
+    Checks: each block reads what the one before it left and adds exactly its attention and MLP branches, no token sees later
+    ones, and head(resid[:, L]) equals the model's logits. The forward is one of `given` (two sequences that differ after
+    SHARED tokens; else random tokens); blocks before `first` are shells and left out. LakeError that names what is different.
     """
-    trace = _Trace(hf, given or random_tokens(hf))
+    trace = Trace(hf, given or random_tokens(hf))
     blocks = _find_blocks(hf, trace)
-    for index, block in enumerate(blocks[first:], first):
-        if not torch.isfinite(trace.inputs[block]).all() or not torch.isfinite(trace.outputs[block]).all():
-            raise LakeError(
-                f"{type(hf).__name__}: NaN or infinity around block {index} in a short forward of random tokens; are the"
-                " weights damaged, or is the dtype too narrow?"
-            )
-    parts = [_block(trace, block, index, hf) for index, block in enumerate(blocks[first:], first)]
-    placements = sorted({part.placement for part in parts})
-    if len(placements) > 1:
+    _check_flow(trace, blocks, first, hf)
+    found = [find_branches(trace, block, index, hf) for index, block in enumerate(blocks[first:], first)]
+    parts = [_check_block(trace, block, *branch, hf) for block, branch in zip(blocks[first:], found, strict=True)]
+    errors, placements = [part[0] for part in parts], sorted({part[1] for part in parts})
+    normed = sorted({mlp.norm is not None for _, mlp in found})
+    if len(placements) > 1 and ("parallel" in placements or len(normed) > 1):
         raise LakeError(
             f"{type(hf).__name__}: blocks differ in where norms stand around the MLP ({', '.join(placements)}); not supported"
         )
-    unembed = hf.get_output_embeddings()
-    last = trace.outputs[blocks[-1]]
-    norms = [
-        m
-        for m in trace.outputs
-        if _is_norm(m) and torch.equal(trace.inputs[m], last) and torch.equal(trace.outputs[m], trace.inputs[unembed])
-    ]
-    norm = _only(norms, "final norm between the last block and the unembedding", hf)
-    head = _head(hf, norm, unembed, last[0], trace.logits)
-    errors = {
-        "blocks": max(part.error for part in parts),
-        "head": _check(head.logits(last[0]), trace.logits, hf, "head(resid[:, L]) is not the model's logits"),
-    }
-    shells = blocks[:first]
-    mlps, attns = shells + [part.mlp for part in parts], shells + [part.attention for part in parts]
-    post_norms = [part.post_norm for part in parts if part.post_norm is not None]
-    return Structure(blocks, mlps, attns, post_norms, norm, unembed, placements[0], errors, first), head
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The parts of one block, and how far its input plus its branches is from its output."""
-
-    attention: nn.Module
-    mlp: nn.Module
-    post_norm: nn.Module | None
-    placement: str
-    error: float
-
-
-def _block(trace: _Trace, block: nn.Module, index: int, hf: Any) -> _Block:
-    attention, mlp = branches(block, index, hf)
-    added, norm = trace.branch(block, mlp)
-    total = trace.inputs[block] + trace.branch(block, attention)[0] + added
-    error = _check(
-        total, trace.outputs[block], hf, f"block {index} adds something besides its attention and MLP outputs"
+    top = find_top(hf, trace, blocks[-1])
+    last = flat(trace.outputs[blocks[-1]])
+    head_error = _check(top.head.logits(last), flat(trace.logits), hf, "head(resid[:, L]) is not the model's logits")
+    structure = Structure(
+        blocks=blocks,
+        added=[None] * first + [mlp for _, mlp in found],
+        mixed=[()] * first + [tuple(mixers) for mixers, _ in found],
+        norm=top.norm,
+        unembed=top.unembed,
+        placement=placements[0],
+        errors={"blocks": max(errors), "head": head_error},
+        first=first,
+        head_scale=top.scale,
     )
-    return _Block(attention, mlp, norm, _placement(trace, block, mlp, norm), error)
+    structure.multipliers()
+    return structure, top.head
 
 
-def branches(block: nn.Module, index: int, hf: Any) -> tuple[nn.Module, nn.Module]:
-    """The attention and the MLP module of a block: its two children with weight matrices, told apart by name."""
-    heavy = [(name, m) for name, m in block.named_children() if any(p.dim() > 1 for p in m.parameters())]
-    attentive = [("attn" in name or "attention" in name, m) for name, m in heavy]
-    place = f"with weight matrices in block {index} (it has {', '.join(name for name, _ in heavy) or 'none'})"
-    attention = _only([m for yes, m in attentive if yes], f"attention module (named *attn* or *attention*) {place}", hf)
-    return attention, _only([m for yes, m in attentive if not yes], f"MLP (any other module) {place}", hf)
+def _check_flow(trace: Trace, blocks: Sequence[nn.Module], first: int, hf: Any) -> None:
+    """Raise LakeError unless finite hidden states go once through all blocks in turn, and to no earlier token."""
+    name = type(hf).__name__
+    for index, block in enumerate(blocks[first:], first):
+        given, out = trace.inputs[block], trace.outputs[block]
+        if trace.runs[block] != 1:
+            raise LakeError(
+                f"{name}: block {index} runs {trace.runs[block]} times in one forward; looped models are not supported"
+            )
+        if out.dim() != 3 or out.shape[:2] != trace.logits.shape[:2] or given.shape != out.shape:
+            raise LakeError(
+                f"{name}: block {index} takes {_shape(given)} and returns {_shape(out)}; expected hidden states [batch, token,"
+                " d]: this architecture keeps its residual otherwise (several streams, say) and is not supported"
+            )
+        if not torch.isfinite(given).all() or not torch.isfinite(out).all():
+            raise LakeError(
+                f"{name}: NaN or infinity around block {index} in a short forward of random tokens; are the"
+                " weights damaged, or is the dtype too narrow?"
+            )
+        if index > first and not torch.equal(given, trace.outputs[blocks[index - 1]]):
+            raise LakeError(
+                f"{name}: block {index} does not read what block {index - 1} left: something between the blocks changes the"
+                " residual; this architecture is not supported"
+            )
+        limit = TOLERANCE[hf.dtype] * out[:, :SHARED].float().abs().max().item()
+        apart = (out[0, :SHARED].float() - out[1, :SHARED].float()).abs().max().item()
+        if first == 0 and apart > limit:
+            raise LakeError(
+                f"{name}: block {index} attends to later tokens (changing the last ones moves earlier states by {apart:.1e}):"
+                " not a causal decoder; does its config need is_decoder=true?"
+            )
 
 
-def _placement(trace: _Trace, block: nn.Module, mlp: nn.Module, post_norm: nn.Module | None) -> str:
+def _shape(value: Tensor) -> str:
+    return str(list(value.shape))
+
+
+def _check_block(trace: Trace, block: nn.Module, mixers: list[Branch], mlp: Branch, hf: Any) -> tuple[float, str]:
+    """How far a block's input plus its branches is from its output, relative; and where norms stand around its MLP."""
+    total = flat(trace.inputs[block]) + sum(added_of(trace, mixer) for mixer in mixers) + added_of(trace, mlp)
+    error = _check(total, flat(trace.outputs[block]), hf, "a block's input and branches don't add up to its output")
+    return error, _placement(trace, block, mixers, mlp, hf)
+
+
+def _placement(trace: Trace, block: nn.Module, mixers: list[Branch], mlp: Branch, hf: Any) -> str:
     """Where norms stand around the MLP (METHODS 1.2): before it (pre), after it (post), both (sandwich), none.
 
-    A parallel MLP reads the block's input, normed or not, instead of the residual after attention.
+    A parallel MLP reads the block's input, normed or not, instead of the residual after attention. LakeError when it reads
+    neither of the two.
     """
-    start, given = trace.inputs[block], trace.inputs[mlp]
-    before = [
-        m for m in block.children() if _is_norm(m) and m in trace.outputs and torch.equal(trace.outputs[m], given)
-    ]
-    if torch.equal(given, start) or any(torch.equal(trace.inputs[norm], start) for norm in before):
+    start, given = flat(trace.inputs[block]), flat(trace.inputs[mlp.whole[0]])
+    norms = [m for m in block.modules() if is_norm(m) and m in trace.outputs]
+    before = [m for m in norms if torch.equal(flat(trace.outputs[m]), given)]
+    reads = [given, *(flat(trace.inputs[m]) for m in before)]
+    if any(torch.equal(read, start) for read in reads):
         return "parallel"
+    adds = [added_of(trace, mixer) for mixer in mixers]
+    middle = start.double() + sum(add.double() for add in adds)
+    if not any(read.shape == middle.shape and rounding_error(middle, read, [start, *adds]) <= 1 for read in reads):
+        raise LakeError(
+            f"{type(hf).__name__}: its MLP reads neither the block's input nor the residual after attention, normed or not; this"
+            " architecture is not supported"
+        )
     return {(True, False): "pre", (False, True): "post", (True, True): "sandwich", (False, False): "none"}[
-        bool(before), post_norm is not None
+        bool(before), mlp.norm is not None
     ]
 
 
-def _check(found: torch.Tensor, expected: torch.Tensor, hf: Any, problem: str) -> float:
+def _check(found: Tensor, expected: Tensor, hf: Any, problem: str) -> float:
     """The largest error relative to the largest value; LakeError when it is more than a few roundings."""
     scale = expected.float().abs().max().item() or 1.0
     error = (found.float() - expected.float()).abs().max().item() / scale
@@ -218,63 +236,3 @@ def _check(found: torch.Tensor, expected: torch.Tensor, hf: Any, problem: str) -
             " supported"
         )
     return error
-
-
-def norm_parameters(norm: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """Kind ('rms' or 'layer'), effective weight, bias and eps of a norm, found by comparing with its own output on `x`."""
-    exact = copy.deepcopy(norm).float().cpu()
-    x = x.detach().float().cpu().reshape(-1, x.shape[-1])
-    weight = getattr(exact, "weight", None)
-    bias = getattr(exact, "bias", None)
-    eps = next(
-        (
-            float(getattr(norm, key))
-            for key in ("variance_epsilon", "eps", "epsilon")
-            if getattr(norm, key, None) is not None
-        ),
-        1e-6,
-    )
-    with torch.no_grad():
-        expected = type(exact).forward(exact, x)  # past accelerate, which would move x to where the norm was
-        weight = torch.ones(x.shape[-1]) if weight is None else weight.detach()
-        centred = x - x.mean(-1, keepdim=True)
-        candidates: dict[tuple[str, bool], Callable[[], torch.Tensor]] = {
-            ("rms", False): lambda: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight,
-            ("rms", True): lambda: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + weight),
-            ("layer", False): lambda: (
-                centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * weight
-                + (0 if bias is None else bias)
-            ),
-        }
-        errors = {key: (make() - expected).abs().max().item() for key, make in candidates.items()}
-    kind, plus_one = min(errors, key=lambda key: errors[key])
-    if errors[kind, plus_one] > 1e-3 * expected.abs().max().item():
-        raise LakeError(
-            f"{type(norm).__name__}: neither an RMS norm nor a layer norm; this architecture is not supported"
-        )
-    return {
-        "norm": kind,
-        "weight": weight + 1 if plus_one else weight,
-        "bias": bias if kind == "layer" else None,
-        "eps": eps,
-    }
-
-
-def _head(hf: Any, norm: nn.Module, unembed: Any, x: torch.Tensor, logits: torch.Tensor) -> Head:
-    """The head in float32; of the soft cap that the config has and none, the one that gives these logits from `x`."""
-    text = hf.config.get_text_config()
-    found = norm_parameters(norm, x)
-    divisor = getattr(text, "logits_scaling", None)
-    capped = Head(
-        unembed=unembed.weight.detach().float().cpu(),
-        norm_weight=found["weight"],
-        norm=found["norm"],
-        eps=found["eps"],
-        norm_bias=None if found["bias"] is None else found["bias"].detach(),
-        bias=None if unembed.bias is None else unembed.bias.detach().float().cpu(),
-        softcap=getattr(text, "final_logit_softcapping", None),
-        logit_scale=1.0 / divisor if divisor else float(getattr(text, "logit_scale", None) or 1.0),
-    )
-    # Gemma 3's multimodal class has the setting and leaves it alone.
-    heads = [capped] if capped.softcap is None else [capped, replace(capped, softcap=None)]
-    return min(heads, key=lambda head: (head.logits(x) - logits).abs().max().item())

@@ -5,21 +5,25 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
+from .branches import as_one, split
 from .configs import load_config, load_tokenizer, model_class
 from .hooks import at_boundary, forward_as
 from .loading import load_hf, probed
 from .model import Model
-from .structure import PROBE_TOKENS, Structure, branches, discover, first_tensor, stacks
+from .structure import Structure, discover, layers_of, stacks
+from .trace import first_tensor, random_states
 
 
 @dataclass(frozen=True)
 class Donor:
-    """The MLP modules of some blocks of a model: block number -> module. `name` is PAIR/VARIANT."""
+    """The MLP modules of some blocks of a model: block number -> module. `name` is PAIR/VARIANT.
+
+    Where the MLP of a block is several modules, a ModuleList holds them.
+    """
 
     name: str
     mlps: dict[int, nn.Module]
@@ -39,8 +43,8 @@ def load_suffix(
     kind = _cut_class(spec, lambda whole: _keep_late(whole, first))
     hf, _ = load_hf(spec, device, dtype, attention, kind=kind)
     width = hf.config.get_text_config().hidden_size
-    state = torch.randn(1, PROBE_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(device, hf.dtype)
-    with at_boundary(list(_stack(hf)), first, first, lambda _: state):
+    state = random_states(width).to(device, hf.dtype)
+    with at_boundary(list(_stack(hf)), first, first, lambda _: state.clone()):
         parts, head = probed(spec, hf, lambda: discover(hf, {"inputs_embeds": state}, first))
     return Model(spec, hf, load_tokenizer(spec), parts, head, {})
 
@@ -51,7 +55,7 @@ def load_donor(spec: ModelSpec, layers: Sequence[int], device: str = "cpu", dtyp
     kind = _cut_class(spec, lambda whole: _keep_mlps(whole, layers))
     hf, _ = load_hf(spec, device, dtype, "eager", kind=kind)
     blocks = _stack(hf)
-    return Donor(spec.name, {layer: next(blocks[layer].children()) for layer in layers})
+    return Donor(spec.name, {layer: as_one(tuple(blocks[layer].children())) for layer in layers})
 
 
 @contextmanager
@@ -74,12 +78,12 @@ def starting(model: Model, boundary: int) -> Iterator[Model]:
 
 def entering(parts: Structure, state: Tensor) -> AbstractContextManager[None]:
     """Make `state` [batch, width, d] the input of the first block, whatever the model computed before it."""
-    return at_boundary(parts.blocks, parts.first, parts.first, lambda _: state)
+    return at_boundary(parts.blocks, parts.first, parts.first, lambda _: state.clone())
 
 
 def check_layers(name: str, config: Any, layers: Sequence[int]) -> None:
     """Raise LakeError for a block that a model of this config does not have, or for no blocks at all."""
-    count = config.get_text_config().num_hidden_layers
+    count = layers_of(config)
     if not layers:
         raise LakeError(f"model {name}: no blocks named; it has blocks 0 to {count - 1}")
     if wrong := [layer for layer in layers if not 0 <= layer < count]:
@@ -102,7 +106,7 @@ def _cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
 
 def _stack(hf: Any) -> nn.ModuleList:
     """The blocks of a model that can't run yet: the largest stack of its decoder (a vision tower lies outside)."""
-    found = stacks(hf.get_decoder(), hf.config.get_text_config().num_hidden_layers)
+    found = stacks(hf.get_decoder(), layers_of(hf.config))
     if not found:
         raise LakeError(f"{type(hf).__name__}: no stack of blocks found in its decoder; this architecture can't be cut")
     return found[0]
@@ -121,7 +125,7 @@ def _keep_late(hf: Any, first: int) -> None:
 def _keep_mlps(hf: Any, layers: Sequence[int]) -> None:
     """Leave the MLPs of some blocks and nothing else."""
     blocks = _stack(hf)
-    mlps = {branches(blocks[layer], layer, hf)[1] for layer in layers}
+    mlps = {mlp for layer in layers for mlp in split(blocks[layer], layer, hf)[1]}
     hf.all_tied_weights_keys = {}
     _keep_only(hf, mlps, also=set(blocks))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..capture.branches import as_one
 from ..capture.model import Model
 from ..capture.replay import Start, find_weights, load_late, load_mlps, loaded_as, open_start, replay_whole
 from ..capture.suffix import Donor
@@ -88,7 +89,7 @@ class Replays:
         blocks = self._blocks(host)
         if set(self._blocks(other)) >= set(blocks):
             model = self._host(other)
-            return Donor(model.name, {layer: model.parts.mlps[layer] for layer in blocks})
+            return Donor(model.name, {layer: as_one(model.parts.mlp(layer).whole) for layer in blocks})
         layout, catalog, dtype = self._kit.layout, self._kit.catalog, self._starts[host].provenance["dtype"]
         window = (min(blocks), max(blocks) + 1)
         return load_mlps(layout, self._names[other], window, catalog, device=self._kit.device, dtype=dtype)

@@ -160,10 +160,13 @@ def test_blocks_add_what_the_stored_outputs_say(tmp_path, pairs, family):
         assert np.abs(resid[:, layer] + sum(parts).detach().numpy() - resid[:, layer + 1]).max() < 1e-5
 
 
-def test_block_that_adds_something_else_is_refused(tmp_path):
-    tiny.make_model(tmp_path / "m", "granite", residual_multiplier=0.5)
-    with pytest.raises(LakeError, match="block 0 adds something besides its attention and MLP outputs"):
-        load_model(tiny.spec(tmp_path / "m", "odd", "pt"))
+def test_block_that_adds_something_else_is_refused(pairs):
+    hf = AutoModelForCausalLM.from_pretrained(pairs("llama").pt.path)
+    hf.model.layers[1].register_forward_hook(lambda _m, args, out: out + args[0].sin())
+    with pytest.raises(
+        LakeError, match="block 1 adds something besides the outputs of its modules LlamaAttention, LlamaMLP"
+    ):
+        discover(hf)
 
 
 def test_head_that_does_not_give_the_logits_is_refused(pairs):
