@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..store.errors import LakeError
-
 PROBE_TOKENS = 8
 SHARED = PROBE_TOKENS - 2  # the two sequences of the small forward differ after these tokens
 
@@ -39,12 +37,6 @@ def accepted(hf: Any, given: dict[str, Any]) -> dict[str, Any]:
     names = inspect.signature(hf.forward).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in names.values())
     return given if anything else {name: value for name, value in given.items() if name in names}
-
-
-def one_line(error: BaseException) -> str:
-    """An exception of somebody else's code as class and first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def device_of_input(hf: Any) -> torch.device:
@@ -78,8 +70,8 @@ def random_states(width: int) -> Tensor:
 class Trace:
     """Inputs and outputs of every module that ran in one small forward of `given`, copied to the CPU.
 
-    `order` is the modules in the order in which they returned, `runs` how often each did. LakeError, in one line, for
-    whatever the model's own forward raises.
+    `order` is the modules in the order in which they returned, `runs` how often each did. Raises what the model's own forward
+    raises.
     """
 
     def __init__(self, hf: Any, given: dict[str, Tensor]):
@@ -94,11 +86,6 @@ class Trace:
         try:
             with torch.no_grad():
                 self.logits = _copied(hf(**accepted(hf, {**given, "use_cache": False})).logits.float())
-        except Exception as error:
-            raise LakeError(
-                f"{type(hf).__name__}: its own forward fails in transformers on {PROBE_TOKENS} random tokens"
-                f" ({one_line(error)}); does its config hold a combination that the class doesn't support?"
-            ) from error
         finally:
             for handle in handles:
                 handle.remove()
