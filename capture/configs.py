@@ -292,7 +292,12 @@ def _installed(name: str) -> bool:
 
 
 def model_class(spec: ModelSpec, config: Any) -> Any:
-    """The Hugging Face class of a decoder with its head; LakeError for what is no decoder.
+    """The Hugging Face class of a decoder with its head; LakeError as in `auto_of`."""
+    return _get_model_class(config, auto_of(spec, config)._model_mapping)
+
+
+def auto_of(spec: ModelSpec, config: Any) -> Any:
+    """The auto class that finds the class of a decoder with its head; LakeError for what is no decoder.
 
     Where there is no class for text alone the one for pictures or sound and text is taken: with tokens only, it is a decoder.
     """
@@ -307,7 +312,7 @@ def model_class(spec: ModelSpec, config: Any) -> Any:
         )
     for auto in CLASSES:
         if type(config) in auto._model_mapping:
-            return _get_model_class(config, auto._model_mapping)
+            return auto
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         what = "an encoder"
     elif kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:

@@ -11,6 +11,7 @@ from ..store.catalog import Catalog, ModelSpec, default_windows
 from ..store.errors import LakeError
 from ..store.schema import VARIANTS
 from .configs import load_tokenizer
+from .glance import check_glance
 from .loading import attention_of
 from .model import Model, load_model
 from .stops import find_stops, stop_ids
@@ -55,6 +56,7 @@ def check_models(
 
     Raises LakeError for what `load_model` refuses, for tokenizers that differ and for models of different shape.
     """
+    check_glance(specs)
     if len(specs) == 2:
         check_same_tokenizer(load_tokenizer(specs[0]), load_tokenizer(specs[1]), specs[0].pair)
     found = [describe(load_model(spec, device, dtype, device_map=device_map)) for spec in specs]

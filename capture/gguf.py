@@ -2,9 +2,11 @@
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +15,7 @@ import transformers
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
+from ..store.progress import ERRORS
 from .checkpoint import POINTER, kind_of, stamp
 
 PACKAGES = ("gguf", "accelerate")
@@ -76,6 +79,18 @@ def _read_header(file: Path, _stamp: tuple[int, int]) -> Header:
                 " incomplete, fetch it again"
             ) from error
     return Header(found, tensors)
+
+
+def read_texts(file: Path, key: str) -> list[str]:
+    """A list of texts from the header of a GGUF file, such as its tokens; empty where it has none of that name."""
+    with file.open("rb") as opened:
+        opened.seek(16)
+        for _ in range(_value(opened, "Q")):
+            name, kind = _text(opened), _value(opened, "I")
+            if name == key and kind == LIST and _value(opened, "I") == TEXT:
+                return [_text(opened) for _ in range(_value(opened, "Q"))]
+            _any(opened, kind)
+    return []
 
 
 def _value(opened: BinaryIO, kind: str) -> Any:
@@ -163,6 +178,36 @@ def loading(spec: ModelSpec) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def reading() -> Iterator[None]:
+    """While this lasts a GGUF file's header, which takes seconds, is parsed once and no bar goes into a log.
+
+    transformers parses it for the config, for the tokenizer and for the weights, and draws a bar of its own.
+    """
+    gguf: Any = import_module("gguf")
+    inside: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    kept, bar = gguf.GGUFReader, getattr(inside, "tqdm", None)
+    gguf.GGUFReader = lambda path, *more: _reader(kept, str(path), stamp(Path(path)), *more)
+    if bar and not ERRORS.is_terminal:
+        inside.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = kept
+        if bar:
+            inside.tqdm = bar
+
+
+@lru_cache(maxsize=1)
+def _reader(make: Callable[..., Any], path: str, _stamp: tuple[int, int], *more: Any) -> Any:
+    return make(path, *more)
+
+
+def forget() -> None:
+    """Let go of the header that `reading` keeps: its parts take hundreds of megabytes in a large vocabulary."""
+    _reader.cache_clear()
+
+
 def read_once(auto: Any, spec: ModelSpec, where: str) -> Any:
     """The config or tokenizer (`auto` is its Auto class) of a GGUF file; reading one takes seconds, so it is kept."""
     file = gguf_path(spec)
@@ -172,4 +217,5 @@ def read_once(auto: Any, spec: ModelSpec, where: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _read(read: Callable[..., Any], where: str, file: str, revision: str | None, known: tuple) -> Any:
-    return read(where, gguf_file=file, revision=revision or "main")
+    with reading():
+        return read(where, gguf_file=file, revision=revision or "main")

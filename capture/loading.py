@@ -1,6 +1,7 @@
 """Reading a checkpoint's weights into its Hugging Face module: all that the config asks for, nothing that it does not."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -10,9 +11,9 @@ from transformers import GenerationConfig
 from ..analyze.device import AUTO, pick
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from .configs import DTYPES, cause, config_for, dtype_of, explained, load_config, model_class, silent, source
+from .configs import DTYPES, auto_of, cause, config_for, dtype_of, explained, load_config, model_class, silent, source
 from .extras import check_before, check_extras, without_scales
-from .gguf import loading
+from .gguf import forget, loading, reading
 from .quantised import Quantised, quantised_of, unpack
 from .stops import declared
 
@@ -36,23 +37,26 @@ def load_hf(
     check_dtype(dtype)
     check_device_map(device_map, device)
     device = "cpu" if device_map else pick(device)
-    where, whole, given = source(spec), kind is None, load_config(spec)
-    kind = kind or model_class(spec, given)
-    config = config_for(kind, given)
+    where, given = source(spec), load_config(spec)
+    config = config_for(kind or model_class(spec, given), given)
     found = quantised_of(spec, config)
     dtype = dtype_of(spec, given) if dtype == "auto" else dtype
     check_before(spec, found)
     special = loading(spec) if spec.gguf_file else {"use_safetensors": True}
-    unpack(config, found)
+    for part in (given, config):  # one and the same, but for a class of text alone in a wrapper's checkpoint
+        unpack(part, found)
+        part.return_dict = True  # false would make every forward return a bare tuple
     # A module whose weights stay packed can't be moved any more.
     placed = device_map or ({"": device} if found and not found.dequantised else None)
     stops = list(declared(spec, where, given)) or None  # all of a generation config that counts
-    config.return_dict = True  # false would make every forward return a bare tuple
     try:
-        with silent():  # its report of gaps is a page long; ours is below
-            hf, info = kind.from_pretrained(
+        with (
+            silent(),
+            reading() if spec.gguf_file else nullcontext(),
+        ):  # its report of gaps is a page long; ours is below
+            hf, info = (kind or auto_of(spec, given)).from_pretrained(
                 where,
-                config=config,
+                config=config if kind else given,
                 revision=spec.revision or "main",
                 trust_remote_code=False,
                 dtype=DTYPES[dtype],
@@ -74,13 +78,14 @@ def load_hf(
         if found and not isinstance(error, LakeError):
             raise found.unloadable(spec, error) from error
         raise explained(spec, f"load {where}", error) from error
+    forget()
     _check_whole(spec, where, hf, info, found)
     if str(hf.dtype) != f"torch.{dtype}":
         raise LakeError(
             f"model {spec.name}: loaded as {str(hf.dtype).removeprefix('torch.')} although {dtype} was asked for: its class or"
             " its quantisation allows no other; choose that one with --dtype"
         )
-    return hf, check_extras(spec, hf, info["unexpected_keys"], found) if whole else ()
+    return hf, check_extras(spec, hf, info["unexpected_keys"], found) if kind is None else ()
 
 
 def _check_whole(spec: ModelSpec, where: str, hf: Any, info: dict[str, Any], found: Quantised | None) -> None:

@@ -113,9 +113,9 @@ def load_model(
     `device_map` ('auto', or a dict as accelerate takes it) spreads blocks over several devices in place of `device`.
     Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
     """
+    tokenizer = load_tokenizer(spec)  # before the weights, which take longer
     hf, notes = load_hf(spec, device, dtype, attention, device_map)
     parts, head = probed(spec, hf, lambda: discover(hf))
-    tokenizer = load_tokenizer(spec)
     config = {
         key: value
         for key, value in hf.config.get_text_config().to_diff_dict().items()

@@ -15,6 +15,7 @@ from ..store.models import check_same_model, has_model, read_model
 from ..store.streams import stream_records
 from .configs import load_config, load_tokenizer
 from .configs import source as model_folder
+from .glance import check_glance
 from .keep import check_weights_fit, here_or_stored, keep_weights, weights_to_copy
 from .loading import check_device_map
 from .model import Model, context_of, identify, load_model
@@ -24,7 +25,7 @@ from .ranks import ALONE, Rank
 from .run import Result, capture, find_sealed
 from .stops import declared
 from .streams import Source, check_readable, ensure_stream, recipe_of
-from .tokens import check_same_tokenizer
+from .tokens import check_same_tokenizer, template_for
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ def sources_of(
     loader = _Loader(options)
     for variant in variants:
         pair.model(variant)  # a LakeError for a variant that the pair lacks
+    specs = [spec for spec in (pair.pt, pair.it) if spec]
+    check_glance(
+        specs, [pair.model(v) for v in variants if any(template_for(s.template, v) == "chat" for s in streams)]
+    )
     sources = {
         variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)
     }

@@ -68,8 +68,8 @@ def quantised_of(spec: ModelSpec, config: Any) -> Quantised | None:
 
 def unpack(config: Any, found: Quantised | None) -> None:
     """Ask transformers, through the config, to unpack a quantised checkpoint's weights where it can."""
-    if found and found.dequantised:
-        stored = config.quantization_config
+    stored = getattr(config, "quantization_config", None)
+    if found and found.dequantised and stored is not None:
         config.quantization_config = {**(stored if isinstance(stored, dict) else stored.to_dict()), "dequantize": True}
 
 

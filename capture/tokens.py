@@ -257,7 +257,16 @@ def check_same_tokenizer(pt: Any, it: Any, pair: str) -> None:
 
     Tokens that only one of them has (chat markers, say) are no obstacle.
     """
-    left, right = pt.get_vocab(), it.get_vocab()
+    check_vocabularies(pt.get_vocab(), it.get_vocab(), pair)
+    plain = [tokenizer(SAMPLE, add_special_tokens=False)["input_ids"] for tokenizer in (pt, it)]
+    if plain[0] != plain[1]:
+        raise LakeError(
+            f"pair {pair}: the tokenizers of pt and it cut the same text differently; a pair needs one tokenizer"
+        )
+
+
+def check_vocabularies(left: dict[str, int], right: dict[str, int], pair: str) -> None:
+    """Raise LakeError unless two vocabularies (token -> id) give the tokens that both have the same ids, and most are."""
     clash = next((token for token in left.keys() & right.keys() if left[token] != right[token]), None)
     if clash is None and len(left.keys() & right.keys()) * 10 < max(len(left), len(right)) * 9:
         clash = next(iter(sorted(left.keys() ^ right.keys())))
@@ -265,9 +274,4 @@ def check_same_tokenizer(pt: Any, it: Any, pair: str) -> None:
         raise LakeError(
             f"pair {pair}: the tokenizers differ: {clash!r} is {left.get(clash)} for pt and {right.get(clash)} for it; a pair"
             " needs one vocabulary, or the same token ids would mean different text"
-        )
-    plain = [tokenizer(SAMPLE, add_special_tokens=False)["input_ids"] for tokenizer in (pt, it)]
-    if plain[0] != plain[1]:
-        raise LakeError(
-            f"pair {pair}: the tokenizers of pt and it cut the same text differently; a pair needs one tokenizer"
         )

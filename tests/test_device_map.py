@@ -92,7 +92,7 @@ def test_what_is_refused(tmp_path, llama, options, says):
 
 
 def test_without_accelerate(llama, monkeypatch):
-    monkeypatch.setattr("actlake.capture.model.find_spec", lambda name: None)
+    monkeypatch.setattr("actlake.capture.loading.find_spec", lambda name: None)
     with pytest.raises(LakeError, match="--device-map needs the package accelerate: pip install accelerate"):
         load_model(llama.it, device_map="auto")
 

@@ -16,7 +16,7 @@ pytest.importorskip("gguf")
 import ggufs
 from actlake import cli
 from actlake.capture import gguf
-from actlake.capture.describe import describe, lines
+from actlake.capture.describe import check_models, describe, lines
 from actlake.capture.forecast import forecast
 from actlake.capture.model import identify, load_model
 from actlake.store.captures import Capture, find_capture
@@ -24,7 +24,7 @@ from actlake.store.catalog import ModelSpec, PairSpec, load_catalog
 from actlake.store.errors import LakeError
 from actlake.store.files import hash_file
 from actlake.store.models import read_model
-from gguf import GGUFWriter
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,68 @@ def test_catalog_wants_a_name_inside_the_folder(tmp_path):
         (tmp_path / "c.yaml").write_text(f"pairs:\n  a:\n    pt:\n      path: x\n      gguf_file: {name}\n")
         with pytest.raises(LakeError, match="c.yaml:5: pair a, pt, gguf_file: expected the name of a file inside"):
             load_catalog(tmp_path / "c.yaml")
+
+
+def test_a_header_is_parsed_once_and_no_bar_goes_into_logs(folder, monkeypatch, capfd) -> None:
+    """transformers parses it for the config, the tokenizer and the weights, and draws a bar each time."""
+    shutil.copy(folder / "tiny.gguf", folder / "again.gguf")
+    read, reader = [], GGUFReader.__init__
+    monkeypatch.setattr(GGUFReader, "__init__", lambda self, *a: (read.append(a), reader(self, *a))[1])
+    check_models([ModelSpec("tiny", "it", folder, None, None, "again.gguf")])
+    assert len(read) == 1
+    assert "de-quantizing" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_part_of_several_is_refused_from_its_header(folder, tmp_path, monkeypatch, number) -> None:
+    name = f"m-{number:05d}-of-00002.gguf"
+    writer = GGUFWriter(tmp_path / name, "llama")
+    writer.add_key_value("split.no", number - 1, GGUFValueType.UINT16)
+    writer.add_key_value("split.count", 2, GGUFValueType.UINT16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(GGUFReader, "__init__", lambda *_: pytest.fail("read by transformers"))
+    with pytest.raises(LakeError) as caught:
+        load_model(ModelSpec("m", "it", tmp_path, None, None, name))
+    other = f"m-{3 - number:05d}-of-00002.gguf"
+    assert f"model m/it: {name} is part {number} of 2, and transformers reads whole files only" in str(caught.value)
+    assert f"missing here: {other}: join" in str(caught.value) and "--merge m-00001-of-00002.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"<!doctype html><html>", "no GGUF file, but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+        (b"GGUF" + (1).to_bytes(4, "little") + bytes(40), "GGUF version 1; versions 2 and 3"),
+        (b"GGUF" + (3).to_bytes(4, "little") + (2**40).to_bytes(8, "little") * 2, "its header ends too early"),
+    ],
+)
+def test_what_is_no_whole_gguf_file_is_told_from_its_first_bytes(tmp_path, content, says) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(LakeError, match=says) as caught:
+        load_model(ModelSpec("m", "it", tmp_path, None, None, "m.gguf"))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_vocabularies_and_a_missing_template_are_told_from_headers(tmp_path, folder, monkeypatch) -> None:
+    """Before any tokenizer is converted, which takes a minute where the vocabulary is large."""
+    for name, tokens in (("a", ["x", "y", "z"]), ("b", ["y", "x", "z"])):
+        writer = GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        writer.add_token_list(tokens)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    monkeypatch.setattr(GGUFReader, "__init__", lambda *_: pytest.fail("read by transformers"))
+    pt, it = (ModelSpec("m", v, tmp_path, None, None, f"{name}.gguf") for v, name in (("pt", "a"), ("it", "b")))
+    for run in (
+        lambda: check_models([pt, it]),
+        lambda: tiny.capture(tmp_path / "lake", PairSpec("m", pt, it, {}), tiny.RAW),
+    ):
+        with pytest.raises(LakeError, match="pair m: the tokenizers differ: '[xy]' is "):
+            run()
+    with pytest.raises(LakeError, match="model m/it: template 'chat': this model's tokenizer has no chat template"):
+        tiny.capture(tmp_path / "lake", PairSpec("m", None, it, {}), tiny.NATIVE, variants=("it",))
