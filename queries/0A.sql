@@ -5,14 +5,15 @@
 -- bootstrap: none
 -- plot: line x=layer hue=records y=cosine numbers=cosine records_to_993=records
 -- says: Directions from two resamples of the records agree to {corrective_pairwise_mean} in the corrective layers (worst pair
---   {corrective_pairwise_min}), each with that of all records to {corrective_canonical_mean}[; {records_to_993} records are
+--   {corrective_pairwise_min}, weakest layer {corrective_pairwise_layer_min}), each with that of all records to {corrective_canonical_mean}[; {records_to_993} records are
 --   enough for 0.993].
 -- about: The direction of a layer is the normalised mean difference IT - PT of the MLP module's output (before any post-
 --   norm: trap 6) over each model's own answer; a record is a prompt, averaged over its first min(length PT, length IT,
 --   200) - 1 generated tokens, prompts with fewer than 5 left out. Records weigh equally. `pairwise_*`: cosines between 50
 --   bootstrap resamples of the records (seed 42); `canonical_*`: with the direction of all records; `subset`: cosine of 20
 --   random subsets of so many records with it. `early` is layers 1 to round(0.33 L), `corrective` round(0.6 L) and up,
---   `mid` between: a mean over layers, or the smallest of all. Low and high are percentiles over the resamples. The seed
+--   `mid` between: `*_mean` is a mean over layers, `*_min` the worst single pair (or resample) of any layer,
+--   `*_layer_min` the smallest layer mean, which is what the study's text calls the minimum. Low and high are percentiles over the resamples. The seed
 --   has no direction for layer 0; here it is drawn but in no group. A subset of most records agrees with all of them by
 --   construction: read `subset` well below the number of records. The seed takes 600 of 1,400 prompts, the highest by a
 --   contrast that needs a judge (see 0H); here all records count.
@@ -48,9 +49,12 @@ SELECT 'subset', size::VARCHAR, layer, mean, low, high, size, 'records', 'subset
 UNION ALL
 SELECT region || '_' || name, NULL, NULL, value, NULL, NULL, n, 'records', 'none' FROM (
     SELECT region, min(n) AS n, avg(pairwise_mean) AS pairwise_mean, min(pairwise_min) AS pairwise_min,
-        avg(canonical_mean) AS canonical_mean, min(canonical_min) AS canonical_min
+        min(pairwise_mean) AS pairwise_layer_min, avg(canonical_mean) AS canonical_mean, min(canonical_min) AS canonical_min,
+        min(canonical_mean) AS canonical_layer_min
     FROM per_layer WHERE region IS NOT NULL GROUP BY region
-) UNPIVOT (value FOR name IN (pairwise_mean, pairwise_min, canonical_mean, canonical_min))
+) UNPIVOT (
+    value FOR name IN (pairwise_mean, pairwise_min, pairwise_layer_min, canonical_mean, canonical_min, canonical_layer_min)
+)
 WHERE region = 'corrective' OR name = 'pairwise_mean'
 UNION ALL
 SELECT 'records_to_993', 'all', NULL, min(size), NULL, NULL, NULL, NULL, 'none' FROM enough HAVING count(*) > 0

@@ -5,8 +5,8 @@
 -- bootstrap: prompt
 -- plot: line x=alpha hue=arm y=share numbers="share, d_mean - random"
 --   hide=answer,seeds_*,spread_*,gap_answer_*,gap_coherent_*,gap_alignment_*,gap_reasoning_0
--- says: At alpha 5 replies have {gap_str_5?more|fewer|about as many} structural words along d_mean as along a random
---   direction with the same share of each MLP output ({gap_str_5}), at 3 {gap_str_3}, with the component taken out (alpha 0)
+-- says: At alpha 5 replies have {gap_str_5?more|fewer|about as many} structural words along d_mean {gap_str_5?than|than|as} along
+--   a random direction with the same share of each MLP output ({gap_str_5}), at 3 {gap_str_3}, with the component taken out (alpha 0)
 --   {gap_str_0}; met formats differ by {gap_format_5}, {gap_format_3} and {gap_format_0}, right answers to CONTENT-REASON by
 --   {gap_reasoning_5} at 5 and {gap_reasoning_minus1} at -1. Five random seeds spread by at most {spread_str} of structural
 --   words and {spread_reasoning} of right answers.
@@ -22,10 +22,10 @@
 --   16).
 -- source: METHODS 6 (0C), 5.2; traps in METHODS 21 (3, 16, 20)
 WITH cells AS (
-    SELECT metric, arm, dose AS alpha, prompt, value FROM scores
+    SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = '0C' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent')
     UNION ALL
-    SELECT 'reasoning', arm, dose, prompt, value FROM scores
+    SELECT 'reasoning', arm, dose, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = '0C' AND metric = 'answer' AND category = 'CONTENT-REASON'
 ), seeds AS (
     SELECT metric, alpha, count(*) AS seeds, avg(mean) AS middle, min(mean) AS least, max(mean) AS most, stddev_samp(mean) AS spread

@@ -24,11 +24,11 @@
 --   template, though the seed's texts disagree on that.
 -- source: METHODS 6 (0D), 5.4; traps in METHODS 21 (3, 20)
 WITH cells AS (
-    SELECT metric, dose AS alpha, prompt, value FROM scores
+    SELECT metric, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = 'A1' AND arm = 'd_mean' AND metric IN ('str', 'format', 'answer', 'any_number', 'last_number', 'first_choice',
         'choice_generated', 'choice_logprob', 'alignment', 'coherent')
     UNION ALL
-    SELECT 'reasoning', dose, prompt, value FROM scores
+    SELECT 'reasoning', dose, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = 'A1' AND arm = 'd_mean' AND metric = 'answer' AND category = 'CONTENT-REASON'
 ), measured AS (
     SELECT name, metric, dose AS alpha, value AS estimate, low, high, n FROM effects

@@ -22,7 +22,7 @@
 --   resampled). Every prompt counts once (trap 3).
 -- source: METHODS 6 (0E), 18; traps in METHODS 21 (3, 9)
 WITH cells AS (
-    SELECT arm, dose, metric, prompt, value FROM scores WHERE sweep = '0E'
+    SELECT arm, dose, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = '0E'
 ), shifts AS (
     SELECT replace(replace(moved.metric, 'str_to_', 'str_marks_to_'), 'str_', '') AS words, arm, dose, prompt,
         moved.value - plain.value AS shift

@@ -19,7 +19,7 @@
 --   Metrics as in 0D; every prompt counts once (trap 3). Read `coherent` first (trap 20).
 -- source: METHODS 6 (0F); traps in METHODS 21 (3, 9, 20)
 WITH cells AS (
-    SELECT metric, arm, dose, prompt, value FROM scores
+    SELECT metric, arm, dose, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = '0F' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent')
 ), shape AS (
     SELECT min(dose)::INTEGER AS onset, max(dose)::INTEGER AS last FROM cells WHERE arm = 'single'

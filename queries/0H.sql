@@ -30,7 +30,7 @@ WITH cells AS (
     SELECT 'corrective_' || sets, NULL, NULL, draw, avg(value), min(n) FROM cells
     WHERE layer >= 1 AND layer >= round(0.6 * layers) GROUP BY sets, draw
 ), replies AS (
-    SELECT metric, arm AS sets, dose AS alpha, prompt, value FROM scores
+    SELECT metric, arm AS sets, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = '0H' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent')
 ), chosen AS (
     SELECT metric || '_' || alpha::INTEGER AS name, sets, prompt, value FROM replies

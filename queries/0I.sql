@@ -25,7 +25,7 @@
 --   `choice_logprob` another question (the likeliest choice). The published baseline belongs to all formulas.
 -- source: METHODS 5.2, 6 (0I), 18; traps in METHODS 21 (2, 3, 20)
 WITH cells AS (
-    SELECT metric, arm AS formula, dose AS alpha, prompt, value
+    SELECT metric, arm AS formula, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
     WHERE sweep = '0I' AND metric IN ('str', 'format', 'answer', 'reasoning', 'alignment', 'coherent', 'harmful_refused',
         'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent',

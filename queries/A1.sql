@@ -38,7 +38,7 @@
 --   of this row (trap 21).
 -- source: METHODS 5.2 to 5.4, 18; traps in METHODS 21 (3, 5, 6, 20, 21)
 WITH cells AS (
-    SELECT metric, arm, dose AS alpha, prompt, value
+    SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
     WHERE sweep = 'A1' AND metric IN ('str', 'format', 'answer', 'reasoning', 'last_number', 'alignment', 'coherent',
         'harmful_refused', 'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied',

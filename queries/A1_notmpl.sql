@@ -23,7 +23,7 @@
 --   row are plots without numbers.
 -- source: METHODS 5.1 to 5.4, 18; traps in METHODS 21 (3, 5, 20)
 WITH cells AS (
-    SELECT metric, arm AS template, dose AS alpha, prompt, value
+    SELECT metric, arm AS template, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
     WHERE sweep = 'A1_notmpl' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent', 'blank', 'harmful_refused',
         'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent', 'tokens', 'ended')

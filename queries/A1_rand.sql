@@ -21,7 +21,7 @@
 --   and a plot only ("zero effect"); its README's threefold belongs to 0C (trap 16).
 -- source: METHODS 5.2, 5.3, 18; traps in METHODS 21 (3, 16, 20)
 WITH cells AS (
-    SELECT metric, arm, dose AS alpha, prompt, value
+    SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
     WHERE sweep = 'A1_rand' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent', 'harmful_refused', 'harmful_complied',
         'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent', 'choice_generated',

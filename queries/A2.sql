@@ -19,7 +19,7 @@
 --   at most; the seed: 200); in its late blocks beta times the norm of each MLP module's output is added along d_mean
 --   (0A), at every position. Controls of equal length at beta 0, 1 and 3: `random`, a random unit vector per block;
 --   `rotated`, a random one orthogonal to d_mean; `content`, the mean of d_mean over the blocks before the late ones, the
---   same in all (the seed: those of layers 0 to 19). beta = 0 is the PT as it is, one condition. `*_change_B`: along
+--   same in all (the study: those of layers 0 to 19 that it has, and it has none for layer 0; ours takes in layer 0). beta = 0 is the PT as it is, one condition. `*_change_B`: along
 --   d_mean, beta = B less 0 on the same prompts; `*_apart_CONTROL_B`: that change less the control's. Negative beta adds
 --   the opposite. Metrics as in A1; a wreck meets what asks for little (no commas, few words), so that `format` can rise
 --   while `coherent` falls; `nll_it`, of the replies under IT in its template, says how far they are its own manner;
@@ -27,7 +27,7 @@
 --   whole budget: `ended`, `tokens`. The seed's figures of this row are plots without numbers.
 -- source: METHODS 5.2 to 5.4, 18; traps in METHODS 21 (3, 20)
 WITH cells AS (
-    SELECT metric, arm AS direction, dose AS beta, prompt, value
+    SELECT metric, arm AS direction, dose AS beta, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
     WHERE sweep = 'A2' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent', 'harmful_refused', 'harmful_complied',
         'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent', 'nll_pt', 'nll_it', 'tokens', 'ended')

@@ -21,7 +21,7 @@
 --   published figures are prose of the paper: three blocks skipped.
 -- source: METHODS 5.2 to 5.4, 18; traps in METHODS 21 (3, 20)
 WITH cells AS (
-    SELECT metric, dose AS skipped, max(dose) OVER () AS every, prompt, value
+    SELECT metric, dose AS skipped, max(dose) OVER () AS every, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
     WHERE sweep = 'A5a' AND metric IN ('str', 'format', 'answer', 'reasoning', 'alignment', 'coherent', 'harmful_refused',
         'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent', 'tokens', 'ended')

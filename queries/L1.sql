@@ -6,11 +6,12 @@
 -- bootstrap: prompt
 -- contrast: variant it - pt
 -- plot: line x=layer hue=variant y="δ-cosine" numbers=cosine
--- says: Over the final 20 % of layers IT's blocks write {final20?less|more|neither clearly more nor less} against the residual
---   they are added to than PT's: δ-cosine difference {final20}.
+-- says: Over the final 20 % of layers IT's blocks write {final20?more|less|neither clearly more nor less} along the residual
+--   they are added to than PT's: δ-cosine difference {final20}[ (PT {final20@pt}, IT {final20@it})].
 -- about: The cosine between what a whole block (attention + MLP) adds and the residual it adds to; the seed's text calls it
 --   MLP update, its code uses the block (trap 6: "δ-cosine" is cos(m, r) in exp11 and exp14; that one is `mlp_cos` of the
---   table `delta`). Negative = the block writes against its input. `profile` is the mean over record steps 10 to 99 with
+--   table `delta`). Above zero the block writes along its input, below zero
+--   against it: read the levels before the difference. `profile` is the mean over record steps 10 to 99 with
 --   equal weight for each step, each step averaged over the prompts that reach it; the seed counts from the second
 --   generated token, so record step t is step t + 1 here. Steps 0 to 9 and those after 99 are left out as in the seed
 --   (trap 19: L2 uses all, the seed's mean commitments skip 5); for all of them: `actlake sql "SELECT variant, layer,

@@ -5,15 +5,15 @@
 -- bootstrap: none
 -- plot: line x=layer hue=part y="RMS, or ratio" numbers=RMS mlp_argmax=layer mlp_late_early=ratio
 -- says: Post-training moved the MLP weights by {mlp_min} (least changed layer) to {mlp_max} (most changed, layer
---   {mlp_argmax}) RMS; the last third of the layers changed {mlp_late_early} times as much as the first.
+--   {mlp_argmax}) RMS; the late layers (from 0.6 of the depth on) changed {mlp_late_early} times as much as those below.
 -- about: Root of the mean squared difference IT - PT over all weights of a part, straight from both checkpoints; no
 --   model runs. `rms` groups tensors by the module they belong to: attention, mlp (dense), experts and router of a
 --   mixture, norms (wherever they lie), and outside the blocks embed, final_norm, lm_head. `relative` is that over PT's
 --   own RMS. `rms_seed` groups by substrings of the name as the seed's collector does: attention also takes
 --   post_attention_layernorm, router takes gate_proj (trap 17: for DeepSeek mostly expert gate projections), and a tensor
 --   may be in several. `mlp_*` sum up the seed's mlp group, whose figures are published: smallest and largest layer, the
---   layer of the largest, and the mean over the last third of the layers over that of the first (the seed's cut for this
---   ratio is not known; thirds are L // 3). Trap 8: its claim that Gemma changed most at the corrective layers is not in
+--   layer of the largest, and `mlp_late_early`, the mean over the layers from round(0.6 L) on over the mean of those below.
+--   `rms_seed` has a router only where the model has one: a dense model's gate_proj is none. Trap 8: its claim that Gemma changed most at the corrective layers is not in
 --   its own arrays.
 -- source: METHODS 4, row L3; traps in METHODS 21 (8, 17)
 WITH mine AS (
@@ -22,8 +22,11 @@ WITH mine AS (
     SELECT layer, rms, parameters, layers FROM mine WHERE grouping = 'seed' AND "group" = 'mlp' AND layer >= 0
 ), summary AS (
     SELECT sum(parameters) AS n, min(rms) AS smallest, max(rms) AS largest, arg_max(layer, rms) AS most,
-        avg(rms) FILTER (layer >= 2 * (layers // 3)) / nullif(avg(rms) FILTER (layer < layers // 3), 0) AS ratio
+        avg(rms) FILTER (layer >= round(0.6 * layers)) / nullif(avg(rms) FILTER (layer < round(0.6 * layers)), 0) AS ratio
     FROM mlp
+), mixture AS (
+    -- Of rows from elsewhere with the study's grouping alone it is not known whether there is a router.
+    SELECT bool_or("group" = 'router') OR count(*) = 0 AS routed FROM mine WHERE grouping = 'module'
 )
 SELECT 'rms' AS measure, "group" AS part, place AS layer, rms AS estimate, parameters AS n, 'weights' AS unit FROM mine
 WHERE grouping = 'module'
@@ -31,7 +34,8 @@ UNION ALL
 SELECT 'relative', "group", place, rms / nullif(rms_pt, 0), parameters, 'weights' FROM mine
 WHERE grouping = 'module' AND layer >= 0
 UNION ALL
-SELECT 'rms_seed', replace(replace("group", 'attn', 'attention'), 'norm', 'norms'), place, rms, parameters, 'weights' FROM mine WHERE grouping = 'seed' AND layer >= 0
+SELECT 'rms_seed', replace(replace("group", 'attn', 'attention'), 'norm', 'norms'), place, rms, parameters, 'weights' FROM mine
+WHERE grouping = 'seed' AND layer >= 0 AND ("group" <> 'router' OR (SELECT routed FROM mixture))
 UNION ALL
 SELECT name, 'mlp', NULL, value, n, 'weights'
 FROM summary, (VALUES ('mlp_min', smallest), ('mlp_max', largest), ('mlp_argmax', most), ('mlp_late_early', ratio)) AS v (name, value)

@@ -7,7 +7,7 @@
 -- contrast: variant it - pt
 -- plot: line x=layer hue=variant y="dimension, rank or share" numbers=""
 -- says: Over the final 20 % of layers the cloud of prompts has {late_participation_ratio?a higher|a lower|about the same}
---   participation ratio in IT than in PT ({late_participation_ratio}), effective rank {late_effective_rank}, share of the first
+--   participation ratio in IT {late_participation_ratio?than|than|as} in PT ({late_participation_ratio}), effective rank {late_effective_rank}, share of the first
 --   component {late_pc1}, intrinsic dimension {late_twonn} (TwoNN).
 -- about: One point a prompt: the residual after each block at the last prompt token. `twonn`, `mle`, `lpca` are
 --   intrinsic dimensions (scikit-dimension; TwoNN discards 10 % of the ratios, MLE takes 20 neighbours; of points that

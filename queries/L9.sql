@@ -6,8 +6,8 @@
 -- bootstrap: prompt
 -- contrast: variant it - pt
 -- plot: line x=layer hue=variant y="entropy (nats, or share)" numbers=nats mean_entropy_norm=share argmax_layer=layer
--- says: At the last prompt token IT's attention is {mean_entropy?more spread out|narrower|about as spread out} than PT's
---   ({mean_entropy} nats, mean over layers); as a share of the most that its prompt length allows, the difference is
+-- says: At the last prompt token IT's attention is {mean_entropy?more spread out than|narrower than|about as spread out
+--   as} PT's ({mean_entropy} nats, mean over layers); as a share of the most that its prompt length allows, the difference is
 --   {mean_entropy_norm}.
 -- about: Entropy of the attention row of the last prompt token, mean over heads, then over prompts. `entropy` is in nats, as
 --   the seed has it, and grows with the prompt: IT's is longer by the template. `entropy_norm` divides by ln(number of

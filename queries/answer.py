@@ -22,6 +22,7 @@ from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, read, table_of
 from .kit import Kit, Names, Scope, check_both
 from .registry import Query, Wanted, published
+from .sentences import say
 from .sweep import Engine, Job, Stage, stage_of
 from .sweep import run as sweep
 from .words import interval
@@ -191,7 +192,7 @@ class Plan:
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
             try:
-                plan.made_by[want] = [job for scope in every for job in jobs_of(kit, (want.table, want.kind, scope))]
+                plan.made_by[want] = [job for scope in every for job in jobs_of(kit, (want.table, want.kind, _part(scope, want)))]
             except LakeError as error:
                 refused[want] = error
         plan._leave_out(refused)
@@ -262,6 +263,11 @@ def scopes_of(kit: Kit, query: Query, pair: str, prompts: str | None) -> list[Sc
     if not query.recipes:
         return [Scope(pair, {})]
     return [Scope(pair, same_prompts(kit.streams, pair, recipe, prompts, there), recipe) for recipe in query.recipes]
+
+
+def _part(scope: Scope, want: Wanted) -> Scope:
+    """The captures whose rows of a table are read."""
+    return Scope(scope.pair, {want.variant: scope.streams[want.variant]}, scope.recipe) if want.variant else scope
 
 
 def scoped(query: Query, scopes: Sequence[Scope]) -> str:
@@ -359,33 +365,3 @@ def _said(plan: Plan, table: pd.DataFrame) -> str:
     told = [f"{name} {interval(rows[name].estimate, rows[name].low, rows[name].high)}" for name in named]
     alone = f"{next(iter(plan.scopes))} has {only.pop()} only, which is compared with no other model"
     return f"{alone}: {', '.join(told)}." if told else f"{alone}."
-
-
-FIELD = re.compile(r"\{(\w+)(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
-OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
-
-
-def say(template: str, table: pd.DataFrame, query: Query) -> str:
-    """Fill a query's sentence: {name} is that measure's estimate and interval, {name?a|b|c} is a when the interval is
-    above zero, b when below, c when it holds zero or there is none; [...] is left out where a measure in it is not
-    known. With a contrast, its line is meant."""
-    scalars = table[table["layer"].isna()] if "layer" in table else table
-    if query.contrast:
-        mine = scalars[query.contrast[0]]
-        scalars = scalars[(mine == f"{query.contrast[1]} - {query.contrast[2]}") | mine.isna()]
-    lines = {row.measure: row for row in scalars.itertuples() if not pd.isna(row.estimate)}
-
-    def fill(match: re.Match[str]) -> str:
-        line = lines.get(match[1])
-        if line is None:
-            return f"({match[1]} undefined)"
-        if match[2] is None:
-            sign = "+" if query.contrast and not pd.isna(getattr(line, query.contrast[0])) else ""
-            limits = "" if pd.isna(line.low) else f" [{line.low:{sign}.3g}, {line.high:{sign}.3g}]"
-            return f"{line.estimate:{sign}.3g}{limits}"
-        return match[2] if line.low > 0 else match[3] if line.high < 0 else match[4]
-
-    def keep(match: re.Match[str]) -> str:
-        return match[1] if all(name in lines for name, *_ in FIELD.findall(match[1])) else ""
-
-    return " ".join(FIELD.sub(fill, OPTIONAL.sub(keep, template)).split())

@@ -186,7 +186,8 @@ def ensure_all(
     """Compute what free SQL asks for: the named tables, for every sealed capture of the lake that has what they take.
 
     What that takes is said before it starts. Without `compute` only what is missing is said, in a line. `engine` as in
-    `ensure`. LakeError when a table can't be had of any capture, or has no rows and is not to be computed.
+    `ensure`. LakeError when a table can't be had of any capture and none of its
+    rows came from elsewhere, or when it has no rows and is not to be computed.
     """
     kit = Kit(layout, device, catalog)
     jobs = jobs_of_all(kit, names)
@@ -220,7 +221,7 @@ def jobs_of_all(kit: Kit, names: set[str]) -> list[Job]:
                     found += jobs_of(kit, (name, kind, scope))
                 except LakeError as error:
                     problem = error
-        if problem and not found:
+        if problem and not found and not kit.foreign(name):
             raise problem
         jobs += found
     return jobs

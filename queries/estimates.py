@@ -75,7 +75,7 @@ def table_of(found: Sequence[Found], query: Query, resamples: int = RESAMPLES) -
     dims, totals, final, curves = found[0].dims, [], [], True
     for part in found:
         summed = {key: lines for key, lines in part.lines.items() if query.bootstrap == "prompt" and _is_total(lines)}
-        curves &= all(_numbers(lines, "prompt", None).size == 0 for lines in summed.values())
+        curves &= all((_numbers(lines, "prompt", -1.0) < 0).all() for lines in summed.values())
         totals.append(_samples(summed))
         final.append(_final({key: lines for key, lines in part.lines.items() if key not in summed}, dims, query))
     lines = _estimated(_shared(totals, dims), dims, query, resamples)
@@ -129,7 +129,7 @@ def _contrasts(keys: Collection[Key], dims: list[str], query: Query) -> Iterator
 def _samples(groups: Mapping[Key, pa.StructArray]) -> dict[Key, Sample]:
     """The totals of one pair, per quantity; prompts are those of all quantities, so that they pair up.
 
-    Lines without a prompt are means over all prompts already: one unit of their own.
+    Lines without a prompt (NULL, or -1 where SQL had to join them) are means over all prompts already: one unit of their own.
     """
     own = [np.unique(_numbers(lines, "prompt", -1.0)) for lines in groups.values()]
     prompts = np.unique(np.concatenate(own)) if own else np.empty(0)

@@ -19,7 +19,7 @@
 --   (round(0.6 L) and up); `redundant` is 1 when |conv_mean| exceeds 0.95 in all of them; `dkl_late` is the mean over layers
 --   floor(L / 2) and up. `dh_norm` is the mean length of x. Nothing is fitted at the last layer, where the raw KL is zero. PT
 --   reads its raw prompt here; the seed gave both IT's template: for that, give the stream teacher in your catalog.yaml
---   `template: chat`. Published figures are those of steering (P4), which needs generation.
+--   `template: chat`. Published figures are those of steering: row exp10_P4.
 -- source: METHODS 7 (P1, P2); trap in METHODS 21 (18)
 WITH mine AS (
     SELECT lens, variant, prompt, layer, position, step, kl_final_layer, max(layer) OVER () + 1 AS layers FROM lens

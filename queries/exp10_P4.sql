@@ -25,7 +25,7 @@
 --   within 3 % of the baseline in five of six families. DeepSeek's texts have 64 tokens there (trap 17).
 -- source: METHODS 7 (P4), 5.2, 5.4, 18; traps in METHODS 21 (3, 16, 17, 18, 20)
 WITH cells AS (
-    SELECT metric, arm AS direction, dose AS alpha, prompt, value
+    SELECT metric, arm AS direction, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
     WHERE sweep = 'exp10_P4' AND metric IN ('str', 'format', 'answer', 'reasoning', 'alignment', 'coherent', 'harmful_refused',
         'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied', 'harmless_incoherent',

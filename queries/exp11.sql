@@ -1,7 +1,7 @@
 -- id: exp11
 -- title: IT's MLPs in the PT: windows of blocks on a matched prefix (A', B)
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), graft(B_late_tuned)?,
---   lens(raw), lens(tuned)?, delta
+--   lens(raw)@pt, lens(tuned)@pt?, delta@pt
 -- stream: teacher
 -- bootstrap: prompt
 -- plot: line x=layer hue=window y="with the graft − without" numbers=nats dcommit_*=layers dcos_*=cosine
@@ -27,10 +27,19 @@ WITH cells AS (
     SELECT split_part(condition, '_', 2) AS "window", lens, prompt, step, layer, layer >= window_start AND layer < window_stop AS inside,
         layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late, edited.kl_layer_final AS kl, base.kl_layer_final AS kl_host,
         edited.kl_layer_final - base.kl_layer_final AS dkl, cross_kl - cross_kl_host AS dcross_kl, edited.mlp_cos - own.mlp_cos AS dcos
-    FROM (FROM graft WHERE condition IN ('B_early', 'B_mid', 'B_late') AND layer >= 0) AS edited
-    JOIN (SELECT lens, prompt, step, layer, kl_layer_final FROM lens WHERE variant = 'pt' AND step >= 0) AS base
+    FROM (
+        -- Rows of a mean (a foreign table) have neither prompt nor step, and are joined by -1.
+        SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM graft
+        WHERE condition IN ('B_early', 'B_mid', 'B_late') AND layer >= 0
+    ) AS edited
+    JOIN (
+        SELECT lens, coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, layer, kl_layer_final FROM lens
+        WHERE variant = 'pt' AND coalesce(step >= 0, true)
+    ) AS base
         USING (lens, prompt, step, layer)
-    JOIN (SELECT prompt, step, layer, mlp_cos FROM delta WHERE variant = 'pt' AND step >= 0) AS own USING (prompt, step, layer)
+    LEFT JOIN (
+        SELECT coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, layer, mlp_cos FROM delta WHERE variant = 'pt' AND coalesce(step >= 0, true)
+    ) AS own USING (prompt, step, layer)
 ), tokens AS (
     SELECT "window", lens, prompt, step, avg(dkl) FILTER (late) AS dkl_final20, avg(dkl) FILTER (inside) AS dkl_window,
         avg(dcross_kl) FILTER (late) AS dcross_kl, avg(dcos) FILTER (late) AS dcos,

@@ -29,9 +29,9 @@
 --   answer the same question by other means.
 -- source: METHODS 11, 18; traps in METHODS 21 (17, 20)
 WITH marked AS (
-    SELECT arm, metric, prompt, value FROM scores WHERE sweep = 'exp12'
+    SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = 'exp12'
     UNION ALL
-    SELECT arm, metric, prompt, value FROM judged WHERE sweep = 'exp12'
+    SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM judged WHERE sweep = 'exp12'
 ), cells AS (
     FROM marked WHERE metric IN ('str', 'format', 'answer', 'alignment', 'refusal', 'false_refusal', 'missed_refusal',
         'coherent', 'words', 'headers', 'bullets', 'tokens', 'ended', 'nll_pt', 'nll_it', 'g1', 'g2', 's1_refuse', 's1_comply',

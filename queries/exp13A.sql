@@ -1,7 +1,7 @@
 -- id: exp13A
 -- title: Tokens that IT's late MLPs support or suppress in the PT (A', B)
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), candidates(B_late),
---   graft(B_late_tuned)?, candidates(B_late_tuned)?, lens(raw), lens(tuned)?, vocab, words
+--   graft(B_late_tuned)?, candidates(B_late_tuned)?, lens(raw)@pt, lens(tuned)@pt?, vocab, words@pt
 -- stream: teacher
 -- bootstrap: prompt
 -- tokens: supported_content_raw supported_content_tuned supported_format_raw supported_format_tuned supported_function_other_raw

@@ -7,9 +7,9 @@
 -- bootstrap: prompt
 -- plot: line x=layer hue=condition y="with the other's MLPs − without" numbers=nats dcos_*=cosine
 --   hide=dkl_window_*,dcos_*,kl_final20_*,support_teacher_*,anti_*,rank_gain_*,correlation_*,teacher_cos_*,top1_cos_*,kl_*
--- says: IT's late MLPs in the PT {dkl_final20_b_late_raw?raise|lower|leave about as it was} the final 20 % layers' KL to their
---   own final distribution ({dkl_final20_b_late_raw} nats on {kl_final20_a_raw}); the PT's late MLPs in the IT
---   {dkl_final20_d_late_raw?raise|lower|leave about as it was} it ({dkl_final20_d_late_raw} on {kl_final20_c_raw}). Early and mid:
+-- says: With IT's late MLPs in the PT the final 20 % layers' KL to their own final distribution
+--   {dkl_final20_b_late_raw?rises|falls|shows no clear change} ({dkl_final20_b_late_raw} nats on {kl_final20_a_raw}); with the PT's late
+--   MLPs in the IT it {dkl_final20_d_late_raw?rises|falls|shows no clear change} ({dkl_final20_d_late_raw} on {kl_final20_c_raw}). Early and mid:
 --   {dkl_final20_b_early_raw} and {dkl_final20_b_mid_raw} in the PT, {dkl_final20_d_early_raw} and {dkl_final20_d_mid_raw} in the IT.
 --   [With the tuned lens late ones give {dkl_final20_b_late_tuned} in the PT and {dkl_final20_d_late_tuned} in the IT.] Over the
 --   exchanged blocks' own layers: PT {dkl_window_b_early_raw}, {dkl_window_b_mid_raw}, {dkl_window_b_late_raw}, IT
@@ -30,14 +30,19 @@
 --   token's mean scalar and its mean KL(layer || final) over all tokens of the four; no intervals. Published: the tuned lens, over masked logits, the last layer through a probe too.
 -- source: METHODS 9; traps in METHODS 21 (1, 6, 10, 11, 22)
 WITH base AS (
-    SELECT variant, lens, prompt, step, layer, kl_layer_final, mlp_cos, rank_target, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late
-    FROM lens JOIN (SELECT variant, prompt, step, layer, mlp_cos FROM delta WHERE step >= 0) USING (variant, prompt, step, layer)
+    SELECT variant, lens, lens.prompt, lens.step, layer, kl_layer_final, mlp_cos, rank_target, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late
+    FROM (SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM lens WHERE coalesce(step >= 0, true)) AS lens
+    LEFT JOIN (SELECT variant, coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, layer, mlp_cos FROM delta WHERE coalesce(step >= 0, true))
+        USING (variant, prompt, step, layer)
     WHERE layer >= 0
 ), cells AS (
     SELECT condition, lens, prompt, step, layer, late, layer >= window_start AND layer < window_stop AS inside,
         edited.kl_layer_final - base.kl_layer_final AS dkl, edited.mlp_cos - base.mlp_cos AS dcos,
         edited.kl_layer_final AS kl, edited.mlp_cos, base.rank_target - edited.rank_target AS gain
-    FROM (FROM graft WHERE condition IN ('B_early', 'B_mid', 'B_late', 'D_early', 'D_mid', 'D_late')) AS edited
+    FROM (
+        SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM graft
+        WHERE condition IN ('B_early', 'B_mid', 'B_late', 'D_early', 'D_mid', 'D_late')
+    ) AS edited
     JOIN base USING (variant, lens, prompt, step, layer)
 ), tokens AS (
     SELECT lower(condition) AS condition, lens, prompt, step, avg(dkl) FILTER (late) AS dkl_final20, avg(dkl) FILTER (inside) AS dkl_window,
@@ -52,11 +57,11 @@ WITH base AS (
 ), numbers AS (
     UNPIVOT tokens ON dkl_final20, dkl_window, dcos, kl_final20 INTO NAME measure VALUE value
 ), pushed AS (
-    SELECT variant, condition, prompt, step, avg(support_teacher) AS support_teacher, avg(anti_top1) AS anti_top1,
+    SELECT variant, condition, coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, avg(support_teacher) AS support_teacher, avg(anti_top1) AS anti_top1,
         avg(anti_kl) AS anti_kl, avg(teacher_cos) AS teacher_cos, avg(top1_cos) AS top1_cos, avg(kl_cos) AS kl_cos,
         avg(kl_rest) AS kl_rest
     FROM mechanism
-    GROUP BY variant, condition, prompt, step
+    GROUP BY ALL
 ), outcomes AS (
     SELECT CASE variant WHEN 'pt' THEN 'A' ELSE 'C' END AS condition, prompt, step, avg(kl_layer_final) AS kl, avg(mlp_cos) AS mlp_cos
     FROM base WHERE late AND lens = 'raw' GROUP BY variant, prompt, step

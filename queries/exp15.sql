@@ -30,11 +30,11 @@
 --   a family): on the PT side mid is the strongest, on the IT side late.
 -- source: METHODS 12, 18; traps in METHODS 21 (10, 12, 17, 20)
 WITH marked AS (
-    SELECT arm, metric, prompt, value FROM scores WHERE sweep = 'exp15'
+    SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = 'exp15'
     UNION ALL
-    SELECT arm, metric, prompt, value FROM judged WHERE sweep = 'exp15'
+    SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM judged WHERE sweep = 'exp15'
     UNION ALL
-    SELECT arm, 'capped', prompt, 1 - value FROM scores WHERE sweep = 'exp15' AND metric = 'ended'
+    SELECT arm, 'capped', coalesce(prompt, -1) AS prompt, 1 - value FROM scores WHERE sweep = 'exp15' AND metric = 'ended'
 ), cells AS (
     SELECT *, CASE WHEN metric IN ('false_refusal', 'missed_refusal', 's2', 's1_incoherent') THEN -1 ELSE 1 END AS sign
     FROM marked

@@ -8,8 +8,8 @@
 -- says: Against {js_ac_final20} nats of JS between the models over the final 20 % of layers, IT's MLPs bring the PT closer to the
 --   IT by {closer_b_early_final20} (early), {closer_b_mid_final20} (mid) and {closer_b_late_final20} (late), the PT's bring the IT
 --   closer to the PT by {closer_d_early_final20}, {closer_d_mid_final20} and {closer_d_late_final20}. Mid ones bring
---   {closer_b_mid_late_final20?more|less|about as much} than late ones in the PT ({closer_b_mid_late_final20}) and
---   {closer_d_mid_late_final20?more|less|about as much} in the IT ({closer_d_mid_late_final20}).
+--   {closer_b_mid_late_final20?more than|less than|about as much as} late ones in the PT ({closer_b_mid_late_final20}) and
+--   {closer_d_mid_late_final20?more than|less than|about as much as} them in the IT ({closer_d_mid_late_final20}).
 -- about: JS between raw-lens distributions at the same layer and token, on IT's answer. Pairs: A' with C (row exp16), and for each
 --   exchange of MLPs (B: IT's in the PT, D: the PT's in the IT; early, mid, late) the edited host with the other model
 --   (`js_target`) and with itself unedited (`js_host`): 13 in all. Each side through its own norm and unembedding, limited to
@@ -22,8 +22,11 @@
 WITH cells AS (
     SELECT lower(condition) AS condition, prompt, step, layer, window_start, window_stop, js_target, js_host, js,
         max(layer) OVER () + 1 AS layers
-    FROM (FROM graft WHERE condition IN ('B_early', 'B_mid', 'B_late', 'D_early', 'D_mid', 'D_late') AND lens = 'raw') AS edited
-    JOIN (SELECT prompt, step, layer, js FROM pair_lens) USING (prompt, step, layer)
+    FROM (
+        SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM graft
+        WHERE condition IN ('B_early', 'B_mid', 'B_late', 'D_early', 'D_mid', 'D_late') AND lens = 'raw'
+    ) AS edited
+    JOIN (SELECT coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, layer, js FROM pair_lens) USING (prompt, step, layer)
     WHERE layer >= 0
 ), tokens AS (
     SELECT condition, region, prompt, step, avg(js_target) AS js_target, avg(js_host) AS js_host, avg(js) AS js_ac,

@@ -24,7 +24,7 @@
 --   here, 128 there. Published numbers named `*_native` are of prompts in the chat template, which need another stream.
 -- source: METHODS 14; traps in METHODS 21 (10, 11)
 WITH events AS (
-    SELECT *, max(layer) OVER () AS last, min(layer) FILTER (condition = 'B_late') OVER () AS before_late
+    SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step), max(layer) OVER () AS last, min(layer) FILTER (condition = 'B_late') OVER () AS before_late
     FROM divergence
     WHERE event = 'first_diff'
 ), final AS (
@@ -63,7 +63,7 @@ WHERE measure IN ('b_mid_picks_it', 'b_late_picks_it', 'd_mid_picks_pt', 'd_late
 UNION ALL BY NAME
 SELECT measure, prompt, share AS total, 1 AS n FROM paired
 UNION ALL BY NAME
-SELECT 'step_mean' AS measure, prompt, avg(step) AS total, 1 AS n FROM final WHERE condition = 'A' GROUP BY prompt
+SELECT 'step_mean' AS measure, prompt, avg(step) AS total, 1 AS n FROM final WHERE condition = 'A' AND step >= 0 GROUP BY prompt
 UNION ALL BY NAME
 SELECT 'late_gain_' || lower(condition) AS measure, prompt,
     avg(margin) FILTER (layer = last) - avg(margin) FILTER (layer = before_late) AS total, 1 AS n

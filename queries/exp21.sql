@@ -20,7 +20,7 @@
 --   from stored residuals and MLP outputs. The 2 x 2 effects also take B_late, the PT with IT's MLPs in the late window, and D_late, the
 --   IT with the PT's, replayed from its start, each read by its host's head, late window, per prompt: `late_weight` = half of
 --   (B_late - A) + (C - D_late), `upstream` = half of (D_late - A) + (C - B_late), `interaction` = (C - D_late) - (B_late - A), of
---   `_margin` and of `_support_it` (METHODS does not say which of them the published ones are of). The seed takes u before the norm that follows it in Gemma and OLMo (trap 6); here u is what the residual gets. Its
+--   `_margin` (as published) and of `_support_it`. The seed takes u before the norm that follows it in Gemma and OLMo (trap 6); here u is what the residual gets. Its
 --   published figures (`*_native`) are of prompts in the chat template, where PT and IT read different texts.
 -- source: METHODS 15; traps in METHODS 21 (6, 10)
 WITH mine AS (

@@ -20,7 +20,7 @@
 --   1 - Jaccard of the five likeliest tokens of neighbouring late layers. `lens` is raw, tuned, or both (their tokens
 --   together, as published for adjacent_js and flips). `*_matched` repeat the matched numbers, beside the published ones.
 --   Answer tokens from the sixth on (METHODS: skip first 5). Weights stay as they are while prompts are resampled; the
---   seed's script resamples tokens, so its published intervals are narrower than ours would be. Both variants read their
+--   study resamples prompts too, those of PT and of IT apart. Both variants read their
 --   own prompt and answer: METHODS 16 has about half of the paired gap as the template's. `smd_*`: difference of the
 --   matched means in standard deviations.
 -- source: METHODS 16

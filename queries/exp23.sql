@@ -6,8 +6,8 @@
 -- plot: dots x=steps hue=readout y="logits" numbers=logits hide=late_weight_by_step,upstream_by_step
 -- says: At the first token where PT and IT part, IT's late blocks in place of PT's change the logit of IT's token less that of
 --   PT's by {late_pt} on PT's upstream state and by {late_it} on IT's own. The interaction is {interaction?positive|negative|not
---   clearly different from zero}: {interaction} logits through IT's head; with the labels swapped at random 99.9 % of its means
---   lie below {interaction_null_999}. [From step 3 on it is {interaction_step3?positive|negative|not clearly different from
+--   clearly different from zero}: {interaction} logits through IT's head[; with the labels swapped at random 99.9 % of its means
+--   lie below {interaction_null_999}]. [From step 3 on it is {interaction_step3?positive|negative|not clearly different from
 --   zero} ({interaction_step3}).]
 -- about: Both models read the bare text; an event is the first step at which their greedy answers differ, so that prompt
 --   and answer up to there are the same tokens (view `first_diff`; where one answer ends first there is none). Four cells:
@@ -60,6 +60,7 @@ WITH cells AS (
 ), hashes AS MATERIALIZED (
     SELECT interaction, block, md5_number_lower(coalesce(prompt_id, prompt::VARCHAR) || ' ' || block) AS signs
     FROM common, range(160) AS blocks (block)
+    WHERE prompt IS NOT NULL
 ), null_draws AS (
     -- 64 signs an MD5: the same draws everywhere.
     SELECT avg(CASE (signs >> bit) & 1 WHEN 1 THEN -interaction ELSE interaction END) AS mean, count(*) AS n

@@ -11,20 +11,19 @@
 -- about: Four cells a host (PT with IT's MLPs, IT with PT's), on IT's answer: no exchange, mid window, late window, and the run of
 --   blocks from the first of the mid window to the last of the late one (B_midlate, D_midlate), each a replay of the host through its
 --   own raw lens. y = KL(layer || own final) (trap 1), mean over layers floor(0.8 L) and up, pooled over tokens. `late` = half of
---   (y(late) - y(none)) + (y(midlate) - y(mid)), `mid` likewise, `interaction` = y(midlate) - y(mid) - y(late) + y(none); METHODS gives
---   the published effects no formula, so that they may be simple effects: `alone_*` are those without the other exchange, `with_*` those
---   on top of it. Where windows share blocks (trap 10) these are exchanged once in the run of both, and part of the
+--   (y(late) - y(none)) + (y(midlate) - y(mid)), `mid` likewise, `interaction` = y(midlate) - y(mid) - y(late) + y(none); `alone_*`
+--   is an exchange without the other one, `with_*` on top of it. The published effects are simple ones, of `alone_*`. Where windows share blocks (trap 10) these are exchanged once in the run of both, and part of the
 --   interaction is that they are counted twice in the sum. The end point moves with every exchange (trap 11).
 -- source: METHODS 17 (exp23, Part A); traps in METHODS 21 (1, 10, 11)
 WITH base AS (
-    SELECT variant, prompt, step, layer, kl_layer_final AS kl_none, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late
-    FROM lens WHERE lens = 'raw' AND step >= 0 AND layer >= 0
+    SELECT variant, coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, layer, kl_layer_final AS kl_none, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late
+    FROM lens WHERE lens = 'raw' AND coalesce(step >= 0, true) AND layer >= 0
 ), cells AS (
     SELECT variant, prompt, step, layer, late, any_value(kl_none) AS kl_none,
         any_value(kl_layer_final) FILTER (ends_with(condition, '_mid')) AS kl_mid,
         any_value(kl_layer_final) FILTER (ends_with(condition, '_late')) AS kl_late,
         any_value(kl_layer_final) FILTER (ends_with(condition, '_midlate')) AS kl_both
-    FROM graft JOIN base USING (variant, prompt, step, layer)
+    FROM (SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM graft) AS graft JOIN base USING (variant, prompt, step, layer)
     WHERE lens = 'raw' AND condition IN ('B_mid', 'B_late', 'B_midlate', 'D_mid', 'D_late', 'D_midlate')
     GROUP BY ALL
 ), effects AS (

@@ -29,15 +29,17 @@ KEYS = {
     "pitfalls",
     "source",
 }
-NEED = re.compile(r"(\w+)(?:\((\w+)\))?(\??)")
+NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\??)")
 
 
 class Wanted(NamedTuple):
-    """A table that a query reads: `lens(tuned)?` is the table lens of kind tuned, `?` for optional."""
+    """A table that a query reads: `lens(tuned)@pt?` is the table lens of kind tuned, of the PT alone, done without where it
+    can't be had."""
 
     table: str
     kind: str
     optional: bool
+    variant: str = ""  # the one whose rows are read; both without
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def parse(text: str, where: str) -> Query:
     return Query(
         id=header["id"],
         title=header["title"],
-        needs=tuple(Wanted(m[1], m[2] or "", bool(m[3])) for m in NEED.finditer(header["needs"])),
+        needs=tuple(Wanted(m[1], m[2] or "", bool(m[4]), m[3] or "") for m in NEED.finditer(header["needs"])),
         recipes=tuple(name.strip() for name in header["stream"].split(",") if name.strip() != "none"),
         bootstrap=_bootstrap(header.get("bootstrap", "prompt"), where),
         contrast=_contrast(header.get("contrast", ""), where),

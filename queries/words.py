@@ -7,29 +7,37 @@ import math
 import pandas as pd
 
 
-def interval(estimate: float, low: float, high: float) -> str:
-    """Write 0.123 [0.101, 0.145]: all parts with the same decimals, three significant digits or two of the interval's width."""
+def interval(estimate: float, low: float, high: float, sign: bool = False) -> str:
+    """Write 0.123 [0.101, 0.145]: all parts with the same decimals, three significant digits or two of the interval's width.
+
+    With `sign`, numbers above zero have a plus.
+    """
     known = [float(part) for part in (estimate, low, high) if not pd.isna(part)]
     if pd.isna(estimate):
         return "undefined"
     places = _places(max(abs(part) for part in known))
     if pd.isna(low) or pd.isna(high):
-        return number(estimate, places)
+        return number(estimate, places, sign)
     width = float(high) - float(low)
     if width > 0:
         places = min(max(places, _places(width) - 1), places + 2)
-    return f"{number(estimate, places)} [{number(low, places)}, {number(high, places)}]"
+    return f"{number(estimate, places, sign)} [{number(low, places, sign)}, {number(high, places, sign)}]"
 
 
-def number(value: float, places: int | None = None) -> str:
-    """A number with three significant digits, or with so many decimals; whole ones from 1000 up are written in full."""
+def number(value: float, places: int | None = None, sign: bool = False) -> str:
+    """A number with three significant digits, or with so many decimals; whole ones from 1000 up are written in full.
+
+    With `sign`, one above zero has a plus.
+    """
     if pd.isna(value):
         return "undefined"
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return ("+∞" if sign else "∞") if value > 0 else "−∞"
     places = _places(abs(value)) if places is None else places
     text = f"{value:.2e}" if places > 6 and value else f"{value:,.{places}f}"
-    return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
+    if not float(text.replace(",", "")):
+        return text.replace("-", "")
+    return ("+" if sign and value > 0 else "") + text.replace("-", "−")
 
 
 def _places(size: float) -> int:

@@ -28,12 +28,36 @@ from .tables import (
 
 # What tells rows apart; all other columns hold values. A row without a prompt or token stands for all of them.
 KEYS = (
+    "probe_variant",
     *("pair", "variant", "stream", "stream_pt", "lens", "prompt", "prompt_id", "category", "token", "position", "step"),
     *("token_id", "layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
     *("event", "upstream", "late", "readout", "condition", "window_start", "window_stop", "patch_layer", "patch"),
     *("sweep", "arm", "dose", "key"),
 )
-OPTIONAL = ("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other", "dose", "key")
+OPTIONAL = (
+    *("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other", "dose", "key", "head"),
+    *("window_start", "window_stop"),
+)
+# What a key column that the file lacks is filled with: of every table, and of some alone. SQL, over the other columns.
+PUBLISHED = "published"  # a stream that stands for every recipe
+FILLED = {
+    "stream": f"'{PUBLISHED}'",
+    "stream_pt": "stream",
+    "lens": "'raw'",
+    "event": "'first_diff'",
+    "readout": "'common_it'",
+    "grouping": "'seed'",
+    "geometry.draw": "0",
+    "directions.draw": "0",
+    "lens_eval.probe_variant": "variant",
+    "lens_eval.probes": f"'{PUBLISHED}'",
+    "lens_eval.n": "1",
+    **{f"{table}.variant": "if(condition[1] IN ('A', 'B'), 'pt', 'it')" for table in (*CONDITIONED, "writeout")},
+    **{f"{table}.variant": "'both'" for table in ("scores", "judged")},
+    "directions.kind": "CASE WHEN name IN ('matched', 'reverse') THEN name WHEN regexp_matches(name, '^(top|random|all)[-_]') THEN 'splits'"
+    " WHEN name IN ('resample', 'subset', 'pairwise_mean', 'pairwise_min') THEN 'stability'"
+    " WHEN name IN ('share', 'pc1_mean', 'mean_share', 'between') THEN 'spread' END",
+}
 COSINE, SHARE = (-1.0, 1.0), (0.0, 1.0)
 RANGES = {
     **dict.fromkeys(("js", "js_next", "js_host", "js_target"), (0.0, 0.6932)),
@@ -61,8 +85,8 @@ class Added:
 def add_table(layout: Layout, name: str, file: Path, **given: str | None) -> Added:
     """Check a Parquet or CSV file with columns of the table `name`, and copy it into the lake.
 
-    `given` fills columns that the file lacks (pair, variant, stream, stream_pt, lens). Other columns that it lacks are NULL:
-    without prompts and tokens a row is a mean over them. LakeError, and nothing is written, for columns the table does not
+    `given` fills columns that the file lacks (pair, variant, stream, stream_pt, lens); what is not given is filled as FILLED
+    says (the stream `published` answers rows of every stream), or NULL: without prompts and tokens a row is a mean over them. LakeError, and nothing is written, for columns the table does not
     have, missing ones, values out of range, rows that are there twice, or a capture that the lake has rows of already.
     """
     if name not in TABLES:
@@ -106,6 +130,10 @@ class _Rows:
             self._sql.execute(f"CREATE TABLE given AS SELECT {', '.join(columns)}, file_row FROM {numbered}")
         except duckdb.Error as error:
             self._refuse(f"{str(error).splitlines()[0]}; table {name} is {', '.join(map(_described, self.schema))}")
+        self.filled = {column: sql for column, sql in self._fillings().items() if column not in (*there, *options)}
+        for column, sql in self._fillings().items():
+            if column in self.filled or column == "draw":  # a draw that is not known is the value of all points
+                self._sql.execute(f'UPDATE given SET "{column}" = {sql} WHERE "{column}" IS NULL')
         self.count = self._one("SELECT count(*) FROM given")[0]
 
     @property
@@ -131,7 +159,7 @@ class _Rows:
     def _column(self, field: pa.Field, there: list[str], options: dict[str, str]) -> str:
         """The SQL of one column; NaN becomes NULL."""
         kind = duck_type(field.type)
-        defaults = {"lens": "raw"} | ({"variant": "both"} if self._paired else {})
+        defaults = {"variant": "both"} if self._paired else {}
         if field.name in there:
             value = f'CAST("{field.name}" AS {kind})'
             return f"CASE WHEN NOT isnan({value}) THEN {value} END" if kind == "FLOAT" else value
@@ -141,16 +169,20 @@ class _Rows:
             return "CAST(dense_rank() OVER (ORDER BY prompt_id) - 1 AS INTEGER)"
         return f"CAST(NULL AS {kind})"
 
+    def _fillings(self) -> dict[str, str]:
+        """Column of this table -> the SQL that fills it where the file lacks it."""
+        names = [name for name in self.schema.names if name in FILLED or f"{self._name}.{name}" in FILLED]
+        first = sorted(names, key=lambda name: not name.startswith("stream"))
+        return {name: FILLED.get(f"{self._name}.{name}", FILLED.get(name, "")) for name in first}
+
     def check(self) -> None:
         """LakeError for the first thing that does not fit."""
         if not self.count:
             self._refuse("no rows")
         counts = ", ".join(f'count("{column}")' for column in self.schema.names)
         known = dict(zip(self.schema.names, self._one(f"SELECT {counts} FROM given"), strict=True))
-        for column in KEYS:
-            if column not in OPTIONAL and known.get(column, self.count) < self.count:
-                hint = f"give it with --{column.replace('_', '-')}" if column in CAPTURE[:5] else "every row needs it"
-                self._refuse(f"column {column} of table {self._name} is missing or has gaps: {hint}")
+        if lacking := [name for name in KEYS if name not in OPTIONAL and known.get(name, self.count) < self.count]:
+            self._refuse_keys(lacking, known)
         values = [field for field in self.schema if field.name not in KEYS]
         if not any(known[field.name] for field in values):
             self._refuse(f"no values; table {self._name} has {', '.join(field.name for field in values)}")
@@ -159,6 +191,17 @@ class _Rows:
                 self._check_range(field.name)
         self._check_names()
         self._check_twice()
+
+    def _refuse_keys(self, lacking: list[str], known: dict[str, int]) -> NoReturn:
+        """Say which columns that tell rows apart are missing, how to give them, and what is filled in for others."""
+        column = lacking[0]
+        state = f"has gaps ({self.count - known[column]} of {self.count} rows)" if known[column] else "is missing"
+        values = {"variant": " (pt or it)", "lens": " (raw or tuned)"}.get(column, "")
+        hint = f"give it with --{column.replace('_', '-')}{values}" if column in CAPTURE[:5] else "every row needs it"
+        more = f"; so {'is' if len(lacking) == 2 else 'are'} {', '.join(lacking[1:])}" if lacking[1:] else ""
+        filled = ", ".join(f"{name} with {sql}" for name, sql in self.filled.items() if name not in lacking)
+        words = f"column {column} of table {self._name} {state}: {hint}{more}"
+        self._refuse(f"{words} (filled in as the file lacks it: {filled})" if filled else words)
 
     def _check_range(self, column: str) -> None:
         low, high = RANGES.get(f"{self._name}.{column}", RANGES.get(column, (-math.inf, math.inf)))
@@ -171,7 +214,7 @@ class _Rows:
             self._refuse(f"column {column}, row {wrong[0]}: {wrong[1]:g}, expected {low:g} to {high:g}")
 
     def _check_names(self) -> None:
-        allowed = ("both",) if self._paired else VARIANTS
+        allowed = ("both",) if self._paired else (*VARIANTS, "both") if self._name in ("scores", "judged") else VARIANTS
         for column in ("pair", "variant", "stream", "stream_pt"):
             for value in self._distinct(column) if column in self.schema.names else ():
                 if column == "variant" and value not in allowed:
