@@ -13,6 +13,7 @@ from typing import Any
 
 from .answers import contains, first_is_right, forced_choice, lettered, number, numbers, picks_right, right_letter
 from .criteria import CRITERIA_CHECKS, WORDS_WITHIN_BUDGET, bullets, headings, holds, unscored, words
+from .loops import is_degenerate
 from .word_shares import boundary_tokens, reclassified, shares, structure
 
 __all__ = [
@@ -70,7 +71,7 @@ def score(text: str, prompt: Mapping[str, Any]) -> dict[str, float]:
     prompt = {name: value for name, value in prompt.items() if value is not None}  # null means absent
     found = {"str": structure(text)}
     found |= {f"share_{name.lower()}": share for name, share in shares(text).items()}
-    found |= {"coherent": float(is_coherent(text)), **_counts(text)}
+    found |= {"coherent": float(is_coherent(text)), "degenerate": float(is_degenerate(text)), **_counts(text)}
     if "answer" in prompt:
         found |= _answered(text, prompt["answer"], prompt.get("choices", ()))
     if "criteria" in prompt and text.strip():

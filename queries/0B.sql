@@ -16,7 +16,7 @@
 --   (percentiles would lean low, because a resampled direction is noisier). Groups as in 0A.
 -- source: METHODS 6 (0B)
 WITH cells AS (
-    SELECT name, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind IN ('matched', 'reverse')
+    SELECT name, layer, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind IN ('matched', 'reverse')
 ), placed AS (
     SELECT *, CASE WHEN layer >= round(0.6 * layers) THEN 'corrective' WHEN layer <= round(0.33 * layers) THEN 'early'
         ELSE 'mid' END AS region
@@ -35,7 +35,7 @@ SELECT measure, layer, estimate,
     tanh(atanh(estimate) - 1.96 * spread) AS low, tanh(atanh(estimate) + 1.96 * spread) AS high, n, 'records' AS unit,
     CASE WHEN spread IS NOT NULL THEN 'bootstrap Fisher z' ELSE 'none' END AS method
 FROM (
-    SELECT measure, layer, any_value(least(value, 0.9999999)) FILTER (draw = 0) AS estimate,
-        stddev(atanh(least(value, 0.9999999))) FILTER (draw > 0) AS spread, min(n) AS n
+    SELECT measure, layer, any_value(greatest(least(value, 0.9999999), -0.9999999)) FILTER (draw = 0) AS estimate,
+        stddev(atanh(greatest(least(value, 0.9999999), -0.9999999))) FILTER (draw > 0) AS spread, min(n) AS n
     FROM lines GROUP BY measure, layer
 )

@@ -23,7 +23,7 @@
 -- source: METHODS 6 (0C), 5.2; traps in METHODS 21 (3, 16, 20)
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores
-    WHERE sweep = '0C' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent')
+    WHERE sweep = '0C' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent', 'reasoning')
     UNION ALL
     SELECT 'reasoning', arm, dose, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = '0C' AND metric = 'answer' AND category = 'CONTENT-REASON'

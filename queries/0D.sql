@@ -1,11 +1,11 @@
 -- id: 0D
 -- title: Dose response of the steered IT: intervals, effect sizes, rank correlation
--- needs: scores(A1), effects(A1)
+-- needs: scores(A1), effects(A1)?
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=alpha hue=metric y="share, or d" numbers="Spearman's rho with alpha"
 --   hide=*_change_?,p_*,*any_number,*first_choice,*choice_logprob,reasoning,last_number
--- says: Over the 14 alphas the share of structural words has a rank correlation with alpha of {rho_str} (p {p_str}), met
+-- says: Over the alphas of the sweep the share of structural words has a rank correlation with alpha of {rho_str}[ (p {p_str})], met
 --   formats of {rho_format}, right reactions to SAFETY prompts of {rho_alignment}, right answers of {rho_answer}. Without
 --   the component (alpha 0) structural words change by {str_change_0}, at five times by {str_change_5}, met formats by
 --   {format_change_0} and {format_change_5}: {format_change_5?more|fewer|no clear change} at 5.
@@ -26,13 +26,19 @@
 WITH cells AS (
     SELECT metric, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = 'A1' AND arm = 'd_mean' AND metric IN ('str', 'format', 'answer', 'any_number', 'last_number', 'first_choice',
-        'choice_generated', 'choice_logprob', 'alignment', 'coherent')
+        'choice_generated', 'choice_logprob', 'alignment', 'coherent', 'reasoning')
     UNION ALL
     SELECT 'reasoning', dose, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = 'A1' AND arm = 'd_mean' AND metric = 'answer' AND category = 'CONTENT-REASON'
 ), measured AS (
     SELECT name, metric, dose AS alpha, value AS estimate, low, high, n FROM effects
     WHERE sweep = 'A1' AND arm = 'd_mean' AND metric IN (SELECT metric FROM cells)
+), ranked AS (
+    -- Without the table `effects` (means from elsewhere) the correlation alone, as in A1.
+    SELECT metric, rank() OVER (PARTITION BY metric ORDER BY alpha) AS dose,
+        rank() OVER (PARTITION BY metric ORDER BY mean) + count(*) OVER (PARTITION BY metric, mean) / 2 AS outcome
+    FROM (SELECT metric, alpha, round(avg(value), 9) AS mean FROM cells GROUP BY ALL)
+    WHERE NOT EXISTS (FROM measured)
 )
 SELECT metric AS measure, metric, alpha, prompt, value AS total, 1 AS n FROM cells
 UNION ALL BY NAME
@@ -50,3 +56,5 @@ SELECT CASE name WHEN 'spearman' THEN 'rho_' ELSE 'p_' END || metric AS measure,
     CASE name WHEN 'spearman' THEN 'prompts' ELSE 'alphas' END AS unit, CASE WHEN low IS NULL THEN 'none' ELSE 'BCa' END AS method
 FROM measured
 WHERE name IN ('spearman', 'spearman_p')
+UNION ALL BY NAME
+SELECT 'rho_' || metric AS measure, corr(dose, outcome) AS estimate, count(*) AS n, 'alphas' AS unit FROM ranked GROUP BY metric

@@ -22,7 +22,7 @@
 --   replies are wrecks (`coherent`, trap 20). Without texts the row has the cosines alone.
 -- source: METHODS 6 (0H), 5.1; traps in METHODS 21 (3, 20)
 WITH cells AS (
-    SELECT replace(name, '-', '_') AS sets, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions
+    SELECT replace(name, '-', '_') AS sets, layer, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM directions
     WHERE kind = 'splits'
 ), lines AS (
     SELECT 'cosine' AS measure, sets, layer, draw, value, n FROM cells
@@ -40,8 +40,8 @@ SELECT measure, sets, layer, estimate,
     tanh(atanh(estimate) - 1.96 * spread) AS low, tanh(atanh(estimate) + 1.96 * spread) AS high, n, 'records' AS unit,
     CASE WHEN spread IS NOT NULL THEN 'bootstrap Fisher z' ELSE 'none' END AS method
 FROM (
-    SELECT measure, sets, layer, any_value(least(value, 0.9999999)) FILTER (draw = 0) AS estimate,
-        stddev(atanh(least(value, 0.9999999))) FILTER (draw > 0) AS spread, min(n) AS n
+    SELECT measure, sets, layer, any_value(greatest(least(value, 0.9999999), -0.9999999)) FILTER (draw = 0) AS estimate,
+        stddev(atanh(greatest(least(value, 0.9999999), -0.9999999))) FILTER (draw > 0) AS spread, min(n) AS n
     FROM lines GROUP BY measure, sets, layer
 )
 UNION ALL BY NAME

@@ -13,14 +13,16 @@
 --   intrinsic dimensions (scikit-dimension; TwoNN discards 10 % of the ratios, MLE takes 20 neighbours; of points that
 --   coincide one counts), `participation_ratio`, `effective_rank`, `pc1`, `pc5`, `pc10` come from the eigenvalues of the
 --   covariance of at most 2,000 prompts. No rank can exceed the number of prompts minus one: compare models on the same
---   prompts only. `late_*` is the mean over layers floor(0.8 L) and up. Low and high are the 5th and 95th percentile over
---   100 subsamples of 80 % of the prompts without replacement (seed 42, the same ones for PT and IT, so that differences
---   are paired): they show how much the choice of prompts matters, and are no 95 % confidence interval; where fewer points
---   shift a metric, they lie beside the estimate. Layer -1, the embedding of the last token, is in the table `geometry`;
+--   prompts only. `late_*` is the mean over layers floor(0.8 L) and up. Low and high: estimate plus and minus 1.96 standard
+--   errors of the delete-d jackknife, sqrt(b / (n - b)) times the standard deviation over 100 subsamples of b = 80 % of the n
+--   prompts without replacement (seed 42, the same ones for PT and IT, so that differences are paired). They are 95 %
+--   intervals for what another n prompts would give, not for infinitely many: fewer points shift every metric here
+--   (benchmarks/jackknife.py checks their coverage on clouds of known make). The study takes the 5th and 95th percentile of
+--   the subsamples, which is no 95 % interval and may leave out the estimate. Layer -1, the embedding of the last token, is in the table `geometry`;
 --   there many prompts share a point.
 -- source: METHODS 4, row L8
 WITH cells AS (
-    SELECT variant, layer, metric, draw, value, n, max(layer) OVER () + 1 AS layers FROM geometry WHERE layer >= 0
+    SELECT variant, layer, metric, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM geometry WHERE layer >= 0
 ), lines AS (
     SELECT metric AS measure, variant, layer, draw, value, n FROM cells
     UNION ALL
@@ -32,10 +34,21 @@ WITH cells AS (
     SELECT measure, 'it - pt', it.layer, draw, it.value - pt.value, least(it.n, pt.n)
     FROM (FROM lines WHERE variant = 'it') AS it JOIN (FROM lines WHERE variant = 'pt') AS pt USING (measure, draw)
     WHERE it.layer IS NOT DISTINCT FROM pt.layer
+), errors AS (
+    SELECT measure, variant, layer, any_value(value) FILTER (draw = 0) AS estimate, min(n) AS n,
+        count(*) FILTER (draw = 0) AS wholes, round(0.8 * min(n)) AS b,
+        sqrt(b / (min(n) - b)) * stddev_samp(value) FILTER (draw > 0) AS error
+    FROM arms GROUP BY measure, variant, layer
+), bounded AS (
+    -- No share leaves 0 to 1, no dimension or rank falls below 0; differences may.
+    SELECT *, if(contains(variant, ' - '), '-infinity'::DOUBLE, 0) AS least,
+        if(contains(variant, ' - ') OR NOT contains(measure, 'pc1') AND NOT contains(measure, 'pc5'), 'infinity'::DOUBLE, 1) AS most
+    FROM errors
 )
-SELECT measure, variant, layer, any_value(value) FILTER (draw = 0) AS estimate,
-    CASE WHEN estimate IS NOT NULL THEN quantile_cont(value, 0.05) FILTER (draw > 0) END AS low,
-    CASE WHEN estimate IS NOT NULL THEN quantile_cont(value, 0.95) FILTER (draw > 0) END AS high,
-    min(n) AS n, 'prompts' AS unit,
-    CASE WHEN estimate IS NULL THEN 'undefined: points coincide' ELSE 'subsample (5 to 95 %)' END AS method
-FROM arms GROUP BY measure, variant, layer
+SELECT measure, variant, layer, estimate, if(error IS NOT NULL, greatest(estimate - 1.96 * error, least), NULL) AS low,
+    if(error IS NOT NULL, least(estimate + 1.96 * error, most), NULL) AS high, n, 'prompts' AS unit,
+    CASE WHEN estimate IS NOT NULL THEN if(error IS NULL, 'none', 'delete-d jackknife')
+        WHEN wholes = 0 THEN 'undefined: no value of all points'
+        WHEN n IS NULL THEN 'undefined: not given'
+        ELSE 'undefined: points coincide' END AS method
+FROM bounded

@@ -19,7 +19,7 @@ from ..store.manifest import noise_warnings
 from ..store.schema import TABLES, VARIANTS
 from ..store.tables import same_prompts, sql_error
 from .build import BEHIND_VIEW, jobs_of
-from .estimates import RESAMPLES, read, table_of
+from .estimates import RESAMPLES, any_number, read, table_of
 from .kit import Kit, Names, Scope, check_both
 from .registry import Query, Wanted, published
 from .sentences import say
@@ -173,7 +173,7 @@ def answer_all(
 # --- what a query reads ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """A query, its captures pair by pair (one scope per stream recipe), and the jobs that make its tables."""
 
@@ -181,6 +181,7 @@ class Plan:
     scopes: dict[str, list[Scope]]
     made_by: dict[Wanted, list[Job]] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
+    foreign: bool = False  # only rows from elsewhere: what they hold is answered, whatever other tables the row reads
 
     @classmethod
     def make(cls, kit: Kit, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
@@ -189,6 +190,7 @@ class Plan:
             for pair in pairs:
                 check_both(kit, pair, "pooling")
         plan = cls(query, {pair: scopes_of(kit, query, pair, prompts) for pair in pairs})
+        plan.foreign = all(kit.is_foreign(scope) for scopes in plan.scopes.values() for scope in scopes)
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
             try:
@@ -237,9 +239,11 @@ class Plan:
     def _leave_out(self, missing: dict[Wanted, LakeError]) -> None:
         """Note what is done without; LakeError for a table that has to be there, and when none is left."""
         for want, error in missing.items():
-            if not want.optional or not self.made_by.keys() - missing.keys():
+            if not (want.optional or self.foreign) or not self.made_by.keys() - missing.keys():
                 raise error
-            self.without.append(f"without {want.table}({want.kind}): {error}")
+            self.without.append(f"without {_named(want)}: {error}")
+        if self.foreign and len(missing) > 1:
+            self.without[:] = [f"without {', '.join(map(_named, missing))}, of which no rows were brought in"]
 
     @property
     def streams(self) -> dict[str, str]:
@@ -263,6 +267,10 @@ def scopes_of(kit: Kit, query: Query, pair: str, prompts: str | None) -> list[Sc
     if not query.recipes:
         return [Scope(pair, {})]
     return [Scope(pair, same_prompts(kit.streams, pair, recipe, prompts, there), recipe) for recipe in query.recipes]
+
+
+def _named(want: Wanted) -> str:
+    return f"{want.table}({want.kind})" if want.kind else want.table
 
 
 def _part(scope: Scope, want: Wanted) -> Scope:
@@ -328,8 +336,14 @@ def answered(
         found = read(connection, sql, query, pairs)
     except duckdb.Error as error:
         raise sql_error(error, layout) from error
-    if missing := [pair for pair in pairs if pair not in found]:
+    if missing := [pair for pair in pairs if pair not in found or (plan.foreign and not any_number(found[pair]))]:
         on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
+        if plan.foreign:
+            raise LakeError(
+                f"{query.id}: the rows brought in for pair {', '.join(missing)} give none of its numbers: they are means"
+                f" where it takes single tokens or prompts, or of other tables ({'; '.join(plan.without) or 'all are there'});"
+                f" see `actlake run {query.id} --about`"
+            )
         raise LakeError(
             f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on}: no token passes this row's filters;"
             f" continuations may be too short. See `actlake run {query.id} --about`"
@@ -357,7 +371,7 @@ def _said(plan: Plan, table: pd.DataFrame) -> str:
     """The finding in a sentence; of a pair of one model its numbers alone."""
     only = {variant for scopes in plan.scopes.values() for scope in scopes for variant in scope.streams}
     if len(only) != 1:
-        return say(plan.query.says, table, plan.query)
+        return say(plan.query.says, table, plan.query, plan.foreign)
     lines = table[table["estimate"].notna()]
     lines = lines[lines["layer"].isna()] if "layer" in lines else lines
     rows = {row.measure: row for row in lines.itertuples()}

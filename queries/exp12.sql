@@ -41,7 +41,9 @@ WITH marked AS (
     FROM cells AS edited JOIN (SELECT metric, prompt, value FROM cells WHERE arm = 'A') AS base USING (metric, prompt)
     WHERE edited.arm IN ('B', 'C')
 ), gaps AS (
-    SELECT metric, avg(b.change) AS moved, avg(c.change) AS gap, stddev_samp(c.change) / sqrt(count(*)) AS error, count(*) AS n
+    -- Means from elsewhere (prompt -1) have no error: any gap is one.
+    SELECT metric, avg(b.change) AS moved, avg(c.change) AS gap,
+        if(max(prompt) < 0, 0, stddev_samp(c.change) / sqrt(count(*))) AS error, count(*) AS n
     FROM (FROM changes WHERE arm = 'B') AS b JOIN (FROM changes WHERE arm = 'C') AS c USING (metric, prompt)
     GROUP BY metric
 )
@@ -51,5 +53,5 @@ SELECT metric AS measure, arm || ' - A' AS arm, prompt, change AS total, 1 AS n 
 UNION ALL BY NAME
 SELECT lower(arm) || '_minus_a_' || metric AS measure, prompt, change AS total, 1 AS n FROM changes
 UNION ALL BY NAME
-SELECT 'gap_closed_' || metric AS measure, moved / gap AS estimate, n, 'prompts' AS unit FROM gaps
+SELECT 'gap_closed_' || metric AS measure, moved / gap AS estimate, n, if(error = 0, 'curves', 'prompts') AS unit FROM gaps
 WHERE abs(gap) > 2 * error

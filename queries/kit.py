@@ -25,7 +25,7 @@ from ..store.models import read_head, read_model
 from ..store.names import stored_pairs, variants_of
 from ..store.schema import TABLE_VERSIONS as VERSION
 from ..store.schema import VARIANTS
-from ..store.tables import stream_table
+from ..store.tables import FOREIGN, stream_table
 from .feed import Rows
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ class Kit:
         """The models that a pair has in the lake or the catalog, pt before it; LakeError for an unknown pair."""
         stored = self.once("stored pairs", lambda: stored_pairs(self.layout))
         return variants_of(pair, stored, self.catalog)
+
+    def is_foreign(self, scope: Scope) -> bool:
+        """Whether all that is known of these captures came from elsewhere, as tables."""
+        mine = self.streams[(self.streams["pair"] == scope.pair) & self.streams["stream"].isin(scope.streams.values())]
+        return bool(len(mine)) and bool((mine["prompt_set"] == FOREIGN).all())
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returns, made for the first builder that asks under this key and shared with the others."""

@@ -17,13 +17,14 @@ SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\[{])")
 NO_INTERVAL = "[no interval]"
 
 
-def say(template: str, table: pd.DataFrame, query: Query) -> str:
+def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) -> str:
     """Fill a query's sentence with the estimates of its answer.
 
     {name} is that measure's estimate and interval; {name@arm} is that of one arm of the contrast, whose difference is meant
     otherwise. {name?a|b|c} is a when the interval is above zero, b when it is below, c when it holds zero. Without an
     interval the sign of the estimate decides, and the number says so: c would deny it. [...] is left out where a measure in
-    it is not known, and [...||otherwise] gives way to what follows. A sentence none of whose measures is known is left out.
+    it is not known, and [...||otherwise] gives way to what follows. A sentence none of whose measures is known is left out;
+    `listed` names the numbers there are in place of a sentence that lacks one.
     """
     scalars = table[table["layer"].isna()] if "layer" in table else table
     compared = {match[1] for match in FIELD.finditer(template) if match[3] is not None}
@@ -43,6 +44,10 @@ def say(template: str, table: pd.DataFrame, query: Query) -> str:
         low, high = (line.estimate, line.estimate) if pd.isna(line.low) else (line.low, line.high)
         return match[3] if low > 0 else match[4] if high < 0 else match[5]
 
+    def named(text: str) -> str:
+        wanted = dict.fromkeys(match[1] for match in FIELD.finditer(text) if line_of(match))
+        return f"{', '.join(f'{name} {{{name}}}' for name in wanted)}."
+
     def keep(match: re.Match[str]) -> str:
         wanted, _, otherwise = match[1].partition(ELSE)
         return wanted if all(map(line_of, FIELD.finditer(wanted))) else otherwise
@@ -52,6 +57,8 @@ def say(template: str, table: pd.DataFrame, query: Query) -> str:
         for text in SENTENCE.split(OPTIONAL.sub(keep, template))
         if not FIELD.search(text) or any(map(line_of, FIELD.finditer(text)))
     ]
+    if listed:
+        kept = [text if all(map(line_of, FIELD.finditer(text))) else named(text) for text in kept]
     return " ".join(FIELD.sub(fill, " ".join(kept)).split())
 
 
@@ -79,5 +86,5 @@ def _differs(line: Any, query: Query) -> bool:
 
 def _number(line: Any, compared: bool, difference: bool) -> str:
     text = interval(line.estimate, line.low, line.high, sign=compared or difference)
-    bare = pd.isna(line.low) and (compared or line.unit == "curves" or line.n == 1)
+    bare = pd.isna(line.low) and (compared or difference or line.unit == "curves" or (not pd.isna(line.n) and line.n == 1))
     return f"{text} {NO_INTERVAL}" if bare else text

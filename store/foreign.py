@@ -15,6 +15,7 @@ from .layout import Layout, check_name
 from .schema import CONDITIONED, PER_VARIANT, TABLES, VARIANTS
 from .tables import (
     FOREIGN,
+    PUBLISHED,
     ROW_GROUP_TOKENS,
     VIEWS,
     duck_type,
@@ -39,7 +40,6 @@ OPTIONAL = (
     *("window_start", "window_stop"),
 )
 # What a key column that the file lacks is filled with: of every table, and of some alone. SQL, over the other columns.
-PUBLISHED = "published"  # a stream that stands for every recipe
 FILLED = {
     "stream": f"'{PUBLISHED}'",
     "stream_pt": "stream",

@@ -45,6 +45,7 @@ MISTAKES = (
 CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # the rest of the process needs memory, too
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 TEXTS_AND_TABLES = TABLES | {TEXTS: OUTPUTS}
+PUBLISHED = "published"  # the stream of rows from elsewhere whose texts are not known: it answers rows of every recipe
 
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
@@ -401,11 +402,14 @@ def same_prompts(
     """variant -> stream for the captures of `pair` that answer a question on `recipe`.
 
     All `variants` must have been captured on the same prompt set with the same continuation budget. LakeError when none
-    or several such groups are in the lake; `prompts` (a prompt-set name or a prefix of a stream name) picks one.
+    or several such groups are in the lake; `prompts` (a prompt-set name or a prefix of a stream name) picks one. Rows from
+    elsewhere on the stream `published` stand in where nothing else of the recipe is there.
     """
-    rows = streams[(streams["pair"] == pair) & (streams["recipe"] == recipe)]
+    rows = streams[(streams["pair"] == pair) & streams["recipe"].isin([recipe, PUBLISHED])]
     if prompts:
         rows = rows[(rows["prompts"] == prompts) | rows["name"].str.startswith(prompts)]
+    if (rows["recipe"] == recipe).any():
+        rows = rows[rows["recipe"] == recipe]
     groups = [
         group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(variants)
     ]
@@ -414,6 +418,11 @@ def same_prompts(
             ", ".join(f"{row.variant}:{row.name_}" for row in rows.rename(columns={"name": "name_"}).itertuples())
             or "none"
         )
+        if not groups and len(rows) and (rows["prompt_set"] == FOREIGN).all():
+            raise LakeError(
+                f"pair {pair}: this question needs rows of pt and it; there, from elsewhere: {have}. Bring in the other"
+                " variant's: `actlake table add TABLE FILE`"
+            )
         if not groups:
             known = streams.loc[streams["pair"] == pair, "prompts"].unique()
             named = prompts or (known[0] if len(known) == 1 else "")

@@ -461,7 +461,9 @@ def test_a_row_may_return_estimates_and_gets_their_differences(made: Made) -> No
     assert table.loc["it - pt", "estimate"] == pytest.approx(lens["it"] - lens["pt"])
     assert table.loc["it - pt", ["low", "high"]].isna().all() and table.loc["it - pt", "method"] == "none"
     assert table.loc["pt", "unit"] == "tokens" and pd.isna(table.loc["it - pt", "n"])
-    assert found.says == f"gap {lens['it'] - lens['pt']:+.3g}, unclear"
+    more = "more" if lens["it"] > lens["pt"] else "less"  # without an interval the sign decides, and the number says so
+    number = f"{lens['it'] - lens['pt']:+.3f}".replace("-", "−")
+    assert found.says == f"gap {number} [no interval], {more}"
     assert found.figure().axes
 
 
