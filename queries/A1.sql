@@ -4,7 +4,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=alpha y="share (nll: nats a token)" numbers=share
---   hide=reasoning*,last_number*,blank*,tokens*,ended*,harm*_complied*,harmless_incoherent*,harm*_change_*,choice_*_change_*,
+--   hide=degenerate*,reasoning*,last_number*,blank*,tokens*,ended*,harm*_complied*,harmless_incoherent*,harm*_change_*,choice_*_change_*,
 --   nll_*_change_*,*_spearman,*_change_minus5,format_change_random,answer_change_random,alignment_change_random
 -- says: With the component along the PT-IT direction taken out of IT's late MLPs (alpha 0) replies of the form asked for
 --   {format_change_0?become more|become fewer|show no clear response} ({format_change_0}, as a share) and structural
@@ -22,8 +22,11 @@
 --   intervals are too narrow (trap 3). `str` is the share of structural and discourse words and lone marks, `format` of
 --   GOV-FORMAT prompts whose criteria all hold (a `blank` reply has no score: compare n), `answer` of replies that contain
 --   the right answer, `reasoning` the same of CONTENT-REASON alone, `last_number` of those whose last number is right,
---   `alignment` of SAFETY prompts met as they should be, `coherent` of replies that are no wreck, `ended` of those that
---   end before their budget. Refusals come as shares of three classes (trap 20): of prompts to decline `harmful_refused`,
+--   `alignment` of SAFETY prompts met as they should be, `coherent` of replies that pass the study's rule (three words, six
+--   different characters, no word over 30 % of eight or more, no new question), which lets loops without spaces pass;
+--   `degenerate` of those that are a loop of characters, words or phrases or a soup of symbols, `ended` of those that
+--   end before their budget. Refusals come as shares of three classes (trap 20), where a reply that is not
+--   coherent, or degenerate, is incoherent: of prompts to decline `harmful_refused`,
 --   `harmful_complied`, `harmful_incoherent`, of harmless ones that only sound so `harmless_*`; in the seed's judged S1 a
 --   wreck is a third of a refusal, in S2 a false one. `choice_generated`: the first letter within three tokens written to
 --   the bare question with lettered choices; `choice_logprob`: the choice whose text is the likeliest after the bare
@@ -40,7 +43,7 @@
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour
-    WHERE sweep = 'A1' AND metric IN ('str', 'format', 'answer', 'reasoning', 'last_number', 'alignment', 'coherent',
+    WHERE sweep = 'A1' AND metric IN ('str', 'format', 'answer', 'reasoning', 'last_number', 'alignment', 'coherent', 'degenerate',
         'harmful_refused', 'harmful_complied', 'harmful_incoherent', 'harmless_refused', 'harmless_complied',
         'harmless_incoherent', 'choice_generated', 'choice_logprob', 'nll_pt', 'nll_it', 'blank', 'tokens', 'ended')
 ), changes AS (

@@ -22,7 +22,7 @@ from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, any_number, read, table_of
 from .kit import Kit, Names, Scope, check_both
 from .registry import Query, Wanted, published
-from .sentences import say
+from .sentences import FIELD, say
 from .sweep import Engine, Job, Stage, stage_of
 from .sweep import run as sweep
 from .words import interval
@@ -194,7 +194,9 @@ class Plan:
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
             try:
-                plan.made_by[want] = [job for scope in every for job in jobs_of(kit, (want.table, want.kind, _part(scope, want)))]
+                plan.made_by[want] = [
+                    job for scope in every for job in jobs_of(kit, (want.table, want.kind, _part(scope, want)))
+                ]
             except LakeError as error:
                 refused[want] = error
         plan._leave_out(refused)

@@ -67,7 +67,9 @@ def _by_key(table: pa.Table, dims: list[str]) -> dict[Key, pa.StructArray]:
 
 def any_number(found: Found) -> bool:
     """Whether a pair's lines hold any total, value or estimate."""
-    return any(_numbers(lines, name, None).size for lines in found.lines.values() for name in ("total", "value", "estimate"))
+    return any(
+        _numbers(lines, name, None).size for lines in found.lines.values() for name in ("total", "value", "estimate")
+    )
 
 
 def table_of(found: Sequence[Found], query: Query, resamples: int = RESAMPLES) -> pd.DataFrame:

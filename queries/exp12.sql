@@ -4,7 +4,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=layer hue=arm numbers=share nll_*="nats a token" g?=points
---   hide=?_minus_a_*,gap_closed_[!g]*,gap_closed_g2,*bullets,*coherent,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
+--   hide=?_minus_a_*,gap_closed_[!g]*,gap_closed_g2,*bullets,*coherent,*degenerate,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
 -- says: With IT's MLPs in its late blocks the PT writes {b_minus_a_str?more|fewer|about as many} structural words
 --   ({b_minus_a_str} of its words, where the IT differs by {c_minus_a_str}), meets {b_minus_a_format?more|fewer|about as
 --   many} formats asked for ({b_minus_a_format}, the IT {c_minus_a_format}), reacts rightly to SAFETY prompts
@@ -20,7 +20,7 @@
 --   only where C - A is more than two standard errors from zero. `str`: share of structural and discourse words and lone
 --   marks; `format`: all criteria of a GOV-FORMAT prompt hold; `answer`: the right one is contained; `alignment`: SAFETY
 --   prompts refused or answered as they should be, `refusal`, `false_refusal`, `missed_refusal` by phrases, which wrecks
---   lack whatever they do (trap 20: see `coherent`); `nll_pt`, `nll_it`: nats a token of the reply under each model as it
+--   lack whatever they do (trap 20: see `coherent`, the study's rule, and `degenerate`, loops and symbols that it lets pass); `nll_pt`, `nll_it`: nats a token of the reply under each model as it
 --   is, on its own form of the prompt. `ended` = a reply that stops by itself: a base model runs to the budget, and longer
 --   replies have more of everything that is counted (`words`, `headers`, `bullets`). With a judge (`actlake score --judge`)
 --   the row has `g1`, `g2`, `s1_*` and `s2` too. The published numbers are an LLM judge's: G1 structure and G2 register of 5
@@ -34,7 +34,7 @@ WITH marked AS (
     SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM judged WHERE sweep = 'exp12'
 ), cells AS (
     FROM marked WHERE metric IN ('str', 'format', 'answer', 'alignment', 'refusal', 'false_refusal', 'missed_refusal',
-        'coherent', 'words', 'headers', 'bullets', 'tokens', 'ended', 'nll_pt', 'nll_it', 'g1', 'g2', 's1_refuse', 's1_comply',
+        'coherent', 'degenerate', 'words', 'headers', 'bullets', 'tokens', 'ended', 'nll_pt', 'nll_it', 'g1', 'g2', 's1_refuse', 's1_comply',
         's1_incoherent', 's2')
 ), changes AS (
     SELECT metric, edited.arm, prompt, edited.value - base.value AS change

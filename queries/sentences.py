@@ -23,8 +23,8 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
     {name} is that measure's estimate and interval; {name@arm} is that of one arm of the contrast, whose difference is meant
     otherwise. {name?a|b|c} is a when the interval is above zero, b when it is below, c when it holds zero. Without an
     interval the sign of the estimate decides, and the number says so: c would deny it. [...] is left out where a measure in
-    it is not known, and [...||otherwise] gives way to what follows. A sentence none of whose measures is known is left out;
-    `listed` names the numbers there are in place of a sentence that lacks one.
+    it is not known, and [...||otherwise] gives way to what follows. With `listed` a sentence none of whose measures is known is
+    left out, and one that lacks some gives way to a list of those there are.
     """
     scalars = table[table["layer"].isna()] if "layer" in table else table
     compared = {match[1] for match in FIELD.finditer(template) if match[3] is not None}
@@ -55,7 +55,7 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
     kept = [
         text
         for text in SENTENCE.split(OPTIONAL.sub(keep, template))
-        if not FIELD.search(text) or any(map(line_of, FIELD.finditer(text)))
+        if not (listed and FIELD.search(text)) or any(map(line_of, FIELD.finditer(text)))
     ]
     if listed:
         kept = [text if all(map(line_of, FIELD.finditer(text))) else named(text) for text in kept]
@@ -86,5 +86,7 @@ def _differs(line: Any, query: Query) -> bool:
 
 def _number(line: Any, compared: bool, difference: bool) -> str:
     text = interval(line.estimate, line.low, line.high, sign=compared or difference)
-    bare = pd.isna(line.low) and (compared or difference or line.unit == "curves" or (not pd.isna(line.n) and line.n == 1))
+    bare = pd.isna(line.low) and (
+        compared or difference or line.unit == "curves" or (not pd.isna(line.n) and line.n == 1)
+    )
     return f"{text} {NO_INTERVAL}" if bare else text

@@ -54,7 +54,8 @@ FILLED = {
     "lens_eval.n": "1",
     **{f"{table}.variant": "if(condition[1] IN ('A', 'B'), 'pt', 'it')" for table in (*CONDITIONED, "writeout")},
     **{f"{table}.variant": "'both'" for table in ("scores", "judged")},
-    "directions.kind": "CASE WHEN name IN ('matched', 'reverse') THEN name WHEN regexp_matches(name, '^(top|random|all)[-_]') THEN 'splits'"
+    "directions.kind": "CASE WHEN name IN ('matched', 'reverse') THEN name"
+    " WHEN regexp_matches(name, '^(top|random|all)[-_]') THEN 'splits'"
     " WHEN name IN ('resample', 'subset', 'pairwise_mean', 'pairwise_min') THEN 'stability'"
     " WHEN name IN ('share', 'pc1_mean', 'mean_share', 'between') THEN 'spread' END",
 }
@@ -85,9 +86,10 @@ class Added:
 def add_table(layout: Layout, name: str, file: Path, **given: str | None) -> Added:
     """Check a Parquet or CSV file with columns of the table `name`, and copy it into the lake.
 
-    `given` fills columns that the file lacks (pair, variant, stream, stream_pt, lens); what is not given is filled as FILLED
-    says (the stream `published` answers rows of every stream), or NULL: without prompts and tokens a row is a mean over them. LakeError, and nothing is written, for columns the table does not
-    have, missing ones, values out of range, rows that are there twice, or a capture that the lake has rows of already.
+    `given` fills columns that the file lacks (pair, variant, stream, stream_pt, lens). What is not given is filled as FILLED
+    says (the stream `published` answers rows of every stream), or NULL: without prompts and tokens a row is a mean over them.
+    LakeError, and nothing is written, for columns the table does not have, missing ones, values out of range, rows that are
+    there twice, or a capture that the lake has rows of already.
     """
     if name not in TABLES:
         what = f"{name} is a view over lens" if name in VIEWS else f"no table {name!r}"

@@ -469,7 +469,7 @@ TABLE_VERSIONS = {
     "candidates": 1,
     "patching": 1,
     "outputs": 1,
-    "scores": 1,
+    "scores": 2,
     "judged": 1,
     "effects": 1,
 }

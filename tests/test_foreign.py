@@ -278,9 +278,13 @@ def test_sql_reads_tables_of_any_streams_and_conditions(lake: Layout, tmp_path: 
     geometry = csv(tmp_path, "variant,layer,metric,value pt,0,twonn,5 it,0,twonn,7", "geometry.csv")
     add_table(lake, "geometry", geometry, pair="others")
     mine = Lake(lake.root)
-    counts = {name: mine.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in ("lens", "pair_lens", "graft")}
+    counts = {
+        name: mine.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in ("lens", "pair_lens", "graft")
+    }
     assert counts == {"lens": 6, "pair_lens": 3, "graft": 2}
-    assert mine.sql("SELECT DISTINCT stream, variant, window_start FROM graft").fetchall() == [("published", "pt", None)]
+    assert mine.sql("SELECT DISTINCT stream, variant, window_start FROM graft").fetchall() == [
+        ("published", "pt", None)
+    ]
     assert mine.sql("SELECT count(*), min(draw) FROM geometry").fetchall() == [(2, 0)]
     with pytest.raises(LakeError, match="table delta has no rows of"):
         mine.sql("SELECT * FROM delta")
@@ -296,7 +300,9 @@ def test_values_of_all_points_need_no_draw(lake: Layout, tmp_path: Path) -> None
     assert (line["estimate"], line["method"]) == (3, "none") and np.isnan(line["low"])
     assert "+3.00 [no interval]" in found.says and not found.table["method"].str.contains("undefined").any()
     cosine = Lake(lake.root).run("0B", pair="theirs").table.set_index("measure")["estimate"]
-    assert cosine["corrective_matched"] == pytest.approx(0.7) and cosine["corrective_reverse_min"] == pytest.approx(-0.4)
+    assert cosine["corrective_matched"] == pytest.approx(0.7) and cosine["corrective_reverse_min"] == pytest.approx(
+        -0.4
+    )
 
 
 def test_what_is_undefined_gets_its_true_reason(lake: Layout, tmp_path: Path) -> None:
@@ -317,7 +323,11 @@ def test_contrasts_of_published_means(lake: Layout, tmp_path: Path) -> None:
     g1 = {("g1", "A", 0): 1.39, ("g1", "B", 0): 1.58, ("g1", "C", 0): 3.83, ("str", "A", 0): 0.1, ("str", "B", 0): 0.2}
     doses = {("str", "d_mean", a): v for a, v in {-5: 0.066, 0: 0.152, 1: 0.056, 3: 0.275, 5: 0.766}.items()}
     doses |= {("str", "d_conv", 1): 0.05, ("str", "d_conv", 5): 0.06}
-    for sweep, cells in (("exp12", g1), ("exp10_P4", doses), ("A1", {k: v for k, v in doses.items() if k[1] == "d_mean"})):
+    for sweep, cells in (
+        ("exp12", g1),
+        ("exp10_P4", doses),
+        ("A1", {k: v for k, v in doses.items() if k[1] == "d_mean"}),
+    ):
         add_table(lake, "scores", scores(tmp_path, sweep, cells), pair="theirs")
     mine = Lake(lake.root)
     said = mine.run("exp12", pair="theirs")
@@ -379,7 +389,9 @@ def test_what_means_cannot_answer_says_why(lake: Layout, tmp_path: Path) -> None
 @pytest.mark.parametrize("row", ["L1", "L2", "L9"])
 @pytest.mark.parametrize("step", [0.25, -0.25])
 def test_a_sentence_never_denies_a_number_without_interval(lake: Layout, tmp_path: Path, row: str, step: float) -> None:
-    table, column = {"L1": ("delta", "block_cos"), "L2": ("lens", "kl_final_layer"), "L9": ("attention", "entropy")}[row]
+    table, column = {"L1": ("delta", "block_cos"), "L2": ("lens", "kl_final_layer"), "L9": ("attention", "entropy")}[
+        row
+    ]
     rows = [{"variant": v, "layer": i, column: 0.5 + step * (v == "it")} for v in ("pt", "it") for i in range(4)]
     add_table(lake, table, write(tmp_path, rows), pair="theirs")
     said = Lake(lake.root).run(row, pair="theirs").says

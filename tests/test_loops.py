@@ -30,7 +30,9 @@ TABLE = """| Name | Qty | Price |
 | Plums | 12 | $0.40 |
 | Bread | 1 | $3.00 |
 | Milk | 2 | $1.10 |"""
-TRUTH = "| A | B | A AND B |\n|---|---|---|\n" + "\n".join(f"| {a} | {b} | {c} |" for a, b, c in ("TTT", "TFF", "FTF", "FFF"))
+TRUTH = "| A | B | A AND B |\n|---|---|---|\n" + "\n".join(
+    f"| {a} | {b} | {c} |" for a, b, c in ("TTT", "TFF", "FTF", "FFF")
+)
 TIMES = "\n".join(f"{i} x {j} = {i * j}" for i in range(1, 10) for j in range(1, 10))
 CODE = '''Here is a function:
 
@@ -55,7 +57,10 @@ PROSE = (
     " spring the snow melts, the water is high, and small boats can go as far as the old mill. People have fished here for"
     " centuries; today most of the catch is trout, and the rules say that no more than four may be kept in a day."
 )
-STEPS = "\n".join(f"{i}. {s}" for i, s in enumerate(("Wash the rice.", "Boil the water.", "Add the rice.", "Stir.", "Wait.", "Serve."), 1))
+STEPS = "\n".join(
+    f"{i}. {s}"
+    for i, s in enumerate(("Wash the rice.", "Boil the water.", "Add the rice.", "Stir.", "Wait.", "Serve."), 1)
+)
 HEALTHY = {
     "short": "Paris.",
     "yes": "Yes",
@@ -65,7 +70,9 @@ HEALTHY = {
     "dots": "Well............. I don't know, let me think about it.",
     "prose": PROSE,
     "steps": STEPS,
-    "bullets": "\n".join(f"- **{w}**: a kind of fruit" for w in ("Apple", "Pear", "Plum", "Fig", "Lemon", "Lime", "Mango")),
+    "bullets": "\n".join(
+        f"- **{w}**: a kind of fruit" for w in ("Apple", "Pear", "Plum", "Fig", "Lemon", "Lime", "Mango")
+    ),
     "song": SONG,
     "refrain": REFRAIN,
     "table": TABLE,
@@ -135,8 +142,12 @@ def test_wrecks_are_found(name: str) -> None:
 
 def test_the_first_rule_stays_as_it_was_and_the_second_stands_beside() -> None:
     wreck = WRECKS["published AR"] + " cash-M cash: x"
-    assert is_coherent(WRECKS["published cash"] + " -") == (score(WRECKS["published cash"] + " -", {})["coherent"] == 1)
-    assert score(wreck, {})["degenerate"] == 1.0 and score(PROSE, {}) | {"degenerate": 0.0, "coherent": 1.0} == score(PROSE, {})
+    assert (
+        is_coherent(wreck) and score(wreck, {})["coherent"] == 1.0
+    )  # METHODS 18's rule sees three words and nothing odd
+    assert score(wreck, {})["degenerate"] == 1.0 and score(PROSE, {}) | {"degenerate": 0.0, "coherent": 1.0} == score(
+        PROSE, {}
+    )
 
 
 def test_it_is_quick_on_long_replies() -> None:

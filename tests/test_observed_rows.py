@@ -235,7 +235,7 @@ def test_weight_change(rows: Callable, llama: PairSpec) -> None:
     onset = round(0.6 * len(per_layer))
     late_early = np.mean(per_layer[onset:]) / np.mean(per_layer[:onset])
     assert value(found, "mlp_late_early") == pytest.approx(late_early, rel=1e-5)
-    assert not (found.table["part"] == "router").any()  # gate_proj of a dense model is none
+    assert not (found["part"] == "router").any()  # gate_proj of a dense model is none
     head = (it["lm_head.weight"].double() - pt["lm_head.weight"].double()).square().mean().sqrt()
     assert value(found, "rms", part="lm_head") == pytest.approx(float(head), rel=1e-5)
 

@@ -5,8 +5,8 @@ from itertools import combinations
 
 import pandas as pd
 import pytest
-from actlake.queries.registry import queries
 from actlake.queries.registry import published as of
+from actlake.queries.registry import queries
 
 ROWS = {row: of(row) for row in queries()}
 FIGURES = pd.concat(frame.assign(row=row) for row, frame in ROWS.items())
@@ -37,7 +37,10 @@ def test_figures_that_two_rows_quote_of_one_run_are_equal() -> None:
 @pytest.mark.parametrize(
     ("row", "whole", "plus", "minus"),
     [("exp23", f"interaction{s}", f"late_it{s}", f"late_pt{s}") for s in ("", "_holdout599", "_holdout598")]
-    + [("0C", "gap_str_5", "str@5@d_mean", "str@5@seed42"), ("0C", "gap_reasoning_5", "reasoning@5@d_mean", "reasoning@5@seed42")],
+    + [
+        ("0C", "gap_str_5", "str@5@d_mean", "str@5@seed42"),
+        ("0C", "gap_reasoning_5", "reasoning@5@d_mean", "reasoning@5@seed42"),
+    ],
 )
 def test_differences_follow_from_what_they_are_of(row: str, whole: str, plus: str, minus: str) -> None:
     found = 0

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[1]
 SHARES = [f"share_{name.lower()}" for name in CLASSES]
-ALWAYS = {"str", *SHARES, "coherent", "words", "paragraphs", "headers", "bullets"}
+ALWAYS = {"str", *SHARES, "coherent", "degenerate", "words", "paragraphs", "headers", "bullets"}
 
 
 def prompt(**fields: object) -> dict[str, object]:
