@@ -179,10 +179,16 @@ def sql(
 ) -> None:
     """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams, outputs (DuckDB's SQL).
 
-    Tables that are not there yet are computed first, for every capture; what that takes is said before. Texts and their scores
-    are shown as far as they are there.
+    <<<<<<< HEAD
+        Tables that are not there yet are computed first, for every capture; what that takes is said before. Texts and their scores
+        are shown as far as they are there.
+    =======
+        Tables that are not there yet are computed first; texts and their scores are shown as far as they are there.
+        `pair_lens` holds two comparisons: `history` is `shared` where both models read the same answer, `own` where each read its
+        own. Narrow by it.
+    >>>>>>> af07e9c (Rows that compare models on their own texts say so, with the number on the same text beside; pair_lens has a column history; lens_eval has every evaluation once)
 
-    Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
+        Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """
     opened = Lake(open_layout(lake, catalog)[0].root, catalog=catalog)
     with client_of(scheduler) as client:
@@ -234,7 +240,8 @@ def table_add(
     pair: Annotated[str | None, typer.Option(help="Pair of all rows, if the file has no column `pair`.")] = None,
     variant: Annotated[str | None, typer.Option(help="pt or it, if the file has no column `variant`.")] = None,
     stream: Annotated[
-        str | None, typer.Option(help="Stream name, e.g. native-published, if the file has no column `stream`.")
+        str | None,
+        typer.Option(help="Stream name, e.g. native-theirs. [default: published, which answers rows of every stream]"),
     ] = None,
     stream_pt: Annotated[str | None, typer.Option(help="Stream of the pt, in tables of both variants.")] = None,
     lens: Annotated[str | None, typer.Option(help="raw or tuned, in tables of lenses. [default: raw]")] = None,
@@ -244,8 +251,9 @@ def table_add(
 ) -> None:
     """Check a table of other people's numbers and import it into the lake, so that `run` and `sql` work on it.
 
-    Columns that the file lacks are NULL. Without prompt and token a row stands for the mean over them: published curves
-    (variant, layer, value) give published numbers.
+    Columns that the file lacks are filled in where that is safe (stream, lens, draw, event ...) or NULL; the message for one
+    that has to be there says which. Without prompt and token a row stands for the mean over them: published curves (variant,
+    layer, value) give published numbers, without intervals.
     """
     from .store.foreign import add_table
 

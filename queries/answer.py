@@ -18,6 +18,7 @@ from ..store.layout import Layout
 from ..store.manifest import noise_warnings
 from ..store.schema import TABLES, VARIANTS
 from ..store.tables import same_prompts, sql_error
+from .beside import Beside, beside, said_beside
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, any_number, read, table_of
 from .kit import Kit, Names, Scope, check_both
@@ -181,6 +182,7 @@ class Plan:
     scopes: dict[str, list[Scope]]
     made_by: dict[Wanted, list[Job]] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
+    beside: Beside = field(default_factory=Beside)  # the same row where both models read the same text
     foreign: bool = False  # only rows from elsewhere: what they hold is answered, whatever other tables the row reads
 
     @classmethod
@@ -200,12 +202,13 @@ class Plan:
             except LakeError as error:
                 refused[want] = error
         plan._leave_out(refused)
+        plan.beside = Beside() if plan.foreign else beside(kit, query, plan.scopes, prompts)
         return plan
 
     @property
     def jobs(self) -> list[Job]:
         """What makes the tables."""
-        return [job for jobs in self.made_by.values() for job in jobs]
+        return [*(job for jobs in self.made_by.values() for job in jobs), *self.beside.jobs]
 
     @property
     def stage(self) -> Stage:
@@ -351,6 +354,8 @@ def answered(
             f" continuations may be too short. See `actlake run {query.id} --about`"
         )
     table, paths = table_of(list(found.values()), query, resamples), plan.files
+    shared = _pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
+    more = said_beside(connection, query, plan.beside, shared, resamples)
     captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models})
     notes = [*plan.without, *noise_warnings(layout, captures)]
     return Answer(
@@ -360,7 +365,7 @@ def answered(
         table=table,
         sql=sql,
         published=published(query.id, *pairs),
-        says=" ".join([_said(plan, table), *(f"({note})" for note in notes)]).strip(),
+        says=" ".join([_said(plan, table), *[more] * bool(more), *(f"({note})" for note in notes)]).strip(),
         computed=[path for path in made if path in paths],
         rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,

@@ -48,12 +48,12 @@ PER_CAPTURE = {
     "geometry": Maker("points", "Geometry"),
     "attention": Maker("points", "Attention"),
     "words": Maker("vocab", "Words"),
+    "lens_eval": Maker("tuned", "Evaluation"),
 }
 PER_PAIR = {
     "pair_lens": Maker("layers", "pair_lens_table"),
     "weights": Maker("weights", "Weights"),
     "directions": Maker("directions", "directions_table", kinds=True),
-    "lens_eval": Maker("tuned", "Evaluation"),
     "factorial": Maker("factorial", "Factorial"),
     "divergence": Maker("divergence", "Divergence"),
     "writeout": Maker("writeout", "writeout_table", kinds=True),
@@ -77,7 +77,7 @@ KINDS = {
     "judged": (),
     "effects": (),
 }
-ALONE = ("vocab", "lens_eval")  # of those of a pair, what a pair of one model has, too
+ALONE = ("vocab",)  # of those of a pair, what a pair of one model has, too
 WRITTEN = ("scores", "judged", "effects")  # made of texts that models write
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens", "behaviour": "scores"}
 

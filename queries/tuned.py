@@ -10,7 +10,7 @@ from ..store.errors import LakeError
 from ..store.parts import Columns
 from ..store.tables import drop_tables
 from .feed import Rows
-from .kit import VERSION, Kit, Names, Scope, all_boundaries, label
+from .kit import OTHER, Kit, Names, all_boundaries, label, name_columns
 from .layers import raw_lens_table
 from .probes import choose
 from .sweep import LayerTable, TableJob
@@ -86,38 +86,34 @@ def tuned_lens(kit: Kit, names: Names) -> TunedTable:
 
 
 class Evaluation(TableJob):
-    """The table `lens_eval`: raw and tuned lens on prompts that no probes in it were trained on, by the probes of each
-    variant on the activations of both; of a pair of one model its own alone."""
+    """The table `lens_eval`: raw and tuned lens of one capture on prompts that no probes in it were trained on, by the probes
+    of its own model and of the pair's other one, where the lake has a capture of it on the same prompts."""
 
     reads, splits = ("resid",), True
 
-    def __init__(self, kit: Kit, scope: Scope):
-        self._kit, self._models = kit, scope.models[::-1]  # PT first
-        self.captures = tuple(kit.capture(names) for names in self._models)
-        for capture in self.captures:
-            all_boundaries(capture, "lens_eval")
-        self._chosen = {names[1]: choose(kit, names) for names in self._models}
-        self._same = {"pair": scope.pair, "streams": scope.streams}
-        recipe = self._same | {
-            "captures": {names[1]: capture.sha256 for names, capture in zip(self._models, self.captures, strict=True)},
-            "heads": {names[1]: kit.head_hash(names) for names in self._models},
-            "probes": {variant: chosen.name for variant, chosen in self._chosen.items()},
-            "version": VERSION["lens_eval"],
-        }
-        super().__init__(kit.layout, "lens_eval", recipe)
+    def __init__(self, kit: Kit, names: Names):
+        self._kit, self._names = kit, names
+        self.captures = (kit.capture(names),)
+        all_boundaries(self.captures[0], "lens_eval")
+        of = {names[1]: names} | ({other[1]: other} if (other := _other(kit, names)) else {})
+        self._chosen = {variant: choose(kit, of[variant]) for variant in sorted(of, reverse=True)}
+        self._same = name_columns(names)
+        probes = {variant: chosen.name for variant, chosen in self._chosen.items()}
+        super().__init__(kit.layout, "lens_eval", kit.recipe("lens_eval", names, head=True, probes=probes))
         self._held: list[pd.DataFrame] = []
         self.before = tuple(job for chosen in self._chosen.values() for job in chosen.before)
 
     def part(self, *rows: Rows) -> Columns:
-        """What is measured of a block of both variants."""
-        found = list[pd.DataFrame]()
-        for names, mine in zip(self._models, rows, strict=True):
-            ids = mine.columns["prompt_id"]
-            unseen = np.all([chosen.unseen(ids) for chosen in self._chosen.values()], axis=0)
-            kept = np.flatnonzero(unseen & (mine.columns["position"] > 0))
-            if len(kept):
-                found += self._measure(names, mine["resid"][kept], {name: mine.columns[name][kept] for name in PROMPT})
-        return {str(name): column.to_numpy() for name, column in pd.concat(found).items()} if found else {}
+        """What is measured of a block."""
+        (mine,) = rows
+        ids = mine.columns["prompt_id"]
+        unseen = np.all([chosen.unseen(ids) for chosen in self._chosen.values()], axis=0)
+        kept = np.flatnonzero(unseen & (mine.columns["position"] > 0))
+        if not len(kept):
+            return {}
+        prompt = {name: mine.columns[name][kept] for name in PROMPT}
+        found = pd.concat(self._measure(self._names, mine["resid"][kept], prompt))
+        return {str(name): column.to_numpy() for name, column in found.items()}
 
     def join(self, part: Columns) -> None:
         """Hold it."""
@@ -151,3 +147,12 @@ class Evaluation(TableJob):
         for variant, chosen in self._chosen.items():
             tuned = means(chosen.translate(resid, prompt["prompt_id"], self._kit.device), "tuned")
             yield pd.DataFrame({**place, **tuned, "probe_variant": variant, "probes": chosen.name})
+
+
+def _other(kit: Kit, names: Names) -> Names | None:
+    """A capture of the pair's other model on the same prompts, its native one first; it says which probes are its own."""
+    mine = kit.streams[kit.streams["pair"] == names[0]]
+    sets = mine.loc[(mine["variant"] == names[1]) & (mine["stream"] == names[2]), "prompt_set"]
+    others = mine[(mine["variant"] == OTHER[names[1]]) & mine["prompt_set"].isin(sets)]
+    found = sorted((row.recipe != "native", str(row.stream)) for row in others.itertuples())
+    return (names[0], OTHER[names[1]], found[0][1]) if found else None

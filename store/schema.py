@@ -458,7 +458,7 @@ TABLE_VERSIONS = {
     "pair_lens": 1,
     "weights": 1,
     "directions": 1,
-    "lens_eval": 1,
+    "lens_eval": 2,
     "factorial": 1,
     "divergence": 2,
     "writeout": 2,

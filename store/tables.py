@@ -247,7 +247,10 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
         connection.unregister(f"_{name}")
     for name, schema in TEXTS_AND_TABLES.items():
         try:
-            connection.execute(f"CREATE VIEW {name} AS {_scan(files[name], schema)}")
+            rows = _scan(files[name], schema)
+            if name == "pair_lens":
+                rows = f"SELECT *, {_history(layout)} AS history FROM ({rows})"
+            connection.execute(f"CREATE VIEW {name} AS {rows}")
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
             folder = layout.root / "outputs" if name == TEXTS else layout.table(name)
             raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
@@ -260,6 +263,7 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
     return connection
 
 
+<<<<<<< HEAD
 @cache
 def _scratch() -> Path:
     """Where DuckDB puts what does not fit into memory: SQL may read that folder, so it is this process's alone."""
@@ -287,6 +291,35 @@ def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]
         wait([done], timeout=5)
         raise
     return done.result()
+=======
+def _history(layout: Layout) -> str:
+    """SQL of a column of `pair_lens`: `shared` where both models read an answer by one and the same, `own` where each read its
+    own; NULL where streams from elsewhere do not say."""
+    writers = {record["name"]: _writer_of(record) for record in stream_records(layout)}
+    streams = stream_table(layout)
+    known = {(row.pair, row.variant, row.stream): (row.stream, row.recipe) for row in streams.itertuples()}
+    cases = []
+    for (pair, variant, stream), (_, recipe) in sorted(known.items()):
+        for other in sorted({name for (p, v, name) in known if (p, v) == (pair, "it")} if variant == "pt" else set()):
+            if stream in writers and other in writers:
+                history = "shared" if writers[stream] == writers[other] else "own"
+            elif PUBLISHED in (recipe, other):
+                continue
+            else:
+                history = "shared" if recipe == "teacher" or other.startswith("reverse") else "own"
+            cases.append(f"WHEN stream_pt = {_sql_text(stream)} AND stream = {_sql_text(other)} THEN '{history}'")
+    return f"CASE {' '.join(dict.fromkeys(cases))} END" if cases else "NULL::VARCHAR"
+
+
+def _writer_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Who wrote the continuations of a stream: a model in a template, or stored texts; nothing where there are none."""
+    found = record["recipe"].get("continuation") or {}
+    return tuple(found.get(key) for key in ("model_sha256", "template", "outputs"))
+
+
+def _sql_text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+>>>>>>> af07e9c (Rows that compare models on their own texts say so, with the number on the same text beside; pair_lens has a column history; lens_eval has every evaluation once)
 
 
 def _files(layout: Layout, texts: bool) -> dict[str, list[Path]]:

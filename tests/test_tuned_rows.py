@@ -196,7 +196,7 @@ def test_all_rows_touch_a_chunk_twice_training_once(lake: Lake, decoded: Counter
             for table, kind in (("lens", "raw"), ("lens", "tuned"), ("delta", ""), ("lens_eval", ""))
         ],
     )
-    assert len(made) == 2 + 2 + 2 + 2 + 1  # with two sets of probes
+    assert len(made) == 2 + 2 + 2 + 2 + 2  # with two sets of probes
     resid = {key: n for key, n in decoded.items() if "/resid/" in key[0]}
     assert max(resid.values()) == 2 and {n for key, n in decoded.items() if key not in resid} == {1}
 
@@ -439,3 +439,10 @@ def test_commands_train_and_list(lake: Lake) -> None:
     assert "96 tokens in 3 steps" in done.output and "tuned" in done.output
     listed = run.invoke(app, ["probes", "ls", *where])
     assert listed.exit_code == 0 and "sgd" in listed.output and "96" in listed.output
+
+
+def test_free_sql_finds_every_evaluation_once(lake: Lake) -> None:
+    """PT native stands in the native scope and in that of `reverse`, IT native in those of native and teacher."""
+    sql = "SELECT variant, stream, probe_variant, count(*) n, count(DISTINCT (prompt, layer)) d FROM lens_eval GROUP BY ALL"
+    found = lake.sql(sql).df()
+    assert (found["n"] == found["d"]).all() and len(found) >= 6 and set(found["probe_variant"]) == {"pt", "it"}
