@@ -179,16 +179,11 @@ def sql(
 ) -> None:
     """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams, outputs (DuckDB's SQL).
 
-    <<<<<<< HEAD
-        Tables that are not there yet are computed first, for every capture; what that takes is said before. Texts and their scores
-        are shown as far as they are there.
-    =======
-        Tables that are not there yet are computed first; texts and their scores are shown as far as they are there.
-        `pair_lens` holds two comparisons: `history` is `shared` where both models read the same answer, `own` where each read its
-        own. Narrow by it.
-    >>>>>>> af07e9c (Rows that compare models on their own texts say so, with the number on the same text beside; pair_lens has a column history; lens_eval has every evaluation once)
+    Tables that are not there yet are computed first, for every capture; what that takes is said before. Texts and their scores
+    are shown as far as they are there. `pair_lens` holds two comparisons: `history` is `shared` where both models read the same
+    answer, `own` where each read its own. Narrow by it.
 
-        Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
+    Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """
     opened = Lake(open_layout(lake, catalog)[0].root, catalog=catalog)
     with client_of(scheduler) as client:

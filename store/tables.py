@@ -263,7 +263,6 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
     return connection
 
 
-<<<<<<< HEAD
 @cache
 def _scratch() -> Path:
     """Where DuckDB puts what does not fit into memory: SQL may read that folder, so it is this process's alone."""
@@ -291,7 +290,8 @@ def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]
         wait([done], timeout=5)
         raise
     return done.result()
-=======
+
+
 def _history(layout: Layout) -> str:
     """SQL of a column of `pair_lens`: `shared` where both models read an answer by one and the same, `own` where each read its
     own; NULL where streams from elsewhere do not say."""
@@ -319,7 +319,6 @@ def _writer_of(record: dict[str, Any]) -> tuple[Any, ...]:
 
 def _sql_text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
->>>>>>> af07e9c (Rows that compare models on their own texts say so, with the number on the same text beside; pair_lens has a column history; lens_eval has every evaluation once)
 
 
 def _files(layout: Layout, texts: bool) -> dict[str, list[Path]]:
