@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .registry import Query
-from .words import interval
+from .words import interval, number
 
 FIELD = re.compile(r"\{(\w+)(?:@(\w+))?(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
@@ -85,6 +85,8 @@ def _differs(line: Any, query: Query) -> bool:
 
 
 def _number(line: Any, compared: bool, difference: bool) -> str:
+    if pd.isna(line.low) and line.estimate == round(line.estimate) and not (compared or difference or line.unit == "curves"):
+        return number(line.estimate, 0)  # a count, or a layer
     text = interval(line.estimate, line.low, line.high, sign=compared or difference)
     bare = pd.isna(line.low) and (
         compared or difference or line.unit == "curves" or (not pd.isna(line.n) and line.n == 1)
