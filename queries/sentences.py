@@ -85,7 +85,11 @@ def _differs(line: Any, query: Query) -> bool:
 
 
 def _number(line: Any, compared: bool, difference: bool) -> str:
-    if pd.isna(line.low) and line.estimate == round(line.estimate) and not (compared or difference or line.unit == "curves"):
+    if (
+        pd.isna(line.low)
+        and line.estimate == round(line.estimate)
+        and not (compared or difference or line.unit == "curves")
+    ):
         return number(line.estimate, 0)  # a count, or a layer
     text = interval(line.estimate, line.low, line.high, sign=compared or difference)
     bare = pd.isna(line.low) and (
