@@ -16,6 +16,7 @@ SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
 LARGEST_HEADER = 100_000_000  # bytes; safetensors itself takes no larger one
 # Read beside the weights: a pointer in place of one of them stops the loading as well.
 SMALL = (".json", ".model", ".txt", ".jinja")
+PREFIXES = ("_orig_mod.", "module.", "base_model.model.", "_fsdp_wrapped_module.", "policy.")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 # How safetensors names the types that actlake runs; integers are no type of a module.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -267,6 +268,12 @@ def dtype_of_weights(found: dict[str, Tensor]) -> str:
 def listed(names: list[str], most: int = 3) -> str:
     """The first names of a list and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def wrapped(names: Iterable[str]) -> str:
+    """The prefix that a wrapper of training (DDP, torch.compile, PEFT, FSDP) put before all names of tensors, or ''."""
+    held = list(names)
+    return next((prefix for prefix in PREFIXES if held and all(name.startswith(prefix) for name in held)), "")
 
 
 def counted(names: Sequence[str]) -> str:

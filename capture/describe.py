@@ -21,13 +21,14 @@ from .tokens import check_same_tokenizer, encode, reading, real_token_mask
 
 # What the residual gets, by where norms stand around the MLP (METHODS 1.2).
 ADDED = {
-    "pre": "h = r + mlp_out: what the MLP returns is what is added",
-    "none": "h = r + mlp_out: what the MLP returns is what is added",
-    "parallel": "h = input + attn_out + mlp_out: the MLP reads the block's input, not the residual after attention",
-    "sandwich": "h = r + norm(mlp_out): what the MLP returns is normed before it is added",
-    "post": "h = r + norm(mlp_out): the MLP reads r as it is, and what it returns is normed before it is added",
+    "pre": "h = r + mlp_out: the MLP's output itself is added to the residual r",
+    "none": "h = r + mlp_out: the MLP's output itself is added to the residual r",
+    "parallel": "h = input + attn_out + mlp_out: attention and MLP both read the block's input",
+    "sandwich": "h = r + norm(mlp_out): the MLP's output passes a norm before it is added to the residual r",
+    "post": "h = r + norm(mlp_out): the MLP reads the residual r unnormed, and its output passes a norm before it is added",
 }
 
+SHARED = "each is as wide as the late one, which begins at 60 % of the depth: they may share blocks"
 EAGER = "; eager (its own code): this class has no sdpa"
 
 
@@ -63,6 +64,10 @@ def check_models(
     shapes = [f"{one['blocks']} blocks of width {one['d_model']}" for one in found]
     if len(set(shapes)) > 1:
         raise LakeError(f"pair {specs[0].pair}: pt has {shapes[0]}, it {shapes[1]}; a pair has one architecture")
+    if len(found) == 2 and found[0]["weights"] and found[0]["weights"] == found[1]["weights"]:
+        found[1]["notes"].append(
+            "its weights equal those of the other model, byte for byte: tokenizers, templates or configs may differ, not training"
+        )
     return found
 
 
@@ -79,6 +84,9 @@ def describe(model: Model) -> dict[str, Any]:
         "sha256": model.record["sha256"],
         "quantized_from": model.record.get("quantized_from"),
         "quantized": model.record.get("quantized"),
+        "weights": sorted(
+            sha for name, sha in model.record["files"].items() if name.endswith((".safetensors", ".gguf"))
+        ),
         "notes": list(model.notes),
         "blocks": model.n_layers,
         "d_model": head.d_model,
@@ -202,7 +210,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         f"{one['class']} in {one['blocks']}" + (f" ({one['experts']} experts)" if one["experts"] else " (dense)")
         for one in found["mlp"]
     ]
-    errors = {name: f"off by {error:.0e}" if error else "exactly" for name, error in found["errors"].items()}
+    errors = {name: f"relative error {error:.0e}" if error else "exact" for name, error in found["errors"].items()}
     extras = [f"soft cap {head['softcap']}" if head["softcap"] else "no soft cap"]
     extras += [f"logits x {head['logit_scale']:g}"] if head["logit_scale"] != 1 else []
     extras += ["bias"] if head["bias"] else []
@@ -226,7 +234,11 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             "windows",
             ", ".join(f"{name} {spans(list(range(*window)))}" for name, window in found["windows"].items()) or "none",
         ),
-        ("tokenizer", f"{found['tokens']:,} tokens, {found['real_tokens']:,} of the logits are for real tokens"),
+        *([("", SHARED)] if found["windows"] else []),
+        (
+            "tokenizer",
+            f"{found['tokens']:,} tokens; {found['real_tokens']:,} of {found['vocab']:,} logits belong to a real token",
+        ),
         ("BOS", f"{bos['token']} ({bos['id']}), {', '.join(begins)}" if bos["id"] is not None else "none"),
         *[
             (template, f"special tokens left out around a prompt: {', '.join(map(str, one['dropped']))}")
@@ -241,7 +253,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         *[("note", note) for note in found["notes"]],
         (
             "checks",
-            f"blocks add their attention and MLP outputs ({errors['blocks']}),"
+            f"a block's output is its input plus its attention and MLP outputs ({errors['blocks']}),"
             f" head(resid[:, L]) is the model's logits ({errors['head']})",
         ),
     ]

@@ -85,7 +85,8 @@ def check_extras(spec: ModelSpec, hf: Any, unexpected: Iterable[str], quantised:
     `unexpected` are the tensors that Hugging Face read and found no place for.
     """
     found = tensors_of(spec)
-    taken = set(hf.state_dict())
+    taken, base = set(hf.state_dict()), f"{hf.base_model_prefix}."
+    taken |= {name.removeprefix(base) for name in taken}  # files of the model without its head leave the prefix out
     patterns = [re.compile(pattern) for pattern in getattr(hf, "_keys_to_ignore_on_load_unexpected", None) or ()]
     ignored = [name for name in found if any(pattern.search(name) for pattern in patterns)]
     blocks = int(hf.config.get_text_config().num_hidden_layers)
@@ -102,7 +103,7 @@ def check_extras(spec: ModelSpec, hf: Any, unexpected: Iterable[str], quantised:
         kind = _beside(name, hf, blocks, drafts)
         if kind:
             kinds.setdefault(kind, []).append(name)
-        elif name in ignored and name not in unexpected:
+        elif name in ignored and name not in unexpected and not MASK.search(name):
             kinds.setdefault("that its class leaves out", []).append(name)
         else:
             left.append(name)

@@ -11,7 +11,20 @@ from transformers import GenerationConfig
 from ..analyze.device import AUTO, pick
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from .configs import DTYPES, auto_of, cause, config_for, dtype_of, explained, load_config, model_class, silent, source
+from .checkpoint import wrapped
+from .configs import (
+    DTYPES,
+    auto_of,
+    cause,
+    config_for,
+    dtype_of,
+    explained,
+    load_config,
+    model_class,
+    silent,
+    source,
+    tensors_of,
+)
 from .extras import check_before, check_extras, without_scales
 from .gguf import forget, loading, reading
 from .quantised import Quantised, quantised_of, unpack
@@ -93,6 +106,11 @@ def _check_whole(spec: ModelSpec, where: str, hf: Any, info: dict[str, Any], fou
     gaps = sorted(info["missing_keys"]) + sorted(key[0] for key in info["mismatched_keys"])
     if gaps and (reason := without_scales(spec, found)):
         raise LakeError(f"model {spec.name}: {reason}")
+    if gaps and (prefix := wrapped(tensors_of(spec))):
+        raise LakeError(
+            f"model {spec.name}: the names of its tensors begin with '{prefix}', as a wrapper of training leaves them: save them"
+            " without it (save_pretrained of the model inside)"
+        )
     if gaps:
         raise LakeError(
             f"model {spec.name}: {where} lacks {len(gaps)} weights that its config asks for, or has them in"

@@ -158,3 +158,12 @@ def test_command(check, llama):
 def test_command_refuses_in_one_line(check, tmp_path: Path, words, says):
     code, out, err = check(*[word.format(folder=tmp_path) for word in words])
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and says in err
+
+
+def test_equal_weights_of_a_pair_are_remarked(tmp_path, pairs):
+    pair = pairs("llama")
+    shutil.copytree(pair.it.path, tmp_path / "copy")
+    (tmp_path / "copy" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    same = [pair.it, replace(pair.it, variant="pt", path=tmp_path / "copy")]
+    assert ["weights equal" in " ".join(one["notes"]) for one in check_models(same)] == [False, True]
+    assert [one["notes"] for one in check_models([pair.pt, pair.it])] == [[], []]

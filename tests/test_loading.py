@@ -461,3 +461,26 @@ def test_a_module_that_fails_on_tokens_is_one_line(llama, tmp_path, monkeypatch)
     monkeypatch.setattr(LlamaMLP, "forward", fails)
     message = refused(llama, tmp_path, lambda _: None)
     assert "LlamaForCausalLM can't run on tokens alone: TypeError: tuple indices must be integers" in message
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_names_that_a_wrapper_of_training_left(llama, tmp_path, prefix) -> None:
+    def rename(folder: Path) -> None:
+        held = load_file(folder / WEIGHTS)
+        save_file({prefix + name: weight for name, weight in held.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+
+    assert f"begin with '{prefix}', as a wrapper of training leaves them" in refused(llama, tmp_path, rename)
+
+
+def test_old_buffers_of_gpt2_load_and_a_bias_under_their_name_does_not(tmp_path: Path) -> None:
+    """`attn.bias` is a causal mask [1, 1, T, T] in old files, which the class passes over; a vector there is a weight."""
+    folder = tiny.make_model(tmp_path / "m", "gpt2")
+    masks = {f"h.{block}.attn.bias": torch.ones(1, 1, 128, 128) for block in range(3)}
+    held = {name.removeprefix("transformer."): weight for name, weight in load_file(folder / WEIGHTS).items()}
+    save_file(
+        {**held, **masks, "h.0.attn.masked_bias": torch.tensor(-1e4)}, folder / WEIGHTS, metadata={"format": "pt"}
+    )
+    assert load_model(tiny.spec(folder, "m", "pt")).notes == ()
+    change(folder, **{"h.1.attn.bias": torch.ones(32)})
+    with pytest.raises(LakeError, match=r"1 tensor that GPT2LMHeadModel does not take \(h\.1\.attn\.bias\): biases"):
+        load_model(tiny.spec(folder, "m", "pt"))
