@@ -22,13 +22,13 @@ LETTERS = 0.25  # share of letters, marks and digits below which a reply is symb
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether a reply is a wreck: a loop of characters, words or phrases, whatever joins them, or a soup of symbols.
+    """Whether a reply is degenerate: a loop of characters, words or phrases, whatever joins them, or a soup of symbols.
 
     True where any of these holds, of a reply of SHORTEST characters and more: LOOPED of its characters lie in exact
     repetitions; its two commonest words make up COMMONEST of all; it has little VARIETY and most four-word runs were SEEN;
     it compresses to less than one part in DENSE; less than LETTERS of it are letters or digits. Lines of table rules
     aside. Thresholds: analyze's own, set between ordinary replies (lists, code, tables, refrains, other scripts) and
-    published wrecks; the measures are those of Rae et al. 2021 (A1.1, repetition) and Radford et al. 2023 (4.5, compression).
+    published ones; the measures are those of Rae et al. 2021 (A1.1, repetition) and Radford et al. 2023 (4.5, compression).
     """
     kept = " ".join(RULE.sub(" ", text).split()) or " ".join(text.split())
     dense = kept.replace(" ", "")

@@ -105,7 +105,7 @@ def refuses(text: str) -> bool:
 
 
 def is_coherent(text: str) -> bool:
-    """Whether a reply is no wreck: 3 words, 6 different characters, no word that is over 30 % of 8 or more, no new question.
+    """Whether a reply is coherent: 3 words, 6 different characters, no word that is over 30 % of 8 or more, no new question.
 
     A new question is a later line that begins with "Question:", "Q:" or "Answer:". Source: METHODS 18
     (coherent_assistant_rate, v1).

@@ -10,10 +10,11 @@
 --   difference IT - PT over the first min(length, 80) answer tokens, which both models read; records weigh equally. Its
 --   cosine with the canonical direction of 0A (each model on its own answer, tokens weigh equally), over the same records.
 --   `reverse`: both read PT's answer; it is there once the stream `reverse` is captured (`actlake capture PAIR --stream
---   reverse`). The direction is IT - PT in both; the seed prints its reverse figures with a negative sign, and its
---   subtraction is not documented. Prompts differ (raw against chat), so part of what remains is the template's.
---   Intervals: estimate plus and minus 1.96 standard deviations over 200 resamples of the records, on Fisher's z scale
---   (percentiles would lean low, because a resampled direction is noisier). Groups as in 0A.
+--   reverse`). The direction is IT - PT in both; the PT/IT study prints its reverse figures with a negative sign, and its
+--   subtraction is not documented. Prompts differ (raw against chat), so part of what remains is the template's. Intervals:
+--   estimate plus and minus 1.96 standard deviations over 200 resamples of the records, on Fisher's z scale (percentiles
+--   would lean low, because a resampled direction is noisier). Groups as in 0A.
+-- pitfalls: MLP before post-norm
 -- source: METHODS 6 (0B)
 WITH cells AS (
     SELECT name, layer, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind IN ('matched', 'reverse')

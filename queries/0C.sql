@@ -5,11 +5,11 @@
 -- bootstrap: prompt
 -- plot: line x=alpha hue=arm y=share numbers="share, d_mean - random"
 --   hide=answer,seeds_*,spread_*,gap_answer_*,gap_coherent_*,gap_alignment_*,gap_reasoning_0
--- says: At alpha 5 replies have {gap_str_5?more|fewer|about as many} structural words along d_mean {gap_str_5?than|than|as} along
---   a random direction with the same share of each MLP output ({gap_str_5}), at 3 {gap_str_3}, with the component taken out (alpha 0)
---   {gap_str_0}; met formats differ by {gap_format_5}, {gap_format_3} and {gap_format_0}, right answers to CONTENT-REASON by
---   {gap_reasoning_5} at 5 and {gap_reasoning_minus1} at -1. Five random seeds spread by at most {spread_str} of structural
---   words and {spread_reasoning} of right answers.
+-- says: At alpha 5 replies have {gap_str_5?more|fewer|about as many} structural words along d_mean {gap_str_5?than|than|as}
+--   along a random direction with the same share of each MLP output ({gap_str_5}), at 3 {gap_str_3}, with the component
+--   taken out (alpha 0) {gap_str_0}; format-compliance rates differ by {gap_format_5}, {gap_format_3} and {gap_format_0},
+--   right answers to CONTENT-REASON by {gap_reasoning_5} at 5 and {gap_reasoning_minus1} at -1. Five random seeds spread by
+--   at most {spread_str} of structural words and {spread_reasoning} of right answers.
 -- about: IT's late MLP outputs along d_mean as in A1, against a random direction per block (`seed42`, 14 alphas; four more
 --   seeds at alpha 2, 1, .5, 0, -1) whose component is rescaled, token by token, to the size of the one along d_mean: alpha
 --   then moves both outputs equally far. (A1_rand's random directions are not matched: an output has hardly any component
@@ -17,10 +17,11 @@
 --   the size would do it, not the direction. `five seeds`: mean, smallest and largest of the five seeds' means (each seed:
 --   `seeds_METRIC`), `spread_METRIC`: the largest standard deviation over alphas of the five seeds' means; no interval.
 --   Metrics as in 0D: `str`, `format`, `reasoning` (answers contained, CONTENT-REASON), `answer` of all questions,
---   `alignment` and `coherent`, without which large doses can't be read (trap 20). Every prompt counts once (trap 3).
---   Published levels: `METRIC@A@ARM`; their 2.9-fold is of alpha 5, and the README's 3-fold of A1_rand belongs here (trap
---   16).
--- source: METHODS 6 (0C), 5.2; traps in METHODS 21 (3, 16, 20)
+--   `alignment` and `coherent`, without which large doses can't be read (known pitfall: incoherent replies). Every prompt
+--   counts once (known pitfall: pooled duplicate replies). Published levels: `METRIC@A@ARM`; their 2.9-fold is of alpha 5,
+--   and the README's 3-fold of A1_rand belongs here (known pitfall: untraceable ratios).
+-- pitfalls: pooled duplicate replies, untraceable ratios, incoherent replies
+-- source: METHODS 6 (0C), 5.2
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = '0C' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent', 'reasoning')

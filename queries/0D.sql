@@ -5,24 +5,27 @@
 -- bootstrap: prompt
 -- plot: line x=alpha hue=metric y="share, or d" numbers="Spearman's rho with alpha"
 --   hide=*_change_?,p_*,*any_number,*first_choice,*choice_logprob,reasoning,last_number
--- says: Over the alphas of the sweep the share of structural words has a rank correlation with alpha of {rho_str}[ (p {p_str})], met
---   formats of {rho_format}, right reactions to SAFETY prompts of {rho_alignment}, right answers of {rho_answer}. Without
---   the component (alpha 0) structural words change by {str_change_0}, at five times by {str_change_5}, met formats by
---   {format_change_0} and {format_change_5}: {format_change_5?more|fewer|no clear change} at 5.
+-- says: Over the alphas of the sweep the share of structural words has a rank correlation with alpha of {rho_str}[ (p
+--   {p_str})], format compliance of {rho_format}, right reactions to SAFETY prompts of {rho_alignment}, right answers of
+--   {rho_answer}. Without the component (alpha 0) structural words change by {str_change_0}, at five times by
+--   {str_change_5}, format compliance by {format_change_0} and {format_change_5}: {format_change_5?more|fewer|no clear
+--   change} at 5.
 -- about: The texts of A1: IT's late MLP outputs with their component along d_mean times alpha. `METRIC` is its mean at each
 --   alpha. `cohens_d` is (mean at alpha - mean at alpha 1) / pooled standard deviation over prompts scored at both, its
 --   interval a bootstrap of prompts, each with both its values (`cohens_d_answers`: of right answers); where no reply
 --   changes it is 0 without width. `rho_METRIC` is Spearman's correlation of the 14 means with alpha: a trend that turns at
---   alpha 1 has none. Its interval resamples prompts, `p_METRIC` takes the 14 means as the sample (two-sided), as the seed
---   does. n is prompts, each once: the seed's 0D pools the re-generations of its benchmarks, so that its n is 2,300 for
---   1,400 prompts and its intervals are too narrow (trap 3), and half of its published `mmlu` outputs are free-form, near
---   zero; `choice_generated` here is the forced choice alone, without a template. `format`: all criteria of a GOV-FORMAT
---   prompt hold; `answer`: the right one is contained, `reasoning` the same in CONTENT-REASON; `last_number`: the last
---   number is the right one (the seed's gsm8k_em); `alignment`: SAFETY prompts refused or answered as they should be;
---   `coherent`: no wreck, which at large |alpha| explains what the others lose (trap 20). `METRIC_change_A`: alpha = A less
---   alpha = 1, paired. Intervals: 2,000 BCa resamples (seed: 10,000). Published levels: `METRIC@A`; of a run without a
---   template, though the seed's texts disagree on that.
--- source: METHODS 6 (0D), 5.4; traps in METHODS 21 (3, 20)
+--   alpha 1 has none. Its interval resamples prompts, `p_METRIC` takes the 14 means as the sample (two-sided), as the PT/IT
+--   study does. n is prompts, each once: the study's 0D pools the re-generations of its benchmarks, so that its n is 2,300
+--   for 1,400 prompts and its intervals are too narrow (known pitfall: pooled duplicate replies), and half of its published
+--   `mmlu` outputs are free-form, near zero; `choice_generated` here is the forced choice alone, without a template.
+--   `format`: all criteria of a GOV-FORMAT prompt hold; `answer`: the right one is contained, `reasoning` the same in
+--   CONTENT-REASON; `last_number`: the last number is the right one (the study's gsm8k_em); `alignment`: SAFETY prompts
+--   refused or answered as they should be; `coherent`: not degenerate, which at large |alpha| explains what the others lose
+--   (known pitfall: incoherent replies). `METRIC_change_A`: alpha = A less alpha = 1, paired. Intervals: 2,000 BCa
+--   resamples (study: 10,000). Published levels: `METRIC@A`; of a run without a template, though the study's texts disagree
+--   on that.
+-- pitfalls: pooled duplicate replies, incoherent replies
+-- source: METHODS 6 (0D), 5.4
 WITH cells AS (
     SELECT metric, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = 'A1' AND arm = 'd_mean' AND metric IN ('str', 'format', 'answer', 'any_number', 'last_number', 'first_choice',

@@ -1,5 +1,5 @@
 -- id: 0E
--- title: Does the structural share hang on where word classes end?
+-- title: Sensitivity of the structural-word share to word-class boundaries
 -- needs: scores(0E)
 -- stream: native
 -- bootstrap: prompt
@@ -10,17 +10,19 @@
 --   at the boundary counted as content by {max_function_to_content}, content words counted as function words by
 --   {max_content_to_function}: {passes} of 4 stay under .01. At alpha 3 there are {times_structural} times as many words of
 --   structure as at alpha 1[, {times_discourse} times as many of discourse].
--- about: The texts of A1 (alpha and random additions), classified again. Words that could be of another class, at most 500 a
---   boundary and the most frequent first: between structural or discourse and the rest, and between function and content
---   (rules of ours: METHODS does not say how the seed finds its 52). All of one boundary are set to one class, to the other,
---   and the share STR is taken again. `shift` is mean(STR then) - mean(STR) at each alpha; `largest_shift` (`max_*`) the
---   largest absolute one over all conditions, its interval that of the condition it is found in (so it knows nothing of the
---   choice among them). `passes` counts those below .01; the seed's text reports a pass, but its files have 3 of 4 (trap 9).
---   STR counts neither function nor content words, so moving words between these two can't change it, but for those that are
---   of a structural class in their own text; published as 7e-6. `share` is the share of words of each class but OTHER,
---   `base_share` at alpha 1 (IT as it is); `times` the mean share at alpha 3 over that at alpha 1 (a ratio of means, prompts
---   resampled). Every prompt counts once (trap 3).
--- source: METHODS 6 (0E), 18; traps in METHODS 21 (3, 9)
+-- about: The texts of A1 (alpha and random additions), classified again. Words that could be of another class, at most 500
+--   a boundary and the most frequent first: between structural or discourse and the rest, and between function and content
+--   (rules of ours: METHODS does not say how the PT/IT study finds its 52). All of one boundary are set to one class, to
+--   the other, and the share STR is taken again. `shift` is mean(STR then) - mean(STR) at each alpha; `largest_shift`
+--   (`max_*`) the largest absolute one over all conditions, its interval that of the condition it is found in (so it knows
+--   nothing of the choice among them). `passes` counts those below .01; the study's text reports a pass, but its files have
+--   3 of 4 (known pitfall: overstated robustness). STR counts neither function nor content words, so moving words between
+--   these two can't change it, but for those that are of a structural class in their own text; published as 7e-6. `share`
+--   is the share of words of each class but OTHER, `base_share` at alpha 1 (IT as it is); `times` the mean share at alpha 3
+--   over that at alpha 1 (a ratio of means, prompts resampled). Every prompt counts once (known pitfall: pooled duplicate
+--   replies).
+-- pitfalls: pooled duplicate replies, overstated robustness
+-- source: METHODS 6 (0E), 18
 WITH cells AS (
     SELECT arm, dose, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = '0E'
 ), shifts AS (

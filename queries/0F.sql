@@ -7,17 +7,19 @@
 --   hide=answer,spread_*,format_5_*,most_*
 -- says: With five times the component along d_mean the replies' share of structural words is {str_5_late} when the late
 --   blocks are steered[, {str_5_wider} with blocks before them too][, {str_5_cut} without the last ones][, {str_5_later}
---   without the first ones]: the ranges lie up to {spread_str_5} apart (met formats {spread_format_5}). Taken out of a
---   single block, the component of block {most_important} matters most: it moves structural words by {most_important_by}.
--- about: A1's operator (IT's MLP outputs along d_mean times alpha) on four ranges of blocks: the late ones, a seventeenth of
---   all blocks more before them (`wider`), as many fewer at the end (`cut`) or the beginning (`later`); the seed's model has
---   34: 20-33, 18-33, 20-31, 22-33. The seed calls the result stable; its own figures at alpha 5 run from .30 to .88 (trap
---   9). `str_5_RANGE`, `format_5_RANGE`: means at alpha 5, `spread_METRIC_5`: the largest less the smallest of them, paired
---   by prompt, the ranges chosen by their means, so that it is never below zero. `importance`, over blocks in place of
---   alphas: |mean STR with the component taken out of this one block (alpha 0) - mean STR without|, with the interval of the
---   difference in the direction of its mean. `most_important`: the block with the largest, one of many and not tested.
---   Metrics as in 0D; every prompt counts once (trap 3). Read `coherent` first (trap 20).
--- source: METHODS 6 (0F); traps in METHODS 21 (3, 9, 20)
+--   without the first ones]: the ranges lie up to {spread_str_5} apart (format compliance {spread_format_5}). Taken out of
+--   a single block, the component of block {most_important} matters most: it moves structural words by {most_important_by}.
+-- about: A1's operator (IT's MLP outputs along d_mean times alpha) on four ranges of blocks: the late ones, a seventeenth
+--   of all blocks more before them (`wider`), as many fewer at the end (`cut`) or the beginning (`later`); the PT/IT
+--   study's model has 34: 20-33, 18-33, 20-31, 22-33. The study calls the result stable; its own figures at alpha 5 run
+--   from .30 to .88 (known pitfall: overstated robustness). `str_5_RANGE`, `format_5_RANGE`: means at alpha 5,
+--   `spread_METRIC_5`: the largest less the smallest of them, paired by prompt, the ranges chosen by their means, so that
+--   it is never below zero. `importance`, over blocks in place of alphas: |mean STR with the component taken out of this
+--   one block (alpha 0) - mean STR without|, with the interval of the difference in the direction of its mean.
+--   `most_important`: the block with the largest, one of many and not tested. Metrics as in 0D; every prompt counts once
+--   (known pitfall: pooled duplicate replies). Read `coherent` first (known pitfall: incoherent replies).
+-- pitfalls: pooled duplicate replies, overstated robustness, incoherent replies
+-- source: METHODS 6 (0F)
 WITH cells AS (
     SELECT metric, arm, dose, coalesce(prompt, -1) AS prompt, value FROM scores
     WHERE sweep = '0F' AND metric IN ('str', 'format', 'answer', 'alignment', 'coherent')

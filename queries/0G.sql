@@ -11,16 +11,19 @@
 --   {commit_kl01_raw_mean_skip5?later|earlier|neither clearly later nor earlier} by KL < 0.1 nats
 --   ({commit_kl01_raw_mean_skip5}, median {commit_kl01_raw_median})[; with the tuned lens {commit_top1_tuned_mean_skip5} and
 --   {commit_kl01_tuned_mean_skip5}].
--- about: Commitment is the layer from which a token's lens keeps to a rule; the last layer where it never does (trap 13:
---   exp11 drops such tokens). Primary, as published: `commit_top1_*` and `commit_kl01_*` (KL(final || layer) stays under
---   0.1 nats; v12 says "first crossing", its code is stays-below) for both lenses: medians over all positions from the
---   second on, `mean_skip5` over those after the first five records as in the seed's intervals (trap 19), `prompt_mean` over
---   these with every prompt alike: under it the published delay of Llama and Qwen turns negative (trap 7). `continuous_*` is
+-- about: Commitment is the layer from which a token's lens keeps to a rule; the last layer where it never does (known
+--   pitfall: dropped uncommitted tokens; exp11 drops such tokens). Primary, as published: `commit_top1_*` and
+--   `commit_kl01_*` (KL(final || layer) stays under 0.1 nats; the paper says "first crossing", the code is stays-below) for
+--   both lenses: medians over all positions from the second on, `mean_skip5` over those after the first five records as in
+--   the PT/IT study's intervals (known pitfall: skipped first steps), `prompt_mean` over these with every prompt alike:
+--   under it the published delay of Llama and Qwen turns negative (known pitfall: mixed commitment runs). `continuous_*` is
 --   the interpolated first crossing of exp10. Under `threshold` are the means of every rule of METHODS 3.3: kl, majority,
---   entropy, cos in the figure, the variants (kl_q3, adaptive, mean, median ...) in the table; store/views/commit_layers.sql
---   defines them. v12's "no flip back for 3 consecutive layers" and a rank-qualified rule that says more than top1 do not
---   exist in the seed's code. For a tuned lens, top1 means the top token of the tuned last layer. The seed's early quality
---   figures of its tuned lens come from an Adam run, not from the published probes (trap 15).
+--   entropy, cos in the figure, the variants (kl_q3, adaptive, mean, median ...) in the table;
+--   store/views/commit_layers.sql defines them. The paper's "no flip back for 3 consecutive layers" and a rank-qualified
+--   rule that says more than top1 do not exist in the study's code. For a tuned lens, top1 means the top token of the tuned
+--   last layer. The study's early quality figures of its tuned lens come from an Adam run, not from the published probes
+--   (known pitfall: Adam lens figures).
+-- pitfalls: off-by-one step, mixed commitment runs, dropped uncommitted tokens, Adam lens figures, skipped first steps
 -- source: METHODS 3.3, 6 (0G)
 WITH found AS (
     SELECT * FROM commit_layers WHERE step >= 1

@@ -9,18 +9,20 @@
 --   {corrective_top_bottom}, of the highest and random ones {corrective_top_random}.[ With five times the component along
 --   them IT's replies have {str_5_top} structural words (top), {str_5_bottom} (bottom) and {str_5_random} (random), with
 --   none {str_0_top}, {str_0_bottom} and {str_0_random}: at five times the top one gives
---   {str_5_top_minus_bottom?more|fewer|neither clearly more nor fewer} than the bottom one ({str_5_top_minus_bottom}), met
---   formats differ by {format_5_top_minus_bottom}.]
+--   {str_5_top_minus_bottom?more|fewer|neither clearly more nor fewer} than the bottom one ({str_5_top_minus_bottom}),
+--   format-compliance rates differ by {format_5_top_minus_bottom}.]
 -- about: The direction of 0A from parts of the records: `top` and `bottom` by contrast, `random`, `all`; each part has 600
---   records as in the seed, or half of all where there are fewer. The seed's contrast adds structure and judge scores;
---   without a judge it is here PT's mean negative log-likelihood of IT's answer (nats a token, stream teacher) alone. `top`
---   and `bottom` are disjoint, `random` overlaps both, in the seed too. Intervals as in 0B, with resamples of the records
---   within their parts. Groups as in 0A. Then IT writes as in A1, its late MLP outputs' component along each of the three
---   times alpha: `str_A`, `format_A` at alpha = A and set by set (`str_A_SET`), `str_5_top_minus_bottom` and alike paired by
---   prompt; in the table `str`, `format`, `answer`, `alignment` and `coherent` at all 14 alphas, the baseline being alpha 1
---   of any set. Their intervals resample prompts, each counted once (trap 3). Small changes at alpha 5 say little where the
---   replies are wrecks (`coherent`, trap 20). Without texts the row has the cosines alone.
--- source: METHODS 6 (0H), 5.1; traps in METHODS 21 (3, 20)
+--   records as in the PT/IT study, or half of all where there are fewer. The study's contrast adds structure and judge
+--   scores; without a judge it is here PT's mean negative log-likelihood of IT's answer (nats a token, stream teacher)
+--   alone. `top` and `bottom` are disjoint, `random` overlaps both, in the study too. Intervals as in 0B, with resamples of
+--   the records within their parts. Groups as in 0A. Then IT writes as in A1, its late MLP outputs' component along each of
+--   the three times alpha: `str_A`, `format_A` at alpha = A and set by set (`str_A_SET`), `str_5_top_minus_bottom` and
+--   alike paired by prompt; in the table `str`, `format`, `answer`, `alignment` and `coherent` at all 14 alphas, the
+--   baseline being alpha 1 of any set. Their intervals resample prompts, each counted once (known pitfall: pooled duplicate
+--   replies). Small changes at alpha 5 say little where the replies are incoherent (`coherent`, known pitfall: incoherent
+--   replies). Without texts the row has the cosines alone.
+-- pitfalls: pooled duplicate replies, MLP before post-norm, incoherent replies
+-- source: METHODS 6 (0H), 5.1
 WITH cells AS (
     SELECT replace(name, '-', '_') AS sets, layer, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM directions
     WHERE kind = 'splits'

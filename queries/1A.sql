@@ -11,6 +11,7 @@
 --   first one with the mean direction, `mean_share` the part of the mean square that the mean difference itself makes up.
 --   Low mean_share: the direction is an average of very different records. Single numbers are mean cosines between the
 --   directions of two different layers, by layer group (0A). No interval: the numbers describe these records.
+-- pitfalls: MLP before post-norm
 -- source: METHODS 20 (1A), 5.1
 WITH cells AS (
     SELECT name, layer, other, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'spread'

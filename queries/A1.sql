@@ -7,39 +7,41 @@
 --   hide=degenerate*,reasoning*,last_number*,blank*,tokens*,ended*,harm*_complied*,harmless_incoherent*,harm*_change_*,choice_*_change_*,
 --   nll_*_change_*,*_spearman,*_change_minus5,format_change_random,answer_change_random,alignment_change_random
 -- says: With the component along the PT-IT direction taken out of IT's late MLPs (alpha 0) replies of the form asked for
---   {format_change_0?become more|become fewer|show no clear response} ({format_change_0}, as a share) and structural
---   words {str_change_0?become more|become fewer|show no clear response} ({str_change_0}). With five times the component
---   form {format_change_5?improves|suffers|shows no clear response} ({format_change_5}), structural words
---   {str_change_5?become more|become fewer|show no clear response} ({str_change_5}), and coherent replies
---   {coherent_change_5?become more|become fewer|show no clear response} ({coherent_change_5}); with five times the
---   component turned round form changes by {format_change_minus5}, structural words by {str_change_minus5}, coherent
---   replies by {coherent_change_minus5}. A random direction added at full length changes structural words by
---   {str_change_random}, coherent replies by {coherent_change_random}.
--- about: IT writes freely and greedily: only real tokens, as many as the captures' continuations have at most (the seed:
---   200). In its late blocks the component of the MLP modules' outputs along d_mean (0A; before any post-norm: trap 6) is
---   multiplied by alpha, at every position, prompt too; the seed's README writes the residual instead. alpha = 1 is IT as
---   it is, one condition with beta = 0. Every text counts once: the seed pools its benchmark re-generations, so that its
---   intervals are too narrow (trap 3). `str` is the share of structural and discourse words and lone marks, `format` of
---   GOV-FORMAT prompts whose criteria all hold (a `blank` reply has no score: compare n), `answer` of replies that contain
---   the right answer, `reasoning` the same of CONTENT-REASON alone, `last_number` of those whose last number is right,
---   `alignment` of SAFETY prompts met as they should be, `coherent` of replies that pass the study's rule (three words, six
---   different characters, no word over 30 % of eight or more, no new question), which lets loops without spaces pass;
---   `degenerate` of those that are a loop of characters, words or phrases or a soup of symbols, `ended` of those that
---   end before their budget. Refusals come as shares of three classes (trap 20), where a reply that is not
---   coherent, or degenerate, is incoherent: of prompts to decline `harmful_refused`,
---   `harmful_complied`, `harmful_incoherent`, of harmless ones that only sound so `harmless_*`; in the seed's judged S1 a
---   wreck is a third of a refusal, in S2 a false one. `choice_generated`: the first letter within three tokens written to
---   the bare question with lettered choices; `choice_logprob`: the choice whose text is the likeliest after the bare
---   question; n is the prompts with choices (the paper calls the former the latter). `nll_pt`, `nll_it`: nats a token of
---   the reply under each model as it is, PT on the bare prompt, IT on the templated one, mean over prompts. `*_change_A`:
---   alpha = A less alpha = 1 on the same prompts; `*_change_random`: a random unit vector added (beta = 1: the norm of
---   each output). `*_spearman`: rank correlation of the means with alpha over the 14 alphas, no interval; a curve that
---   falls to both sides has a small one. d_mean is of the native captures, so of IT in its template and one BOS; Gemma's
---   published one was extracted without a template (trap 5). The published numbers may be of a run without one
---   (A1_notmpl): prose and notes of the seed disagree. `mmlu_mixed` there is half free-form, half forced choice (trap 3);
---   `g1`, `g2`, `s1`, `s2` are an LLM judge's, which this row does without. What steering does to convergence is no part
---   of this row (trap 21).
--- source: METHODS 5.2 to 5.4, 18; traps in METHODS 21 (3, 5, 6, 20, 21)
+--   {format_change_0?become more|become fewer|show no clear response} ({format_change_0}, as a share) and structural words
+--   {str_change_0?become more|become fewer|show no clear response} ({str_change_0}). With five times the component form
+--   {format_change_5?improves|suffers|shows no clear response} ({format_change_5}), structural words {str_change_5?become
+--   more|become fewer|show no clear response} ({str_change_5}), and coherent replies {coherent_change_5?become more|become
+--   fewer|show no clear response} ({coherent_change_5}); with five times the component and its sign flipped form changes by
+--   {format_change_minus5}, structural words by {str_change_minus5}, coherent replies by {coherent_change_minus5}. A random
+--   direction added at full length changes structural words by {str_change_random}, coherent replies by
+--   {coherent_change_random}.
+-- about: IT writes freely and greedily: only real tokens, as many as the captures' continuations have at most (the PT/IT
+--   study: 200). In its late blocks the component of the MLP modules' outputs along d_mean (0A; before any post-norm; known
+--   pitfall: MLP before post-norm) is multiplied by alpha, at every position, prompt too; the study's README writes the
+--   residual instead. alpha = 1 is IT as it is, one condition with beta = 0. Every text counts once: the study pools its
+--   benchmark re-generations, so that its intervals are too narrow (known pitfall: pooled duplicate replies). `str` is the
+--   share of structural and discourse words and lone marks, `format` of GOV-FORMAT prompts whose criteria all hold (a
+--   `blank` reply has no score: compare n), `answer` of replies that contain the right answer, `reasoning` the same of
+--   CONTENT-REASON alone, `last_number` of those whose last number is right, `alignment` of SAFETY prompts met as they
+--   should be, `coherent` of replies that pass the study's rule (three words, six different characters, no word over 30 %
+--   of eight or more, no new question), which lets loops without spaces pass; `degenerate` of those that are a loop of
+--   characters, words or phrases or a soup of symbols, `ended` of those that end before their budget. Refusals come as
+--   shares of three classes (known pitfall: incoherent replies), where a reply that is not coherent, or degenerate, is
+--   incoherent: of prompts to decline `harmful_refused`, `harmful_complied`, `harmful_incoherent`, of harmless ones that
+--   only sound so `harmless_*`; in the study's judged S1 an incoherent reply is a third of a refusal, in S2 a false one.
+--   `choice_generated`: the first letter within three tokens written to the bare question with lettered choices;
+--   `choice_logprob`: the choice whose text is the likeliest after the bare question; n is the prompts with choices (the
+--   paper calls the former the latter). `nll_pt`, `nll_it`: nats a token of the reply under each model as it is, PT on the
+--   bare prompt, IT on the templated one, mean over prompts. `*_change_A`: alpha = A less alpha = 1 on the same prompts;
+--   `*_change_random`: a random unit vector added (beta = 1: the norm of each output). `*_spearman`: rank correlation of
+--   the means with alpha over the 14 alphas, no interval; a curve that falls to both sides has a small one. d_mean is of
+--   the native captures, so of IT in its template and one BOS; Gemma's published one was extracted without a template
+--   (known pitfall: double BOS). The published numbers may be of a run without one (A1_notmpl): prose and notes of the
+--   study disagree. `mmlu_mixed` there is half free-form, half forced choice (known pitfall: pooled duplicate replies);
+--   `g1`, `g2`, `s1`, `s2` are an LLM judge's, which this row does without. What steering does to convergence is no part of
+--   this row (known pitfall: commitment at alpha 0).
+-- pitfalls: pooled duplicate replies, double BOS, MLP before post-norm, incoherent replies, commitment at alpha 0
+-- source: METHODS 5.2 to 5.4, 18
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour

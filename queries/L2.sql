@@ -12,19 +12,22 @@
 --   [Its top token settles {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean}
 --   layers), and its KL stays under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on
 --   ({commit_kl01_raw_mean}).]
--- about: `kl_final_layer` = KL(final || layer) is the direction of the seed's code and of its published gaps;
---   `kl_layer_final` = KL(layer || final) is the direction its text names and exp11, 14 and 22 use (trap 1). `cg_raw` and
---   `cg_tuned` are the mean over layers floor(L/2) and up of IT minus PT, pooled over tokens (long answers weigh more, as in
---   the seed); `*_prompt` weighs prompts equally; `gap_*_third` are the same over thirds that split at L // 3 and
---   2 L // 3. `late_half_layers_it_above_pt_*` counts the layers of that half in which IT's mean KL is above PT's; the last
---   layer, where both are zero, counts if its rounding does (one of Mistral's published 15). Positions:
---   continuation tokens from the second on (METHODS 0, set a); the seed's fast collector is shifted by one (trap 4): for
---   that, ask the table `lens` for step >= 2. No step is dropped (trap 19). `commit_top1_*` is the layer from which the lens
---   keeps its own last top token, `commit_kl01_*` the one from which KL stays under 0.1 nats: mean and median over tokens;
---   tokens that never do count as the last layer (trap 13: exp11 drops them). The published claim that no family commits
---   earlier does not hold for all of the seed's own files (trap 7). All rules and prompt means: row 0G. The tuned lens is
---   done without where the capture has no residuals to train it from; on few prompts its probes are poorer than the
---   seed's, and those of the variant with fewer tokens more so (row tuned).
+-- about: `kl_final_layer` = KL(final || layer) is the direction of the PT/IT study's code and of its published gaps;
+--   `kl_layer_final` = KL(layer || final) is the direction its text names and exp11, 14 and 22 use (known pitfall: two KL
+--   directions). `cg_raw` and `cg_tuned` are the mean over layers floor(L/2) and up of IT minus PT, pooled over tokens
+--   (long answers weigh more, as in the study); `*_prompt` weighs prompts equally; `gap_*_third` are the same over thirds
+--   that split at L // 3 and 2 L // 3. `late_half_layers_it_above_pt_*` counts the layers of that half in which IT's mean
+--   KL is above PT's; the last layer, where both are zero, counts if its rounding does (one of Mistral's published 15).
+--   Positions: continuation tokens from the second on (METHODS 0, set a); the study's fast collector is shifted by one
+--   (known pitfall: off-by-one step): for that, ask the table `lens` for step >= 2. No step is dropped (known pitfall:
+--   skipped first steps). `commit_top1_*` is the layer from which the lens keeps its own last top token, `commit_kl01_*`
+--   the one from which KL stays under 0.1 nats: mean and median over tokens; tokens that never do count as the last layer
+--   (known pitfall: dropped uncommitted tokens; exp11 drops them). The published claim that no family commits earlier does
+--   not hold for all of the study's own files (known pitfall: mixed commitment runs). All rules and prompt means: row 0G.
+--   The tuned lens is left out where the capture has no residuals to train it from; on few prompts its probes are poorer
+--   than the study's, and those of the variant with fewer tokens more so (row tuned).
+-- pitfalls: two KL directions, off-by-one step, double BOS, mixed commitment runs, mixed resampling units, dropped
+--   uncommitted tokens, skipped first steps
 -- source: METHODS 4, row L2; rules in METHODS 3.3
 WITH depth AS (
     SELECT max(layer) + 1 AS layers FROM lens

@@ -9,11 +9,12 @@
 -- says: At the last prompt token IT's attention is {mean_entropy?more spread out than|narrower than|about as spread out
 --   as} PT's ({mean_entropy} nats, mean over layers); as a share of the most that its prompt length allows, the difference is
 --   {mean_entropy_norm}.
--- about: Entropy of the attention row of the last prompt token, mean over heads, then over prompts. `entropy` is in nats, as
---   the seed has it, and grows with the prompt: IT's is longer by the template. `entropy_norm` divides by ln(number of
---   tokens up to that position), so that 1 is uniform; layers with a sliding window can reach it only on short prompts.
---   `mean_*` is the mean over layers, `argmax_layer` the layer where IT - PT is largest. The capture takes the entropies
---   while the model runs (site attn_entropy, profile attention).
+-- about: Entropy of the attention row of the last prompt token, mean over heads, then over prompts. `entropy` is in nats,
+--   as the PT/IT study has it, and grows with the prompt: IT's is longer by the template. `entropy_norm` divides by
+--   ln(number of tokens up to that position), so that 1 is uniform; layers with a sliding window can reach it only on short
+--   prompts. `mean_*` is the mean over layers, `argmax_layer` the layer where IT - PT is largest. The capture takes the
+--   entropies while the model runs (site attn_entropy, profile attention).
+-- pitfalls: double BOS
 -- source: METHODS 4, row L9
 WITH cells AS (
     SELECT variant, prompt, layer, avg(entropy) AS entropy, avg(entropy_norm) AS entropy_norm FROM attention

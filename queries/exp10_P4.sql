@@ -5,25 +5,27 @@
 -- bootstrap: prompt
 -- plot: line x=alpha hue=direction y=share numbers=share
 --   hide=tokens*,ended*,harm*_complied*,harmless_incoherent*,*_0,*_times_*,answer_*,reasoning_*,alignment_*,choice_*_5,harm*_5
--- says: Along d_conv, the direction that goes with IT's later convergence, form {format_d_conv_0?gains|suffers|shows no
+-- says: Along d_conv, the direction that predicts IT's later convergence, form {format_d_conv_0?gains|suffers|shows no
 --   clear response} when the component is taken out of IT's late MLPs (alpha 0, {format_d_conv_0}, as a share) and
 --   {format_d_conv_5?gains|suffers|shows no clear response} at five times ({format_d_conv_5}); structural words are
 --   {str_times_5_d_conv} times as frequent at alpha 5 as at 1. Along d_mean form changes by {format_d_mean_0} and
 --   {format_d_mean_5}, structural words are {str_times_5_d_mean} times as frequent. At alpha 5 form is
---   {format_apart_5?higher|lower|not clearly higher or lower} along d_mean than along d_conv ({format_apart_5}),
---   structural words are {str_apart_5?more|fewer|not clearly more or fewer} ({str_apart_5}).
+--   {format_apart_5?higher|lower|not clearly higher or lower} along d_mean than along d_conv ({format_apart_5}), structural
+--   words are {str_apart_5?more|fewer|not clearly more or fewer} ({str_apart_5}).
 -- about: A1's sweep along d_conv (exp10: ridge regression of the difference IT - PT of the layers' KL to the final
 --   distribution on that of the residuals, teacher stream, raw lens) and along d_mean (0A), both in the late blocks' MLP
---   outputs as in the seed, though d_conv comes from residuals. d_conv has no vector for the last block, whose KL is zero
---   by definition: along it the last block is left as it is, one late block fewer than along d_mean, which matters in a
---   shallow model. Its fit (R2 in exp10) does not say that it steers anything (trap 18: the seed's R2 is in-sample).
---   `METRIC_DIRECTION_A`: alpha = A less alpha = 1 on the same prompts, `*_apart_A`: along d_mean less along d_conv,
---   `str_times_5_*`: mean share at alpha = 5 over that at 1. The README's "11-19x" is in no stored file of this row (trap
---   16), and is not quoted. The published numbers are means without intervals; DeepSeek's and Qwen's published baselines
---   come from another prompt setting than their alpha = 1. `mmlu` there is the forced choice of three generated tokens,
---   ours `choice_generated`; `g1` is a judge's grade of structure, 1 to 5. Along d_conv the seed's structural words stay
---   within 3 % of the baseline in five of six families. DeepSeek's texts have 64 tokens there (trap 17).
--- source: METHODS 7 (P4), 5.2, 5.4, 18; traps in METHODS 21 (3, 16, 17, 18, 20)
+--   outputs as in the PT/IT study, though d_conv comes from residuals. d_conv has no vector for the last block, whose KL is
+--   zero by definition: along it the last block is left as it is, one late block fewer than along d_mean, which matters in
+--   a shallow model. Its fit (R2 in exp10) does not say that it steers anything (known pitfall: in-sample fit; the study's
+--   R2 is in-sample). `METRIC_DIRECTION_A`: alpha = A less alpha = 1 on the same prompts, `*_apart_A`: along d_mean less
+--   along d_conv, `str_times_5_*`: mean share at alpha = 5 over that at 1. The README's "11-19x" is in no stored file of
+--   this row (known pitfall: untraceable ratios), and is not quoted. The published numbers are means without intervals;
+--   DeepSeek's and Qwen's published baselines come from another prompt setting than their alpha = 1. `mmlu` there is the
+--   forced choice of three generated tokens, ours `choice_generated`; `g1` is a judge's grade of structure, 1 to 5. Along
+--   d_conv the study's structural words stay within 3 % of the baseline in five of six families. DeepSeek's texts have 64
+--   tokens there (known pitfall: DeepSeek exceptions).
+-- pitfalls: pooled duplicate replies, untraceable ratios, DeepSeek exceptions, in-sample fit, incoherent replies
+-- source: METHODS 7 (P4), 5.2, 5.4, 18
 WITH cells AS (
     SELECT metric, arm AS direction, dose AS alpha, coalesce(prompt, -1) AS prompt, value
     FROM behaviour

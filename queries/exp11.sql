@@ -14,15 +14,19 @@
 -- about: The PT reads its raw prompt and IT's answer (A'); in B_early, B_mid and B_late the MLPs of a window of blocks are IT's:
 --   they read the PT's normed residual and their output is added as the PT's would be; all positions, prompt too. Each
 --   condition is a replay of the PT from the window's first block on. Differences B - A', token by token, pooled over
---   tokens: `dkl_final20` of KL(layer || own final) over layers floor(0.8 L) and up, `dkl_window` over the window's own layers
---   (trap 1: the direction is the other than L2's); `dcross_kl` of KL(B's layer || IT's layer), both read by the PT's head (and
---   probes), `dcos` of the cosine between an MLP's output and what it reads, before any norm that follows (trap 6: not L1's);
---   both over the final 20 %. `dcommit`: of the layer from which KL(layer || final) stays below 0.1; no token is without one
---   here, for the last layer's KL is zero (trap 13). Windows overlap unless the catalog names others, so mid holds part of
---   late (trap 10). `dkl` is measured against B's own final distribution, which the graft moves too: on `dcross_kl`, and on
---   JS at the same layer (exp16_BD), the window that moves most can be another (trap 11). Published: the tuned lens, over
---   masked logits (METHODS 1.4; ours are whole), its last layer through a probe too.
--- source: METHODS 8; traps in METHODS 21 (1, 6, 10, 11, 13)
+--   tokens: `dkl_final20` of KL(layer || own final) over layers floor(0.8 L) and up, `dkl_window` over the window's own
+--   layers (known pitfall: two KL directions; the direction is the other than L2's); `dcross_kl` of KL(B's layer || IT's
+--   layer), both read by the PT's head (and probes), `dcos` of the cosine between an MLP's output and what it reads, before
+--   any norm that follows (known pitfall: MLP before post-norm; not L1's); both over the final 20 %. `dcommit`: of the
+--   layer from which KL(layer || final) stays below 0.1; no token is without one here, for the last layer's KL is zero
+--   (known pitfall: dropped uncommitted tokens). Windows overlap unless the catalog names others, so mid holds part of late
+--   (known pitfall: overlapping windows). `dkl` is measured against B's own final distribution, which the graft moves too:
+--   on `dcross_kl`, and on JS at the same layer (exp16_BD), the window that moves most can be another (known pitfall:
+--   endpoint coupling). Published: the tuned lens, over masked logits (METHODS 1.4; ours are whole), its last layer through
+--   a probe too.
+-- pitfalls: two KL directions, double BOS, MLP before post-norm, overlapping windows, endpoint coupling, dropped
+--   uncommitted tokens
+-- source: METHODS 8
 WITH cells AS (
     SELECT split_part(condition, '_', 2) AS "window", lens, prompt, step, layer, layer >= window_start AND layer < window_stop AS inside,
         layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late, edited.kl_layer_final AS kl, base.kl_layer_final AS kl_host,

@@ -15,20 +15,25 @@
 --   exchanged blocks' own layers: PT {dkl_window_b_early_raw}, {dkl_window_b_mid_raw}, {dkl_window_b_late_raw}, IT
 --   {dkl_window_d_early_raw}, {dkl_window_d_mid_raw}, {dkl_window_d_late_raw} (early, mid, late). [Late MLPs write {support_teacher_a} along the answer's next
 --   token in the PT, {support_teacher_b_late} with IT's MLPs; {support_teacher_c} in the IT, {support_teacher_d_late} with the PT's.]
--- about: B: the PT, on its raw prompt and IT's answer, with IT's MLPs in a window of blocks, against A', the PT as it is. D: the
---   IT, on its own prompt and answer, with the PT's MLPs, against C, the IT as it is. Each is a replay of its host from the window
---   on. `dkl_final20`: difference of KL(layer || own final) (trap 1), mean over layers floor(0.8 L) and up, pooled over tokens,
---   each host through its own lens; `dkl_window` over the layers of the window itself; `dcos` of the cosine between an MLP's output
---   and what it reads, before any norm that follows (trap 6), final 20 %. `kl_final20_a` and `_c` are the hosts' own. Trap 11: that
---   late windows matter most is a statement about this readout, whose end point the exchange moves too; at the same layer
---   (exp16_BD) it can be mid. Trap 22: over the window's own layers the seed has D_mid and D_early as large as D_late or larger.
---   Windows overlap (trap 10). Mechanism of late MLPs in A', B_late, C and D_late, mean over the final 20 % of layers, by gradients
---   of each host's raw lens through norm and unembedding alone: `support_teacher` = length of an MLP's output along the gradient
---   of the logit of the answer's next token, `anti_top1` = less its length along that of the layer's own top token, `anti_kl` =
---   its length along that of KL(final || layer) (above zero it moves away), `*_cos` the cosines, `kl_rest` what is left across
+-- about: B: the PT, on its raw prompt and IT's answer, with IT's MLPs in a window of blocks, against A', the PT as it is.
+--   D: the IT, on its own prompt and answer, with the PT's MLPs, against C, the IT as it is. Each is a replay of its host
+--   from the window on. `dkl_final20`: difference of KL(layer || own final) (known pitfall: two KL directions), mean over
+--   layers floor(0.8 L) and up, pooled over tokens, each host through its own lens; `dkl_window` over the layers of the
+--   window itself; `dcos` of the cosine between an MLP's output and what it reads, before any norm that follows (known
+--   pitfall: MLP before post-norm), final 20 %. `kl_final20_a` and `_c` are the hosts' own. Known pitfall: endpoint
+--   coupling. That late windows matter most is a statement about this readout, whose end point the exchange moves too; at
+--   the same layer (exp16_BD) it can be mid. Known pitfall: graft-window effect. Over the window's own layers the PT/IT
+--   study has D_mid and D_early as large as D_late or larger. Windows overlap (known pitfall: overlapping windows).
+--   Mechanism of late MLPs in A', B_late, C and D_late, mean over the final 20 % of layers, by gradients of each host's raw
+--   lens through norm and unembedding alone: `support_teacher` = length of an MLP's output along the gradient of the logit
+--   of the answer's next token, `anti_top1` = less its length along that of the layer's own top token, `anti_kl` = its
+--   length along that of KL(final || layer) (above zero it moves away), `*_cos` the cosines, `kl_rest` what is left across
 --   the last; `rank_gain` = places that the next token gains against the unedited host. `correlation_*`: Pearson's r of a
---   token's mean scalar and its mean KL(layer || final) over all tokens of the four; no intervals. Published: the tuned lens, over masked logits, the last layer through a probe too.
--- source: METHODS 9; traps in METHODS 21 (1, 6, 10, 11, 22)
+--   token's mean scalar and its mean KL(layer || final) over all tokens of the four; no intervals. Published: the tuned
+--   lens, over masked logits, the last layer through a probe too.
+-- pitfalls: two KL directions, double BOS, MLP before post-norm, overlapping windows, endpoint coupling, graft-window
+--   effect
+-- source: METHODS 9
 WITH base AS (
     SELECT variant, lens, lens.prompt, lens.step, layer, kl_layer_final, mlp_cos, rank_target, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late
     FROM (SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM lens WHERE coalesce(step >= 0, true)) AS lens

@@ -6,29 +6,32 @@
 -- plot: dots x=window hue=arm y="gain by IT's MLPs" numbers=share
 --   hide=level_*,capped_*,pt_*,it_*,gain_tokens,gain_words,gain_headers,gain_bullets,gain_refusal,gain_missed_refusal,gain_nll_pt,gain_nll_it,gain_s1_comply,gain_s1_incoherent
 -- says: IT's MLPs in the PT change its structural words by {pt_str_early}, {pt_str_mid} and {pt_str_late} (early, mid, late
---   window), met formats by {pt_format_early}, {pt_format_mid} and {pt_format_late}, right reactions to SAFETY prompts by
---   {pt_alignment_early}, {pt_alignment_mid} and {pt_alignment_late}: for formats late ones do
+--   window), format compliance by {pt_format_early}, {pt_format_mid} and {pt_format_late}, right reactions to SAFETY
+--   prompts by {pt_alignment_early}, {pt_alignment_mid} and {pt_alignment_late}: in format compliance late ones do
 --   {pt_format_late_minus_mid?more|less|neither clearly more nor less} than mid ones. The PT's MLPs in the IT cost it
---   {it_format_early}, {it_format_mid} and {it_format_late} of met formats, {it_alignment_early}, {it_alignment_mid} and
---   {it_alignment_late} of right reactions; late ones {it_format_late_minus_mid?more|less|neither clearly more nor less}
---   than mid ones. In {capped_a} of the PT's replies the budget cuts them off, in {capped_b_mid} with IT's mid MLPs,
+--   {it_format_early}, {it_format_mid} and {it_format_late} of format compliance, {it_alignment_early}, {it_alignment_mid}
+--   and {it_alignment_late} of right reactions; late ones {it_format_late_minus_mid?more|less|neither clearly more nor
+--   less} than mid ones. In {capped_a} of the PT's replies the budget cuts them off, in {capped_b_mid} with IT's mid MLPs,
 --   {capped_b_late} with late ones.
--- about: Greedy replies up to the budget of the captures' continuations (seed: 512). Hosts: A = PT on the bare text, C = IT
---   in its template; B_WINDOW = A with IT's MLPs in a window of blocks, D_WINDOW = C with the PT's; each MLP reads the
---   host's normed residual. `gain_METRIC`, paired by prompt: on the PT side B - A, what the graft brings; on the IT side C -
---   D, what it costs (worsening), so that both are positive where IT's MLPs do what IT does better; of `false_refusal` and
---   `missed_refusal`, where less is better, the signs are turned (as of the seed's S2); of others (`str`, counts, `nll_*`)
---   no direction is the better one, and both sides are host with IT's MLPs less host without. `SIDE_METRIC_WINDOW` are the
---   same numbers, `SIDE_METRIC_late_minus_mid` and `_late_minus_early` compare the windows, which overlap, so that mid holds
---   part of late (trap 10). `level_METRIC`: the eight means. `capped`: replies that the budget cut off; a PT that runs on is
---   judged on more text, and a graft that makes it stop may gain by that alone (published .62 for A, .40 for B_mid, .66 for
---   B_late). `choice_generated`: the first letter of three tokens, IT hosts in their template, PT hosts without;
---   `choice_logprob`: the likeliest of the choices as texts. `alignment` and refusals by phrases, whose lack in wrecks is no
---   compliance (trap 20: `coherent`). With a judge (`actlake score --judge`) there are `g1`, `g2`, `s1_*` and `s2` too, and
---   `pair_g2`, `pair_s2`: blind comparisons of two replies, 1 where the first named is better, .5 for a tie. Published: a
---   judge's G2 (5 points) and S2, the mean of five families, whose intervals resample the five (trap 12; here prompts within
---   a family): on the PT side mid is the strongest, on the IT side late.
--- source: METHODS 12, 18; traps in METHODS 21 (10, 12, 17, 20)
+-- about: Greedy replies up to the budget of the captures' continuations (study: 512). Hosts: A = PT on the bare text, C =
+--   IT in its template; B_WINDOW = A with IT's MLPs in a window of blocks, D_WINDOW = C with the PT's; each MLP reads the
+--   host's normed residual. `gain_METRIC`, paired by prompt: on the PT side B - A, what the graft brings; on the IT side C
+--   - D, what it costs (worsening), so that both are positive where IT's MLPs do what IT does better; of `false_refusal`
+--   and `missed_refusal`, where less is better, the signs are flipped (as of the PT/IT study's S2); of others (`str`,
+--   counts, `nll_*`) no direction is the better one, and both sides are host with IT's MLPs less host without.
+--   `SIDE_METRIC_WINDOW` are the same numbers, `SIDE_METRIC_late_minus_mid` and `_late_minus_early` compare the windows,
+--   which overlap, so that mid holds part of late (known pitfall: overlapping windows). `level_METRIC`: the eight means.
+--   `capped`: replies that the budget cut off; a PT that runs on is judged on more text, and a graft that makes it stop may
+--   gain by that alone (published .62 for A, .40 for B_mid, .66 for B_late). `choice_generated`: the first letter of three
+--   tokens, IT hosts in their template, PT hosts without; `choice_logprob`: the likeliest of the choices as texts.
+--   `alignment` and refusals by phrases, whose lack in incoherent replies is no compliance (known pitfall: incoherent
+--   replies; `coherent`). With a judge (`actlake score --judge`) there are `g1`, `g2`, `s1_*` and `s2` too, and `pair_g2`,
+--   `pair_s2`: blind comparisons of two replies, 1 where the first named is better, .5 for a tie. Published: a judge's G2
+--   (5 points) and S2, the mean of five families, whose intervals resample the five (known pitfall: mixed resampling units;
+--   here prompts within a family): on the PT side mid is the strongest, on the IT side late.
+-- pitfalls: MLP before post-norm, overlapping windows, endpoint coupling, mixed resampling units, DeepSeek exceptions,
+--   incoherent replies
+-- source: METHODS 12, 18
 WITH marked AS (
     SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = 'exp15'
     UNION ALL

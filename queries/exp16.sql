@@ -10,11 +10,13 @@
 -- about: PT reads its raw prompt followed by IT's answer (branch A'), IT its own prompt and answer (branch C); at each
 --   layer the raw-lens distributions of both, each through its own norm and unembedding and limited to real tokens, are
 --   compared. `js_ac_full`, `js_ac_pre` (layers below round(0.6 L)) and `js_ac_final20` (floor(0.8 L) and up) pool tokens;
---   `*_prompt_mean` are means of prompt means. Positions: from the last prompt token (which predicts the first answer token) to
---   the one before the last. JS is at most ln 2 = 0.693. The prompts differ (raw against chat), so part of the
---   difference is the template's. Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` over all tokens,
---   layers and pairs alike, as the seed prints them. Of its later intervals only some resample prompts (trap 12): these do.
---   Hosts with MLPs of the other model at the same layer (trap 11) are row exp16_BD.
+--   `*_prompt_mean` are means of prompt means. Positions: from the last prompt token (which predicts the first answer
+--   token) to the one before the last. JS is at most ln 2 = 0.693. The prompts differ (raw against chat), so part of the
+--   difference is the template's. Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` over all
+--   tokens, layers and pairs alike, as the PT/IT study prints them. Of its later intervals only some resample prompts
+--   (known pitfall: mixed resampling units): these do. Hosts with MLPs of the other model at the same layer (known pitfall:
+--   endpoint coupling) are row exp16_BD.
+-- pitfalls: double BOS, endpoint coupling, mixed resampling units
 -- source: METHODS 13
 WITH cells AS (
     SELECT prompt, step, layer, js, max(layer) OVER () + 1 AS layers FROM pair_lens WHERE coalesce(step >= 0, true) AND layer >= 0

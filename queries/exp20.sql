@@ -1,28 +1,32 @@
 -- id: exp20
--- title: Grafts where PT and IT first part: whose token is picked?
+-- title: Grafts at the first differing token: whose token is picked?
 -- needs: divergence
 -- stream: raw
 -- bootstrap: prompt
 -- plot: line x=layer hue=condition y="logit of IT's token - logit of PT's" numbers=share moved=logits
 --   hide=picks_other,step_mean,late_gain_*
--- says: On the shared text before PT's and IT's answers part (at step {step_mean} on average), IT's MLPs grafted into PT's
---   middle window make it pick IT's token in {b_mid_picks_it} of the prompts, in the late window in {b_late_picks_it}: the
---   middle does so {b_mid_minus_late?more often|less often|neither clearly more nor less often} ({b_mid_minus_late}). PT's MLPs
---   in IT's middle window bring PT's token in {d_mid_picks_pt}, in the late one in {d_late_picks_pt}: the middle
---   {d_mid_minus_late?more often|less often|neither clearly more nor less often} ({d_mid_minus_late}).
--- about: Both models read the bare text; an event is the first step at which their greedy answers differ (view `first_diff`;
---   later ones have no shared prefix, and where one answer ends first there is none). Conditions: A = PT, C = IT, B_WINDOW = PT
---   with IT's MLPs in the window, D_WINDOW = IT with PT's, at all positions of the shared text (windows early, mid, late,
---   earlymid and midlate, and the last three blocks or the last one); A and C are stored, the others replay from the window's start. `picks_it`, `picks_pt`, `picks_other`: share of prompts in which the top token
---   (of those real for both) is IT's, PT's or neither. `margin` is drawn at the edges of the windows, read by the host's
---   own head; layer -1 is the input of the first block. `moved`: by how much a graft moves the last margin toward the donor
---   (B - A, C - D). `late_gain_a`, `late_gain_c`: margin after the late window less that before it. Windows overlap where the
---   model is deep enough (trap 10), and mid is the stronger one on token identity, unlike on the endpoint-bound KL (trap 11).
---   A need not pick PT's token, nor C IT's, in every event: answers are decoded from a cache and with the model's own
---   logits, here one forward reads them (the seed's records differ in 2 % of events). The seed's full run lets each condition
---   decode on its own, its validation run reads them out at the prefix as here (`*_validation`); answers have up to 64 tokens
---   here, 128 there. Published numbers named `*_native` are of prompts in the chat template, which need another stream.
--- source: METHODS 14; traps in METHODS 21 (10, 11)
+-- says: On the shared text before PT's and IT's answers first differ (at step {step_mean} on average), IT's MLPs grafted
+--   into PT's middle window make it pick IT's token in {b_mid_picks_it} of the prompts, in the late window in
+--   {b_late_picks_it}: the middle does so {b_mid_minus_late?more often|less often|neither clearly more nor less often}
+--   ({b_mid_minus_late}). PT's MLPs in IT's middle window bring PT's token in {d_mid_picks_pt}, in the late one in
+--   {d_late_picks_pt}: the middle {d_mid_minus_late?more often|less often|neither clearly more nor less often}
+--   ({d_mid_minus_late}).
+-- about: Both models read the bare text; an event is the first step at which their greedy answers differ (view
+--   `first_diff`; later ones have no shared prefix, and where one answer ends first there is none). Conditions: A = PT, C =
+--   IT, B_WINDOW = PT with IT's MLPs in the window, D_WINDOW = IT with PT's, at all positions of the shared text (windows
+--   early, mid, late, earlymid and midlate, and the last three blocks or the last one); A and C are stored, the others
+--   replay from the window's start. `picks_it`, `picks_pt`, `picks_other`: share of prompts in which the top token (of
+--   those real for both) is IT's, PT's or neither. `margin` is drawn at the edges of the windows, read by the host's own
+--   head; layer -1 is the input of the first block. `moved`: by how much a graft moves the last margin toward the donor (B
+--   - A, C - D). `late_gain_a`, `late_gain_c`: margin after the late window less that before it. Windows overlap where the
+--   model is deep enough (known pitfall: overlapping windows), and mid is the stronger one on token identity, unlike on the
+--   endpoint-bound KL (known pitfall: endpoint coupling). A need not pick PT's token, nor C IT's, in every event: answers
+--   are decoded from a cache and with the model's own logits, here one forward reads them (the PT/IT study's records differ
+--   in 2 % of events). The study's full run lets each condition decode on its own, its validation run reads them out at the
+--   prefix as here (`*_validation`); answers have up to 64 tokens here, 128 there. Published numbers named `*_native` are
+--   of prompts in the chat template, which need another stream.
+-- pitfalls: double BOS, overlapping windows, endpoint coupling
+-- source: METHODS 14
 WITH events AS (
     SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step), max(layer) OVER () AS last, min(layer) FILTER (condition = 'B_late') OVER () AS before_late
     FROM divergence

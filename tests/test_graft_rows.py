@@ -16,7 +16,6 @@ from actlake.queries import graft, replays, sweep
 from actlake.queries.build import ensure
 from actlake.queries.kit import Kit, Scope
 from actlake.queries.probes import choose
-from actlake.queries.registry import find
 from actlake.store.captures import find_capture
 from actlake.store.catalog import PairSpec
 from actlake.store.errors import LakeError
@@ -541,13 +540,3 @@ def test_captures_without_mlp_outputs_answer_what_needs_none(tmp_path: Path, pai
     cosines = table(layout, "SELECT condition, layer, count(mlp_cos) AS n FROM graft WHERE lens = 'raw' GROUP BY ALL")
     late = cosines[cosines["condition"] == "B_late"].set_index("layer")["n"]
     assert late[2] > 0 and not late[[-1, 0, 1]].any()
-
-
-def test_each_row_says_its_traps() -> None:
-    for row, traps in (
-        ("exp11", (1, 6, 10, 11, 13)),
-        ("exp14", (1, 6, 10, 11, 22)),
-        ("exp16_BD", (10, 11)),
-        ("exp19B", (10,)),
-    ):
-        assert all(f"{trap}" in find(row).source for trap in traps) and find(row).about

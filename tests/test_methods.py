@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from actlake.cli import app
-from actlake.queries.registry import pitfall_link, queries
+from actlake.queries.registry import Query, pitfall_link, queries
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
@@ -100,3 +100,37 @@ def test_about_ends_with_the_pitfalls_and_where_they_are_described(row: str) -> 
     assert pitfalls.rstrip().endswith(
         "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall."
     )
+
+
+@pytest.mark.parametrize("query", queries().values(), ids=lambda query: query.id)
+def test_a_row_names_the_pitfalls_that_concern_it(query: Query) -> None:
+    assert set(query.pitfalls) == {name for name in PITFALLS if query.id in rows_of(name)}
+    assert len(query.pitfalls) == len(set(query.pitfalls))
+
+
+def test_every_pitfall_that_is_named_is_on_the_page() -> None:
+    found = 0
+    for name, text in texts().items():
+        for several, named in re.findall(r"[Kk]nown pitfall(s?): ([^.;:()]+)", text):
+            parts = re.split(r", | and ", named) if several else [named]
+            for part in parts:
+                found += 1
+                known = [
+                    pitfall for pitfall in PITFALLS if re.match(rf"{re.escape(pitfall)}(?!\w)", part.strip(" `'\""))
+                ]
+                assert known or "{{" in part, f"{name} names the pitfall {part!r}"
+    assert found > 30
+
+
+def test_the_study_is_named_and_linked() -> None:
+    for name in ("docs/METHODS.md", "README.md"):
+        assert "https://github.com/yifan1207/PT-IT-Model-Differences" in (ROOT / name).read_text(encoding="utf-8"), name
+
+
+def test_no_text_speaks_of_the_study_or_its_pitfalls_by_private_names() -> None:
+    """Readers know neither "the seed" nor the numbers of traps; a random seed is fine, and so are names in quotes."""
+    private = re.compile(
+        r"(?i)\bthe seed(?:'s)?\b(?! is that of| and the shard)|\btraps? (?:in METHODS )?\(?\d|METHODS 21,? \(?\d"
+    )
+    bad = {f"{name}: {match[0]}" for name, text in texts().items() for match in private.finditer(text)}
+    assert not bad

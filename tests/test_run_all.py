@@ -88,11 +88,6 @@ def test_every_published_figure_belongs_to_a_row_and_a_known_model() -> None:
     assert ((limits["low"] <= limits["value"]) & (limits["value"] <= limits["high"])).all()
 
 
-def test_every_row_names_the_trap_that_concerns_it() -> None:
-    for row in ("L1", "L2", "0G", "exp22"):
-        assert "trap" in queries()[row].about, row
-
-
 def test_rows_come_in_the_order_they_build_on_each_other() -> None:
     names = list(queries())
     assert names.index("L1") < names.index("L2") < names.index("0G") < names.index("0J") < names.index("exp16")

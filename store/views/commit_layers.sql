@@ -2,7 +2,7 @@
 -- Lists go along the thresholds T = 0.05, 0.1, 0.2, 0.5, 1.0 nats, cos along C = 0.8, 0.9, 0.95, 0.99. Never: the last layer.
 -- Curves without tokens (foreign tables) are left out: the rules are about tokens. Models of up to 126 layers.
 --   top1         from here on the lens' top token is that of its own last layer (for a tuned lens the tuned one). A rank
---                <= K of the final token from here on, as the seed's qualified rules ask for too, follows from it.
+--                <= K of the final token from here on, as the study's qualified rules ask for too, follows from it.
 --   kl           from here on KL(final || layer) < T
 --   kl_q3, kl_q5 KL < T here, and < 3 T (5 T) from here on
 --   majority     the smallest layer from which KL < T in at least 90 % of the layers that are left
