@@ -414,7 +414,7 @@ def test_published_figures_have_their_shape():
     assert list(rows[0]) == ["row", "model", "quantity", "value", "low", "high", "source"]
     keys = [(r["row"], r["model"], r["quantity"]) for r in rows]
     assert len(set(keys)) == len(keys)
-    assert {"L1", "L2", "L3", "L8", "L9", "0A", "0B", "0H", "exp10", "exp16", "exp20", "exp23"} <= {
+    assert {"L1", "L2", "L3", "L8", "L9", "0A", "0B", "0H", "exp10_P4", "exp16", "exp20", "exp23"} <= {
         r["row"] for r in rows
     }
     assert {r["model"] for r in rows} == {*SEED_PAIRS, "qwen25_32b", *POOLS}
