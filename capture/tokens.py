@@ -116,6 +116,10 @@ def notes(name: str, tokenizer: Any, recipe: dict[str, Any]) -> list[str]:
     if "dropped" in recipe:
         texts = ", ".join(f"{tokenizer.convert_ids_to_tokens(index)!r} ({index})" for index in recipe["dropped"])
         found.append(f"{name}: its tokenizer puts {texts} around prompts; left out, so that the text goes on")
+    if recipe["template"] == "chat" and encode(tokenizer, PROBE, "chat")[-1] == tokenizer.eos_token_id:
+        found.append(
+            f"{name}: its chat template ends a prompt with EOS ({tokenizer.eos_token!r}), and the model goes on from there"
+        )
     if recipe.get("content") == "parts":
         found.append(f"{name}: its chat template takes a prompt's text as a list of parts only; given as such")
     return found

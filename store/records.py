@@ -186,7 +186,10 @@ RECORDS: dict[str, dict[str, Any]] = {
         "content_sha256": HASH,
         "n_prompts": WHOLE,
         "n_tokens": WHOLE,
-        "recipe": {"max_new_tokens?": WHOLE, "prompt_set_sha256?": TEXT, "tokenizer_sha256?": TEXT},
+        "recipe": {
+            "max_new_tokens?": WHOLE,
+            **dict.fromkeys(("prompt_set_sha256?", "tokenizer_sha256?", "date?"), TEXT),
+        },
         "keys": Many(TEXT),
         "same_as": NAMED,
         "parquet_sha256?": HASH,
@@ -232,7 +235,11 @@ RECORDS: dict[str, dict[str, Any]] = {
         "probes_sha256": HASH,
     },
     "directions": {"kind": NAMED, "pair": NAMED, "recipe": OBJECT, "files": HASHES},
-    "condition": {"pair": NAMED, "variant": VARIANT, "recipe": {"template": TEXT, "max_new_tokens": WHOLE}},
+    "condition": {
+        "pair": NAMED,
+        "variant": VARIANT,
+        "recipe": {"template": TEXT, "max_new_tokens": WHOLE, "date?": TEXT},
+    },
     # Batches of texts under way, and of continuations.
     "lines": {"rows": Many(LINE)},
     "tokens": {"rows": Many(Many(WHOLE))},

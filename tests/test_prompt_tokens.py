@@ -10,7 +10,7 @@ from actlake.capture.generate import decode
 from actlake.capture.hooks import pad_id
 from actlake.capture.model import load_model, load_tokenizer
 from actlake.capture.prompts import Prompt
-from actlake.capture.tokens import control_texts, dropped, encode, encode_all, reading
+from actlake.capture.tokens import control_texts, dropped, encode, encode_all, notes, reading
 from actlake.store.captures import Capture, find_capture
 from actlake.store.catalog import PairSpec, StreamSpec, load_catalog
 from actlake.store.errors import LakeError
@@ -109,6 +109,14 @@ def test_a_stream_says_what_was_dropped(tmp_path, llama, capfd):
     for row, start in zip(stream.tokens, stream.starts, strict=True):
         assert row[0] == tiny.BOS and tiny.EOS not in row[:start]
     assert "'<|eos|>' (2) around prompts; left out" in capfd.readouterr().err
+
+
+def test_a_template_that_ends_prompts_with_eos_is_remarked():
+    tokenizer = tiny.tokenizer()
+    assert not notes("m", tokenizer, {"template": "chat"})
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    assert "ends a prompt with EOS ('<|eos|>')" in notes("m", tokenizer, {"template": "chat"})[0]
+    assert not notes("m", tokenizer, {"template": "raw"})
 
 
 # --- control tokens --------------------------------------------------------------------------------------------------
