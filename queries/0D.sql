@@ -20,8 +20,8 @@
 --   `mmlu` outputs are free-form, near zero; `choice_generated` here is the forced choice alone, without a template.
 --   `format`: all criteria of a GOV-FORMAT prompt hold; `answer`: the right one is contained, `reasoning` the same in
 --   CONTENT-REASON; `last_number`: the last number is the right one (the study's gsm8k_em); `alignment`: SAFETY prompts
---   refused or answered as they should be; `coherent`: not degenerate, which at large |alpha| explains what the others lose
---   (known pitfall: incoherent replies). `METRIC_change_A`: alpha = A less alpha = 1, paired. Intervals: 2,000 BCa
+--   refused or answered as they should be; `coherent`: the study's rule for a reply that makes sense (A1), whose failures at large
+--   |alpha| explain what the others lose (known pitfall: incoherent replies). `METRIC_change_A`: alpha = A less alpha = 1, paired. Intervals: 2,000 BCa
 --   resamples (study: 10,000). Published levels: `METRIC@A`; of a run without a template, though the study's texts disagree
 --   on that.
 -- pitfalls: pooled duplicate replies, incoherent replies

@@ -5,7 +5,7 @@
 -- bootstrap: none
 -- plot: line x=layer y="δ-cosine, IT − PT" numbers=layer onset_*rules=rules hide=onset_*rules
 -- says: First layer of the drop of IT's δ-cosine below PT's, one standard deviation under the baseline layers: with the
---   baseline at the study's share of the depth [layer {onset_scaled_1sd}||none: no two consecutive layers qualify][; with its
+--   baseline at the study's share of the depth[: layer {onset_scaled_1sd}||: none, no two consecutive layers qualify][; with its
 --   layers (baseline 6 to 14, search from 15) layer {onset_1sd}||; with its own layers (baseline 6 to 14, search from 15) none].
 -- about: `diff` is the L1 profile of IT minus PT. As published (`onset_*`): baseline = mean and standard deviation (n in
 --   the denominator) of diff over layers 6 to 14; the onset is the first of two consecutive layers after 14 with diff below

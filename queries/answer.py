@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.manifest import noise_warnings
 from ..store.schema import TABLES, VARIANTS
-from ..store.tables import same_prompts, sql_error
+from ..store.tables import FOREIGN, PUBLISHED, same_prompts, sql_error
 from .beside import Beside, beside, said_beside
 from .build import BEHIND_VIEW, jobs_of
 from .estimates import RESAMPLES, any_number, read, table_of
@@ -187,7 +188,22 @@ class Plan:
 
     @classmethod
     def make(cls, kit: Kit, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
-        """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all."""
+        """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all.
+
+        Where tables of other streams came from elsewhere, but those of this row on the stream `published`, these are read.
+        """
+        try:
+            return cls._of(kit, query, pairs, prompts)
+        except LakeError:
+            streams = kit.streams[kit.streams["pair"].isin(pairs)]
+            if prompts or not (streams["recipe"] == PUBLISHED).any() or not (streams["prompt_set"] == FOREIGN).all():
+                raise
+            with suppress(LakeError):  # the first reason is the one to tell
+                return cls._of(kit, query, pairs, PUBLISHED)
+            raise
+
+    @classmethod
+    def _of(cls, kit: Kit, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
         if len(pairs) > 1:
             for pair in pairs:
                 check_both(kit, pair, "pooling")

@@ -63,3 +63,4 @@ SELECT 'excess_' || measure || '_' || lens, NULL, NULL, prompt, sum(CASE patch W
 FROM numbers
 WHERE patch IN ('conv', 'random')
 GROUP BY measure, lens, prompt
+HAVING count(DISTINCT patch) = 2

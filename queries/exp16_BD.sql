@@ -42,6 +42,7 @@ WITH cells AS (
     FROM tokens
     WHERE condition[3:] IN ('mid', 'late') AND region <> 'window'
     GROUP BY side, region, prompt, step
+    HAVING count(DISTINCT condition) = 2
 ), numbers AS (
     SELECT measure || '_' || condition || '_' || region AS measure, prompt, value
     FROM (UNPIVOT tokens ON js_target, js_host, closer INTO NAME measure VALUE value)

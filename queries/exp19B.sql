@@ -44,3 +44,4 @@ UNION ALL
 SELECT 'excess_' || "window" || '_' || lens, NULL, NULL, prompt, sum(CASE graft WHEN 'true' THEN dkl ELSE -dkl END), 1
 FROM prompts
 GROUP BY "window", lens, prompt
+HAVING count(DISTINCT graft) = 2

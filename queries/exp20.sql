@@ -32,12 +32,13 @@ WITH events AS (
     FROM divergence
     WHERE event = 'first_diff'
 ), final AS (
-    SELECT prompt, step, condition, margin, CASE top1 WHEN it_token THEN 'it' WHEN pt_token THEN 'pt' ELSE 'other' END AS pick
+    SELECT prompt, step, condition, margin, CASE WHEN top1 IS NULL THEN NULL WHEN top1 = it_token THEN 'it' WHEN top1 = pt_token THEN 'pt' ELSE 'other' END AS pick
     FROM events
     WHERE layer = last
 ), picks AS (
     SELECT prompt, condition, lower(condition) AS name, class, avg((pick = class)::INTEGER) AS share
     FROM final, (VALUES ('it'), ('pt'), ('other')) AS classes (class)
+    WHERE pick IS NOT NULL
     GROUP BY ALL
 ), moved AS (
     SELECT grafted.prompt, grafted.condition,

@@ -15,6 +15,7 @@ OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 ELSE = "||"  # in an optional part: what stands there instead
 SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\[{])")
 NO_INTERVAL = "[no interval]"
+DUST = 1e-6  # what sums of float32 leave of nothing
 
 
 def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) -> str:
@@ -41,7 +42,7 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
             if match[2]:
                 return interval(line.estimate, line.low, line.high)
             return _number(line, match[1] in compared, _differs(line, query))
-        low, high = (line.estimate, line.estimate) if pd.isna(line.low) else (line.low, line.high)
+        low, high = (line.estimate - DUST, line.estimate + DUST) if pd.isna(line.low) else (line.low, line.high)
         return match[3] if low > 0 else match[4] if high < 0 else match[5]
 
     def named(text: str) -> str:
@@ -59,6 +60,7 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
     ]
     if listed:
         kept = [text if all(map(line_of, FIELD.finditer(text))) else named(text) for text in kept]
+        kept = kept or ["None of the numbers of this row's sentence is known."]
     return " ".join(FIELD.sub(fill, " ".join(kept)).split())
 
 

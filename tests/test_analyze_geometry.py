@@ -1,6 +1,8 @@
 """Geometry against scikit-dimension on the points themselves, plain formulas, and clouds whose shape is known."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,3 +116,19 @@ def test_too_few_points_and_nan() -> None:
     bad[3, 2] = np.inf
     with pytest.raises(ValueError, match="not finite"):
         geometry(stacked(bad))
+
+
+def test_jackknife_intervals_of_L8_cover() -> None:
+    """On clouds of known make: near 95 % of the intervals hold the mean estimate (few clouds here: benchmarks/jackknife.py)."""
+    spec = importlib.util.spec_from_file_location(
+        "jackknife", Path(__file__).parent.parent / "benchmarks" / "jackknife.py"
+    )
+    assert spec and spec.loader
+    jackknife = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(jackknife)
+    for kind in ("flat", "decaying"):
+        found = jackknife.coverage(kind, 60, 24, draws=40)
+        assert min(holds for holds, *_ in found.values()) >= 0.8
+        assert np.mean([holds for holds, *_ in found.values()]) > 0.9
+    # The plain percentiles of subsamples miss what all points give.
+    assert min(plain for *_, plain in found.values()) < 0.6

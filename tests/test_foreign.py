@@ -379,6 +379,35 @@ def test_a_row_asks_only_for_the_variant_it_reads(lake: Layout, tmp_path: Path) 
     assert "lens(raw)" not in found.says
 
 
+def test_differences_need_both_sides(lake: Layout, tmp_path: Path) -> None:
+    """Of grafts without their random controls there is no excess, of events without top tokens no share of picks."""
+    add_table(lake, "graft", write(tmp_path, grafts("B_late B_mid", kl_layer_final=2.0, js_target=0.1)), pair="theirs")
+    own = {"variant": ["pt"] * 5, "layer": range(5), "kl_layer_final": [1.5] * 5}
+    add_table(lake, "lens", write(tmp_path, own), pair="theirs")
+    found = Lake(lake.root).run("exp19B", pair="theirs")
+    assert not found.table["measure"].str.startswith("excess").any() and "true_late_raw 0.500" in found.says
+    cells = [
+        {"condition": c, "layer": i, "margin": m + i}
+        for c, m in {"A": -2, "B_mid": 1, "C": 3}.items()
+        for i in range(4)
+    ]
+    add_table(lake, "divergence", write(tmp_path, cells), pair="theirs")
+    picked = Lake(lake.root).run("exp20", pair="theirs")
+    assert not picked.table["measure"].str.contains("picks").any()
+    moved = picked.table[picked.table["measure"] == "moved"].set_index("condition")["estimate"]
+    assert moved["B_mid"] == pytest.approx(3)
+
+
+def test_rows_on_the_published_stream_are_found_beside_others(lake: Layout, tmp_path: Path) -> None:
+    add_table(lake, "lens", csv(tmp_path, KL, "lens.csv"), pair="theirs")
+    add_table(lake, "delta", write(tmp_path, profile()), pair="theirs", stream="native-more")
+    mine = Lake(lake.root)
+    assert "+0.500 [no interval]" in mine.run("L2", pair="theirs").says
+    assert mine.run("L1", pair="theirs").streams == {"pt": "native-more", "it": "native-more"}
+    with pytest.raises(LakeError, match="table geometry has no rows of"):
+        mine.run("L8", pair="theirs")
+
+
 def test_what_means_cannot_answer_says_why(lake: Layout, tmp_path: Path) -> None:
     add_table(lake, "lens", csv(tmp_path, KL, "lens.csv"), pair="theirs")
     for row in ("0G", "exp22"):
