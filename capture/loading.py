@@ -92,6 +92,17 @@ def load_hf(
             raise found.unloadable(spec, error) from error
         raise explained(spec, f"load {where}", error) from error
     forget()
+    head = hf.get_output_embeddings() if kind is None else None
+    if getattr(hf, "_hf_peft_config_loaded", False):
+        raise LakeError(
+            f"model {spec.name}: {where} names an adapter, which peft has put into the model; actlake merges no adapters:"
+            " merge it (merge_and_unload, save_pretrained) and name that folder"
+        )
+    if found and head is not None and not head.weight.is_floating_point():
+        raise LakeError(
+            f"model {spec.name}: it is quantised ({found.words}) with its output head, which a lens reads unpacked; capture the"
+            " model it was made from"
+        )
     _check_whole(spec, where, hf, info, found)
     if str(hf.dtype) != f"torch.{dtype}":
         raise LakeError(

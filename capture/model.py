@@ -128,7 +128,7 @@ def load_model(
         "n_layers": len(parts.blocks),
         "d_model": head.d_model,
         "vocab": head.vocab,
-        "parameters": sum(p.numel() for p in hf.parameters()),
+        "parameters": hf.num_parameters(),
         "special_ids": sorted(control_ids(tokenizer)),
     }
     return Model(spec, hf, tokenizer, parts, head, record, notes)

@@ -343,6 +343,38 @@ def test_a_float8_checkpoint_is_unpacked_and_recorded(tmp_path: Path) -> None:
     check_identity(layout, load_late(layout, "m/it", 1, catalog(pair)), 1)
 
 
+def test_gpt_oss_as_it_is_released(tmp_path: Path, monkeypatch) -> None:
+    """Experts in mxfp4: what runs are the values that blocks of 4-bit floats and their scales say, and a replay repeats them."""
+    monkeypatch.setitem(tiny.FAMILIES, "gpt_oss", NO_SDPA["gpt_oss"])
+    folder = tiny.make_model(tmp_path / "m", "gpt_oss", dtype=torch.bfloat16)
+    magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values, draw, packed, plain = torch.cat([magnitudes, -magnitudes]), torch.Generator().manual_seed(0), {}, {}
+    for name, weight in load_file(folder / WEIGHTS).items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            packed[name] = plain[name] = weight
+            continue
+        experts, width, out = weight.shape
+        codes = torch.randint(0, 16, (experts, out, width // 32, 32), generator=draw, dtype=torch.uint8)
+        scales = torch.randint(122, 126, codes.shape[:-1], generator=draw, dtype=torch.uint8)
+        packed |= {f"{name}_blocks": codes[..., 0::2] | (codes[..., 1::2] << 4), f"{name}_scales": scales}
+        unpacked = values[codes.long()] * torch.exp2(scales.float() - 127)[..., None]
+        plain[name] = unpacked.reshape(experts, out, width).transpose(1, 2).to(torch.bfloat16).contiguous()
+    shutil.copytree(folder, tmp_path / "plain")
+    save_file(plain, tmp_path / "plain" / WEIGHTS, metadata={"format": "pt"})
+    save_file(packed, folder / WEIGHTS, metadata={"format": "pt"})
+    left = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    tiny.edit_json(
+        folder / "config.json", quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": left}
+    )
+    pair = PairSpec("m", None, tiny.spec(folder, "m", "it"), {})
+    model, ids = load_model(pair.it), torch.tensor([[1, 5, 6, 7]])
+    assert model.record["quantized"] == {"method": "mxfp4", "bits": 4, "dequantized": True}
+    expected = load_model(tiny.spec(tmp_path / "plain", "m", "it")).hf(input_ids=ids).logits
+    assert torch.equal(model.hf(input_ids=ids).logits, expected)
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
+    check_identity(layout, load_late(layout, "m/it", 1, catalog(pair), attention="eager"), 1)
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
