@@ -55,7 +55,12 @@ from .store.version import __version__
 # What torch reads when it starts. Threads that spin long while they wait make it several times slower as soon as another
 # program wants a core; with 10,000 turns an idle machine stays about as fast. On a CPU it keeps compiled kernels and their
 # scratch memory for up to 1,024 shapes each, and every batch has shapes of its own: a forward has few, and those are kept.
-ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+ENVIRONMENT = {
+    "HF_HUB_VERBOSITY": "error",  # without a network it would print each of its retries
+    "GOMP_SPINCOUNT": "10000",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+    "LRU_CACHE_CAPACITY": "32",
+}
 
 app = typer.Typer(
     help="An activation lake: capture pretrained and instruction-tuned models once, then ask every question of the store.",

@@ -132,7 +132,12 @@ def reproduce(
     from .queries.reproduce import reproduce as compare
 
     locked = read_lock(file)
-    found = compare(open_layout(lake, catalog)[0], locked, device, catalog, generate, tolerance)
+    try:
+        found = compare(open_layout(lake, catalog)[0], locked, device, catalog, generate, tolerance)
+    except LakeError as error:
+        if lake == "default" and locked.lake:
+            raise LakeError(f"{error}; the answers were made from {locked.lake}: pass --lake {locked.lake}") from error
+        raise
     if as_json:
         print_json([asdict(one) | {"same": one.same} for one in found])
     else:

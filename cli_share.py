@@ -1,5 +1,6 @@
 """Commands that move lakes, or parts of them, between places: push, pull, sync, index."""
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from .cli_options import CatalogOption, JsonOption, LakeOption, open_layout, out
 from .store.catalog import load_catalog
 from .store.errors import LakeError
 from .store.files import human_bytes
-from .store.move import move, write_index
+from .store.move import move, note_source, write_index
+from .store.origin import is_remote
 from .store.plan import Plan, Wish
 from .store.sync import Planner, origin_of
 
@@ -120,6 +122,8 @@ def pull(
     wish = _wish(names, pair, variant, stream, site, boundary, prompt, limit, tables, with_weights)
     plan = Planner(origin_of(known.lakes.get(url, url)), origin_of(known.lakes.get(lake, lake)), wish, check).plan()
     _carry_out([plan], dry_run, speed, as_json)
+    if not dry_run:
+        note_source(plan)
 
 
 @sharing.command()
@@ -154,6 +158,35 @@ def index(lake: LakeOption = "default", catalog: CatalogOption = None) -> None:
     """
     place = origin_of(open_layout(lake, catalog)[0])
     out.print(f"{place}/files.json: {write_index(place):,} files", highlight=False, soft_wrap=True)
+
+
+@sharing.command()
+def serve(
+    lake: Annotated[
+        str, typer.Argument(metavar="LAKE", help="Folder of the lake, or its name in the catalog.", show_default=False)
+    ] = "default",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.", min=0, max=65535)] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, all of them.")
+    ] = "127.0.0.1",
+    catalog: CatalogOption = None,
+) -> None:
+    """Hand out a lake over http, read-only, with the parts of files that readers ask for; Ctrl-C ends it.
+
+    On another machine `actlake ls --lake http://HOST:8080` and `xarray.open_zarr("http://HOST:8080/captures/...")` read it.
+    """
+    from .store.serve import LakeServer
+
+    layout = open_layout(lake, catalog)[0]
+    if is_remote(layout.address):
+        raise LakeError(f"{layout}: is served already; `actlake serve` hands out a lake in a folder")
+    try:
+        server = LakeServer(layout.root, host, port)
+    except (OSError, OverflowError) as error:
+        raise LakeError(f"{host}:{port}: can't listen there ({error}); choose another --port or --host") from error
+    out.print(f"{layout} is at {server.url} (read-only; Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
 def _wish(

@@ -16,6 +16,7 @@ from ..store.layout import Layout
 from ..store.progress import say
 from ..store.tables import connect
 from .answer import Answer, Plan, Refused, answered
+from .copies import lacking
 from .estimates import RESAMPLES
 from .kit import Kit
 from .registry import Query
@@ -81,7 +82,8 @@ class Asking:
             try:
                 self._plans.append(Plan.make(self.kit, query, pairs, prompts))
             except LakeError as error:
-                self.refused.append(Refused(query, str(error), error))
+                why = LakeError(lack) if (lack := lacking(layout, self.kit, query, pairs)) else error
+                self.refused.append(Refused(query, str(why), why))
 
     @property
     def asked(self) -> int:

@@ -13,6 +13,7 @@ from ..store.captures import Capture
 from ..store.errors import LakeError
 from ..store.files import hash_file, hash_files, hash_json, read_json, write_json
 from ..store.layout import NAME, Layout, check_version
+from ..store.origin import is_remote
 from ..store.schema import FORMAT_VERSION
 from ..store.tables import find_tables, foreign_files, foreign_record, stream_table
 from ..store.version import __version__
@@ -33,6 +34,7 @@ CAPTURE = re.compile(rf"(?!.*\.\.){NAME.pattern}/(?:pt|it)/{NAME.pattern}")
 FILE = re.compile(
     r"(?!.*\.\.)(?:tables|outputs|probes|directions)(?:/[^/.\x00-\x1f\x7f\ud800-\udfff][^/\x00-\x1f\x7f\ud800-\udfff]*)+"
 )
+WHERE = re.compile(r"[\x21-\x7e]{1,1000}")  # a URL without credentials, which nobody opens unasked
 WORD = re.compile(r"[\w.+ -]{1,100}")
 ANY = re.compile(r"(?s).*")
 
@@ -56,10 +58,11 @@ class Locked:
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock file: its rows, and the versions of actlake and of what it computes with."""
+    """A lock file: its rows, the versions of actlake and of what it computes with, and the URL of the lake if it had one."""
 
     rows: list[Locked]
     versions: dict[str, str]
+    lake: str = ""
 
 
 def write_lock(layout: Layout, answers: Sequence[Answer], file: Path, prompts: str | None = None) -> None:
@@ -83,6 +86,8 @@ def write_lock(layout: Layout, answers: Sequence[Answer], file: Path, prompts: s
             }
         )
     record = {"format": FORMAT, "format_version": FORMAT_VERSION, "versions": versions(), "rows": rows}
+    if is_remote(layout.address):  # a folder means nothing on another machine
+        record["lake"] = str(layout)
     try:
         write_json(file, record)
     except OSError as error:
@@ -153,7 +158,8 @@ def read_lock(file: Path) -> Lock:
     rows = record.get("rows")
     if not isinstance(rows, list) or not rows:
         raise check.error("rows", "a list with a row or more", rows)
-    return Lock([_locked(_Check(file, f"rows[{at}]."), row) for at, row in enumerate(rows)], made)
+    where = check.text(record, "lake", WHERE) if "lake" in record else ""
+    return Lock([_locked(_Check(file, f"rows[{at}]."), row) for at, row in enumerate(rows)], made, where)
 
 
 def _parsed(file: Path) -> Any:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ..store.captures import check_sealed
 from ..store.errors import CorruptError, LakeError
 from ..store.layout import Layout
+from ..store.mirror import bring
 from ..store.parquet import BROKEN
 from ..store.tables import FOREIGN
 from .answer import Answer, answer_all
@@ -96,7 +97,7 @@ def reproduce(
     """
     queries = [find(locked.row) for locked in lock.rows]
     replaced = [list(_replaced(layout, locked)) for locked in lock.rows]
-    hashed = cache(lambda name: hash_of(layout.root / name))
+    hashed = cache(lambda name: hash_of(bring(layout.root / name)))  # what is there, only elsewhere, is not made again
     before = [{name: hashed(name) for name in locked.files} for locked in lock.rows]
     done = [Compared(query.id, "+".join(locked.pairs)) for query, locked in zip(queries, lock.rows, strict=True)]
     for one, locked, changed in zip(done, lock.rows, replaced, strict=True):

@@ -21,7 +21,7 @@ from .sweep import Job, Stage, missing_of
 if TYPE_CHECKING:
     from .kit import Kit
 
-# Passes of a lens over all tokens that the job of this name takes (measured on the embedded pair); of others a tenth.
+# Passes of a lens over all tokens that the job of this name takes (measured on the embedded pair); others read no logits.
 LENSES = {
     "lens": 1.0,
     "pair_lens": 0.6,
@@ -30,9 +30,12 @@ LENSES = {
     "graft": 3.0,
     "candidates": 1.0,
     "patching": 3.0,
+    "endpoint": 0.15,
+    "churn": 0.5,
 }
 ELEMENTWISE = 400  # what softmax, ranks and sums cost a logit, in multiplications of the matrix product
 TRAINING = 1.6  # a trained token in tokens of a lens: forward, backward, optimiser
+ELEMENT = 2000  # what cosines and norms cost a value of a residual, likewise
 READING = 1.5e9  # bytes of decoded residuals a second
 STARTING = 3.0  # seconds until a model is loaded, and a second more for each GB
 STEP = 0.004  # seconds that a block takes in a step of decoding, however small it is
@@ -123,7 +126,8 @@ def _operations(kit: Kit, job: Job) -> float:
     total = 0.0
     for capture in job.captures:
         shape = _shape(kit, *capture.path.parts[-3:-1])
-        total += capture.n_tokens * shape.logit * (shape.layers + 1) * LENSES.get(job.name, 0.1)
+        cost = shape.logit * LENSES[job.name] if job.name in LENSES else ELEMENT * shape.width
+        total += capture.n_tokens * (shape.layers + 1) * cost
     if job.stage == Stage.PROBES:
         shape = _shape(kit, *job.runs[0])
         return job.forwards * shape.logit * shape.layers * TRAINING
@@ -154,9 +158,10 @@ def _bytes(capture: Capture) -> int:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Of a model: blocks, parameters, and multiplications that a logit of a lens costs times the vocabulary."""
+    """Of a model: blocks, width, parameters, and multiplications that a logit of a lens costs times the vocabulary."""
 
     layers: int
+    width: int
     parameters: int
     logit: float
 
@@ -168,9 +173,8 @@ def _shape(kit: Kit, pair: str, variant: str) -> _Shape:
 def _read_shape(kit: Kit, pair: str, variant: str) -> _Shape:
     record = read_model(kit.layout, pair, variant)
     width, vocab = int(record.get("d_model", 0)), int(record.get("vocab", 0))
-    return _Shape(
-        int(record.get("n_layers", 0)), int(record.get("parameters", 0)), float(vocab) * (2 * width + ELEMENTWISE)
-    )
+    layers, parameters = int(record.get("n_layers", 0)), int(record.get("parameters", 0))
+    return _Shape(layers, width, parameters, float(vocab) * (2 * width + ELEMENTWISE))
 
 
 @cache

@@ -18,7 +18,7 @@ from .files import bytes_below, hash_file
 from .layout import Layout, check_name, split_model
 from .manifest import check_list, read_manifest
 from .metadata import Described, check_dims, check_room, describe_group
-from .mirror import Remote, blob_of, bring_capture
+from .mirror import Remote, blob_of, bring_capture, mirror_of
 from .parquet import first_line
 from .partial import Held, read_partial
 from .records import read_record
@@ -140,6 +140,8 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") ->
     import xarray as xr
 
     capture = Capture(path, allow_unsealed)
+    # Of a copy of a part, and of a remote lake, a slice is not to cost more than the shard rows that it is in.
+    apart = capture.partial is not None or mirror_of(path) is not None
     data: dict[str, Any] = {}
     coordinates: dict[str, Any] = {}
     for name, variable in VARIABLES.items():
@@ -153,7 +155,8 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") ->
         if not variable.activation:
             coordinates[name] = (variable.dims, array[...], attributes)
             continue
-        chunks = (_dask_rows(array), *((1,) if array.ndim == 3 else ()), -1)[: array.ndim]
+        rows = _shard_rows(capture) if apart else _dask_rows(array)
+        chunks = (rows, *((1,) if array.ndim == 3 else ()), -1)[: array.ndim]
         if by == "token":
             chunks = (_shard_rows(capture), -1, -1)[: array.ndim]
         lazy = da.from_array(array, chunks=chunks, name=f"{name}-{by}-{path.stem}-{_token(path)}", asarray=False)

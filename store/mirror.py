@@ -9,6 +9,7 @@ made here stay in the mirror, for the next command.
 import json
 import os
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import CorruptError, LakeError
+from .errors import KEEPER, REWORD, CorruptError, LakeError
 from .files import hash_file, read_json, try_lock, write_atomic, write_json
 from .origin import LARGEST_RECORD, AccessError, Entry, Origin, safe, side_by_side, transfers
 from .progress import ERRORS, bar
@@ -214,6 +215,21 @@ def open_mirror(url: str, create: bool = False, marker: dict[str, Any] | None = 
     mirror.refresh()
     _open[mirror.root] = mirror
     return mirror.root
+
+
+def _reword(message: str) -> str:
+    """A message about a file of a mirror as one about the lake, which nobody is told to delete from."""
+    for root, mirror in _open.items():
+        if str(root) in message:
+            message = message.replace(str(root), str(mirror.origin))
+            if re.search(r"\b(delete|rm|restore)\b", message):
+                problem = re.split(r"[;:,] (?=[^;]*\b(?:delete|rm|restore)\b)", message, maxsplit=1)[0]
+                fresh = f"`rm -r {shlex.quote(str(root))}` lets it be fetched anew"
+                return f"{problem}; {KEEPER}; if only its copy here is damaged, {fresh}"
+    return message
+
+
+REWORD.append(_reword)
 
 
 def mirror_of(path: Path) -> "Mirror | None":

@@ -12,15 +12,17 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from .errors import CorruptError, LakeError
-from .files import explain_full_disk, hash_file, hash_json, json_bytes
+from .files import explain_full_disk, hash_file, hash_json, json_bytes, parse_json
+from .layout import Layout
 from .metadata import check_array
 from .origin import INDEX, Origin, safe, side_by_side
 from .partial import Partial, cut_shard
 from .plan import Item, Plan, Unit
 from .progress import bar
-from .schema import PARTIAL
+from .schema import FORMAT_VERSION, PARTIAL
 from .writer import quiet_zarr
 
+PULLED = "pulled.json"  # where a lake was pulled from
 IN_MEMORY = 16 << 20  # bytes of a file that is read once, to be hashed and sent
 
 
@@ -37,6 +39,25 @@ def move(plan: Plan) -> None:
             _move_unit(plan, unit, progress.advance)
         if any(unit.items or unit.records for unit in plan.todo) and plan.target.entry(INDEX):
             write_index(plan.target)
+
+
+def note_source(plan: Plan) -> None:
+    """Keep in a local lake where it was pulled from, so that messages about what a copy of a part lacks can name it."""
+    if plan.target.scheme == "file":
+        plan.target.put(PULLED, json_bytes({"format_version": FORMAT_VERSION, "from": str(plan.source)}))
+
+
+def pulled_from(layout: Layout) -> str:
+    """Where the lake was last pulled from, without credentials; empty when it never was."""
+    file = layout.root / PULLED
+    if not file.is_file() or file.stat().st_size > 1 << 16:
+        return ""
+    try:
+        record = parse_json(file.read_bytes())
+    except ValueError:
+        return ""
+    found = record.get("from") if isinstance(record, dict) else None
+    return found if isinstance(found, str) and found.isprintable() else ""
 
 
 def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:

@@ -3,21 +3,25 @@
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
 from fsspec.callbacks import TqdmCallback
 from fsspec.core import url_to_fs
 
 from .errors import CorruptError, LakeError
 from .files import hash_file, hash_json, parse_json, sync_file, temporary_of
+from .progress import say
+from .schema import MARKER
 from .urls import scrubbed, shown
 
 T = TypeVar("T")
@@ -30,6 +34,7 @@ PART = 16 << 20  # bytes of a file that a transfer holds in memory at a time, tw
 STREAMS = 16  # transfers at a time: what waits on a network needs no core
 PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds between tries, half a minute in all: a server may be starting again
 PATIENCE = 90  # seconds after which a server that does not answer is not asked again
+QUIET = 3  # seconds of waiting that need no word
 SILENCE = 60  # seconds without a byte that count as no answer
 FINAL = (
     FileNotFoundError,
@@ -102,6 +107,8 @@ class Origin:
             fs.retries = 1
         self.writable = self.scheme not in READ_ONLY
         self._index: dict[str, Entry] | None = None
+        self.ranges = True  # whether the server hands out parts of files, as far as is known
+        self._probed = self._said = False
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -127,6 +134,7 @@ class Origin:
         self.fs.invalidate_cache()
         self._index = None
         if self.scheme in ("http", "https"):
+            self._probe()
             try:
                 data = self._try(INDEX, lambda: self.fs.cat_file(self.path(INDEX), start=0, end=LARGEST_RECORD + 1))
                 if len(data) > LARGEST_RECORD:
@@ -136,6 +144,34 @@ class Origin:
                 self._index = None  # a server that lists folders as pages of links may do without
             except ValueError as error:
                 raise LakeError(f"{self}/{INDEX}: not valid JSON ({error}); `actlake index` makes it again") from None
+
+    def _probe(self) -> None:
+        """Ask a web server once for the end of a file, and name it if it can't hand out parts of files."""
+        if self._probed:
+            return
+        ends, starts = (self._try(MARKER, partial(self._part, span)) for span in ("bytes=-8", "bytes=0-7"))
+        self._probed, self.ranges = True, starts is not False
+        if starts is False:
+            say(
+                f"{self}: this server can't hand out parts of files, so that whatever is read of one costs the whole;"
+                " nginx, caddy and S3 can, and `actlake serve LAKE` does"
+            )
+        elif ends is False:
+            say(
+                f"{self}: this server can't hand out the ends of files, which plain xr.open_zarr asks for; nginx, caddy and S3"
+                " can, and `actlake serve LAKE` does"
+            )
+
+    def _part(self, span: str) -> bool | None:
+        """Whether the server answers a Range header with that part of the lake's marker; None where it has no such file."""
+
+        async def ask() -> tuple[int, int]:
+            session = await self.fs.set_session()
+            async with session.get(self.fs.encode_url(self.path(MARKER)), headers={"Range": span}) as answer:
+                return answer.status, len(await answer.content.read(9))
+
+        status, length = sync(self.fs.loop, ask)
+        return None if status in (401, 403, 404) else status == 206 and length == 8
 
     def find(self, folder: str) -> dict[str, Entry]:
         """Every file below a folder, by its whole name; empty when there is no such folder."""
@@ -317,9 +353,27 @@ class Origin:
         for pause in (*PAUSES, 0):
             waited = time.monotonic() - started
             with self._explained(name, waited, last=not pause or waited > PATIENCE):
-                return action()
+                return self._patiently(action)
+            self._say_waiting()
             time.sleep(pause)
         raise AssertionError("the last try returns or raises")
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do something that may wait for a server; a word of that after some seconds, once."""
+        if self.scheme == "file" or self._said:
+            return action()
+        timer = threading.Timer(QUIET, self._say_waiting)
+        timer.daemon = True
+        timer.start()
+        try:
+            return action()
+        finally:
+            timer.cancel()
+
+    def _say_waiting(self) -> None:
+        if not self._said:
+            self._said = True
+            say(f"{self}: no answer yet; trying for half a minute")
 
     @contextmanager
     def _explained(self, name: str, waited: float, last: bool) -> Iterator[None]:

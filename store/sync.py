@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import CorruptError, LakeError
+from .errors import KEEPER, CorruptError, LakeError
 from .files import json_bytes, parse_json
 from .layout import MEND, Layout, check_links, check_version
 from .manifest import check_list, check_whole
@@ -350,14 +350,16 @@ class Planner:
 
     def _is_about(self, name: str) -> bool:
         """Whether a table is about models and streams that were asked for, by the recipe in its metadata."""
-        with self.source.fs.open(self.source.path(name), "rb") as file:
+        whole = None if self.source.ranges else io.BytesIO(self.source.read(name))
+        with whole or self.source.fs.open(self.source.path(name), "rb") as file:
             try:
                 recipe = parse_json((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
                 if not isinstance(recipe, dict):
                     raise ValueError("its recipe is no object")
             except (ValueError, OSError) as error:
                 words = first_line(error)
-                raise CorruptError(f"{self.source}/{name}: can't be read as a table ({words}); delete it") from error
+                repair = "delete it" if self.source.scheme == "file" else KEEPER
+                raise CorruptError(f"{self.source}/{name}: can't be read as a table ({words}); {repair}") from error
         streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
         return self.wish.model(str(recipe.get("pair", "")), str(recipe.get("variant", "")).replace("both", "")) and (
             not streams or any(map(self.wish.stream, streams))
