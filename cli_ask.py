@@ -373,7 +373,9 @@ def _about(asked: "list[Query]") -> None:
             out.print(f"  {name}: {pitfall_link(name)}", highlight=False, soft_wrap=True)
         out.print()
     out.print(
-        "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall.", soft_wrap=True
+        "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall. The study is the PT/IT"
+        " study, github.com/yifan1207/PT-IT-Model-Differences.",
+        soft_wrap=True,
     )
 
 

@@ -97,9 +97,7 @@ def test_about_ends_with_the_pitfalls_and_where_they_are_described(row: str) -> 
     assert "METHODS" in source
     for name in query.pitfalls:
         assert f"  {name}: docs/METHODS.md#pitfall-{anchor(name)}\n" in pitfalls
-    assert pitfalls.rstrip().endswith(
-        "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall."
-    )
+    assert pitfalls.rstrip().endswith("The study is the PT/IT study, github.com/yifan1207/PT-IT-Model-Differences.")
 
 
 @pytest.mark.parametrize("query", queries().values(), ids=lambda query: query.id)
