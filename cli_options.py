@@ -121,8 +121,8 @@ SchedulerOption = Annotated[
     str | None,
     typer.Option(
         "--scheduler",
-        help="Compute tables on the workers of this dask scheduler: tcp://HOST:8786, or its scheduler file (docs/CLUSTER.md in actlake's"
-        " repository).",
+        help="Compute tables on the workers of this dask scheduler: tcp://HOST:8786, or its scheduler file"
+        " (docs/CLUSTER.md in actlake's repository).",
     ),
 ]
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
