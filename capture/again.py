@@ -100,6 +100,14 @@ def _apart(a: np.ndarray, b: np.ndarray | float) -> float:
     return float(np.nanmax(np.abs(a - b), initial=0.0))
 
 
+def allowed_apart(manifest: dict[str, Any]) -> dict[str, float]:
+    """By how much each compared variable of a sealed capture may differ when its prompts run again: see `reforward`."""
+    floor = manifest.get("noise_floor", {}).get("max_abs", {})
+    names = [name for name in manifest["sizes"] if name in SITES or name in ("logits", "logsumexp")]
+    eps = rounding(manifest["source_dtype"])
+    return {name: max(4 * floor.get(name, 0.0), eps * largest(manifest, name)) for name in names}
+
+
 @dataclass(frozen=True)
 class Reforward:
     """Outcome of running prompts again: largest absolute difference per variable, and what is allowed."""
@@ -150,9 +158,6 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
                     for name in per_prompt:
                         worst[name] = max(worst[name], _apart(stored.array(name)[prompt], found[name][place]))
                     progress.advance(1)
-    floor = manifest.get("noise_floor", {}).get("max_abs", {})
     eps = rounding(manifest["source_dtype"])
-    allowed = {name: eps * largest(manifest, name) for name in compared}
-    allowed |= {name: eps * _apart(stored.array(name)[...], 0) for name in per_prompt}
-    allowed = {name: max(4 * floor.get(name, 0.0), value) for name, value in allowed.items()}
+    allowed = allowed_apart(manifest) | {name: eps * _apart(stored.array(name)[...], 0) for name in per_prompt}
     return Reforward(len(wanted), not any(worst.values()), worst, allowed)

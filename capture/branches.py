@@ -206,6 +206,8 @@ def _others(trace: Trace, block: nn.Module, known: Sequence[nn.Module]) -> Itera
             and next(child.parameters(), None) is not None
         ):
             yield f"{name}: {type(child).__name__}"
+    for name, _ in block.named_parameters(recurse=False):
+        yield f"a weight of its own, {name}"
 
 
 def _reason(trace: Trace, block: nn.Module, index: int, mixers: list[nn.Module], mlps: list[nn.Module]) -> str:
@@ -215,8 +217,8 @@ def _reason(trace: Trace, block: nn.Module, index: int, mixers: list[nn.Module],
     for norm in norms:
         if _same(trace.outputs[norm], end):
             return (
-                f"block {index} ends in a norm of the residual itself ({type(norm).__name__}), so that its output isn't its input"
-                " plus what attention and MLP add"
+                f"block {index} ends in {type(norm).__name__}, which acts on the residual itself: its output isn't its input plus"
+                " what attention and MLP add"
             )
     terms = [flat(trace.outputs[m]) for m in (*mixers, *mlps) if flat(trace.outputs[m]).shape == end.shape]
     for norm in norms:

@@ -5,20 +5,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ..store.errors import LakeError
 from ..store.files import write_atomic
 from ..store.records import read_batch
+from .configs import cause
 from .edits import Edit, edited
+from .heads import TOLERANCE
 from .hooks import Batch, pad_id
 from .model import Model
 from .plan import batch_plan
 from .ranks import ALONE, Rank
-from .trace import accepted
+from .trace import accepted, random_tokens
 
 
 def greedy(
@@ -95,26 +100,91 @@ def decode(
 ) -> list[list[int]]:
     """One batch of greedy continuations, each up to and including its first stop token.
 
-    Padded on the left, as decoding needs, with the mask from which generate derives positions. Nothing but `stops` and the
+    Padded on the left, as decoding needs, with the mask from which generate derives positions; where padding changes what a
+    class computes (learned positions, some recurrences), prompts of one length at a time. Nothing but `stops` and the
     budget ends or bends it: settings of the model's own generation config do not count.
     """
+    lengths = [len(prompt) for prompt in prompts]
+    if len(set(lengths)) > 1 and not pads_left(model):
+        found: dict[int, list[int]] = {}
+        for length in sorted(set(lengths)):
+            same = [index for index, own in enumerate(lengths) if own == length]
+            found |= zip(same, decode(model, [prompts[i] for i in same], max_new_tokens, stops, real), strict=True)
+        return [found[index] for index in range(len(prompts))]
     ids, mask, pad = _padded(model, prompts)
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stops) or None,
-        pad_token_id=pad,
-    )
-    with _without_settings(model.hf):
-        out = model.hf.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([] if real is None else [_Real(real, model.head_device)]),
+    try:
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            use_cache=cache_works(model),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stops) or None,
+            pad_token_id=pad,
         )
+        with _without_settings(model.hf):
+            out = model.hf.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([] if real is None else [_Real(real, model.head_device)]),
+            )
+    except (LakeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise LakeError(
+            f"{model.name}: {type(model.hf).__name__} can't generate in transformers {transformers.__version__}: {cause(error)};"
+            " its captures without continuations (--continuation none) are not concerned"
+        ) from error
     return [_until_stop(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+
+
+_cache_works: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by loaded module
+_pads_left: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by loaded module
+
+
+@torch.no_grad()
+def pads_left(model: Model) -> bool:
+    """True when padding on the left leaves what a model computes as it is; found out once, by two small forwards."""
+    if model.hf not in _pads_left:
+        ids = random_tokens(model.hf)["input_ids"][:1]
+        mask = torch.ones_like(ids)
+        padded = torch.cat([torch.full_like(ids, pad_id(model)), ids], 1), torch.cat([torch.zeros_like(mask), mask], 1)
+        ends = []
+        for tokens, real in ((ids, mask), padded):
+            given = {"attention_mask": real, "position_ids": (real.cumsum(-1) - 1).clamp_min(0), "use_cache": False}
+            ends.append(model.hf(**accepted(model.hf, {"input_ids": tokens, **given})).logits[0, -1].float())
+        apart = (ends[0] - ends[1]).abs().max().item()
+        _pads_left[model.hf] = apart <= TOLERANCE[model.dtype] * (ends[0].abs().max().item() or 1.0)
+    return _pads_left[model.hf]
+
+
+@torch.no_grad()
+def cache_works(model: Model) -> bool:
+    """True when a class computes the same with its cache as without (some of transformers' don't); found out once."""
+    if model.hf not in _cache_works:
+        ids, made = random_tokens(model.hf)["input_ids"][:1], []
+        for cached in (False, True):
+            config = GenerationConfig(
+                do_sample=False,
+                use_cache=cached,
+                max_new_tokens=3,
+                pad_token_id=pad_id(model),
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            try:
+                with _without_settings(model.hf):
+                    out = model.hf.generate(
+                        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+                    )
+                made.append(torch.stack(out.logits).float())
+            except Exception:
+                if not cached:
+                    raise
+                break
+        apart = (made[0] - made[1]).abs().max().item() if len(made) > 1 else float("inf")
+        _cache_works[model.hf] = apart <= TOLERANCE[model.dtype] * (made[0].abs().max().item() or 1.0)
+    return _cache_works[model.hf]
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Batch:
         self.slots, self.wanted = np.flatnonzero(wanted), wanted
         self.valid = torch.from_numpy(self.slots).to(device)
         self.lengths = [len(row) for row in sequences]
-        self.given = {"input_ids": self.ids} if state is None else {"inputs_embeds": state.to(device)}
+        self.given = {"input_ids": self.ids} if state is None else {"inputs_embeds": state.to(device, copy=True)}
 
     @property
     def n_tokens(self) -> int:

@@ -1,5 +1,6 @@
 """Loading a checkpoint: the untouched Hugging Face module, its tokenizer, its parts, and what tells it from another."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,7 +118,7 @@ def load_model(
     hf, notes = load_hf(spec, device, dtype, attention, device_map)
     parts, head = probed(spec, hf, lambda: discover(hf))
     config = {
-        key: value
+        key: _finite(value)
         for key, value in hf.config.get_text_config().to_diff_dict().items()
         if not key.startswith("_") and key != "dtype"
     }
@@ -132,6 +133,15 @@ def load_model(
         "special_ids": sorted(control_ids(tokenizer)),
     }
     return Model(spec, hf, tokenizer, parts, head, record, notes)
+
+
+def _finite(value: Any) -> Any:
+    """A config's value as JSON takes it: infinities (time limits of state spaces) as text."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from ..store.layout import Layout, split_model
 from ..store.models import check_head, read_model
 from ..store.schema import SITES, TOP_K
 from ..store.weights import weights_folder
+from .again import allowed_apart
+from .configs import cause
 from .edits import Edit, Slots, States, edited
 from .hooks import Batch
 from .keep import check_here
@@ -58,11 +61,21 @@ class Start:
     token_id: np.ndarray
     offset: np.ndarray
     lengths: np.ndarray
+    capture: Capture | None = None
 
     @cached_property
     def plan(self) -> list[list[int]]:
         """Prompt indices of each batch: the capture's own plan while no prompt is shortened."""
         return batch_plan(self.lengths.tolist(), self.provenance["batch"])
+
+    @property
+    def as_stored(self) -> bool:
+        """True while tokens and states are those of the capture."""
+        return (
+            self.capture is not None
+            and isinstance(self.states, Boundary)
+            and np.array_equal(self.offset, self.capture.offset())
+        )
 
     def spans(self, prompts: Sequence[int]) -> list[tuple[int, int]]:
         """Flat tokens start..stop of some prompts, as far as they run."""
@@ -108,7 +121,7 @@ def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
             " capture all positions in another lake"
         )
     states = Boundary(capture.array("resid"), boundaries.index(boundary))
-    return Start(path, manifest["provenance"], boundary, states, token_id, offset, lengths)
+    return Start(path, manifest["provenance"], boundary, states, token_id, offset, lengths, capture)
 
 
 def loaded_as(provenance: Mapping[str, Any], where: object) -> dict[str, str]:
@@ -217,9 +230,13 @@ def replay(
     what to return values of. All positions of a prompt run; batches without a wanted token do not. The next batch is
     read while one is computed. Without edits the stored values come out again, bit for bit on the capture's machine
     (padding holds zeros here: experts of a mixture see other numbers of tokens, which can move a rounding). LakeError for a
-    model that does not fit the start, an edit that does not fit the model, or no token.
+    model that does not fit the start or whose first batch, without edits, differs from what is stored; for an edit that does
+    not fit the model, or no token.
     """
     _check_fit(model, start)
+    plain = not edits and start.as_stored
+    if _to_compare(model, start) and not plain:
+        _check_same_numbers(model, start)
     sizes, boundaries = _sizes(model, start, keep, logits, boundaries)
     wanted = _wanted(start, tokens, prompts)
     plan = [batch for batch in start.plan if any(wanted[slice(*span)].any() for span in start.spans(batch))]
@@ -230,14 +247,109 @@ def replay(
         return indices, slots, slots.padded(start.states)
 
     for indices, slots, states in _ahead(plan, prepare):
-        rows, chosen = ([array[slice(*span)] for span in slots.spans] for array in (start.token_id, wanted))
-        state = torch.from_numpy(states).to(model.device, model.dtype)
-        batch = Batch(rows, 0, model.device, chosen, state)
-        with starting(model, start.boundary) as late, entering(late.parts, state), edited(late, edits, slots):
-            arrays = forward(late, batch, sizes, boundaries)
+        arrays = _run(model, start, slots, states, wanted, edits, sizes, boundaries)
+        if plain and _to_compare(model, start):
+            _compare(model, start, slots, arrays, wanted, boundaries)
         found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in slots.spans]
         there = [prompt for prompt, flat in zip(indices, found, strict=True) if len(flat)]
         yield Piece(there, np.concatenate(found), arrays)
+
+
+def _run(
+    model: Model,
+    start: Start,
+    slots: Slots,
+    states: np.ndarray,
+    wanted: np.ndarray,
+    edits: Sequence[Edit],
+    sizes: dict[str, tuple[int, ...]],
+    boundaries: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """The variables of one batch of a replay, for its wanted tokens."""
+    rows, chosen = ([array[slice(*span)] for span in slots.spans] for array in (start.token_id, wanted))
+    state = torch.from_numpy(states).to(model.device, model.dtype)
+    batch = Batch(rows, 0, model.device, chosen, state)
+    with starting(model, start.boundary) as late, entering(late.parts, state), edited(late, edits, slots):
+        return forward(late, batch, sizes, boundaries)
+
+
+_same_numbers: WeakKeyDictionary[Any, set[Path]] = (
+    WeakKeyDictionary()
+)  # loaded modules -> captures they were compared with
+
+
+def _to_compare(model: Model, start: Start) -> bool:
+    """True when the model's numbers have not been compared with those of its own capture yet."""
+    ours = f"{start.provenance['pair']}/{start.provenance['variant']}"
+    return (
+        start.capture is not None and model.name == ours and start.path not in _same_numbers.setdefault(model.hf, set())
+    )
+
+
+def _check_same_numbers(model: Model, start: Start) -> None:
+    """Run the smallest batch of a model's own capture without edits, and compare; LakeError as in `_compare`."""
+    assert start.capture is not None
+    capture, held = start.capture, start.capture.manifest["boundaries"]
+    start = replace(  # its tokens and states as they are stored, whatever this replay makes of them
+        start,
+        states=Boundary(capture.array("resid"), held.index(start.boundary)),
+        token_id=capture.array("token_id")[:],
+        offset=capture.offset(),
+        lengths=np.diff(capture.offset()),
+    )
+    indices = min(start.plan, key=lambda batch: sum(int(start.lengths[prompt]) for prompt in batch))
+    spans = start.spans(indices)
+    slots = Slots(spans, max(stop - at for at, stop in spans))
+    wanted, last = _wanted(start, None, indices), [boundary for boundary in held if boundary > start.boundary][-1:]
+    sizes, boundaries = _sizes(model, start, ["resid", "mlp_out"], "topk", last)
+    try:
+        arrays = _run(model, start, slots, slots.padded(start.states), wanted, (), sizes, boundaries)
+    except LakeError:
+        raise
+    except Exception as error:
+        raise LakeError(
+            f"{model.name}: {type(model.hf).__name__} can't be begun at block {start.boundary}: {cause(error)}; its later blocks"
+            " need more than the residual (keys of earlier blocks, say), so its captures can't be replayed"
+        ) from error
+    _compare(model, start, slots, arrays, wanted, boundaries)
+
+
+def _compare(
+    model: Model,
+    start: Start,
+    slots: Slots,
+    arrays: Mapping[str, np.ndarray],
+    wanted: np.ndarray,
+    boundaries: Sequence[int],
+) -> None:
+    """Raise LakeError unless a batch run without edits gives what the model's own capture holds; once per loaded module.
+
+    Other weights, a kernel that computes otherwise, or blocks that read more than the residual show here. Of sites the last
+    layer is compared. Allowed is what a re-forward may differ by (capture.again).
+    """
+    capture = start.capture
+    assert capture is not None
+    manifest = capture.manifest
+    last = [boundary for boundary in boundaries if boundary in manifest["boundaries"]][-1:]
+    allowed = allowed_apart(manifest)
+    for name in ("resid", "mlp_out", "logsumexp"):
+        if name not in arrays or name not in manifest["sizes"] or (name == "resid" and not last):
+            continue
+        values, found = capture.array(name), arrays[name]
+        if name == "resid":
+            place, found = manifest["boundaries"].index(last[0]), found[:, list(boundaries).index(last[0])]
+        elif name == "mlp_out":
+            place, found = len(manifest["layers"]) - 1, found[:, -1]
+        rows = [values[slice(*span)] if name == "logsumexp" else values[slice(*span), place] for span in slots.spans]
+        stored = np.concatenate([row[wanted[slice(*span)]] for row, span in zip(rows, slots.spans, strict=True)])
+        apart = float(np.nanmax(np.abs(found - stored), initial=0.0))
+        if apart > allowed[name]:
+            raise LakeError(
+                f"{start.path}: {model.name} as it is loaded now gives other values from boundary {start.boundary} on than are"
+                f" stored: {name} differs by up to {apart:.2g}, allowed is {allowed[name]:.2g}: are its weights, dtype, attention"
+                " kernel and transformers those of the capture, and do its blocks read the residual alone?"
+            )
+    _same_numbers[model.hf].add(start.path)
 
 
 def replay_whole(model: Model, start: Start, edits: Sequence[Edit] = (), **options: Any) -> Piece:

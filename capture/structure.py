@@ -19,9 +19,9 @@ class Structure:
     """The parts of a decoder, and how far the checks at load were off (relative to the largest value).
 
     `added` is the MLP's branch of each block, `mixed` the branches of its token mixers. `placement` says where norms stand
-    around the MLP, see `_placement`. `head_scale` multiplies the normed residual before the unembedding. Blocks before
-    `first` are empty shells that stand in for their own parts and have no branches (None), so that a block has its number of
-    the full model (capture.suffix); a whole model begins at 0.
+    around the MLP, see `_placement`. `head_scale` multiplies the normed residual before the unembedding; a block returns
+    `returns` values. Blocks before `first` are empty shells that stand in for their own parts and have no branches (None), so
+    that a block has its number of the full model (capture.suffix); a whole model begins at 0.
     """
 
     blocks: list[nn.Module]
@@ -33,6 +33,7 @@ class Structure:
     errors: dict[str, float]
     first: int = 0
     head_scale: float = 1.0
+    returns: int = 1
 
     @property
     def parallel(self) -> bool:
@@ -152,6 +153,7 @@ def discover(hf: Any, given: dict[str, Tensor] | None = None, first: int = 0) ->
         errors={"blocks": max(errors), "head": head_error},
         first=first,
         head_scale=top.scale,
+        returns=trace.returns[blocks[-1]],
     )
     structure.multipliers()
     return structure, top.head

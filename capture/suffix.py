@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from .branches import as_one, split
 from .configs import load_config, load_tokenizer, model_class
 from .hooks import at_boundary, forward_as
 from .loading import load_hf, probed
-from .model import Model
+from .model import Model, load_model
 from .structure import Structure, discover, layers_of, stacks
 from .trace import first_tensor, random_states
 
@@ -37,15 +38,23 @@ def load_suffix(
     Blocks before `first` are empty shells, so that blocks, boundaries and the config's lists per layer keep their numbers.
     Of safetensors only the tensors of what is left are read; a GGUF file is unpacked whole before it is cut. The forward
     takes `inputs_embeds` of any values: `entering` puts the residual where block `first` begins. The model's record is empty.
-    LakeError for a block that the model doesn't have, and as in `load_model`.
+    A class that can't be cut so is loaded whole, and begins at 0. LakeError for a block that the model doesn't have, and as in
+    `load_model`.
     """
     check_layers(spec.name, load_config(spec), (first,))
+    try:
+        return _load_cut(spec, first, device, dtype, attention)
+    except LakeError:
+        return replace(load_model(spec, device, dtype, attention), record={})
+
+
+def _load_cut(spec: ModelSpec, first: int, device: str, dtype: str, attention: str) -> Model:
     kind = _cut_class(spec, lambda whole: _keep_late(whole, first))
     hf, _ = load_hf(spec, device, dtype, attention, kind=kind)
     width = hf.config.get_text_config().hidden_size
     state = random_states(width).to(device, hf.dtype)
     with at_boundary(list(_stack(hf)), first, first, lambda _: state.clone()):
-        parts, head = probed(spec, hf, lambda: discover(hf, {"inputs_embeds": state}, first))
+        parts, head = probed(spec, hf, lambda: discover(hf, {"inputs_embeds": state.clone()}, first))
     return Model(spec, hf, load_tokenizer(spec), parts, head, {})
 
 
@@ -72,7 +81,7 @@ def starting(model: Model, boundary: int) -> Iterator[Model]:
         )
     with ExitStack() as stack:
         for block in parts.blocks[parts.first : boundary]:
-            stack.enter_context(forward_as(block, _pass))
+            stack.enter_context(forward_as(block, partial(_pass, returns=parts.returns)))
         yield replace(model, parts=replace(parts, first=boundary))
 
 
@@ -104,17 +113,23 @@ def _cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
     return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
 
 
+def _decoder(hf: Any) -> nn.Module:
+    """The part of a model that holds the blocks: its class's decoder, else its base (a vision tower lies outside)."""
+    base = getattr(hf, hf.base_model_prefix, None)
+    for found in (hf.get_decoder(), base):
+        if isinstance(found, nn.Module) and stacks(found, layers_of(hf.config)):
+            return found
+    raise LakeError(f"{type(hf).__name__}: no stack of blocks found in its decoder; this architecture can't be cut")
+
+
 def _stack(hf: Any) -> nn.ModuleList:
-    """The blocks of a model that can't run yet: the largest stack of its decoder (a vision tower lies outside)."""
-    found = stacks(hf.get_decoder(), layers_of(hf.config))
-    if not found:
-        raise LakeError(f"{type(hf).__name__}: no stack of blocks found in its decoder; this architecture can't be cut")
-    return found[0]
+    """The blocks of a model that can't run yet: the largest stack of its decoder."""
+    return stacks(_decoder(hf), layers_of(hf.config))[0]
 
 
 def _keep_late(hf: Any, first: int) -> None:
     """Leave the blocks from `first` on, the head, and what of the decoder stands around the blocks."""
-    blocks, decoder, unembed = _stack(hf), hf.get_decoder(), hf.get_output_embeddings()
+    blocks, decoder, unembed = _stack(hf), _decoder(hf), hf.get_output_embeddings()
     for block in blocks[:first]:
         _empty(block)
     if not hf.all_tied_weights_keys:  # else the unembedding is the embedding
@@ -142,14 +157,13 @@ def _keep_only(module: nn.Module, kept: set[nn.Module], also: Container[nn.Modul
 
 
 def _empty(block: nn.Module) -> None:
-    """Make a shell of a block: no weights, and its input comes out again."""
+    """Make a shell of a block: no weights, and its input comes out again. Its buffers are small, and classes set them."""
     block._modules.clear()
     block._parameters.clear()
-    block._buffers.clear()
     block.forward = _pass
 
 
-def _pass(hidden_states: Any = None, *_args: Any, **_kwargs: Any) -> tuple[Tensor]:
+def _pass(hidden_states: Any = None, *_args: Any, returns: int = 1, **_kwargs: Any) -> tuple[Tensor | None, ...]:
     """A shell's forward. A tuple, since models that take a block's output from one would take a tensor apart; `entering`
     puts a tensor in its place before the first block that is left."""
-    return (first_tensor(hidden_states),)
+    return (first_tensor(hidden_states), *[None] * (returns - 1))

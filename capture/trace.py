@@ -70,14 +70,15 @@ def random_states(width: int) -> Tensor:
 class Trace:
     """Inputs and outputs of every module that ran in one small forward of `given`, copied to the CPU.
 
-    `order` is the modules in the order in which they returned, `runs` how often each did. Raises what the model's own forward
-    raises.
+    `order` is the modules in the order in which they returned, `runs` how often each did, `returns` of how many values. Raises
+    what the model's own forward raises.
     """
 
     def __init__(self, hf: Any, given: dict[str, Tensor]):
         self.inputs: dict[nn.Module, Tensor] = {}
         self.outputs: dict[nn.Module, Tensor] = {}
         self.runs: Counter[nn.Module] = Counter()
+        self.returns: dict[nn.Module, int] = {}
         self.order: list[nn.Module] = []
         handles = []
         for module in hf.modules():
@@ -100,6 +101,7 @@ class Trace:
         if isinstance(result, Tensor) and module in self.inputs:
             self.outputs[module] = _copied(result)
             self.runs[module] += 1
+            self.returns[module] = len(output) if isinstance(output, tuple) else 1
             self.order.append(module)
 
 
