@@ -92,6 +92,8 @@ def _pointers(folder: Path) -> str:
     """The small files that hold a Git LFS pointer in place of their content, in words, or ''."""
     small = [file for file in folder.iterdir() if file.name.endswith(SMALL) and not file.name.endswith(".index.json")]
     found = sorted(file.name for file in small if file.is_file() and _begin(file).startswith(POINTER))
+    if "tokenizer.json" not in found and (folder / "tokenizer.json").is_file():  # then no other vocabulary is read
+        found = [name for name in found if name.endswith((".jinja", "config.json", "template.json"))]
     return _pointer_words(folder, found) if found else ""
 
 
@@ -154,7 +156,7 @@ def weight_files(name: str, folder: Path) -> list[Path]:
 
 def _without_weights(folder: Path) -> str:
     """Why there is neither model.safetensors nor an index of shards, and what to do."""
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.is_dir())
     dangling = [name for name in names if (folder / name).is_symlink() and not (folder / name).exists()]
     if dangling := [name for name in dangling if name.endswith((".safetensors", INDEX))]:
         target = (folder / dangling[0]).readlink()

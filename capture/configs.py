@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultim
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 SEARCH = 5  # seconds
 EVERYWHERE = ("xlnet", "flaubert")  # have a class named for generation, in which every token sees all others
+CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 LONGEST = 400  # characters of a foreign error's text
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -95,6 +97,11 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         tokenizer = _load(AutoTokenizer, spec, where)
     except Exception as error:
         load_config(spec)  # transformers reads it for the tokenizer's class: if it is at fault, that is what is said
+        if "custom code" in str(error):
+            raise LakeError(
+                f"model {spec.name}: its tokenizer needs code of its own (auto_map), which actlake never runs; add a"
+                " tokenizer.json"
+            ) from error
         reason = (_without_tokenizer(spec.path) if spec.path and not spec.gguf_file else "") or cause(error)
         raise LakeError(f"model {spec.name}: can't load its tokenizer: {reason}") from error
     if not tokenizer.chat_template and not spec.gguf_file:
@@ -158,6 +165,10 @@ def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
         raise LakeError(f"model {spec.name}: can't read {file}: no valid JSON ({error}); fetch it again") from error
     if not isinstance(found, dict):
         raise LakeError(f"model {spec.name}: {file}: expected an object, found {type(found).__name__}")
+    if not isinstance(found.get("model_type", ""), str):
+        raise LakeError(
+            f"model {spec.name}: {file}: model_type is {found['model_type']!r}, expected the name of an architecture"
+        )
     for key, value in _walk(found):
         last, size = key.rpartition(".")[2], key.removeprefix("text_config.")
         if size in SIZES and isinstance(value, int) and not isinstance(value, bool) and value < 1:
@@ -203,7 +214,7 @@ def cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     if text.lower().startswith(("validation error for", "class validation error")) and len(lines) > 1:
-        text = lines[1].split(": ", 1)[-1]
+        text = CLASS.sub(r"\1", lines[1].split(": ", 1)[-1].partition(". Errors: ")[0])
     for more in lines[1:]:
         if not text.endswith((":", ": ")):
             break
@@ -268,6 +279,9 @@ def _built(spec: ModelSpec, raw: dict[str, Any]) -> Any:
 
 def _without_tokenizer(folder: Path) -> str:
     """Why a folder has no tokenizer that can be read, or ''."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and not _is_object(folder / name):
+            return f"{folder / name} is no JSON object; fetch it again"
     found = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not found and (folder / "tekken.json").is_file():
         return f"{folder} has only tekken.json, Mistral's own format; add the tokenizer.json of the model's repository on the hub"
@@ -280,6 +294,13 @@ def _without_tokenizer(folder: Path) -> str:
             packages = " ".join(name.replace("google.", "") for name in lacking)
             return f"{folder / model} needs another package: pip install {packages} (or add a tokenizer.json)"
     return ""
+
+
+def _is_object(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _installed(name: str) -> bool:

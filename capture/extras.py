@@ -6,7 +6,7 @@ from typing import Any
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from .checkpoint import Tensor, adapted, counted, listed
+from .checkpoint import FLOATS, Tensor, adapted, counted, listed
 from .configs import tensors_of
 from .quantised import Quantised
 
@@ -54,7 +54,11 @@ def check_before(spec: ModelSpec, quantised: Quantised | None) -> None:
             f"model {spec.name}: config.json says it is quantised ({quantised.words}), its files hold no packed tensor: take"
             " quantization_config out of config.json, or take the files that belong to it"
         )
-    packed = [name for name, tensor in found.items() if tensor.dtype in PACKED]
+    packed = [
+        name
+        for name, tensor in found.items()
+        if tensor.dtype in PACKED or (name.endswith("weight") and tensor.dtype not in FLOATS)
+    ]
     if packed and not quantised:
         raise LakeError(
             f"model {spec.name}: {counted(packed)} of the files of type {found[packed[0]].dtype} ({listed(packed)}) but"
