@@ -1,12 +1,7 @@
 """Configs and tokenizers of checkpoints: which class runs one and in which dtype, and one true line when either can't be read."""
 
 import json
-import logging
 import math
-import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +15,6 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoTokenizer,
 )
-from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -31,8 +24,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from ..store.progress import ERRORS
-from ..store.urls import scrubbed
+from .causes import cause, cause_in, culprit, known_type, silent, walk
 from .checkpoint import (
     INDEX,
     WHOLE,
@@ -52,10 +44,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Where a decoder's class is looked for, in this order: of a class that reads pictures or sound only the text part runs.
 CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-SEARCH = 5  # seconds
 EVERYWHERE = ("xlnet", "flaubert")  # have a class named for generation, in which every token sees all others
-CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
-LONGEST = 400  # characters of a foreign error's text
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -86,7 +75,7 @@ def load_config(spec: ModelSpec) -> Any:
         return _load(AutoConfig, spec, where)
     except Exception as error:  # whatever transformers raises about a file is a message about that file
         what = "the header of its GGUF file" if spec.gguf_file else "its config.json"
-        reason = _cause_in(error, raw) + _culprit(raw, str(error), lambda left: _config_from(left))
+        reason = cause_in(error, raw) + culprit(raw, str(error), lambda left: _config_from(left))
         raise LakeError(f"model {spec.name}: can't read {what}: {reason}") from error
 
 
@@ -109,24 +98,6 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
-def quiet() -> None:
-    """Keep progress bars of transformers out of logs."""
-    if not ERRORS.is_terminal:
-        transformers.utils.logging.disable_progress_bar()
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep what transformers logs and warns about files to itself: what matters of it becomes a message or a note of ours."""
-    quiet()
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-
-
 def _load(auto: Any, spec: ModelSpec, where: str) -> Any:
     with silent():
         if spec.gguf_file:
@@ -137,23 +108,6 @@ def _load(auto: Any, spec: ModelSpec, where: str) -> Any:
 def _config_from(raw: dict[str, Any]) -> Any:
     with silent():
         return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
-
-
-def _culprit(raw: dict[str, Any], said: str, build: Callable[[dict[str, Any]], Any]) -> str:
-    """The key of config.json without which building goes well, as the end of a sentence; '' when `said` names it, or none does.
-
-    At most SEARCH seconds are spent.
-    """
-    started = time.monotonic()
-    for key, value in raw.items() if _known_type(raw.get("model_type")) else ():
-        if key == "model_type" or time.monotonic() - started > SEARCH:
-            continue
-        try:
-            build({other: held for other, held in raw.items() if other != key})
-        except Exception:  # noqa: S112 (still at fault without this key)
-            continue
-        return "" if key in said else f" (without the key {key}, now {json.dumps(value)[:80]}, it can be)"
-    return ""
 
 
 def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
@@ -169,7 +123,7 @@ def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
         raise LakeError(
             f"model {spec.name}: {file}: model_type is {found['model_type']!r}, expected the name of an architecture"
         )
-    for key, value in _walk(found):
+    for key, value in walk(found):
         last, size = key.rpartition(".")[2], key.removeprefix("text_config.")
         if size in SIZES and isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise LakeError(f"model {spec.name}: {file}: {key} is {value}, expected a whole number from 1")
@@ -180,7 +134,7 @@ def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
                 f"model {spec.name}: {file}: {key} is {value!r}, expected the bare name of a torch dtype ('bfloat16',"
                 " 'float32' ...); correct it in a copy of the folder"
             )
-    if found.get("auto_map") and not _known_type(found.get("model_type")):
+    if found.get("auto_map") and not known_type(found.get("model_type")):
         raise LakeError(
             f"model {spec.name}: {file}: model_type {found.get('model_type')!r} needs code of its own (auto_map:"
             f" {', '.join(map(str, found['auto_map']))}), which actlake never runs; only architectures inside transformers"
@@ -189,83 +143,17 @@ def _raw_config(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _known_type(model_type: Any) -> bool:
-    return isinstance(model_type, str) and model_type in CONFIG_MAPPING
-
-
 def _is_dtype(value: Any) -> bool:
     return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
-
-
-def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) below an object, itself left out."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, inner in items:
-        path = f"{key}.{name}" if key else str(name)
-        yield path, inner
-        yield from _walk(inner, path)
-
-
-def cause(error: BaseException) -> str:
-    """What a foreign error says, in one line: its first line, and the next ones while the line only leads to them.
-
-    The error's type stands before it where the text alone says little; LakeErrors speak for themselves.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if text.lower().startswith(("validation error for", "class validation error")) and len(lines) > 1:
-        text = CLASS.sub(r"\1", lines[1].split(": ", 1)[-1].partition(". Errors: ")[0])
-    for more in lines[1:]:
-        if not text.endswith((":", ": ")):
-            break
-        text += f" {more}"
-    if not text.strip(": "):
-        deeper = error.__cause__ or error.__context__
-        text = f"{type(error).__name__}" + (f": {cause(deeper)}" if deeper else "")
-    elif (
-        not isinstance(error, OSError | ValueError | RuntimeError | LakeError) and "Strict" not in type(error).__name__
-    ):
-        text = f"{type(error).__name__}: {text}"
-    text = scrubbed(text)
-    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " ..."
-
-
-def _cause_in(error: BaseException, raw: dict[str, Any]) -> str:
-    """`cause`, with the key of config.json where the error names only a value or a property."""
-    text = str(error)
-    if isinstance(error, AttributeError) and "has no setter" in text:
-        return f"{text.split(chr(39))[1]} can't be set in a config; take it out"
-    if isinstance(error, KeyError) and error.args:
-        if " " in str(error.args[0]):
-            return str(error.args[0])
-        key = next((key for key, value in _walk(raw) if value == error.args[0]), None)
-        if key:
-            return f"{key} is {error.args[0]!r}{_expected(key)}"
-        return f"it lacks {error.args[0]!r}" if str(error.args[0]) not in str(raw) else cause(error)
-    if "recognize this architecture" in text:
-        return (
-            f"model_type is {raw.get('model_type')!r}, which transformers {transformers.__version__} does not have; a newer one"
-            " may: pip install --upgrade transformers"
-        )
-    return cause(error)
-
-
-def _expected(key: str) -> str:
-    """What transformers knows for a key of a config, as the end of a sentence."""
-    if "act" in key.rpartition(".")[2]:
-        return f", expected one of {', '.join(sorted(ACT2FN))}"
-    if "rope" in key:
-        return f", expected one of {', '.join(sorted({'default', *ROPE_INIT_FUNCTIONS}))}"
-    return f", which transformers {transformers.__version__} does not know"
 
 
 def explained(spec: ModelSpec, what: str, error: BaseException) -> LakeError:
     """One line for what building or loading a module raised; a value that config.json holds is named with its key."""
     raw = config_of(spec.path) if spec.path and not spec.gguf_file else {}
     if isinstance(error, KeyError):
-        return LakeError(f"model {spec.name}: can't {what}: its config.json: {_cause_in(error, raw)}")
+        return LakeError(f"model {spec.name}: can't {what}: its config.json: {cause_in(error, raw)}")
     unnamed = isinstance(error, AttributeError | TypeError | IndexError | ArithmeticError | AssertionError)
-    key = _culprit(raw, str(error), lambda left: _built(spec, left)) if unnamed else ""
+    key = culprit(raw, str(error), lambda left: _built(spec, left)) if unnamed else ""
     return LakeError(f"model {spec.name}: can't {what}: {cause(error)}{key}")
 
 

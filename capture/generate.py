@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ..store.errors import LakeError
 from ..store.files import write_atomic
 from ..store.records import read_batch
-from .configs import cause
+from .causes import cause
 from .edits import Edit, edited
 from .heads import TOLERANCE
 from .hooks import Batch, pad_id

@@ -11,17 +11,16 @@ from transformers import GenerationConfig
 from ..analyze.device import AUTO, pick
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
+from .causes import cause, silent
 from .checkpoint import wrapped
 from .configs import (
     DTYPES,
     auto_of,
-    cause,
     config_for,
     dtype_of,
     explained,
     load_config,
     model_class,
-    silent,
     source,
     tensors_of,
 )

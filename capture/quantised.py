@@ -7,7 +7,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from ..store.catalog import ModelSpec
 from ..store.errors import LakeError
-from .configs import cause
+from .causes import cause
 
 # transformers unpacks these to plain weights where it is asked to: then hooks, cuts and replays meet the usual modules, and
 # every device computes the same.

@@ -21,7 +21,7 @@ from ..store.models import check_head, read_model
 from ..store.schema import SITES, TOP_K
 from ..store.weights import weights_folder
 from .again import allowed_apart
-from .configs import cause
+from .causes import cause
 from .edits import Edit, Slots, States, edited
 from .hooks import Batch
 from .keep import check_here
