@@ -23,7 +23,7 @@ from .hooks import Batch, pad_id
 from .model import Model
 from .plan import batch_plan
 from .ranks import ALONE, Rank
-from .trace import accepted, random_tokens
+from .trace import PROBE_TOKENS, accepted, random_tokens
 
 
 def greedy(
@@ -78,6 +78,18 @@ def decoded(
         if indices:
             with edited(model, edits):
                 yield indices, decode(model, [prompts[i] for i in indices], max_new_tokens, stops, real)
+
+
+class _Next(LogitsProcessor):
+    """Leaves one token at each step, so that a near tie doesn't end a comparison."""
+
+    def __init__(self, tokens: Tensor):
+        self._tokens = iter(tokens.tolist())
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = torch.full_like(scores, -torch.inf)
+        chosen[:, next(self._tokens)] = 0.0
+        return chosen
 
 
 class _Real(LogitsProcessor):
@@ -142,49 +154,57 @@ _cache_works: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by loaded mo
 _pads_left: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by loaded module
 
 
-@torch.no_grad()
+def cache_works(model: Model) -> bool:
+    """True when a class computes the same with its cache as without (some of transformers' don't); found out once."""
+    if model.hf not in _cache_works:
+        plain = _few(model, 0, False)
+        try:
+            cached = _few(model, 0, True)
+        except Exception:  # some classes' caches fail where the forward itself works
+            _cache_works[model.hf] = False
+        else:
+            _cache_works[model.hf] = _alike(model, plain, cached)
+    return _cache_works[model.hf]
+
+
 def pads_left(model: Model) -> bool:
-    """True when padding on the left leaves what a model computes as it is; found out once, by two small forwards."""
+    """True when padding on the left leaves what a model computes as it is; found out once."""
     if model.hf not in _pads_left:
-        ids = random_tokens(model.hf)["input_ids"][:1]
-        mask = torch.ones_like(ids)
-        padded = torch.cat([torch.full_like(ids, pad_id(model)), ids], 1), torch.cat([torch.zeros_like(mask), mask], 1)
-        ends = []
-        for tokens, real in ((ids, mask), padded):
-            given = {"attention_mask": real, "position_ids": (real.cumsum(-1) - 1).clamp_min(0), "use_cache": False}
-            ends.append(model.hf(**accepted(model.hf, {"input_ids": tokens, **given})).logits[0, -1].float())
-        apart = (ends[0] - ends[1]).abs().max().item()
-        _pads_left[model.hf] = apart <= TOLERANCE[model.dtype] * (ends[0].abs().max().item() or 1.0)
+        cached = cache_works(model)
+        _pads_left[model.hf] = _alike(model, _few(model, 0, cached), _few(model, PROBE_TOKENS, cached))
     return _pads_left[model.hf]
 
 
 @torch.no_grad()
-def cache_works(model: Model) -> bool:
-    """True when a class computes the same with its cache as without (some of transformers' don't); found out once."""
-    if model.hf not in _cache_works:
-        ids, made = random_tokens(model.hf)["input_ids"][:1], []
-        for cached in (False, True):
-            config = GenerationConfig(
-                do_sample=False,
-                use_cache=cached,
-                max_new_tokens=3,
-                pad_token_id=pad_id(model),
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            try:
-                with _without_settings(model.hf):
-                    out = model.hf.generate(
-                        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
-                    )
-                made.append(torch.stack(out.logits).float())
-            except Exception:
-                if not cached:
-                    raise
-                break
-        apart = (made[0] - made[1]).abs().max().item() if len(made) > 1 else float("inf")
-        _cache_works[model.hf] = apart <= TOLERANCE[model.dtype] * (made[0].abs().max().item() or 1.0)
-    return _cache_works[model.hf]
+def _few(model: Model, padding: int, cached: bool) -> Tensor:
+    """Logits [3, vocab] after a few random tokens and two given ones more, with some padding on the left; float32."""
+    ids = random_tokens(model.hf)["input_ids"][:1]
+    pads = torch.full((1, padding), pad_id(model), dtype=ids.dtype, device=ids.device)
+    config = GenerationConfig(
+        do_sample=False,
+        use_cache=cached,
+        max_new_tokens=3,
+        pad_token_id=pad_id(model),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    mask = torch.cat([torch.zeros_like(pads), torch.ones_like(ids)], 1)
+    forced = LogitsProcessorList([_Next(ids[0])])
+    with _without_settings(model.hf):
+        out = model.hf.generate(
+            input_ids=torch.cat([pads, ids], 1),
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=forced,
+        )
+    return torch.cat(out.logits).float()
+
+
+def _alike(model: Model, a: Tensor, b: Tensor) -> bool:
+    wide = (
+        1 if model.dtype in (torch.float32, torch.float64) else 3
+    )  # in a narrow dtype roundings add up over the blocks
+    return (a - b).abs().max().item() <= wide * TOLERANCE[model.dtype] * (a.abs().max().item() or 1.0)
 
 
 @contextmanager

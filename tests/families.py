@@ -184,7 +184,7 @@ EXTRA: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     },
     **dict.fromkeys(
-        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "bailing_hybrid"),
+        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
         {"layer_types": ["linear_attention", "linear_attention", "full_attention"]},
     ),
     **dict.fromkeys(
