@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,7 @@ from .cli_options import (
     out,
     print_json,
     print_table,
+    records,
 )
 from .store.catalog import check_date, load_catalog
 from .store.errors import LakeError
@@ -201,14 +202,20 @@ def score(
         for line in agreement_with(kit, scope, gold, rubrics, **options):
             out.print(line, highlight=False)
         return
+    found: dict[str, Any] = {}
     for name in sweep or ["exp12"]:
         table = mean_scores(kit, scope, name, metric or [])
+        found[name] = {"scores": records(table)}
         if not as_json:
             out.print(f"\n[bold]{name}[/]", highlight=False)
-        print_table(table, as_json)
+            print_table(table)
         if judge:
-            for line in judge_sweep(kit, scope, name, rubrics, _agree(yes), second, referee, **options):
+            lines = judge_sweep(kit, scope, name, rubrics, _agree(yes), second, referee, **options)
+            found[name]["judge"] = list(lines) if as_json else []
+            for line in [] if as_json else lines:
                 out.print(line, highlight=False)
+    if as_json:
+        print_json(found)
 
 
 def _agree(yes: bool) -> "Callable[[Cost], bool]":

@@ -114,7 +114,7 @@ def test_a_dry_run_says_what_each_row_takes_and_writes_nothing(where: list[str],
     before = tiny.tree(Path(where[1]))
     done = run(app, ["run", "--all", "--dry-run", *where])
     said = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.output.splitlines() if line.strip()}
-    assert said["L1"] == "to compute: delta for 2 captures, a few seconds"
+    assert said["L1"] == "to compute: delta for 3 captures, a few seconds"  # native, and the teacher's beside
     assert "to train: probes for the tuned lens of llama/it, llama/pt" in said["L2"]
     assert "to generate: 69 texts under 3 conditions, at most 828 tokens" in said["exp12"]
     assert said["exp20"].startswith("can't be answered: ") and "actlake capture llama --stream raw" in said["exp20"]
