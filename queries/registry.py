@@ -13,7 +13,9 @@ import pandas as pd
 from ..store.errors import LakeError
 
 FOLDER = Path(__file__).parent
-LINE = re.compile(r"--\s*(?:(\w+):\s*)?(.*)")
+LINE = re.compile(
+    r"--(?: ?(\w+):)?\s*(.*)"
+)  # a line indented further goes on with the one above, whatever its first word
 KEYS = {
     "id",
     "title",

@@ -85,6 +85,13 @@ def test_there_are_22_pitfalls_each_with_a_short_name_a_text_and_rows() -> None:
         assert pitfall_link(name) == f"docs/METHODS.md#{anchor(f'Pitfall: {name}')}"
 
 
+def test_a_line_that_goes_on_may_begin_with_a_header_word() -> None:
+    for query in queries().values():
+        assert all(re.fullmatch(r"\w+", name) for name in query.tokens), query.id
+        assert query.about.rstrip().endswith((".", ")")), query.id
+    assert "`dkl_final20`" in queries()["exp11"].about and queries()["exp11"].tokens == ()
+
+
 @pytest.mark.parametrize("row", ["L1", "exp14", "0J"])
 def test_about_ends_with_the_pitfalls_and_where_they_are_described(row: str) -> None:
     result = CliRunner().invoke(app, ["run", row, "--about"])
