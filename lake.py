@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,25 @@ class Lake:
         from .analyze.head import Head
 
         return Head.from_arrays(*read_head(self.layout, *split_model(model)))
+
+    def decode(self, ids: Iterable[int], model: str) -> str:
+        """The text of token ids of 'PAIR/VARIANT', from the vocabulary in the lake: neither checkpoint nor tokenizer is needed.
+
+        Control tokens are written out. LakeError for an id that the model lacks, and in a lake that keeps no vocabulary of it.
+        """
+        from .store.vocab import decode
+
+        return decode(self.layout, *split_model(model), ids)
+
+    def tokens(self, model: str, stream: str, prompt: str | None = None) -> pd.DataFrame:
+        """What 'PAIR/VARIANT' read on a stream (named as in `capture`), a row per token, of one prompt id or of all.
+
+        Columns: prompt, prompt_id, category, position, step, token_id, token_text, is_special, is_continuation. LakeError for a
+        prompt that the stream lacks.
+        """
+        from .queries.looking import token_table
+
+        return token_table(self.layout, model, stream, prompt)
 
     def probes(self, model: str, name: str = "") -> list[Probes]:
         """Tuned-lens probes of 'PAIR/VARIANT' by fold, for analyze.lens and analyze.lazy.

@@ -13,6 +13,7 @@ from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
 from ..store.models import check_same_model, has_model, read_model
 from ..store.streams import stream_records
+from ..store.vocab import has_vocab, keep_vocab
 from .configs import load_config, load_tokenizer
 from .configs import source as model_folder
 from .glance import check_glance
@@ -25,7 +26,7 @@ from .ranks import ALONE, Rank
 from .run import Result, capture, find_sealed
 from .stops import declared
 from .streams import Source, check_readable, ensure_stream, recipe_of
-from .tokens import check_same_tokenizer, template_for
+from .tokens import check_same_tokenizer, template_for, vocabulary
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def capture_pair(
                 if name not in done:
                     results.append(_one(layout, pair, sources[variant], name, profile, options, kept))
             done.add(name)
+        _keep_vocab(layout, sources[variant], pair.name)
         if options.with_weights and options.rank.rank == 0:
             with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout}"):
                 keep_weights(layout, pair.model(variant), sources[variant].identity)
@@ -166,6 +168,13 @@ def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
     """Teachers first, so that each model is loaded once."""
     teachers = {spec.continuation for spec in streams}
     return sorted(variants, key=lambda variant: (variant not in teachers, variant != "it"))
+
+
+def _keep_vocab(layout: Layout, source: Source, pair: str) -> None:
+    """Keep what the model's token ids mean, if the lake does not yet."""
+    if not has_vocab(layout, pair, source.variant):
+        size = read_model(layout, pair, source.variant)["vocab"]
+        keep_vocab(layout, pair, source.variant, vocabulary(source.tokenizer, size))
 
 
 def _one(

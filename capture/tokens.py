@@ -14,6 +14,11 @@ from .templates import DATE, PROBE, frame_of, has_template, owner, presence, ren
 PLACEHOLDER = re.compile(r"<unused\d+>|<\|reserved_special_token_\d+\|>")
 # What a control token is written with and ordinary words are not.
 MARKER = re.compile(r"[<>\[\]{}|｜＜＞#@$=/\\]")
+# Byte-level BPE writes each byte as a letter: printable ones as themselves, the others from U+0100 on.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {
+    chr(0x100 + place): byte for place, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)
+}
 SAMPLE = "The quick brown fox, 12 + 7 = 19?\n\n- Naïve café\n\tdef f(x): return x"
 
 
@@ -238,6 +243,26 @@ def running_texts(tokenizer: Any, vocab: int) -> list[str]:
         for rows in ([anchor], [[*anchor, index] for index in known])
     )
     return [text.removeprefix(before) for text in after] + [""] * (vocab - len(known))
+
+
+def vocabulary(tokenizer: Any, vocab: int) -> dict[str, Any]:
+    """What the ids below `vocab` mean, as the lake keeps it: columns id, text, bytes, special, real (store/vocab.py)."""
+    texts, real = running_texts(tokenizer, vocab), real_token_mask(tokenizer, vocab)
+    names = tokenizer.convert_ids_to_tokens(range(min(vocab, len(tokenizer))))
+    names += [None] * (vocab - len(names))
+    special = np.isin(np.arange(vocab), list(control_ids(tokenizer)))
+    texts = [text.encode(errors="replace").decode() for text in texts]
+    made = [_bytes(name, text) for name, text in zip(names, texts, strict=True)]
+    return {"id": np.arange(vocab, dtype=np.int32), "text": texts, "bytes": made, "special": special, "real": real}
+
+
+def _bytes(name: str | None, text: str) -> bytes:
+    """The bytes that a token stands for: those of its text, unless its name spells them (byte-level BPE, `<0xE2>`)."""
+    if name and len(name) == 6 and re.fullmatch("<0x[0-9A-F]{2}>", name):
+        return bytes([int(name[3:5], 16)])
+    if "\ufffd" in text and name and all(letter in BYTE_OF for letter in name):
+        return bytes(BYTE_OF[letter] for letter in name)
+    return text.encode()
 
 
 def is_text(tokenizer: Any, vocab: int) -> np.ndarray:

@@ -79,6 +79,7 @@ KINDS = {
 }
 ALONE = ("vocab",)  # of those of a pair, what a pair of one model has, too
 WRITTEN = ("scores", "judged", "effects")  # made of texts that models write
+BEHIND_JOIN = {"lens_text": {"lens", "vocab"}}  # views of several tables, for free SQL alone
 BEHIND_VIEW = {"commit_layers": "lens", "commitment": "lens", "first_diff": "tokens", "behaviour": "scores"}
 
 
@@ -211,6 +212,7 @@ def say_work(kit: Kit, jobs: list[Job]) -> list[Job]:
 def jobs_of_all(kit: Kit, names: set[str]) -> list[Job]:
     """What makes the named tables of every sealed capture that has what they take."""
     jobs: list[Job] = []
+    names = names | set().union(*(tables for view, tables in BEHIND_JOIN.items() if view in names))
     for name in sorted({BEHIND_VIEW.get(name, name) for name in names} & TABLES.keys()):
         found, problem = [], None
         if name in PER_PAIR and name not in ALONE:

@@ -12,9 +12,13 @@ from ..store.errors import LakeError
 from ..store.files import free_bytes, human_bytes
 from ..store.layout import Layout
 from ..store.manifest import read_manifest
+from ..store.mirror import bring
+from ..store.models import read_model
 from ..store.progress import bar
 from ..store.verify import Report, verify, verify_weights
 from ..store.version import __version__
+from ..store.vocab import REPAIR as VOCAB_REPAIR
+from ..store.vocab import damage, vocab_file
 from ..store.weights import read_weights
 
 PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy")
@@ -48,6 +52,10 @@ def check_captures(
             reports.append(verify(layout, path, progress.advance))
         if reforward and reports[-1].ok:
             _reforward(layout, catalog, path, reforward, (device, device_map), reports[-1])
+    for at, report in {path.parts[-3:-1]: report for path, report in zip(paths, reports, strict=True)}.items():
+        known, file = read_model(layout, *at), vocab_file(layout, *at)
+        if "vocab_sha256" in known and (problem := damage(bring(file), known)):
+            report.problems.append(f"{file}: {problem}; {VOCAB_REPAIR}")
     for model in [] if capture else sorted({(path.parts[-3], path.parts[-2]) for path in paths}):
         if record := read_weights(layout, *model):
             total = sum(entry["bytes"] for entry in record["files"].values())

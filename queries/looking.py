@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from ..store.captures import find_capture
 from ..store.catalog import load_catalog
 from ..store.directions import read_directions
 from ..store.errors import LakeError
@@ -20,6 +21,7 @@ from ..store.models import read_model
 from ..store.schema import TABLES
 from ..store.streams import read_stream, stream_records
 from ..store.tables import same_prompts
+from ..store.yaml_file import hint
 from .index import reads
 from .kit import Kit, Scope
 from .records import Contrast, records
@@ -158,3 +160,23 @@ def directions_of(kit: Kit, pair: str, name: str, prompts: str | None = None) ->
         name=name,
         attrs={"pair": pair, "streams": made["streams"]},
     )
+
+
+def token_table(layout: Layout, model: str, stream: str, prompt: str | None) -> pd.DataFrame:
+    """What a model read on a stream, a row per token, of one prompt id or of all; LakeError for an unknown prompt."""
+    found = read_stream(layout, find_capture(layout, model, stream).stem)
+    columns = dict(found.columns)
+    place = columns["prompt"]
+    named = {
+        name: np.asarray(values, object)[place]
+        for name, values in (("prompt_id", found.prompt_ids), ("category", found.categories))
+    }
+    order = ("position", "step", "token_id", "token_text", "is_special", "is_continuation")
+    every = pd.DataFrame(
+        {"prompt": place, **named, **{name: (columns | {"token_text": found.texts})[name] for name in order}}
+    )
+    if prompt is None:
+        return every
+    if prompt not in found.prompt_ids:
+        raise LakeError(f"stream {found.name} has no prompt {prompt!r}{hint(prompt, found.prompt_ids)}")
+    return every[every["prompt_id"] == prompt].reset_index(drop=True)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..analyze.word_class import alone, in_context
-from ..capture.tokens import is_text, running_texts, tokenizer_hash
 from ..store.errors import LakeError
 from ..store.models import has_model, read_model
 from ..store.parquet import read_parquet
 from ..store.schema import TABLES, VARIANTS
 from ..store.tables import drop_tables
+from ..store.vocab import has_vocab, read_vocab
 from .feed import following
 from .kit import VERSION, Kit, Names, Scope, name_columns
 from .sweep import TableJob
@@ -22,9 +22,10 @@ OTHER = "OTHER"  # the class of ids that stand for no text
 
 
 class Vocab(TableJob):
-    """Text and class of every token id of a pair, by IT's tokenizer, which knows the PT's tokens and the chat's.
+    """Text and class of every token id of a pair, as IT's vocabulary has it, which knows the PT's tokens and the chat's.
 
-    Of a pair of one model by that one's.
+    Ids that only the PT has are as in the PT's; of a pair of one model all are that one's. A lake of an older version, which
+    keeps no vocabulary, takes the model's tokenizer.
     """
 
     def __init__(self, kit: Kit, pair: str):
@@ -32,21 +33,36 @@ class Vocab(TableJob):
         if not models:
             raise LakeError(f"table vocab needs a model of pair {pair}; the lake has captured none")
         records = {variant: read_model(kit.layout, pair, variant) for variant in models}
-        who = models[-1]
         recipe = {"pair": pair, "models": {variant: record["sha256"] for variant, record in records.items()}}
         super().__init__(kit.layout, "vocab", recipe | {"version": VERSION["vocab"]})
         self._kit, self._pair, self._models = kit, pair, models
-        known = records[who]["tokenizer_sha256"]
-        self._tokenizer = None if self.path.exists() else _tokenizer(kit, f"{pair}/{who}", known)
+        self._tokenizer = None
+        if not self.path.exists() and not has_vocab(kit.layout, pair, models[-1]):
+            self._tokenizer = _tokenizer(kit, f"{pair}/{models[-1]}", records[models[-1]]["tokenizer_sha256"])
 
     def finish(self) -> None:
         """Classify every id."""
         size = max(self._kit.head((self._pair, variant, "")).vocab for variant in self._models)
-        texts, known = running_texts(self._tokenizer, size), is_text(self._tokenizer, size)
+        texts, known = self._texts(size)
         classes = [alone(text) if there else OTHER for text, there in zip(texts, known, strict=True)]
         drop_tables(self._kit.layout, "vocab", {"pair": self._pair}, keep=self.path)
         columns = {"token_text": texts, "is_special": ~known, "word_class": classes}
         self.add({"pair": self._pair, "token_id": np.arange(size), **columns})
+
+    def _texts(self, size: int) -> tuple[list[str], np.ndarray]:
+        """What each id below `size` adds to a running text, and whether it stands for text, bool [size]."""
+        if self._tokenizer is not None:
+            from ..capture.tokens import is_text, running_texts
+
+            return running_texts(self._tokenizer, size), is_text(self._tokenizer, size)
+        texts, known, real = [""] * size, np.zeros(size, bool), np.zeros(size, bool)
+        for variant in self._models[::-1]:
+            table = read_vocab(self._kit.layout, self._pair, variant)
+            for place, row in enumerate(table.to_pylist() if table else []):
+                if variant == self._models[-1] or (row["real"] and not real[place]):
+                    texts[place], real[place] = row["text"], row["real"]
+                    known[place] = row["real"] and not row["special"]
+        return texts, known
 
     def column(self, name: str) -> Any:
         """A column of the finished table, by token id; a NumPy array [V]."""
@@ -66,8 +82,15 @@ def pair_vocab(kit: Kit, scope: Scope) -> Vocab:
 def _tokenizer(kit: Kit, model: str, sha256: str) -> Any:
     from ..capture.configs import load_tokenizer
     from ..capture.replay import find_weights
+    from ..capture.tokens import tokenizer_hash
 
-    found = load_tokenizer(find_weights(kit.layout, model, kit.catalog))
+    try:
+        found = load_tokenizer(find_weights(kit.layout, model, kit.catalog))
+    except LakeError as error:
+        raise LakeError(
+            f"the lake keeps no vocabulary of {model} (it is of an older version), and its tokenizer is not found ({error});"
+            f" a new `actlake capture {model}` keeps it"
+        ) from error
     if tokenizer_hash(found) != sha256:
         raise LakeError(
             f"model {model}: its tokenizer is not the one that the lake's captures were made with; name the same checkpoint,"

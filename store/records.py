@@ -210,6 +210,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "config?": OBJECT,
         **dict.fromkeys(("n_layers?", "d_model?", "vocab?", "parameters?"), WHOLE),
         "special_ids?": Many(WHOLE),
+        "vocab_sha256?": HASH,
         "head_files": HASHES,
     },
     "weights": {"model_sha256": TEXT, "files": FILES},

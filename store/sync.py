@@ -24,6 +24,8 @@ from .partial import Held, Partial, parse_partial
 from .plan import Item, Plan, Unit, Wish
 from .records import REPAIRS, parse_record, sealed
 from .schema import MANIFEST, MARKER, PARTIAL, VARIABLES
+from .vocab import FILE as VOCAB
+from .vocab import with_vocab
 from .yaml_file import hint, listed
 
 
@@ -287,6 +289,11 @@ class Planner:
             self._hashed(unit, f"{folder}/head.zarr", record["head_files"], found, there)
             if not known:
                 unit.records[name] = data
+            sha256 = record.get("vocab_sha256")
+            if sha256 and (not known or known.get("vocab_sha256", sha256) == sha256):
+                self._hashed(unit, folder, {VOCAB: sha256}, found, there)
+                if known and "vocab_sha256" not in known:
+                    unit.records[name] = json_bytes(with_vocab(known, sha256))
             self._weights(unit, folder, found, there)
             yield unit
 

@@ -220,6 +220,7 @@ def moved(pair: PairSpec, folder: Path, *without: str) -> PairSpec:
 def test_a_tokenizer_that_is_missing_or_another_is_named(tmp_path: Path, llama: PairSpec) -> None:
     prompts = tiny.prompt_set(texts(3))
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, tiny.TEACHER, prompts=prompts)
+    tiny.forget_vocab(layout, "llama", "pt", "it")  # as a lake of an older version
     refused(layout, None, "model llama/it: no weights found; looked in")
     lacking = catalog(tmp_path / "a", moved(llama, tmp_path / "lacking", "tokenizer*", "chat_template*", "special*"))
     refused(layout, lacking, "model llama/it: can't load its tokenizer: ")

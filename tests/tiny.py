@@ -16,7 +16,7 @@ from actlake.analyze.head import Head
 from actlake.capture.pair import Options, capture_pair
 from actlake.capture.prompts import Prompt, PromptSet, canonical_bytes
 from actlake.store.catalog import ModelSpec, PairSpec, ProfileSpec, StreamSpec
-from actlake.store.files import temporary_of
+from actlake.store.files import temporary_of, write_json
 from actlake.store.layout import Layout
 from actlake.store.streams import Stream
 from actlake.store.writer import ShardWriter, Template, create_capture
@@ -217,6 +217,15 @@ def capture(lake: Path, pair: PairSpec, *streams: StreamSpec, **options: Any) ->
         Options(**{"batch": 4, **options}),
     )
     return layout
+
+
+def forget_vocab(layout: Layout, pair: str, *variants: str) -> None:
+    """Make a lake one of a version that kept no vocabulary."""
+    for variant in variants:
+        marker = layout.model(pair, variant) / "model.json"
+        record = json.loads(marker.read_text())
+        write_json(marker, {key: record[key] for key in record if key not in ("vocab_sha256", "record_sha256")})
+        (marker.parent / "vocab.parquet").unlink()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
