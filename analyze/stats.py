@@ -25,7 +25,8 @@ class Interval:
     """An estimate with its confidence limits, the n units behind it, and how the limits were found.
 
     method: "BCa"; "percentile" where BCa is undefined (no spread, or a jackknife without any); "t" over seeds; "none"
-    (limits NaN) with fewer than two units.
+    (limits NaN) with fewer than two units. Limits that leave out the estimate, as BCa's may of few or lopsided units, are
+    widened to it.
     """
 
     estimate: float
@@ -34,6 +35,13 @@ class Interval:
     n: int
     method: str
     unit: str = "prompts"
+
+    def __post_init__(self) -> None:
+        slack = 1e-12 * abs(self.estimate)
+        if self.low > self.estimate + slack:
+            object.__setattr__(self, "low", self.estimate)
+        if self.high < self.estimate - slack:
+            object.__setattr__(self, "high", self.estimate)
 
 
 @dataclass(frozen=True)

@@ -240,3 +240,16 @@ def test_kappa_by_hand_and_where_it_is_undefined() -> None:
         kappa([], [])
     with pytest.raises(ValueError, match="2 labels against 1"):
         kappa(["a", "b"], ["a"])
+
+
+@pytest.mark.parametrize("shape", ["skewed", "few", "two"])
+def test_no_estimate_lies_outside_its_interval(shape: str) -> None:
+    rng = np.random.default_rng(3)
+    count = {"skewed": 40, "few": 3, "two": 2}[shape]
+    for _ in range(40):
+        total = np.exp(3 * rng.normal(size=(count, 1)))
+        found = bootstrap_mean(total, rng.integers(1, 4, (count, 1)).astype(float), n_resamples=200)
+        assert found.low <= found.estimate + 1e-9 and found.high >= found.estimate - 1e-9
+    moved = Interval(1.0, 1.5, 2.0, 9, "BCa")
+    assert (moved.low, moved.high) == (1.0, 2.0)
+    assert np.isnan(Interval(1.0, np.nan, np.nan, 1, "none").low)
