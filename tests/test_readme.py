@@ -13,13 +13,16 @@ from actlake.capture.pair import Options, capture_pair, find_prompts
 from actlake.cli import app
 from actlake.store.catalog import load_catalog
 from actlake.store.layout import Layout
+from actlake.store.move import move
+from actlake.store.plan import Wish
+from actlake.store.sync import Planner, origin_of
 from typer.main import get_command
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [(language, text) for language, text in BLOCK.findall(README)]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-INLINE = re.findall(r"`(actlake\.(?:analyze|open)[^`]+\))`", " ".join(README.split()))
+INLINE = re.findall(r"`(actlake\.analyze[^`]+\))`", " ".join(README.split()))
 COMMANDS = [
     part.strip()
     for language, text in BLOCKS
@@ -55,9 +58,8 @@ def test_the_python_tour_runs_as_it_stands(folder: Path) -> None:
 
 def test_python_of_remote_lakes_runs_on_a_lake_by_name(folder: Path, bucket: str) -> None:
     assert len(PYTHON) == 2 and PYTHON[1].count("s3://bucket/lake") == 1
-    from actlake.store.sync import push  # the block as it stands, but for the bucket's name
-
-    push(Layout.open(folder / "lake"), bucket)
+    move(Planner(origin_of(Layout.open(folder / "lake")), origin_of(bucket), Wish()).plan())
+    # The block as it stands, but for the bucket's name.
     python(folder, PYTHON[1].replace("s3://bucket/lake", bucket) + "\nprint(it.resid[0, 0].values.shape)")
 
 
