@@ -59,8 +59,8 @@ def encode_all(
     marks = control_texts(tokenizer)
     # Some models begin every turn with their BOS, and their tokenizers add none: then it may stand anywhere.
     once = {tokenizer.bos_token_id} & set(tokenizer("")["input_ids"]) & marks.keys()
-    for name, text in zip(names, texts, strict=True):
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    plain = _cut(tokenizer, texts, False)
+    for name, text, ids in zip(names, texts, plain, strict=True):
         _check_text(tokenizer, name, text, ids)
         held = [index for index in ids if index in marks]
         if control:  # but for a BOS that would not be the only one
@@ -71,17 +71,16 @@ def encode_all(
                 + (": BOS stands once, at the beginning" if control else ", or allow such tokens with --control-tokens")
             )
     if template == "raw":
-        return _told_apart(names, texts, [_once(tokenizer, text, text, True)[0] for text in texts])
+        return _told_apart(names, texts, [ids for ids, _ in _once(tokenizer, texts, True, False, plain)])
     frame = frame_of(tokenizer, date)
     renderings = render(tokenizer, [[turn("user", text, frame.form)] for text in texts], date=date)
-    found = []
     for name, text, rendering in zip(names, texts, renderings, strict=True):
         if rendering.error:
             raise LakeError(f"{name}: the chat template of {owner(tokenizer)} fails: {rendering.error}")
         if lost := presence(frame, text, rendering.text):
             raise LakeError(f"{name}: the chat template of {owner(tokenizer)} does not write its text: {lost}")
-        found.append(_once(tokenizer, text, rendering.text, double_bos, chat=True)[0])
-    return _told_apart(names, texts, found)
+    whole = [rendering.text for rendering in renderings]
+    return _told_apart(names, texts, [ids for ids, _ in _once(tokenizer, whole, double_bos, True)])
 
 
 def form_of(tokenizer: Any) -> str:
@@ -93,10 +92,10 @@ def dropped(tokenizer: Any, template: str, double_bos: bool = False, date: str |
     """Special tokens that the tokenizer or the template puts around a prompt and `encode_all` leaves out: all behind the text,
     and a BOS that follows another."""
     if template == "raw":
-        return _once(tokenizer, PROBE, PROBE, True)[1]
+        return _once(tokenizer, [PROBE], True, False)[0][1]
     frame = frame_of(tokenizer, date)
     rendering = render(tokenizer, [[turn("user", PROBE, frame.form)]], date=date)[0]
-    return _once(tokenizer, PROBE, rendering.text, double_bos, chat=True)[1]
+    return _once(tokenizer, [rendering.text], double_bos, True)[0][1]
 
 
 def reading(
@@ -130,28 +129,39 @@ def notes(name: str, tokenizer: Any, recipe: dict[str, Any]) -> list[str]:
     return found
 
 
-def _once(tokenizer: Any, text: str, whole: str, special: bool, chat: bool = False) -> tuple[list[int], list[int]]:
-    """Token ids of a text with what the tokenizer puts before it (when `special`), BOS once; and the ids that were left out."""
-    bos = tokenizer.bos_token_id
-    inner = list(tokenizer(whole, add_special_tokens=False)["input_ids"])
-    before: list[int] = []
-    left: list[int] = []
-    if special:
-        outer = list(tokenizer(whole)["input_ids"])
-        at = next((i for i in range(len(outer) - len(inner) + 1) if outer[i : i + len(inner)] == inner), None)
+def _cut(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
+    """Token ids of texts, with what the tokenizer puts around them or without."""
+    found = tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+    return [list(ids) for ids in found]
+
+
+def _once(
+    tokenizer: Any, texts: Sequence[str], special: bool, chat: bool, inner: list[list[int]] | None = None
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of texts with what the tokenizer puts before them (when `special`), BOS once; and the ids that were left out.
+
+    `inner` are the ids of the texts alone, where they are known. A `chat` that is `special` has two BOS, as asked for.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    inner = _cut(tokenizer, texts, False) if inner is None else inner
+    outer = _cut(tokenizer, texts, True) if special else inner
+    adds = bos is not None and bos in tokenizer("")["input_ids"]
+    most = 2 if special and chat else 1
+    found = []
+    for text, core, whole in zip(texts, inner, outer, strict=True):
+        at = next((i for i in range(len(whole) - len(core) + 1) if whole[i : i + len(core)] == core), None)
         if at is None:
             raise LakeError(
                 f"{owner(tokenizer)}: cuts {text[:40]!r} otherwise with its special tokens than without them"
             )
-        before, left = outer[:at], outer[at + len(inner) :]
-    # A template without BOS on a tokenizer that adds one would lose it.
-    elif chat and bos is not None and (bos not in inner or (bos == tokenizer.eos_token_id and inner[0] != bos)):
-        before = [bos] if bos in tokenizer("")["input_ids"] else []
-    ids = before + inner
-    most = 2 if special and chat else 1  # double BOS is asked for
-    while bos is not None and len(ids) > most and ids[: most + 1] == [bos] * (most + 1):
-        ids, left = ids[1:], [bos, *left]
-    return ids, left
+        ids, left = whole[: at + len(core)], whole[at + len(core) :]
+        # A template without BOS on a tokenizer that adds one would lose it.
+        if adds and chat and not special and (bos not in ids or (bos == eos and ids[0] != bos)):
+            ids = [bos, *ids]
+        while bos is not None and len(ids) > most and ids[: most + 1] == [bos] * (most + 1):
+            ids, left = ids[1:], [bos, *left]
+        found.append((ids, left))
+    return found
 
 
 def _check_text(tokenizer: Any, name: str, text: str, ids: list[int]) -> None:
