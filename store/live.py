@@ -45,6 +45,8 @@ def stale(layout: Layout, name: str, file: Path) -> str:
     Raises CorruptError for a file whose name is not the key of its recipe, such as a copy of another one: its rows would
     count twice, or stand for others.
     """
+    if not file.is_file():  # a pipe, say: refused where the file is read
+        return ""
     mark = file.stat()
     recipe = _recipe(file, mark.st_mtime_ns, mark.st_size)
     if recipe is None:  # a damaged footer is reported where the file is read
