@@ -148,8 +148,13 @@ class Asking:
                     raise
                 stopped = stop
                 say("stopped: rows that can do without the tuned lens are answered without it")
-                for path in missing_of(jobs):
+                rest = self._jobs([plan for plan in plans if plan.needless(stage)])
+                rest = [
+                    job for job in rest if stage_of(job) == Stage.TABLES
+                ]  # known before failures hide what is missing
+                for path in missing_of(jobs).keys() - missing_of(rest).keys():
                     failed.setdefault(path, LakeError("training was stopped"))
+                made += self._engine(rest, failed) if missing_of(rest, failed) else []
             self.seconds += time.perf_counter() - started
             yield from self._answer(plans, made, failed)
         if stopped:
@@ -172,10 +177,15 @@ class Asking:
 
     def _turns(self) -> Iterator[tuple[Stage, list[Plan], list[Job]]]:
         """Rows that are answered together, and the jobs to do before: what is there, quick tables, all other tables, also those
-        of later rows, then texts, then probes."""
+        of later rows but for replays (one with probes gives raw and tuned tables at once), then texts, then probes."""
         of = {place: plan.stage for place, plan in enumerate(self._plans)}
         first = [plan for place, plan in enumerate(self._plans) if of[place] == Stage.TABLES]
-        early = [job for job in self._jobs(self._plans) if stage_of(job) == Stage.TABLES]
+        asked = {job.path for job in self._jobs(first)}
+        early = [
+            job
+            for job in self._jobs(self._plans)
+            if stage_of(job) == Stage.TABLES and (job.path in asked or not job.replays)
+        ]
         short = work_of(self.kit, early).seconds <= QUICK
         there, quick, slow = list[Plan](), list[Plan](), list[Plan]()
         for plan in first:

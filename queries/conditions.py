@@ -63,6 +63,8 @@ class ConditionTable(LayerTable):
     existing rows with the same values are replaced. `first` is the layer of the first column.
     """
 
+    replays = True
+
     def __init__(
         self,
         kit: Kit,
