@@ -420,7 +420,11 @@ def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, duckdb.PermissionException):
         return LakeError(f"SQL: only the lake's own tables ({', '.join(known_tables())}) can be read ({lines[0]})")
-    return SqlError("SQL: " + " ".join(lines[:3])[:500], str(error).rstrip().splitlines())
+    whole = str(error).rstrip().splitlines()
+    at = next((number for number, line in enumerate(whole) if line.startswith("LINE ")), len(whole))
+    message = " ".join(line.strip() for line in whole[:at] if line.strip())[:500]
+    # The place in the statement keeps lines of its own: a caret stands below it.
+    return SqlError("SQL: " + " ".join(lines[:3])[:500], [message, *whole[at:]])
 
 
 def known_tables() -> list[str]:
