@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.capture.edits import BoundaryPatch
+from actlake.capture.edits import BoundaryPatch, Zero
 from actlake.capture.model import load_model
 from actlake.capture.replay import borrowed, load_late, load_mlps, open_start, replay, replay_whole
 from actlake.capture.suffix import load_donor, load_suffix
@@ -338,3 +338,19 @@ def test_what_is_refused(lakes, pairs, call, says):
     start = open_start(lakes("llama"), "llama/it", "raw", 2)
     with pytest.raises(LakeError, match=re.escape(says)):
         call(load_suffix(pairs("llama").it, 2), start, pairs("llama").it)
+
+
+@pytest.mark.parametrize("edits", [(), (Zero(blocks=(2,)),)], ids=["plain", "edited"])
+def test_a_model_that_computes_otherwise_is_refused_before_it_is_used(lakes, pairs, edits):
+    """With edits a batch is run without them first; the stored states of another capture are nobody's own to compare with."""
+    layout, model = lakes("llama"), load_model(pairs("llama").it)
+    start = open_start(layout, "llama/it", "raw", 1)
+    with torch.no_grad():
+        model.parts.mlps[2].up_proj.weight.mul_(1.01)
+    with pytest.raises(
+        LakeError, match=r"gives other values from boundary 1 on than are stored: .* differs by up to .*, allowed"
+    ):
+        replay_whole(model, start, edits)
+    with torch.no_grad():
+        model.parts.mlps[2].up_proj.weight.div_(1.01)
+    replay_whole(model, start, edits)
