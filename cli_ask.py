@@ -200,6 +200,36 @@ def sql(
         Console(stderr=True).print(f"the first {rows} rows; --rows 0 prints all", style="dim")
 
 
+@questions.command(name="rows")
+def list_rows(
+    row: Annotated[
+        str | None, typer.Argument(help="A row, to be explained. Every row with its title when left out.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The rows of the experiment index: what each asks, what it reads, and whether models must run for it. Needs no lake."""
+    from .queries.looking import rows as every
+    from .queries.registry import find
+
+    if row:
+        return _about([find(row)])
+    print_table(every(), as_json)
+
+
+@questions.command(name="tables")
+def list_tables(
+    table: Annotated[str | None, typer.Argument(help="A table, for its columns. Every table when left out.")] = None,
+    lake: LakeOption = "default",
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The tables that `actlake sql` can ask: rows and bytes that are there, and their columns with types."""
+    from .queries.looking import column_table, table_table
+
+    layout = open_layout(lake, catalog)[0]
+    print_table(column_table(table) if table else table_table(layout), as_json)
+
+
 @questions.command()
 def report(
     pair: PairsOption = None,

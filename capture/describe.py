@@ -9,6 +9,7 @@ from torch import nn
 
 from ..store.catalog import Catalog, ModelSpec, default_windows
 from ..store.errors import LakeError
+from ..store.models import weights_of
 from ..store.schema import VARIANTS
 from .configs import load_tokenizer
 from .glance import check_glance
@@ -84,9 +85,7 @@ def describe(model: Model) -> dict[str, Any]:
         "sha256": model.record["sha256"],
         "quantized_from": model.record.get("quantized_from"),
         "quantized": model.record.get("quantized"),
-        "weights": sorted(
-            sha for name, sha in model.record["files"].items() if name.endswith((".safetensors", ".gguf"))
-        ),
+        "weights": list(weights_of(model.record)),
         "notes": list(model.notes),
         "blocks": model.n_layers,
         "d_model": head.d_model,

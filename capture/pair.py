@@ -11,7 +11,9 @@ from ..store.errors import LakeError
 from ..store.files import explain_full_disk
 from ..store.layout import Layout, check_name
 from ..store.manifest import read_manifest
-from ..store.models import check_same_model, has_model, read_model
+from ..store.models import check_same_model, equal_weights, has_model, read_model
+from ..store.progress import say
+from ..store.schema import VARIANTS
 from ..store.streams import stream_records
 from ..store.vocab import has_vocab, keep_vocab
 from .configs import load_config, load_tokenizer
@@ -98,6 +100,8 @@ def capture_pair(
     pair = replace(pair, pt=pt, it=it)
     sources = sources_of(pair, variants, streams, options)
     check_name(prompts.name, "prompt set")  # it becomes part of file names
+    if len(sources) == 2 and (remark := equal_weights(*(sources[v].identity for v in VARIANTS), pair.name)):
+        say(remark)
     for variant in variants:
         check_same_model(layout, pair.name, variant, sources[variant].identity)
         for spec in streams:

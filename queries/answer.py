@@ -17,6 +17,7 @@ import pandas as pd
 from ..store.errors import LakeError
 from ..store.layout import Layout
 from ..store.manifest import noise_warnings
+from ..store.models import equal_weights, has_model, read_model
 from ..store.schema import TABLES, VARIANTS
 from ..store.tables import FOREIGN, PUBLISHED, same_prompts, sql_error
 from .beside import Beside, beside, said_beside
@@ -343,6 +344,16 @@ def _text(value: str) -> str:
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 
+def _equal_weights(layout: Layout, pairs: Sequence[str]) -> list[str]:
+    """Remarks on pairs of which both models have the same weights."""
+    there = [pair for pair in pairs if all(has_model(layout, pair, variant) for variant in VARIANTS)]
+    return [
+        remark
+        for pair in there
+        if (remark := equal_weights(*(read_model(layout, pair, variant) for variant in VARIANTS), pair))
+    ]
+
+
 def answered(
     layout: Layout,
     connection: duckdb.DuckDBPyConnection,
@@ -373,7 +384,7 @@ def answered(
     shared = _pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
     more = said_beside(connection, query, plan.beside, shared, resamples)
     captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models})
-    notes = [*plan.without, *noise_warnings(layout, captures)]
+    notes = [*plan.without, *noise_warnings(layout, captures), *_equal_weights(layout, pairs)]
     return Answer(
         query=query,
         pair="+".join(pairs),

@@ -20,7 +20,7 @@ from ..store.mirror import bring, mirror_of
 from ..store.models import read_model
 from ..store.schema import TABLES
 from ..store.streams import read_stream, stream_records
-from ..store.tables import same_prompts
+from ..store.tables import duck_type, same_prompts
 from ..store.yaml_file import hint
 from .index import reads
 from .kit import Kit, Scope
@@ -38,15 +38,15 @@ class Rows(pd.DataFrame):
     """The rows of the experiment index; `lake.rows.L2(pair="pocket")` answers one."""
 
     _metadata = ["ask"]
-    ask: Callable[..., Any]
+    ask: Callable[..., Any] | None
 
     def __getattr__(self, name: str) -> Any:
-        if name in queries():
+        if name in queries() and self.ask is not None:
             return partial(self.ask, name)
         return super().__getattr__(name)
 
 
-def rows(ask: Callable[..., Any]) -> Rows:
+def rows(ask: Callable[..., Any] | None = None) -> Rows:
     """Row, title, what it takes beside the store (offline, weights, replay, generate), streams and tables."""
     found = Rows(
         {
@@ -97,6 +97,13 @@ def table_table(layout: Layout) -> pd.DataFrame:
         named = {"table": name, "rows": count, "files": len(sizes), "bytes": sum(sizes)}
         found.append({**named, "columns": ", ".join(schema.names)})
     return pd.DataFrame(found).astype({"rows": "Int64"})
+
+
+def column_table(name: str) -> pd.DataFrame:
+    """The columns of a table and what DuckDB calls their types; LakeError for an unknown table."""
+    if name not in TABLES:
+        raise LakeError(f"unknown table {name!r}; there are {', '.join(TABLES)}{hint(name, TABLES)}")
+    return pd.DataFrame({"column": field.name, "type": duck_type(field.type)} for field in TABLES[name])
 
 
 def prompt_table(layout: Layout, catalog: Path | None) -> pd.DataFrame:

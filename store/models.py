@@ -99,6 +99,21 @@ def has_model(layout: Layout, pair: str, variant: str) -> bool:
     return (layout.model(pair, variant) / "model.json").exists()
 
 
+def weights_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a model's weights from others, from its record or identity: hashes of their files, or the hub's name for
+    them; empty where neither is known."""
+    files = sorted(sha for name, sha in record["files"].items() if name.endswith((".safetensors", ".gguf")))
+    named = (str(record["id"]), str(record["revision"])) if record["revision"] else ()
+    return tuple(files) or named
+
+
+def equal_weights(pt: dict[str, Any], it: dict[str, Any], pair: str) -> str:
+    """A remark on a pair whose two models have the same weights; empty for any other."""
+    if not weights_of(pt) or weights_of(pt) != weights_of(it):
+        return ""
+    return f"pt and it of {pair} have equal weights: what differs comes from their texts, templates or configs, not from training"
+
+
 def check_same_model(layout: Layout, pair: str, variant: str, record: dict[str, Any]) -> bool:
     """True when the lake holds this checkpoint, False when it has none of the name; LakeError when it holds another."""
     marker = layout.model(pair, variant) / "model.json"

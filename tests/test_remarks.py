@@ -1,0 +1,37 @@
+"""What a user is told of a pair of equal weights, and the lists of rows and tables."""
+
+import json
+
+import tiny
+from actlake.cli import app
+from actlake.lake import Lake
+from actlake.store.catalog import PairSpec
+from typer.testing import CliRunner
+
+REMARK = "pt and it of twin have equal weights"
+
+
+def test_equal_weights_are_remarked_at_capture_and_in_answers(tmp_path, capsys):
+    folder = tiny.make_model(tmp_path / "model")
+    pair = PairSpec("twin", tiny.spec(folder, "twin", "pt"), tiny.spec(folder, "twin", "it"), {})
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.TEACHER)
+    assert REMARK in " ".join(capsys.readouterr().err.split())
+    assert REMARK in Lake(layout.root).run("exp16").says
+
+
+def test_unequal_weights_are_not(captured, capsys):
+    assert "equal weights" not in Lake(captured.root).run("exp16", probes=False).says
+
+
+def test_rows_and_tables_are_listed(lake):
+    run = CliRunner().invoke
+    rows = json.loads(run(app, ["rows", "--json"]).output)
+    assert len(rows) == 38 and {"row", "title", "how", "streams", "tables"} <= rows[0].keys()
+    assert "Attention entropy" in run(app, ["rows", "l9"]).output
+    columns = json.loads(run(app, ["tables", "lens", "--json", "--lake", str(lake.root)]).output)
+    assert {"column": "kl_final_layer", "type": "FLOAT"} in columns
+    assert {"lens", "tokens"} <= {
+        one["table"] for one in json.loads(run(app, ["tables", "--json", "--lake", str(lake.root)]).output)
+    }
+    wrong = run(app, ["tables", "lense", "--lake", str(lake.root)])
+    assert "did you mean 'lens'" in str(wrong.exception)
