@@ -100,7 +100,9 @@ def capture_pair(
     pair = replace(pair, pt=pt, it=it)
     sources = sources_of(pair, variants, streams, options)
     check_name(prompts.name, "prompt set")  # it becomes part of file names
-    if len(sources) == 2 and (remark := equal_weights(*(sources[v].identity for v in VARIANTS), pair.name)):
+    if len(sources) == len(VARIANTS) and (
+        remark := equal_weights(sources["pt"].identity, sources["it"].identity, pair.name)
+    ):
         say(remark)
     for variant in variants:
         check_same_model(layout, pair.name, variant, sources[variant].identity)

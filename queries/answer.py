@@ -350,7 +350,7 @@ def _equal_weights(layout: Layout, pairs: Sequence[str]) -> list[str]:
     return [
         remark
         for pair in there
-        if (remark := equal_weights(*(read_model(layout, pair, variant) for variant in VARIANTS), pair))
+        if (remark := equal_weights(read_model(layout, pair, "pt"), read_model(layout, pair, "it"), pair))
     ]
 
 

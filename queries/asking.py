@@ -184,7 +184,7 @@ class Asking:
         early = [
             job
             for job in self._jobs(self._plans)
-            if stage_of(job) == Stage.TABLES and (job.path in asked or not job.replays)
+            if stage_of(job) == Stage.TABLES and (job.path in asked or not job.reruns)
         ]
         short = work_of(self.kit, early).seconds <= QUICK
         there, quick, slow = list[Plan](), list[Plan](), list[Plan]()

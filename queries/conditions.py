@@ -63,7 +63,7 @@ class ConditionTable(LayerTable):
     existing rows with the same values are replaced. `first` is the layer of the first column.
     """
 
-    replays = True
+    reruns = True
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class Job:
     before: tuple["Job", ...] = ()
     splits = False
     stays = False  # it needs the environment of the process that asks, so that no other one can do it
-    replays = False  # it runs blocks of a model; one run serves all jobs of a pass that want the same
+    reruns = False  # it runs blocks of a model; one run serves all jobs of a pass that want the same
     stage = Stage.TABLES
     runs: tuple[tuple[str, str], ...] = ()  # pair and variant of the models that it runs, or trains probes of
     forwards = 0  # tokens that these read, or that probes are trained on, about
