@@ -21,6 +21,7 @@ from actlake.store import mirror
 from actlake.store.captures import list_captures
 from actlake.store.errors import LakeError
 from actlake.store.layout import Layout
+from actlake.store.move import PULLED
 from actlake.store.verify import verify
 from measure import Row
 from victim import Victim, make_victim, readers, same
@@ -168,8 +169,8 @@ def sealed_in(root: Path) -> list[str]:
 
 
 def finished(root: Path) -> dict[str, bytes]:
-    """All files of a lake but for half-written ones outside of captures, which nothing reads."""
-    names = (".tmp", ".partial", ".lock", ".merged")
+    """All files of a lake but for half-written ones outside of captures, which nothing reads, and the note on its origin."""
+    names = (".tmp", ".partial", ".lock", ".merged", PULLED)
     return {
         name: data for name, data in tiny.tree(root).items() if name.startswith("captures/") or not name.endswith(names)
     }

@@ -123,7 +123,8 @@ def capture_pair(
                 if name not in done:
                     results.append(_one(layout, pair, sources[variant], name, profile, options, kept))
             done.add(name)
-        _keep_vocab(layout, sources[variant], pair.name)
+        with explain_full_disk(f"keeping the vocabulary of {pair.name}/{variant} in {layout}"):
+            _keep_vocab(layout, sources[variant], pair.name)
         if options.with_weights and options.rank.rank == 0:
             with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout}"):
                 keep_weights(layout, pair.model(variant), sources[variant].identity)

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..store.captures import check_sealed
 from ..store.errors import CorruptError, LakeError
 from ..store.layout import Layout
 from ..store.mirror import bring
-from ..store.parquet import BROKEN
 from ..store.tables import FOREIGN
 from .answer import Answer, answer_all
 from .estimates import MEASURED
@@ -89,8 +87,7 @@ def reproduce(
 ) -> list[Compared]:
     """Answer the rows of a lock file again and compare inputs and answers; what is missing of the tables is made again.
 
-    A row whose capture was replaced is not answered while the lake has tables of the former one: rows of both would be
-    mixed. Numbers are the same when they agree to DIGITS - 1 significant digits, or are no more than `tolerance` apart: what
+    Numbers are the same when they agree to DIGITS - 1 significant digits, or are no more than `tolerance` apart: what
     is made again with other threads or on another machine differs in float32's last digits. With a tolerance, tables of other
     bytes are no difference either when the answer is within it. `generate` is that of `answer_all`.
     LakeError for an unknown row, or a capture that is not there, not sealed or damaged.
@@ -100,8 +97,6 @@ def reproduce(
     hashed = cache(lambda name: hash_of(bring(layout.root / name)))  # what is there, only elsewhere, is not made again
     before = [{name: hashed(name) for name in locked.files} for locked in lock.rows]
     done = [Compared(query.id, "+".join(locked.pairs)) for query, locked in zip(queries, lock.rows, strict=True)]
-    for one, locked, changed in zip(done, lock.rows, replaced, strict=True):
-        one.problem = _mixed(layout, locked, changed)
     found = _answers(layout, queries, lock, done, device, catalog, generate)
     for place, (one, locked) in enumerate(zip(done, lock.rows, strict=True)):
         one.inputs += [change for change in [_question(queries[place], locked, lock)] if change] + replaced[place]
@@ -187,25 +182,6 @@ def _replaced(layout: Layout, locked: Locked) -> Iterator[Difference]:
         if (found := check_sealed(path)["capture_sha256"]) != expected:
             repair = f"put that capture back, or delete {path} and {command}"
             yield Difference(f"capture {name}", expected, found, repair)
-
-
-def _mixed(layout: Layout, locked: Locked, changed: Sequence[Difference]) -> str:
-    """Why a row can't be asked: tables of a capture that was replaced are there, and those of the new one would join them."""
-    former = {change.expected for change in changed}
-    tables = [name for name in locked.files if name.startswith("tables/") and (layout.root / name).exists()]
-    stale = [name for name in tables if any(sha in _recipe(layout.root / name) for sha in former)] if former else []
-    if not stale:
-        return ""
-    files = " ".join(str(layout.root / name) for name in stale)
-    return f"the lake has tables of the former capture, which would be mixed with its own: delete them (rm {files}) and repeat"
-
-
-def _recipe(table: Path) -> str:
-    """The recipe in a table file's metadata as text; empty when the file is damaged."""
-    try:
-        return (pq.read_schema(table).metadata or {}).get(b"actlake", b"").decode(errors="replace")
-    except BROKEN:
-        return ""
 
 
 def _altered(layout: Layout, locked: Locked, before: dict[str, str | None]) -> Iterator[Difference]:

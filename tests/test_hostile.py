@@ -625,11 +625,8 @@ def test_a_file_among_the_tables_that_is_none_is_named(stranger):
     for write, said in (
         (lambda: file.write_bytes(b"no"), "not a Parquet file"),
         (lambda: file.mkdir(), "not a regular file"),
-        (lambda: pd.DataFrame({"pair": ["x"]}).to_parquet(file), "column variant: expected once, found 0 times"),
-        (
-            lambda: pd.DataFrame({"pair": [1], "variant": "x"}).to_parquet(file),
-            "column pair: expected text, found int64",
-        ),
+        (lambda: pd.DataFrame({"pair": ["x"]}).to_parquet(file), "a copy under another name"),
+        (lambda: shutil.copy(next(file.parent.glob("[0-9a-f]*.parquet")), file), "a copy under another name"),
     ):
         write()
         line = refusal(lambda: ask(stranger, "SELECT count(*) FROM lens"))
@@ -639,8 +636,6 @@ def test_a_file_among_the_tables_that_is_none_is_named(stranger):
 
 def test_names_with_quotes_and_wildcards_are_only_names(stranger, tmp_path):
     root = shutil.copytree(stranger.root, tmp_path / "it's; DROP [x] *?" / "lake")
-    table = min(root.glob("tables/lens/*.parquet"))
-    table.rename(table.with_name("o'clock' OR 1=1 [a-z]*.parquet"))
     (tmp_path / "it's; DROP [x] *?" / "other").mkdir()
     assert ask(Layout.open(root), "SELECT count(*) FROM lens") == [(80,)]
     connection = connect(Layout.open(root))

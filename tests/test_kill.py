@@ -143,10 +143,11 @@ def test_25_random_kills(killer):
 
 
 def test_kills_between_file_operations(killer):
-    """Spread over the run (the first tenth decodes), and each of the last ones, where the capture is sealed."""
+    """Spread over the run (the first tenth decodes), and each of the last ones, where the capture is sealed and the vocabulary
+    kept."""
     before, last = killer.phases.copy(), killer.operations
     spread = [last * percent // 100 for percent in (1, 3, 4, 10, 20, 30, 43, 60, 80, 98)]
-    before_operations(killer, [*spread, *range(last - 3, last + 1)])
+    before_operations(killer, [*spread, *range(last - 12, last + 1)])
     met = killer.phases - before
     assert set(met) >= {"generating", "allocating", "writing", "written", "sealed"}, met
 

@@ -11,7 +11,7 @@ from actlake.store.errors import CorruptError
 from actlake.store.schema import TABLE_VERSIONS
 from actlake.store.tables import connect, tables_in
 
-COUNT = "SELECT count(*), count(DISTINCT (variant, stream, token, layer)) FROM lens"
+COUNT = "SELECT count(*), count(DISTINCT (variant, stream, token, layer)) FROM lens WHERE lens = 'raw'"
 
 
 def counted(layout) -> tuple[int, int]:

@@ -306,7 +306,7 @@ def command(lake, made, *words):
         (["--edit", "scale:layers=1,direction=d_mean,alpha=much"], "alpha is 'much', expected a number"),
         (["--sweep", "A9"], "unknown sweep 'A9'; expected one of A1, A1_rand"),
         (["--condition", "nothing"], "unknown condition 'nothing'"),
-        (["xy", "--edit", "none"], "variant 'xy': expected pt or it"),
+        (["xy", "--edit", "none"], "generate takes one pair, found llama, xy"),
         (["--limit", "3"], "--limit: goes with --prompts"),
         (["--prompts", "none.jsonl", "--edit", "none"], "none.jsonl: no such prompt file"),
     ],
