@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .store.catalog import Catalog, ModelSpec, PairSpec
+from .store.catalog import Catalog, PairSpec
 from .store.errors import LakeError
 from .store.layout import Layout
 from .store.names import stored_pairs, variants_of
@@ -56,13 +56,13 @@ def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layo
         from .capture.model import stored_weights
 
         assert layout
-        kept: list[ModelSpec | None] = [stored_weights(layout, name, variant) for variant in VARIANTS]
-        if not any(kept):
+        pt, it = (stored_weights(layout, name, variant) for variant in VARIANTS)
+        if not (pt or it):
             raise LakeError(
                 f"pair {name}: the lake has it, but not its weights, and {catalog.path} does not name them: add the pair to the"
                 " catalog"
             )
-        spec = PairSpec(name, *kept, {})
+        spec = PairSpec(name, pt, it, {})
     for variant in variants:
         spec.model(variant)
     return spec
