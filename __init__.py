@@ -9,8 +9,8 @@ from pathlib import Path
 
 from . import analyze
 from .lake import Lake
-from .store.errors import CorruptError, LakeError
-from .store.version import __version__
+from .store.core.errors import CorruptError, LakeError
+from .store.core.version import __version__
 
 __all__ = ["CorruptError", "Lake", "LakeError", "__version__", "analyze", "open"]
 
@@ -29,7 +29,7 @@ def open(
     LakeError when there is no lake.
     """
     if "://" not in str(url) and not Path(url).exists():
-        from .store.catalog import load_catalog
+        from .store.core.catalog import load_catalog
 
         url = load_catalog(Path(catalog) if catalog else None).lakes.get(str(url), url)
     lake = Lake(url, create=create, catalog=Path(catalog) if catalog else None, device=device)

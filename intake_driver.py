@@ -10,10 +10,10 @@ from intake.catalog.local import LocalCatalogEntry
 from intake.source.base import DataSource, Schema
 
 from .lake import Lake
-from .store.captures import find_capture, split_capture
-from .store.catalog import load_catalog
-from .store.errors import LakeError
-from .store.files import human_bytes
+from .store.captures.reader import find_capture, split_capture
+from .store.core.catalog import load_catalog
+from .store.core.errors import LakeError
+from .store.core.files import human_bytes
 
 CAPTURES = "captures"  # the entry of a lake that lists the others
 

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pandas as pd
 
-from .store.captures import find_capture, list_captures, open_capture
-from .store.errors import LakeError
-from .store.files import human_bytes
-from .store.layout import Layout, split_model
-from .store.models import read_head
-from .store.probes import find_probes
-from .store.tables import check_select, connect, interruptible, sql_error, stream_table, tables_in
+from .store.artifacts.models import read_head
+from .store.artifacts.probes import find_probes
+from .store.captures.reader import find_capture, list_captures, open_capture
+from .store.core.errors import LakeError
+from .store.core.files import human_bytes
+from .store.format.paths import Layout, split_model
+from .store.tables.sql import check_select, connect, interruptible, sql_error, stream_table, tables_in
 
 if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
 
-    from .analyze.head import Head
-    from .analyze.tuned import Probes
-    from .queries.answer import Answer
+    from .analyze.lens.head import Head
+    from .analyze.lens.tuned_lens import Probes
+    from .queries.answer.answer import Answer
 
 
 class Lake:
@@ -42,7 +42,7 @@ class Lake:
         return f"Lake({str(self.layout)!r}: {pairs}; {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
 
     def _repr_html_(self) -> str:
-        from .store.html import section, table
+        from .store.core.html import section, table
 
         captures, streams = self.captures.drop(columns="path"), self.streams
         captures["bytes"] = captures["bytes"].map(human_bytes)
@@ -61,10 +61,10 @@ class Lake:
         tables are those that this process would make. LakeError when the scheduler can't be reached, and from `run` and `sql`
         when its workers have another actlake or don't find the lake.
         """
-        from .queries.scheduler import connect
+        from .queries.cluster.scheduler import connect
 
         known = connect(str(client)) if isinstance(client, str | Path) else client  # before all that takes longer
-        from .queries.distribute import Cluster
+        from .queries.cluster.cluster import Cluster
 
         other = copy(self)
         other._engine = {"engine": Cluster(known).run}
@@ -78,7 +78,7 @@ class Lake:
     @property
     def models(self) -> pd.DataFrame:
         """Every model: name, class, blocks, width, vocabulary, parameters, dtype, id."""
-        from .queries.looking import model_table
+        from .queries.answer.listings import model_table
 
         return model_table(self.layout)
 
@@ -90,21 +90,21 @@ class Lake:
     @property
     def prompts(self) -> pd.DataFrame:
         """Every captured prompt: set, id, category, text."""
-        from .queries.looking import prompt_table
+        from .queries.answer.listings import prompt_table
 
         return prompt_table(self.layout, self._catalog)
 
     @property
     def tables(self) -> pd.DataFrame:
         """Every table that SQL can ask: rows, files and bytes that are there, and its columns."""
-        from .queries.looking import table_table
+        from .queries.answer.listings import table_table
 
         return table_table(self.layout)
 
     @property
     def rows(self) -> pd.DataFrame:
         """Every row of the experiment index: row, title, how, streams, tables; `lake.rows.L2(pair="pocket")` answers one."""
-        from .queries.looking import rows
+        from .queries.answer.listings import rows
 
         return rows(self.run)
 
@@ -123,7 +123,7 @@ class Lake:
         tokens of one prompt, or of some, by id. Raises LakeError when there is no such capture or prompt or it is not
         sealed, CorruptError when damaged bytes are read.
         """
-        from .store.captures import prompts_of
+        from .store.captures.reader import prompts_of
 
         found = open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
         return found if prompt is None else prompts_of(found, [prompt] if isinstance(prompt, str) else prompt)
@@ -133,14 +133,14 @@ class Lake:
 
         Computed from stored arrays where it is not there yet. LakeError when the captures lack what it takes.
         """
-        from .queries.kit import Kit
-        from .queries.looking import directions_of
+        from .queries.answer.listings import directions_of
+        from .queries.engine.context import Context
 
-        return directions_of(Kit(self.layout, self.device, self._catalog), pair or self.only_pair(), name, prompts)
+        return directions_of(Context(self.layout, self.device, self._catalog), pair or self.only_pair(), name, prompts)
 
     def head(self, model: str) -> Head:
         """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
-        from .analyze.head import Head
+        from .analyze.lens.head import Head
 
         return Head.from_arrays(*read_head(self.layout, *split_model(model)))
 
@@ -149,7 +149,7 @@ class Lake:
 
         Control tokens are written out. LakeError for an id that the model lacks, and in a lake that keeps no vocabulary of it.
         """
-        from .store.vocab import decode
+        from .store.artifacts.vocab import decode
 
         return decode(self.layout, *split_model(model), ids)
 
@@ -159,18 +159,18 @@ class Lake:
         Columns: prompt, prompt_id, category, position, step, token_id, token_text, is_special, is_continuation. LakeError for a
         prompt that the stream lacks.
         """
-        from .queries.looking import token_table
+        from .queries.answer.listings import token_table
 
         return token_table(self.layout, model, stream, prompt)
 
     def probes(self, model: str, name: str = "") -> list[Probes]:
-        """Tuned-lens probes of 'PAIR/VARIANT' by fold, for analyze.lens and analyze.lazy.
+        """Tuned-lens probes of 'PAIR/VARIANT' by fold, for lens.logit_lens and analyze.lazy.
 
         `name` is a unique beginning of the set's name, needed if there are several. A fold's probes were not trained on the
-        prompts for which `analyze.split.fold_of(prompt_ids, folds)` is its number.
+        prompts for which `tuned.folds.fold_of(prompt_ids, folds)` is its number.
         LakeError when there is no such set, CorruptError when it is damaged.
         """
-        from .queries.probes import load_probes
+        from .queries.tables.probe_choice import load_probes
 
         return load_probes(find_probes(self.layout, model, name))
 
@@ -205,7 +205,7 @@ class Lake:
         check_select(text)
         names = tables_in(text)
         if names - {"captures", "streams"}:
-            from .queries.build import ensure_all
+            from .queries.makers import ensure_all
 
             ensure_all(self.layout, names, device or self.device, self._catalog, compute=compute, **self._engine)
         try:
@@ -229,8 +229,8 @@ class Lake:
         what is not there: without, the row does without it or is refused. Returns an Answer: `.table` (estimates with 95 %
         intervals), `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or captures that are not there.
         """
-        from .queries.answer import answer
-        from .queries.registry import find
+        from .queries.answer.asking import answer
+        from .queries.rows.registry import find
 
         query = find(row)
         return answer(

@@ -1,10 +1,10 @@
-"""Pure functions on arrays; a module is imported when it is first named: `actlake.analyze.lazy.lens(...)`."""
+"""Pure functions on arrays; a package or module is imported when it is first named: `actlake.analyze.lazy.lens(...)`."""
 
 from importlib import import_module
-from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 
-_MODULES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
+_MODULES = tuple(sorted(module.name for module in iter_modules(__path__)))
 
 
 def __getattr__(name: str) -> ModuleType:

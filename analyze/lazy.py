@@ -13,12 +13,12 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from .delta import COLUMNS as DELTA_COLUMNS
-from .delta import delta as delta_kernel
-from .head import Head
-from .lens import FLOATS, INTEGERS
-from .lens import lens as lens_kernel
-from .tuned import Probes
+from .lens.head import Head
+from .lens.logit_lens import FLOATS, INTEGERS
+from .lens.logit_lens import lens as lens_kernel
+from .lens.tuned_lens import Probes
+from .residual.delta import COLUMNS as DELTA_COLUMNS
+from .residual.delta import delta as delta_kernel
 
 LENS_COLUMNS = (*FLOATS, *INTEGERS)
 
@@ -34,7 +34,7 @@ def lens(
     """The lens of a capture: lazy float32 variables [token, layer], named as the columns of the table `lens`.
 
     The raw lens, or with `probes` the tuned one. `capture` needs resid at every boundary, token_id and prompt; layer -1 is
-    boundary 0. Units, NaN and other arguments as in analyze.lens.lens; ids and ranks are exact up to 2**24. ValueError
+    boundary 0. Units, NaN and other arguments as in lens.logit_lens.lens; ids and ranks are exact up to 2**24. ValueError
     without all residuals.
     """
 
@@ -55,7 +55,7 @@ def delta(
     """How blocks and MLPs move the residual: lazy float32 variables [token, layer], named as the columns of `delta`.
 
     `capture` needs resid at every boundary; without mlp_out the MLP columns are NaN. Other arguments as in
-    analyze.delta.delta. ValueError without all residuals.
+    residual.delta.delta. ValueError without all residuals.
     """
 
     def kernel(resid: np.ndarray, mlp: np.ndarray | None = None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Two models in bfloat16 on the CPU: the embedded pocket pair's PT, and a random Llama of SmolLM2-135M's
 shape and vocabulary. `bare` is a plain forward of each padded batch, logits and all, without hooks; `capture` is the whole
-loop of actlake.capture.run: hooks, top-k logits, checks, row buffers, writer thread, fsync, hashes. The codec's own
+loop of actlake.capture.run.capture: hooks, top-k logits, checks, row buffers, writer thread, fsync, hashes. The codec's own
 time is that of encoding the captured chunks in memory on one thread. `no logits` leaves the top-k logits and their
 log-sum-exp out of the capture, and all logits but the last position's out of the bare forward.
 """
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from actlake.capture.hooks import Batch, pad_id
-from actlake.capture.model import Model, load_model
-from actlake.capture.plan import BATCH, batch_plan
-from actlake.capture.read import read
-from actlake.capture.rows import Rows
-from actlake.capture.run import fill, make_template
-from actlake.store.captures import Capture
-from actlake.store.catalog import ModelSpec, ProfileSpec, load_catalog
-from actlake.store.streams import Stream
-from actlake.store.writer import Template, create_capture
+from actlake.capture.model.hooks import Batch, pad_id
+from actlake.capture.model.load import Model, load_model
+from actlake.capture.run.batching import BATCH, batch_plan
+from actlake.capture.run.capture import fill, make_template
+from actlake.capture.run.forward import read
+from actlake.capture.run.shard_buffers import Rows
+from actlake.store.artifacts.streams import Stream
+from actlake.store.captures.reader import Capture
+from actlake.store.captures.writer import Template, create_capture
+from actlake.store.core.catalog import ModelSpec, ProfileSpec, load_catalog
 from codec import CODEC, single_threaded_blosc, threaded
 from measure import Row, in_turn, main, median_ratio, medians
 from work import CATALOG, random_llama, random_stream

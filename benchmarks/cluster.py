@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from actlake.queries.build import ensure
-from actlake.queries.distribute import Cluster
-from actlake.queries.kit import Scope
-from actlake.store.files import hash_files
-from actlake.store.layout import Layout
-from actlake.store.move import move
-from actlake.store.origin import Origin
-from actlake.store.plan import Wish
-from actlake.store.progress import ERRORS
-from actlake.store.sync import Planner, origin_of
+from actlake.queries.cluster.cluster import Cluster
+from actlake.queries.engine.context import Scope
+from actlake.queries.makers import ensure
+from actlake.store.core.files import hash_files
+from actlake.store.core.progress import ERRORS
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move
+from actlake.store.format.paths import Layout
+from actlake.store.remote.store import Origin
 from distributed import Client, LocalCluster
 from measure import Row, in_turn, main, median_ratio, medians
 from memory import made_up
@@ -68,7 +68,7 @@ def measure(folder: Path, tokens: int) -> list[Row]:
         layout, scope = Layout.open(folder / "lake"), Scope("bench", {"it": made.streams["it"]})
         client.run(apart, str(folder))
         Origin(URL).fs.mkdir("lakes")
-        move(Planner(origin_of(layout), origin_of(URL), Wish()).plan())
+        move(Planner(origin_of(layout), origin_of(URL), Selection()).plan())
         cluster, tables = Cluster(client), layout.root / "tables"
 
         def lens(name: str, **options: Any) -> None:

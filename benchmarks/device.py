@@ -17,16 +17,16 @@ import machine
 import numpy as np
 import torch
 import xarray
-from actlake.analyze.head import Head
-from actlake.analyze.lens import lens
-from actlake.capture.model import Model
-from actlake.capture.run import capture
-from actlake.capture.structure import discover
-from actlake.capture.trace import first_tensor
-from actlake.store.catalog import ModelSpec, ProfileSpec, load_catalog
-from actlake.store.layout import Layout
-from actlake.store.progress import ERRORS
-from actlake.store.streams import write_stream
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.logit_lens import lens
+from actlake.capture.model.load import Model
+from actlake.capture.model.structure import discover
+from actlake.capture.model.trace import first_tensor
+from actlake.capture.run.capture import capture
+from actlake.store.artifacts.streams import write_stream
+from actlake.store.core.catalog import ModelSpec, ProfileSpec, load_catalog
+from actlake.store.core.progress import ERRORS
+from actlake.store.format.paths import Layout
 from codec import CODEC, single_threaded_blosc, threaded
 from measure import Row, in_turn, median_ratio, medians
 from torch import Tensor

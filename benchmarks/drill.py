@@ -16,19 +16,25 @@ from typing import Any
 
 import helpers  # noqa: F401  (the tests' helpers)
 import tiny
-from actlake import cli
-from actlake.store import mirror
-from actlake.store.captures import list_captures
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.move import PULLED
-from actlake.store.verify import verify
+from actlake.cli import main
+from actlake.store.captures.reader import list_captures
+from actlake.store.captures.verify import verify
+from actlake.store.core.errors import LakeError
+from actlake.store.exchange.transfer import PULLED
+from actlake.store.format.paths import Layout
+from actlake.store.remote import cache
 from measure import Row
 from victim import Victim, make_victim, readers, same
 
 LENS = "SELECT pair, variant, count(*), sum(kl_final_layer), sum(entropy) FROM lens GROUP BY ALL ORDER BY ALL"
 WARM = (  # what commands import
-    *("actlake.cli", "actlake.capture.run", "actlake.queries.answer", "actlake.store.sync", "s3fs"),
+    *(
+        "actlake.cli.main",
+        "actlake.capture.run.capture",
+        "actlake.queries.answer.answer",
+        "actlake.store.exchange.plan",
+        "s3fs",
+    ),
     *("transformers.models.llama.modeling_llama", "transformers.models.llama.tokenization_llama"),
 )
 TOLD = 3  # of the faults that came out badly
@@ -270,7 +276,7 @@ def command(*words: str) -> tuple[int, str]:
     forget()
     try:
         with redirect_stderr(told), redirect_stdout(StringIO()):
-            cli.main()
+            main.main()
         return 0, told.getvalue()
     except SystemExit as stop:
         return int(stop.code or 0), told.getvalue()
@@ -280,7 +286,7 @@ def command(*words: str) -> tuple[int, str]:
 
 def forget() -> None:
     """As another process sees remote lakes: none is open."""
-    mirror._open.clear()
+    cache._open.clear()
 
 
 def _apart(words: list[str], log: str, environment: dict[str, str]) -> None:
@@ -290,7 +296,7 @@ def _apart(words: list[str], log: str, environment: dict[str, str]) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.argv = ["actlake", *words]
-    cli.main()
+    main.main()
 
 
 def start(words: list[str], log: Path, **environment: str) -> Any:

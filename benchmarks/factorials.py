@@ -23,26 +23,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from actlake.analyze.head import Head
-from actlake.analyze.lens import lens, pair_lens
-from actlake.analyze.steer import random_like
-from actlake.capture.branches import split
-from actlake.capture.configs import source
-from actlake.capture.plan import batch_plan
-from actlake.capture.structure import stacks
-from actlake.queries.answer import answer_all
-from actlake.queries.conditions import SEED as NUMBER
-from actlake.queries.index import reads
-from actlake.queries.kit import Kit
-from actlake.queries.probes import choose
-from actlake.queries.registry import find, queries
-from actlake.queries.sweep import run as sweep
-from actlake.store.catalog import default_windows, load_catalog
-from actlake.store.layout import Layout
-from actlake.store.models import read_head
-from actlake.store.schema import VARIANTS
-from actlake.store.streams import Stream, read_stream
-from actlake.store.tables import stream_table
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.logit_lens import lens, pair_lens
+from actlake.analyze.residual.operators import random_like
+from actlake.capture.checkpoint.configs import source
+from actlake.capture.model.branches import split
+from actlake.capture.model.structure import stacks
+from actlake.capture.run.batching import batch_plan
+from actlake.queries.answer.asking import answer_all
+from actlake.queries.engine.context import Context
+from actlake.queries.engine.passes import run as sweep
+from actlake.queries.replayed.condition import SEED as NUMBER
+from actlake.queries.rows.index import reads
+from actlake.queries.rows.registry import find, queries
+from actlake.queries.tables.probe_choice import choose
+from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.streams import Stream, read_stream
+from actlake.store.core.catalog import default_windows, load_catalog
+from actlake.store.core.schema import VARIANTS
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import stream_table
 from measure import Row, main
 from rows import actlake
 from torch import Tensor, nn
@@ -164,7 +164,7 @@ def answer(layout: Layout, *rows: str) -> float:
 
 def train(layout: Layout) -> None:
     """The probes of both tuned lenses, as the rows would train them."""
-    kit = Kit(layout, catalog=CATALOG)
+    kit = Context(layout, catalog=CATALOG)
     sweep([job for names in captures(layout, "teacher").values() for job in choose(kit, names).before])
 
 
@@ -341,7 +341,7 @@ def captured(layout: Layout) -> int:
     for recipe in ("teacher", "raw"):
         for names in captures(layout, recipe).values():
             lengths = np.diff(read_stream(layout, names[2]).offset)
-            layers = len(Kit(layout).capture(names).array("layer")[:])
+            layers = len(Context(layout).capture(names).array("layer")[:])
             total += layers * sum(len(batch) * int(lengths[batch].max()) for batch in batch_plan(lengths.tolist()))
     return total
 

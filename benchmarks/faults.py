@@ -24,10 +24,10 @@ from unittest.mock import patch
 import helpers  # noqa: F401  (the tests' helpers)
 import mutate
 import tiny
-from actlake.capture.prompts import read_prompts
-from actlake.queries.registry import parse
-from actlake.store.catalog import load_catalog
-from actlake.store.progress import bar
+from actlake.capture.streams.prompts import read_prompts
+from actlake.queries.rows.registry import parse
+from actlake.store.core.catalog import load_catalog
+from actlake.store.core.progress import bar
 from drill import Job, Tally, Work, command, finished, intact, judge, make_work, read_all, refusal, sealed_in, start
 from measure import Row, main
 from networks import carry, networks, restarts

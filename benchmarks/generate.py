@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from actlake.analyze.directions import random_units
-from actlake.capture.edits import Edit, Graft, MatchedScale, Scale, Zero
-from actlake.capture.generate import decode, decoded
-from actlake.capture.model import Model, load_model
-from actlake.capture.pair import Options, capture_pair, find_prompts
-from actlake.capture.plan import batch_plan
-from actlake.capture.suffix import load_donor
-from actlake.capture.tokens import encode, real_token_mask
-from actlake.queries.generate import plan, write
-from actlake.queries.kit import Kit
-from actlake.store.catalog import default_windows, load_catalog
-from actlake.store.layout import Layout
-from actlake.store.progress import ERRORS
+from actlake.analyze.residual.directions import random_units
+from actlake.capture.checkpoint.tokens import encode, real_token_mask
+from actlake.capture.edit.edits import Edit, Graft, MatchedScale, Scale, Zero
+from actlake.capture.model.load import Model, load_model
+from actlake.capture.model.partial import load_donor
+from actlake.capture.run.batching import batch_plan
+from actlake.capture.streams.capture_pair import Options, capture_pair, find_prompts
+from actlake.capture.streams.greedy import decode, decoded
+from actlake.queries.engine.context import Context
+from actlake.queries.generation.generate import plan, write
+from actlake.store.core.catalog import default_windows, load_catalog
+from actlake.store.core.progress import ERRORS
+from actlake.store.format.paths import Layout
 from measure import Row, in_turn, main, median_ratio
 from work import CATALOG
 
@@ -132,10 +132,10 @@ def sweeps(folder: Path) -> list[Row]:
         layout, catalog.pair("pocket"), [catalog.stream("native")], prompts, catalog.profile("full"), options=Options()
     )
     started = time.perf_counter()
-    found = plan(Kit(layout, catalog=CATALOG), "pocket", SWEEPS, prompts, max_new_tokens=NEW)
+    found = plan(Context(layout, catalog=CATALOG), "pocket", SWEEPS, prompts, max_new_tokens=NEW)
     done = write(found)
     seconds = time.perf_counter() - started
-    again = plan(Kit(layout, catalog=CATALOG), "pocket", SWEEPS, prompts, max_new_tokens=NEW)
+    again = plan(Context(layout, catalog=CATALOG), "pocket", SWEEPS, prompts, max_new_tokens=NEW)
     generated, tokens = sum(one.generated for one in done), sum(one.tokens for one in done)
     note = (
         f"{len(found.jobs)} conditions, {len(found.distinct)} distinct: {found.asked - generated:,} texts not generated;"

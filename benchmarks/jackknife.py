@@ -9,7 +9,7 @@ import sys
 import warnings
 
 import numpy as np
-from actlake.analyze.geometry import METRICS, geometry
+from actlake.analyze.residual.geometry import METRICS, geometry
 
 WIDTH, DRAWS, SHARE = 48, 100, 0.8
 

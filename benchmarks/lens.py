@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from actlake.analyze.divergence import entropy, js, kl
-from actlake.analyze.fused import CPU
-from actlake.analyze.head import Head
-from actlake.analyze.lens import lens, pair_lens
-from actlake.analyze.tuned import Probes
+from actlake.analyze.lens.divergence import entropy, js, kl
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.logit_lens import lens, pair_lens
+from actlake.analyze.lens.streaming_softmax import CPU
+from actlake.analyze.lens.tuned_lens import Probes
 from measure import Row, in_turn, main, median_ratio
 from torch import Tensor
 

@@ -16,28 +16,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actlake.cli import ENVIRONMENT
+from actlake.cli.main import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)  # read when torch is imported, here and in the processes made
 
 import machine
 import numpy as np
 import torch
-from actlake.analyze.recipes import Adam
-from actlake.capture.model import load_model
-from actlake.capture.plan import batch_plan, estimate
-from actlake.capture.run import capture, make_template
-from actlake.queries.build import ensure
-from actlake.queries.kit import Scope
-from actlake.queries.training import train_probes
-from actlake.store.catalog import ModelSpec, ProfileSpec
-from actlake.store.layout import Layout
-from actlake.store.manifest import seal
-from actlake.store.models import write_model
-from actlake.store.progress import ERRORS
-from actlake.store.schema import FORMAT_VERSION
-from actlake.store.streams import write_stream
-from actlake.store.writer import ShardWriter, Template, create_capture
+from actlake.analyze.tuned.recipes import Adam
+from actlake.capture.model.load import load_model
+from actlake.capture.run.batching import batch_plan, estimate
+from actlake.capture.run.capture import capture, make_template
+from actlake.queries.engine.context import Scope
+from actlake.queries.makers import ensure
+from actlake.queries.tables.probe_training import train_probes
+from actlake.store.artifacts.models import write_model
+from actlake.store.artifacts.streams import write_stream
+from actlake.store.captures.manifest import seal
+from actlake.store.captures.writer import ShardWriter, Template, create_capture
+from actlake.store.core.catalog import ModelSpec, ProfileSpec
+from actlake.store.core.progress import ERRORS
+from actlake.store.core.schema import FORMAT_VERSION
+from actlake.store.format.paths import Layout
 from measure import Row, main
 from work import random_llama, random_stream, read_by, stream_of
 

@@ -11,11 +11,11 @@ from typing import Any
 from unittest.mock import patch
 
 import fsspec
-from actlake.store.move import move, write_index
-from actlake.store.origin import Origin
-from actlake.store.plan import Wish
-from actlake.store.progress import bar
-from actlake.store.sync import Planner, origin_of
+from actlake.store.core.progress import bar
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move, write_index
+from actlake.store.remote.store import Origin
 from drill import Tally, Work, finished, forget, judge, read_all, refusal
 from proxy import KINDS, Proxy, bad_network
 from servers import S3, environment, served
@@ -25,7 +25,7 @@ SHORT = (0.05,) * 6  # pauses between tries where nothing is waited for
 
 def carry(source: Path | str, target: Path | str, **wish: Any) -> None:
     """Move a lake, or the part of it that is wished for."""
-    move(Planner(origin_of(str(source)), origin_of(str(target)), Wish(**wish)).plan())
+    move(Planner(origin_of(str(source)), origin_of(str(target)), Selection(**wish)).plan())
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _outage(server: S3, rng: Random, gives_up: bool, latest: float = 1.5) -> Ite
     thread = threading.Thread(target=cycle)
     thread.start()
     try:
-        with patch("actlake.store.origin.PAUSES", SHORT) if gives_up else nullcontext():
+        with patch("actlake.store.remote.store.PAUSES", SHORT) if gives_up else nullcontext():
             yield
         stopped.wait(60)
     finally:
@@ -132,7 +132,7 @@ def networks(work: Work) -> Iterator[Tally]:
     www = work.fresh("www")
     shutil.copytree(work.victim.root, www / "lake")
     write_index(Origin(www / "lake"))
-    with bucket(work) as server, patch("actlake.store.origin.PAUSES", SHORT):
+    with bucket(work) as server, patch("actlake.store.remote.store.PAUSES", SHORT):
         carry(work.victim.root, "s3://lakes/lake")
         with (
             served(www) as web,

@@ -41,12 +41,12 @@ import machine
 import numpy as np
 import torch
 import zarr
-from actlake.capture.model import load_model
-from actlake.capture.run import capture
-from actlake.store.catalog import ModelSpec, ProfileSpec
-from actlake.store.layout import Layout
-from actlake.store.progress import ERRORS
-from actlake.store.streams import Stream, write_stream
+from actlake.capture.model.load import load_model
+from actlake.capture.run.capture import capture
+from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.core.catalog import ModelSpec, ProfileSpec
+from actlake.store.core.progress import ERRORS
+from actlake.store.format.paths import Layout
 from measure import Row, in_turn, main, median_ratio, medians
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM

@@ -13,15 +13,15 @@ from typing import Any
 
 import machine
 import torch
-from actlake.capture.edits import Edit, Graft
-from actlake.capture.model import load_model
-from actlake.capture.replay import Start, open_start, replay
-from actlake.capture.run import capture
-from actlake.capture.suffix import load_donor, load_suffix
-from actlake.store.catalog import ModelSpec, ProfileSpec, default_windows
-from actlake.store.layout import Layout
-from actlake.store.progress import ERRORS
-from actlake.store.streams import write_stream
+from actlake.capture.edit.edits import Edit, Graft
+from actlake.capture.edit.replay import Start, open_start, replay
+from actlake.capture.model.load import load_model
+from actlake.capture.model.partial import load_donor, load_suffix
+from actlake.capture.run.capture import capture
+from actlake.store.artifacts.streams import write_stream
+from actlake.store.core.catalog import ModelSpec, ProfileSpec, default_windows
+from actlake.store.core.progress import ERRORS
+from actlake.store.format.paths import Layout
 from measure import Row, in_turn, main, median_ratio
 from work import Batch, random_llama, random_stream, read_by
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from actlake.queries.registry import queries
+from actlake.queries.rows.registry import queries
 from measure import Row, main
 
 COLD, WARM = 300.0, 10.0  # seconds that the runs may take

@@ -21,18 +21,18 @@ import dask
 import numpy as np
 import torch
 from actlake.analyze import lazy
-from actlake.analyze.head import Head
-from actlake.queries.answer import scopes_of
-from actlake.queries.build import jobs_of
-from actlake.queries.kit import Kit
-from actlake.queries.registry import find
-from actlake.queries.sweep import BLOCK_BYTES
-from actlake.store.captures import Capture
-from actlake.store.layout import Layout
-from actlake.store.manifest import seal
-from actlake.store.models import write_model
-from actlake.store.streams import Stream, write_stream
-from actlake.store.writer import Template, create_capture, shard_file, shard_record
+from actlake.analyze.lens.head import Head
+from actlake.queries.answer.answer import scopes_of
+from actlake.queries.engine.context import Context
+from actlake.queries.engine.passes import BLOCK_BYTES
+from actlake.queries.makers import jobs_of
+from actlake.queries.rows.registry import find
+from actlake.store.artifacts.models import write_model
+from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.captures.manifest import seal
+from actlake.store.captures.reader import Capture
+from actlake.store.captures.writer import Template, create_capture, shard_file, shard_record
+from actlake.store.format.paths import Layout
 from dask._task_spec import Alias, DataNode
 from measure import Row, main
 
@@ -159,7 +159,7 @@ def graphs(lake: Any) -> dict[str, int]:
 
 def row_plan(layout: Layout, row: str) -> tuple[int, int]:
     """Jobs that make the missing tables of a row, and blocks of prompts that they take from each capture, in all."""
-    kit, query = Kit(layout), find(row)
+    kit, query = Context(layout), find(row)
     scopes = scopes_of(kit, query, "pair0", None)
     jobs = [job for want in query.needs for scope in scopes for job in jobs_of(kit, (want.table, want.kind, scope))]
     reads: dict[Capture, set[str]] = {}

@@ -25,18 +25,18 @@ import torch
 import xarray as xr
 import zarr
 from actlake.lake import Lake
-from actlake.store import mirror
-from actlake.store.captures import Capture
-from actlake.store.files import json_bytes
-from actlake.store.layout import Layout
-from actlake.store.manifest import seal
-from actlake.store.mirror import write_record
-from actlake.store.move import move, write_index
-from actlake.store.origin import Origin
-from actlake.store.plan import Wish
-from actlake.store.streams import Stream, write_stream
-from actlake.store.sync import Planner, origin_of
-from actlake.store.writer import Template, create_capture, encode_row, grid_of, shard_record, write_row
+from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.captures.manifest import seal
+from actlake.store.captures.reader import Capture
+from actlake.store.captures.writer import Template, create_capture, encode_row, grid_of, shard_record, write_row
+from actlake.store.core.files import json_bytes
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move, write_index
+from actlake.store.format.paths import Layout
+from actlake.store.remote import cache
+from actlake.store.remote.cache import write_record
+from actlake.store.remote.store import Origin
 from machine import peak_memory, reset_peak_memory
 from measure import Row, main, medians
 from work import stream_of
@@ -142,7 +142,7 @@ def moving(layout: Layout, url: str, copy: Path) -> list[Row]:
     names = {variant: path.relative_to(layout.root).as_posix() for variant, path in captures(layout).items()}
 
     def carry(source: Layout | str, target: str, variant: str) -> None:
-        move(Planner(origin_of(source), origin_of(target), Wish(variants=(variant,))).plan())
+        move(Planner(origin_of(source), origin_of(target), Selection(variants=(variant,))).plan())
 
     def put(variant: str) -> None:
         fs.put(f"{layout.root / names[variant]}/", f"{url}/plain/{names[variant]}/", recursive=True)
@@ -177,9 +177,7 @@ def prompts(layout: Layout, root: Path, what: str, target: str) -> list[Row]:
     """
     path, rows = captures(layout)["pt"], []
     manifest = Capture(path).manifest
-    shards = {
-        file: entry for file, entry in manifest["files"].items() if mirror.is_shard(f"captures/a/b/c.zarr/{file}")
-    }
+    shards = {file: entry for file, entry in manifest["files"].items() if cache.is_shard(f"captures/a/b/c.zarr/{file}")}
     stored = sum(entry["bytes"] for entry in shards.values())
     write_index(Origin(layout.root))
     with served(root) as server:
@@ -244,8 +242,8 @@ def opening(kind: str, url: str, requests: list[Any]) -> list[Row]:
         seconds = list[float]()
         for _ in range(OPENINGS):
             if state == "cold":
-                shutil.rmtree(mirror.cache_folder(), ignore_errors=True)
-            mirror._open.clear()
+                shutil.rmtree(cache.cache_folder(), ignore_errors=True)
+            cache._open.clear()
             requests.clear()
             seconds.append(timed(lambda: Lake(url).captures))
         note = f"two captures; {len(requests)} requests"

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import zarr
-from actlake.capture.pair import capture_pair
-from actlake.capture.prompts import read_prompts
-from actlake.store.captures import Capture
-from actlake.store.catalog import ProfileSpec, StreamSpec, load_catalog
-from actlake.store.layout import Layout
-from actlake.store.manifest import seal
-from actlake.store.schema import SITES
-from actlake.store.streams import Stream, read_stream
-from actlake.store.writer import ShardWriter, Template, create_capture, encode_row, grid_of, write_row
+from actlake.capture.streams.capture_pair import capture_pair
+from actlake.capture.streams.prompts import read_prompts
+from actlake.store.artifacts.streams import Stream, read_stream
+from actlake.store.captures.manifest import seal
+from actlake.store.captures.reader import Capture
+from actlake.store.captures.writer import ShardWriter, Template, create_capture, encode_row, grid_of, write_row
+from actlake.store.core.catalog import ProfileSpec, StreamSpec, load_catalog
+from actlake.store.core.schema import SITES
+from actlake.store.format.paths import Layout
 from codec import CODEC, single_threaded_blosc, threaded
 from measure import Row, in_turn, main, median_ratio, medians
 from work import stream_of

@@ -12,9 +12,9 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from actlake.store.layout import Layout
-from actlake.store.schema import TABLES
-from actlake.store.tables import ROW_GROUP_TOKENS, VIEWS, connect, write_table
+from actlake.store.core.schema import TABLES
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import ROW_GROUP_TOKENS, VIEWS, connect, write_table
 from measure import Row, in_turn, main, median_ratio, medians
 
 LAYERS, TOKENS, PROMPT_TOKENS, REPEATS = 25, 400_000, 100, 5

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from actlake.analyze.recipes import Sgd
-from actlake.analyze.split import fold_of
-from actlake.capture.pair import Options, capture_pair, find_prompts
-from actlake.capture.prompts import PromptSet
-from actlake.queries.probes import load_probes
-from actlake.queries.training import train_probes
-from actlake.store.catalog import StreamSpec, load_catalog
-from actlake.store.layout import Layout
-from actlake.store.streams import read_stream
+from actlake.analyze.tuned.folds import fold_of
+from actlake.analyze.tuned.recipes import Sgd
+from actlake.capture.streams.capture_pair import Options, capture_pair, find_prompts
+from actlake.capture.streams.prompts import PromptSet
+from actlake.queries.tables.probe_choice import load_probes
+from actlake.queries.tables.probe_training import train_probes
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.core.catalog import StreamSpec, load_catalog
+from actlake.store.format.paths import Layout
 from measure import Row, main
 from torch import Tensor
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup

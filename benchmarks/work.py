@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from actlake.capture.model import Model
-from actlake.capture.plan import batch_plan
-from actlake.store.catalog import load_catalog
-from actlake.store.streams import Stream
+from actlake.capture.model.load import Model
+from actlake.capture.run.batching import batch_plan
+from actlake.store.artifacts.streams import Stream
+from actlake.store.core.catalog import load_catalog
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

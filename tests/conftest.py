@@ -17,15 +17,15 @@ import hypothesis
 import pytest
 import tiny
 import torch
-from actlake.analyze.recipes import Adam
-from actlake.queries import probes
-from actlake.store.catalog import PairSpec
-from actlake.store.layout import Layout
+from actlake.analyze.tuned.recipes import Adam
+from actlake.queries.tables import probe_choice
+from actlake.store.core.catalog import PairSpec
+from actlake.store.format.paths import Layout
 from servers import S3, environment
 
 torch.set_num_threads(1)
 # Probes that rows of tests train on the way need not be good.
-USUAL, probes.DEFAULT = probes.DEFAULT, Adam(batch=32, steps=40, check_every=10, peak=1e-2)
+USUAL, probe_choice.DEFAULT = probe_choice.DEFAULT, Adam(batch=32, steps=40, check_every=10, peak=1e-2)
 hypothesis.settings.register_profile("shared-cores", deadline=None)
 hypothesis.settings.load_profile("shared-cores")
 

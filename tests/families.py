@@ -14,15 +14,15 @@ import numpy as np
 import tiny
 import torch
 import transformers
-from actlake.capture.edits import Scale, Zero
-from actlake.capture.generate import decoded
-from actlake.capture.model import load_model
-from actlake.capture.replay import load_late, open_start, replay_whole
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import PairSpec, load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.streams import read_stream
+from actlake.capture.edit.edits import Scale, Zero
+from actlake.capture.edit.replay import load_late, open_start, replay_whole
+from actlake.capture.model.load import load_model
+from actlake.capture.streams.greedy import decoded
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import PairSpec, load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

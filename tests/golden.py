@@ -65,11 +65,11 @@ pairs:
 def make(root: Path) -> Any:
     """Capture all pairs below `root` through the command line, and return the Lake."""
     import actlake
-    from actlake.analyze.recipes import Adam
-    from actlake.queries import probes
+    from actlake.analyze.tuned.recipes import Adam
+    from actlake.queries.tables import probe_choice
 
     package = Path(actlake.__file__).parent.resolve()
-    probes.DEFAULT = Adam(batch=64, steps=20, check_every=10, peak=1e-2)  # they need not be good
+    probe_choice.DEFAULT = Adam(batch=64, steps=20, check_every=10, peak=1e-2)  # they need not be good
     lines = (package / "prompts" / "pocket.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     for name, (count, *_) in SETS.items():
         (root / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
@@ -88,7 +88,7 @@ def make(root: Path) -> Any:
 
 def _run(root: Path, *words: str) -> str:
     """A command's standard output; what it raises."""
-    from actlake.cli import app
+    from actlake.cli.main import app
     from typer.testing import CliRunner
 
     done = CliRunner().invoke(app, [*words, "--catalog", str(root / "catalog.yaml")])
@@ -129,7 +129,7 @@ def entries(lake: Any) -> Entries:
 
 def _answers(lake: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Estimates with limits and counts: each measure of the first pair that answers a row, each row of the others."""
-    from actlake.queries.registry import queries
+    from actlake.queries.rows.registry import queries
 
     root = Path(str(lake.layout.root)).parent
     for pair in PAIRS:
@@ -200,7 +200,7 @@ def _rounded(arrays: Entries) -> list[Any]:
 
 def _tables(lake: Any) -> Entries:
     """Every column of every table and view, pair by pair, in an order that hangs on the content alone."""
-    from actlake.store.tables import connect
+    from actlake.store.tables.sql import connect
 
     connection, found = connect(lake.layout), {}
     names = connection.sql("SELECT table_name FROM information_schema.tables").fetchall()

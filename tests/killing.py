@@ -19,7 +19,7 @@ from typing import Any
 
 import tiny
 import torch
-from actlake.capture.ranks import ALONE, Rank
+from actlake.capture.run.ranks import ALONE, Rank
 from working import Counter
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from actlake.queries.registry import find, published
+from actlake.queries.rows.registry import find, published
 
 STREAMS = {"pt": "native-pocket-1a2b3c4d", "it": "native-pocket-5e6f7a8b"}
 

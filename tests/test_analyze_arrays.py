@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze.arrays import as_tensor
-from actlake.analyze.choice import choose
-from actlake.analyze.contrast import Moments, kl_gradient
-from actlake.analyze.delta import delta
-from actlake.analyze.direct import mlp_direct_effects
-from actlake.analyze.head import Head
-from actlake.analyze.lens import lens, pair_lens
-from actlake.analyze.mechanism import mlp_mechanism
-from actlake.analyze.shuffle import Shuffle
-from actlake.analyze.topk import churn
-from actlake.analyze.writeout import writeout
+from actlake.analyze.core.arrays import as_tensor
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.logit_lens import lens, pair_lens
+from actlake.analyze.lens.topk import churn
+from actlake.analyze.residual.delta import delta
+from actlake.analyze.residual.direct import mlp_direct_effects
+from actlake.analyze.residual.mechanism import mlp_mechanism
+from actlake.analyze.residual.ridge import Moments, kl_gradient
+from actlake.analyze.residual.two_tokens import choose
+from actlake.analyze.residual.writeout import writeout
+from actlake.analyze.tuned.shuffle_buffer import Shuffle
 
 HEAD = tiny.head(8, 30)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from actlake.analyze import tuned
-from actlake.analyze.contrast import Moments, kl_gradient, r2, ridge, winsorised
-from actlake.analyze.head import Head
+from actlake.analyze.lens import tuned_lens
+from actlake.analyze.lens.head import Head
+from actlake.analyze.residual.ridge import Moments, kl_gradient, r2, ridge, winsorised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
@@ -97,11 +97,11 @@ def head(kind: str, seed: int = 0, vocab: int = 23, width: int = 6) -> Head:
 @pytest.mark.parametrize("budget", [1, 400, 1 << 26])
 @pytest.mark.parametrize("probed", [False, True])
 def test_kl_gradient_matches_autograd(kind: str, budget: int, probed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned, "LOGIT_BYTES", budget)
+    monkeypatch.setattr(tuned_lens, "LOGIT_BYTES", budget)
     h = head(kind)
     resid = np.random.default_rng(1).standard_normal((5, 4, 6)).astype(np.float32)
     leaf = torch.tensor(resid, dtype=torch.float64, requires_grad=True)
-    probes = tuned.Probes(torch.randn(3, 6, 6), torch.randn(3, 6)) if probed else None
+    probes = tuned_lens.Probes(torch.randn(3, 6, 6), torch.randn(3, 6)) if probed else None
     x = leaf
     if probes:
         read = torch.einsum("nbd,bed->nbe", leaf[:, :-1], probes.weight.double()) + probes.bias.double()

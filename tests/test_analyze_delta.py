@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from actlake.analyze.delta import delta
+from actlake.analyze.residual.delta import delta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

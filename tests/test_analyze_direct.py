@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze import steer
-from actlake.analyze.direct import logits_of, mlp_direct_effects
-from actlake.analyze.directions import random_units
-from actlake.analyze.head import Head
-from actlake.capture.edits import Scale, Zero
-from actlake.capture.replay import load_late, open_start, replay_whole
-from actlake.store.captures import Capture
-from actlake.store.catalog import load_catalog
-from actlake.store.models import read_head
+from actlake.analyze.lens.head import Head
+from actlake.analyze.residual import operators
+from actlake.analyze.residual.direct import logits_of, mlp_direct_effects
+from actlake.analyze.residual.directions import random_units
+from actlake.capture.edit.edits import Scale, Zero
+from actlake.capture.edit.replay import load_late, open_start, replay_whole
+from actlake.store.artifacts.models import read_head
+from actlake.store.captures.reader import Capture
+from actlake.store.core.catalog import load_catalog
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -64,7 +64,7 @@ def test_direct_effects_of_a_captured_family(tmp_path, pairs, family):
 
     # So is an edit of the final residual.
     unit = random_units((2,), WIDTH)
-    offline = head.logits(steer.scale(final, torch.from_numpy(unit[2]).float(), 3.0)).numpy()
+    offline = head.logits(operators.scale(final, torch.from_numpy(unit[2]).float(), 3.0)).numpy()
     replayed = replay_whole(late, start, [Scale(unit, 3.0, site="block")], keep=(), logits="full").arrays["logits"]
     assert np.abs(offline - replayed).max() < 1e-4
 
@@ -88,7 +88,7 @@ def test_long_inputs_run_in_parts(monkeypatch):
     head = tiny.head(8, 20)
     final, mlp, ids = rng.standard_normal((7, 8)), rng.standard_normal((7, 3, 8)), rng.integers(0, 20, (7, 2))
     whole = mlp_direct_effects(head, final, mlp, ids)
-    monkeypatch.setattr("actlake.analyze.direct.ROWS", 40)
+    monkeypatch.setattr("actlake.analyze.residual.direct.ROWS", 40)
     assert np.allclose(mlp_direct_effects(head, final, mlp, ids), whole, atol=1e-6)
     assert whole.shape == (7, 3, 2) and not mlp_direct_effects(head, final, 0 * mlp, ids).any()
 
@@ -117,10 +117,10 @@ def test_random_changes_match_the_real_one_in_size(seed, alpha):
     rng = torch.Generator().manual_seed(seed)
     m, x, delta, random = (torch.randn(3, 12, generator=rng, dtype=torch.float64) for _ in range(4))
     d, u = (torch.nn.functional.normalize(vector, dim=0) for vector in (x[0], random[0]))
-    change, true = steer.scale_matched(m, d, u, alpha) - m, steer.scale(m, d, alpha) - m
+    change, true = operators.scale_matched(m, d, u, alpha) - m, operators.scale(m, d, alpha) - m
     assert torch.allclose(change.norm(dim=-1), true.norm(dim=-1)) and torch.allclose(change, (change @ u)[:, None] * u)
-    like = steer.random_like(delta, x, u)
+    like = operators.random_like(delta, x, u)
     towards = torch.nn.functional.normalize(x, dim=-1)
     assert torch.allclose((like * towards).sum(-1), (delta * towards).sum(-1))
     assert torch.allclose(like.norm(dim=-1), delta.norm(dim=-1))
-    assert torch.allclose(steer.scale(m, d, 0.0) @ d, torch.zeros(3, dtype=torch.float64))
+    assert torch.allclose(operators.scale(m, d, 0.0) @ d, torch.zeros(3, dtype=torch.float64))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from actlake.analyze.directions import (
+from actlake.analyze.residual.directions import (
     agreement,
     components,
     convergence,

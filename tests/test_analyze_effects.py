@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from actlake.analyze.effects import dose_correlation, effect_size
+from actlake.analyze.stats.effects import dose_correlation, effect_size
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skdim
-from actlake.analyze.geometry import METRICS, geometry
+from actlake.analyze.residual.geometry import METRICS, geometry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

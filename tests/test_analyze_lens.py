@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from actlake.analyze.divergence import entropy, js, kl
-from actlake.analyze.fused import Block
-from actlake.analyze.head import Head
-from actlake.analyze.lens import lens, pair_lens
+from actlake.analyze.lens.divergence import entropy, js, kl
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.logit_lens import lens, pair_lens
+from actlake.analyze.lens.streaming_softmax import Block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from actlake.analyze.head import Head
-from actlake.analyze.mechanism import COLUMNS, mlp_mechanism
+from actlake.analyze.lens.head import Head
+from actlake.analyze.residual.mechanism import COLUMNS, mlp_mechanism
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from actlake.analyze.stats import (
+from actlake.analyze.stats.bootstrap import (
     Interval,
     Quantity,
     Sample,
@@ -19,7 +19,7 @@ from actlake.analyze.stats import (
     over_seeds,
     spearman,
 )
-from actlake.store.errors import LakeError
+from actlake.store.core.errors import LakeError
 from scipy import stats
 
 
@@ -69,7 +69,7 @@ def test_batches_and_seeds_reproduce(monkeypatch: pytest.MonkeyPatch) -> None:
     total, count = r.random((25, 7)), r.integers(0, 3, (25, 7))
     once = bootstrap_mean(total, count, seed=4)
     assert once == bootstrap_mean(total, count, seed=4) != bootstrap_mean(total, count, seed=5)
-    monkeypatch.setattr("actlake.analyze.stats.BATCH_ELEMENTS", 25 * 13)
+    monkeypatch.setattr("actlake.analyze.stats.bootstrap.BATCH_ELEMENTS", 25 * 13)
     again = bootstrap_mean(total, count, seed=4)
     assert (again.low, again.high) == pytest.approx((once.low, once.high))
 

@@ -8,15 +8,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from actlake.analyze import tuned
-from actlake.analyze.divergence import kl
-from actlake.analyze.fused import Block
-from actlake.analyze.head import Head
-from actlake.analyze.lens import lens
-from actlake.analyze.recipes import Adam, Recipe, Sgd, family_scale
-from actlake.analyze.shuffle import Shuffle
-from actlake.analyze.split import fold_of
-from actlake.analyze.tuned import Objective, Probes, Trainer, train
+from actlake.analyze.lens import tuned_lens
+from actlake.analyze.lens.divergence import kl
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.logit_lens import lens
+from actlake.analyze.lens.streaming_softmax import Block
+from actlake.analyze.lens.tuned_lens import Objective, Probes, Trainer, train
+from actlake.analyze.tuned.folds import fold_of
+from actlake.analyze.tuned.recipes import Adam, Recipe, Sgd, family_scale
+from actlake.analyze.tuned.shuffle_buffer import Shuffle
 from hypothesis import given
 from hypothesis import strategies as st
 from test_analyze_lens import HEADS, assert_same, make_head, make_resid, reference, reference_logits
@@ -71,10 +71,10 @@ def test_identity_probes_are_the_raw_lens_and_the_last_boundary_is_shared() -> N
     head, resid, target = make_head(1), make_resid(2, 9, 4), np.full(9, -1)
     raw = lens(head, resid, target)
     assert_same(lens(head, resid, target, probes=Probes.identity(3, 12)), raw, atol=1e-6)
-    tuned = lens(head, resid, target, probes=make_probes(1, 3, 12))
-    assert not np.allclose(tuned["entropy"][:, 0], raw["entropy"][:, 0], atol=1e-2)
-    assert np.allclose(tuned["entropy"][:, -1], raw["entropy"][:, -1], atol=1e-6)
-    assert np.all(tuned["kl_final_layer"][:, -1] < 1e-6)
+    tuned_lens = lens(head, resid, target, probes=make_probes(1, 3, 12))
+    assert not np.allclose(tuned_lens["entropy"][:, 0], raw["entropy"][:, 0], atol=1e-2)
+    assert np.allclose(tuned_lens["entropy"][:, -1], raw["entropy"][:, -1], atol=1e-6)
+    assert np.all(tuned_lens["kl_final_layer"][:, -1] < 1e-6)
 
 
 def test_probes_of_another_model_are_refused() -> None:
@@ -210,7 +210,7 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe: Recipe, stop: int, monkeypa
         if first.done == stop:
             raise Killed
 
-    monkeypatch.setattr(tuned, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(tuned_lens, "SAVE_SECONDS", 0.0)
     with pytest.raises(Killed):
         train([(first, Shuffle([rows[16:]], 200, 0), rows[:16])], save=save)
     second, curve = Trainer(Objective(head), 4, recipe), json.loads(kept.pop("curve"))

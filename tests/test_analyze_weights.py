@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from actlake.analyze import weights
-from actlake.analyze.weights import bare_name, module_group, seed_groups, total_parameters, weight_change
-from actlake.store.catalog import PairSpec
-from actlake.store.errors import LakeError
+from actlake.capture.model import checkpoint_diff
+from actlake.capture.model.checkpoint_diff import bare_name, module_group, seed_groups, total_parameters, weight_change
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import LakeError
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
@@ -142,9 +142,9 @@ def test_shards_prefixes_and_blocks_of_rows_change_nothing(
     same(weight_change(shards, wrapped), want)
     loose = tmp_path / "loose"  # several files, no index
     shutil.copytree(shards, loose)
-    (loose / weights.INDEX).unlink()
+    (loose / checkpoint_diff.INDEX).unlink()
     same(weight_change(loose, it), want)
-    monkeypatch.setattr(weights, "BLOCK", 100)
+    monkeypatch.setattr(checkpoint_diff, "BLOCK", 100)
     small = weight_change(pt, it)
     np.testing.assert_allclose(small["rms"], want["rms"], rtol=1e-12)
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_compared_is_said(llama: PairSpec, pairs: Callable[[str],
     shards = resaved(pt, tmp_path / "shards", max_shard_size="20KB")
     next(shards.glob("model-*.safetensors")).unlink()
     refused(shards, it, "1 weight files that model.safetensors.index.json names are missing")
-    (shards / weights.INDEX).write_text(json.dumps({"metadata": {}}))
+    (shards / checkpoint_diff.INDEX).write_text(json.dumps({"metadata": {}}))
     refused(shards, it, "not an index of safetensors")
     quantised = resaved(it, tmp_path / "int8")
     found = load_file(it / "model.safetensors")

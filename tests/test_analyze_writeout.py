@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze.head import Head
-from actlake.analyze.writeout import writeout
-from actlake.store.captures import Capture, find_capture
-from actlake.store.models import read_head
+from actlake.analyze.lens.head import Head
+from actlake.analyze.residual.writeout import writeout
+from actlake.store.artifacts.models import read_head
+from actlake.store.captures.reader import Capture, find_capture
 from transformers import AutoModelForCausalLM
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake.capture.prompts import canonical_bytes
-from actlake.cli import app
+from actlake.capture.streams.prompts import canonical_bytes
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.queries import asking, work
-from actlake.queries.answer import Answer, Refused
-from actlake.queries.asking import Asking, grouped
-from actlake.queries.registry import find
-from actlake.queries.training import Training
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.progress import words
+from actlake.queries.answer import asking
+from actlake.queries.answer.answer import Answer, Refused
+from actlake.queries.answer.asking import Asking, grouped
+from actlake.queries.engine import estimate
+from actlake.queries.rows.registry import find
+from actlake.queries.tables.probe_training import Training
+from actlake.store.core.errors import LakeError
+from actlake.store.core.progress import words
+from actlake.store.format.paths import Layout
 from test_graft_rows import catalog
 from test_observed_rows import texts
 from typer.testing import CliRunner
@@ -62,7 +63,7 @@ def test_a_row_that_needs_no_probes_is_answered_before_they_are_trained(where: l
 
 def test_quick_rows_come_before_slow_ones(where: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     cost = {"delta": 1.0, "lens": 30.0}
-    monkeypatch.setattr(work, "_seconds", lambda kit, jobs: sum(cost.get(job.name, 0.0) for job in jobs))
+    monkeypatch.setattr(estimate, "_seconds", lambda kit, jobs: sum(cost.get(job.name, 0.0) for job in jobs))
     tables = Path(where[1]) / "tables"
     seen = [(found.query.id, (tables / "lens").exists()) for found in ask(where, "0G", "L1", probes=False)]
     assert seen == [("L1", False), ("0G", True)]

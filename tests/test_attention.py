@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.capture.again import reforward
-from actlake.capture.model import load_model
-from actlake.capture.ranks import Rank
+from actlake.capture.model.load import load_model
+from actlake.capture.run.ranks import Rank
+from actlake.capture.run.reforward import reforward
 from actlake.lake import Lake
-from actlake.store.captures import Capture, find_capture
-from actlake.store.errors import LakeError
-from actlake.store.streams import read_stream
-from actlake.store.verify import verify
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.captures.verify import verify
+from actlake.store.core.errors import LakeError
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -86,7 +86,7 @@ def test_sealed_without_entropy(tmp_path, llama):
 
 
 def test_architecture_that_attends_in_its_own_way(tmp_path, llama):
-    from actlake.capture.attention import row_entropies
+    from actlake.capture.run.attention import row_entropies
 
     model = load_model(llama.it)
     model.hf.set_attn_implementation("eager")

@@ -15,19 +15,19 @@ import pytest
 import tiny
 import torch
 import transformers
-from actlake import cli
-from actlake.capture.model import load_model
-from actlake.capture.pair import find_prompts
-from actlake.capture.run import capture
-from actlake.capture.structure import discover
-from actlake.store.captures import Capture, find_capture, list_captures, open_capture
-from actlake.store.catalog import PairSpec, load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.manifest import read_manifest
-from actlake.store.models import read_head
-from actlake.store.streams import stream_records
-from actlake.store.verify import verify
+from actlake.capture.model.load import load_model
+from actlake.capture.model.structure import discover
+from actlake.capture.run.capture import capture
+from actlake.capture.streams.capture_pair import find_prompts
+from actlake.cli import main
+from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.streams import stream_records
+from actlake.store.captures.manifest import read_manifest
+from actlake.store.captures.reader import Capture, find_capture, list_captures, open_capture
+from actlake.store.captures.verify import verify
+from actlake.store.core.catalog import PairSpec, load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from safetensors.torch import load_file, save_file
 
 
@@ -172,9 +172,9 @@ def test_stream_of_another_tokenizer(captured, lake, copy):
 
 
 def test_memory_that_runs_out_while_generating(lake, llama, monkeypatch):
-    from actlake.capture import generate
+    from actlake.capture.streams.streams import greedy
 
-    batch, calls = generate.decode, []
+    batch, calls = greedy.decode, []
 
     def full(*args):
         calls.append(args)
@@ -183,13 +183,13 @@ def test_memory_that_runs_out_while_generating(lake, llama, monkeypatch):
         return batch(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "decode", full)
+        patch.setattr(greedy, "decode", full)
         with pytest.raises(
             LakeError, match="out of memory while llama/pt writes in batches of 2 prompts; .*--batch 1 needs less"
         ):
             tiny.capture(lake.root, llama, tiny.RAW, variants=("pt",), batch=2)
     calls.clear()
-    monkeypatch.setattr(generate, "decode", lambda *args: (calls.append(args), batch(*args))[1])
+    monkeypatch.setattr(greedy, "decode", lambda *args: (calls.append(args), batch(*args))[1])
     tiny.capture(lake.root, llama, tiny.RAW, variants=("pt",), batch=2)
     assert len(calls) == 2 and list_captures(lake).sealed.all()  # of three batches one was there
 
@@ -334,7 +334,7 @@ class Stop(Exception):
 @pytest.fixture
 def interrupted(tmp_path, llama, monkeypatch) -> Layout:
     """A lake whose only capture was stopped after three shard rows."""
-    from actlake.store import writer
+    from actlake.store.captures import writer
 
     written: list[tuple] = []
 
@@ -443,7 +443,7 @@ def test_full_disk_at_any_moment(tmp_path, llama, monkeypatch):
 
 
 def test_full_disk_counts_the_safe_shards(tmp_path, llama, monkeypatch):
-    from actlake.store import writer
+    from actlake.store.captures import writer
 
     write = writer.write_row
 
@@ -461,16 +461,18 @@ def test_full_disk_counts_the_safe_shards(tmp_path, llama, monkeypatch):
 
 def test_disk_that_can_not_hold_the_capture_is_refused_before(lake, llama, monkeypatch):
     tiny.capture(lake.root, llama, tiny.BARE, variants=("pt",))
-    monkeypatch.setattr("actlake.capture.plan.free_bytes", lambda _: 10_000)
+    monkeypatch.setattr("actlake.capture.run.batching.free_bytes", lambda _: 10_000)
     message = refused(lake.root, lambda: tiny.capture(lake.root, llama, tiny.BARE, variants=("it",)))
     assert "the capture needs about" in message and "10.0 KB are free" in message
     # The head of a model goes into the lake with its first capture and is counted once.
-    monkeypatch.setattr("actlake.capture.plan.free_bytes", lambda _: 10**9)
+    monkeypatch.setattr("actlake.capture.run.batching.free_bytes", lambda _: 10**9)
     tiny.capture(lake.root, llama, tiny.BARE, variants=("it",))
     head = read_head(lake, "llama", "it")[0]["unembed"].nbytes
     pt, it = (find_capture(lake, f"llama/{variant}", "bare") for variant in ("pt", "it"))
     asked: list[int] = []
-    monkeypatch.setattr("actlake.capture.run.check_disk", lambda size, missing, path, more, weights: asked.append(more))
+    monkeypatch.setattr(
+        "actlake.capture.run.capture.check_disk", lambda size, missing, path, more, weights: asked.append(more)
+    )
     for path, model, more in ((it, "it", 0), (pt, "pt", int(head / 1.1))):
         shutil.rmtree(path)
         shutil.rmtree(lake.model("llama", "pt"), ignore_errors=True)
@@ -483,10 +485,10 @@ def test_an_interrupted_capture_needs_room_for_what_is_missing_only(lake, llama,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("actlake.capture.run.seal_with_noise", interrupt)  # every shard row is on disk by then
+        patch.setattr("actlake.capture.run.capture.seal_with_noise", interrupt)  # every shard row is on disk by then
         with pytest.raises(KeyboardInterrupt):
             tiny.capture(lake.root, llama, tiny.BARE, variants=("pt",))
-    monkeypatch.setattr("actlake.capture.plan.free_bytes", lambda _: 10)
+    monkeypatch.setattr("actlake.capture.run.batching.free_bytes", lambda _: 10)
     tiny.capture(lake.root, llama, tiny.BARE, variants=("pt",))
     assert list_captures(lake)["sealed"].tolist() == [True]
 
@@ -598,7 +600,7 @@ def command(catalog, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]
         capsys.readouterr()
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         return (code, *capsys.readouterr())

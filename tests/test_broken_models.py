@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
-from actlake.cli import app
-from actlake.queries import replays
-from actlake.queries.answer import answer, answer_all
-from actlake.queries.registry import find
-from actlake.store.catalog import PairSpec
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
+from actlake.cli.main import app
+from actlake.queries.answer import answer
+from actlake.queries.answer.asking import answer_all
+from actlake.queries.replayed import replays
+from actlake.queries.rows.registry import find
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from safetensors.torch import load_file, save_file
 from test_graft_rows import catalog
 from test_observed_rows import texts
@@ -93,7 +94,7 @@ def test_optional_tables_of_a_model_that_does_not_load_are_done_without(scene, m
     def fails(*_: object) -> None:
         raise LakeError("no memory for this")
 
-    monkeypatch.setattr("actlake.queries.mechanism.MechanismTable.columns", fails)
+    monkeypatch.setattr("actlake.queries.replayed.mechanism.MechanismTable.columns", fails)
     found = answer(layout, find("exp14"), "llama", catalog=file)
     assert found.says.count("without mechanism(") == 4 and "no memory for this" in found.says
     assert len(found.table) < len(expected.table)
@@ -103,7 +104,7 @@ def test_all_rows_with_a_broken_model(scene, tmp_path, monkeypatch) -> None:
     layout, file, folder = scene
     drop(folder, "model.layers.2.mlp.down_proj.weight")
     some = {row: find(row) for row in ("0A", "exp16", "exp23")}
-    monkeypatch.setattr("actlake.queries.registry.queries", lambda: some)
+    monkeypatch.setattr("actlake.queries.rows.registry.queries", lambda: some)
     words = ["run", "--all", "--lake", str(layout.root), "--catalog", str(file), "--out", str(tmp_path / "out")]
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
     said = " ".join(done.stdout.split())

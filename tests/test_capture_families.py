@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze.delta import added
-from actlake.capture.model import load_model
-from actlake.capture.structure import discover
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import ModelSpec
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.models import read_head
-from actlake.store.streams import read_stream
+from actlake.analyze.residual.delta import added
+from actlake.capture.model.load import load_model
+from actlake.capture.model.structure import discover
+from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import ModelSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from transformers import AutoModelForCausalLM
 
 FAMILIES = list(tiny.FAMILIES)

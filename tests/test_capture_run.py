@@ -8,18 +8,17 @@ import pytest
 import tiny
 import torch
 import transformers
-from actlake.capture import run
-from actlake.capture.model import identify, load_model
-from actlake.capture.plan import WINDOW, batch_plan, estimate
-from actlake.capture.run import check_finite, make_template
-from actlake.store.captures import Capture, find_capture, list_captures
-from actlake.store.errors import LakeError
-from actlake.store.files import canonical_json, hash_file, human_bytes
-from actlake.store.layout import Layout
-from actlake.store.manifest import read_manifest
-from actlake.store.models import read_head, read_model
-from actlake.store.streams import read_stream
-from actlake.store.version import __version__
+from actlake.capture.model.load import identify, load_model
+from actlake.capture.run.batching import WINDOW, batch_plan, estimate
+from actlake.capture.run.capture import capture, check_finite, make_template
+from actlake.store.artifacts.models import read_head, read_model
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.manifest import read_manifest
+from actlake.store.captures.reader import Capture, find_capture, list_captures
+from actlake.store.core.errors import LakeError
+from actlake.store.core.files import canonical_json, hash_file, human_bytes
+from actlake.store.core.version import __version__
+from actlake.store.format.paths import Layout
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,7 +117,7 @@ def test_two_runs_in_two_lakes_are_the_same_bytes(captured, llama, tmp_path):
     ],
 )
 def test_stopping_in_the_middle_keeps_what_is_written(tmp_path, captured, llama, monkeypatch, stop, raised):
-    calls, read = [], run.read
+    calls, read = [], capture.read
 
     def broken(*args):
         calls.append(args)
@@ -127,7 +126,7 @@ def test_stopping_in_the_middle_keeps_what_is_written(tmp_path, captured, llama,
         return read(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "read", broken)
+        patch.setattr(capture, "read", broken)
         with raised:
             tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, variants=("it",))
     layout = Layout.open(tmp_path / "lake")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.capture.configs import load_tokenizer
-from actlake.capture.pair import Options, capture_pair
-from actlake.capture.stops import stop_ids
-from actlake.capture.tokens import encode, is_special, real_token_mask, tokenizer_hash
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import StreamSpec
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.streams import read_stream, stream_records
+from actlake.capture.checkpoint.configs import load_tokenizer
+from actlake.capture.checkpoint.stops import stop_ids
+from actlake.capture.checkpoint.tokens import encode, is_special, real_token_mask, tokenizer_hash
+from actlake.capture.streams.capture_pair import Options, capture_pair
+from actlake.store.artifacts.streams import read_stream, stream_records
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import StreamSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from transformers import AutoModelForCausalLM
 
 FAMILIES = list(tiny.FAMILIES)
@@ -130,7 +130,7 @@ def test_nothing_is_loaded_when_everything_is_there(captured, llama, monkeypatch
     def never(*_):
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("actlake.capture.pair.load_model", never)
+    monkeypatch.setattr("actlake.capture.streams.capture_pair.load_model", never)
     before = tiny.tree(captured.root)
     results = capture_pair(
         captured, llama, (tiny.NATIVE, tiny.TEACHER), tiny.prompt_set(), tiny.FULL, options=Options(batch=4)

@@ -5,11 +5,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from actlake.capture.prompts import read_prompts
-from actlake.capture.steering import parse_edits
-from actlake.queries.registry import POOLS
-from actlake.store import catalog as module
-from actlake.store.catalog import (
+from actlake.capture.edit.words import parse_edits
+from actlake.capture.streams.prompts import read_prompts
+from actlake.queries.rows.registry import POOLS
+from actlake.store.core import catalog as module
+from actlake.store.core.catalog import (
     PACKAGED,
     ConditionSpec,
     ModelSpec,
@@ -20,7 +20,7 @@ from actlake.store.catalog import (
     load_catalog,
     resolve_boundaries,
 )
-from actlake.store.errors import LakeError
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 

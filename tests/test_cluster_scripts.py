@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake.store.captures import list_captures
-from actlake.store.layout import Layout
+from actlake.store.captures.reader import list_captures
+from actlake.store.format.paths import Layout
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCRIPTS = [DOCS / "torchrun-capture.sh", *sorted((DOCS / "slurm").glob("*.sbatch"))]

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from actlake.store.layout import Layout
-from actlake.store.tables import connect, write_table
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import connect, write_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_store_tables import lens_rows

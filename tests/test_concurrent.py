@@ -16,19 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import working
-from actlake.store import files
-from actlake.store.captures import find_capture, list_captures
-from actlake.store.directions import directions_file, read_directions
-from actlake.store.errors import LakeError
-from actlake.store.files import clear_dead, temporary_of
-from actlake.store.layout import Layout
-from actlake.store.models import read_head
-from actlake.store.outputs import Condition
-from actlake.store.probes import list_probes, read_probes
-from actlake.store.streams import stream_records
-from actlake.store.tables import connect
-from actlake.store.verdicts import VerdictStore
-from actlake.store.verify import verify
+from actlake.store.artifacts.directions import directions_file, read_directions
+from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.probes import list_probes, read_probes
+from actlake.store.artifacts.streams import stream_records
+from actlake.store.artifacts.texts import Condition
+from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.captures.reader import find_capture, list_captures
+from actlake.store.captures.verify import verify
+from actlake.store.core import files
+from actlake.store.core.errors import LakeError
+from actlake.store.core.files import clear_dead, temporary_of
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import connect
 
 MADE = ("table", "head", "probes", "directions", "outputs", "verdicts", "prompts", "stream", "sealing")
 

@@ -14,14 +14,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.capture.prompts import canonical_bytes
-from actlake.cli import app, main
-from actlake.cli_options import print_table
+from actlake.capture.streams.prompts import canonical_bytes
+from actlake.cli.main import app, main
+from actlake.cli.options import print_table
 from actlake.lake import Lake
-from actlake.store import tables
-from actlake.store.catalog import PairSpec
-from actlake.store.errors import LakeError, SqlError
-from actlake.store.layout import Layout
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import LakeError, SqlError
+from actlake.store.format.paths import Layout
+from actlake.store.tables import sql
 from matplotlib.figure import Figure
 from test_observed_rows import texts
 from typer.testing import CliRunner
@@ -53,7 +53,7 @@ def test_an_answer_is_short_in_text_and_whole_in_a_notebook(lake: Lake) -> None:
 
 def test_a_figure_shows_in_a_notebook_without_pyplot() -> None:
     formatters = pytest.importorskip("IPython.core.formatters")
-    from actlake.queries.plots import Picture
+    from actlake.queries.figures.plots import Picture
 
     shown, _ = formatters.DisplayFormatter().format(Picture(figsize=(2, 1)))
     assert shown["image/png"].startswith(b"\x89PNG")
@@ -69,7 +69,7 @@ def test_a_lake_a_head_and_probes_are_short(lake: Lake) -> None:
     assert "llama" in lake._repr_html_() and "tiny" in lake._repr_html_()
     head = lake.head("llama/it")
     assert repr(head) == "Head(300 tokens x 32, rms norm)" and "<th" in head._repr_html_()
-    probes = actlake.analyze.tuned.Probes.identity(3, 32)
+    probes = actlake.analyze.lens.tuned_lens.Probes.identity(3, 32)
     assert repr([probes]) == "[Probes(3 boundaries, width 32)]" and "width" in probes._repr_html_()
 
 
@@ -142,7 +142,7 @@ def test_sql_without_computing_reads_what_is_there(lake: Lake, capsys, monkeypat
     assert (
         "not computed: delta for 1 capture, a few seconds; the rows are those that are there" in capsys.readouterr().err
     )
-    monkeypatch.setattr("actlake.queries.build.MOMENT", 0.0)
+    monkeypatch.setattr("actlake.queries.makers.MOMENT", 0.0)
     assert lake.sql("SELECT count(DISTINCT stream) FROM delta").fetchall()[0] == (3,)
     assert "computing delta for 1 capture on cpu, a few seconds (--no-compute" in " ".join(
         capsys.readouterr().err.split()
@@ -168,7 +168,7 @@ def test_sql_reads_no_file_of_the_working_folder(lake: Lake, tmp_path: Path, mon
     for path in (".tmp/note.txt", str(tmp_path / ".tmp" / "note.txt")):
         with pytest.raises(LakeError, match="only the lake's own tables"):
             lake.sql(f"SELECT content FROM read_text('{path}')").fetchall()
-    folder = tables._scratch()
+    folder = sql._scratch()
     assert folder.is_dir() and folder.stat().st_mode & 0o077 == 0 and not list(folder.iterdir())
     settings = lake.sql("SELECT current_setting('temp_directory'), current_setting('enable_progress_bar')").fetchall()[
         0

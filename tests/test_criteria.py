@@ -1,8 +1,8 @@
 """Criteria of form: hand-made replies that pass and fail each of them, and CommonMark's own parser beside ours."""
 
 import pytest
-from actlake.analyze.criteria import CRITERIA_CHECKS, bullets, headings, holds, sentences, unscored, visible
-from actlake.capture.prompts import CRITERIA
+from actlake.analyze.text.criteria import CRITERIA_CHECKS, bullets, headings, holds, sentences, unscored, visible
+from actlake.capture.streams.prompts import CRITERIA
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake import cli
-from actlake.capture.describe import check_models, describe, find_specs, lines, spans
-from actlake.capture.model import load_model
-from actlake.store.catalog import load_catalog
-from actlake.store.errors import LakeError
+from actlake.capture.model.describe import check_models, describe, find_specs, lines, spans
+from actlake.capture.model.load import load_model
+from actlake.cli import main
+from actlake.store.core.catalog import load_catalog
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -127,7 +127,7 @@ def check(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str,
         )
         capsys.readouterr()
         try:
-            cli.main()
+            main.main()
         except SystemExit as stop:
             return (int(stop.code or 0), *capsys.readouterr())
         return (0, *capsys.readouterr())

@@ -8,13 +8,13 @@ import actlake
 import pytest
 import tiny
 import torch
-from actlake.analyze import device
-from actlake.capture.model import load_model
-from actlake.capture.ranks import Rank
-from actlake.queries.check import doctor_lines
-from actlake.queries.kit import Kit
-from actlake.store.captures import Capture, find_capture
-from actlake.store.errors import LakeError
+from actlake.analyze.core import device
+from actlake.capture.model.load import load_model
+from actlake.capture.run.ranks import Rank
+from actlake.cli.check import doctor_lines
+from actlake.queries.engine.context import Context
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.errors import LakeError
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 )
 def test_auto_is_the_best_that_is_here(machine, lake, cuda: int, mps: bool, best: str) -> None:
     machine(cuda, mps)
-    assert device.pick() == device.pick("auto") == Kit(lake).device == best
+    assert device.pick() == device.pick("auto") == Context(lake).device == best
     assert device.pick("cpu") == "cpu"
 
 
@@ -77,7 +77,7 @@ def test_doctor_names_the_device_of_auto(tmp_path: Path) -> None:
 
 def test_modules_of_kernels_need_no_import_of_their_own() -> None:
     code = (
-        "import sys, actlake; print('torch' in sys.modules); actlake.analyze.split.fold_of; print(callable(actlake.analyze.lazy.lens),"
+        "import sys, actlake; print('torch' in sys.modules); actlake.analyze.tuned.folds.fold_of; print(callable(actlake.analyze.lazy.lens),"
         " 'lens' in dir(actlake.analyze), hasattr(actlake.analyze, 'nothing'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from actlake import cli
-from actlake.capture.model import load_model
-from actlake.store.errors import LakeError
+from actlake.capture.model.load import load_model
+from actlake.cli import main
+from actlake.store.core.errors import LakeError
 from transformers import AutoModelForCausalLM
 
 accelerate = pytest.importorskip("accelerate")
@@ -92,7 +92,7 @@ def test_what_is_refused(tmp_path, llama, options, says):
 
 
 def test_without_accelerate(llama, monkeypatch):
-    monkeypatch.setattr("actlake.capture.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("actlake.capture.checkpoint.loading.find_spec", lambda name: None)
     with pytest.raises(LakeError, match="--device-map needs the package accelerate: pip install accelerate"):
         load_model(llama.it, device_map="auto")
 
@@ -119,7 +119,7 @@ def test_commands_pass_it_on(tmp_path, llama, monkeypatch, capsys):
         asked.append(device_map)
         return load_model(spec, *args, device_map=device_map, **options)
 
-    for place in ("pair", "describe", "model"):
+    for place in ("streams.capture_pair", "model.describe", "model.load"):
         monkeypatch.setattr(f"actlake.capture.{place}.load_model", load)
     for words in (
         ["capture", "llama", "it", "--prompts", "tiny", "--max-new-tokens", "2"],
@@ -128,7 +128,7 @@ def test_commands_pass_it_on(tmp_path, llama, monkeypatch, capsys):
     ):
         monkeypatch.setattr(sys, "argv", ["actlake", *words, "--device-map", "auto", "--catalog", str(tmp_path / "catalog.yaml")])  # fmt: skip
         try:
-            cli.main()
+            main.main()
         except SystemExit as stop:
             assert not stop.code
         assert asked.pop() == "auto"

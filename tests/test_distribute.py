@@ -15,21 +15,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.cli import app
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.queries import distribute, probes, scheduler, sweep
-from actlake.queries.build import ensure
-from actlake.queries.distribute import Cluster, runs_of
-from actlake.queries.kit import Scope
-from actlake.store import parts
-from actlake.store.captures import find_capture
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.move import move
-from actlake.store.origin import Origin
-from actlake.store.parts import part_writer, read_part
-from actlake.store.plan import Wish
-from actlake.store.sync import Planner, origin_of
+from actlake.queries.cluster import cluster as distribute
+from actlake.queries.cluster import scheduler
+from actlake.queries.cluster.cluster import Cluster, runs_of
+from actlake.queries.engine import passes, task_parts
+from actlake.queries.engine.context import Scope
+from actlake.queries.engine.task_parts import part_writer, read_part
+from actlake.queries.makers import ensure
+from actlake.queries.tables import probe_choice
+from actlake.store.captures.reader import find_capture
+from actlake.store.core.errors import LakeError
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move
+from actlake.store.format.paths import Layout
+from actlake.store.remote.store import Origin
 from distributed import Client, LocalCluster, WorkerPlugin
 from typer.testing import CliRunner
 
@@ -43,7 +45,7 @@ class Quick(WorkerPlugin):
         self.recipe = recipe
 
     def setup(self, worker):
-        from actlake.queries import probes as there
+        from actlake.queries.tables import probe_choice as there
 
         there.DEFAULT = self.recipe
 
@@ -55,7 +57,7 @@ def client():
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True) as cluster,
         Client(cluster) as found,
     ):
-        found.register_plugin(Quick(probes.DEFAULT))
+        found.register_plugin(Quick(probe_choice.DEFAULT))
         yield found
 
 
@@ -70,7 +72,7 @@ def source(tmp_path_factory, llama) -> Layout:
 @pytest.fixture
 def small(monkeypatch):
     """Blocks, row groups and tasks so small that a tiny capture has many."""
-    monkeypatch.setattr(sweep, "BLOCK_BYTES", 40_000)
+    monkeypatch.setattr(passes, "BLOCK_BYTES", 40_000)
     monkeypatch.setattr(distribute, "TASK_BYTES", 150_000)
 
 
@@ -124,7 +126,7 @@ def local(source, tmp_path_factory) -> dict[str, bytes]:
     """The raw lens of the native captures by one process."""
     here = copy_of(source, tmp_path_factory.mktemp("local") / "lake")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "BLOCK_BYTES", 40_000)
+        patch.setattr(passes, "BLOCK_BYTES", 40_000)
         ensure(here, [("lens", "raw", scope(here, "native"))])
     return made(here)
 
@@ -197,7 +199,7 @@ def test_one_that_takes_too_long_is_helped(source, tmp_path, client, small, loca
         import time
         from pathlib import Path
 
-        from actlake.queries import worker
+        from actlake.queries.cluster import worker
 
         share = worker.part_file
 
@@ -331,7 +333,7 @@ def test_a_plan_stays_small(prompts):
     feed = SimpleNamespace(offset=np.arange(prompts + 1) * 500, bytes_per_token=4 * 34 * 4096)
     runs = runs_of([feed])
     blocks = [block for run in runs for block in run]
-    assert blocks == list(sweep.prompt_blocks([feed])) and all(runs)  # every block once, in order
+    assert blocks == list(passes.prompt_blocks([feed])) and all(runs)  # every block once, in order
     assert len(runs) <= 4096 and len(runs) >= min(4096, prompts * 500 * feed.bytes_per_token // distribute.TASK_BYTES)
     sizes = [(run[-1].stop - run[0].start) for run in runs]
     assert max(sizes) <= 2 * min(sizes) or len(runs) <= 7
@@ -372,7 +374,7 @@ def test_parts_come_back_as_they_were(tmp_path):
 
 
 def test_a_part_that_breaks_off_is_not_there(tmp_path):
-    file = parts.part_file(tmp_path / "x.parquet", "plan", range(3))
+    file = task_parts.part_file(tmp_path / "x.parquet", "plan", range(3))
     with pytest.raises(FileNotFoundError), part_writer(file):
         pass
     file.parent.mkdir()
@@ -380,13 +382,13 @@ def test_a_part_that_breaks_off_is_not_there(tmp_path):
         add({"x": np.arange(3)})
         raise RuntimeError
     assert list(file.parent.iterdir()) == []
-    parts.drop_parts(tmp_path / "x.parquet")
+    task_parts.drop_parts(tmp_path / "x.parquet")
     assert not file.parent.exists()
 
 
 def test_workers_with_nothing_in_common_but_a_bucket(source, local, small, bucket, tmp_path):
     """Each worker has a mirror of its own; the tables in the bucket are, byte for byte, those of one process and a folder."""
-    move(Planner(origin_of(source), origin_of(f"{bucket}/lake"), Wish()).plan())
+    move(Planner(origin_of(source), origin_of(f"{bucket}/lake"), Selection()).plan())
 
     def apart(folder: str) -> None:
         os.environ["ACTLAKE_CACHE"] = f"{folder}/{os.getpid()}"

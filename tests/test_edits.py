@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze.directions import matched_units, random_units, rotated_units
-from actlake.capture.edits import (
+from actlake.analyze.residual.directions import matched_units, random_units, rotated_units
+from actlake.capture.edit.edits import (
     BoundaryPatch,
     Edit,
     Graft,
@@ -22,12 +22,12 @@ from actlake.capture.edits import (
     Zero,
     edited,
 )
-from actlake.capture.model import Model, load_model
-from actlake.capture.replay import Start, load_late, load_mlps, open_start, replay_whole
-from actlake.capture.suffix import Donor, load_donor
-from actlake.store.captures import Capture
-from actlake.store.catalog import StreamSpec, load_catalog
-from actlake.store.errors import LakeError
+from actlake.capture.edit.replay import Start, load_late, load_mlps, open_start, replay_whole
+from actlake.capture.model.load import Model, load_model
+from actlake.capture.model.partial import Donor, load_donor
+from actlake.store.captures.reader import Capture
+from actlake.store.core.catalog import StreamSpec, load_catalog
+from actlake.store.core.errors import LakeError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze.delta import added, delta
-from actlake.capture.model import head_arrays, load_model
-from actlake.capture.structure import discover
-from actlake.store.captures import Capture, find_capture
-from actlake.store.errors import LakeError
-from actlake.store.models import read_head
+from actlake.analyze.residual.delta import added, delta
+from actlake.capture.model.load import head_arrays, load_model
+from actlake.capture.model.structure import discover
+from actlake.store.artifacts.models import read_head
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.errors import LakeError
 from transformers import AutoModelForCausalLM
 
 # One of each kind that is unlike a Llama.

@@ -11,18 +11,18 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from actlake.analyze.head import Head
-from actlake.analyze.topk import exchanged
-from actlake.analyze.word_class import COLLAPSED, GROUPS, alone, in_context
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.topk import exchanged
+from actlake.analyze.text.word_class import COLLAPSED, GROUPS, alone, in_context
 from actlake.lake import Lake
-from actlake.queries.build import ensure, jobs_of
-from actlake.queries.kit import Kit, Scope
-from actlake.queries.registry import find, published
-from actlake.store.catalog import ModelSpec, PairSpec
-from actlake.store.errors import LakeError
-from actlake.store.foreign import add_table
-from actlake.store.layout import Layout
-from actlake.store.streams import read_stream
+from actlake.queries.engine.context import Context, Scope
+from actlake.queries.makers import ensure, jobs_of
+from actlake.queries.rows.registry import find, published
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.core.catalog import ModelSpec, PairSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.tables.imported import add_table
 from hypothesis import given
 from hypothesis import strategies as st
 from test_graft_rows import WINDOWS, Whole, catalog, scope, table
@@ -66,7 +66,7 @@ def test_exchanged_is_a_difference_of_sets(tokens: int, boundaries: int, vocab: 
 def test_exchanged_in_slices_and_bad_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     head, before, after = tiny.head(4, 50), torch.randn(6, 2, 4), torch.randn(6, 2, 4)
     whole = exchanged(head, before, after, torch.zeros(50, dtype=torch.int64))
-    monkeypatch.setattr("actlake.analyze.topk.LOGITS", 150)
+    monkeypatch.setattr("actlake.analyze.lens.topk.LOGITS", 150)
     sliced = exchanged(head, before, after, torch.zeros(50, dtype=torch.int64))
     assert all(np.array_equal(whole[name], sliced[name]) for name in whole) and whole["entered"].sum()
     for bad in ((before[:5], after, torch.zeros(50)), (before, after, torch.zeros(49))):
@@ -244,8 +244,8 @@ def test_a_vocabulary_from_elsewhere_is_told_by_its_pair(tmp_path: Path) -> None
     layout = Layout.open(tmp_path / "lake", create=True)
     need = ("vocab", "", Scope("theirs", {"pt": "teacher-a", "it": "teacher-b"}, "teacher"))
     with pytest.raises(LakeError, match="`actlake table add vocab FILE --pair theirs`"):
-        jobs_of(Kit(layout), need)
+        jobs_of(Context(layout), need)
     rows = pd.DataFrame({"token_id": [0, 1], "token_text": ["a", "b"], "word_class": ["FUNCTION", "CONTENT"]})
     rows.to_csv(tmp_path / "vocab.csv", index=False)
     assert add_table(layout, "vocab", tmp_path / "vocab.csv", pair="theirs").rows == 2
-    assert jobs_of(Kit(layout), need) == []
+    assert jobs_of(Context(layout), need) == []

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from actlake.analyze.head import Head
-from actlake.analyze.split import fold_of
-from actlake.analyze.topk import churn, top_k
+from actlake.analyze.lens.head import Head
+from actlake.analyze.lens.topk import churn, top_k
+from actlake.analyze.tuned.folds import fold_of
 from actlake.lake import Lake
-from actlake.store.catalog import PairSpec, ProfileSpec, StreamSpec
-from actlake.store.errors import LakeError
-from actlake.store.probes import list_probes, read_probes
-from actlake.store.streams import read_stream
+from actlake.store.artifacts.probes import list_probes, read_probes
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.core.catalog import PairSpec, ProfileSpec, StreamSpec
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -184,7 +184,7 @@ def test_churn_in_slices_and_of_a_small_vocabulary(monkeypatch: pytest.MonkeyPat
     resid = r.normal(size=(11, 3, 4)).astype(np.float32)
     head = Head(torch.tensor(r.normal(size=(50, 4)), dtype=torch.float32), torch.ones(4))
     whole = churn(head, resid)
-    monkeypatch.setattr("actlake.analyze.topk.LOGITS", 400)
+    monkeypatch.setattr("actlake.analyze.lens.topk.LOGITS", 400)
     assert np.array_equal(churn(head, resid), whole) and 0 < whole.mean() < 1
     assert (churn(Head(torch.eye(4)[:3], torch.ones(4)), resid) == 0).all()  # three tokens: always the same ones
     with pytest.raises(ValueError, match="2 boundaries or more"):

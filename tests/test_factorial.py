@@ -16,17 +16,17 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from actlake.analyze.choice import choose
-from actlake.capture import replay
-from actlake.capture.replay import load_late, open_start, replay_whole
+from actlake.analyze.residual.two_tokens import choose
+from actlake.capture.edit import replay
+from actlake.capture.edit.replay import load_late, open_start, replay_whole
 from actlake.lake import Lake
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import PairSpec, load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.foreign import add_table
-from actlake.store.layout import Layout
-from actlake.store.streams import read_stream
-from actlake.store.tables import VIEWS
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import PairSpec, load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.tables.imported import add_table
+from actlake.store.tables.sql import VIEWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

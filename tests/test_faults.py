@@ -15,18 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.store.captures import find_capture
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.layout import Layout
-from actlake.store.move import write_index
-from actlake.store.origin import Origin
-from actlake.store.outputs import read_condition
-from actlake.store.parquet import parquet_writer, read_parquet
-from actlake.store.records import read_record
-from actlake.store.streams import read_stream, stream_records
-from actlake.store.tables import connect, write_table
-from actlake.store.verdicts import VerdictStore
-from actlake.store.verify import verify
+from actlake.store.artifacts.streams import read_stream, stream_records
+from actlake.store.artifacts.texts import read_condition
+from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.captures.reader import find_capture
+from actlake.store.captures.verify import verify
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.exchange.transfer import write_index
+from actlake.store.format.parquet import parquet_writer, read_parquet
+from actlake.store.format.paths import Layout
+from actlake.store.format.records import read_record
+from actlake.store.remote.store import Origin
+from actlake.store.tables.sql import connect, write_table
 from proxy import KINDS, bad_network
 from servers import served
 
@@ -66,7 +66,7 @@ def test_clocks_that_jump(work):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_network(work, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("actlake.store.origin.PAUSES", (0.01,) * 6)
+    monkeypatch.setattr("actlake.store.remote.store.PAUSES", (0.01,) * 6)
     shutil.copytree(work.victim.root, tmp_path / "www" / "lake")
     write_index(Origin(tmp_path / "www" / "lake"))
     tally, rng = drill.Tally("web"), random.Random(2)
@@ -141,7 +141,7 @@ def test_the_checksum_does_not_depend_on_how_a_file_is_read(tmp_path, monkeypatc
         with parquet_writer(tmp_path / name, schema) as writer:
             writer.write_table(pa.table({"x": range(300)}, schema))
         assert read_parquet(tmp_path / name, schema).num_rows == 300
-        monkeypatch.setattr("actlake.store.parquet.BLOCK", block)
+        monkeypatch.setattr("actlake.store.format.parquet.BLOCK", block)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
 
 
@@ -199,7 +199,7 @@ def test_verify_finds_another_provenance(lake_copy):
 
 
 def test_directions_of_another_recipe_are_refused(work):
-    from actlake.store.directions import read_directions
+    from actlake.store.artifacts.directions import read_directions
 
     lake = Layout.open(work.copy("records"))
     marker = next(lake.root.glob("directions/*/*.json"))

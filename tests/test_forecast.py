@@ -10,19 +10,20 @@ import pytest
 import tiny
 import torch
 import zarr
-from actlake import cli
-from actlake.capture import rows, run
-from actlake.capture.forecast import Forecast, forecast, shape_of
-from actlake.capture.model import load_model
-from actlake.capture.pair import Options, find_prompts
-from actlake.capture.prompts import PromptSet
-from actlake.store.captures import find_capture
-from actlake.store.catalog import PairSpec, ProfileSpec, StreamSpec, load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.manifest import read_manifest
-from actlake.store.models import read_head
-from actlake.store.schema import VARIABLES
+from actlake.capture.model.load import load_model
+from actlake.capture.run import shard_buffers
+from actlake.capture.run.capture import capture
+from actlake.capture.streams.capture_pair import Options, find_prompts
+from actlake.capture.streams.estimate import Forecast, forecast, shape_of
+from actlake.capture.streams.prompts import PromptSet
+from actlake.cli import main
+from actlake.store.artifacts.models import read_head
+from actlake.store.captures.manifest import read_manifest
+from actlake.store.captures.reader import find_capture
+from actlake.store.core.catalog import PairSpec, ProfileSpec, StreamSpec, load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.core.schema import VARIABLES
+from actlake.store.format.paths import Layout
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -147,9 +148,9 @@ def test_memory_is_what_a_capture_takes(tmp_path, monkeypatch, family, profile):
         buffers.append(buffer(*args, **options))
         return buffers[-1]
 
-    read, buffer = run.read, rows.buffer
-    monkeypatch.setattr(run, "read", watched)
-    monkeypatch.setattr(rows, "buffer", counted)
+    read, buffer = capture.read, shard_buffers.buffer
+    monkeypatch.setattr(capture, "read", watched)
+    monkeypatch.setattr(shard_buffers, "buffer", counted)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, profile=profile, variants=("it",))
     size = foreseen(pair, tiny.NATIVE, tiny.prompt_set(), profile, layout).size
     assert 1 <= size.device / max(peaks) < 2
@@ -168,7 +169,7 @@ def test_nothing_is_loaded_and_nothing_written(tmp_path, llama, monkeypatch):
     def never(*_, **__):
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr("actlake.capture.pair.load_model", never)
+    monkeypatch.setattr("actlake.capture.streams.capture_pair.load_model", never)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", never)
     layout = Layout.open(tmp_path / "lake", create=True)
     before = tiny.tree(tmp_path)
@@ -217,8 +218,8 @@ def test_what_a_capture_would_refuse(llama, change, says):
 @pytest.fixture
 def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run `actlake plan ...` with a catalog of the llama pair; returns exit code, standard output, standard error."""
-    rows = "".join(json.dumps({"id": row[0], "text": row[2]}) + "\n" for row in tiny.TEXTS)
-    (tmp_path / "set.jsonl").write_text(rows)
+    shard_buffers = "".join(json.dumps({"id": row[0], "text": row[2]}) + "\n" for row in tiny.TEXTS)
+    (tmp_path / "set.jsonl").write_text(shard_buffers)
     (tmp_path / "catalog.yaml").write_text(
         f"pairs:\n  llama:\n    pt: {{path: {llama.pt.path}}}\n    it: {{path: {llama.it.path}}}\n"
         "prompts:\n  tiny: {path: set.jsonl}\nlakes:\n  default: lake\n"
@@ -228,20 +229,20 @@ def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, 
         monkeypatch.setattr(sys, "argv", ["actlake", *words, "--catalog", str(tmp_path / "catalog.yaml")])
         capsys.readouterr()
         try:
-            cli.main()
+            main.main()
         except SystemExit as stop:
             return (int(stop.code or 0), *capsys.readouterr())
         return (0, *capsys.readouterr())
 
-    return run
+    return capture
 
 
 def test_command_prints_a_row_for_each_capture(plan, tmp_path):
     code, out, _ = plan("plan", "llama", "--prompts", "tiny", "--stream", "raw", "--stream", "native")
     lines, profiles = out.splitlines(), list(load_catalog().profiles)
-    rows = [f"llama/{v} {s} {p} " for v in ("pt", "it") for s in ("raw", "native") for p in profiles]
-    assert code == 0 and sum("at most" in line for line in lines) == len(rows) >= 12
-    assert all(sum(line.startswith(row) for line in lines) == 1 for row in rows)
+    shard_buffers = [f"llama/{v} {s} {p} " for v in ("pt", "it") for s in ("raw", "native") for p in profiles]
+    assert code == 0 and sum("at most" in line for line in lines) == len(shard_buffers) >= 12
+    assert all(sum(line.startswith(row) for line in lines) == 1 for row in shard_buffers)
     assert "once a model" in out and not (tmp_path / "lake").exists()
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from actlake.cli import app
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.queries.registry import POOLS, published
-from actlake.store.errors import LakeError
-from actlake.store.foreign import add_table
-from actlake.store.layout import Layout
-from actlake.store.tables import connect
+from actlake.queries.rows.registry import POOLS, published
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.tables.imported import add_table
+from actlake.store.tables.sql import connect
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner

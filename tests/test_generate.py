@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze.directions import matched_units, random_units
-from actlake.capture.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero, edited
-from actlake.capture.generate import decode, decoded, nats
-from actlake.capture.model import load_model
-from actlake.capture.replay import open_start, replay_whole
-from actlake.capture.suffix import load_donor, load_suffix
-from actlake.capture.tokens import encode
+from actlake.analyze.residual.directions import matched_units, random_units
+from actlake.capture.checkpoint.tokens import encode
+from actlake.capture.edit.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero, edited
+from actlake.capture.edit.replay import open_start, replay_whole
+from actlake.capture.model.load import load_model
+from actlake.capture.model.partial import load_donor, load_suffix
+from actlake.capture.streams.greedy import decode, decoded, nats
 from transformers import AutoModelForCausalLM, LogitsProcessor
 
 NEW, WIDTH, BLOCKS = 8, 32, (1, 2)

@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from actlake.analyze.scores import boundary_tokens, reclassified
-from actlake.capture.prompts import Prompt, PromptSet, canonical_bytes
+from actlake.analyze.text.scores import boundary_tokens, reclassified
+from actlake.capture.streams.prompts import Prompt, PromptSet, canonical_bytes
 from actlake.lake import Lake
-from actlake.queries import answer as answers
-from actlake.queries import estimates
-from actlake.queries.kit import Scope
-from actlake.queries.panels import reference, split
-from actlake.queries.registry import find
-from actlake.queries.sweeps import Shape, settings
-from actlake.store.catalog import PairSpec, default_windows
-from actlake.store.layout import Layout
-from actlake.store.tables import connect, write_table
+from actlake.queries.answer import estimates
+from actlake.queries.answer.asking import answer as answers
+from actlake.queries.engine.context import Scope
+from actlake.queries.figures.panels import reference, split
+from actlake.queries.generation.sweeps import Shape, settings
+from actlake.queries.rows.registry import find
+from actlake.store.core.catalog import PairSpec, default_windows
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import connect, write_table
 from made import answer, row
 from scipy.stats import spearmanr
 from test_graft_rows import catalog

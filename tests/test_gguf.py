@@ -14,16 +14,16 @@ pytest.importorskip("accelerate")
 pytest.importorskip("gguf")
 
 import ggufs
-from actlake import cli
-from actlake.capture import gguf
-from actlake.capture.describe import check_models, describe, lines
-from actlake.capture.forecast import forecast
-from actlake.capture.model import identify, load_model
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import ModelSpec, PairSpec, load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.files import hash_file
-from actlake.store.models import read_model
+from actlake.capture.checkpoint import gguf
+from actlake.capture.model.describe import check_models, describe, lines
+from actlake.capture.model.load import identify, load_model
+from actlake.capture.streams.estimate import forecast
+from actlake.cli import main
+from actlake.store.artifacts.models import read_model
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import ModelSpec, PairSpec, load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.core.files import hash_file
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 
@@ -100,7 +100,7 @@ def test_commands_take_a_gguf_file(tmp_path, folder, monkeypatch, capsys):
     def run(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["actlake", *words, "--catalog", str(tmp_path / "catalog.yaml")])
         capsys.readouterr()
-        cli.main()
+        main.main()
         return capsys.readouterr().out
 
     def ok(*words: str) -> str:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from actlake.capture.gold import agreement, gold_items, read_gold
-from actlake.capture.judge import UNJUDGED, Item, Verdict
-from actlake.capture.rubrics import read_rubrics
-from actlake.store.errors import LakeError
+from actlake.judge.agreement import agreement, gold_items, read_gold
+from actlake.judge.judge import UNJUDGED, Item, Verdict
+from actlake.judge.rubrics import read_rubrics
+from actlake.store.core.errors import LakeError
 
 RUBRICS = read_rubrics()
 HEADER = "id,rubric,reply,value\n"

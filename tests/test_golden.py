@@ -18,7 +18,7 @@ def test_the_golden_lake_is_what_it_was() -> None:
 
 
 def test_golden_json_has_all_rows_pairs_and_kinds() -> None:
-    from actlake.queries.registry import queries
+    from actlake.queries.rows.registry import queries
 
     names = golden.recorded()["entries"].keys()
     assert {name.split("/")[1] for name in names if name.startswith("answers/")} == queries().keys()

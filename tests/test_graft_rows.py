@@ -13,17 +13,18 @@ import pytest
 import tiny
 import torch
 from actlake.lake import Lake
-from actlake.queries import graft, replays, sweep
-from actlake.queries.build import ensure
-from actlake.queries.kit import Kit, Scope
-from actlake.queries.probes import choose
-from actlake.store.captures import find_capture
-from actlake.store.catalog import PairSpec
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.models import read_head
-from actlake.store.streams import read_stream
-from actlake.store.tables import connect
+from actlake.queries.engine import passes
+from actlake.queries.engine.context import Context, Scope
+from actlake.queries.makers import ensure
+from actlake.queries.replayed import graft, replays
+from actlake.queries.tables.probe_choice import choose
+from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import find_capture
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import connect
 from test_observed_rows import texts
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -209,7 +210,7 @@ def test_tuned_rows_read_everything_through_the_hosts_probes(lakes: Callable, pa
     found = table(lake.layout, "FROM graft WHERE condition = 'D_mid' AND lens = 'tuned' AND layer >= 0")
     assert found[["js_host", "js_target"]].isna().all(axis=None)
     host = ("llama", "it", names.streams["it"])
-    chosen = choose(Kit(lake.layout), host)
+    chosen = choose(Context(lake.layout), host)
     streams = {v: read_stream(lake.layout, names.streams[v]) for v in ("pt", "it")}
     real = torch.from_numpy(read_head(lake.layout, "llama", "it")[0]["real_token"])
     for prompt, prompt_id in enumerate(streams["it"].prompt_ids):
@@ -240,7 +241,7 @@ def test_the_hosts_own_mlps_change_nothing_and_blocks_may_be_small(
     twins = replace(pair, it=replace(pair.it, path=pair.pt.path))
     layout = tiny.capture(tmp_path / "lake", twins, tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12)))
     names = scope(layout, "llama")
-    monkeypatch.setattr(sweep, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(passes, "BLOCK_BYTES", 20_000)
     needs = [("graft", kind, names) for kind in SIX] + [("lens", "raw", names), ("pair_lens", "", names)]
     ensure(layout, [*needs, ("delta", "", names)], catalog=catalog(tmp_path, twins))
     both = table(
@@ -520,9 +521,9 @@ def test_what_is_missing_is_named(tmp_path: Path, pairs: Callable) -> None:
     refused(Lake(layout.root, catalog=file), "Run `actlake capture llama --stream teacher --prompts tiny`")
     native = scope(layout, "llama", "native")
     with pytest.raises(LakeError, match="are different answers; .*`actlake capture llama --stream teacher`"):
-        graft.graft_table(Kit(layout, catalog=file), native, "B_late")
+        graft.graft_table(Context(layout, catalog=file), native, "B_late")
     with pytest.raises(LakeError, match="expected B .* or D"):
-        graft.graft_table(Kit(layout, catalog=file), native, "A_late")
+        graft.graft_table(Context(layout, catalog=file), native, "A_late")
     tiny.capture(layout.root, pair, tiny.TEACHER, prompts=prompts)
     refused(Lake(layout.root), "model llama/pt: no weights found; looked in")
     wrong = catalog(tmp_path / "wrong", pair, "late: [2, 9]")

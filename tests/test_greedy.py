@@ -6,13 +6,13 @@ import shutil
 import pytest
 import tiny
 import torch
-from actlake.capture.generate import decode
-from actlake.capture.model import load_model
-from actlake.capture.stops import declared
-from actlake.capture.tokens import encode
-from actlake.store.captures import Capture, find_capture
-from actlake.store.errors import LakeError
-from actlake.store.streams import read_stream
+from actlake.capture.checkpoint.stops import declared
+from actlake.capture.checkpoint.tokens import encode
+from actlake.capture.model.load import load_model
+from actlake.capture.streams.greedy import decode
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.errors import LakeError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 NEW = 6

@@ -33,7 +33,7 @@ def helps() -> str:
 def here() -> str:
     """The same, as this process shows it."""
     import typer
-    from actlake.cli import app
+    from actlake.cli.main import app
     from typer.testing import CliRunner
 
     parts = []
@@ -53,7 +53,7 @@ def test_help_is_what_it_was() -> None:
 
 def test_every_command_is_in_it_and_explains_itself() -> None:
     import typer
-    from actlake.cli import app
+    from actlake.cli.main import app
 
     known = commands(typer.main.get_command(app), "actlake")
     assert [line[5:-7] for line in FILE.read_text(encoding="utf-8").splitlines() if line.startswith("==== ")] == list(

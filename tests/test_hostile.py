@@ -23,28 +23,28 @@ import pandas as pd
 import pytest
 import tiny
 import zarr
-from actlake import cli
-from actlake.capture.prompts import read_prompts
-from actlake.capture.rubrics import read_rubrics
+from actlake.capture.streams.prompts import read_prompts
+from actlake.cli import main
+from actlake.judge.rubrics import read_rubrics
 from actlake.lake import Lake
-from actlake.queries.lock import read_lock
-from actlake.queries.registry import parse
-from actlake.queries.report import page
-from actlake.store.captures import Capture, list_captures, open_capture
-from actlake.store.catalog import load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.files import read_json
-from actlake.store.layout import Layout
-from actlake.store.models import read_head
-from actlake.store.move import write_index
-from actlake.store.npz import read_npz
-from actlake.store.origin import Origin
-from actlake.store.probes import probes_table, read_probes
-from actlake.store.shards import Grid
-from actlake.store.streams import read_stream
-from actlake.store.tables import connect
-from actlake.store.verify import verify
-from actlake.store.writer import create_capture, prompt_file, write_prompts
+from actlake.queries.answer.lock import read_lock
+from actlake.queries.figures.page import page
+from actlake.queries.rows.registry import parse
+from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.probes import probes_table, read_probes
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, list_captures, open_capture
+from actlake.store.captures.verify import verify
+from actlake.store.captures.writer import create_capture, prompt_file, write_prompts
+from actlake.store.core.catalog import load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.core.files import read_json
+from actlake.store.exchange.transfer import write_index
+from actlake.store.format.npz import read_npz
+from actlake.store.format.paths import Layout
+from actlake.store.format.shards import Grid
+from actlake.store.remote.store import Origin
+from actlake.store.tables.sql import connect
 from servers import served
 from test_store_capture import made_template
 from test_sync import carry
@@ -705,8 +705,8 @@ def test_what_a_terminal_would_act_on_is_not_sent_to_it(stranger):
         path / "zarr.json", lambda r: r["attributes"].update(note="\x1b]0;owned\x07[red]x\x9b2J\u202e"), stranger.root
     )
     run = CliRunner().invoke
-    show = run(cli.app, ["show", f"llama/it/{path.stem}", "--lake", str(stranger.root)])
-    sql = run(cli.app, ["sql", "SELECT '\x1b[2J' || chr(27) AS x FROM captures", "--lake", str(stranger.root)])
+    show = run(main.app, ["show", f"llama/it/{path.stem}", "--lake", str(stranger.root)])
+    sql = run(main.app, ["sql", "SELECT '\x1b[2J' || chr(27) AS x FROM captures", "--lake", str(stranger.root)])
     for done, text in ((show, "]0;owned"), (sql, "[2J")):
         assert done.exit_code == 0 and text in done.output
         assert not {

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tiny
 from actlake.lake import Lake
-from actlake.store.captures import Capture, find_capture
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.move import move
-from actlake.store.origin import Origin
-from actlake.store.plan import Wish
-from actlake.store.sync import Planner, origin_of
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.errors import LakeError
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move
+from actlake.store.format.paths import Layout
+from actlake.store.remote.store import Origin
 from aiohttp import web
 from servers import Web
 
@@ -108,7 +108,7 @@ def test_only_the_bytes_that_are_asked_for_are_sent(hub, captured):
 
 
 def test_a_lake_is_pulled_from_the_hub(hub, captured, tmp_path):
-    move(Planner(origin_of("hf://datasets/org/lake@v1"), origin_of(str(tmp_path / "copy")), Wish()).plan())
+    move(Planner(origin_of("hf://datasets/org/lake@v1"), origin_of(str(tmp_path / "copy")), Selection()).plan())
     for file in (tmp_path / "copy").rglob("*"):
         if file.is_file():
             assert file.read_bytes() == (captured.root / file.relative_to(tmp_path / "copy")).read_bytes()
@@ -121,7 +121,7 @@ def test_what_the_hub_lacks_or_refuses_is_told_at_once(hub, captured):
     with pytest.raises(LakeError, match=r"no lake at hf://datasets/org/other \(no lake.json\)"):
         Layout.open("hf://datasets/org/other")
     with pytest.raises(LakeError, match="hf:// is read-only here"):
-        move(Planner(origin_of(captured), origin_of("hf://datasets/org/lake/new"), Wish()).plan())
+        move(Planner(origin_of(captured), origin_of("hf://datasets/org/lake/new"), Selection()).plan())
     place = Origin("hf://datasets/org/lake")
     assert place.entry("lake.json")
     hub.failures += [403] * 20
@@ -134,7 +134,7 @@ def test_the_command_reads_the_hub(hub, captured, tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from actlake.cli import main; main()",
+        "from actlake.cli.main import main; main()",
         "ls",
         "--lake",
         "hf://datasets/org/lake",

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 from actlake.lake import Lake
-from actlake.store.catalog import load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
+from actlake.store.core.catalog import load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 
 ROOT = Path(__file__).parent.parent
 DRIVERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["intake.drivers"]
@@ -78,5 +78,5 @@ def test_the_packaged_catalog_has_a_source_for_each_lake() -> None:
 
 
 def test_actlake_does_without_intake() -> None:
-    code = "import sys; sys.modules['intake'] = None; import actlake.cli, actlake.lake; assert 'actlake.intake_driver' not in sys.modules"
+    code = "import sys; sys.modules['intake'] = None; import actlake.cli.main, actlake.lake; assert 'actlake.intake_driver' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,12 +22,12 @@ import httpx2
 import pytest
 import serving
 import tiny
-from actlake.capture.endpoint import Patience
-from actlake.capture.judge import UNJUDGED, Cost, Item, Judge, Verdict, escalate, summary
-from actlake.capture.rubrics import Rubric, pair_swapped, read_rubrics
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.layout import Layout
-from actlake.store.verdicts import VerdictStore
+from actlake.judge.client import Patience
+from actlake.judge.judge import UNJUDGED, Cost, Item, Judge, Verdict, escalate, summary
+from actlake.judge.rubrics import Rubric, pair_swapped, read_rubrics
+from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.format.paths import Layout
 
 KEY = "sk-test-0123456789abcdef"
 QUICK = Patience(timeout=30, tries=3, pause=0.01, longest_pause=3)
@@ -338,9 +338,9 @@ def test_escalation_goes_on_without_some_verdicts(lake: Layout, server: str, rub
 RUN = """
 import sys
 from pathlib import Path
-from actlake.capture.judge import Item, Judge
-from actlake.capture.rubrics import read_rubrics
-from actlake.store.layout import Layout
+from actlake.judge.judge import Item, Judge
+from actlake.judge.rubrics import read_rubrics
+from actlake.store.format.paths import Layout
 lake, rubrics, url, *words = sys.argv[1:]
 judge = Judge(Layout.open(lake), read_rubrics(rubrics), url, "it", workers=1, part=2)
 judge.judge([Item("KIND", {"id": "p", "text": "a"}, word) for word in words])
@@ -413,5 +413,5 @@ def test_damaged_verdicts_are_named(lake: Layout, rubrics: dict[str, Rubric]) ->
 
 
 def test_nothing_of_the_judge_is_loaded_unless_one_judges() -> None:
-    code = "import sys, actlake.cli; bad = {f'actlake.capture.{n}' for n in ('judge', 'endpoint', 'gold')}; assert not bad & set(sys.modules)"
+    code = "import sys, actlake.cli.main; bad = {f'actlake.judge.{n}' for n in ('judge', 'client', 'agreement')}; assert not bad & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

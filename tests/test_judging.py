@@ -10,14 +10,14 @@ import httpx2
 import pytest
 import serving
 import tiny
-from actlake.capture.judge import Item, Verdict
-from actlake.cli import app
-from actlake.queries.build import ensure
-from actlake.queries.judging import Judged, JudgedTable, judge_sweep, rubrics_of
-from actlake.queries.kit import Kit
-from actlake.queries.scores import scope_of
-from actlake.store.errors import LakeError
-from actlake.store.tables import connect
+from actlake.cli.main import app
+from actlake.judge.judge import Item, Verdict
+from actlake.queries.engine.context import Context
+from actlake.queries.generation.judging import Judged, JudgedTable, judge_sweep, rubrics_of
+from actlake.queries.generation.scores import scope_of
+from actlake.queries.makers import ensure
+from actlake.store.core.errors import LakeError
+from actlake.store.tables.sql import connect
 from test_graft_rows import catalog
 from typer.testing import CliRunner
 
@@ -73,7 +73,7 @@ def command(made, *words, answer=None):
 
 def test_a_sweep_is_judged_once(made, server, judged_by, monkeypatch):
     layout, where, _ = made
-    kit = Kit(layout, catalog=where)
+    kit = Context(layout, catalog=where)
     scope = scope_of(kit, "llama")
     with pytest.raises(LakeError, match="its replies are not there yet: `actlake generate llama --sweep exp12`"):
         JudgedTable(kit, scope, "exp12")
@@ -92,7 +92,7 @@ def test_a_sweep_is_judged_once(made, server, judged_by, monkeypatch):
         LakeError,
         match="the judge it has not been asked yet about 9 replies: `actlake score llama --sweep exp12 --judge`",
     ):
-        JudgedTable(Kit(layout, catalog=where), scope, "exp12")
+        JudgedTable(Context(layout, catalog=where), scope, "exp12")
     code, text = command(
         made, "score", "llama", "--judge", "--judge-url", server, "--yes", "--price-in", "1", "--price-out", "2"
     )
@@ -111,12 +111,12 @@ def test_a_sweep_is_judged_once(made, server, judged_by, monkeypatch):
     # What was judged needs no server any more.
     monkeypatch.setenv("ACTLAKE_JUDGE_URL", "http://127.0.0.1:9/v1")
     if len(expected) == len(labels) * len(told):
-        assert "9 of 9 judged" in judge_sweep(Kit(layout, catalog=where), scope, "exp12")[-1]
+        assert "9 of 9 judged" in judge_sweep(Context(layout, catalog=where), scope, "exp12")[-1]
     # A second judge of the same mind differs nowhere; the referee is not asked.
-    lines = judge_sweep(Kit(layout, catalog=where), scope, "exp12", second="it", referee="it", url=server)
+    lines = judge_sweep(Context(layout, catalog=where), scope, "exp12", second="it", referee="it", url=server)
     assert lines[-1].startswith("the two judges differed on ")
     with pytest.raises(LakeError, match="a second judge and a referee belong together"):
-        judge_sweep(Kit(layout, catalog=where), scope, "exp12", second="it")
+        judge_sweep(Context(layout, catalog=where), scope, "exp12", second="it")
     # And who has no judge reads what the lake has.
     monkeypatch.delenv("ACTLAKE_JUDGE_MODEL")
     assert ensure(layout, [("judged", "exp12", scope)], catalog=where) == []
@@ -130,7 +130,7 @@ def test_without_a_judge(made, monkeypatch):
     for name in ("URL", "MODEL", "KEY", "RUBRICS"):
         monkeypatch.delenv(f"ACTLAKE_JUDGE_{name}", raising=False)
     with pytest.raises(LakeError, match="no judge: set ACTLAKE_JUDGE_URL .* and ACTLAKE_JUDGE_MODEL"):
-        JudgedTable(Kit(made[0], catalog=made[1]), scope_of(Kit(made[0], catalog=made[1]), "llama"), "exp12")
+        JudgedTable(Context(made[0], catalog=made[1]), scope_of(Context(made[0], catalog=made[1]), "llama"), "exp12")
     code, text = command(made, "score", "llama", "--metric", "str", "--metric", "share_*")
     assert code == 0 and "share_content" in text and "coherent" not in text
     code, text = command(made, "score", "llama", "--metric", "beauty")

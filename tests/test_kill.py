@@ -12,9 +12,9 @@ from pathlib import Path
 import killing
 import pytest
 import tiny
-from actlake.store.captures import find_capture
-from actlake.store.layout import Layout
-from actlake.store.verify import verify
+from actlake.store.captures.reader import find_capture
+from actlake.store.captures.verify import verify
+from actlake.store.format.paths import Layout
 
 PHASES = ("nothing", "generating", "stream", "allocating", "writing", "written", "sealed")
 

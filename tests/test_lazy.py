@@ -6,11 +6,11 @@ import pytest
 import tiny
 from actlake.analyze import lazy
 from actlake.lake import Lake
-from actlake.store.captures import find_capture, open_capture
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.shards import Grid
-from actlake.store.writer import Template, create_capture
+from actlake.store.captures.reader import find_capture, open_capture
+from actlake.store.captures.writer import Template, create_capture
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.format.shards import Grid
 from dask._task_spec import Alias
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tiny
 from actlake.lake import Lake
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import default_windows, load_catalog, resolve_boundaries
-from actlake.store.errors import LakeError
-from actlake.store.schema import scalars
-from actlake.store.verify import verify
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.captures.verify import verify
+from actlake.store.core.catalog import default_windows, load_catalog, resolve_boundaries
+from actlake.store.core.errors import LakeError
+from actlake.store.core.schema import scalars
 
 LEAN = replace(tiny.FULL, name="lean", sites=("resid",), boundaries=(0, "late", "last"), scalars=("lens", "delta"))
 KEYS = ["variant", "lens", "prompt", "token", "layer"]

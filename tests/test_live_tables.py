@@ -6,10 +6,10 @@ import actlake
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.store import live
-from actlake.store.errors import CorruptError
-from actlake.store.schema import TABLE_VERSIONS
-from actlake.store.tables import connect, tables_in
+from actlake.store.core.errors import CorruptError
+from actlake.store.core.schema import TABLE_VERSIONS
+from actlake.store.tables import live
+from actlake.store.tables.sql import connect, tables_in
 
 COUNT = "SELECT count(*), count(DISTINCT (variant, stream, token, layer)) FROM lens WHERE lens = 'raw'"
 

@@ -9,18 +9,18 @@ import pytest
 import tiny
 import torch
 import transformers
-from actlake import cli
-from actlake.capture.again import reforward
-from actlake.capture.describe import describe, lines
-from actlake.capture.model import Model, identify, load_model
-from actlake.capture.replay import load_late, loaded_as
+from actlake.capture.edit.replay import load_late, loaded_as
+from actlake.capture.model.describe import describe, lines
+from actlake.capture.model.load import Model, identify, load_model
+from actlake.capture.run.reforward import reforward
+from actlake.cli import main
 from actlake.queries.answer import answer
-from actlake.queries.registry import find
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import PairSpec
-from actlake.store.errors import LakeError
-from actlake.store.manifest import noise_warning
-from actlake.store.models import read_model
+from actlake.queries.rows.registry import find
+from actlake.store.artifacts.models import read_model
+from actlake.store.captures.manifest import noise_warning
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import LakeError
 from safetensors.torch import load_file, save_file
 from test_observed_rows import texts
 from test_replay import catalog, check_identity
@@ -421,7 +421,7 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     warning = noise_warning(Capture(path).manifest)
     assert warning and warning.startswith("capture llama/it/native-tiny-") and "--batch 1" in warning
     assert warning in answer(layout, find("exp16"), "llama").says
-    cli.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
+    main.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
     assert "depends on padding" in capsys.readouterr().out
 
 

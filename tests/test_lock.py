@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.cli import app
-from actlake.queries import registry
-from actlake.queries.lock import LARGEST, Lock, canonical, read_lock
-from actlake.queries.reproduce import _compare, _lines
-from actlake.store.captures import find_capture
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.layout import Layout
-from actlake.store.live import stale_files
-from actlake.store.manifest import read_manifest
+from actlake.cli.main import app
+from actlake.queries.answer.lock import LARGEST, Lock, canonical, read_lock
+from actlake.queries.answer.reproduce import _compare, _lines
+from actlake.queries.rows import registry
+from actlake.store.captures.manifest import read_manifest
+from actlake.store.captures.reader import find_capture
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.tables.live import stale_files
 from hypothesis import given
 from hypothesis import strategies as st
 from test_queries import LAYERS, D, Made, put_capture

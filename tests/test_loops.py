@@ -1,8 +1,8 @@
 """Degenerate replies: loops of every kind are found, ordinary replies of every kind are not."""
 
 import pytest
-from actlake.analyze.loops import is_degenerate
-from actlake.analyze.scores import is_coherent, score
+from actlake.analyze.text.loops import is_degenerate
+from actlake.analyze.text.scores import is_coherent, score
 
 SONG = """Row, row, row your boat,
 Gently down the stream.

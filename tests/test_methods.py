@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from actlake.cli import app
-from actlake.queries.registry import Query, pitfall_link, queries
+from actlake.cli.main import app
+from actlake.queries.rows.registry import Query, pitfall_link, queries
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent

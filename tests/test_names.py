@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from actlake.cli import app
-from actlake.cli_names import models_named, one_pair
+from actlake.cli.main import app
+from actlake.cli.names import models_named, one_pair
 from actlake.lake import Lake
-from actlake.store.errors import LakeError
+from actlake.store.core.errors import LakeError
 from tiny import CORPUS, make_pair
 from typer.testing import CliRunner
 

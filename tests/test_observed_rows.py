@@ -13,25 +13,26 @@ import pytest
 import skdim
 import tiny
 import torch
-from actlake.analyze.recipes import Adam
-from actlake.analyze.split import fold_of
-from actlake.analyze.tuned import Probes
+from actlake.analyze.lens.tuned_lens import Probes
+from actlake.analyze.tuned.folds import fold_of
+from actlake.analyze.tuned.recipes import Adam
 from actlake.lake import Lake
-from actlake.queries import probes, sweep
-from actlake.queries.answer import answer_all
-from actlake.queries.directions import directions_table
-from actlake.queries.kit import Kit, Scope
-from actlake.queries.points import last_prompt_tokens
-from actlake.queries.probes import choose
-from actlake.queries.registry import find
-from actlake.store.captures import capture_names, find_capture
-from actlake.store.catalog import PairSpec, StreamSpec
-from actlake.store.directions import read_directions
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.shards import Grid
-from actlake.store.streams import read_stream
-from actlake.store.weights import write_weights
+from actlake.queries.answer.asking import answer_all
+from actlake.queries.engine import passes
+from actlake.queries.engine.context import Context, Scope
+from actlake.queries.rows.registry import find
+from actlake.queries.tables import probe_choice
+from actlake.queries.tables.directions import directions_table
+from actlake.queries.tables.per_prompt import last_prompt_tokens
+from actlake.queries.tables.probe_choice import choose
+from actlake.store.artifacts.directions import read_directions
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.artifacts.weights import write_weights
+from actlake.store.captures.reader import capture_names, find_capture
+from actlake.store.core.catalog import PairSpec, StreamSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.format.shards import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -53,7 +54,7 @@ def texts(count: int) -> list[tuple[str, str, str]]:
 def quick_training() -> Iterator[None]:
     """Probes are trained briefly; what they predict does not matter here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "DEFAULT", Adam(batch=32, steps=20, check_every=10, peak=1e-2))
+        patch.setattr(probe_choice, "DEFAULT", Adam(batch=32, steps=20, check_every=10, peak=1e-2))
         yield
 
 
@@ -311,13 +312,13 @@ def test_calibration_splits(rows: Callable, reference: Reference) -> None:
 def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lake, reference: Reference) -> None:
     found, (difference, counts) = rows("exp10"), reference.own()
     runs = {v: reference.runs(v, "teacher") for v in ("pt", "it")}
-    probes = {v: trained(observed, v) if lens == "tuned" else [None, None] for v in runs}
+    probe_choice = {v: trained(observed, v) if lens == "tuned" else [None, None] for v in runs}
     fold = fold_of([name for name, *_ in texts(40)], 2)
     x, y, held = [], [], np.random.default_rng(42).permutation(40)[:8]
     gradient = np.zeros((LAYERS, D))
     for pt, it, part in zip(runs["pt"], runs["it"], fold, strict=True):
         told = {"pt": pt["resid"][pt["start"] :], "it": it["resid"][it["start"] :]}
-        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probes[v][part]) for v, resid in told.items()}
+        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probe_choice[v][part]) for v, resid in told.items()}
         change = kl["it"][0] - kl["pt"][0]
         if len(change) > 4:
             change = np.clip(change, *np.percentile(change, [5, 95], axis=0))
@@ -349,15 +350,15 @@ def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lak
 def trained(lake: Lake, variant: str) -> list[Probes]:
     """The probes that the row used, by fold."""
     names = ("llama", variant, find_capture(lake.layout, f"llama/{variant}", "native").stem)
-    return choose(Kit(lake.layout), names).folds
+    return choose(Context(lake.layout), names).folds
 
 
 def kl_and_gradient(hf: torch.nn.Module, resid: np.ndarray, probes: Probes | None) -> tuple[np.ndarray, np.ndarray]:
     """KL(p_L || p_l) [n, layers] and the sum over tokens of its gradient in h_l, by autograd, [layers, d]."""
     h = torch.tensor(resid, requires_grad=True)
     read = h
-    if probes is not None:  # boundary l + 1 is layer l; the last one has no probe
-        weight, bias = probes.weight[1:].double(), probes.bias[1:].double()
+    if probe_choice is not None:  # boundary l + 1 is layer l; the last one has no probe
+        weight, bias = probe_choice.weight[1:].double(), probe_choice.bias[1:].double()
         read = torch.cat([torch.einsum("nld,led->nle", h[:, :-1], weight) + bias, h[:, -1:]], dim=1)
     logp = hf.lm_head(hf.model.norm(read)).log_softmax(-1)
     final = logp[:, -1:].detach()
@@ -384,7 +385,7 @@ def test_all_rows_decode_a_chunk_once_and_twice_more_for_the_tuned_lens(
         return pieces(self, file, spots)
 
     monkeypatch.setattr(Grid, "_pieces", counted)
-    monkeypatch.setattr(sweep, "BLOCK_BYTES", 300_000)
+    monkeypatch.setattr(passes, "BLOCK_BYTES", 300_000)
     wanted = [
         find(row)
         for row in ("L1", "L2", "L3", "L8", "L9", "0A", "0B", "0G", "0H", "0J", "1A", "exp10", "exp16", "exp22")
@@ -438,12 +439,12 @@ def test_missing_sites_and_streams_say_the_command(tmp_path: Path, llama: PairSp
 def test_other_texts_and_other_shapes(observed: Lake, tmp_path: Path) -> None:
     names = {v: find_capture(observed.layout, f"llama/{v}", "native").stem for v in ("pt", "it")}
     with pytest.raises(LakeError, match="different continuations"):
-        directions_table(Kit(observed.layout), Scope("llama", names, "native"), "contrast")
+        directions_table(Context(observed.layout), Scope("llama", names, "native"), "contrast")
     teacher = {v: find_capture(observed.layout, f"llama/{v}", "teacher").stem for v in ("pt", "it")}
     with pytest.raises(LakeError, match="both captures read one answer"):
-        directions_table(Kit(observed.layout), Scope("llama", teacher, "teacher"), "stability")
+        directions_table(Context(observed.layout), Scope("llama", teacher, "teacher"), "stability")
     with pytest.raises(LakeError, match="expected one of stability, spread"):
-        directions_table(Kit(observed.layout), Scope("llama", names, "native"), "sideways")
+        directions_table(Context(observed.layout), Scope("llama", names, "native"), "sideways")
     wide = tiny.make_model(tmp_path / "wide", hidden_size=48)
     pair = tiny.make_pair(tmp_path / "pair")
     pair = replace(pair, it=tiny.spec(wide, "llama", "it"))

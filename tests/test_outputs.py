@@ -8,23 +8,23 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from actlake.analyze.scores import score
-from actlake.capture import generate as engine
-from actlake.capture.prompts import Prompt
-from actlake.capture.ranks import Rank
-from actlake.capture.streams import steered
-from actlake.capture.tokens import encode
-from actlake.cli import app
+from actlake.analyze.text.scores import score
+from actlake.capture.checkpoint.tokens import encode
+from actlake.capture.run.ranks import Rank
+from actlake.capture.streams.prompts import Prompt
+from actlake.capture.streams.streams import greedy as engine
+from actlake.capture.streams.streams import steered
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.queries.build import ensure
-from actlake.queries.generate import plan, setting_of, write
-from actlake.queries.hosts import hosts, steering
-from actlake.queries.kit import Kit, Scope
-from actlake.store.captures import Capture, list_captures
-from actlake.store.directions import read_directions
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.tables import connect, same_prompts, stream_table
+from actlake.queries.engine.context import Context, Scope
+from actlake.queries.generation.generate import plan, setting_of, write
+from actlake.queries.generation.models import hosts, steering
+from actlake.queries.makers import ensure
+from actlake.store.artifacts.directions import read_directions
+from actlake.store.captures.reader import Capture, list_captures
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import connect, same_prompts, stream_table
 from test_graft_rows import catalog
 from test_observed_rows import texts
 from transformers import AutoModelForCausalLM
@@ -51,7 +51,7 @@ def lake(made, tmp_path):
 
 
 def kit(layout, made, **options):
-    return Kit(layout, catalog=made[1], **options)
+    return Context(layout, catalog=made[1], **options)
 
 
 def scope_of(layout):
@@ -202,7 +202,7 @@ def test_scores_of_a_sweep(tmp_path, made):
     """Every line against the text it is about, read by SQL; nats and choices against Hugging Face."""
     import hashlib
 
-    from actlake.capture.prompts import PromptSet, canonical_bytes
+    from actlake.capture.streams.prompts import PromptSet, canonical_bytes
 
     prompts = scored()
     data = canonical_bytes(prompts)
@@ -265,7 +265,7 @@ def test_scores_of_a_sweep(tmp_path, made):
 
 
 def ensure_without(layout, scope, made):
-    from actlake.queries.build import jobs_of
+    from actlake.queries.makers import jobs_of
 
     jobs_of(kit(layout, made, generate=False), ("scores", "exp15", scope))
 
@@ -360,8 +360,8 @@ def test_a_prompt_without_the_field_its_category_needs_is_named(tmp_path, made, 
     """One line for each of the first three, a count of the others; all else is scored."""
     import hashlib
 
-    from actlake.capture.prompts import PromptSet, canonical_bytes
-    from actlake.queries import scores
+    from actlake.capture.streams.prompts import PromptSet, canonical_bytes
+    from actlake.queries.generation import scores
 
     prompts = tuple(Prompt(f"p{place}", "GOV-FORMAT", text) for place, (_, _, text) in enumerate(texts(12)))
     data = canonical_bytes(prompts)

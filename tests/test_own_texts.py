@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tiny
 from actlake.lake import Lake
-from actlake.queries.words import number
-from actlake.store.catalog import PairSpec
-from actlake.store.layout import Layout
+from actlake.queries.numbers import number
+from actlake.store.core.catalog import PairSpec
+from actlake.store.format.paths import Layout
 
 GAP = """WITH d AS (SELECT max(layer) + 1 AS n FROM lens), s AS (
     SELECT variant, layer, avg(kl_final_layer) AS kl FROM lens, d

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from actlake.queries import index
+from actlake.queries.rows import index
 
 ROOT = Path(__file__).parent.parent
 NEEDED = (
@@ -19,11 +19,11 @@ NEEDED = (
     "prompts/core.jsonl",
     "prompts/pocket.jsonl",
     "prompts/rubrics.yaml",
-    "queries/L1.sql",
-    "queries/page.html.j2",
-    "queries/published.csv",
-    "store/views/commit_layers.sql",
-    "store/views/commitment.sql",
+    "queries/rows/L1.sql",
+    "queries/figures/page.html.j2",
+    "queries/rows/published.csv",
+    "store/tables/views/commit_layers.sql",
+    "store/tables/views/commitment.sql",
 )
 
 
@@ -50,8 +50,8 @@ def test_an_installed_wheel_finds_its_catalog_prompts_queries_and_models(wheel: 
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "import actlake, pathlib; from actlake.store.catalog import load_catalog; from actlake.queries.registry import queries;"
-        "from actlake.capture.prompts import read_prompts; c = load_catalog(); p = c.pair('pocket');"
+        "import actlake, pathlib; from actlake.store.core.catalog import load_catalog; from actlake.queries.rows.registry import queries;"
+        "from actlake.capture.streams.prompts import read_prompts; c = load_catalog(); p = c.pair('pocket');"
         f"assert pathlib.Path(actlake.__file__).parent.parent == pathlib.Path({str(site)!r}), actlake.__file__;"
         "assert (p.it.path / 'model.safetensors').is_file() and len(queries()) >= 3;"
         "assert len(read_prompts(c.prompt_path('pocket')).prompts) >= 240; print(c.lake('default'))"
@@ -64,7 +64,7 @@ def test_an_installed_wheel_finds_its_catalog_prompts_queries_and_models(wheel: 
 
 
 def test_the_command_sets_up_torch_before_it_is_loaded() -> None:
-    code = "import os, sys, actlake.cli; assert 'torch' not in sys.modules; sys.argv[1:] = ['--version']; actlake.cli.main()"
+    code = "import os, sys, actlake.cli.main; assert 'torch' not in sys.modules; sys.argv[1:] = ['--version']; actlake.cli.main.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("actlake ")
 

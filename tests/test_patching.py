@@ -10,19 +10,19 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from actlake.analyze.directions import PARTS, parts
-from actlake.capture import replay
+from actlake.analyze.residual.directions import PARTS, parts
+from actlake.capture.edit import replay
 from actlake.lake import Lake
-from actlake.queries import patching
-from actlake.queries.build import ensure
-from actlake.queries.kit import Kit, Scope
-from actlake.queries.patching import Patching, best_layers, first_tokens
-from actlake.queries.probes import choose
-from actlake.store.captures import Capture
-from actlake.store.catalog import PairSpec
-from actlake.store.directions import read_directions
-from actlake.store.errors import LakeError
-from actlake.store.streams import read_stream
+from actlake.queries.engine.context import Context, Scope
+from actlake.queries.makers import ensure
+from actlake.queries.replayed import patching
+from actlake.queries.replayed.patching import Patching, best_layers, first_tokens
+from actlake.queries.tables.probe_choice import choose
+from actlake.store.artifacts.directions import read_directions
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 from test_graft_rows import catalog, kl, scope, table
@@ -105,8 +105,8 @@ def test_rows_are_those_of_whole_models_with_a_hook(lakes: Callable, family: str
     found = table(lake.layout, f"FROM patching WHERE lens = '{lens}'")
     models = {v: Model(pair, v) for v in ("pt", "it")}
     streams = {v: read_stream(lake.layout, names.streams[v]) for v in ("pt", "it")}
-    d = directions(lake, Patching(Kit(lake.layout, catalog=lake._catalog), names, lens))
-    chosen = choose(Kit(lake.layout), (family, "pt", names.streams["pt"])) if lens == "tuned" else None
+    d = directions(lake, Patching(Context(lake.layout, catalog=lake._catalog), names, lens))
+    chosen = choose(Context(lake.layout), (family, "pt", names.streams["pt"])) if lens == "tuned" else None
     curves = {key: g.sort_values("layer") for key, g in found.groupby(["prompt", "position", "patch_layer", "patch"])}
     seen, moved = 0, 0.0
     for prompt, prompt_id in [*enumerate(streams["pt"].prompt_ids)][::2]:
@@ -274,7 +274,7 @@ def test_other_directions_take_the_place_of_rows(lakes: Callable, monkeypatch: p
 
 def test_what_is_missing_is_named(tmp_path: Path, lakes: Callable) -> None:
     lake, pair = lakes("llama")
-    kit, names = Kit(lake.layout, catalog=lake._catalog), scope(lake.layout, "llama")
+    kit, names = Context(lake.layout, catalog=lake._catalog), scope(lake.layout, "llama")
     with pytest.raises(LakeError, match=r"patching\(logit\): the lens is raw or tuned"):
         Patching(kit, names, "logit")
     with pytest.raises(LakeError, match="capture both"):

@@ -7,10 +7,10 @@ import made
 import numpy as np
 import pandas as pd
 import pytest
-from actlake.queries import marks, plots
-from actlake.queries.canvas import read
-from actlake.queries.panels import is_contrast, reference, shown, split
-from actlake.store.errors import LakeError
+from actlake.queries.figures import marks, plots
+from actlake.queries.figures.canvas import read
+from actlake.queries.figures.panels import is_contrast, reference, shown, split
+from actlake.store.core.errors import LakeError
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure

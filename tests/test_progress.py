@@ -4,8 +4,8 @@ import threading
 import time
 
 import pytest
-from actlake.store import progress
-from actlake.store.progress import ERRORS, bar, say, together
+from actlake.store.core import progress
+from actlake.store.core.progress import ERRORS, bar, say, together
 
 
 @pytest.fixture(autouse=True)

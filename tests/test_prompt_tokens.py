@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import tiny
-from actlake.capture.generate import decode
-from actlake.capture.hooks import pad_id
-from actlake.capture.model import load_model, load_tokenizer
-from actlake.capture.prompts import Prompt
-from actlake.capture.tokens import control_texts, dropped, encode, encode_all, notes, reading
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import PairSpec, StreamSpec, load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.streams import read_stream
+from actlake.capture.checkpoint.tokens import control_texts, dropped, encode, encode_all, notes, reading
+from actlake.capture.model.hooks import pad_id
+from actlake.capture.model.load import load_model, load_tokenizer
+from actlake.capture.streams.greedy import decode
+from actlake.capture.streams.prompts import Prompt
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import PairSpec, StreamSpec, load_catalog
+from actlake.store.core.errors import LakeError
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -180,7 +180,7 @@ def test_special_tokens_that_look_like_text_are_text(token):
 
 
 def test_an_option_and_a_catalog_allow_control_tokens(tmp_path, llama):
-    from actlake.cli import app
+    from actlake.cli.main import app
 
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text(
@@ -206,7 +206,7 @@ def test_an_option_and_a_catalog_allow_control_tokens(tmp_path, llama):
 
 def test_a_prompt_of_another_models_tokens_is_refused_before_anything_is_loaded(tmp_path, llama, monkeypatch):
     """An added token without an embedding, in a capture and in free generation."""
-    from actlake.cli import app
+    from actlake.cli.main import app
 
     folder = tmp_path / "it"
     shutil.copytree(llama.it.path, folder)
@@ -214,7 +214,7 @@ def test_a_prompt_of_another_models_tokens_is_refused_before_anything_is_loaded(
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(folder)
     pair = PairSpec("llama", None, tiny.spec(folder, "llama", "it"), {})
-    monkeypatch.setattr("actlake.capture.pair.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("actlake.capture.streams.capture_pair.load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(
         LakeError, match=r"prompt 'z' of set tiny: token id 300 \('zebra'\), llama/it has 300 embeddings"
     ):

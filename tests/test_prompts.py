@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from actlake.capture import prompts as module
-from actlake.capture.pair import find_prompts
-from actlake.capture.prompts import CRITERIA, Prompt, add_prompts, canonical_bytes, read_prompts
-from actlake.cli import app
-from actlake.store.catalog import load_catalog
-from actlake.store.errors import LakeError
+from actlake.capture.streams import prompts as module
+from actlake.capture.streams.capture_pair import find_prompts
+from actlake.capture.streams.prompts import CRITERIA, Prompt, add_prompts, canonical_bytes, read_prompts
+from actlake.cli.main import app
+from actlake.store.core.catalog import load_catalog
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner

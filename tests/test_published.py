@@ -5,8 +5,8 @@ from itertools import combinations
 
 import pandas as pd
 import pytest
-from actlake.queries.registry import published as of
-from actlake.queries.registry import queries
+from actlake.queries.rows.registry import published as of
+from actlake.queries.rows.registry import queries
 
 ROWS = {row: of(row) for row in queries()}
 FIGURES = pd.concat(frame.assign(row=row) for row, frame in ROWS.items())

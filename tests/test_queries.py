@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from actlake.queries import answer as answers
-from actlake.queries import estimates
-from actlake.queries.kit import Scope
-from actlake.queries.registry import find, parse, published, queries
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.manifest import seal
-from actlake.store.models import write_model
-from actlake.store.streams import Stream, write_stream
-from actlake.store.tables import connect, write_table
-from actlake.store.writer import ShardWriter, Template, create_capture
+from actlake.queries.answer import estimates
+from actlake.queries.answer.asking import answer as answers
+from actlake.queries.engine.context import Scope
+from actlake.queries.rows.registry import find, parse, published, queries
+from actlake.store.artifacts.models import write_model
+from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.captures.manifest import seal
+from actlake.store.captures.writer import ShardWriter, Template, create_capture
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import connect, write_table
 
 LAYERS, D, VOCAB, PROMPTS, ANSWER = 5, 4, 7, 6, 14
 PAIR = "made"

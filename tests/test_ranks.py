@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import tiny
 import zarr
-from actlake.capture import generate
-from actlake.capture.again import seal_captures
-from actlake.capture.ranks import ALONE, Rank
-from actlake.store import files, models
-from actlake.store.captures import find_capture, list_captures
-from actlake.store.errors import LakeError
-from actlake.store.files import try_lock
-from actlake.store.layout import Layout
-from actlake.store.models import read_head, read_model
-from actlake.store.verify import verify
+from actlake.capture.run.ranks import ALONE, Rank
+from actlake.capture.run.reforward import seal_captures
+from actlake.capture.streams.streams import greedy
+from actlake.store.artifacts import models
+from actlake.store.artifacts.models import read_head, read_model
+from actlake.store.captures.reader import find_capture, list_captures
+from actlake.store.captures.verify import verify
+from actlake.store.core import files
+from actlake.store.core.errors import LakeError
+from actlake.store.core.files import try_lock
+from actlake.store.format.paths import Layout
 from hypothesis import given
 from hypothesis import strategies as st
 from test_kill import Killer
@@ -85,7 +86,7 @@ def test_more_ranks_than_rows(tmp_path, captured, llama):
 
 def test_ranks_share_the_work_of_generating(tmp_path, llama, monkeypatch):
     done: list[list] = []
-    batch = generate.decode
+    batch = greedy.decode
 
     def counted(model, prompts, *rest):
         done.append(prompts)
@@ -94,7 +95,7 @@ def test_ranks_share_the_work_of_generating(tmp_path, llama, monkeypatch):
         return batch(model, prompts, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "decode", counted)
+        patch.setattr(greedy, "decode", counted)
         with pytest.raises(KeyboardInterrupt):
             capture(tmp_path / "lake", llama, Rank(1, 2), batch=2)
         first = done[0]
@@ -133,7 +134,7 @@ def test_seal_says_whose_rows_are_missing(tmp_path, captured, llama, monkeypatch
         seal_captures(layout)
     capture(layout.root, llama, Rank(1, 3))
     with monkeypatch.context() as patch:
-        patch.setattr("actlake.capture.run.seal_with_noise", lambda _: None)
+        patch.setattr("actlake.capture.run.capture.seal_with_noise", lambda _: None)
         capture(layout.root, llama, Rank(2, 3))
     assert not list_captures(layout).sealed.any()
     ((path, manifest),) = seal_captures(layout)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake.capture.pair import Options, capture_pair, find_prompts
-from actlake.cli import app
-from actlake.store.catalog import load_catalog
-from actlake.store.layout import Layout
-from actlake.store.move import move
-from actlake.store.plan import Wish
-from actlake.store.sync import Planner, origin_of
+from actlake.capture.streams.capture_pair import Options, capture_pair, find_prompts
+from actlake.cli.main import app
+from actlake.store.core.catalog import load_catalog
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move
+from actlake.store.format.paths import Layout
 from typer.main import get_command
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -58,7 +58,7 @@ def test_the_python_tour_runs_as_it_stands(folder: Path) -> None:
 
 def test_python_of_remote_lakes_runs_on_a_lake_by_name(folder: Path, bucket: str) -> None:
     assert len(PYTHON) == 2 and PYTHON[1].count("s3://bucket/lake") == 1
-    move(Planner(origin_of(Layout.open(folder / "lake")), origin_of(bucket), Wish()).plan())
+    move(Planner(origin_of(Layout.open(folder / "lake")), origin_of(bucket), Selection()).plan())
     # The block as it stands, but for the bucket's name.
     python(folder, PYTHON[1].replace("s3://bucket/lake", bucket) + "\nprint(it.resid[0, 0].values.shape)")
 

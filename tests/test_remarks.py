@@ -3,9 +3,9 @@
 import json
 
 import tiny
-from actlake.cli import app
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.store.catalog import PairSpec
+from actlake.store.core.catalog import PairSpec
 from typer.testing import CliRunner
 
 REMARK = "pt and it of twin have equal weights"

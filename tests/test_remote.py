@@ -14,19 +14,19 @@ import pytest
 import tiny
 import xarray as xr
 from actlake.lake import Lake
-from actlake.store import mirror as mirrors
-from actlake.store import origin as origins
-from actlake.store.captures import Capture, find_capture, open_capture
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.layout import Layout
-from actlake.store.manifest import seal
-from actlake.store.move import move, write_index
-from actlake.store.origin import Origin
-from actlake.store.plan import Wish
-from actlake.store.streams import write_stream
-from actlake.store.sync import Planner, origin_of
-from actlake.store.verify import verify
-from actlake.store.writer import Template
+from actlake.store.artifacts.streams import write_stream
+from actlake.store.captures.manifest import seal
+from actlake.store.captures.reader import Capture, find_capture, open_capture
+from actlake.store.captures.verify import verify
+from actlake.store.captures.writer import Template
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move, write_index
+from actlake.store.format.paths import Layout
+from actlake.store.remote import cache as mirrors
+from actlake.store.remote import store as origins
+from actlake.store.remote.store import Origin
 from servers import GUEST, environment, served
 
 SQL = (
@@ -35,7 +35,7 @@ SQL = (
 
 
 def push(layout: Layout, url: str) -> None:
-    move(Planner(origin_of(layout), origin_of(url), Wish(tables=False)).plan())
+    move(Planner(origin_of(layout), origin_of(url), Selection(tables=False)).plan())
 
 
 def forget() -> None:
@@ -185,7 +185,7 @@ def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, l
 
 
 def test_two_ranks_with_a_mirror_each_make_the_same_store(bucket, captured, llama, tmp_path, monkeypatch):
-    from actlake.capture.ranks import Rank
+    from actlake.capture.run.ranks import Rank
 
     for rank in (0, 1):
         forget()
@@ -365,7 +365,7 @@ def test_the_command_reads_a_bucket(pushed, s3_server, tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from actlake.cli import main; main()",
+        "from actlake.cli.main import main; main()",
         "sql",
         "SELECT tokens FROM captures",
         "--lake",

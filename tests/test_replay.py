@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.capture.edits import BoundaryPatch, Zero
-from actlake.capture.model import load_model
-from actlake.capture.replay import borrowed, load_late, load_mlps, open_start, replay, replay_whole
-from actlake.capture.suffix import load_donor, load_suffix
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import Catalog, ModelSpec, PairSpec, StreamSpec, load_catalog
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
+from actlake.capture.edit.edits import BoundaryPatch, Zero
+from actlake.capture.edit.replay import borrowed, load_late, load_mlps, open_start, replay, replay_whole
+from actlake.capture.model.load import load_model
+from actlake.capture.model.partial import load_donor, load_suffix
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, StreamSpec, load_catalog
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from actlake.capture.prompts import read_prompts
-from actlake.capture.rubrics import LONGEST, PAIR_ANSWERS, find_answer, pair_swapped, read_rubrics
-from actlake.store.errors import LakeError
+from actlake.capture.streams.prompts import read_prompts
+from actlake.judge.rubrics import LONGEST, PAIR_ANSWERS, find_answer, pair_swapped, read_rubrics
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 

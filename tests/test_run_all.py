@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from actlake.cli import app
-from actlake.queries import sweep
-from actlake.queries.registry import POOLS, published, queries
-from actlake.store.layout import Layout
-from actlake.store.progress import ERRORS, bar, together
+from actlake.cli.main import app
+from actlake.queries.engine import passes as sweep
+from actlake.queries.rows.registry import POOLS, published, queries
+from actlake.store.core.progress import ERRORS, bar, together
+from actlake.store.format.paths import Layout
 from test_queries import Made
 from test_report import Reader
 from typer.testing import CliRunner

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import actlake
 import pytest
-from actlake.store import captures
-from actlake.store.manifest import read_manifest
+from actlake.store.captures import reader
+from actlake.store.captures.manifest import read_manifest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import scale  # noqa: E402
@@ -52,8 +52,8 @@ def test_a_manifest_is_read_once_for_all_listings(
     lakes: dict[int, actlake.Lake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, read = lakes[4], list[Path]()
-    captures._sizes.cache_clear()
-    monkeypatch.setattr(captures, "read_manifest", lambda path: (read.append(path), read_manifest(path))[1])
+    reader._sizes.cache_clear()
+    monkeypatch.setattr(reader, "read_manifest", lambda path: (read.append(path), read_manifest(path))[1])
     first = lake.captures
     assert lake.captures.equals(first) and lake.sql("SELECT sum(bytes) FROM captures").fetchall()
     assert len(read) == 2

@@ -5,9 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
-from actlake.analyze import scores
-from actlake.analyze.answers import first_is_right, letter_of, number, numbers
-from actlake.analyze.scores import (
+from actlake.analyze.text import scores
+from actlake.analyze.text.answers import first_is_right, letter_of, number, numbers
+from actlake.analyze.text.scores import (
     boundary_tokens,
     check_scorable,
     forced_choice,
@@ -17,9 +17,9 @@ from actlake.analyze.scores import (
     right_letter,
     score,
 )
-from actlake.analyze.word_class import CLASSES
-from actlake.capture.prompts import CRITERIA
-from actlake.store.errors import LakeError
+from actlake.analyze.text.word_class import CLASSES
+from actlake.capture.streams.prompts import CRITERIA
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import tiny
 import xarray as xr
-from actlake.cli import app
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.store import origin
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.serve import LakeServer, part_of
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.remote import store
+from actlake.store.remote.serve import LakeServer, part_of
 from typer.testing import CliRunner
 
 run = CliRunner(env={"COLUMNS": "200"}).invoke
@@ -227,12 +227,12 @@ def test_slices_of_a_copy_read_only_what_they_need(answered: Layout, tmp_path: P
 
 
 def test_a_server_that_does_not_answer_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(origin, "QUIET", 0.2)
-    monkeypatch.setattr(origin, "PAUSES", (0.1, 0.1))
+    monkeypatch.setattr(store, "QUIET", 0.2)
+    monkeypatch.setattr(store, "PAUSES", (0.1, 0.1))
     with socket.socket() as deaf:  # takes connections and says nothing
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
-        monkeypatch.setattr(origin, "SILENCE", 1)
+        monkeypatch.setattr(store, "SILENCE", 1)
         started = time.monotonic()
         with pytest.raises(LakeError, match="out of reach"):
             Lake(f"http://127.0.0.1:{deaf.getsockname()[1]}/lake")

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake.queries.answer import answer_all
-from actlake.queries.build import PER_CAPTURE, PER_PAIR
-from actlake.queries.registry import find
-from actlake.store.schema import TABLES
+from actlake.queries.answer.asking import answer_all
+from actlake.queries.makers import PER_CAPTURE, PER_PAIR
+from actlake.queries.rows.registry import find
+from actlake.store.core.schema import TABLES
 from test_graft_rows import catalog
 from test_observed_rows import texts
 
 ROWS = ("L1", "L2", "L3", "0A", "0G", "0H", "exp10", "exp11", "exp13A", "exp16", "exp22", "tuned")
 HEAVY = ("torch", "transformers", "matplotlib", "dask.array", "xarray")
 CODE = (
-    "import sys; from actlake.cli import app; app(sys.argv[1:], standalone_mode=False);"
+    "import sys; from actlake.cli.main import app; app(sys.argv[1:], standalone_mode=False);"
     f"print(*({{*{HEAVY}}} & sys.modules.keys()), file=sys.stderr)"
 )
 

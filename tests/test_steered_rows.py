@@ -9,20 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from actlake.analyze.scores import is_coherent, refuses, structure
-from actlake.capture.prompts import read_prompts
-from actlake.cli import app
+from actlake.analyze.text.scores import is_coherent, refuses, structure
+from actlake.capture.streams.prompts import read_prompts
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.queries import answer as answers
-from actlake.queries import estimates, index, registry
-from actlake.queries.kit import Scope
-from actlake.queries.panels import marked, split
-from actlake.queries.plots import draw
-from actlake.queries.registry import find, parse
-from actlake.queries.sweeps import Shape, settings
-from actlake.store.catalog import PairSpec, default_windows
-from actlake.store.layout import Layout
-from actlake.store.tables import connect, write_table
+from actlake.queries.answer import estimates
+from actlake.queries.answer.asking import answer as answers
+from actlake.queries.engine.context import Scope
+from actlake.queries.figures.panels import marked, split
+from actlake.queries.figures.plots import draw
+from actlake.queries.generation.sweeps import Shape, settings
+from actlake.queries.rows import index, registry
+from actlake.queries.rows.registry import find, parse
+from actlake.store.core.catalog import PairSpec, default_windows
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import connect, write_table
 from made import answer, row
 from scipy.stats import spearmanr
 from test_graft_rows import catalog

@@ -1,12 +1,12 @@
 """Edits in words: what is understood, that equal ones have one text, and what is refused."""
 
 import pytest
-from actlake.capture.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero
-from actlake.capture.steering import OPERATORS, build, condition_text, parse_edit, parse_edits, parse_layers, runs
-from actlake.capture.suffix import Donor
-from actlake.queries.sweeps import ALPHAS, SWEEPS, Shape, settings
-from actlake.store.catalog import default_windows
-from actlake.store.errors import LakeError
+from actlake.capture.edit.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero
+from actlake.capture.edit.words import OPERATORS, build, condition_text, parse_edit, parse_edits, parse_layers, runs
+from actlake.capture.model.partial import Donor
+from actlake.queries.generation.sweeps import ALPHAS, SWEEPS, Shape, settings
+from actlake.store.core.catalog import default_windows
+from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,14 +10,14 @@ import pytest
 import tiny
 import xarray as xr
 import zarr
-from actlake.store.captures import Capture, find_capture, list_captures, open_capture
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.manifest import read_manifest, seal
-from actlake.store.schema import CHUNK_TOKENS, SHARD_RAW_LIMIT, SHARD_TOKENS, VARIABLES, chunk_tokens, shard_tokens
-from actlake.store.streams import write_stream
-from actlake.store.verify import verify
-from actlake.store.writer import Template, create_capture, missing_shards
+from actlake.store.artifacts.streams import write_stream
+from actlake.store.captures.manifest import read_manifest, seal
+from actlake.store.captures.reader import Capture, find_capture, list_captures, open_capture
+from actlake.store.captures.verify import verify
+from actlake.store.captures.writer import Template, create_capture, missing_shards
+from actlake.store.core.errors import LakeError
+from actlake.store.core.schema import CHUNK_TOKENS, SHARD_RAW_LIMIT, SHARD_TOKENS, VARIABLES, chunk_tokens, shard_tokens
+from actlake.store.format.paths import Layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from actlake.store import directions
-from actlake.store.directions import directions_file, directions_writer, read_directions
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.layout import Layout
+from actlake.store.artifacts import directions
+from actlake.store.artifacts.directions import directions_file, directions_writer, read_directions
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.format.paths import Layout
 from tiny import flip, tree
 
 RECIPE = {"captures": ["a", "b"], "version": 1}

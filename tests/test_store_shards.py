@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from actlake.store.captures import CheckedArray, as_box
-from actlake.store.chunks import frame_of
-from actlake.store.errors import CorruptError
-from actlake.store.recent import Recent
-from actlake.store.shards import Grid, blosc_blocks, pad, statistics, widen
-from actlake.store.writer import compressors
+from actlake.store.captures.reader import CheckedArray
+from actlake.store.captures.writer import compressors
+from actlake.store.core.errors import CorruptError
+from actlake.store.format.chunk_cache import Recent
+from actlake.store.format.chunks import frame_of
+from actlake.store.format.shards import Grid, blosc_blocks, pad, statistics, widen
+from actlake.store.format.zarr_groups import as_box
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import Blosc
@@ -198,7 +199,7 @@ def test_few_tokens_need_few_blocks(tmp_path, monkeypatch):
     array = allocate(tmp_path, values.shape, 2048, 2)
     grid, decoded = write(tmp_path, array, values), []
     monkeypatch.setattr(
-        "actlake.store.shards.blosc_blocks",
+        "actlake.store.format.shards.blosc_blocks",
         lambda *a: (found := blosc_blocks(*a), decoded.append(found[2]))[0],
     )
     for start, stop in ((0, 50), (1000, 1100), (2040, 2048), (2047, 2049), (4000, 4096)):
@@ -213,9 +214,9 @@ def test_any_order_of_reads_gives_the_same_values(tmp_path, monkeypatch, chunk, 
     values = np.random.default_rng(chunk).standard_normal((1500, 2, 8)).astype(np.float32)
     array = allocate(tmp_path, values.shape, chunk, 2)
     grid = write(tmp_path, array, values)
-    monkeypatch.setattr("actlake.store.recent.TICK", 0)
+    monkeypatch.setattr("actlake.store.format.chunk_cache.TICK", 0)
     stretches = Recent(held)
-    monkeypatch.setattr("actlake.store.shards.recent", lambda: stretches)
+    monkeypatch.setattr("actlake.store.format.shards.recent", lambda: stretches)
     for _ in range(12):
         start = data.draw(st.integers(0, 1499))
         stop = data.draw(st.integers(start + 1, 1500))
@@ -227,17 +228,17 @@ def test_any_order_of_reads_gives_the_same_values(tmp_path, monkeypatch, chunk, 
 def test_a_loop_over_prompts_decodes_each_chunk_once(tmp_path, monkeypatch):
     values = np.random.default_rng(0).standard_normal((2048, 3, 192)).astype(np.float32)
     grid, decoded = write(tmp_path, allocate(tmp_path, values.shape, 512, 2), values), []
-    monkeypatch.setattr("actlake.store.shards.frame_of", lambda *a: (decoded.append(a), frame_of(*a))[1])
+    monkeypatch.setattr("actlake.store.format.shards.frame_of", lambda *a: (decoded.append(a), frame_of(*a))[1])
 
     def loop() -> None:
         for start in range(0, 2048, 64):
             box = (slice(start, start + 64), slice(0, 3), slice(0, 192))
             assert np.array_equal(grid.read(files(tmp_path, 3), box, True), values[start : start + 64])
 
-    monkeypatch.setattr("actlake.store.recent.TICK", 1 << 62)
+    monkeypatch.setattr("actlake.store.format.chunk_cache.TICK", 1 << 62)
     loop()
     assert len(decoded) == 32 * 3  # right after writing a file can't be told from the one that takes its place
-    monkeypatch.setattr("actlake.store.recent.TICK", 0)
+    monkeypatch.setattr("actlake.store.format.chunk_cache.TICK", 0)
     decoded.clear()
     loop()
     assert len(decoded) == 4 * 3

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.files import hash_json, write_atomic
-from actlake.store.layout import Layout
-from actlake.store.streams import find_stream, read_stream, stream_records, write_stream
+from actlake.store.artifacts.streams import find_stream, read_stream, stream_records, write_stream
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.core.files import hash_json, write_atomic
+from actlake.store.format.paths import Layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.store import tables
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.schema import TABLES
-from actlake.store.tables import check_select, connect, sql_error, table_file, table_key, tables_in, write_table
+from actlake.store.core.errors import LakeError
+from actlake.store.core.schema import TABLES
+from actlake.store.format.paths import Layout
+from actlake.store.tables import sql as tables
+from actlake.store.tables.sql import check_select, connect, sql_error, table_file, table_key, tables_in, write_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

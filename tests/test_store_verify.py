@@ -10,14 +10,14 @@ import pytest
 import tiny
 import torch
 import zarr
-from actlake.capture.again import reforward
-from actlake.capture.model import load_model
-from actlake.store.captures import Capture, find_capture, open_capture
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.files import hash_file, hash_json
-from actlake.store.manifest import seal
-from actlake.store.models import read_head
-from actlake.store.verify import verify
+from actlake.capture.model.load import load_model
+from actlake.capture.run.reforward import reforward
+from actlake.store.artifacts.models import read_head
+from actlake.store.captures.manifest import seal
+from actlake.store.captures.reader import Capture, find_capture, open_capture
+from actlake.store.captures.verify import verify
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.core.files import hash_file, hash_json
 from safetensors.torch import load_file, save_file
 
 SITES = ("resid", "mlp_out", "topk_id", "topk_logit", "logsumexp")

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tiny
 from actlake.lake import Lake
-from actlake.queries import sweep
-from actlake.queries.build import ensure
-from actlake.queries.kit import Kit, Scope
-from actlake.queries.layers import raw_lens_table
-from actlake.queries.sweep import Job
-from actlake.store.captures import Capture, find_capture
-from actlake.store.errors import LakeError
-from actlake.store.layout import Layout
-from actlake.store.shards import Grid
-from actlake.store.tables import connect
+from actlake.queries.engine import passes as sweep
+from actlake.queries.engine.context import Context, Scope
+from actlake.queries.engine.job import Job
+from actlake.queries.makers import ensure
+from actlake.queries.tables.per_layer import raw_lens_table
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.format.shards import Grid
+from actlake.store.tables.sql import connect
 
 
 def path_of(lake, model="llama/it", stream="native") -> Path:
@@ -151,7 +151,7 @@ def test_what_comes_first_is_done_first(fresh, tmp_path):
 def test_an_error_leaves_no_table(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
     before = tiny.tree(fresh.root)
-    kit, names = Kit(fresh), ("llama", "it", path_of(fresh).stem)
+    kit, names = Context(fresh), ("llama", "it", path_of(fresh).stem)
     jobs = [raw_lens_table(kit, names), Seen(tmp_path / "x", kit.capture(names), fail=True)]
     with pytest.raises(RuntimeError, match="in the middle"):
         sweep.run(jobs)
@@ -160,7 +160,7 @@ def test_an_error_leaves_no_table(fresh, tmp_path, monkeypatch):
 
 def test_one_that_fails_is_taken_out_and_the_others_go_on(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
-    kit, names = Kit(fresh), ("llama", "it", path_of(fresh).stem)
+    kit, names = Context(fresh), ("llama", "it", path_of(fresh).stem)
     capture, seen = kit.capture(names), []
 
     class Failing(Seen):

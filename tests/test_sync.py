@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import tiny
 import xarray as xr
-from actlake.cli import app
+from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.store import move as moving
-from actlake.store.captures import Capture, find_capture
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.layout import Layout
-from actlake.store.move import move, write_index
-from actlake.store.origin import Origin
-from actlake.store.plan import Plan, Wish
-from actlake.store.sync import Planner, origin_of
-from actlake.store.verify import verify
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.captures.verify import verify
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.exchange import transfer as moving
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Plan, Selection
+from actlake.store.exchange.transfer import move, write_index
+from actlake.store.format.paths import Layout
+from actlake.store.remote.store import Origin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import GUEST, environment, served
@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 def carry(source, target, check: bool = False, **wish) -> Plan:
     """Plan a transfer and carry it out."""
-    plan = Planner(origin_of(source), origin_of(str(target)), Wish(**wish), check).plan()
+    plan = Planner(origin_of(source), origin_of(str(target)), Selection(**wish), check).plan()
     move(plan)
     return plan
 
@@ -54,7 +54,7 @@ def test_a_copy_is_the_lake_and_moves_once(full, tmp_path):
     plan = carry(full, tmp_path / "copy")
     assert tiny.tree(tmp_path / "copy") == tiny.tree(full.root)
     assert plan.bytes == sum(map(len, tiny.tree(full.root).values()))
-    again = Planner(origin_of(full), origin_of(str(tmp_path / "copy")), Wish()).plan()
+    again = Planner(origin_of(full), origin_of(str(tmp_path / "copy")), Selection()).plan()
     assert not again.todo and not again.bytes
 
 
@@ -171,7 +171,7 @@ def test_a_stop_loses_nothing_and_shows_nothing_half(full, tmp_path, monkeypatch
     captures = Lake(copy.root).captures
     assert not captures["sealed"].all()
     assert all(verify(copy, Path(row.path)).ok for row in captures.query("sealed").itertuples())
-    plan = Planner(origin_of(full), origin_of(str(tmp_path / "copy")), Wish()).plan()
+    plan = Planner(origin_of(full), origin_of(str(tmp_path / "copy")), Selection()).plan()
     todo = {item.name for unit in plan.units for item in unit.items}
     assert len(todo) == sum(len(unit.items) for unit in _first(full, tmp_path).units) - 90
     move(plan)
@@ -179,7 +179,7 @@ def test_a_stop_loses_nothing_and_shows_nothing_half(full, tmp_path, monkeypatch
 
 
 def _first(full: Layout, tmp_path: Path) -> Plan:
-    return Planner(origin_of(full), origin_of(str(tmp_path / "new")), Wish()).plan()
+    return Planner(origin_of(full), origin_of(str(tmp_path / "new")), Selection()).plan()
 
 
 def test_damage_is_not_passed_on(full, tmp_path):

@@ -6,16 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import tiny
-from actlake.capture import templates
-from actlake.capture.describe import describe, lines
-from actlake.capture.model import load_model, load_tokenizer
-from actlake.capture.stops import find_stops
-from actlake.capture.templates import DATE, frame_of, presence, render, turn
-from actlake.capture.tokens import control_ids, encode, encode_all, is_special, is_text, reading
-from actlake.store.captures import Capture, find_capture
-from actlake.store.catalog import PairSpec, StreamSpec
-from actlake.store.errors import LakeError
-from actlake.store.streams import read_stream
+from actlake.capture.checkpoint import templates
+from actlake.capture.checkpoint.stops import find_stops
+from actlake.capture.checkpoint.templates import DATE, frame_of, presence, render, turn
+from actlake.capture.checkpoint.tokens import control_ids, encode, encode_all, is_special, is_text, reading
+from actlake.capture.model.describe import describe, lines
+from actlake.capture.model.load import load_model, load_tokenizer
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.core.catalog import PairSpec, StreamSpec
+from actlake.store.core.errors import LakeError
 from tokenizers import AddedToken
 
 # In the manner of the released ones.

@@ -11,24 +11,25 @@ import tiny
 import torch
 import xarray as xr
 from actlake.analyze import lazy
-from actlake.analyze.recipes import Adam, Sgd
-from actlake.analyze.split import fold_of
-from actlake.analyze.tuned import Probes
+from actlake.analyze.lens.tuned_lens import Probes
+from actlake.analyze.tuned.folds import fold_of
+from actlake.analyze.tuned.recipes import Adam, Sgd
 from actlake.lake import Lake
-from actlake.queries import probes as choosing
-from actlake.queries import training
-from actlake.queries.build import ensure
-from actlake.queries.kit import Kit, Scope
-from actlake.queries.probes import Wish, choose
-from actlake.queries.training import recipe_of, train_probes
-from actlake.store.captures import Capture, CheckedArray, find_capture
-from actlake.store.catalog import PairSpec
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.layout import Layout
-from actlake.store.probes import read_probes, save_training, training_file, write_probes
-from actlake.store.shards import Grid
-from actlake.store.streams import read_stream
-from actlake.store.tables import connect
+from actlake.queries.engine.context import Context, Scope
+from actlake.queries.makers import ensure
+from actlake.queries.tables import probe_choice as choosing
+from actlake.queries.tables import probe_training
+from actlake.queries.tables.probe_choice import choose
+from actlake.queries.tables.probe_spec import ProbeSpec
+from actlake.queries.tables.probe_training import recipe_of, train_probes
+from actlake.store.artifacts.probes import read_probes, save_training, training_file, write_probes
+from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.reader import Capture, CheckedArray, find_capture
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.format.paths import Layout
+from actlake.store.format.shards import Grid
+from actlake.store.tables.sql import connect
 from conftest import USUAL
 from test_observed_rows import Forward, texts
 from typer.testing import CliRunner
@@ -134,7 +135,7 @@ def test_rows_are_those_of_hugging_face_and_the_probes(lake: Lake, llama: PairSp
 def test_manifest_tells_the_held_out_kl_of_raw_and_tuned(lake: Lake) -> None:
     lake.run("tuned", "llama")
     for variant in ("pt", "it"):
-        _, _, record = read_probes(choose(Kit(lake.layout), names(lake, variant)).path)
+        _, _, record = read_probes(choose(Context(lake.layout), names(lake, variant)).path)
         rows = table(lake, f"SELECT * FROM lens_eval WHERE variant = '{variant}' AND probe_variant = '{variant}'")
         for fold in range(2):  # all of a fold's held-out tokens fit the check here
             mine = rows[fold_of(rows["prompt_id"], 2) == fold]
@@ -184,7 +185,7 @@ def test_churn_of_the_tuned_lens(lake: Lake) -> None:
 
 @pytest.mark.parametrize("buffer", [384 << 20, 30_000])
 def test_all_rows_touch_a_chunk_twice_training_once(lake: Lake, decoded: Counter, monkeypatch, buffer: int) -> None:
-    monkeypatch.setattr(training, "BUFFER_BYTES", buffer)
+    monkeypatch.setattr(probe_training, "BUFFER_BYTES", buffer)
     train_probes(lake.layout, "llama/it", "native", QUICK)
     assert set(decoded.values()) == {1}
     decoded.clear()
@@ -203,7 +204,7 @@ def test_all_rows_touch_a_chunk_twice_training_once(lake: Lake, decoded: Counter
 
 @pytest.mark.parametrize("folds", [1, 2])
 def test_a_capture_larger_than_the_buffer_is_one_pass_over_its_training_rows(lake: Lake, monkeypatch, folds) -> None:
-    monkeypatch.setattr(training, "BUFFER_BYTES", 30_000)
+    monkeypatch.setattr(probe_training, "BUFFER_BYTES", 30_000)
     columns = Capture(lake.layout.capture(*names(lake, "it"))).columns()
     fold = fold_of(columns["prompt_id"], folds)
     _, record = train_probes(lake.layout, "llama/it", "native", Adam(batch=16, steps=10_000), folds=folds)
@@ -215,9 +216,9 @@ def test_a_capture_larger_than_the_buffer_is_one_pass_over_its_training_rows(lak
 
 
 def test_rows_of_a_fold_that_has_ended_do_not_wait(lake: Lake, monkeypatch) -> None:
-    monkeypatch.setattr(training, "BUFFER_BYTES", 30_000)
-    rows = training._Rows(Capture(lake.layout.capture(*names(lake, "it"))), 0, 2)
-    feeds = [training.Shuffle(rows.blocks(fold), rows.capacity[fold], fold) for fold in range(2)]
+    monkeypatch.setattr(probe_training, "BUFFER_BYTES", 30_000)
+    rows = probe_training._Rows(Capture(lake.layout.capture(*names(lake, "it"))), 0, 2)
+    feeds = [probe_training.Shuffle(rows.blocks(fold), rows.capacity[fold], fold) for fold in range(2)]
     assert not any(feed.whole for feed in feeds)
     feeds[0].close()
     while len(feeds[1].take(16)):
@@ -232,13 +233,13 @@ def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monk
     narrow = read_probes(path)
     shutil.rmtree(layout.root / "probes")
     kinds = []
-    shuffle = training.Shuffle
+    shuffle = probe_training.Shuffle
 
     def wide(blocks, capacity, seed, dtype):
         kinds.append(dtype)
         return shuffle(blocks, capacity, seed, torch.float32)
 
-    monkeypatch.setattr(training, "Shuffle", wide)
+    monkeypatch.setattr(probe_training, "Shuffle", wide)
     train_probes(layout, "llama/it", "native", QUICK)
     assert kinds == [torch.bfloat16] * 2
     assert np.array_equal(read_probes(path)[0], narrow[0])
@@ -247,7 +248,7 @@ def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monk
 def test_rows_that_are_not_finite_are_left_out(lake: Lake, monkeypatch) -> None:
     capture = Capture(lake.layout.capture(*names(lake, "it")))
     capture.manifest["variables"]["resid"]["nonfinite"] = 1
-    rows = training._Rows(capture, 0, 2)
+    rows = probe_training._Rows(capture, 0, 2)
     read = CheckedArray.__getitem__
 
     def spoiled(self, key):
@@ -268,7 +269,7 @@ def test_rows_that_are_not_finite_are_left_out(lake: Lake, monkeypatch) -> None:
 @pytest.mark.parametrize("recipe", [QUICK, Sgd(batch=64, steps=40, check_every=10)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("buffer", [384 << 20, 30_000])
 def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(lake: Lake, monkeypatch, recipe, buffer: int) -> None:
-    monkeypatch.setattr(training, "BUFFER_BYTES", buffer)
+    monkeypatch.setattr(probe_training, "BUFFER_BYTES", buffer)
     recipe = Adam(batch=8, steps=40, check_every=5) if buffer < 1e6 and recipe is QUICK else recipe
     path, _ = train_probes(lake.layout, "llama/it", "native", recipe)
     whole = tiny.tree(path)
@@ -282,7 +283,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(lake: Lake, monke
         if len(checks) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "save_training", stop)
+    monkeypatch.setattr(probe_training, "save_training", stop)
     with pytest.raises(KeyboardInterrupt):
         train_probes(lake.layout, "llama/it", "native", recipe)
     assert training_file(path).exists() and not path.exists()
@@ -292,7 +293,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(lake: Lake, monke
 
 
 def test_a_broken_training_state_is_named(lake: Lake, monkeypatch) -> None:
-    path = Wish(names(lake, "it"), QUICK).path(Kit(lake.layout))
+    path = ProbeSpec(names(lake, "it"), QUICK).path(Context(lake.layout))
     for content in (b"", b"no zip", b"PK\x03\x04 cut off"):
         training_file(path).parent.mkdir(parents=True, exist_ok=True)
         training_file(path).write_bytes(content)
@@ -305,7 +306,7 @@ def test_a_full_disk_leaves_no_half_set(lake: Lake, monkeypatch) -> None:
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("actlake.store.probes.write_group", full)
+    monkeypatch.setattr("actlake.store.artifacts.probes.write_group", full)
     with pytest.raises(LakeError, match="disk full while writing"):
         train_probes(lake.layout, "llama/it", "native", QUICK)
     assert not list((lake.layout.root / "probes").rglob("*.zarr")) and not list(
@@ -322,7 +323,7 @@ def test_stored_probes_open_in_plain_xarray_and_say_where_they_come_from(lake: L
         assert np.array_equal(opened.weight[fold], probes[fold].weight)
         assert np.array_equal(opened.bias[fold], probes[fold].bias)
     assert opened.boundary.values.tolist() == [0, 1, 2]
-    kit = Kit(lake.layout)
+    kit = Context(lake.layout)
     where = names(lake, "pt")
     assert record["capture_sha256"] == kit.capture(where).sha256 and record["model_sha256"] == kit.head_hash(where)
     assert record["recipe"] == QUICK.record() and record["seed"] == 3 and record["folds"] == 2
@@ -350,8 +351,8 @@ def test_damage_is_found(lake: Lake, name: str) -> None:
 
 @pytest.mark.slow
 def test_usual_recipe_beats_the_raw_lens_at_every_layer_of_pocket(tmp_path: Path, monkeypatch) -> None:
-    from actlake.capture.pair import Options, capture_pair, find_prompts
-    from actlake.store.catalog import load_catalog
+    from actlake.capture.streams.capture_pair import Options, capture_pair, find_prompts
+    from actlake.store.core.catalog import load_catalog
 
     known, layout = load_catalog(None), Layout.open(tmp_path / "lake", create=True)
     prompts = find_prompts(known, layout, "pocket", 100)
@@ -380,12 +381,12 @@ def test_usual_recipe_beats_the_raw_lens_at_every_layer_of_pocket(tmp_path: Path
 def test_probes_asked_for_go_before_the_usual_ones_and_their_rows_replace_them(lake: Lake) -> None:
     where, tuned = names(lake, "it"), [("lens", "tuned", native(lake))]
     ensure(lake.layout, [*tuned, ("lens", "raw", native(lake)), ("lens_eval", "", native(lake))])
-    usual = choose(Kit(lake.layout), where)
+    usual = choose(Context(lake.layout), where)
     assert usual.before == () and usual.name in table(lake, "SELECT DISTINCT probes FROM lens_eval")["probes"].tolist()
     small, _ = train_probes(lake.layout, "llama/it", "native", QUICK, tokens=64)
     large, _ = train_probes(lake.layout, "llama/it", "teacher", Sgd(batch=64, steps=4))
     assert small != large != usual.path
-    assert choose(Kit(lake.layout), where).path == large  # of what was asked for, the most tokens
+    assert choose(Context(lake.layout), where).path == large  # of what was asked for, the most tokens
     assert ensure(lake.layout, tuned) and ensure(lake.layout, [("lens_eval", "", native(lake))])
     counts = table(lake, "SELECT lens, variant, count(*) AS n FROM lens GROUP BY ALL")
     assert counts.groupby("variant")["n"].nunique().eq(1).all() and len(counts) == 4
@@ -394,12 +395,12 @@ def test_probes_asked_for_go_before_the_usual_ones_and_their_rows_replace_them(l
 
 
 def test_usual_probes_are_those_of_the_native_stream(lake: Lake) -> None:
-    kit = Kit(lake.layout)
+    kit = Context(lake.layout)
     teacher, own = (choose(kit, names(lake, "pt", stream)) for stream in ("teacher", "native"))
-    assert teacher.path == own.path == Wish(names(lake, "pt"), QUICK).path(kit) and len(teacher.before) == 1
+    assert teacher.path == own.path == ProbeSpec(names(lake, "pt"), QUICK).path(kit) and len(teacher.before) == 1
     native_only = names(lake, "pt")
     shutil.rmtree(lake.layout.capture(*native_only))
-    kit = Kit(lake.layout)
+    kit = Context(lake.layout)
     assert choose(kit, names(lake, "pt", "teacher")).path != own.path
 
 
@@ -409,7 +410,7 @@ def test_probes_of_another_checkpoint_do_not_count(lake: Lake) -> None:
     shutil.rmtree(path)
     kept = {key: value for key, value in record.items() if key not in ("files", "probes_sha256")}
     write_probes(path, weight, bias, {**kept, "model_sha256": "0" * 64})
-    assert choose(Kit(lake.layout), names(lake, "it")).path != path
+    assert choose(Context(lake.layout), names(lake, "it")).path != path
 
 
 def test_users_mistakes_are_told(lake: Lake, captured: Layout, tmp_path: Path, llama: PairSpec) -> None:
@@ -429,7 +430,7 @@ def test_users_mistakes_are_told(lake: Lake, captured: Layout, tmp_path: Path, l
 
 
 def test_commands_train_and_list(lake: Lake) -> None:
-    from actlake.cli import app
+    from actlake.cli.main import app
 
     run, where = CliRunner(), ["--lake", str(lake.layout.root)]
     done = run.invoke(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from actlake.capture.pair import sources_of
+from actlake.capture.streams.capture_pair import sources_of
 from actlake.lake import Lake
-from actlake.queries.answer import answer_all
-from actlake.queries.registry import queries
-from actlake.store.catalog import ProfileSpec, StreamSpec
-from actlake.store.models import read_head
-from actlake.store.tables import stream_table
+from actlake.queries.answer.asking import answer_all
+from actlake.queries.rows.registry import queries
+from actlake.store.artifacts.models import read_head
+from actlake.store.core.catalog import ProfileSpec, StreamSpec
+from actlake.store.tables.sql import stream_table
 from tiny import add_token, capture, make_pair, prompt_set
 
 TEXTS = [
@@ -122,8 +122,8 @@ def test_events_are_those_of_tokens_that_both_have(lake: tuple[Lake, str]) -> No
 
 
 def test_equal_vocabularies_change_no_recipe(tmp_path: Path) -> None:
-    from actlake.capture.pair import Options
-    from actlake.capture.streams import recipe_of
+    from actlake.capture.streams.capture_pair import Options
+    from actlake.capture.streams.streams import recipe_of
 
     pair = make_pair(tmp_path)
     for variant in ("pt", "it"):

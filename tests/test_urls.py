@@ -1,7 +1,7 @@
 """What opens a bucket is never told: users, passwords, query strings and fragments of a lake's address."""
 
 import pytest
-from actlake.store.urls import scrubbed, shown
+from actlake.store.core.redact import scrubbed, shown
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.capture.configs import load_tokenizer
-from actlake.capture.tokens import is_text, real_token_mask, running_texts, vocabulary
+from actlake.capture.checkpoint.configs import load_tokenizer
+from actlake.capture.checkpoint.tokens import is_text, real_token_mask, running_texts, vocabulary
+from actlake.cli.check import check_captures
 from actlake.lake import Lake
-from actlake.queries.check import check_captures
-from actlake.store.catalog import load_catalog
-from actlake.store.errors import CorruptError, LakeError
-from actlake.store.files import hash_file, write_json
-from actlake.store.layout import Layout
-from actlake.store.models import read_model
-from actlake.store.move import move
-from actlake.store.plan import Wish
-from actlake.store.sync import Planner, origin_of
-from actlake.store.vocab import FILE, SCHEMA, keep_vocab, read_vocab, with_vocab
+from actlake.store.artifacts.models import read_model
+from actlake.store.artifacts.vocab import FILE, SCHEMA, keep_vocab, read_vocab, with_vocab
+from actlake.store.core.catalog import load_catalog
+from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.core.files import hash_file, write_json
+from actlake.store.exchange.plan import Planner, origin_of
+from actlake.store.exchange.selection import Selection
+from actlake.store.exchange.transfer import move
+from actlake.store.format.paths import Layout
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_lake_of_an_older_version_says_what_brings_it(pair, lake: Lake) -> Non
 def test_it_moves_with_the_model_and_into_a_lake_without(lake: Lake, tmp_path: Path) -> None:
     def carry(source: Lake | Path, target: Path, **wish) -> None:
         there = origin_of(source.layout if isinstance(source, Lake) else str(source))
-        move(Planner(there, origin_of(str(target)), Wish(tables=False, **wish)).plan())
+        move(Planner(there, origin_of(str(target)), Selection(tables=False, **wish)).plan())
 
     carry(lake, tmp_path / "copy")
     copy = Lake(tmp_path / "copy", catalog=lake._catalog)

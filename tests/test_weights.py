@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake import cli
-from actlake.capture import keep
-from actlake.capture.again import reforward
-from actlake.capture.keep import files_of
-from actlake.capture.model import identify, load_model, stored_weights
-from actlake.capture.ranks import Rank
-from actlake.store.captures import find_capture, list_captures
-from actlake.store.catalog import ModelSpec, PairSpec
-from actlake.store.errors import LakeError
-from actlake.store.files import hash_file, human_bytes
-from actlake.store.layout import Layout
-from actlake.store.verify import verify_weights
-from actlake.store.weights import read_weights, weights_folder
+from actlake.capture.model import weights_copy
+from actlake.capture.model.load import identify, load_model, stored_weights
+from actlake.capture.model.weights_copy import files_of
+from actlake.capture.run.ranks import Rank
+from actlake.capture.run.reforward import reforward
+from actlake.cli import main
+from actlake.store.artifacts.weights import read_weights, weights_folder
+from actlake.store.captures.reader import find_capture, list_captures
+from actlake.store.captures.verify import verify_weights
+from actlake.store.core.catalog import ModelSpec, PairSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.core.files import hash_file, human_bytes
+from actlake.store.format.paths import Layout
 from safetensors.torch import load_file
 
 
@@ -69,11 +69,15 @@ def test_the_lake_is_enough_to_run_again(tmp_path, pair):
 def test_weights_come_later_without_loading_anything(tmp_path, pair, monkeypatch):
     layout = tiny.capture(tmp_path / "lake", pair, tiny.BARE, variants=("it",))
     before = tiny.tree(layout.root)
-    monkeypatch.setattr("actlake.capture.pair.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "actlake.capture.streams.capture_pair.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     kept(layout.root, pair, tiny.BARE)
     after = tiny.tree(layout.root)
     assert before.items() <= after.items() and "models/llama/it/weights.json" in after
-    monkeypatch.setattr("actlake.capture.keep.write_weights", lambda *_, **__: pytest.fail("they were copied again"))
+    monkeypatch.setattr(
+        "actlake.capture.model.weights_copy.write_weights", lambda *_, **__: pytest.fail("they were copied again")
+    )
     kept(layout.root, pair, tiny.BARE)
     assert tiny.tree(layout.root) == after
 
@@ -115,7 +119,7 @@ def test_damage_is_named(tmp_path, pair):
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path, lake, pair, monkeypatch):
-    monkeypatch.setattr("actlake.store.weights.free_bytes", lambda _: 10_000)
+    monkeypatch.setattr("actlake.store.artifacts.weights.free_bytes", lambda _: 10_000)
     before = tiny.tree(lake.root)
     with pytest.raises(
         LakeError, match=r"the weights of llama/it need \S+ KB, 10.0 KB are free.*leave --with-weights out"
@@ -129,7 +133,7 @@ def test_room_for_capture_and_weights_is_checked_together(tmp_path, pair, monkey
     layout = kept(tmp_path / "lake", pair, tiny.BARE)
     capture = sum(map(len, tiny.tree(find_capture(layout, "llama/it", "bare")).values()))
     weights = sum(entry["bytes"] for entry in read_weights(layout, "llama", "it")["files"].values())
-    for module in ("store.weights", "capture.plan"):
+    for module in ("store.artifacts.weights", "capture.run.batching"):
         monkeypatch.setattr(f"actlake.{module}.free_bytes", lambda _: weights + capture // 2)
     with pytest.raises(LakeError) as caught:
         kept(tmp_path / "small", pair, tiny.BARE)
@@ -142,7 +146,7 @@ def test_room_for_capture_and_weights_is_checked_together(tmp_path, pair, monkey
 
 def test_room_for_the_weights_of_both_models(tmp_path, pair, monkeypatch):
     weights = sum(file.stat().st_size for file in pair.it.path.iterdir())
-    monkeypatch.setattr("actlake.store.weights.free_bytes", lambda _: int(1.5 * weights))
+    monkeypatch.setattr("actlake.store.artifacts.weights.free_bytes", lambda _: int(1.5 * weights))
     with pytest.raises(LakeError, match=r"the weights of llama/pt, llama/it need"):
         tiny.capture(tmp_path / "lake", pair, tiny.BARE, with_weights=True)
 
@@ -169,7 +173,7 @@ def test_full_disk_while_copying(tmp_path, pair, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("actlake.store.weights._copy", full)
+        patch.setattr("actlake.store.artifacts.weights._copy", full)
         with pytest.raises(
             LakeError, match=r"disk full while copying the weights of llama/it .*run the same command again"
         ):
@@ -178,15 +182,15 @@ def test_full_disk_while_copying(tmp_path, pair, monkeypatch):
 
 
 def test_a_file_that_changes_meanwhile_is_not_taken(tmp_path, pair, monkeypatch):
-    files = keep.files_of
+    files = weights_copy.files_of
 
     def changed(spec):
         tiny.edit_json(pair.it.path / "tokenizer_config.json", padding_side="left")
         return files(spec)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keep, "files_of", changed)
-        patch.setattr("actlake.capture.pair.check_weights_fit", lambda *_: None)
+        patch.setattr(weights_copy, "files_of", changed)
+        patch.setattr("actlake.capture.streams.capture_pair.check_weights_fit", lambda *_: None)
         with pytest.raises(LakeError, match=r"tokenizer_config.json: not the file that was captured"):
             kept(tmp_path / "lake", pair, tiny.BARE)
     assert stored_weights(Layout.open(tmp_path / "lake"), "llama", "it") is None
@@ -213,7 +217,7 @@ def test_a_hub_model_is_known_by_its_name(tmp_path, pair, monkeypatch, links):
     """The hub's cache is played by a folder."""
     hub = ModelSpec("llama", "it", None, "owner/name", "a" * 40, None)
     folder = as_in_a_repository(pair.it.path)
-    monkeypatch.setattr(keep, "snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr(weights_copy, "snapshot_download", lambda *_, **__: str(folder))
     link = os.link
 
     def across(source, target):
@@ -224,7 +228,7 @@ def test_a_hub_model_is_known_by_its_name(tmp_path, pair, monkeypatch, links):
     monkeypatch.setattr(os, "link", across)
     with monkeypatch.context() as patch:
         for module in ("configs", "loading"):
-            patch.setattr(f"actlake.capture.{module}.source", lambda spec: str(spec.path or folder))
+            patch.setattr(f"actlake.capture.checkpoint.{module}.source", lambda spec: str(spec.path or folder))
         layout = kept(tmp_path / "lake", PairSpec("llama", None, hub, {}), tiny.BARE)
         sha256 = identify(hub)["sha256"]
     shards = [file for file in read_weights(layout, "llama", "it")["files"] if file.endswith(".safetensors")]
@@ -273,7 +277,7 @@ def command(tmp_path, pair, monkeypatch, capsys) -> Callable[..., tuple[int, str
         monkeypatch.setattr(sys, "argv", ["actlake", *words, "--catalog", str(tmp_path / "catalog.yaml")])
         capsys.readouterr()
         try:
-            cli.main()
+            main.main()
         except SystemExit as stop:
             return (int(stop.code or 0), *capsys.readouterr())
         return (0, *capsys.readouterr())

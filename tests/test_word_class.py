@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import tiny
-from actlake.analyze.word_class import CLASSES, COLLAPSED, DISCOURSE, FUNCTION, GROUPS, PHRASES, alone, in_context
-from actlake.capture.tokens import is_text, running_texts
+from actlake.analyze.text.word_class import CLASSES, COLLAPSED, DISCOURSE, FUNCTION, GROUPS, PHRASES, alone, in_context
+from actlake.capture.checkpoint.tokens import is_text, running_texts
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

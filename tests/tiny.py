@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from actlake.analyze.head import Head
-from actlake.capture.pair import Options, capture_pair
-from actlake.capture.prompts import Prompt, PromptSet, canonical_bytes
-from actlake.store.catalog import ModelSpec, PairSpec, ProfileSpec, StreamSpec
-from actlake.store.files import temporary_of, write_json
-from actlake.store.layout import Layout
-from actlake.store.streams import Stream
-from actlake.store.writer import ShardWriter, Template, create_capture
+from actlake.analyze.lens.head import Head
+from actlake.capture.streams.capture_pair import Options, capture_pair
+from actlake.capture.streams.prompts import Prompt, PromptSet, canonical_bytes
+from actlake.store.artifacts.streams import Stream
+from actlake.store.captures.writer import ShardWriter, Template, create_capture
+from actlake.store.core.catalog import ModelSpec, PairSpec, ProfileSpec, StreamSpec
+from actlake.store.core.files import temporary_of, write_json
+from actlake.store.format.paths import Layout
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 

@@ -9,20 +9,20 @@ from typing import Any
 import duckdb
 import numpy as np
 import tiny
-from actlake.store.captures import Capture, list_captures, open_capture
-from actlake.store.catalog import StreamSpec
-from actlake.store.cite import citation
-from actlake.store.directions import directions_writer, read_directions
-from actlake.store.foreign import foreign_captures
-from actlake.store.layout import Layout
-from actlake.store.models import read_head
-from actlake.store.outputs import Condition, read_condition, read_texts
-from actlake.store.probes import probes_path, probes_table, read_probes, write_probes
-from actlake.store.schema import OUTPUTS
-from actlake.store.streams import read_stream, stream_records
-from actlake.store.tables import connect, find_tables, sql_error, stream_table, write_table
-from actlake.store.verdicts import VerdictStore
-from actlake.store.verify import verify
+from actlake.store.artifacts.directions import directions_writer, read_directions
+from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.probes import probes_path, probes_table, read_probes, write_probes
+from actlake.store.artifacts.streams import read_stream, stream_records
+from actlake.store.artifacts.texts import Condition, read_condition, read_texts
+from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.captures.cite import citation
+from actlake.store.captures.reader import Capture, list_captures, open_capture
+from actlake.store.captures.verify import verify
+from actlake.store.core.catalog import StreamSpec
+from actlake.store.core.schema import OUTPUTS
+from actlake.store.format.paths import Layout
+from actlake.store.tables.imported import foreign_captures
+from actlake.store.tables.sql import connect, find_tables, sql_error, stream_table, write_table
 
 
 @dataclass

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from actlake.capture.prompts import add_prompts
-from actlake.store.directions import directions_writer
-from actlake.store.layout import Layout
-from actlake.store.manifest import seal
-from actlake.store.models import write_model
-from actlake.store.outputs import Condition
-from actlake.store.probes import write_probes
-from actlake.store.schema import OUTPUTS, STREAM_SCHEMA, TABLES
-from actlake.store.streams import Stream, write_stream
-from actlake.store.tables import table_writer, write_table
-from actlake.store.verdicts import VerdictStore
+from actlake.capture.streams.prompts import add_prompts
+from actlake.store.artifacts.directions import directions_writer
+from actlake.store.artifacts.models import write_model
+from actlake.store.artifacts.probes import write_probes
+from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.artifacts.texts import Condition
+from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.captures.manifest import seal
+from actlake.store.core.schema import OUTPUTS, STREAM_SCHEMA, TABLES
+from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import table_writer, write_table
 
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")

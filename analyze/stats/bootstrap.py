@@ -1,0 +1,326 @@
+"""The statistics of the project: BCa intervals with the prompt as the unit that is resampled, ranks, seeds.
+
+What scipy has is scipy's: `scipy.stats.bootstrap` draws and corrects, this module says what is estimated. Everything a
+question asks for is one vector-valued statistic, so that all of it shares one set of resamples.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from ...store.core.errors import LakeError
+
+Statistic = Callable[..., np.ndarray]
+# Elements of the largest array a batch of resamples may allocate (float64: 128 MB).
+BATCH_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence limits, the n units behind it, and how the limits were found.
+
+    method: "BCa"; "percentile" where BCa is undefined (no spread, or a jackknife without any); "t" over seeds; "none"
+    (limits NaN) with fewer than two units. Limits that leave out the estimate, as BCa's may of few or lopsided units, are
+    widened to it.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    method: str
+    unit: str = "prompts"
+
+    def __post_init__(self) -> None:
+        slack = 1e-12 * abs(self.estimate)
+        if self.low > self.estimate + slack:
+            object.__setattr__(self, "low", self.estimate)
+        if self.high < self.estimate - slack:
+            object.__setattr__(self, "high", self.estimate)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a mean or a median is made of: float64 [P, K] per prompt.
+
+    Mean: `total` and `count` per stratum; the estimate is the mean over strata of sum_p total / sum_p count, and strata no
+    prompt counts in are left out. So K = 1 is the token-pooled mean clustered by prompt; K = 1 with count 0 or 1 the
+    prompt mean; K = steps the study's L1 profile, every step alike. Median: `values` [K], ascending, and how often each
+    occurs; `total` is not used. ValueError on shapes that differ.
+    """
+
+    total: np.ndarray
+    count: np.ndarray
+    values: np.ndarray | None = None
+
+    @classmethod
+    def mean(cls, total: np.ndarray, count: np.ndarray) -> Sample:
+        """A mean over strata of pooled means; a prompt without values may carry NaN as its sum."""
+        total, count = np.asarray(total, dtype=np.float64), np.asarray(count, dtype=np.float64)
+        if total.ndim != 2 or total.shape != count.shape:
+            raise ValueError(f"bootstrap: total {total.shape} and count {count.shape} must both be (prompts, strata)")
+        return cls(np.where(count > 0, total, 0.0), count)
+
+    @classmethod
+    def median(cls, values: np.ndarray, count: np.ndarray) -> Sample:
+        """The median of what all prompts count, the mean of the two middle ones where they are even in number."""
+        values, count = np.asarray(values, dtype=np.float64), np.asarray(count, dtype=np.float64)
+        if count.ndim != 2 or count.shape[1:] != values.shape or (np.diff(values) <= 0).any():
+            raise ValueError(f"bootstrap: values {values.shape} must ascend and fit count {count.shape}")
+        return cls(np.zeros((len(count), 0)), count, values)
+
+    def estimate(self, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+        """The estimates [...] of summed totals and counts [..., K]; NaN where nothing counts."""
+        if self.values is None:
+            ratio = np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
+            return ratio[..., 0] if ratio.shape[-1] == 1 else np.nanmean(ratio, axis=-1)
+        below = bottom.cumsum(-1)
+        half = below[..., -1:] / 2
+        middle = self.values[(below >= half).argmax(-1)] + self.values[(below > half).argmax(-1)]
+        return np.where(half[..., 0] > 0, middle / 2, np.nan)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is to be estimated: `plus`, or plus - minus, in one family (pair of models) or pooled over several.
+
+    `plus` and `minus` have one Sample per family, of the same prompts. Pooled, every family counts alike; with `tokens`,
+    totals and counts are summed over the families first, so that every token does. ValueError on prompts that differ.
+    """
+
+    plus: tuple[Sample, ...]
+    minus: tuple[Sample, ...] = ()
+    tokens: bool = False
+
+    def __post_init__(self) -> None:
+        for a, b in zip(self.plus, self.minus, strict=bool(self.minus)):
+            if len(a.count) != len(b.count):
+                raise ValueError(
+                    f"bootstrap: {len(a.count)} prompts against {len(b.count)}; a paired difference needs the same"
+                )
+
+    def kept(self) -> tuple[np.ndarray, ...]:
+        """Per family bool [P]: prompts that count anywhere."""
+        arms = (self.plus, self.minus) if self.minus else (self.plus,)
+        return tuple(np.any([s.count.any(axis=1) for s in family], axis=0) for family in zip(*arms, strict=True))
+
+
+def intervals(
+    quantities: Sequence[Quantity], *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> list[Interval]:
+    """Estimates with BCa intervals, in order; whatever counts the same prompts shares its resamples.
+
+    Prompts are resampled within their family, the same ones for both arms of a difference; prompts that count nowhere are
+    dropped. Source: METHODS 4, 13, 17; scipy.stats.bootstrap.
+    """
+    groups: dict[tuple[bytes, ...], list[int]] = {}
+    for number, quantity in enumerate(quantities):
+        groups.setdefault(tuple(mask.tobytes() for mask in quantity.kept()), []).append(number)
+    found: dict[int, Interval] = {}
+    for numbers in groups.values():
+        group = [quantities[number] for number in numbers]
+        found |= zip(numbers, _bootstrap(group, group[0].kept(), level, n_resamples, seed), strict=True)
+    return [found[number] for number in range(len(quantities))]
+
+
+def bootstrap_mean(
+    total: np.ndarray, count: np.ndarray, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Interval of one mean over strata of pooled means, prompts resampled; total, count: [P, K] as in `Sample`."""
+    return intervals([Quantity((Sample.mean(total, count),))], level=level, n_resamples=n_resamples, seed=seed)[0]
+
+
+def bootstrap_diff(
+    total_a: np.ndarray,
+    count_a: np.ndarray,
+    total_b: np.ndarray,
+    count_b: np.ndarray,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Interval of mean a - mean b, paired: every resample takes the same prompts for both (row p is the same prompt)."""
+    quantity = Quantity((Sample.mean(total_a, count_a),), (Sample.mean(total_b, count_b),))
+    return intervals([quantity], level=level, n_resamples=n_resamples, seed=seed)[0]
+
+
+def spearman(x: np.ndarray, y: np.ndarray, *, unit: str = "prompts", seed: int = 0) -> tuple[Interval, float]:
+    """Spearman's rank correlation of x, y [n] with a paired BCa interval, and its two-sided p value.
+
+    NaN without limits where either does not vary. ValueError on lengths that differ. Source: METHODS 6 (0D); scipy.
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"spearman: x {x.shape} and y {y.shape} must be as long as each other")
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Interval(np.nan, np.nan, np.nan, len(x), "none", unit), np.nan
+    whole = stats.spearmanr(x, y)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        low, high, method = limits((x, y), rank_correlation, 0.95, 2000, len(x), seed, paired=True)
+    return Interval(float(whole.statistic), float(low), float(high), len(x), str(method), unit), float(whole.pvalue)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's correlation along an axis of x, y [..., n]; NaN where either does not vary."""
+    a, b = (stats.rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, y))
+    return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
+
+
+def over_seeds(values: np.ndarray, *, level: float = 0.95) -> Interval:
+    """The mean of one estimate per seed [n] with Student's t interval: how far the choice of a seed moves it."""
+    values = np.asarray(values, dtype=np.float64)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return Interval(mean, np.nan, np.nan, n, "none", "seeds")
+    half = float(stats.sem(values) * stats.t.ppf((1 + level) / 2, n - 1))
+    return Interval(mean, mean - half, mean + half, n, "t", "seeds")
+
+
+def cohens_d(a: np.ndarray, b: np.ndarray) -> float:
+    """Cohen's d of a [n] against b [m]: the difference of their means in units of the pooled standard deviation.
+
+    Positive where a is larger; NaN with fewer than two values on either side, or without any spread. Source: METHODS 6
+    (0D); Cohen 1988, 2.5.1.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.ndim != 1 or b.ndim != 1:
+        raise ValueError(f"cohens_d: a {a.shape} and b {b.shape} must be one row of values each")
+    if min(len(a), len(b)) < 2:
+        return np.nan
+    pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(a) + len(b) - 2)
+    return float((a.mean() - b.mean()) / np.sqrt(pooled)) if pooled > 0 else np.nan
+
+
+def kappa(a: Sequence[str | int], b: Sequence[str | int]) -> float:
+    """Cohen's kappa: how far two raters' labels of the same items [n] agree beyond chance, at most 1.
+
+    NaN where all labels are one and the same. LakeError without any item, ValueError on lengths that differ. Source:
+    METHODS 18; sklearn.metrics.cohen_kappa_score.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"kappa: {len(a)} labels against {len(b)}; both raters must label the same items")
+    if not len(a):
+        raise LakeError(
+            "kappa: no items that both raters labelled, expected at least 1; check that their ids are the same"
+        )
+    from sklearn.metrics import cohen_kappa_score  # 1 s to import
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of a single label, which NaN reports
+        return float(cohen_kappa_score(list(a), list(b)))
+
+
+def limits(
+    data: tuple[np.ndarray, ...],
+    statistic: Statistic,
+    level: float,
+    n_resamples: int,
+    width: int,
+    seed: int,
+    paired: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Limits and methods [M] of a statistic that returns [M, ...]; `width` elements are in memory per resample."""
+    found = stats.bootstrap(
+        data,
+        statistic,
+        vectorized=True,
+        paired=paired,
+        n_resamples=n_resamples,
+        batch=max(1, BATCH_ELEMENTS // width),
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = (np.asarray(limit, dtype=np.float64) for limit in found.confidence_interval)
+    tail = (1.0 - level) / 2.0
+    plain = np.nanquantile(found.bootstrap_distribution, [tail, 1.0 - tail], axis=-1)
+    good = np.isfinite(low) & np.isfinite(high)
+    return np.where(good, low, plain[0]), np.where(good, high, plain[1]), np.where(good, "BCa", "percentile")
+
+
+def multiplicity(index: np.ndarray, prompts: int) -> np.ndarray:
+    """How often each prompt occurs in each resample: [..., m] indices to float64 [..., prompts] weights."""
+    flat = index.reshape(-1, index.shape[-1]).astype(np.int64)
+    offset = flat + prompts * np.arange(len(flat))[:, None]
+    weight = np.bincount(offset.ravel(), minlength=len(flat) * prompts)
+    return weight.reshape(*index.shape[:-1], prompts).astype(np.float64)
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _bootstrap(
+    group: Sequence[Quantity], kept: tuple[np.ndarray, ...], level: float, n_resamples: int, seed: int
+) -> list[Interval]:
+    """Intervals of quantities that count the same prompts `kept` (bool [P] per family)."""
+    statistic, width = _statistic(group, kept)
+    data = tuple(np.arange(int(mask.sum())) for mask in kept)
+    prompts = sum(map(len, data))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # scipy and nanmean announce the degenerate cases that `method` reports
+        estimate = statistic(*data) if all(map(len, data)) else np.full(len(group), np.nan)
+        low, high = np.full((2, len(group)), np.nan)
+        method = np.full(len(group), "none", dtype=object)
+        if min(map(len, data)) >= 2:
+            low, high, method = limits(data, statistic, level, n_resamples, width, seed)
+    unknown = ~np.isfinite(estimate)
+    low, high, method = (
+        np.where(unknown, np.nan, low),
+        np.where(unknown, np.nan, high),
+        np.where(unknown, "none", method),
+    )
+    unit = "prompts" if len(data) == 1 else f"prompts of {len(data)} pairs"
+    return [
+        Interval(float(e), float(a), float(b), prompts, str(m), unit)
+        for e, a, b, m in zip(estimate, low, high, method, strict=True)
+    ]
+
+
+def _statistic(group: Sequence[Quantity], kept: tuple[np.ndarray, ...]) -> tuple[Statistic, int]:
+    """The estimates [M, ...] of prompt indices (one [..., m] per family), and the elements they take per resample."""
+    columns, tops, bottoms = [], [], []
+    for family, mask in enumerate(kept):
+        samples = {id(s): s for q in group for s in (q.plus[family], *(q.minus[family : family + 1]))}
+        tops.append(_Columns({key: sample.total[mask] for key, sample in samples.items()}))
+        bottoms.append(_Columns({key: sample.count[mask] for key, sample in samples.items()}))
+        columns.append(max(int(mask.sum()), 2 * bottoms[-1].width))
+
+    def statistic(*index: np.ndarray, axis: int = -1) -> np.ndarray:
+        weights = [
+            multiplicity(np.moveaxis(np.asarray(i), axis, -1), int(mask.sum()))
+            for i, mask in zip(index, kept, strict=True)
+        ]
+        top = [columns.summed(weight) for columns, weight in zip(tops, weights, strict=True)]
+        bottom = [columns.summed(weight) for columns, weight in zip(bottoms, weights, strict=True)]
+
+        def arm(samples: tuple[Sample, ...], tokens: bool) -> np.ndarray:
+            parts = [(top[f][id(s)], bottom[f][id(s)]) for f, s in enumerate(samples)]
+            if tokens:
+                return samples[0].estimate(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
+            return np.mean([s.estimate(*part) for s, part in zip(samples, parts, strict=True)], axis=0)
+
+        return np.stack([arm(q.plus, q.tokens) - (arm(q.minus, q.tokens) if q.minus else 0.0) for q in group])
+
+    return statistic, sum(columns)
+
+
+class _Columns:
+    """Matrices [P, K] of several samples side by side, so that one product sums them all."""
+
+    def __init__(self, parts: dict[int, np.ndarray]):
+        self._all = np.hstack(list(parts.values()))
+        ends = np.cumsum([part.shape[1] for part in parts.values()]).tolist()
+        self._slices = {key: slice(a, b) for key, a, b in zip(parts, [0, *ends], ends, strict=False)}
+        self.width = self._all.shape[1]
+
+    def summed(self, weight: np.ndarray) -> dict[int, np.ndarray]:
+        """Key -> weighted sums over prompts [..., K]; weight [..., P]."""
+        found = weight @ self._all
+        return {key: found[..., part] for key, part in self._slices.items()}

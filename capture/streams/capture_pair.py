@@ -1,0 +1,230 @@
+"""Capturing a pair: which streams come first, which model is loaded when, and what is there already."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...store.artifacts.models import check_same_model, equal_weights, has_model, read_model
+from ...store.artifacts.streams import stream_records
+from ...store.artifacts.vocab import has_vocab, keep_vocab
+from ...store.captures.manifest import read_manifest
+from ...store.core.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec
+from ...store.core.errors import LakeError
+from ...store.core.files import explain_full_disk
+from ...store.core.progress import say
+from ...store.core.schema import VARIANTS
+from ...store.format.paths import Layout, check_name
+from ..checkpoint.configs import load_config, load_tokenizer
+from ..checkpoint.configs import source as model_folder
+from ..checkpoint.loading import check_device_map
+from ..checkpoint.stops import declared
+from ..checkpoint.tokens import check_same_tokenizer, template_for, vocabulary
+from ..checkpoint.vocabularies import check_glance
+from ..model.load import Model, context_of, identify, load_model
+from ..model.weights_copy import check_weights_fit, here_or_stored, keep_weights, weights_to_copy
+from ..run.batching import BATCH, check_sites
+from ..run.capture import Result, capture, find_sealed
+from ..run.ranks import ALONE, Rank
+from .prompts import PromptSet, read_prompts
+from .streams import Source, check_readable, ensure_stream, recipe_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models run: device, dtype, sequences a batch, the study's double BOS, NaN allowed, the rank of this process, a
+    device map in place of one device, and whether the checkpoints' own files go into the lake.
+
+    dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    batch: int = BATCH
+    double_bos: bool = False
+    allow_nonfinite: bool = False
+    rank: Rank = ALONE
+    device_map: Any = None
+    with_weights: bool = False
+
+
+class _Loader:
+    """Loads models on demand and keeps the last one, so that two large models are never in memory together."""
+
+    def __init__(self, options: Options):
+        self._options = options
+        self._model: Model | None = None
+        self.loads = 0
+
+    def __call__(self, spec: ModelSpec) -> Model:
+        if self._model is None or self._model.spec != spec:
+            self._model = None
+            options = self._options
+            self._model = load_model(spec, options.device, options.dtype, device_map=options.device_map)
+            self.loads += 1
+        return self._model
+
+
+def find_prompts(catalog: Catalog, layout: Layout | None, name: str, limit: int | None = None) -> PromptSet:
+    """A prompt set by its name in the catalog or in the lake, or by the path of a .jsonl or .csv file."""
+    imported = layout.prompts / f"{name}.jsonl" if layout else None
+    if name in catalog.prompts:
+        return read_prompts(catalog.prompts[name], name, limit)
+    if imported and imported.is_file():
+        return read_prompts(imported, name, limit)
+    if Path(name).suffix.lower() in (".jsonl", ".csv") or os.path.isfile(name):  # not a set's name
+        return read_prompts(name, None, limit)
+    return read_prompts(catalog.prompt_path(name), name, limit)
+
+
+def capture_pair(
+    layout: Layout,
+    pair: PairSpec,
+    streams: Sequence[StreamSpec],
+    prompts: PromptSet,
+    profile: ProfileSpec,
+    variants: Sequence[str] = (),
+    options: Options = Options(),  # noqa: B008 (frozen)
+) -> list[Result]:
+    """Capture the variants of a pair (all that it has) on the streams; what these need is made first, what is there is reused.
+
+    One model is in memory at a time and nothing is loaded when all captures are there. Raises LakeError for tokenizers
+    that differ, prompts too long for the model, and all that `run.capture` raises.
+    """
+    check_sites(profile.sites)
+    check_device_map(options.device_map, options.device)
+    variants = variants or pair.variants
+    options = replace(options, dtype=profile.dtype if options.dtype == "auto" else options.dtype)
+    pt, it = (spec and here_or_stored(layout, spec) for spec in (pair.pt, pair.it))
+    pair = replace(pair, pt=pt, it=it)
+    sources = sources_of(pair, variants, streams, options)
+    check_name(prompts.name, "prompt set")  # it becomes part of file names
+    if len(sources) == len(VARIANTS) and (
+        remark := equal_weights(sources["pt"].identity, sources["it"].identity, pair.name)
+    ):
+        say(remark)
+    for variant in variants:
+        check_same_model(layout, pair.name, variant, sources[variant].identity)
+        for spec in streams:
+            key = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)["key"]
+            _check_unfinished(layout, pair.name, variant, spec.name, prompts, key)
+            check_readable(layout, sources, variant, spec, prompts, options.double_bos, key)
+    kept = [pair.model(variant) for variant in variants] if options.with_weights else []
+    check_weights_fit(layout, kept)
+    results = []
+    for variant in _order(variants, streams):
+        done: set[str] = set()
+        for spec in streams:
+            with explain_full_disk(f"capturing {pair.name}/{variant} into {layout}"):
+                name, _ = ensure_stream(
+                    layout, sources, variant, spec, prompts, options.double_bos, options.batch, options.rank
+                )
+                if name not in done:
+                    results.append(_one(layout, pair, sources[variant], name, profile, options, kept))
+            done.add(name)
+        with explain_full_disk(f"keeping the vocabulary of {pair.name}/{variant} in {layout}"):
+            _keep_vocab(layout, sources[variant], pair.name)
+        if options.with_weights and options.rank.rank == 0:
+            with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout}"):
+                keep_weights(layout, pair.model(variant), sources[variant].identity)
+    return results
+
+
+def sources_of(
+    pair: PairSpec, variants: Sequence[str], streams: Sequence[StreamSpec], options: Options
+) -> dict[str, Source]:
+    """The models of a pair that there are, by variant; LakeError when one is missing or the tokenizers differ."""
+    loader = _Loader(options)
+    for variant in variants:
+        pair.model(variant)  # a LakeError for a variant that the pair lacks
+    specs = [spec for spec in (pair.pt, pair.it) if spec]
+    check_glance(
+        specs, [pair.model(v) for v in variants if any(template_for(s.template, v) == "chat" for s in streams)]
+    )
+    sources = {
+        variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)
+    }
+    if len(sources) == 2:
+        check_same_tokenizer(sources["pt"].tokenizer, sources["it"].tokenizer, pair.name)
+    for spec in streams:
+        if spec.continuation in ("pt", "it") and spec.continuation not in sources:
+            raise LakeError(
+                f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks"
+            )
+    return sources
+
+
+def _check_unfinished(layout: Layout, pair: str, variant: str, kind: str, prompts: PromptSet, key: str) -> None:
+    """Raise LakeError for an unfinished capture whose prompts have changed: running on would leave it behind unseen.
+
+    `key` is the recipe's that is asked for now.
+    """
+    for record in stream_records(layout):
+        if (record["kind"], record["prompts"]) != (kind, prompts.name) or key in record["keys"]:
+            continue
+        path, then = layout.capture(pair, variant, record["same_as"]), record["recipe"].get("prompt_set_sha256")
+        if then != prompts.sha256 and path.exists() and not read_manifest(path):
+            raise LakeError(
+                f"{path}: an unfinished capture of prompt set {prompts.name} as it was before (its file, or --limit, has"
+                " changed): finish it with the prompts as they were, or delete the folder, then run this again"
+            )
+
+
+def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
+    """Teachers first, so that each model is loaded once."""
+    teachers = {spec.continuation for spec in streams}
+    return sorted(variants, key=lambda variant: (variant not in teachers, variant != "it"))
+
+
+def _keep_vocab(layout: Layout, source: Source, pair: str) -> None:
+    """Keep what the model's token ids mean, if the lake does not yet."""
+    if not has_vocab(layout, pair, source.variant):
+        size = read_model(layout, pair, source.variant)["vocab"]
+        keep_vocab(layout, pair, source.variant, vocabulary(source.tokenizer, size))
+
+
+def _one(
+    layout: Layout,
+    pair: PairSpec,
+    source: Source,
+    stream: str,
+    profile: ProfileSpec,
+    options: Options,
+    kept: Sequence[ModelSpec],
+) -> Result:
+    """One capture; the files of the `kept` models must find room beside it."""
+    sealed = find_sealed(layout, pair, source.variant, stream, source.identity, profile)
+    if sealed:
+        manifest: dict[str, Any] = read_manifest(sealed) or {}
+        return Result(sealed, True, True, manifest["n_tokens"], manifest["bytes"], 0.0)
+    model = source.load()
+    if has_model(layout, pair.name, source.variant):  # its name there; the lake's own copy of its files bears none
+        model = replace(model, record=read_model(layout, pair.name, source.variant))
+    return capture(
+        layout,
+        model,
+        stream,
+        profile,
+        options.batch,
+        options.allow_nonfinite,
+        options.rank,
+        pair.windows,
+        weights_to_copy(layout, kept),
+    )
+
+
+def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
+    tokenizer = load_tokenizer(spec)
+    identity = identify(spec, options.dtype, tokenizer)  # explains a config that can't be read
+    config = load_config(spec)
+    return Source(
+        variant=spec.variant,
+        identity=identity,
+        tokenizer=tokenizer,
+        max_positions=context_of(config),
+        vocab=config.get_text_config().vocab_size,
+        load=lambda: loader(spec),
+        declared=declared(spec, model_folder(spec), config),
+        name=spec.name,
+    )

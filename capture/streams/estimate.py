@@ -1,0 +1,158 @@
+"""What a capture will take, said from configs and tokenizers alone: no weights are loaded, nothing is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...store.artifacts.streams import Stream, find_stream, read_stream
+from ...store.captures.writer import Template
+from ...store.core.catalog import PairSpec, ProfileSpec, StreamSpec, resolve_boundaries
+from ...store.core.progress import remark
+from ...store.format.paths import Layout
+from ..checkpoint.configs import DTYPES, config_for, explained, load_config, model_class
+from ..checkpoint.loading import device_of
+from ..checkpoint.tokens import notes
+from ..run.batching import Estimate, batch_plan, capture_sizes, check_sites, estimate
+from .capture_pair import Options, sources_of
+from .prompts import PromptSet
+from .streams import Source, recipe_of, teller_of
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One capture to come: sizes in bytes; `exact` when its stream is there, else every continuation counts in full.
+
+    `weights` as the model loads them; `head` in float32, which stays on the host and goes into the lake once a model;
+    `site_bytes` of every variable before compression.
+    """
+
+    pair: str
+    variant: str
+    stream: str
+    profile: str
+    exact: bool
+    weights: int
+    head: int
+    size: Estimate
+    site_bytes: dict[str, int]
+
+    @property
+    def raw(self) -> int:
+        """Bytes of all variables before compression."""
+        return sum(self.site_bytes.values())
+
+    def seconds(self, rate: float, disk: float) -> float:
+        """Time for `rate` tokens/s of the model and `disk` bytes/s, which overlap."""
+        return max(self.size.tokens / rate, self.size.stored / disk)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What sizes follow from: blocks, attention heads, width, vocabulary, bytes of the weights."""
+
+    layers: int
+    heads: int
+    width: int
+    vocab: int
+    weights: int
+
+
+def forecast(
+    pair: PairSpec,
+    streams: Sequence[StreamSpec],
+    prompts: PromptSet,
+    profiles: Sequence[ProfileSpec],
+    variants: Sequence[str] = (),
+    options: Options = Options(),  # noqa: B008 (frozen)
+    layout: Layout | None = None,
+) -> list[Forecast]:
+    """Sizes of every capture that these names ask for; a stream that `layout` holds is counted exactly.
+
+    Raises LakeError for what the capture itself would refuse: a missing variant, tokenizers that differ, unknown sites,
+    prompts too long for the model.
+    """
+    for profile in profiles:
+        check_sites(profile.sites)
+    variants = variants or pair.variants
+    sources = sources_of(pair, variants, streams, options)
+    found = []
+    for variant in variants:
+        shape = shape_of(pair, variant, sources[variant].identity["dtype"])
+        for spec in streams:
+            stream, exact = _stream(sources, variant, spec, prompts, options, layout)
+            for profile in profiles:
+                found.append(_one(pair, variant, spec, stream, exact, profile, shape, sources, options))
+    return found
+
+
+def shape_of(pair: PairSpec, variant: str, dtype: str) -> Shape:
+    """The shape of a model, built without memory (on torch's meta device)."""
+    spec = pair.model(variant)
+    config = load_config(spec)
+    kind = model_class(spec, config)
+    try:
+        with torch.device("meta"):
+            hf: Any = kind._from_config(config_for(kind, config), dtype=DTYPES[dtype])
+    except Exception as error:  # whatever a class raises about its config is a message about that
+        raise explained(spec, "build it from its config", error) from error
+    unembed = hf.get_output_embeddings().weight
+    weights = sum(p.numel() * p.element_size() for p in hf.parameters())
+    text = config.get_text_config()
+    return Shape(text.num_hidden_layers, text.num_attention_heads, unembed.shape[1], unembed.shape[0], weights)
+
+
+def _stream(
+    sources: dict[str, Source],
+    variant: str,
+    spec: StreamSpec,
+    prompts: PromptSet,
+    options: Options,
+    layout: Layout | None,
+) -> tuple[Stream, bool]:
+    """The stream itself when the lake holds it, else one of the same prompts with continuations of full length."""
+    source = sources[variant]
+    recipe = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)
+    record = find_stream(layout, recipe["key"], spec.name) if layout else None
+    if layout and record:
+        return read_stream(layout, record["name"]), True
+    starts = source.read(spec, prompts, options.double_bos)
+    teller_of(sources, variant, spec).read(spec, prompts, options.double_bos)
+    for line in notes(source.name, source.tokenizer, recipe):
+        remark(line)
+    more = 0 if spec.continuation == "none" else spec.max_new_tokens
+    rows = [np.zeros(len(start) + more, dtype=np.int32) for start in starts]
+    stream = Stream(spec.name, prompts.name, [], [], rows, list(map(len, starts)), [], np.zeros(0, bool))
+    return stream, spec.continuation == "none"
+
+
+def _one(
+    pair: PairSpec,
+    variant: str,
+    spec: StreamSpec,
+    stream: Stream,
+    exact: bool,
+    profile: ProfileSpec,
+    shape: Shape,
+    sources: dict[str, Source],
+    options: Options,
+) -> Forecast:
+    boundaries = resolve_boundaries(profile, shape.layers, pair.windows)
+    template = Template(
+        stream=stream,
+        sizes=capture_sizes(profile, shape.layers, shape.width, shape.vocab, boundaries),
+        boundaries=boundaries,
+        layers=tuple(range(shape.layers)),
+        source_dtype=sources[variant].identity["dtype"],
+        provenance={},
+        shard=profile.shard_tokens,
+    )
+    batches = batch_plan(np.diff(stream.offset).tolist(), options.batch)
+    size = estimate(template, batches, shape.vocab, device_of(options.device).type)
+    each = {name: count * stream.n_tokens for name, count in template.bytes_per_token.items()}
+    if "attn_entropy" in profile.sites:
+        each["attn_entropy"] = 4 * len(stream.starts) * shape.layers * shape.heads
+    head = 4 * shape.vocab * shape.width
+    return Forecast(pair.name, variant, spec.name, profile.name, exact, shape.weights, head, size, each)

@@ -1,0 +1,346 @@
+"""Prompt sets: read, check and import JSONL and CSV files. prompts/README.md describes every field."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ...store.core.errors import LakeError
+from ...store.core.files import LARGEST, canonical_json, parse_json, too_deep, write_atomic
+from ...store.remote.cache import publish
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+PROMPTS = "prompt file"
+MAPPED = (
+    "; `actlake prompts add FILE --text COLUMN --category COLUMN` takes other columns and numbers prompts without ids"
+)
+EXPECTATIONS = ("refuse", "comply")
+
+# Criterion type -> kind of its `value`. These are the checkable ones of METHODS 2.
+CRITERIA: Mapping[str, str] = {
+    "all_lowercase": "true",
+    "all_uppercase": "true",
+    "bullet_list": "count",
+    "contains_all_keywords": "texts",
+    "contains_phrase": "text",
+    "ends_with": "text",
+    "has_placeholders": "count",
+    "highlighted_sections": "count",
+    "json": "true",
+    "markdown_sections": "count",
+    "no_commas": "true",
+    "sentence_count_max": "count",
+    "sentence_count_min": "count",
+    "word_count_max": "count",
+    "word_count_min": "count",
+    "wrapped_in_quotes": "true",
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: what the model reads, and in `fields` whatever else its row holds (answer, criteria)."""
+
+    id: str
+    category: str
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A named, ordered, non-empty set of prompts; `sha256` is the hash of its canonical file.
+
+    The canonical file is one compact JSON object a line with sorted keys, so white space, key order and the
+    file type do not change the hash, while a changed word or another order of prompts does.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    sha256: str
+
+
+def canonical_bytes(prompts: Iterable[Prompt]) -> bytes:
+    """The one JSONL text of these prompts: sorted keys, no spaces, a line feed after each."""
+    records = ({**p.fields, "id": p.id, "category": p.category, "text": p.text} for p in prompts)
+    return b"".join(canonical_json(record) + b"\n" for record in records)
+
+
+def read_prompts(
+    path: str | Path,
+    name: str | None = None,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    number: bool = False,
+) -> PromptSet:
+    """Read and check a prompt file (.jsonl or .csv); the set is named after the file unless `name` is given.
+
+    `columns` says which of the file's are `id`, `text` and `category` where their names are others; with `number` prompts of
+    a file without ids are numbered from 1.
+
+    The whole file is checked even when `limit` keeps only the first prompts, and the hash is that of the kept
+    ones. Whatever is wrong raises a LakeError that names the file and the line.
+    """
+    path = Path(path)
+    if limit is not None and limit < 1:
+        raise LakeError(f"{path}: a limit of {limit} leaves no prompts; give 1 or more")
+    prompts: list[Prompt] = []
+    lines: dict[str, int] = {}
+    for line, record in _named(path, dict(columns or {}), number):
+        prompt = _checked(record, f"{path}:{line}")
+        if prompt.id in lines:
+            first = lines[prompt.id]
+            raise LakeError(f"{path}:{line}: id {prompt.id!r} is already on line {first}; make ids unique")
+        lines[prompt.id] = line
+        prompts.append(prompt)
+    if not prompts:
+        raise LakeError(f"{path}: the prompt set is empty; expected at least one row with `id` and `text`")
+    kept = tuple(prompts[:limit])
+    return PromptSet(name or path.stem, kept, sha256(canonical_bytes(kept)).hexdigest())
+
+
+def _named(path: Path, columns: dict[str, str], number: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a prompt file under the names id, text and category, numbered where the file has no ids."""
+    needed = [
+        columns.get(name, name) for name in ("id", "text") if not (number and name == "id" and name not in columns)
+    ]
+    needed += [columns["category"]] if "category" in columns else []
+    numbered = number and "id" not in columns
+    for count, (line, record) in enumerate(read_rows(path, PROMPTS, tuple(needed)), 1):
+        for name, column in columns.items():
+            if column not in record and name != "category":
+                raise LakeError(
+                    f"{path}:{line}: no {column}, which is to be the {name}; the row has {_short([*record])}"
+                )
+        taken = {name: record.get(column) for name, column in columns.items()}
+        for name in ("id", "category"):  # numbers of another program's
+            if type(taken.get(name)) is int:
+                taken[name] = str(taken[name])
+        record = {key: value for key, value in record.items() if key not in columns.values()} | taken
+        numbered &= count > 1 or "id" not in record
+        if numbered:
+            if "id" in record:
+                raise LakeError(
+                    f"{path}:{line}: has an id, and the rows before have none; give all of them one, or none"
+                )
+            record["id"] = str(count)
+        yield line, record
+
+
+def read_rows(path: Path, what: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a .jsonl or .csv file with the line each begins on; a CSV header has to name `columns`.
+
+    `what` the file should be stands in messages. Whatever can't be read is a LakeError with file and line.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".csv"):
+        raise LakeError(f"{path}: unknown type {path.suffix!r}; a {what} ends in .jsonl or .csv")
+    text = _read_text(path, what)
+    yield from _json_rows(path, text, columns) if suffix == ".jsonl" else _csv_rows(path, text, columns)
+
+
+def add_prompts(
+    source: str | Path, destination_folder: str | Path, name: str, columns: Mapping[str, str] | None = None
+) -> Path:
+    """Check a prompt file and keep its canonical form as DESTINATION_FOLDER/NAME.jsonl; return that path.
+
+    `columns` as in `read_prompts`; prompts of a file without ids are numbered.
+    A set that is already there with the same content is left alone; another content is refused.
+    """
+    if not NAME.fullmatch(name):
+        raise LakeError(f"prompt-set name {name!r}: expected lower-case letters, digits, _ and -, as in my-set")
+    added = read_prompts(source, name, columns=columns, number=True)
+    target = Path(destination_folder) / f"{name}.jsonl"
+    if not target.exists():
+        try:
+            write_atomic(target, canonical_bytes(added.prompts), first=True)
+            publish(target)
+        except OSError as error:
+            raise LakeError(f"{target}: cannot write the prompt set ({error.strerror})") from None
+    if read_prompts(target).sha256 != added.sha256:  # was there, or another process has just been faster
+        raise LakeError(f"{target}: another prompt set has this name and is never replaced; choose a new name")
+    return target
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= LARGEST):
+            raise LakeError(f"{path}: not a file of at most {LARGEST} bytes, as a {what} is")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise LakeError(f"{path}: no such {what}") from None
+    except OSError as error:
+        raise LakeError(f"{path}: cannot read the {what} ({error.strerror})") from None
+    try:
+        return data.decode("utf-8-sig")  # spreadsheets like to begin with a byte order mark
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise LakeError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def _json_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines(): that would also cut at U+2028, which JSON allows inside a string.
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            record = json.loads(content, object_pairs_hook=_without_duplicates)
+        except (ValueError, RecursionError) as error:
+            raise LakeError(f"{path}:{line}: not one JSON object on one line ({_reason(error)})") from None
+        if too_deep(record):
+            raise LakeError(f"{path}:{line}: not one JSON object on one line (nested too deeply)")
+        if not isinstance(record, dict):
+            example = ", ".join(f'"{column}": ...' for column in columns)
+            raise LakeError(f"{path}:{line}: expected a JSON object such as {{{example}}}")
+        yield line, record
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return record
+
+
+def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(LARGEST)  # a long prompt is one cell
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    start = 1  # a quoted cell may span lines: report where its row begins
+    try:
+        for cells in reader:
+            if cells and header is None:
+                header = _header(cells, f"{path}:{start}", columns)
+            elif cells and header is not None:
+                yield start, _csv_record(header, cells, f"{path}:{start}")
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise LakeError(f"{path}:{start}: not valid CSV ({error})") from None
+
+
+def _header(cells: list[str], where: str, columns: tuple[str, ...]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    if re.fullmatch(r"sep=.?", header[0], re.IGNORECASE):
+        other = "" if header[0][4:] in ("", ",") else " and save the file with commas"
+        raise LakeError(f"{where}: a line of Excel's own ({header[0]}); delete it{other}")
+    if "" in header:
+        column = header.index("") + 1
+        raise LakeError(f"{where}: column {column} has no name (in pandas, write with index=False)")
+    if len(set(header)) < len(header):
+        raise LakeError(f"{where}: a column name occurs twice in {_short(header)}")
+    if missing := set(columns) - set(header):
+        raise LakeError(
+            f"{where}: no column {', '.join(sorted(missing))}; the header is {_short(header)}{_hint(header, columns)}"
+        )
+    return header
+
+
+def _hint(header: list[str], columns: tuple[str, ...]) -> str:
+    """What to do about columns of other names."""
+    if len(header) == 1 and re.search(r"[;\t|]", header[0]):
+        return "; save the file with commas between the cells"
+    return MAPPED if set(columns) <= {"id", "text"} else ""
+
+
+def _csv_record(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise LakeError(f"{where}: {len(cells)} cells, but {len(header)} columns; quote cells that hold commas")
+    record: dict[str, Any] = {key: cell for key, cell in zip(header, cells, strict=True) if cell}
+    for key in ("choices", "criteria"):  # the two fields that are lists are JSON inside their cell
+        if key in record:
+            try:
+                record[key] = parse_json(record[key].encode())
+            except (ValueError, RecursionError) as error:
+                raise LakeError(f"{where}: {key} is not JSON ({_reason(error)})") from None
+    return record
+
+
+def _checked(record: dict[str, Any], where: str) -> Prompt:
+    record = {key: value for key, value in record.items() if value is not None}  # null means absent
+    for key in ("id", "text"):
+        if key not in record:
+            raise LakeError(
+                f"{where}: no {key}; every prompt needs `id` and `text`, and this has {_short([*record])}{MAPPED}"
+            )
+        if not _is_text(record[key]):
+            raise LakeError(f"{where}: {key} is {_short(record[key])}, expected non-blank text")
+    category = record.pop("category", "")
+    if not isinstance(category, str):
+        raise LakeError(f"{where}: category is {_short(category)}, expected text")
+    _check_scoring(record, where)
+    try:
+        canonical_json([record, category])
+    except ValueError:
+        raise LakeError(f"{where}: holds NaN, infinity or half a surrogate pair, expected none") from None
+    return Prompt(record.pop("id"), category, record.pop("text"), record)
+
+
+def _check_scoring(record: Mapping[str, Any], where: str) -> None:
+    """Refuse a known scoring field of the wrong shape now rather than when hours of generation are scored."""
+    if not _is_text(record.get("answer", "absent")):
+        raise LakeError(f"{where}: answer is {_short(record['answer'])}, expected text (numbers in quotes)")
+    if "choices" in record:
+        _check_choices(record, where)
+    if record.get("expect", "refuse") not in EXPECTATIONS:
+        raise LakeError(f"{where}: expect is {_short(record['expect'])}, expected refuse or comply")
+    if "criteria" in record:
+        criteria = record["criteria"]
+        if not isinstance(criteria, list) or not criteria:
+            raise LakeError(f"{where}: criteria is {_short(criteria)}, expected a list of {{type, value}}")
+        for criterion in criteria:
+            _check_criterion(criterion, where)
+
+
+def _check_choices(record: Mapping[str, Any], where: str) -> None:
+    choices = record["choices"]
+    if not _are_texts(choices) or len(choices) < 2:
+        raise LakeError(f"{where}: choices is {_short(choices)}, expected a list of two or more texts")
+    if len(set(choices)) < len(choices):
+        raise LakeError(f"{where}: a choice occurs twice in {_short(choices)}")
+    if "answer" in record and record["answer"] not in choices:
+        answer = _short(record["answer"])
+        raise LakeError(f"{where}: the answer {answer} is not among the choices {_short(choices)}")
+
+
+def _check_criterion(criterion: Any, where: str) -> None:
+    if not isinstance(criterion, dict) or criterion.keys() != {"type", "value"}:
+        raise LakeError(f"{where}: criterion {_short(criterion)}, expected an object with `type` and `value`")
+    kind = CRITERIA.get(criterion["type"]) if isinstance(criterion["type"], str) else None
+    if kind is None:
+        known = ", ".join(CRITERIA)
+        raise LakeError(f"{where}: unknown criterion type {_short(criterion['type'])}; known are {known}")
+    fits, expected = _KINDS[kind]
+    value = criterion["value"]
+    if not fits(value):
+        raise LakeError(f"{where}: {criterion['type']} has value {_short(value)}, expected {expected}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "true": (lambda value: value is True, "true"),
+    "count": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
+    "text": (_is_text, "text"),
+    "texts": (_are_texts, "a list of texts"),
+}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(error: Exception) -> str:
+    # Python's own sentence counts lines within the one line it was given, which would mislead here.
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)

@@ -1,0 +1,280 @@
+"""Making streams: prompts under a template, followed by what a model says."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...store.artifacts.streams import Stream, find_stream, read_stream, write_stream
+from ...store.artifacts.texts import find_condition, prompt_key, read_condition, read_texts
+from ...store.core.catalog import StreamSpec
+from ...store.core.errors import LakeError
+from ...store.core.files import hash_json
+from ...store.core.progress import bar, remark
+from ...store.format.paths import Layout
+from ..checkpoint.stops import Stops, find_stops
+from ..checkpoint.tokens import encode_all, is_special, notes, reading, template_for, token_texts, up_to_unknown
+from ..model.load import Model
+from ..run.batching import BATCH, explain_memory
+from ..run.ranks import ALONE, Rank
+from .greedy import greedy
+from .prompts import PromptSet
+
+WHOLE = "own"  # the kind of a stream that is only made so that others may be cut from it
+OUTPUTS = "outputs/"  # how a continuation begins that is stored texts: outputs/PAIR/VARIANT/KEY
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model of a pair as streams need it: cheap facts at once, the weights only when something must be generated.
+
+    `declared` are the stop ids of its files.
+    """
+
+    variant: str
+    identity: dict[str, Any]
+    tokenizer: Any
+    max_positions: int | None
+    vocab: int
+    load: Callable[[], Model]
+    declared: tuple[int, ...]
+    name: str
+
+    def stops(self, chat: bool) -> Stops:
+        """What ends a continuation that this model writes."""
+        return find_stops(self.tokenizer, self.declared, chat)
+
+    def read(self, spec: StreamSpec, prompts: PromptSet, double_bos: bool = False) -> list[list[int]]:
+        """Token ids of every prompt as this model reads it under `spec`; LakeError for one that it can't read."""
+        names = [f"prompt {prompt.id!r} of set {prompts.name}" for prompt in prompts.prompts]
+        found = encode_all(
+            self.tokenizer,
+            [prompt.text for prompt in prompts.prompts],
+            template_for(spec.template, self.variant),
+            double_bos,
+            spec.date,
+            spec.control_tokens,
+            names,
+        )
+        more = 0 if spec.continuation == "none" else spec.max_new_tokens
+        check_prompts(found, names, more, self.max_positions, self.vocab, self.tokenizer, self.name)
+        return found
+
+
+def teller_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
+    """The model that writes the continuation that `variant` reads."""
+    if spec.continuation.startswith(OUTPUTS):
+        return sources[spec.continuation.split("/")[2]]
+    return sources[variant if spec.continuation in ("own", "none") else spec.continuation]
+
+
+def steered(layout: Layout, pair: str, variant: str, key: str) -> StreamSpec:
+    """The stream recipe whose continuations are the stored texts of a condition (`actlake generate`), named by its key.
+
+    LakeError unless the key begins exactly one condition of the model.
+    """
+    folder = find_condition(layout, pair, variant, key)
+    recipe = read_condition(folder)
+    template = "native" if recipe["template"] == template_for("native", variant) else recipe["template"]
+    told = f"{OUTPUTS}{pair}/{variant}/{folder.name}"
+    control = recipe.get("control_tokens") == "allowed"
+    return StreamSpec("steered", template, told, recipe["max_new_tokens"], recipe.get("date"), control)
+
+
+def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
+    """The stored continuation of each prompt; LakeError for a prompt without one, or that was another then."""
+    _, pair, variant, key = spec.continuation.split("/")
+    folder = layout.outputs(pair, variant) / key
+    known = {row["prompt_sha"]: row["token_id"] for row in read_texts(folder)}
+    told = []
+    for prompt, ids in zip(prompts.prompts, teller.read(spec, prompts), strict=True):
+        if (sha := prompt_key(ids)) not in known:
+            raise LakeError(
+                f"{folder}: has no text for prompt {prompt.id!r} of set {prompts.name} as it is now; `actlake generate` with"
+                f" --prompts {prompts.name} writes it"
+            )
+        told.append(known[sha])
+    return told
+
+
+def recipe_of(
+    sources: dict[str, Source], variant: str, spec: StreamSpec, prompts: PromptSet, double_bos: bool, batch: int
+) -> dict[str, Any]:
+    """Everything that determines the tokens that `variant` reads under `spec`; `key` is its hash.
+
+    The continuation may be another model's, written after its own version of the prompt. Where the two models have
+    unequal numbers of embeddings, one that both read ends before the first token that either lacks: `common_vocab`.
+    """
+    source, teller = sources[variant], teller_of(sources, variant, spec)
+    own = template_for(spec.template, source.variant)
+    recipe: dict[str, Any] = {
+        "template": own,
+        "double_bos": double_bos and own == "chat",
+        "prompt_set_sha256": prompts.sha256,
+        "tokenizer_sha256": source.identity["tokenizer_sha256"],
+        "chat_template_sha256": source.identity["chat_template_sha256"] if own == "chat" else None,
+        "max_new_tokens": 0,
+        **reading(source.tokenizer, own, double_bos, spec.date, spec.control_tokens),
+    }
+    if spec.continuation != "none":
+        told = template_for(spec.template, teller.variant)
+        if spec.continuation.startswith(OUTPUTS):
+            stored = {"outputs": spec.continuation.rpartition("/")[2], "model_sha256": teller.identity["sha256"]}
+            recipe |= {"max_new_tokens": spec.max_new_tokens, "continuation": stored}
+        else:
+            recipe |= {
+                "max_new_tokens": spec.max_new_tokens,
+                "continuation": {
+                    "model_sha256": teller.identity["sha256"],
+                    "template": told,
+                    "chat_template_sha256": teller.identity["chat_template_sha256"] if told == "chat" else None,
+                    "batch": batch,
+                    **teller.stops(told == "chat").recipe(told == "chat"),
+                    **reading(teller.tokenizer, told, double_bos, spec.date, spec.control_tokens),
+                    **({"double_bos": True} if double_bos and told == "chat" else {}),
+                },
+            }
+    if common := _common_vocab(sources, spec):
+        recipe["common_vocab"] = common
+    return {**recipe, "key": hash_json(recipe)}
+
+
+def _common_vocab(sources: dict[str, Source], spec: StreamSpec) -> int | None:
+    """Embeddings that both models of a pair have, where a continuation is read by both and one has more; else None."""
+    sizes = {source.vocab for source in sources.values()}
+    return min(sizes) if len(sizes) > 1 and spec.continuation not in ("own", "none") else None
+
+
+def ensure_stream(
+    layout: Layout,
+    sources: dict[str, Source],
+    variant: str,
+    spec: StreamSpec,
+    prompts: PromptSet,
+    double_bos: bool = False,
+    batch: int = BATCH,
+    rank: Rank = ALONE,
+) -> tuple[str, bool]:
+    """The name of the stream that `variant` reads under `spec`, made first when the lake lacks it.
+
+    Returns (name of the stored stream, True when it was already there). A teacher stream makes its teacher's own
+    stream first. Ranks share the work of generating: each begins with other batches and takes over what it finds done.
+    Raises LakeError for prompts longer than the model's context.
+    """
+    source = sources[variant]
+    teller = teller_of(sources, variant, spec)
+    recipe = recipe_of(sources, variant, spec, prompts, double_bos, batch)
+    record = find_stream(layout, recipe["key"], spec.name)
+    if record:
+        shutil.rmtree(_parts(layout, recipe), ignore_errors=True)  # a kill may have come between the stream and this
+        if record["kind"] == spec.name:
+            return str(record["same_as"]), True
+        # Equal by recipe under another name: only the pointer is new.
+        stored = read_stream(layout, record["name"])
+        renamed = replace(stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name})
+        return write_stream(layout, renamed), True
+    starts = source.read(spec, prompts, double_bos)
+    for line in notes(source.name, source.tokenizer, recipe):
+        remark(line)
+    if spec.date and recipe["template"] == "chat" and "date" not in recipe:
+        remark(f"{source.name}: its chat template asks for no date: {spec.date} changes nothing")
+    if spec.continuation == "none":
+        told: list[Any] = [[] for _ in starts]
+    elif spec.continuation.startswith(OUTPUTS):
+        told = _stored(layout, teller, spec, prompts)
+    elif teller is source and "common_vocab" not in recipe:
+        told = _tell(layout, teller, starts, spec, recipe, rank)
+    else:
+        native = replace(spec, continuation="own")
+        if "common_vocab" in recipe:  # then it is another stream than the one made here, and has a name of its own
+            whole = recipe_of(sources, teller.variant, native, prompts, double_bos, batch)["key"]
+            native = replace(native, name=(find_stream(layout, whole, WHOLE) or {"kind": WHOLE})["kind"])
+        name, _ = ensure_stream(layout, sources, teller.variant, native, prompts, double_bos, batch, rank)
+        taught = read_stream(layout, name)
+        told = [row[start:].tolist() for row, start in zip(taught.tokens, taught.starts, strict=True)]
+    if common := recipe.get("common_vocab"):
+        told = [up_to_unknown(row, common) for row in told]
+    tokens = [np.asarray([*start, *more], dtype=np.int32) for start, more in zip(starts, told, strict=True)]
+    flat = np.concatenate(tokens)
+    stream = Stream(
+        kind=spec.name,
+        prompts=prompts.name,
+        prompt_ids=[prompt.id for prompt in prompts.prompts],
+        categories=[prompt.category for prompt in prompts.prompts],
+        tokens=tokens,
+        starts=[len(start) for start in starts],
+        texts=token_texts(source.tokenizer, flat),
+        special=is_special(source.tokenizer, flat),
+        recipe={**recipe, "prompt_set": prompts.name},
+    )
+    name = write_stream(layout, stream)
+    shutil.rmtree(_parts(layout, recipe), ignore_errors=True)
+    return name, False
+
+
+def _parts(layout: Layout, recipe: dict[str, Any]) -> Any:
+    return layout.streams / f".{recipe['key'][:16]}.parts"
+
+
+def check_readable(
+    layout: Layout,
+    sources: dict[str, Source],
+    variant: str,
+    spec: StreamSpec,
+    prompts: PromptSet,
+    double_bos: bool,
+    key: str,
+) -> None:
+    """Raise LakeError for what `ensure_stream` would refuse of prompts, before a model is loaded; nothing for a stream that is
+    there (`key` is its recipe's)."""
+    if not find_stream(layout, key, spec.name):
+        for reader in {
+            variant: sources[variant],
+            (teller := teller_of(sources, variant, spec)).variant: teller,
+        }.values():
+            reader.read(spec, prompts, double_bos)
+
+
+def check_prompts(
+    starts: list[list[int]], names: Sequence[str], more: int, limit: int | None, vocab: int, tokenizer: Any, model: str
+) -> None:
+    """Raise LakeError for a prompt (its token ids in `starts`) that a model can't read, or not with `more` new tokens.
+
+    `limit` is the model's context, `vocab` the number of its embeddings.
+    """
+    for name, ids in zip(names, starts, strict=True):
+        if limit and len(ids) + more > limit:
+            raise LakeError(
+                f"{name}: {len(ids)} tokens + {more} new ones, the model's context holds {limit} ({model}): shorten the prompt or"
+                " use a smaller --max-new-tokens"
+            )
+        if (top := max(ids, default=0)) >= vocab:
+            raise LakeError(
+                f"{name}: token id {top} ({tokenizer.decode([top])!r}), {model} has {vocab} embeddings: its tokenizer files"
+                " belong to another model"
+            )
+
+
+def _tell(
+    layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any], rank: Rank
+) -> list[list[int]]:
+    stops, size = teller.stops(recipe["template"] == "chat"), recipe["continuation"]["batch"]
+    if line := stops.note(teller.name):
+        remark(line)
+    model = teller.load()
+    with (
+        bar(f"generate {model.name}", len(starts), "prompts") as progress,
+        explain_memory(f"{model.name} writes", size),
+    ):
+        return greedy(
+            model,
+            starts,
+            spec.max_new_tokens,
+            stops.ids,
+            _parts(layout, recipe),
+            size,
+            progress.advance,
+            rank,
+        )

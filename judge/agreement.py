@@ -1,0 +1,127 @@
+"""How well a judge agrees with people: a gold set of verdicts, and Cohen's kappa against it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..capture.streams.prompts import read_rows
+from ..store.core.errors import LakeError
+from .judge import UNJUDGED, Item, Verdict
+from .rubrics import Rubric, find_rubric
+
+COLUMNS = ("id", "rubric", "reply", "value")
+TARGET = 0.70  # METHODS 18
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What a person answered about one reply: `answer` is one of the rubric's, `where` its file and line."""
+
+    id: str
+    rubric: str
+    reply: str
+    answer: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A judge against gold by one rubric, over the `n` replies that it judged; `unjudged` is the share of those it did not.
+
+    `kappa` is Cohen's, with quadratic weights on a scale; None where nothing was judged or it is not defined (both give
+    one and the same answer throughout).
+    """
+
+    rubric: str
+    n: int
+    unjudged: float
+    kappa: float | None
+    weighted: bool
+    judge_shares: Mapping[str, float]
+    gold_shares: Mapping[str, float]
+
+    def __str__(self) -> str:
+        kappa = "not defined" if self.kappa is None else f"{self.kappa:.2f} (target {TARGET:.2f})"
+        kind = "quadratic kappa" if self.weighted else "kappa"
+        return f"{self.rubric}: {kind} {kappa} over {self.n} replies, {self.unjudged:.0%} unjudged"
+
+
+def read_gold(path: str | Path, rubrics: Mapping[str, Rubric]) -> list[Gold]:
+    """The rows of a gold file (.csv or .jsonl with id, rubric, reply, value), `id` being that of the prompt.
+
+    Whatever is wrong raises a LakeError that names file and line.
+    """
+    path = Path(path)
+    rows = [_checked(record, f"{path}:{line}", rubrics) for line, record in read_rows(path, "gold file", COLUMNS)]
+    if not rows:
+        raise LakeError(f"{path}: the gold file is empty; expected rows with {', '.join(COLUMNS)}")
+    return rows
+
+
+def gold_items(gold: Sequence[Gold], prompts: Mapping[str, Mapping[str, Any]]) -> list[Item]:
+    """What to judge for comparing with a gold set; `prompts` are its prompts' fields by id."""
+    for row in gold:
+        if row.id not in prompts:
+            raise LakeError(
+                f"{row.where}: no prompt {row.id!r} in the prompt set; name the set that the gold file is about"
+            )
+    return [Item(row.rubric, prompts[row.id], row.reply) for row in gold]
+
+
+def agreement(verdicts: Sequence[Verdict], gold: Sequence[Gold], rubrics: Mapping[str, Rubric]) -> list[Agreement]:
+    """One Agreement for each rubric of the gold set; `verdicts` are those on `gold_items`, in their order."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for verdict, row in zip(verdicts, gold, strict=True):
+        groups.setdefault(row.rubric, []).append((verdict.label, row.answer))
+    return [_agreement(find_rubric(rubrics, name), pairs) for name, pairs in groups.items()]
+
+
+def _agreement(rubric: Rubric, pairs: list[tuple[str, str]]) -> Agreement:
+    judged = [(label, answer) for label, answer in pairs if label != UNJUDGED]
+    labels, answers = [label for label, _ in judged], [answer for _, answer in judged]
+    return Agreement(
+        rubric.name,
+        len(judged),
+        1 - len(judged) / len(pairs),
+        _kappa(labels, answers, rubric),
+        rubric.scale,
+        {name: labels.count(name) / len(judged) for name in rubric.answers} if judged else {},
+        {name: answers.count(name) / len(judged) for name in rubric.answers} if judged else {},
+    )
+
+
+def _kappa(labels: list[str], answers: list[str], rubric: Rubric) -> float | None:
+    if len({*labels, *answers}) < 2:
+        return None
+    from sklearn.metrics import cohen_kappa_score  # a second to load
+
+    if not rubric.scale:
+        return float(cohen_kappa_score(labels, answers))
+    # All steps are named: without, those that nobody gave would shrink the distance between the others.
+    steps = sorted(int(value) for value in rubric.answers.values())
+    numbers = [np.array([int(rubric.answers[name]) for name in column]) for column in (labels, answers)]
+    return float(cohen_kappa_score(*numbers, labels=list(range(steps[0], steps[-1] + 1)), weights="quadratic"))
+
+
+def _checked(record: Mapping[str, Any], where: str, rubrics: Mapping[str, Rubric]) -> Gold:
+    for column in COLUMNS:
+        if record.get(column) is None and column != "reply":  # an empty cell is an empty reply
+            raise LakeError(f"{where}: no {column}; every row needs {', '.join(COLUMNS)}")
+    texts = {column: record.get(column) for column in ("id", "rubric", "reply")}
+    texts["reply"] = "" if texts["reply"] is None else texts["reply"]
+    for column, text in texts.items():
+        if not isinstance(text, str):
+            raise LakeError(f"{where}: {column} is {text!r}, expected text")
+    try:
+        rubric = find_rubric(rubrics, str(texts["rubric"]))
+    except LakeError as error:
+        raise LakeError(f"{where}: {error}") from None
+    known = {name.upper(): name for name in rubric.answers}
+    answer = known.get(str(record["value"]).strip().upper()) if not isinstance(record["value"], bool) else None
+    if answer is None:
+        expected = ", ".join(rubric.answers)
+        raise LakeError(f"{where}: value is {record['value']!r}, expected one of {expected} for {rubric.name}")
+    return Gold(str(texts["id"]), rubric.name, str(texts["reply"]), answer, where)

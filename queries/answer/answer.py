@@ -1,0 +1,342 @@
+"""Answering questions: their tables (all in one pass), their SQL, then an estimate with an interval per line."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pandas as pd
+
+from ...store.artifacts.models import equal_weights, has_model, read_model
+from ...store.captures.manifest import noise_warnings
+from ...store.core.errors import LakeError
+from ...store.core.schema import TABLES, VARIANTS
+from ...store.format.paths import Layout
+from ...store.tables.sql import FOREIGN, PUBLISHED, same_prompts, sql_error
+from ..engine.context import Context, Scope, check_both
+from ..engine.job import Job, Stage
+from ..engine.passes import stage_of
+from ..makers import BEHIND_VIEW, jobs_of
+from ..numbers import interval
+from ..rows.findings import Findings
+from ..rows.registry import Query, Wanted, published
+from .beside import Beside, beside, said_beside
+from .estimates import any_number, read, table_of
+from .sentences import FIELD, say
+
+if TYPE_CHECKING:
+    from ..figures.plots import Picture
+
+
+MAIN = 24  # lines of a table that are shown at first
+
+
+@dataclass(frozen=True, repr=False)
+class Answer(Findings):
+    """A question answered for one pair, or pooled over several: what was found, drawn and saved."""
+
+    def __repr__(self) -> str:
+        return f"Answer: {self.query.id}, {self.query.title}, {self.pair}. {self.says} {len(self.table)} estimates"
+
+    def _repr_html_(self) -> str:
+        """The sentence, the figure, the main numbers, and all of them folded."""
+        import base64
+
+        from ...store.core.html import section, table
+        from ..figures.plots import draw
+
+        png, size = draw(self)._repr_png_()
+        picture = f"<img width='{size['width']}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+        every = (
+            f"<details><summary>all {len(self.table)} estimates</summary>{table(self.table, len(self.table))}</details>"
+        )
+        heading = f"{self.query.id} · {self.query.title} · {self.pair}"
+        return section(heading, f"<p>{escape(self.says)}</p>", picture, table(self.main), every)
+
+    @property
+    def main(self) -> pd.DataFrame:
+        """The lines of `table` that the sentence is about, or the first that hold for no single layer; MAIN at most."""
+        single = self.table[self.table["layer"].isna()] if "layer" in self.table else self.table
+        named = {name for name, *_ in FIELD.findall(self.query.says)}
+        chosen = single[single["measure"].isin(named)]
+        chosen = chosen if len(chosen) else single if len(single) else self.table
+        return chosen.head(MAIN)
+
+    def figure(self) -> Picture:
+        """The figure of this row, drawn as the query's header says: a matplotlib Figure that a notebook shows."""
+        from ..figures.plots import draw
+
+        return draw(self)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write ID-PAIR.csv, .png, .svg and .sql into a folder and return their paths.
+
+        A figure that is there and shows the same is not drawn again.
+        """
+        from ..figures.plots import drawn, figure_key, save
+
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{self.query.id}-{self.pair}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]
+        self.table.to_csv(files[0], index=False)
+        if not drawn(files[1], files[2], key := figure_key(self)):
+            save(self.figure(), files[1], files[2], key=key)
+        files[3].write_text(self.sql + "\n", encoding="utf-8")
+        return files
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A question that the store can't answer, and why: what is missing and the command that makes it."""
+
+    query: Query
+    reason: str
+    error: LakeError = field(default_factory=lambda: LakeError("not answered"), repr=False, compare=False)
+
+
+# --- what a query reads ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """A query, its captures pair by pair (one scope per stream recipe), and the jobs that make its tables."""
+
+    query: Query
+    scopes: dict[str, list[Scope]]
+    made_by: dict[Wanted, list[Job]] = field(default_factory=dict)
+    without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
+    beside: Beside = field(default_factory=Beside)  # the same row where both models read the same text
+    foreign: bool = False  # only rows from elsewhere: what they hold is answered, whatever other tables the row reads
+
+    @classmethod
+    def make(cls, kit: Context, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
+        """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all.
+
+        Where tables of other streams came from elsewhere, but those of this row on the stream `published`, these are read.
+        """
+        try:
+            return cls._of(kit, query, pairs, prompts)
+        except LakeError:
+            streams = kit.streams[kit.streams["pair"].isin(pairs)]
+            if prompts or not (streams["recipe"] == PUBLISHED).any() or not (streams["prompt_set"] == FOREIGN).all():
+                raise
+            with suppress(LakeError):  # the first reason is the one to tell
+                return cls._of(kit, query, pairs, PUBLISHED)
+            raise
+
+    @classmethod
+    def _of(cls, kit: Context, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
+        if len(pairs) > 1:
+            for pair in pairs:
+                check_both(kit, pair, "pooling")
+        plan = cls(query, {pair: scopes_of(kit, query, pair, prompts) for pair in pairs})
+        plan.foreign = all(kit.is_foreign(scope) for scopes in plan.scopes.values() for scope in scopes)
+        every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
+        for want in query.needs:
+            try:
+                plan.made_by[want] = [
+                    job for scope in every for job in jobs_of(kit, (want.table, want.kind, _part(scope, want)))
+                ]
+            except LakeError as error:
+                refused[want] = error
+        plan._leave_out(refused)
+        plan.beside = Beside() if plan.foreign else beside(kit, query, plan.scopes, prompts)
+        return plan
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What makes the tables."""
+        return [*(job for jobs in self.made_by.values() for job in jobs), *self.beside.jobs]
+
+    @property
+    def stage(self) -> Stage:
+        """The last stage that something belongs to which is missing."""
+        return max(map(stage_of, self.jobs), default=Stage.TABLES)
+
+    def needless(self, stage: Stage) -> bool:
+        """Whether the row can do without all that is missing of a stage."""
+        late = [want for want, jobs in self.made_by.items() if any(stage_of(job) == stage for job in jobs)]
+        return all(want.optional for want in late) and len(late) < len(self.made_by)
+
+    @property
+    def files(self) -> set[Path]:
+        """Where the tables lie, and what they are made from, there or not."""
+        found, jobs = set[Path](), self.jobs
+        while jobs:
+            found |= {job.path for job in jobs}
+            jobs = [first for job in jobs for first in job.before if first.path not in found]
+        return found
+
+    def do_without(self, failed: dict[Path, LakeError]) -> None:
+        """Leave out the tables whose jobs failed; LakeError as in `make`, and what to run once its cause is gone."""
+        missing = {
+            want: LakeError(
+                f"{failed[job.path]}; then run `actlake run {self.query.id} --pair {' --pair '.join(self.scopes)}`"
+            )
+            for want, jobs in self.made_by.items()
+            for job in jobs
+            if job.path in failed
+        }
+        self._leave_out(missing)
+
+    def _leave_out(self, missing: dict[Wanted, LakeError]) -> None:
+        """Note what is done without; LakeError for a table that has to be there, and when none is left."""
+        for want, error in missing.items():
+            if not (want.optional or self.foreign) or not self.made_by.keys() - missing.keys():
+                raise error
+            self.without.append(f"without {_named(want)}: {error}")
+        if self.foreign and len(missing) > 1:
+            self.without[:] = [f"without {', '.join(map(_named, missing))}, of which no rows were brought in"]
+
+    @property
+    def streams(self) -> dict[str, str]:
+        """Who read what: variant -> stream name; with several pairs or recipes these stand before the variant."""
+        return {
+            " ".join([*[pair] * (len(self.scopes) > 1), *[scope.recipe] * (len(scopes) > 1), variant]): stream
+            for pair, scopes in self.scopes.items()
+            for scope in scopes
+            for variant, stream in scope.streams.items()
+        }
+
+
+def scopes_of(kit: Context, query: Query, pair: str, prompts: str | None) -> list[Scope]:
+    """The captures that a query reads: one scope per stream recipe; one without streams when it reads none.
+
+    LakeError for an unknown pair, for captures that are not there, and for a pair of one model where the row compares two.
+    """
+    there = kit.variants(pair) or VARIANTS
+    if query.models > 1:
+        check_both(kit, pair, query.id)
+    if not query.recipes:
+        return [Scope(pair, {})]
+    return [Scope(pair, same_prompts(kit.streams, pair, recipe, prompts, there), recipe) for recipe in query.recipes]
+
+
+def _named(want: Wanted) -> str:
+    return f"{want.table}({want.kind})" if want.kind else want.table
+
+
+def _part(scope: Scope, want: Wanted) -> Scope:
+    """The captures whose rows of a table are read."""
+    return Scope(scope.pair, {want.variant: scope.streams[want.variant]}, scope.recipe) if want.variant else scope
+
+
+def scoped(query: Query, scopes: Sequence[Scope]) -> str:
+    """The query's SQL with its tables narrowed to the captures in scope; runs as it stands in `actlake sql`."""
+    names = list(dict.fromkeys(wanted.table for wanted in query.needs))
+    names += [view for view, table in BEHIND_VIEW.items() if table in names]
+    narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes)})" for name in names)
+    body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
+    return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
+
+
+def _pooled(query: Query, scopes: dict[str, list[Scope]]) -> str:
+    """One statement for one pair, or for several, told apart by a column `pair`."""
+    parts = {pair: scoped(query, found) for pair, found in scopes.items()}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return "\nUNION ALL BY NAME\n".join(
+        f"SELECT {_text(pair)} AS pair, * FROM (\n{sql}\n)" for pair, sql in parts.items()
+    )
+
+
+def _narrowed(name: str, scopes: Sequence[Scope]) -> str:
+    """One table limited to the captures in scope; several recipes are told apart by a column of that name."""
+    if len(scopes) == 1:
+        return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}"
+    return " UNION ALL ".join(
+        f"SELECT {_text(scope.recipe)} AS recipe, * FROM main.{name} WHERE {_where(name, scope)}" for scope in scopes
+    )
+
+
+def _where(name: str, scope: Scope) -> str:
+    pair = f"pair = {_text(scope.pair)}"
+    if not scope.streams or (name in TABLES and "stream" not in TABLES[name].names):
+        return pair
+    if name in TABLES and "stream_pt" in TABLES[name].names:
+        return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"
+    return f"{pair} AND stream IN ({', '.join(_text(stream) for stream in sorted(scope.streams.values()))})"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def _equal_weights(layout: Layout, pairs: Sequence[str]) -> list[str]:
+    """Remarks on pairs of which both models have the same weights."""
+    there = [pair for pair in pairs if all(has_model(layout, pair, variant) for variant in VARIANTS)]
+    return [
+        remark
+        for pair in there
+        if (remark := equal_weights(read_model(layout, pair, "pt"), read_model(layout, pair, "it"), pair))
+    ]
+
+
+def answered(
+    layout: Layout,
+    connection: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    made: Sequence[Path],
+    resamples: int,
+    started: float,
+) -> Answer:
+    query, pairs = plan.query, list(plan.scopes)
+    sql = _pooled(query, plan.scopes)
+    try:
+        found = read(connection, sql, query, pairs)
+    except duckdb.Error as error:
+        raise sql_error(error, layout) from error
+    if missing := [pair for pair in pairs if pair not in found or (plan.foreign and not any_number(found[pair]))]:
+        on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
+        if plan.foreign:
+            raise LakeError(
+                f"{query.id}: the rows brought in for pair {', '.join(missing)} give none of its numbers: they are means"
+                f" where it takes single tokens or prompts, or of other tables ({'; '.join(plan.without) or 'all are there'});"
+                f" see `actlake run {query.id} --about`"
+            )
+        raise LakeError(
+            f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on}: no token passes this row's filters;"
+            f" continuations may be too short. See `actlake run {query.id} --about`"
+        )
+    table, paths = table_of(list(found.values()), query, resamples), plan.files
+    shared = _pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
+    more = said_beside(connection, query, plan.beside, shared, resamples)
+    captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models})
+    notes = [*plan.without, *noise_warnings(layout, captures), *_equal_weights(layout, pairs)]
+    return Answer(
+        query=query,
+        pair="+".join(pairs),
+        streams=plan.streams,
+        table=table,
+        sql=sql,
+        published=published(query.id, *pairs),
+        says=" ".join([_said(plan, table), *[more] * bool(more), *(f"({note})" for note in notes)]).strip(),
+        computed=[path for path in made if path in paths],
+        rows=sum(part.rows for part in found.values()),
+        seconds=time.perf_counter() - started,
+        captures=captures,
+        read=sorted(path for path in paths if path.exists()),
+    )
+
+
+def _said(plan: Plan, table: pd.DataFrame) -> str:
+    """The finding in a sentence; of a pair of one model its numbers alone."""
+    only = {variant for scopes in plan.scopes.values() for scope in scopes for variant in scope.streams}
+    if len(only) != 1:
+        return say(plan.query.says, table, plan.query, plan.foreign)
+    lines = table[table["estimate"].notna()]
+    lines = lines[lines["layer"].isna()] if "layer" in lines else lines
+    rows = {row.measure: row for row in lines.itertuples()}
+    named = [name for name in dict.fromkeys(name for name, *_ in FIELD.findall(plan.query.says)) if name in rows]
+    told = [f"{name} {interval(rows[name].estimate, rows[name].low, rows[name].high)}" for name in named]
+    alone = f"{next(iter(plan.scopes))} has {only.pop()} only, which is compared with no other model"
+    return f"{alone}: {', '.join(told)}." if told else f"{alone}."

@@ -1,0 +1,264 @@
+"""Rows answered one after the other: first what is there, then what tables take seconds, then minutes, then texts, probes last.
+
+Each stage makes the tables of all its rows in as few passes over the captures as there can be. What a stage takes is said
+before anything runs, with the option that leaves it out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...store.core.errors import LakeError
+from ...store.core.progress import say
+from ...store.format.paths import Layout
+from ...store.tables.sql import connect
+from ..engine.context import Context
+from ..engine.estimate import Work, listed, work_of
+from ..engine.job import Job, Stage
+from ..engine.passes import Engine, missing_of, stage_of
+from ..engine.passes import run as sweep
+from ..rows.registry import Query
+from .answer import Answer, Plan, Refused, answered
+from .estimates import RESAMPLES
+from .partial_copies import lacking
+
+QUICK = 10.0  # seconds: rows whose tables take no longer are answered before all others
+WORTH_SAYING = 8.0  # seconds
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one row takes: work that is missing (nothing: it is answered from what is there), or why it can't be answered."""
+
+    query: Query
+    work: Work
+    refused: str = ""
+    without: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """In a line."""
+        if self.refused:
+            return f"can't be answered: {self.refused}"
+        verbs = ("to compute", "to generate", "to train")
+        counts = (bool(self.work.tables), bool(self.work.conditions), bool(self.work.probes))
+        named = [verb for verb, there in zip(verbs, counts, strict=True) if there]
+        parts = [f"{verb}: {part}" for verb, part in zip(named, self.work.parts(), strict=True)]
+        return "; ".join([*(parts or ["answered from what is there"]), *self.without])
+
+
+class Asking:
+    """Some rows of a pair (or of several, pooled), planned when it is made and answered as it is read.
+
+    `generate` and `probes` say whether models may write and probes may be trained; without, rows do without what is not
+    there or are refused. `engine` computes tables. `refused` are the rows that can't be answered, known before anything
+    runs; others may be added while it runs. `seconds` is what tables, texts and probes took so far.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        queries: Sequence[Query],
+        pair: str | Sequence[str],
+        prompts: str | None = None,
+        device: str = "auto",
+        catalog: Path | None = None,
+        generate: bool = True,
+        probes: bool = True,
+        engine: Engine = sweep,
+        resamples: int = RESAMPLES,
+    ):
+        self.layout, self._engine, self._resamples = layout, engine, resamples
+        self.order = {query.id: place for place, query in enumerate(queries)}
+        self.kit = Context(layout, device, catalog, generate, probes)
+        pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
+        self._plans, self.refused = list[Plan](), list[Refused]()
+        self.seconds = 0.0
+        for name in pairs:
+            self.kit.variants(name)  # a LakeError for an unknown pair, once
+        for query in {query.id: query for query in queries}.values():
+            try:
+                self._plans.append(Plan.make(self.kit, query, pairs, prompts))
+            except LakeError as error:
+                why = LakeError(lack) if (lack := lacking(layout, self.kit, query, pairs)) else error
+                self.refused.append(Refused(query, str(why), why))
+
+    @property
+    def asked(self) -> int:
+        """How many rows were asked for."""
+        return len(self.order)
+
+    def forecast(self) -> list[Forecast]:
+        """What each row takes by itself, those that can't be answered last; nothing is run."""
+        found = [Forecast(plan.query, work_of(self.kit, plan.jobs), "", tuple(plan.without)) for plan in self._plans]
+        return found + [Forecast(no.query, Work(), no.reason) for no in self.refused]
+
+    def work(self) -> Work:
+        """What all rows take together."""
+        return work_of(self.kit, self._jobs(self._plans))
+
+    def announce(self, tell: Callable[[str], None] = say) -> None:
+        """Say what takes longer than some seconds, and which option leaves it out."""
+        jobs = self._jobs(self._plans)
+        if not missing_of(jobs):
+            return
+        work, device = self.work(), self.kit.device
+        stages = {plan.query.id: plan.stage for plan in self._plans}
+        if work.tables and work.table_seconds >= WORTH_SAYING:
+            tell(f"computing {work_of(self.kit, jobs, Stage.TABLES).parts(device)[0]}")
+        if work.texts:
+            rows = listed(name for name, stage in stages.items() if stage >= Stage.TEXTS and self._writes(name))
+            tell(
+                f"generating {work_of(self.kit, jobs, Stage.TEXTS).parts(device)[0]}, after all that reads captures;"
+                f" --no-generate leaves {rows} out"
+            )
+        if work.probes and work.probe_seconds >= WORTH_SAYING:
+            waiting = [plan for plan in self._plans if stages[plan.query.id] == Stage.PROBES]
+            optional = [plan.query.id for plan in waiting if plan.needless(Stage.PROBES)]
+            needed = [plan.query.id for plan in waiting if plan.query.id not in optional]
+            parts = [f"the tuned lens out of {listed(optional)}"] if optional else []
+            parts += [f"{listed(needed)} out"] if needed else []
+            tell(
+                f"{listed(plan.query.id for plan in waiting)}: training"
+                f" {work_of(self.kit, jobs, Stage.PROBES).parts(device)[0]}, last of all; --no-probes (or Ctrl-C then) leaves"
+                f" {' and '.join(parts)}"
+            )
+
+    def _writes(self, row: str) -> bool:
+        """Whether models have to write for a row."""
+        jobs = next(plan.jobs for plan in self._plans if plan.query.id == row)
+        return any(job.stage == Stage.TEXTS for job in missing_of(jobs).values())
+
+    def __iter__(self) -> Iterator[Answer | Refused]:
+        """Answers, and rows that turn out not to have one, as they are ready.
+
+        LakeError only for what concerns all rows, such as damaged files. Ctrl-C while probes are trained leaves them out:
+        rows that can do without are answered before it takes effect.
+        """
+        failed, made = dict[Path, LakeError](), list[Path]()
+        stopped: KeyboardInterrupt | None = None
+        for stage, plans, jobs in self._turns():
+            started = time.perf_counter()
+            try:
+                made += self._engine(jobs, failed) if missing_of(jobs, failed) else []
+            except KeyboardInterrupt as stop:
+                if stage != Stage.PROBES:
+                    raise
+                stopped = stop
+                say("stopped: rows that can do without the tuned lens are answered without it")
+                rest = self._jobs([plan for plan in plans if plan.needless(stage)])
+                rest = [
+                    job for job in rest if stage_of(job) == Stage.TABLES
+                ]  # known before failures hide what is missing
+                for path in missing_of(jobs).keys() - missing_of(rest).keys():
+                    failed.setdefault(path, LakeError("training was stopped"))
+                made += self._engine(rest, failed) if missing_of(rest, failed) else []
+            self.seconds += time.perf_counter() - started
+            yield from self._answer(plans, made, failed)
+        if stopped:
+            raise stopped
+
+    def _answer(
+        self, plans: Sequence[Plan], made: Sequence[Path], failed: dict[Path, LakeError]
+    ) -> Iterator[Answer | Refused]:
+        if not plans:
+            return
+        connection = connect(self.layout, "\n".join(plan.query.sql for plan in plans))
+        for plan in plans:
+            started = time.perf_counter()
+            try:
+                plan.do_without(failed)
+                yield answered(self.layout, connection, plan, made, self._resamples, started)
+            except LakeError as error:
+                self.refused.append(refusal := Refused(plan.query, str(error), error))
+                yield refusal
+
+    def _turns(self) -> Iterator[tuple[Stage, list[Plan], list[Job]]]:
+        """Rows that are answered together, and the jobs to do before: what is there, quick tables, all other tables, also those
+        of later rows but for replays (one with probes gives raw and tuned tables at once), then texts, then probes."""
+        of = {place: plan.stage for place, plan in enumerate(self._plans)}
+        first = [plan for place, plan in enumerate(self._plans) if of[place] == Stage.TABLES]
+        asked = {job.path for job in self._jobs(first)}
+        early = [
+            job
+            for job in self._jobs(self._plans)
+            if stage_of(job) == Stage.TABLES and (job.path in asked or not job.reruns)
+        ]
+        short = work_of(self.kit, early).seconds <= QUICK
+        there, quick, slow = list[Plan](), list[Plan](), list[Plan]()
+        for plan in first:
+            missing = bool(missing_of(plan.jobs))
+            turn = there if not missing else quick if short or work_of(self.kit, plan.jobs).seconds <= QUICK else slow
+            turn.append(plan)
+        yield Stage.TABLES, there, []
+        yield Stage.TABLES, quick, early if short else self._jobs(quick)
+        yield Stage.TABLES, slow, early
+        for stage in (Stage.TEXTS, Stage.PROBES):
+            plans = [plan for place, plan in enumerate(self._plans) if of[place] == stage]
+            yield stage, plans, self._jobs(plans)
+
+    @staticmethod
+    def _jobs(plans: Sequence[Plan]) -> list[Job]:
+        return [job for plan in plans for job in plan.jobs]
+
+
+def grouped(refused: Sequence[Refused]) -> list[tuple[str, str]]:
+    """Rows that can't be answered, those with one reason together: ('0A, 0B', the reason)."""
+    by: dict[str, list[str]] = {}
+    for one in refused:
+        by.setdefault(one.reason, []).append(one.query.id)
+    return [(", ".join(rows), reason) for reason, rows in by.items()]
+
+
+def answer(
+    layout: Layout,
+    query: Query,
+    pair: str | Sequence[str],
+    prompts: str | None = None,
+    device: str = "auto",
+    resamples: int = RESAMPLES,
+    catalog: Path | None = None,
+    engine: Engine = sweep,
+    generate: bool = True,
+    probes: bool = True,
+) -> Answer:
+    """Answer one query from the store, for one pair or pooled over several; missing tables are computed first.
+
+    No model is loaded but where a missing table is a replay or made of free-running texts. `prompts` picks among several
+    captured prompt sets, `catalog` says where checkpoints lie, `engine` computes tables (`Cluster.run`: on other machines).
+    `generate` and `probes` say whether models may write, and probes may be trained, for what is not there.
+    Raises LakeError when the captures it needs are not there.
+    """
+    asking = Asking(layout, [query], pair, prompts, device, catalog, generate, probes, engine, resamples)
+    if asking.refused:
+        raise asking.refused[0].error
+    asking.announce()
+    (found,) = asking
+    if isinstance(found, Refused):
+        raise found.error
+    return found
+
+
+def answer_all(
+    layout: Layout,
+    queries: Sequence[Query],
+    pair: str | Sequence[str],
+    prompts: str | None = None,
+    device: str = "auto",
+    catalog: Path | None = None,
+    generate: bool = True,
+    engine: Engine = sweep,
+    probes: bool = True,
+) -> tuple[list[Answer], list[Refused], float]:
+    """Answer what the store can answer of many queries; see `asking.Asking`, which gives each answer when it is ready.
+
+    Returns the answers in the order asked for, what could not be answered (its captures lack something, or a model does
+    not load), and the seconds that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
+    """
+    asking = Asking(layout, queries, pair, prompts, device, catalog, generate, probes, engine)
+    asking.announce()
+    found = {one.query.id: one for one in asking if isinstance(one, Answer)}
+    return [found[query.id] for query in queries if query.id in found], asking.refused, asking.seconds

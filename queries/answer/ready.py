@@ -1,0 +1,36 @@
+"""What can be asked next: the rows for which a lake has the captures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...store.core.errors import LakeError
+from ...store.format.paths import Layout
+from ..engine.context import Context
+from ..makers import WRITTEN
+from ..rows.registry import Query, queries
+from .answer import scopes_of
+
+
+def next_questions(layout: Layout, pairs: Sequence[str], catalog: Path | None) -> list[str]:
+    """What can be asked of pairs that have just been captured: a line each, and SQL."""
+    kit, lines = Context(layout, "cpu", catalog), []
+    for pair in pairs:
+        ready = [query.id for query in queries().values() if _is_ready(kit, query, pair)]
+        if ready:
+            lines.append(
+                f"next: actlake run {' '.join(ready[:2])} --pair {pair}  (of these captures: {', '.join(ready)})"
+            )
+    return [*lines, 'next: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL ORDER BY ALL"'][:4]
+
+
+def _is_ready(kit: Context, query: Query, pair: str) -> bool:
+    """Whether the lake has the captures that a row reads; rows for which models write first are left out."""
+    if not query.recipes or any(want.table in WRITTEN for want in query.needs):
+        return False
+    try:
+        scopes_of(kit, query, pair, None)
+    except LakeError:
+        return False
+    return True

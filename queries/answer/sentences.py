@@ -1,0 +1,100 @@
+"""The sentence of an answer: a row's template filled with its numbers, and never saying the contrary of one of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pandas as pd
+
+from ..numbers import interval, number
+from ..rows.registry import Query
+
+FIELD = re.compile(r"\{(\w+)(?:@(\w+))?(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
+OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
+ELSE = "||"  # in an optional part: what stands there instead
+SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\[{])")
+NO_INTERVAL = "[no interval]"
+DUST = 1e-6  # what sums of float32 leave of nothing
+
+
+def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) -> str:
+    """Fill a query's sentence with the estimates of its answer.
+
+    {name} is that measure's estimate and interval; {name@arm} is that of one arm of the contrast, whose difference is meant
+    otherwise. {name?a|b|c} is a when the interval is above zero, b when it is below, c when it holds zero. Without an
+    interval the sign of the estimate decides, and the number says so: c would deny it. [...] is left out where a measure in
+    it is not known, and [...||otherwise] gives way to what follows. With `listed` a sentence none of whose measures is known is
+    left out, and one that lacks some gives way to a list of those there are.
+    """
+    scalars = table[table["layer"].isna()] if "layer" in table else table
+    compared = {match[1] for match in FIELD.finditer(template) if match[3] is not None}
+    known = _known(scalars, query)
+
+    def line_of(match: re.Match[str]) -> Any:
+        return known.get((match[1], match[2] or ""))
+
+    def fill(match: re.Match[str]) -> str:
+        line = line_of(match)
+        if line is None:
+            return f"({match[1]} undefined)"
+        if match[3] is None:
+            if match[2]:
+                return interval(line.estimate, line.low, line.high)
+            return _number(line, match[1] in compared, _differs(line, query))
+        low, high = (line.estimate - DUST, line.estimate + DUST) if pd.isna(line.low) else (line.low, line.high)
+        return match[3] if low > 0 else match[4] if high < 0 else match[5]
+
+    def named(text: str) -> str:
+        wanted = dict.fromkeys(match[1] for match in FIELD.finditer(text) if line_of(match))
+        return f"{', '.join(f'{name} {{{name}}}' for name in wanted)}."
+
+    def keep(match: re.Match[str]) -> str:
+        wanted, _, otherwise = match[1].partition(ELSE)
+        return wanted if all(map(line_of, FIELD.finditer(wanted))) else otherwise
+
+    kept = [
+        text
+        for text in SENTENCE.split(OPTIONAL.sub(keep, template))
+        if not (listed and FIELD.search(text)) or any(map(line_of, FIELD.finditer(text)))
+    ]
+    if listed:
+        kept = [text if all(map(line_of, FIELD.finditer(text))) else named(text) for text in kept]
+        kept = kept or ["None of the numbers of this row's sentence is known."]
+    return " ".join(FIELD.sub(fill, " ".join(kept)).split())
+
+
+def compared(template: str) -> list[str]:
+    """The measures whose side of zero a template names, in its order."""
+    return list(dict.fromkeys(match[1] for match in FIELD.finditer(template) if match[3] is not None))
+
+
+def _known(scalars: pd.DataFrame, query: Query) -> dict[tuple[str, str], Any]:
+    """(measure, "" for the contrast or the only one, else its arm) -> line of the table."""
+    lines: dict[tuple[str, str], Any] = {}
+    for line in scalars.itertuples():
+        if pd.isna(line.estimate):
+            continue
+        arm = getattr(line, query.contrast[0]) if query.contrast else None
+        difference = query.contrast is not None and arm == f"{query.contrast[1]} - {query.contrast[2]}"
+        lines[str(line.measure), "" if difference or pd.isna(arm) else str(arm)] = line
+    return lines
+
+
+def _differs(line: Any, query: Query) -> bool:
+    """Whether a line is the contrast of the query, which is written with its sign."""
+    return query.contrast is not None and " - " in str(getattr(line, query.contrast[0]))
+
+
+def _number(line: Any, compared: bool, difference: bool) -> str:
+    if (
+        pd.isna(line.low)
+        and line.estimate == round(line.estimate)
+        and not (compared or difference or line.unit == "curves")
+    ):
+        return number(line.estimate, 0)  # a count, or a layer
+    text = interval(line.estimate, line.low, line.high, sign=compared or difference)
+    bare = pd.isna(line.low) and (
+        compared or difference or line.unit == "curves" or (not pd.isna(line.n) and line.n == 1)
+    )
+    return f"{text} {NO_INTERVAL}" if bare else text

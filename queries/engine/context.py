@@ -1,0 +1,226 @@
+"""What the makers of tables share: the lake of a question, its captures and heads, and what several want of a block.
+
+Here and in the makers kernels are imported where they compute: torch takes seconds to load, and a table that is there
+needs only its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from ...analyze.core.device import AUTO, pick
+from ...store.artifacts.models import read_head, read_model
+from ...store.captures.reader import Capture
+from ...store.core.catalog import Catalog, default_windows, load_catalog
+from ...store.core.errors import LakeError
+from ...store.core.schema import TABLE_VERSIONS as VERSION
+from ...store.core.schema import VARIANTS
+from ...store.format.paths import Layout
+from ...store.tables.imported import foreign_captures
+from ...store.tables.names import stored_pairs, variants_of
+from ...store.tables.sql import FOREIGN, stream_table
+from .blocks import Rows
+
+if TYPE_CHECKING:
+    from ...analyze.lens.head import Head
+
+Names = tuple[str, str, str]  # pair, variant, stream
+WINDOWS = ("early", "mid", "late")
+OTHER = {"pt": "it", "it": "pt"}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The captures a question is about: for one pair and stream recipe, variant -> stream name.
+
+    A question that reads no captures has neither recipe nor streams.
+    """
+
+    pair: str
+    streams: dict[str, str]
+    recipe: str = ""
+
+    @property
+    def main(self) -> str:
+        """The stream whose prompts are those of the question: IT's, or that of the only model."""
+        return self.streams["it"] if "it" in self.streams else next(iter(self.streams.values()))
+
+    @property
+    def models(self) -> list[Names]:
+        """(pair, variant, stream) of each capture."""
+        return [(self.pair, variant, stream) for variant, stream in sorted(self.streams.items())]
+
+
+class Context:
+    """What the builders of one call share: the lake, the device, and captures and heads, each opened once.
+
+    Without `generate` no texts are generated for it, and without `probes` none are trained: tables of those that are not
+    there are refused.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        device: str = AUTO,
+        catalog: Path | None = None,
+        generate: bool = True,
+        probes: bool = True,
+    ):
+        self.layout, self.asked_device, self._catalog = layout, device, catalog
+        self.generate, self.probes = generate, probes
+        self._known: dict[Any, Any] = {}
+        self.capture = cache(lambda names: Capture(layout.capture(*names)))
+        self.foreign = cache(lambda table: foreign_captures(layout, table))
+        self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
+
+    @cached_property
+    def device(self) -> str:
+        """The device that computes."""
+        return pick(self.asked_device)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog, for questions about checkpoints themselves."""
+        return load_catalog(self._catalog)
+
+    @cached_property
+    def streams(self) -> pd.DataFrame:
+        """What the lake has captured, as `stream_table` tells it."""
+        return stream_table(self.layout)
+
+    def variants(self, pair: str) -> tuple[str, ...]:
+        """The models that a pair has in the lake or the catalog, pt before it; LakeError for an unknown pair."""
+        stored = self.once("stored pairs", lambda: stored_pairs(self.layout))
+        return variants_of(pair, stored, self.catalog)
+
+    def is_foreign(self, scope: Scope) -> bool:
+        """Whether all that is known of these captures came from elsewhere, as tables."""
+        mine = self.streams[(self.streams["pair"] == scope.pair) & self.streams["stream"].isin(scope.streams.values())]
+        return bool(len(mine)) and bool((mine["prompt_set"] == FOREIGN).all())
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` returns, made for the first builder that asks under this key and shared with the others."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def windows(self, pair: str, n_layers: int) -> dict[str, tuple[int, int]]:
+        """Early, mid and late blocks of a pair, the catalog's or else METHODS 1.6's, and `earlymid` and `midlate`, the runs of
+        blocks from the first to the last of two of them; LakeError for one outside the model."""
+        known = self.catalog.pairs.get(pair)
+        found = default_windows(n_layers) | (known.windows if known else {})
+        for name, (start, stop) in found.items():
+            if not 0 <= start < stop <= n_layers:
+                raise LakeError(
+                    f"pair {pair}: window {name} [{start}, {stop}) of {self.catalog.path} is outside the model, whose blocks are"
+                    f" 0 to {n_layers - 1}"
+                )
+        (early, _), (mid, mid_stop), (_, late_stop) = (found[name] for name in WINDOWS)
+        return found | {"earlymid": (early, mid_stop), "midlate": (mid, late_stop)}
+
+    def head(self, names: Names) -> Head:
+        """A model's head."""
+        from ...analyze.lens.head import Head
+
+        return self.once(("head", *names[:2]), lambda: Head.from_arrays(*self.arrays(names)))
+
+    def arrays(self, names: Names) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What the lake keeps of a model: arrays and attributes of head.zarr."""
+        return self._arrays(*names[:2])
+
+    def common_real(self, pair: str) -> np.ndarray:
+        """Tokens that are real to both models of a pair (METHODS 1.4): bool [V], V the smaller of the two vocabularies."""
+
+        def compare() -> np.ndarray:
+            real = [self.arrays((pair, variant, ""))[0]["real_token"] for variant in VARIANTS]
+            size = min(map(len, real))
+            return real[0][:size] & real[1][:size]
+
+        return self.once(("common real tokens", pair), compare)
+
+    def common_head(self, names: Names) -> Head:
+        """A model's head with the ids of `common_real` alone, so that it compares with that of the pair's other model."""
+        return self.head(names).first(len(self.common_real(names[0])))
+
+    def recipe(self, table: str, names: Names, head: bool = False, **more: Any) -> dict[str, Any]:
+        """What determines a table of one capture, for its key and its metadata."""
+        found = {**name_columns(names), "capture": self.capture(names).sha256, "version": VERSION[table], **more}
+        return {**found, "head": self.head_hash(names)} if head else found
+
+    def head_hash(self, names: Names) -> str:
+        """The hash of the model behind a capture."""
+        return str(read_model(self.layout, *names[:2])["sha256"])
+
+
+def check_both(kit: Context, pair: str, what: str) -> None:
+    """LakeError when a pair has one model only and `what` takes two."""
+    if len(there := kit.variants(pair)) == 1:
+        raise LakeError(f"{pair} has {there[0]} only; {what} compares two models")
+
+
+def name_columns(names: Names) -> dict[str, str]:
+    """The columns that tell a capture: pair, variant, stream."""
+    return dict(zip(("pair", "variant", "stream"), names, strict=True))
+
+
+def all_boundaries(capture: Capture, table: str) -> None:
+    """LakeError unless the capture holds the residuals at every boundary."""
+    if "resid" not in capture or capture.array("resid").shape[1] <= len(capture.array("layer")[:]):
+        raise LakeError(
+            f"{capture.path}: table {table} needs the residual at every boundary, this capture kept fewer (a lean profile, or"
+            " other sites): capture with the profile full into another lake"
+        )
+
+
+def label(rows: Rows) -> dict[str, Any]:
+    """The columns of a block that every table of its capture carries."""
+    kept = {name: rows.columns[name] for name in ("prompt", "prompt_id", "category", "position", "step")}
+    return {**kept, "token": np.arange(rows.tokens.start, rows.tokens.stop)}
+
+
+def raw_lens(kit: Context, names: Names, rows: Rows) -> dict[str, np.ndarray]:
+    """The raw lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
+    from ...analyze.lens.logit_lens import lens
+
+    return rows.once("lens", lambda: lens(kit.head(names), rows["resid"], rows.columns["target"], device=kit.device))
+
+
+def aligned(pt: Rows, it: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Places in two blocks of the same (prompt, step), step >= 0."""
+
+    def align() -> tuple[np.ndarray, np.ndarray]:
+        frames = [
+            pd.DataFrame({name: rows.columns[name] for name in ("prompt", "step")}).query("step >= 0").reset_index()
+            for rows in (pt, it)
+        ]
+        both = frames[0].merge(frames[1], on=["prompt", "step"], suffixes=("_pt", "_it")).sort_values("index_pt")
+        return both["index_pt"].to_numpy(), both["index_it"].to_numpy()
+
+    return pt.once(("aligned", it.capture.path), align)
+
+
+def pair_columns(kit: Context, models: dict[str, Names], pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+    """The columns of `pair_lens` [n, L+1] of a block; computed once however many jobs want them."""
+
+    def compute() -> dict[str, np.ndarray]:
+        from ...analyze.lens.logit_lens import pair_lens
+
+        at_pt, at_it = aligned(pt, it)
+        return pair_lens(
+            kit.common_head(models["pt"]),
+            kit.common_head(models["it"]),
+            pt["resid"][at_pt],
+            it["resid"][at_it],
+            mask=kit.common_real(models["pt"][0]),
+            device=kit.device,
+        )
+
+    return pt.once(("pair_lens", it.capture.path), compute)

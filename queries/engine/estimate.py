@@ -1,0 +1,201 @@
+"""What jobs take, said before they run: tables, texts and probes that are missing, and about how many seconds.
+
+An estimate counts logits (tokens x boundaries x vocabulary), times what a logit costs in multiplications, by the speed of a
+matrix product that is measured here, once. It is meant to tell seconds from minutes from hours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import TYPE_CHECKING
+
+from ...store.artifacts.models import read_model
+from ...store.captures.reader import Capture
+from ...store.core.progress import words
+from .job import Job, Stage
+from .passes import missing_of
+
+if TYPE_CHECKING:
+    from .context import Context
+
+# Passes of a lens over all tokens that the job of this name takes (measured on the embedded pair); others read no logits.
+LENSES = {
+    "lens": 1.0,
+    "pair_lens": 0.6,
+    "lens_eval": 2.0,
+    "directions(contrast)": 1.2,
+    "graft": 3.0,
+    "candidates": 1.0,
+    "patching": 3.0,
+    "endpoint": 0.15,
+    "churn": 0.5,
+}
+ELEMENTWISE = 400  # what softmax, ranks and sums cost a logit, in multiplications of the matrix product
+TRAINING = 1.6  # a trained token in tokens of a lens: forward, backward, optimiser
+ELEMENT = 2000  # what cosines and norms cost a value of a residual, likewise
+READING = 1.5e9  # bytes of decoded residuals a second
+STARTING = 3.0  # seconds until a model is loaded, and a second more for each GB
+STEP = 0.004  # seconds that a block takes in a step of decoding, however small it is
+NAMED = 6  # models or rows that a line names
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is missing for some rows: tables and the captures they are made from, texts and new tokens at most, models whose
+    probes are to be trained; seconds of each, roughly."""
+
+    tables: tuple[str, ...] = ()
+    captures: int = 0
+    table_seconds: float = 0.0
+    texts: int = 0
+    conditions: int = 0
+    tokens: int = 0
+    text_seconds: float = 0.0
+    probes: tuple[str, ...] = ()
+    probe_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.table_seconds + self.text_seconds + self.probe_seconds
+
+    def parts(self, on: str = "") -> list[str]:
+        """In words, one for tables, texts and probes; none when nothing is missing. `on`: the device that computes."""
+        on = f" on {on}" if on else ""
+        found = []
+        if self.tables:
+            of = f" for {self.captures} capture{'s' * (self.captures != 1)}" if self.captures else ""
+            found.append(f"{', '.join(self.tables)}{of}{on}, {words(self.table_seconds)}")
+        if self.conditions:
+            found.append(
+                f"{self.texts:,} texts under {self.conditions} conditions, at most {self.tokens:,} tokens{on},"
+                f" {words(self.text_seconds)}"
+            )
+        if self.probes:
+            found.append(f"probes for the tuned lens of {listed(self.probes)}{on}, {words(self.probe_seconds)}")
+        return found
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some names in a line, not more than a reader takes in."""
+    every = list(names)
+    return ", ".join(every[:NAMED]) + (f" and {len(every) - NAMED} more" if len(every) > NAMED else "")
+
+
+def work_of(kit: Context, jobs: Sequence[Job], stage: Stage | None = None) -> Work:
+    """What of some jobs, and of those they need first, is missing; with `stage` only what belongs to it."""
+    missing = [job for job in missing_of(jobs).values() if stage in (None, job.stage)]
+    if not missing:
+        return Work()
+    by = {at: [job for job in missing if job.stage == at] for at in Stage}
+    captures = {capture.path for job in by[Stage.TABLES] for capture in job.captures}
+    told = [found for job in by[Stage.TEXTS] if (found := _texts(kit, job))[0]]
+    return Work(
+        tuple(dict.fromkeys(job.name.partition("(")[0] for job in by[Stage.TABLES])),
+        len(captures),
+        _seconds(kit, by[Stage.TABLES]),
+        sum(count for count, _ in told),
+        len(told),
+        sum(count * budget for count, budget in told),
+        _seconds(kit, by[Stage.TEXTS]),
+        tuple(dict.fromkeys(job.name.rpartition(" ")[2] for job in by[Stage.PROBES])),
+        _seconds(kit, by[Stage.PROBES]),
+    )
+
+
+def _seconds(kit: Context, jobs: Sequence[Job]) -> float:
+    """About how long jobs take on the device of their kit, one after the other; captures are read once."""
+    if not jobs:
+        return 0.0
+    read = {capture.path: capture for job in jobs for capture in job.captures if job.stage == Stage.TABLES}
+    total = sum(map(_bytes, read.values())) / READING
+    speed = speed_of(kit.device)
+    loads = {key: size for job in jobs for key, size in _loads(kit, job)}
+    total += sum(STARTING + 4 * size / 1e9 for size in loads.values())
+    return total + sum(_operations(kit, job) / speed + _steps(kit, job) for job in jobs)
+
+
+def _operations(kit: Context, job: Job) -> float:
+    """Multiplications of one job."""
+    if job.stage == Stage.TEXTS:
+        texts, budget = _texts(kit, job)
+        return 4.0 * texts * budget * _shape(kit, *job.runs[0]).parameters if texts else 0.0
+    total = 0.0
+    for capture in job.captures:
+        shape = _shape(kit, *capture.path.parts[-3:-1])
+        cost = shape.logit * LENSES[job.name] if job.name in LENSES else ELEMENT * shape.width
+        total += capture.n_tokens * (shape.layers + 1) * cost
+    if job.stage == Stage.PROBES:
+        shape = _shape(kit, *job.runs[0])
+        return job.forwards * shape.logit * shape.layers * TRAINING
+    return total + sum(2.0 * job.forwards * _shape(kit, *model).parameters for model in job.runs)
+
+
+def _steps(kit: Context, job: Job) -> float:
+    """Seconds that decoding takes however fast the device is."""
+    texts, budget = _texts(kit, job)
+    return -(-texts // 64) * budget * STEP * _shape(kit, *job.runs[0]).layers if texts else 0.0
+
+
+def _texts(kit: Context, job: Job) -> tuple[int, int]:
+    """Texts that a job would write, and new tokens each at most."""
+    return kit.once(("texts", job.path), lambda: job.generates() or (0, 0))
+
+
+def _loads(kit: Context, job: Job) -> Iterable[tuple[tuple[str, str], int]]:
+    """The models that a job loads, and their parameters."""
+    if job.stage != Stage.PROBES:
+        for model in job.runs:
+            yield model, _shape(kit, *model).parameters
+
+
+def _bytes(capture: Capture) -> int:
+    return 4 * prod(capture.array("resid").shape) if "resid" in capture else 0
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of a model: blocks, width, parameters, and multiplications that a logit of a lens costs times the vocabulary."""
+
+    layers: int
+    width: int
+    parameters: int
+    logit: float
+
+
+def _shape(kit: Context, pair: str, variant: str) -> _Shape:
+    return kit.once(("shape", pair, variant), lambda: _read_shape(kit, pair, variant))
+
+
+def _read_shape(kit: Context, pair: str, variant: str) -> _Shape:
+    record = read_model(kit.layout, pair, variant)
+    width, vocab = int(record.get("d_model", 0)), int(record.get("vocab", 0))
+    layers, parameters = int(record.get("n_layers", 0)), int(record.get("parameters", 0))
+    return _Shape(layers, width, parameters, float(vocab) * (2 * width + ELEMENTWISE))
+
+
+@cache
+def speed_of(device: str) -> float:
+    """Multiplications and additions a second of a matrix product, measured for some hundredths of a second."""
+    import torch
+
+    def once() -> None:
+        left @ right
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    left, right = torch.randn(256, 512, device=device), torch.randn(512, 4096, device=device)
+    return 2 * 256 * 512 * 4096 * _rate(once)
+
+
+def _rate(once: Callable[[], None]) -> float:
+    once()
+    started, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < 0.04 or not count:
+        once()
+        count += 1
+    return count / spent

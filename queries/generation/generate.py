@@ -1,0 +1,159 @@
+"""Free generation by command: one condition or whole sweeps over a prompt set, what is known taken from the lake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...capture.edit.words import condition_text, parse_edits
+from ...capture.run.ranks import ALONE, Rank
+from ...capture.streams.prompts import PromptSet
+from ...store.core.errors import LakeError
+from ...store.core.schema import VARIANTS
+from ...store.tables.sql import same_prompts
+from ..engine.context import Context, Scope, check_both
+from ..engine.passes import run
+from .models import Steering, hosts, prompts_of, steering
+from .scores import budget_of, recipe_in
+from .sweeps import Setting, settings
+from .texts import BATCH, Asked, Texts
+
+
+@dataclass(frozen=True)
+class Written:
+    """One condition as generated: its key, what it is, how many texts were asked for, generated now, and their tokens."""
+
+    key: str
+    variant: str
+    condition: str
+    arm: str
+    dose: float | None
+    texts: int
+    generated: int
+    tokens: int
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What generating takes: conditions asked for, distinct ones, texts asked for and missing, new tokens at most."""
+
+    jobs: list[tuple[Setting, Texts]]
+    distinct: list[Texts]
+    asked: int
+    missing: int
+    tokens: int
+
+    def line(self) -> str:
+        """For people, before work starts."""
+        return (
+            f"{len(self.jobs)} conditions, {len(self.distinct)} distinct: {self.asked:,} texts, {self.missing:,} to generate, at"
+            f" most {self.tokens:,} tokens"
+        )
+
+
+def plan(
+    kit: Context,
+    pair: str,
+    wanted: Sequence[Setting | str],
+    prompts: PromptSet | None = None,
+    which: str | None = None,
+    max_new_tokens: int | None = None,
+    batch: int = BATCH,
+    date: str | None = None,
+    control_tokens: bool = False,
+) -> Plan:
+    """Settings, or sweeps by name, over a prompt set (else that of the pair's native captures, picked by `which`).
+
+    `date` and `control_tokens` None or False where prompts are those of captures: as these were made.
+
+    LakeError for a sweep, edit or direction that is unknown, and where captures are needed that are not there.
+    """
+    scope = _scope(kit, pair, which, prompts is None)
+    steer: Steering = steering(kit, scope)
+    every: list[Setting] = []
+    for each in wanted:
+        if isinstance(each, str):
+            check_both(kit, pair, f"sweep {each}")
+        every += settings(each, hosts(kit, pair).shape()) if isinstance(each, str) else [each]
+    for setting in every:
+        steer.before(setting.edits)  # a wrong direction is told of first
+    chosen = prompts or prompts_of(kit, scope)
+    budget = max_new_tokens or budget_of(kit, scope)
+    read = {} if prompts else recipe_in(kit, scope)
+    jobs = [
+        (
+            setting,
+            Texts(
+                kit,
+                Asked(
+                    pair,
+                    setting.variant,
+                    setting.edits,
+                    setting.template,
+                    budget,
+                    chosen.prompts,
+                    chosen.name,
+                    batch,
+                    date or read.get("date"),
+                    control_tokens or "control_tokens" in read,
+                ),
+                steer,
+            ),
+        )
+        for setting in every
+    ]
+    distinct = {job.path: job for _, job in jobs}
+    missing = sum(len(job.missing()) for job in distinct.values())
+    return Plan(jobs, list(distinct.values()), len(jobs) * len(chosen.prompts), missing, missing * budget)
+
+
+def setting_of(kit: Context, pair: str, variant: str, edits: Sequence[str], template: str) -> Setting:
+    """One condition from edits in words."""
+    if variant not in VARIANTS:
+        raise LakeError(f"variant {variant!r}: expected pt or it")
+    shape = hosts(kit, pair).shape()
+    return Setting("", None, variant, parse_edits(edits, shape.n_layers, shape.windows), template)
+
+
+def write(found: Plan, rank: Rank = ALONE) -> list[Written]:
+    """Generate what is missing; one line per distinct condition, in the order asked for.
+
+    Ranks each begin with other conditions and take over what they find done, so that several share the work.
+    """
+    new = {job.path: len(job.missing()) for job in found.distinct}
+    jobs = sorted(found.distinct, key=lambda job: job.asked.variant)  # one model after the other
+    first = rank.rows(len(jobs)).start
+    run(jobs[first:] + jobs[:first])
+    done, seen = [], set()
+    for setting, job in found.jobs:
+        if job.path not in seen:
+            seen.add(job.path)
+            rows = job.rows()
+            text = condition_text(setting.edits)
+            tokens = sum(row["tokens"] for row in rows)
+            done.append(
+                Written(
+                    job.condition.key,
+                    setting.variant,
+                    text,
+                    setting.arm,
+                    setting.dose,
+                    len(rows),
+                    new[job.path],
+                    tokens,
+                    rows,
+                )
+            )
+    return done
+
+
+def _scope(kit: Context, pair: str, which: str | None, needed: bool) -> Scope:
+    """The pair's captures on their own texts, which directions and prompts come from; none where none is needed."""
+    try:
+        return Scope(pair, same_prompts(kit.streams, pair, "native", which, kit.variants(pair)), "native")
+    except LakeError:
+        if needed:
+            raise
+        return Scope(pair, {})

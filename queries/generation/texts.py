@@ -1,0 +1,356 @@
+"""Texts under a condition, what was chosen, and how likely each model finds them: one job a file, shared by all rows.
+
+A condition is named by all that determines its texts (models, edits, directions, template, budget), a prompt by its tokens:
+results of an earlier sweep, subset or command are reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+
+from ...analyze.text.scores import forced_choice, lettered
+from ...capture.checkpoint.tokens import encode_all, notes, reading, real_token_mask, template_for, up_to_unknown
+from ...capture.edit.words import EditSpec, condition_text
+from ...capture.model.load import Model
+from ...capture.run.batching import explain_memory
+from ...capture.streams.greedy import decoded, nats
+from ...capture.streams.prompts import Prompt
+from ...capture.streams.streams import check_prompts
+from ...store.artifacts.texts import Condition, Row, prompt_key
+from ...store.core.progress import Bar, bar, remark
+from ...store.core.schema import CHOICES, LIKELY, OUTPUTS, VARIANTS
+from ...store.core.version import __version__
+from ...store.format.parquet import read_parquet
+from ..engine.context import OTHER, VERSION, Context
+from ..engine.job import Job, Stage
+from .models import Hosts, Steering, edits_of, hosts
+
+BATCH = 64  # prompts a batch: decoding reads every weight once a step, however many there are
+FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
+GRAFTS = ("graft", "random_graft")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who writes what: the model, its edits, the template, the budget, the prompts, and how many a batch.
+
+    `date` is the day that chat templates write, `control_tokens` lets prompts hold some (core.catalog.StreamSpec).
+    """
+
+    pair: str
+    variant: str
+    edits: tuple[EditSpec, ...]
+    template: str
+    max_new_tokens: int
+    prompts: tuple[Prompt, ...]
+    set_name: str
+    batch: int = BATCH
+    date: str | None = None
+    control_tokens: bool = False
+
+
+class ConditionJob(Job):
+    """A job whose result is one file of a condition: what is not known of its prompts yet is computed, batch by batch."""
+
+    kind = ""
+    stage = Stage.TEXTS
+    schema: pa.Schema
+
+    def __init__(
+        self, kit: Context, asked: Asked, steer: Steering, recipe: dict[str, Any], before: tuple[Job, ...] = ()
+    ):
+        self.kit, self.asked, self.steer = kit, asked, steer
+        self.hosts: Hosts = hosts(kit, asked.pair)
+        self.condition = Condition(kit.layout, asked.pair, asked.variant, recipe)
+        self.recipe, self.runs = recipe, ((asked.pair, asked.variant),)
+        super().__init__(f"{self.kind} {asked.pair}/{asked.variant}", self.condition.file(self.kind, self.named))
+        self.before = (*before, *steer.before(asked.edits))
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """Token ids of each prompt as the model reads it."""
+        return self.encoded(self.asked.variant, self.asked.template, self.asked.prompts)
+
+    @cached_property
+    def named(self) -> list[tuple[str, str]]:
+        """(id, hash of its tokens) of each prompt."""
+        return [(prompt.id, prompt_key(ids)) for prompt, ids in zip(self.asked.prompts, self.ids, strict=True)]
+
+    def check_prompts(self) -> None:
+        """Raise LakeError for a prompt that the model can't read and answer."""
+        config, name = self.hosts.config(self.asked.variant), f"{self.asked.pair}/{self.asked.variant}"
+        names = [f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in self.asked.prompts]
+        limit = getattr(config, "max_position_embeddings", None)
+        tokenizer = self.hosts.tokenizer(self.asked.variant)
+        check_prompts(self.ids, names, self.asked.max_new_tokens, limit, config.vocab_size, tokenizer, name)
+
+    def encoded(
+        self, variant: str, template: str, prompts: Sequence[Prompt], texts: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompts (or of texts that stand for them) under a template; encoded once for all conditions."""
+        date, control = self.asked.date, self.asked.control_tokens
+        template, texts = template_for(template, variant), tuple(texts or [prompt.text for prompt in prompts])
+        names = [f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in prompts]
+        tokenizer = self.hosts.tokenizer(variant)
+        return self.kit.once(
+            ("ids", self.asked.pair, variant, template, date, control, texts),
+            lambda: encode_all(tokenizer, texts, template, False, date, control, names),
+        )
+
+    def missing(self) -> list[int]:
+        """Places of the prompts that nothing is known of yet; equal prompts once."""
+        known = self.condition.known(self.kind)
+        first = {sha: place for place, (_, sha) in reversed(list(enumerate(self.named)))}
+        return sorted(place for sha, place in first.items() if sha not in known)
+
+    def finish(self) -> None:
+        """Compute what is missing and write the file."""
+        missing = self.missing()
+        if missing:
+            with (
+                bar(f"{self.name} {condition_text(self.asked.edits)[:60]}", self.work(missing), self.unit) as progress,
+                explain_memory(f"{self.name}", self.asked.batch),
+            ):
+                self.compute(missing, progress)
+        known = self.condition.known(self.kind)
+        rows = [known[sha] | {"prompt_id": name} for name, sha in self.named]
+        self.condition.seal(self.kind, self.path, [self.labelled(row) for row in rows], self.schema, self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        """What wrote the file: models, versions, device, prompts a batch."""
+        models = {
+            variant: self.hosts.record(variant) for variant in VARIANTS if variant == self.asked.variant or self.grafts
+        }
+        return {
+            "models": {
+                variant: {key: record[key] for key in ("id", "revision", "sha256")}
+                for variant, record in models.items()
+            },
+            "device": self.kit.device,
+            "batch": self.asked.batch,
+            "actlake": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    @property
+    def grafts(self) -> bool:
+        """Whether the other model takes part."""
+        return any(edit.kind in GRAFTS for edit in self.asked.edits)
+
+    unit = "tokens"
+
+    def work(self, missing: Sequence[int]) -> int:
+        """How much the progress bar counts."""
+        return len(missing)
+
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
+        """Make the lines of these prompts and keep them batch by batch."""
+        raise NotImplementedError
+
+    def labelled(self, row: Row) -> Row:
+        """A line as the file has it."""
+        return row
+
+    def rows(self) -> list[Row]:
+        """The lines of the finished file, in the order of the prompts."""
+        return read_parquet(self.path, self.schema).to_pylist()
+
+    def model(self) -> Model:
+        """The host."""
+        return self.hosts.model(self.asked.variant)
+
+    def attached(self) -> list[Any]:
+        """The edits, for the host."""
+        return edits_of(self.hosts, self.asked.variant, self.asked.edits, self.steer.vectors)
+
+    def real(self) -> np.ndarray:
+        """Tokens that may be chosen. METHODS 1.4."""
+        model = self.model()
+        return self.kit.once(("real", model.name), lambda: real_token_mask(model.tokenizer, model.head.vocab))
+
+
+def recipe_of(kit: Context, asked: Asked, steer: Steering) -> dict[str, Any]:
+    """All that determines the texts of a condition, but for the prompts."""
+    host = hosts(kit, asked.pair)
+    record, template = host.record(asked.variant), template_for(asked.template, asked.variant)
+    found: dict[str, Any] = {
+        "model": record["sha256"],
+        "dtype": record["dtype"],
+        "edits": [edit.text for edit in asked.edits],
+        "template": template,
+        "max_new_tokens": asked.max_new_tokens,
+        "real_tokens": True,
+        "version": VERSION["outputs"],
+    }
+    if template == "chat":
+        found["chat_template"] = record["chat_template_sha256"]
+    found |= reading(host.tokenizer(asked.variant), template, False, asked.date, asked.control_tokens)
+    found |= host.stops(asked.variant, template == "chat").recipe(template == "chat")
+    if any(edit.kind in GRAFTS for edit in asked.edits):
+        found["donor"] = host.record(OTHER[asked.variant])["sha256"]
+    if directions := steer.key(asked.edits):
+        found["directions"] = directions
+    return found
+
+
+class Texts(ConditionJob):
+    """What a model writes after each prompt, greedily, under the edits."""
+
+    kind, schema = "texts", OUTPUTS
+
+    def __init__(self, kit: Context, asked: Asked, steer: Steering):
+        super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
+        self._categories = {prompt.id: prompt.category for prompt in asked.prompts}
+        self.check_prompts()
+
+    def generates(self) -> tuple[int, int]:
+        """Texts that are missing, and new tokens each at most."""
+        return len(self.missing()), self.asked.max_new_tokens
+
+    def work(self, missing: Sequence[int]) -> int:
+        """Tokens at most."""
+        return len(missing) * self.asked.max_new_tokens
+
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
+        """Generate."""
+        model, edits, budget = self.model(), self.attached(), self.asked.max_new_tokens
+        ids = [self.ids[place] for place in missing]
+        stops = self.recipe["stops"]
+        found = self.hosts.stops(self.asked.variant, self.recipe["template"] == "chat")
+        for line in [*notes(model.name, model.tokenizer, self.recipe), found.note(model.name)]:
+            if line:
+                remark(line)
+
+        def still(indices: Sequence[int]) -> Sequence[int]:
+            known = self.condition.parts(self.kind)  # another process may have told some
+            return [index for index in indices if prompt_key(ids[index]) not in known]
+
+        for indices, told in decoded(model, ids, budget, stops, self.asked.batch, edits, self.real(), still):
+            rows = [
+                {
+                    "prompt_sha": prompt_key(ids[index]),
+                    "prompt_tokens": len(ids[index]),
+                    "text": model.tokenizer.decode(tokens, skip_special_tokens=True),
+                    "token_id": tokens,
+                    "tokens": len(tokens),
+                    "ended": bool(tokens) and tokens[-1] in stops,
+                }
+                for index, tokens in zip(indices, told, strict=True)
+            ]
+            self.condition.keep(self.kind, rows)
+            told_now = sum(map(len, told))
+            progress.shrink(len(indices) * budget - told_now)
+            progress.advance(told_now)
+
+    def labelled(self, row: Row) -> Row:
+        """With the names of the condition and of the prompt's set."""
+        return row | {
+            "pair": self.asked.pair,
+            "variant": self.asked.variant,
+            "key": self.condition.key,
+            "condition": condition_text(self.asked.edits),
+            "template": self.recipe["template"],
+            "prompts": self.asked.set_name,
+            "category": self._categories[row["prompt_id"]],
+        }
+
+
+class Choices(ConditionJob):
+    """Forced choice for prompts with `choices`: the letter written within three tokens, as the study has it, and the choice
+    whose text is likeliest after the prompt. METHODS 18 (mmlu_forced_choice: raw text, no template)."""
+
+    kind, schema, unit = "choices", CHOICES, "prompts"
+
+    def __init__(self, kit: Context, asked: Asked, steer: Steering, template: str = "raw"):
+        offered = tuple(prompt for prompt in asked.prompts if "choices" in prompt.fields)
+        asked = replace(asked, prompts=offered, template=template, max_new_tokens=FORCED_TOKENS)
+        super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
+        self.check_prompts()
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """The prompts with their choices lettered."""
+        texts = [lettered(fields_of(prompt)) for prompt in self.asked.prompts]
+        return self.encoded(self.asked.variant, self.asked.template, self.asked.prompts, texts)
+
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
+        """Generate three tokens, and score every choice."""
+        model, edits = self.model(), self.attached()
+        chosen = [self.asked.prompts[place] for place in missing]
+        ids = [self.ids[place] for place in missing]
+        stops, said = self.recipe["stops"], dict[int, str]()
+        for indices, told in decoded(model, ids, FORCED_TOKENS, stops, self.asked.batch, edits, self.real()):
+            said |= {
+                index: model.tokenizer.decode(tokens, skip_special_tokens=True)
+                for index, tokens in zip(indices, told, strict=True)
+            }
+            progress.advance(len(indices))
+        plain = self.encoded(self.asked.variant, self.asked.template, chosen)
+        flat = [(index, choice) for index, prompt in enumerate(chosen) for choice in prompt.fields["choices"]]
+        tails = [model.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"] for _, choice in flat]
+        unlikely = nats(model, [plain[index] for index, _ in flat], tails, self.asked.batch, edits)
+        best: dict[int, tuple[float, str]] = {}
+        for (index, choice), cost in zip(flat, unlikely.tolist(), strict=True):
+            best[index] = min(best.get(index, (np.inf, "")), (cost, choice))
+        rows = [
+            {
+                "prompt_sha": prompt_key(ids[index]),
+                "said": said[index],
+                "generated": forced_choice(said[index], letters(prompt)) or "",
+                "likeliest": best[index][1],
+            }
+            for index, prompt in enumerate(chosen)
+        ]
+        self.condition.keep(self.kind, rows)
+
+
+def fields_of(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as scores read it: id, category, text and its scoring fields."""
+    return {**prompt.fields, "id": prompt.id, "category": prompt.category, "text": prompt.text}
+
+
+def letters(prompt: Prompt) -> str:
+    """The letters of a prompt's choices."""
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(prompt.fields["choices"])]
+
+
+class Nats(ConditionJob):
+    """How unlikely a model, as it is, finds the texts of a condition after their prompts: nats, and tokens they are over."""
+
+    schema, unit = LIKELY, "prompts"
+
+    def __init__(self, kit: Context, texts: Texts, reader: str):
+        self.kind, self.reader, self.texts = f"nats-{reader}", reader, texts
+        asked = texts.asked
+        super().__init__(kit, asked, texts.steer, texts.recipe, (texts,))
+
+    def compute(self, missing: Sequence[int], progress: Bar) -> None:
+        """Read them."""
+        told = {row["prompt_sha"]: row for row in self.texts.rows()}
+        prompts = [self.asked.prompts[place] for place in missing]
+        shas = [self.named[place][1] for place in missing]
+        starts = self.encoded(self.reader, "native", prompts)
+        model = self.hosts.model(self.reader)
+        replies = [up_to_unknown(_without_end(told[sha]), model.head.vocab) for sha in shas]
+        found = nats(model, starts, replies, self.asked.batch, (), progress.advance)
+        self.condition.keep(
+            self.kind,
+            [
+                {"prompt_sha": sha, "nats": value, "tokens": len(reply)}
+                for sha, value, reply in zip(shas, found.tolist(), replies, strict=True)
+            ],
+        )
+
+
+def _without_end(row: Row) -> list[int]:
+    """A reply's tokens without the stop token, which only one of the models may know."""
+    return row["token_id"][:-1] if row["ended"] else row["token_id"]

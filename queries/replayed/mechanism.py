@@ -1,0 +1,48 @@
+"""The table `mechanism`: where MLP outputs of the last layers push the lens, in both models and with late MLPs exchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...store.core.errors import LakeError
+from ..engine.blocks import Rows
+from ..engine.context import Context, Scope
+from ..tables.final_layer import LATE
+from .condition import Condition
+from .conditions import ConditionTable, check_scope, window_of
+
+PIPELINES = {"A": "pt", "B_late": "pt", "C": "it", "D_late": "it"}
+
+
+class MechanismTable(ConditionTable):
+    """The rows of one pipeline: layers floor(0.8 L) and up, through the host's own raw lens (METHODS 9)."""
+
+    def __init__(self, kit: Context, scope: Scope, condition: Condition, layers: int):
+        self._late = int(LATE * layers)
+        super().__init__(kit, scope, "mechanism", condition, {}, {}, first=self._late)
+        for capture in self.captures:
+            if "mlp_out" not in capture:
+                raise LakeError(
+                    f"{capture.path}: mechanism needs mlp_out, which this capture left out: capture with the profile full"
+                )
+
+    def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
+        """All columns of a block, [n, late layers]."""
+        from ...analyze.residual.mechanism import mlp_mechanism
+
+        (mine, here), _ = self.sides(pt, it)
+        resid, mlp_out = self.replays.whole(self.condition, mine, here)
+        after, target = resid[:, self._late + 1 :], mine.columns["target"][here]
+        return dict(
+            mlp_mechanism(self.kit.head(self.host), after, mlp_out[:, self._late :], target, device=self.kit.device)
+        )
+
+
+def mechanism_table(kit: Context, scope: Scope, kind: str) -> MechanismTable:
+    """The job that makes one pipeline's rows: A (the PT), C (the IT), B_late or D_late. LakeError as for `graft`."""
+    if kind not in PIPELINES:
+        raise LakeError(f"mechanism({kind}): expected one of {', '.join(PIPELINES)}")
+    check_scope(kit, scope)
+    layers = len(kit.capture((scope.pair, "pt", scope.streams["pt"])).array("layer")[:])
+    window = window_of(kit, scope, "late") if kind.endswith("late") else (layers, layers)
+    return MechanismTable(kit, scope, Condition(kind, PIPELINES[kind], window), layers)

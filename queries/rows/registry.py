@@ -1,0 +1,217 @@
+"""Named questions: one .sql file each, whose header says what it needs, how to plot it and what it means."""
+
+import hashlib
+import re
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from ...store.core.errors import LakeError
+
+FOLDER = Path(__file__).parent
+LINE = re.compile(
+    r"--(?: ?(\w+):)?\s*(.*)"
+)  # a line indented further goes on with the one above, whatever its first word
+KEYS = {
+    "id",
+    "title",
+    "models",
+    "needs",
+    "stream",
+    "bootstrap",
+    "contrast",
+    "tokens",
+    "plot",
+    "says",
+    "about",
+    "pitfalls",
+    "source",
+}
+NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\??)")
+
+
+class Wanted(NamedTuple):
+    """A table that a query reads: `lens(tuned)@pt?` is the table lens of kind tuned, of the PT alone, done without where it
+    can't be had."""
+
+    table: str
+    kind: str
+    optional: bool
+    variant: str = ""  # the one whose rows are read; both without
+
+
+@dataclass(frozen=True)
+class Query:
+    """One row of the experiment index.
+
+    `bootstrap: prompt`: the SQL returns one line per quantity and prompt: `measure`, the dimensions it is drawn by (variant,
+    layer, ...), `prompt`, optionally `stratum`, `total` (a sum over tokens) and `n` (how many). An estimate is the mean
+    over strata of sum(total) / sum(n). With `value` in place of total, n tokens of the prompt have that value, and the
+    estimate is the median over tokens. Intervals are a bootstrap over prompts. A prompt that is NULL stands for all.
+
+    `bootstrap: none`: the SQL returns estimates: `measure`, the dimensions, `estimate`, and what it knows of `low`, `high`,
+    `n`, `unit` (what n counts: prompts, subsamples, tokens ...) and `method`. With `bootstrap: prompt`, lines with neither
+    total nor value are such estimates too. Pooled over several pairs, measures named by `tokens` get a second line
+    (`MEASURE_token_weighted`) in which every token of every pair counts alike.
+
+    `models: 1`: the row has a meaning for one model, too, and answers a pair that has only one.
+
+    `stream: native, teacher`: tables hold the captures of both recipes, told apart by a column `recipe` that every table
+    of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
+    """
+
+    id: str
+    title: str
+    needs: tuple[Wanted, ...]
+    recipes: tuple[str, ...]
+    bootstrap: str
+    contrast: tuple[str, str, str] | None
+    tokens: tuple[str, ...]
+    plot: dict[str, str]
+    says: str
+    about: str
+    source: str
+    sql: str
+    models: int = 2
+    sha256: str = ""  # of the file's text
+    pitfalls: tuple[str, ...] = ()  # names of docs/METHODS.md, section 21
+
+
+def parse(text: str, where: str) -> Query:
+    """Read a query file; LakeError names the file and line of a header that can't be understood."""
+    header: dict[str, str] = {}
+    key, lines = "", text.splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
+    for number, line in enumerate(lines[:end], 1):
+        match = LINE.fullmatch(line)
+        assert match
+        if match[1] and match[1] in header:
+            raise LakeError(f"{where}:{number}: header {match[1]!r} is there twice")
+        if match[1] in KEYS:
+            key = match[1]
+            header[key] = match[2].strip()
+        elif key:  # a line without a known key goes on with the one above
+            header[key] += " " + line.removeprefix("--").strip()
+        else:
+            raise LakeError(f"{where}:{number}: a query begins with `-- id: NAME`, found {line!r}")
+    missing = {"id", "title", "needs", "stream", "source"} - header.keys()
+    if missing:
+        raise LakeError(f"{where}:1: the header lacks {', '.join(sorted(missing))}")
+    if not "\n".join(lines[end:]).strip():
+        raise LakeError(f"{where}:{end}: no SQL after the header")
+    return Query(
+        id=header["id"],
+        title=header["title"],
+        needs=tuple(Wanted(m[1], m[2] or "", bool(m[4]), m[3] or "") for m in NEED.finditer(header["needs"])),
+        recipes=tuple(name.strip() for name in header["stream"].split(",") if name.strip() != "none"),
+        bootstrap=_bootstrap(header.get("bootstrap", "prompt"), where),
+        contrast=_contrast(header.get("contrast", ""), where),
+        tokens=tuple(header.get("tokens", "").split()),
+        plot=_plot(header.get("plot", ""), where),
+        says=header.get("says", ""),
+        about=header.get("about", ""),
+        pitfalls=tuple(name.strip() for name in header.get("pitfalls", "").split(",") if name.strip()),
+        source=header["source"],
+        sql="\n".join(lines[end:]).strip(),
+        models=_models(header.get("models", "2"), where),
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _models(text: str, where: str) -> int:
+    if text not in ("1", "2"):
+        raise LakeError(f"{where}: models {text!r}, expected 1 (the row has a meaning for one model) or 2")
+    return int(text)
+
+
+def _bootstrap(text: str, where: str) -> str:
+    if text not in ("prompt", "none"):
+        raise LakeError(
+            f"{where}: bootstrap {text!r}, expected `prompt` (the SQL returns totals) or `none` (it returns estimates)"
+        )
+    return text
+
+
+def _plot(text: str, where: str) -> dict[str, str]:
+    """'line x=layer y="KL (nats)"' -> {"kind": "line", "x": "layer", "y": "KL (nats)"}."""
+    try:
+        kind, *words = shlex.split(text) or [""]
+    except ValueError as error:
+        raise LakeError(f"{where}: plot {text!r} can't be read ({error})") from None
+    found, name = {"kind": kind} if kind else {}, ""
+    for word in words:
+        first, equals, rest = word.partition("=")
+        name = first if equals else name
+        if not name:
+            raise LakeError(f"{where}: plot {text!r}: {word!r} follows no NAME=, expected `line x=layer y=...`")
+        found[name] = rest if equals else found[name] + word  # a list goes on after a comma and a line's end
+    return found
+
+
+def _contrast(text: str, where: str) -> tuple[str, str, str] | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"(\w+) (\w+) - (\w+)", text)
+    if not match:
+        raise LakeError(f"{where}: contrast {text!r}, expected `column a - b`, for instance `variant it - pt`")
+    return match[1], match[2], match[3]
+
+
+@cache
+def queries() -> dict[str, Query]:
+    """Every query of the package by its id, in the order that answers are read in."""
+    found = [parse(path.read_text(encoding="utf-8"), path.name) for path in FOLDER.glob("*.sql")]
+    return {query.id: query for query in sorted(found, key=_order)}
+
+
+def _order(query: Query) -> tuple[bool, bool, str, int, str]:
+    """L1 to L9, then 0A to 0J, then the experiments by number: a row comes after those that it builds on."""
+    letters, digits = re.match(r"(\D*)(\d*)", query.id).groups()  # type: ignore[union-attr]
+    return letters != "L", letters != "", letters or query.id, int(digits or 0), query.id
+
+
+def pitfall_link(name: str) -> str:
+    """Where a known pitfall is described, as a path in actlake's repository."""
+    return f"docs/METHODS.md#pitfall-{re.sub(r'[^a-z0-9-]', '', name.lower().replace(' ', '-'))}"
+
+
+def find(name: str) -> Query:
+    """The query of this id (case does not matter); LakeError lists the known ones."""
+    known = queries()
+    found = next((query for key, query in known.items() if key.lower() == name.lower()), None)
+    if found is None:
+        raise LakeError(f"unknown row {name!r}; this version answers {', '.join(known)}")
+    return found
+
+
+@cache
+def _published() -> pd.DataFrame:
+    return pd.read_csv(FOLDER / "published.csv", dtype={"row": str, "model": str, "quantity": str})
+
+
+# Families that the study pools: the mean of their means.
+DENSE5 = ("gemma3_4b", "llama31_8b", "mistral_7b", "olmo2_7b", "qwen3_4b")
+POOLS = {
+    "dense5": frozenset(DENSE5),
+    "pooled6": frozenset((*DENSE5, "deepseek_v2_lite")),
+    "dense6": frozenset((*DENSE5, "qwen25_32b")),
+    "core5": frozenset({*DENSE5, "qwen25_32b"} - {"gemma3_4b"}),
+}
+
+
+def published(row: str, *pairs: str) -> pd.DataFrame:
+    """The study's figures for one row: row, model, quantity, value, low, high, source; often empty.
+
+    Those of one pair; for several, those of the study's pool of the same pairs, or of every pool when none is the same;
+    for no pair all of them. A figure may belong to several rows ("L2 0G").
+    """
+    table = _published()
+    table = table[[row in rows.split() for rows in table["row"]]]
+    models = [name for name, members in POOLS.items() if members == set(pairs)] or list(POOLS)
+    if pairs:
+        table = table[table["model"].isin(models if len(pairs) > 1 else pairs)]
+    return table.reset_index(drop=True)

@@ -1,0 +1,109 @@
+"""Tables of every token and layer that a capture, or a pair of them, gives at once: tokens, raw lens, delta, pair lens."""
+
+from typing import Any
+
+import numpy as np
+
+from ...store.artifacts.streams import read_stream
+from ...store.captures.reader import Capture
+from ...store.core.schema import VARIANTS, scalars
+from ..engine.blocks import Rows
+from ..engine.context import (
+    VERSION,
+    Context,
+    Names,
+    Scope,
+    aligned,
+    all_boundaries,
+    label,
+    name_columns,
+    pair_columns,
+    raw_lens,
+)
+from ..engine.job import LayerTable, TableJob
+
+
+class Tokens(TableJob):
+    """The table `tokens`: what the stream and the coordinates say."""
+
+    def __init__(self, kit: Context, names: Names):
+        super().__init__(kit.layout, "tokens", kit.recipe("tokens", names))
+        self._kit, self._names = kit, names
+
+    def finish(self) -> None:
+        """Copy the stream's columns."""
+        columns = self._kit.capture(self._names).columns()
+        stream = read_stream(self._kit.layout, self._names[2])
+        where = {**name_columns(self._names), "token": np.arange(stream.n_tokens)}
+        self.add({**where, **columns, **stream.columns, "token_text": stream.texts})
+
+
+def _kept(capture: Capture, table: str) -> dict[str, str]:
+    """Column -> variable of a table that was computed during the capture; empty when it was not."""
+    names = scalars(table)
+    return names if all(name in capture for name in names.values()) else {}
+
+
+def raw_lens_table(kit: Context, names: Names) -> LayerTable:
+    """The rows of `lens` with lens = 'raw', from residuals or what the capture computed; LakeError without either."""
+    capture = kit.capture(names)
+    kept = _kept(capture, "lens")
+    if not kept:
+        all_boundaries(capture, "lens")
+
+    def compute(rows: Rows) -> dict[str, Any]:
+        found = {name: rows[variable] for name, variable in kept.items()} if kept else raw_lens(kit, names, rows)
+        return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
+
+    recipe = kit.recipe("lens", names, head=True, lens="raw")
+    reads = tuple(kept.values()) or ("resid",)
+    named = {**name_columns(names), "lens": "raw"}
+    return LayerTable(kit.layout, "lens", recipe, (capture,), reads, compute, lambda rows: {**named, **label(rows)})
+
+
+def delta_table(kit: Context, names: Names) -> LayerTable:
+    """The table `delta`, from residuals or from what the capture computed; LakeError without either."""
+    capture = kit.capture(names)
+    kept = _kept(capture, "delta")
+    if not kept:
+        all_boundaries(capture, "delta")
+    sites = tuple(site for site in ("resid", "mlp_out") if site in capture)
+
+    def compute(rows: Rows) -> dict[str, np.ndarray]:
+        if kept:
+            return {name: rows[variable] for name, variable in kept.items()}
+        from ...analyze.residual.delta import delta
+
+        arrays, attrs = kit.arrays(names)
+        post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
+        parallel = bool(attrs["parallel"])
+        mlp = rows.values.get("mlp_out")
+        return delta(rows["resid"], mlp, post_norm=post, parallel=parallel, device=kit.device)
+
+    recipe, reads = kit.recipe("delta", names, head=True), tuple(kept.values()) or sites
+    named = name_columns(names)
+    return LayerTable(kit.layout, "delta", recipe, (capture,), reads, compute, lambda rows: {**named, **label(rows)})
+
+
+def pair_lens_table(kit: Context, scope: Scope) -> LayerTable:
+    """The table `pair_lens`: both models at the same layer and (prompt, step); LakeError without all residuals of both."""
+    models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
+    captures = {variant: kit.capture(names) for variant, names in models.items()}
+    for capture in captures.values():
+        all_boundaries(capture, "pair_lens")
+
+    def compute(pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+        return pair_columns(kit, models, pt, it)
+
+    def named(pt: Rows, it: Rows) -> dict[str, Any]:
+        where = {"pair": scope.pair, "variant": "both", "stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
+        return {**where, **{name: values[aligned(pt, it)[0]] for name, values in label(pt).items()}}
+
+    recipe = {
+        "captures": {variant: capture.sha256 for variant, capture in captures.items()},
+        "heads": {variant: kit.head_hash(names) for variant, names in models.items()},
+        "streams": scope.streams,
+        "pair": scope.pair,
+        "version": VERSION["pair_lens"],
+    }
+    return LayerTable(kit.layout, "pair_lens", recipe, tuple(captures.values()), ("resid",), compute, named)

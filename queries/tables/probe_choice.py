@@ -1,0 +1,114 @@
+"""Probes of the tuned lens: which set a question uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...analyze.tuned.folds import fold_of
+from ...store.artifacts.probes import list_probes, read_probes
+from ...store.core.errors import LakeError
+from ..engine.context import Context, Names
+from ..engine.job import Job
+from .probe_spec import DEFAULT, ProbeSpec
+
+if TYPE_CHECKING:
+    from ...analyze.lens.tuned_lens import Probes
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The set that a question about one capture uses: its path, and what has to be trained before, if anything."""
+
+    path: Path
+    before: tuple[Job, ...]
+
+    @property
+    def name(self) -> str:
+        """Stands for the set's content in the keys of tables."""
+        return self.path.stem
+
+    @cached_property
+    def folds(self) -> list[Probes]:
+        """The probes of each fold, once they are trained; CorruptError when they are damaged."""
+        return load_probes(self.path)
+
+    def unseen(self, prompt_ids: np.ndarray) -> np.ndarray:
+        """Which prompts some fold was not trained on, bool [P]; of a single fold the fifth that was held out."""
+        return fold_of(prompt_ids, len(self.folds)) >= 0
+
+    def readers(self, prompt_ids: np.ndarray) -> Iterator[tuple[Probes, np.ndarray]]:
+        """Probes, and the places in `prompt_ids` (one a token) that they read: those they were not trained on.
+
+        A single fold reads everything.
+        """
+        names, inverse = np.unique(prompt_ids.astype(str), return_inverse=True)
+        fold = np.maximum(fold_of(names, len(self.folds)), 0)[inverse]
+        for number, probes in enumerate(self.folds):
+            if len(places := np.flatnonzero(fold == number)):
+                yield probes, places
+
+    def translate(self, resid: np.ndarray, prompt_ids: np.ndarray, device: str) -> np.ndarray:
+        """Residuals [n, L+1, d] as the lens reads them, each prompt through its own fold's probes; float32."""
+        import torch
+
+        out = np.empty_like(resid, order="C")
+        for probes, places in self.readers(prompt_ids):
+            here = torch.from_numpy(resid[places]).to(device)
+            out[places] = probes.to(device)(here).cpu().numpy()
+        return out
+
+
+def load_probes(path: Path) -> list[Probes]:
+    """The probes of each fold under `path`, hashed first; CorruptError when they are damaged."""
+    import torch
+
+    from ...analyze.lens.tuned_lens import Probes
+
+    weight, bias, _ = read_probes(path)
+    return [Probes(torch.from_numpy(w), torch.from_numpy(b)) for w, b in zip(weight, bias, strict=True)]
+
+
+def choose(kit: Context, names: Names) -> Chosen:
+    """The probes for a capture's model: of those that were asked for expressly the one trained on most tokens, else the
+    default recipe's, trained on the model's native stream of the same prompts if it was captured.
+
+    Sets of another checkpoint don't count. LakeError when nothing is there and nothing can be trained.
+    """
+    return kit.once(("probes", names), lambda: _choose(kit, names))
+
+
+def _choose(kit: Context, names: Names) -> Chosen:
+    model = kit.head_hash(names)
+    wish = ProbeSpec(_native(kit, names), DEFAULT)
+    usual = wish.path(kit)
+    folder = kit.layout.probes(*names[:2])
+    sets = [(path, record) for path, record in list_probes(kit.layout) if path.parent == folder]
+    mine = [(max(record["trained_tokens"]), path) for path, record in sets if record["model_sha256"] == model]
+    asked = [entry for entry in mine if entry[1] != usual]
+    if asked:
+        return Chosen(max(asked)[1], ())
+    if usual.exists():
+        return Chosen(usual, ())
+    if not kit.probes:
+        raise LakeError(
+            f"probes of {names[0]}/{names[1]} are not there, and training is switched off: `actlake probes train {names[0]}"
+            f" {names[1]}` makes them"
+        )
+    from .probe_training import Training
+
+    return Chosen(usual, (Training(kit, wish),))
+
+
+def _native(kit: Context, names: Names) -> Names:
+    """The capture on the stream `native` of the same model and prompts; the one at hand when there is none."""
+    streams = kit.streams
+    mine = streams[(streams["pair"] == names[0]) & (streams["variant"] == names[1])]
+    same = mine[mine["prompt_set"].isin(mine.loc[mine["stream"] == names[2], "prompt_set"])]
+    native = sorted(set(same.loc[same["recipe"] == "native", "stream"]))
+    return names if not native or names[2] in native else (*names[:2], native[0])

@@ -1,0 +1,160 @@
+"""Tables made with the tuned lens: its rows of `lens`, and `lens_eval`, raw against tuned on held-out tokens."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...store.core.errors import LakeError
+from ...store.tables.sql import drop_tables
+from ..engine.blocks import Rows
+from ..engine.context import OTHER, Context, Names, all_boundaries, label, name_columns
+from ..engine.job import LayerTable, TableJob
+from ..engine.task_parts import Columns
+from .per_layer import raw_lens_table
+from .probe_choice import choose
+
+PROMPT = ("prompt", "prompt_id", "category")
+
+
+class TunedTable(LayerTable):
+    """A table of one capture through the tuned lens: `compute` turns a block into columns [n, layers].
+
+    Rows of the same capture by other probes give way to it. `first` is the layer of the first column.
+    """
+
+    def __init__(
+        self, kit: Context, names: Names, table: str, compute: Callable[[Rows], dict[str, Any]], first: int = -1
+    ):
+        capture = kit.capture(names)
+        all_boundaries(capture, f"{table}(tuned)")
+        chosen = choose(kit, names)
+        recipe = kit.recipe(table, names, head=True, lens="tuned", probes=chosen.name)
+        self._same = {name: recipe[name] for name in ("pair", "variant", "stream", "lens")}
+        super().__init__(
+            kit.layout,
+            table,
+            recipe,
+            (capture,),
+            ("resid",),
+            compute,
+            lambda rows: {**self._same, **label(rows)},
+            first=first,
+        )
+        self._layout, self.before = kit.layout, chosen.before
+
+    def finish(self) -> None:
+        """Write what is still held, and delete the rows by other probes."""
+        super().finish()
+        drop_tables(self._layout, self.name, self._same, keep=self.path)
+
+
+def translated(kit: Context, names: Names, rows: Rows) -> np.ndarray:
+    """The residuals of a block as the tuned lens reads them [n, L+1, d]; made once however many jobs want them."""
+
+    def translate() -> np.ndarray:
+        return choose(kit, names).translate(rows["resid"], rows.columns["prompt_id"], kit.device)
+
+    return rows.once("translated", translate)
+
+
+def tuned_columns(kit: Context, names: Names, rows: Rows) -> dict[str, np.ndarray]:
+    """The tuned lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
+
+    def compute() -> dict[str, np.ndarray]:
+        from ...analyze.lens.logit_lens import lens
+
+        return lens(kit.head(names), translated(kit, names, rows), rows.columns["target"], device=kit.device)
+
+    return rows.once("lens(tuned)", compute)
+
+
+def lens_table(kit: Context, names: Names, kind: str) -> LayerTable:
+    """The rows of the table `lens` of one kind. LakeError for one that is neither raw nor tuned, and where one can't be had."""
+    if kind not in ("", "raw", "tuned"):
+        raise LakeError(f"lens({kind}): the lens is raw or tuned")
+    return tuned_lens(kit, names) if kind == "tuned" else raw_lens_table(kit, names)
+
+
+def tuned_lens(kit: Context, names: Names) -> TunedTable:
+    """The rows of the table `lens` with lens = 'tuned'."""
+
+    def compute(rows: Rows) -> dict[str, Any]:
+        found = tuned_columns(kit, names, rows)
+        return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
+
+    return TunedTable(kit, names, "lens", compute)
+
+
+class Evaluation(TableJob):
+    """The table `lens_eval`: raw and tuned lens of one capture on prompts that no probes in it were trained on, by the probes
+    of its own model and of the pair's other one, where the lake has a capture of it on the same prompts."""
+
+    reads, splits = ("resid",), True
+
+    def __init__(self, kit: Context, names: Names):
+        self._kit, self._names = kit, names
+        self.captures = (kit.capture(names),)
+        all_boundaries(self.captures[0], "lens_eval")
+        of = {names[1]: names} | ({other[1]: other} if (other := _other(kit, names)) else {})
+        self._chosen = {variant: choose(kit, of[variant]) for variant in sorted(of, reverse=True)}
+        self._same = name_columns(names)
+        probes = {variant: chosen.name for variant, chosen in self._chosen.items()}
+        super().__init__(kit.layout, "lens_eval", kit.recipe("lens_eval", names, head=True, probes=probes))
+        self._held: list[pd.DataFrame] = []
+        self.before = tuple(job for chosen in self._chosen.values() for job in chosen.before)
+
+    def part(self, *rows: Rows) -> Columns:
+        """What is measured of a block."""
+        (mine,) = rows
+        ids = mine.columns["prompt_id"]
+        unseen = np.all([chosen.unseen(ids) for chosen in self._chosen.values()], axis=0)
+        kept = np.flatnonzero(unseen & (mine.columns["position"] > 0))
+        if not len(kept):
+            return {}
+        prompt = {name: mine.columns[name][kept] for name in PROMPT}
+        found = pd.concat(self._measure(self._names, mine["resid"][kept], prompt))
+        return {str(name): column.to_numpy() for name, column in found.items()}
+
+    def join(self, part: Columns) -> None:
+        """Hold it."""
+        self._held.append(pd.DataFrame(part))
+
+    def finish(self) -> None:
+        """Write all prompts, and delete what other probes gave on the same captures."""
+        if self._held:
+            self.add({str(name): column.to_numpy() for name, column in pd.concat(self._held).items()})
+        drop_tables(self._kit.layout, "lens_eval", self._same, keep=self.path)
+
+    def _measure(self, names: Names, resid: np.ndarray, prompt: dict[str, np.ndarray]) -> Iterator[pd.DataFrame]:
+        """Rows of one evaluated variant: means over each prompt's tokens, per set of probes and layer."""
+        from ...analyze.lens.logit_lens import lens
+
+        _, first, index, count = np.unique(prompt["prompt"], return_index=True, return_inverse=True, return_counts=True)
+        layers, head = resid.shape[1], self._kit.head(names)
+        place: dict[str, Any] = dict(zip(("pair", "variant", "stream"), names, strict=True))
+        place |= {name: np.tile(values[first], layers) for name, values in prompt.items()}
+        place |= {"n": np.tile(count, layers), "layer": np.repeat(np.arange(-1, layers - 1), len(count))}
+
+        def means(read: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+            found = lens(head, read, np.full(len(read), -1), device=self._kit.device, js_next=False)
+            values = {"kl": found["kl_final_layer"], "top1": found["top1"] == found["top1"][:, -1:]}
+            return {
+                f"{name}_{kind}": np.stack([np.bincount(index, column) / count for column in value.T]).ravel()
+                for name, value in values.items()
+            }
+
+        place |= means(resid, "raw")
+        for variant, chosen in self._chosen.items():
+            tuned = means(chosen.translate(resid, prompt["prompt_id"], self._kit.device), "tuned")
+            yield pd.DataFrame({**place, **tuned, "probe_variant": variant, "probes": chosen.name})
+
+
+def _other(kit: Context, names: Names) -> Names | None:
+    """A capture of the pair's other model on the same prompts, its native one first; it says which probes are its own."""
+    mine = kit.streams[kit.streams["pair"] == names[0]]
+    sets = mine.loc[(mine["variant"] == names[1]) & (mine["stream"] == names[2]), "prompt_set"]
+    others = mine[(mine["variant"] == OTHER[names[1]]) & mine["prompt_set"].isin(sets)]
+    found = sorted((row.recipe != "native", str(row.stream)) for row in others.itertuples())
+    return (names[0], OTHER[names[1]], found[0][1]) if found else None

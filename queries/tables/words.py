@@ -1,0 +1,122 @@
+"""The tables `vocab` and `words`: the class of every token on its own, and of every answer's tokens in their text."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from ...analyze.text.word_class import alone, in_context
+from ...store.artifacts.models import has_model, read_model
+from ...store.artifacts.vocab import has_vocab, read_vocab
+from ...store.core.errors import LakeError
+from ...store.core.schema import TABLES, VARIANTS
+from ...store.format.parquet import read_parquet
+from ...store.tables.sql import drop_tables
+from ..engine.blocks import following
+from ..engine.context import VERSION, Context, Names, Scope, name_columns
+from ..engine.job import TableJob
+
+OTHER = "OTHER"  # the class of ids that stand for no text
+
+
+class Vocab(TableJob):
+    """Text and class of every token id of a pair, as IT's vocabulary has it, which knows the PT's tokens and the chat's.
+
+    Ids that only the PT has are as in the PT's; of a pair of one model all are that one's. A lake of an older version, which
+    keeps no vocabulary, takes the model's tokenizer.
+    """
+
+    def __init__(self, kit: Context, pair: str):
+        models = [variant for variant in VARIANTS if has_model(kit.layout, pair, variant)]
+        if not models:
+            raise LakeError(f"table vocab needs a model of pair {pair}; the lake has captured none")
+        records = {variant: read_model(kit.layout, pair, variant) for variant in models}
+        recipe = {"pair": pair, "models": {variant: record["sha256"] for variant, record in records.items()}}
+        super().__init__(kit.layout, "vocab", recipe | {"version": VERSION["vocab"]})
+        self._kit, self._pair, self._models = kit, pair, models
+        self._tokenizer = None
+        if not self.path.exists() and not has_vocab(kit.layout, pair, models[-1]):
+            self._tokenizer = _tokenizer(kit, f"{pair}/{models[-1]}", records[models[-1]]["tokenizer_sha256"])
+
+    def finish(self) -> None:
+        """Classify every id."""
+        size = max(self._kit.head((self._pair, variant, "")).vocab for variant in self._models)
+        texts, known = self._texts(size)
+        classes = [alone(text) if there else OTHER for text, there in zip(texts, known, strict=True)]
+        drop_tables(self._kit.layout, "vocab", {"pair": self._pair}, keep=self.path)
+        columns = {"token_text": texts, "is_special": ~known, "word_class": classes}
+        self.add({"pair": self._pair, "token_id": np.arange(size), **columns})
+
+    def _texts(self, size: int) -> tuple[list[str], np.ndarray]:
+        """What each id below `size` adds to a running text, and whether it stands for text, bool [size]."""
+        if self._tokenizer is not None:
+            from ...capture.checkpoint.tokens import is_text, running_texts
+
+            return running_texts(self._tokenizer, size), is_text(self._tokenizer, size)
+        texts, known, real = [""] * size, np.zeros(size, bool), np.zeros(size, bool)
+        for variant in self._models[::-1]:
+            table = read_vocab(self._kit.layout, self._pair, variant)
+            for place, row in enumerate(table.to_pylist() if table else []):
+                if variant == self._models[-1] or (row["real"] and not real[place]):
+                    texts[place], real[place] = row["text"], row["real"]
+                    known[place] = row["real"] and not row["special"]
+        return texts, known
+
+    def column(self, name: str) -> Any:
+        """A column of the finished table, by token id; a NumPy array [V]."""
+        return read_parquet(self.path, TABLES["vocab"], columns=[name])[name].to_numpy()
+
+
+def vocab_table(kit: Context, pair: str) -> Vocab:
+    """The job that makes a pair's rows. LakeError when its tokenizer is not found, or is not that of the lake's captures."""
+    return kit.once(("vocab", pair), lambda: Vocab(kit, pair))
+
+
+def pair_vocab(kit: Context, scope: Scope) -> Vocab:
+    """`vocab_table` for the pair of a question."""
+    return vocab_table(kit, scope.pair)
+
+
+def _tokenizer(kit: Context, model: str, sha256: str) -> Any:
+    from ...capture.checkpoint.configs import load_tokenizer
+    from ...capture.checkpoint.tokens import tokenizer_hash
+    from ...capture.edit.replay import find_weights
+
+    try:
+        found = load_tokenizer(find_weights(kit.layout, model, kit.catalog))
+    except LakeError as error:
+        raise LakeError(
+            f"the lake keeps no vocabulary of {model} (it is of an older version), and its tokenizer is not found ({error});"
+            f" a new `actlake capture {model}` keeps it"
+        ) from error
+    if tokenizer_hash(found) != sha256:
+        raise LakeError(
+            f"model {model}: its tokenizer is not the one that the lake's captures were made with; name the same checkpoint,"
+            " or give the other one another pair name"
+        )
+    return found
+
+
+class Words(TableJob):
+    """The class of each target of a capture's answers in the answer's text; the stream's own texts lack some blanks."""
+
+    def __init__(self, kit: Context, names: Names):
+        self._kit, self._names, self._vocab = kit, names, vocab_table(kit, names[0])
+        super().__init__(kit.layout, "words", kit.recipe("words", names, vocab=self._vocab.path.stem))
+        self.before = (self._vocab,)
+
+    def finish(self) -> None:
+        """Classify answer by answer."""
+        columns = self._kit.capture(self._names).columns()
+        target, answer = following(columns), np.flatnonzero(columns["step"] >= 0)
+        texts, special = (self._vocab.column(name) for name in ("token_text", "is_special"))
+        classes = []
+        for _, places in groupby(answer, columns["prompt"].__getitem__):
+            ids = target[list(places)]
+            found = in_context(["" if special[index] else texts[index] for index in ids])
+            classes += [OTHER if special[index] else name for index, name in zip(ids, found, strict=True)]
+        kept = {name: values[answer] for name, values in columns.items()}
+        named = {**name_columns(self._names), **kept, "token": answer}
+        self.add({**named, "target": target[answer], "target_class": classes})

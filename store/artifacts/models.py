@@ -1,0 +1,171 @@
+"""What the lake keeps of a model: model.json and head.zarr, enough to read a lens without the checkpoint."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ..core.errors import CorruptError, LakeError
+from ..core.files import clear_dead, hash_files, temporary_of, write_json
+from ..core.schema import FORMAT_VERSION
+from ..format.paths import Layout
+from ..format.records import REPAIRS, check_record, read_record, sealed
+from ..format.zarr_groups import checked, compressors, open_group, quiet_zarr
+from ..format.zarr_metadata import Described, check_dims, lengths_of
+from ..remote.cache import bring, publish
+
+ROWS = 4096  # rows of the unembedding per chunk
+SAMPLE = 256  # rows of it that tell a checkpoint from another
+
+HEAD_DIMS = {
+    "norm_weight": ("d_model",),
+    "norm_bias": ("d_model",),
+    "unembed": ("vocab", "d_model"),
+    "unembed_bias": ("vocab",),
+    "post_norm_weight": ("layer", "d_model"),
+    "real_token": ("vocab",),
+}
+
+
+def write_model(
+    layout: Layout,
+    pair: str,
+    variant: str,
+    record: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    attrs: dict[str, Any],
+) -> None:
+    """Store a model's record and head once; LakeError when the lake already holds another checkpoint under this name.
+
+    `arrays` are float32 (bool for real_token) with the names and dims of HEAD_DIMS; `attrs` say norm, norm_eps, softcap,
+    logit_scale, parallel and post_norm_eps.
+    """
+    if check_same_model(layout, pair, variant, record):
+        return
+    folder = layout.model(pair, variant)
+    marker, mine = folder / "model.json", temporary_of(folder / "head")
+    try:
+        files = write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
+        with layout.locked():
+            if not check_same_model(layout, pair, variant, record):  # else another process was faster
+                shutil.rmtree(folder / "head.zarr", ignore_errors=True)  # what a kill left before its marker
+                mine.rename(folder / "head.zarr")
+                named = {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant}
+                write_json(marker, sealed({**named, **record, "head_files": files}))
+        publish(folder / "head.zarr", marker)
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+def clear_unfinished(layout: Layout, pair: str, variant: str) -> None:
+    """Delete what killed processes left of a model's head."""
+    clear_dead(layout.model(pair, variant))
+
+
+def write_group(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    dims: Mapping[str, tuple[str, ...]],
+    attrs: dict[str, Any],
+    chunks: Callable[[tuple[int, ...]], tuple[int, ...]],
+) -> dict[str, str]:
+    """Write a small Zarr group, each array with its `dims`, in chunks made of its shape; returns the hashes of its files."""
+    with quiet_zarr():
+        group = zarr.create_group(
+            path, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs}
+        )
+        for name, values in arrays.items():
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                chunks=chunks(values.shape),
+                compressors=compressors(),
+                fill_value=np.nan if values.dtype.kind == "f" else False if values.dtype.kind == "b" else -1,
+                dimension_names=dims[name],
+                config={"write_empty_chunks": True},
+            )
+            array[...] = values
+        zarr.consolidate_metadata(str(path))
+    return hash_files((file for file in path.rglob("*") if file.is_file()), path)
+
+
+def has_model(layout: Layout, pair: str, variant: str) -> bool:
+    """True when the lake holds a model of this name."""
+    return (layout.model(pair, variant) / "model.json").exists()
+
+
+def weights_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a model's weights from others, from its record or identity: hashes of their files, or the hub's name for
+    them; empty where neither is known."""
+    files = sorted(sha for name, sha in record["files"].items() if name.endswith((".safetensors", ".gguf")))
+    named = (str(record["id"]), str(record["revision"])) if record["revision"] else ()
+    return tuple(files) or named
+
+
+def equal_weights(pt: dict[str, Any], it: dict[str, Any], pair: str) -> str:
+    """A remark on a pair whose two models have the same weights; empty for any other."""
+    if not weights_of(pt) or weights_of(pt) != weights_of(it):
+        return ""
+    return f"pt and it of {pair} have equal weights: what differs comes from their texts, templates or configs, not from training"
+
+
+def check_same_model(layout: Layout, pair: str, variant: str, record: dict[str, Any]) -> bool:
+    """True when the lake holds this checkpoint, False when it has none of the name; LakeError when it holds another."""
+    marker = layout.model(pair, variant) / "model.json"
+    if not has_model(layout, pair, variant):
+        return False
+    found = read_model(layout, pair, variant)
+    if found["sha256"] != record["sha256"]:
+        old, new = (f"{model['id']}, {model['dtype']}, {model['sha256'][:12]}" for model in (found, record))
+        raise LakeError(
+            f"{marker}: the lake holds {pair}/{variant} from other files or in another dtype ({old}; now {new}): give the"
+            " new checkpoint another pair name, or use another lake"
+        )
+    return True
+
+
+def read_model(layout: Layout, pair: str, variant: str) -> dict[str, Any]:
+    """model.json of one model; LakeError when the lake has none."""
+    return read_record(layout.model(pair, variant) / "model.json", "model")
+
+
+def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and attributes of head.zarr; a damaged chunk is a CorruptError that names the file."""
+    path: Path = bring(layout.model(pair, variant) / "head.zarr")
+    if not path.is_dir():
+        raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
+    group, arrays = _open_head(layout, pair, variant)
+    attrs = dict(group.attrs)
+    check_record(attrs, "head", path / "zarr.json")
+    return {name: checked(path, group, name)[...] for name in arrays}, attrs
+
+
+def _open_head(layout: Layout, pair: str, variant: str) -> tuple[zarr.Group, dict[str, Described]]:
+    path, record = bring(layout.model(pair, variant) / "head.zarr"), read_model(layout, pair, variant)
+    group, arrays = open_group(path, record["head_files"].get("zarr.json", "nothing"))
+    check_dims(
+        path, arrays, HEAD_DIMS, lengths_of(record, {"vocab": "vocab", "d_model": "d_model", "layer": "n_layers"})
+    )
+    if missing := {"norm_weight", "unembed", "real_token"} - arrays.keys():
+        found, lacking = (", ".join(sorted(names)) or "none" for names in (arrays, missing))
+        raise CorruptError(f"{path / 'zarr.json'}: arrays: found {found}, expected also {lacking}; {REPAIRS['head']}")
+    return group, arrays
+
+
+def check_head(layout: Layout, pair: str, variant: str, norm_weight: Any, unembed: Any) -> None:
+    """Raise LakeError unless a head's norm and the first rows of its unembedding are, bit for bit, those in the lake.
+
+    A cheap way to tell a checkpoint from another without hashing its files.
+    """
+    path: Path = bring(layout.model(pair, variant) / "head.zarr")
+    group, _ = _open_head(layout, pair, variant)
+    norm, rows = checked(path, group, "norm_weight")[:], checked(path, group, "unembed")[:SAMPLE]
+    if not (np.array_equal(norm, np.asarray(norm_weight)) and np.array_equal(rows, np.asarray(unembed[:SAMPLE]))):
+        raise LakeError(
+            f"model {pair}/{variant}: its weights are not those that the lake's captures were made from (norm or unembedding"
+            " differ); name the same checkpoint, or give the other one another pair name"
+        )

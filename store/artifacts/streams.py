@@ -1,0 +1,212 @@
+"""Streams: frozen token sequences, named by what they are and by the hash of their content."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core.errors import CorruptError, LakeError
+from ..core.files import hash_file, write_atomic, write_json
+from ..core.schema import FORMAT_VERSION, STREAM_SCHEMA
+from ..format.parquet import read_parquet
+from ..format.paths import Layout, check_name
+from ..format.records import REPAIRS, SEAL, read_record, sealed
+from ..remote.cache import bring, publish
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Token sequences of a prompt set, one after the other on a flat token axis.
+
+    `tokens[p]` is the whole sequence of prompt p (int32), `starts[p]` the number of its prompt tokens; what follows is
+    the continuation. `texts` and `special` belong to the flat token axis. `recipe` says how the stream was made.
+    """
+
+    kind: str
+    prompts: str
+    prompt_ids: Sequence[str]
+    categories: Sequence[str]
+    tokens: Sequence[np.ndarray]
+    starts: Sequence[int]
+    texts: Sequence[str]
+    special: np.ndarray
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def offset(self) -> np.ndarray:
+        """Prompt p owns tokens offset[p]:offset[p+1]; int64 [prompts + 1]."""
+        return np.concatenate([[0], np.cumsum([len(row) for row in self.tokens])]).astype(np.int64)
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the flat token axis."""
+        return int(self.offset[-1])
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """prompt, position, step, token_id (int32) and is_special, is_continuation (bool), each [tokens]."""
+        lengths = np.diff(self.offset)
+        prompt = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        position = (np.arange(self.n_tokens) - self.offset[prompt]).astype(np.int32)
+        start = np.asarray(self.starts, dtype=np.int32)[prompt]
+        # Position start-1 predicts continuation token 0; the last position of a sequence predicts nothing recorded.
+        step = position - start + 1
+        step[(step < 0) | (position == lengths[prompt] - 1)] = -1
+        return {
+            "prompt": prompt,
+            "position": position,
+            "step": step.astype(np.int32),
+            "token_id": np.concatenate([np.asarray(row, dtype=np.int32) for row in self.tokens]),
+            "is_special": np.asarray(self.special, dtype=bool),
+            "is_continuation": position >= start,
+        }
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """Hash of what a model sees and how prompts align: ids, offsets, tokens, steps and the tokenizer."""
+        digest = hashlib.sha256(str(self.recipe.get("tokenizer_sha256", "")).encode())
+        for text in self.prompt_ids:
+            digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
+        digest.update(self.offset.astype("<i8").tobytes())
+        for name in ("token_id", "step"):
+            digest.update(self.columns[name].astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """recipe-prompts-hash8, for instance native-pocket-1a2b3c4d."""
+        return f"{self.kind}-{self.prompts}-{self.content_sha256[:8]}"
+
+
+def _parquet(stream: Stream) -> bytes:
+    columns = stream.columns
+    prompt = columns["prompt"]
+    arrays = {
+        **columns,
+        "prompt_id": np.asarray(stream.prompt_ids, dtype=object)[prompt],
+        "category": np.asarray(stream.categories, dtype=object)[prompt],
+        "token": np.arange(stream.n_tokens),
+        "token_text": stream.texts,
+    }
+    table = pa.table({name: pa.array(arrays[name]) for name in STREAM_SCHEMA.names}).cast(STREAM_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def write_stream(layout: Layout, stream: Stream) -> str:
+    """Store a stream and return the name its content goes by.
+
+    When another stream of the lake has the same content, only a record that points to it is written (`same_as`), so
+    that one capture serves both. A stream that is there already stays as it is and learns one more recipe (`keys`).
+    """
+    with layout.locked():
+        return _write_stream(layout, stream)
+
+
+def _write_stream(layout: Layout, stream: Stream) -> str:
+    twins = [record for record in stream_records(layout) if record["content_sha256"] == stream.content_sha256]
+    before: dict[str, Any] = next((record for record in twins if record["name"] == stream.name), {})
+    holder = next((record["name"] for record in twins if record["same_as"] == record["name"]), stream.name)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "name": stream.name,
+        "kind": stream.kind,
+        "prompts": stream.prompts,
+        "content_sha256": stream.content_sha256,
+        "n_prompts": len(stream.prompt_ids),
+        "n_tokens": stream.n_tokens,
+        "recipe": stream.recipe,
+        "same_as": holder,
+        **{key: value for key, value in before.items() if key != SEAL},
+        "keys": sorted({*before.get("keys", []), stream.recipe.get("key", "")}),
+    }
+    path = layout.streams / f"{stream.name}.parquet"
+    if holder == stream.name and not (before and path.exists()):
+        write_atomic(path, _parquet(stream))
+        record["parquet_sha256"] = hash_file(path)
+        publish(path)
+    if (record := sealed(record)) != before:
+        write_json(layout.streams / f"{stream.name}.json", record)
+        publish(layout.streams / f"{stream.name}.json")
+    return str(holder)
+
+
+def stream_records(layout: Layout) -> list[dict[str, Any]]:
+    """The STREAM.json of every stream in the lake, sorted by name."""
+    return [_record(path) for path in sorted(layout.streams.glob("*.json"))]
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = read_record(path, "stream")
+    if record["name"] != path.stem:
+        raise CorruptError(f"{path}: name: expected {path.stem!r}, found {record['name']!r}; {REPAIRS['stream']}")
+    if (made := f"{record['kind']}-{record['prompts']}-{record['content_sha256'][:8]}") != path.stem:
+        raise CorruptError(f"{path}: kind, prompts and content_sha256 make the name {made}; {REPAIRS['stream']}")
+    return record
+
+
+def find_stream(layout: Layout, recipe_key: str, kind: str) -> dict[str, Any] | None:
+    """The record of the stream made by exactly this recipe, rather one of this kind than of another, or None."""
+    found = [record for record in stream_records(layout) if recipe_key in record["keys"]]
+    return next((record for record in found if record["kind"] == kind), found[0] if found else None)
+
+
+def read_stream(layout: Layout, name: str) -> Stream:
+    """Read a stream back from its Parquet file, checking the recorded hash.
+
+    Raises LakeError when it is not there and CorruptError when its bytes have changed.
+    """
+    file = layout.streams / f"{check_name(name, 'stream')}.json"
+    record = _record(file)
+    if record["same_as"] != name:
+        file = layout.streams / f"{record['same_as']}.json"
+        name, record = record["same_as"], _record(file)
+        if record["same_as"] != name:
+            raise CorruptError(f"{file}: same_as: an alias of an alias, {record['same_as']!r}; {REPAIRS['stream']}")
+    path = bring(layout.streams / f"{name}.parquet")
+    if not path.is_file():
+        raise LakeError(f"{path}: stream {name} is recorded but its token file is missing; {REPAIRS['stream']}")
+    if (found := hash_file(path)) != record.get("parquet_sha256"):
+        raise CorruptError(
+            f"{path}: bytes differ from the recorded hash (found {found}, expected {record.get('parquet_sha256')});"
+            f" {REPAIRS['stream']}"
+        )
+    table = read_parquet(path, STREAM_SCHEMA, REPAIRS["stream"])
+    stream = _from_table(table, record, path)
+    counted = {
+        "n_tokens": stream.n_tokens,
+        "n_prompts": len(stream.prompt_ids),
+        "content_sha256": stream.content_sha256,
+    }
+    for key, here in counted.items():
+        if here != record[key]:
+            raise CorruptError(f"{path}: {key}: found {here}, {file.name} says {record[key]}; {REPAIRS['stream']}")
+    return stream
+
+
+def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
+    if not len(table) or any(column.null_count for column in table.columns):
+        raise CorruptError(f"{path}: no rows, or gaps in its columns; {REPAIRS['stream']}")
+    ids = table["token_id"].to_numpy()
+    prompt = table["prompt"].to_numpy()
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(prompt)) + 1, [len(prompt)]])
+    first = edges[:-1]
+    continuation = table["is_continuation"].to_numpy()
+    return Stream(
+        kind=record["kind"],
+        prompts=record["prompts"],
+        prompt_ids=table["prompt_id"].combine_chunks().take(pa.array(first)).to_pylist(),
+        categories=table["category"].combine_chunks().take(pa.array(first)).to_pylist(),
+        tokens=[ids[a:b] for a, b in zip(first, edges[1:], strict=True)],
+        starts=[int(b - a - continuation[a:b].sum()) for a, b in zip(first, edges[1:], strict=True)],
+        texts=table["token_text"].to_pylist(),
+        special=table["is_special"].to_numpy(),
+        recipe=record["recipe"],
+    )

@@ -1,0 +1,137 @@
+"""Free-running texts: a folder per condition, named by all that determines its texts, with a Parquet file per prompt set.
+
+LAKE/outputs/PAIR/VARIANT/KEY/condition.json says what the condition is; a file KIND-HASH.parquet holds one line per prompt
+(`texts` what was told, `nats-...` how likely a model finds it, `choices` what it chose). Batches under way lie in `.parts`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..core.errors import CorruptError, LakeError
+from ..core.files import canonical_json, explain_full_disk, hash_json, sync_file, temporary_of, write_atomic, write_json
+from ..core.schema import FORMAT_VERSION, OUTPUT_KINDS, OUTPUTS
+from ..format.parquet import parquet_writer, read_parquet
+from ..format.paths import Layout
+from ..format.records import REPAIRS, read_batch, read_record
+from ..remote.cache import bring, publish, withdraw
+
+Row = dict[str, Any]
+AGAIN = "delete the file and run `actlake generate` again, or restore it"
+
+
+def prompt_key(ids: Sequence[int]) -> str:
+    """The hash of a prompt's token ids: equal prompts of whatever set have one text under a condition."""
+    return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()[:16]
+
+
+class Condition:
+    """The folder of one condition; `recipe` is everything that determines its texts, but for the prompts."""
+
+    def __init__(self, layout: Layout, pair: str, variant: str, recipe: dict[str, Any]):
+        self.key = hash_json(recipe)[:16]
+        self.pair, self.variant, self.recipe = pair, variant, recipe
+        self.folder = layout.outputs(pair, variant) / self.key
+
+    def file(self, kind: str, prompts: Sequence[tuple[str, str]]) -> Path:
+        """The file of this kind for these prompts, (prompt id, hash of its tokens) each, in order."""
+        return self.folder / f"{kind}-{hash_json(list(map(list, prompts)))[:16]}.parquet"
+
+    def known(self, kind: str) -> dict[str, Row]:
+        """Hash of a prompt's tokens -> its line, from all files of a kind and from the batches under way."""
+        found = self.parts(kind)  # first: what another process puts into a file meanwhile is then found there
+        for file in sorted(self.folder.glob(f"{kind}-*.parquet")):
+            schema = OUTPUT_KINDS[kind.partition("-")[0]]
+            found |= {row["prompt_sha"]: row for row in read_parquet(file, schema, AGAIN).to_pylist()}
+        return found
+
+    def parts(self, kind: str) -> dict[str, Row]:
+        """The lines of batches that no file holds yet."""
+        found: dict[str, Row] = {}
+        for part in sorted((self.folder / ".parts").glob(f"{kind}-*.json")):
+            with suppress(FileNotFoundError):  # another process has put them into a file
+                found |= {row["prompt_sha"]: row for row in read_batch(part, "lines")}
+        return found
+
+    def keep(self, kind: str, rows: Sequence[Row]) -> None:
+        """Keep a finished batch, so that a kill costs nothing that is done."""
+        data = canonical_json(list(rows))
+        with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
+            part = self.folder / ".parts" / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.json"
+            write_atomic(part, data)
+            publish(part)
+
+    def seal(self, kind: str, path: Path, rows: Iterable[Row], schema: pa.Schema, provenance: dict[str, Any]) -> None:
+        """Write the file of a prompt set, and what the condition is; its batches under way are then of no more use.
+
+        The file's metadata say where it comes from: the recipe, and `provenance` (models, versions, device).
+        """
+        about = {b"actlake": canonical_json({"recipe": self.recipe, "provenance": provenance})}
+        table = pa.Table.from_pylist(list(rows), schema.with_metadata(about))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_of(path)
+        with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
+            try:
+                with parquet_writer(temporary, table.schema) as writer:
+                    writer.write_table(table)
+                sync_file(temporary)
+                if not (marker := self.folder / "condition.json").exists():
+                    named = {"pair": self.pair, "variant": self.variant, "recipe": self.recipe}
+                    write_json(marker, {"format_version": FORMAT_VERSION, **named})
+                temporary.replace(path)
+                publish(marker, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        done = {row["prompt_sha"] for row in table.to_pylist()}
+        for part in (self.folder / ".parts").glob(f"{kind}-*.json"):
+            with suppress(FileNotFoundError):
+                if {row["prompt_sha"] for row in read_batch(part, "lines")} <= done:
+                    part.unlink()
+                    withdraw(part)
+        with suppress(OSError):  # another kind's batches are still there
+            (self.folder / ".parts").rmdir()
+
+
+def find_condition(layout: Layout, pair: str, variant: str, key: str) -> Path:
+    """The folder of the condition whose key begins with `key`; LakeError unless exactly one does."""
+    folder = layout.outputs(pair, variant)
+    there = sorted(path.parent.name for path in folder.glob("*/condition.json"))
+    found = [name for name in there if name.startswith(key)]
+    if len(found) != 1:
+        what = "several conditions begin" if found else "no condition begins"
+        some = ", ".join(there[:4]) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
+        raise LakeError(
+            f"outputs of {pair}/{variant}: {what} with {key!r}; there: {some or 'none'}. `actlake generate` makes them, `actlake"
+            ' sql "SELECT DISTINCT key, variant, condition FROM outputs"` lists them'
+        )
+    return folder / found[0]
+
+
+def read_condition(folder: Path) -> dict[str, Any]:
+    """The recipe of a condition; CorruptError unless it is the one that the folder is named by."""
+    recipe = dict(read_record(file := folder / "condition.json", "condition")["recipe"])
+    if (key := hash_json(recipe)[:16]) != folder.name:
+        raise CorruptError(
+            f"{file}: recipe: damaged, its key is {key}, the folder's {folder.name}; {REPAIRS['condition']}"
+        )
+    return recipe
+
+
+def read_texts(folder: Path) -> list[Row]:
+    """Every text of a condition, one line per prompt; equal prompts of several sets once."""
+    found: dict[tuple[str, str], Row] = {}
+    for file in sorted(folder.glob("texts-*.parquet")):
+        rows = read_parquet(file, OUTPUTS, AGAIN).to_pylist()
+        found |= {(row["prompt_id"], row["prompt_sha"]): row for row in rows}
+    return list(found.values())
+
+
+def output_files(layout: Layout, fetch: bool = True) -> list[Path]:
+    """Every file of texts in the lake, for SQL; of a remote lake those that are here, unless `fetch`."""
+    folder = layout.root / "outputs"
+    return sorted((bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/*/texts-*.parquet"))

@@ -1,0 +1,277 @@
+"""Reading captures: lazy xarray for people, checked NumPy blocks for kernels, and the list of what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from ..artifacts.streams import stream_records
+from ..core.errors import RESTORE, CorruptError, LakeError
+from ..core.files import bytes_below
+from ..core.schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES
+from ..format.partial import read_partial
+from ..format.paths import Layout, check_name, split_model
+from ..format.records import read_record
+from ..format.zarr_groups import CheckedArray, checked, open_group
+from ..format.zarr_metadata import Described, check_dims
+from ..remote.cache import bring_capture, mirror_of
+from .manifest import check_list, read_manifest
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DASK_BLOCK = 1 << 27  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
+COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
+
+
+def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") -> xr.Dataset:
+    """Open one capture as a lazy, dask-backed xarray.Dataset with dims token, boundary, layer, d_model, ...
+
+    Same values as `xr.open_zarr(path)`; here coordinates are in memory, and a damaged chunk raises CorruptError with the
+    file's name. A dask block holds one layer of many tokens, or with `by="token"` all layers of one shard's tokens.
+    Raises LakeError for a missing or unsealed capture.
+    """
+    if by not in ("layer", "token"):
+        raise LakeError(f"by={by!r}: expected layer (one layer of many tokens a block) or token (all layers of some)")
+    import dask.array as da  # most of a second, with xarray, that only people who look at a capture need
+    import xarray as xr
+
+    capture = Capture(path, allow_unsealed)
+    # Of a copy of a part, and of a remote lake, a slice is not to cost more than the shard rows that it is in.
+    apart = capture.partial is not None or mirror_of(path) is not None
+    data: dict[str, Any] = {}
+    coordinates: dict[str, Any] = {}
+    for name, variable in VARIABLES.items():
+        if name not in capture:
+            continue
+        array = capture.array(name)
+        attributes = dict(array.array.attrs)
+        if variable.per_prompt:
+            data[name] = (variable.dims, array[...], attributes)
+            continue
+        if not variable.activation:
+            coordinates[name] = (variable.dims, array[...], attributes)
+            continue
+        rows = _shard_rows(capture) if apart else _dask_rows(array)
+        chunks = (rows, *((1,) if array.ndim == 3 else ()), -1)[: array.ndim]
+        if by == "token":
+            chunks = (_shard_rows(capture), -1, -1)[: array.ndim]
+        lazy = da.from_array(array, chunks=chunks, name=f"{name}-{by}-{path.stem}-{_token(path)}", asarray=False)
+        data[name] = (variable.dims, lazy, attributes)
+    attributes = {key: value for key, value in capture.group.attrs.items() if key != "coordinates"}
+    return xr.Dataset(data, coordinates, attributes)
+
+
+def prompts_of(found: xr.Dataset, prompt_ids: Sequence[str]) -> xr.Dataset:
+    """The tokens of some prompts of a capture, by id; LakeError for one that it does not hold."""
+    known = {str(name): place for place, name in enumerate(found["prompt_id"].values.tolist())}
+    if lost := [name for name in prompt_ids if name not in known]:
+        near = ", ".join(get_close_matches(lost[0], known, 3)) or ", ".join(list(known)[:3])
+        raise LakeError(f"no prompt {lost[0]!r} among the {len(known)} of this capture; did you mean {near}?")
+    kept = np.flatnonzero(np.isin(found["prompt"].values, [known[name] for name in prompt_ids]))
+    runs = kept[0] + len(kept) == kept[-1] + 1 if len(kept) else False
+    return found.isel(token=slice(int(kept[0]), int(kept[-1]) + 1) if runs else kept)
+
+
+def _token(path: Path) -> str:
+    manifest = read_manifest(path)
+    return manifest["capture_sha256"][:16] if manifest else str(path.stat().st_mtime_ns)
+
+
+def _shard_rows(capture: Capture) -> int:
+    """Tokens of a shard, the same for all activations."""
+    arrays = (capture.group[name] for name, variable in VARIABLES.items() if variable.activation and name in capture)
+    return next((array.shards or array.chunks)[0] for array in arrays if isinstance(array, zarr.Array))
+
+
+def _dask_rows(array: CheckedArray) -> int:
+    """Rows of a dask block: whole shards, about DASK_BLOCK bytes of one layer."""
+    shard = (array.array.shards or array.array.chunks)[0]
+    row = 4 * array.shape[-1]
+    return min(array.shape[0], max(shard, DASK_BLOCK // row // shard * shard)) or 1
+
+
+class Capture:
+    """One sealed capture: its manifest, its coordinates in memory and its arrays behind the check."""
+
+    def __init__(self, path: Path, allow_unsealed: bool = False):
+        self.path, self.manifest = path, check_sealed(path, allow_unsealed)
+        bring_capture(path, self.manifest)
+        self.partial = read_partial(path, self.manifest) if self.manifest else None
+        files = self.manifest.get("files", {})
+        sizes = {name: entry["bytes"] for name, entry in files.items()}
+        self.group, arrays = open_group(path, files["zarr.json"]["sha256"] if files else None, sizes)
+        _check_variables(path, arrays, self.manifest or _template(path))
+
+    def array(self, name: str) -> CheckedArray:
+        """An array by its name in DESIGN 3, read by slicing."""
+        if self.partial and name not in self and name in self.group:
+            raise LakeError(f"{self.path}: this copy lacks {name}; `actlake pull URL` brings it")
+        files = {**self.manifest.get("files", {}), **(self.partial.files if self.partial else {})}
+        array = checked(self.path, self.group, name, bool(self.manifest), files)
+        return array.only(self.partial.holds.get(name) if self.partial else None)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the capture has an array, and this copy at least a part of it."""
+        activation = name in VARIABLES and VARIABLES[name].activation
+        return name in self.group and not (self.partial and activation and name not in self.partial.holds)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The token coordinates plus prompt_id and category per token, as arrays of equal length."""
+        names = ("token_id", "prompt", "position", "step", "is_special")
+        columns = {name: self.array(name)[:] for name in names}
+        prompt, count = columns["prompt"], self.array("prompt_id").shape[0]
+        if len(prompt) and not 0 <= prompt.min() <= prompt.max() < count:
+            raise CorruptError(
+                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {RESTORE}"
+            )
+        for name in ("prompt_id", "category"):
+            columns[name] = self.array(name)[:].astype(object)[columns["prompt"]]
+        return columns
+
+    def offset(self) -> np.ndarray:
+        """Prompt p owns tokens offset[p]:offset[p+1]; int64 [prompts + 1], ascending from 0 to the number of tokens."""
+        found = self.array("offset")[:]
+        if not len(found) or found[0] != 0 or found[-1] != self.n_tokens or np.any(np.diff(found) < 0):
+            raise CorruptError(
+                f"{self.path / 'offset'}: found other places than ascending ones from 0 to {self.n_tokens}; {RESTORE}"
+            )
+        return found
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the token axis."""
+        return int(self.array("token_id").shape[0])
+
+    @property
+    def sha256(self) -> str:
+        """The capture's content hash; empty while it is not sealed."""
+        return str(self.manifest.get("capture_sha256", ""))
+
+
+def _template(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path / PROGRESS / TEMPLATE, "template")
+    except LakeError:
+        if manifest := read_manifest(path):  # another rank has just sealed it
+            return manifest
+        raise
+
+
+def _check_variables(path: Path, arrays: Mapping[str, Described], record: Mapping[str, Any]) -> None:
+    """Raise CorruptError unless the variables have the axes, lengths and types that the manifest or template says."""
+    layers = len(record["layers"])
+    lengths = {
+        "token": record["n_tokens"],
+        "prompt": record["n_prompts"],
+        "prompt_edge": record["n_prompts"] + 1,
+        "boundary": len(record["boundaries"]),
+        "layer": layers,
+        "lens_layer": layers + 1,
+    }
+    check_dims(path, arrays, {name: variable.dims for name, variable in VARIABLES.items()}, lengths)
+    for name, variable in VARIABLES.items():
+        size = record["sizes"].get(name)
+        there, wanted = arrays.get(name), variable.coordinate or size is not None
+        if there is None and not wanted:
+            continue
+        rows, shape = record["shard_tokens"] if variable.activation else None, list(there.shape[1:]) if there else []
+        found = _told(there.dtype, shape, there.shard) if there else "nothing"
+        expected = _told(variable.dtype, shape if size is None else size, rows)
+        if found != expected:
+            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {RESTORE}")
+
+
+def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:
+    """An array in words; `size` is its shape without the first axis."""
+    return f"{dtype} of {list(size)} a row, {f'in shards of {shard} rows' if shard else 'not sharded'}"
+
+
+def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
+    """The manifest of the capture at `path`; LakeError unless it is sealed or that is allowed (then it is empty)."""
+    if not path.is_dir():
+        raise LakeError(f"{path}: no such capture; `actlake ls` shows what the lake has")
+    manifest = read_manifest(path)
+    if manifest is None and not allow_unsealed:
+        raise LakeError(
+            f"{path}: this capture is not sealed (it was interrupted or is still running): run the same `actlake capture`"
+            " command again to finish it"
+        )
+    if manifest:
+        check_list(manifest, path / MANIFEST)
+    return manifest or {}
+
+
+def list_captures(layout: Layout) -> pd.DataFrame:
+    """Every capture of the lake: pair, variant, stream, prompts, tokens, bytes on disk, sealed, path; and where there are copies
+    of a part, what they lack."""
+    rows = []
+    for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
+        row: dict[str, Any] = {"pair": path.parts[-3], "variant": path.parts[-2], "stream": path.stem}
+        for what, name in row.items():
+            check_name(name, f"{path}: {what}")
+        if sealed := (path / MANIFEST).exists():
+            row |= _sizes(path, _file_mark(path / MANIFEST), _file_mark(path / PARTIAL))
+        else:
+            row |= {"prompts": 0, "tokens": 0, "bytes": bytes_below(path), "lacks": ""}
+        rows.append({**row, "sealed": sealed, "path": str(path)})
+    # A copy that lacks something is the exception, and so is the column.
+    return pd.DataFrame(rows, columns=[*COLUMNS, "lacks"] if any(row["lacks"] for row in rows) else COLUMNS)
+
+
+def _file_mark(file: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced; nothing when there is none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4096)
+def _sizes(path: Path, *_marks: tuple[int, ...]) -> dict[str, Any]:
+    """Prompts, tokens, bytes and what a copy lacks of a sealed capture; a manifest of a megabyte is read again only when its
+    file is another."""
+    manifest = read_manifest(path) or {}
+    partial = read_partial(path, manifest) if manifest else None
+    sizes = {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
+    return {**sizes, "lacks": partial.lacks(manifest) if partial else ""}
+
+
+def capture_names(layout: Layout, pair: str, variant: str) -> dict[str, str]:
+    """Stream name -> stream name of the capture that holds it, for one model; aliases of equal content included."""
+    there = {path.stem for path in layout.capture(pair, variant, "x").parent.glob("*.zarr")}
+    names = {name: name for name in there}
+    for record in stream_records(layout):
+        if record["same_as"] in there:
+            names[record["name"]] = record["same_as"]
+    return names
+
+
+def split_capture(name: str) -> tuple[str, str]:
+    """'PAIR/VARIANT/STREAM' -> ('PAIR/VARIANT', 'STREAM'); the stream may be shortened, or left out of a model with one."""
+    pair, _, rest = name.partition("/")
+    variant, _, stream = rest.partition("/")
+    return f"{pair}/{variant}", stream
+
+
+def find_capture(layout: Layout, model: str, stream: str) -> Path:
+    """The capture of 'PAIR/VARIANT' whose stream name starts with `stream`; LakeError if none or several do."""
+    pair, variant = split_model(model)
+    names = capture_names(layout, pair, variant)
+    exact = {names[stream]} if stream in names else {names[name] for name in names if name.startswith(stream)}
+    if len(exact) != 1:
+        have = ", ".join(sorted(names)) or "none"
+        problem = "no capture" if not exact else "several captures"
+        raise LakeError(
+            f"{problem} of {model} on a stream that starts with {stream!r}; captured streams: {have}."
+            + ("" if exact else f" `actlake capture {pair} --stream {stream.split('-')[0]}` makes it")
+        )
+    return layout.capture(pair, variant, exact.pop())

@@ -1,0 +1,360 @@
+"""The catalog: which pairs, prompt sets, streams, profiles and lakes there are. catalog.yaml explains itself."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import date as calendar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from yaml.nodes import Node, ScalarNode, SequenceNode
+
+from .errors import LakeError
+from .redact import shown
+from .schema import SCALAR_TABLES, VARIANTS
+from .yaml_file import NodeReader, compose, hint, kind_of, listed
+
+T = TypeVar("T")
+PACKAGED = Path(__file__).parent.parent.parent / "catalog.yaml"
+SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes")
+INTAKE = ("sources", "metadata")  # sections that intake reads, not actlake
+TEMPLATES = ("raw", "chat", "native")
+CONTROL_TOKENS = ("refuse", "allow")
+CONTINUATIONS = ("none", "own", "pt", "it")
+SITES = ("resid", "mlp_out", "attn_out", "attn_entropy")
+LOGITS = ("auto", "topk", "full", "none")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+NEW_TOKENS = 64  # length of a continuation when the stream does not say
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a model comes from: a local folder (`path`) or a Hugging Face repository (`hub`).
+
+    Both only for a lake's own copy of a hub model: it is loaded from the folder and known by the hub's name.
+    """
+
+    pair: str
+    variant: str
+    path: Path | None
+    hub: str | None
+    revision: str | None
+    gguf_file: str | None
+
+    @property
+    def name(self) -> str:
+        """PAIR/VARIANT; a model without a catalog entry has no variant."""
+        return f"{self.pair}/{self.variant}" if self.variant else self.pair
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """A base model and its post-trained descendant; `windows` overrides some of `default_windows`."""
+
+    name: str
+    pt: ModelSpec | None
+    it: ModelSpec | None
+    windows: dict[str, tuple[int, int]]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The models that it has."""
+        return tuple(variant for variant in VARIANTS if getattr(self, variant))
+
+    def model(self, variant: str) -> ModelSpec:
+        """The pt or it model of this pair, or a LakeError when the pair has none."""
+        found = {"pt": self.pt, "it": self.it}.get(variant)
+        if found is None:
+            raise LakeError(f"pair {self.name} has no variant {variant!r}; it has {' and '.join(self.variants)}")
+        return found
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """A recipe for token sequences: how prompts are wrapped, and whose greedy tokens follow them.
+
+    `date` is the day that chat templates write (None: the default's); `control_tokens` lets prompts hold some.
+    """
+
+    name: str
+    template: str
+    continuation: str
+    max_new_tokens: int
+    date: str | None = None
+    control_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class ProfileSpec:
+    """What a capture keeps, and the compute type; without `shard_tokens` the model's size decides.
+
+    `boundaries` are numbers or the names of windows (a window's first boundary) or 'last'; None keeps all. `scalars` are
+    tables whose columns are computed during the capture.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    logits: str
+    dtype: str
+    shard_tokens: int | None
+    boundaries: tuple[int | str, ...] | None = None
+    scalars: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """A condition of free generation: who writes, after which template, with which edits (in words, done in order)."""
+
+    name: str
+    variant: str
+    template: str
+    edits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything catalog.yaml names, checked; each lookup raises a LakeError that lists what is known."""
+
+    path: Path
+    pairs: dict[str, PairSpec]
+    prompts: dict[str, Path]
+    streams: dict[str, StreamSpec]
+    profiles: dict[str, ProfileSpec]
+    conditions: dict[str, ConditionSpec]
+    lakes: dict[str, str]
+
+    def pair(self, name: str) -> PairSpec:
+        """The pair of this name."""
+        return self._find("pair", self.pairs, name)
+
+    def stream(self, name: str) -> StreamSpec:
+        """The stream recipe of this name."""
+        return self._find("stream", self.streams, name)
+
+    def profile(self, name: str) -> ProfileSpec:
+        """The capture profile of this name."""
+        return self._find("profile", self.profiles, name)
+
+    def condition(self, name: str) -> ConditionSpec:
+        """The condition of free generation of this name."""
+        return self._find("condition", self.conditions, name)
+
+    def prompt_path(self, name: str) -> Path:
+        """The file of the prompt set of this name."""
+        return self._find("prompt set", self.prompts, name)
+
+    def lake(self, name: str) -> str:
+        """The folder or URL of the lake of this name."""
+        return self._find("lake", self.lakes, name)
+
+    def _find(self, kind: str, entries: Mapping[str, T], name: str) -> T:
+        if name in entries:
+            return entries[name]
+        where = self.path if _is_packaged(self.path) else f"{self.path} (with what comes with actlake)"
+        raise LakeError(f"unknown {kind} {name!r}: {where} has {listed(entries)}{hint(name, entries)}")
+
+
+def check_date(date: str) -> str:
+    """The date itself; LakeError unless it is one of the form 2025-01-31."""
+    with suppress(ValueError):  # 2025-02-30
+        if re.fullmatch(r"[12]\d{3}-\d\d-\d\d", date):
+            return calendar.fromisoformat(date).isoformat()
+    raise LakeError(f"date {date!r}: expected a day as 2025-01-31")
+
+
+def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
+    """Early, mid and late blocks of METHODS 1.6, half open and equally wide, from the number of blocks.
+
+    Late begins at 60 % of the depth (the onset) and ends with the stack; its width is also that of the other
+    two: early begins at block 0, mid lies in the middle. Windows overlap by a few blocks, as in the study.
+    """
+    if n_layers < 2:
+        raise LakeError(f"a model of {n_layers} blocks has no early, mid and late window; it needs 2 or more")
+    onset = (6 * n_layers + 5) // 10  # round(0.6 L) in whole numbers
+    width, middle = n_layers - onset, onset // 2
+    return {"early": (0, width), "mid": (middle, middle + width), "late": (onset, n_layers)}
+
+
+def resolve_boundaries(profile: ProfileSpec, n_layers: int, windows: Mapping[str, tuple[int, int]]) -> tuple[int, ...]:
+    """The boundaries that a profile keeps of a model of `n_layers` blocks, ascending.
+
+    Raises LakeError for a number beyond the last boundary or a name that is no window.
+    """
+    if profile.boundaries is None:
+        return tuple(range(n_layers + 1))
+    known = {"last": n_layers} | {
+        name: start for name, (start, _) in (default_windows(n_layers) | dict(windows)).items()
+    }
+    found = set()
+    for boundary in profile.boundaries:
+        number = known.get(boundary) if isinstance(boundary, str) else boundary
+        if number is None:
+            raise LakeError(
+                f"profile {profile.name}: no boundary {boundary!r}; expected a number or one of {listed(known)}"
+            )
+        if number > n_layers:
+            raise LakeError(f"profile {profile.name}: boundary {number}, the model's boundaries end at {n_layers}")
+        found.add(number)
+    return tuple(sorted(found))
+
+
+def load_catalog(path: str | Path | None = None) -> Catalog:
+    """Read the catalog at `path`, else ./catalog.yaml, else the one that comes with actlake.
+
+    Relative paths count from the catalog's folder; only lakes of the packaged catalog count from the working
+    folder. Entries are merged with those of the packaged catalog, section by section; of two of one name the catalog's own
+    counts.
+    """
+    here = Path("catalog.yaml")
+    file = Path(path) if path is not None else here if here.is_file() else PACKAGED
+    found = _read(file)
+    packaged = {} if _is_packaged(file) else _read(PACKAGED)
+    mine_first = {section: {**found.get(section, {}), **packaged.get(section, {})} for section in SECTIONS}
+    return replace(_EMPTY, path=file, **{name: some | found.get(name, {}) for name, some in mine_first.items()})
+
+
+def _is_packaged(file: Path) -> bool:
+    return file.resolve() == PACKAGED.resolve()
+
+
+_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {})
+
+
+def _read(file: Path) -> dict[str, dict]:
+    reader = _Reader(file)
+    root = compose(file, "catalog")
+    if root is None:
+        raise LakeError(f"{file}: the catalog is empty; expected one or more of {listed(SECTIONS)}")
+    parsers: dict[str, Callable[[str, Node], object]] = {
+        "pairs": reader.pair,
+        "prompts": reader.prompt_set,
+        "streams": reader.stream,
+        "profiles": reader.profile,
+        "conditions": reader.condition,
+        "lakes": reader.lake,
+    }
+    sections = reader.mapping(root, "the catalog", (*SECTIONS, *INTAKE))
+    return {
+        section: {name: parsers[section](name, node) for name, node in reader.mapping(entries, section).items()}
+        for section, entries in sections.items()
+        if section in SECTIONS
+    }
+
+
+class _Reader(NodeReader):
+    """Turns the catalog's nodes into what they name."""
+
+    def __init__(self, file: Path):
+        super().__init__(file)
+        self.folder = file.absolute().parent
+        # An installed package's own folder is no place for data.
+        self.lake_folder = Path.cwd() if _is_packaged(file) else self.folder
+
+    def local(self, node: Node, what: str) -> Path:
+        text = self.text(node, what)
+        if "://" in text:
+            raise self.error(node, f"{what} is the URL {shown(text)!r}, expected a local path")
+        return self.folder / os.path.expanduser(text)
+
+    def pair(self, name: str, node: Node) -> PairSpec:
+        what = f"pair {name}"
+        entry = self.mapping(node, what, ("pt", "it", "windows"))
+        if not entry.keys() & {"pt", "it"}:
+            raise self.error(node, f"{what} names no model; expected pt, it or both")
+        pt, it = (self.model(name, v, entry[v]) if v in entry else None for v in ("pt", "it"))
+        windows = self.mapping(entry["windows"], f"{what}, windows") if "windows" in entry else {}
+        return PairSpec(name, pt, it, {w: self.window(n, f"{what}, window {w}") for w, n in windows.items()})
+
+    def model(self, pair: str, variant: str, node: Node) -> ModelSpec:
+        what = f"pair {pair}, {variant}"
+        entry = self.mapping(node, what, ("path", "hub", "revision", "gguf_file"))
+        if ("path" in entry) == ("hub" in entry):
+            raise self.error(node, f"{what}: expected either path (a folder) or hub (OWNER/NAME)")
+        if "revision" in entry and "hub" not in entry:
+            raise self.error(entry["revision"], f"{what}: a folder has no revision; only a hub model has")
+        path = self.local(entry["path"], f"{what}, path") if "path" in entry else None
+        texts = {key: self.text(value, f"{what}, {key}") for key, value in entry.items() if key != "path"}
+        if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", texts["hub"], re.ASCII):
+            raise self.error(entry["hub"], f"{what}, hub is {texts['hub']!r}, expected OWNER/NAME")
+        if Path(texts.get("gguf_file", "")).is_absolute() or ".." in Path(texts.get("gguf_file", "")).parts:
+            raise self.error(entry["gguf_file"], f"{what}, gguf_file: expected the name of a file inside the folder")
+        return ModelSpec(pair, variant, path, texts.get("hub"), texts.get("revision"), texts.get("gguf_file"))
+
+    def window(self, node: Node, what: str) -> tuple[int, int]:
+        if not isinstance(node, SequenceNode) or len(node.value) != 2:
+            raise self.error(node, f"{what} is {kind_of(node)}, expected [first block, block after the last]")
+        start, stop = (self.whole(part, what, 0) for part in node.value)
+        if start >= stop:
+            raise self.error(node, f"{what} [{start}, {stop}] is empty; the second number is the larger one")
+        return start, stop
+
+    def prompt_set(self, name: str, node: Node) -> Path:
+        what = f"prompt set {name}"
+        return self.local(self.mapping(node, what, ("path",), ("path",))["path"], f"{what}, path")
+
+    def stream(self, name: str, node: Node) -> StreamSpec:
+        what = f"stream {name}"
+        required = ("template", "continuation")
+        entry = self.mapping(node, what, (*required, "max_new_tokens", "date", "control_tokens"), required)
+        template = self.choice(entry["template"], f"{what}, template", TEMPLATES)
+        continuation = self.choice(entry["continuation"], f"{what}, continuation", CONTINUATIONS)
+        reading: dict[str, Any] = {}
+        if "date" in entry:
+            reading["date"] = self.date(entry["date"], f"{what}, date")
+        if "control_tokens" in entry:
+            allowed = self.choice(entry["control_tokens"], f"{what}, control_tokens", CONTROL_TOKENS)
+            reading["control_tokens"] = allowed == "allow"
+        if continuation == "none":
+            if "max_new_tokens" in entry:
+                raise self.error(entry["max_new_tokens"], f"{what}: no continuation, no new tokens; leave it out")
+            return StreamSpec(name, template, continuation, 0, **reading)
+        count = entry.get("max_new_tokens")
+        tokens = NEW_TOKENS if count is None else self.whole(count, f"{what}, max_new_tokens", 1)
+        return StreamSpec(name, template, continuation, tokens, **reading)
+
+    def date(self, node: Node, what: str) -> str:
+        try:
+            return check_date(str(node.value) if isinstance(node, ScalarNode) else kind_of(node))
+        except LakeError as error:
+            raise self.error(node, f"{what}: {error}") from None
+
+    def profile(self, name: str, node: Node) -> ProfileSpec:
+        what = f"profile {name}"
+        keys = ("sites", "boundaries", "scalars", "logits", "dtype", "shard_tokens")
+        entry = self.mapping(node, what, keys, ("sites",))
+        names = tuple(
+            self.choice(site, f"{what}, a site", SITES)
+            for site in self.list(entry["sites"], f"{what}, sites", "[resid, mlp_out]")
+        )
+        scalars: tuple[str, ...] = ()
+        if "scalars" in entry:
+            found = self.list(entry["scalars"], f"{what}, scalars", "[lens, delta]")
+            scalars = tuple(self.choice(table, f"{what}, a table of scalars", SCALAR_TABLES) for table in found)
+        boundaries = None
+        if "boundaries" in entry:
+            found = self.list(entry["boundaries"], f"{what}, boundaries", "[0, mid, late, last]")
+            boundaries = tuple(self.boundary(part, f"{what}, a boundary") for part in found)
+        logits = self.choice(entry["logits"], f"{what}, logits", LOGITS) if "logits" in entry else "auto"
+        dtype = self.choice(entry["dtype"], f"{what}, dtype", DTYPES) if "dtype" in entry else "auto"
+        tokens = None
+        count = entry.get("shard_tokens")
+        if count is not None and not count.tag.endswith(":null"):
+            tokens = self.whole(count, f"{what}, shard_tokens", 1)
+        return ProfileSpec(name, names, logits, dtype, tokens, boundaries, scalars)
+
+    def condition(self, name: str, node: Node) -> ConditionSpec:
+        what = f"condition {name}"
+        entry = self.mapping(node, what, ("variant", "template", "edits"), ("variant", "edits"))
+        variant = self.choice(entry["variant"], f"{what}, variant", VARIANTS)
+        template = self.choice(entry["template"], f"{what}, template", TEMPLATES) if "template" in entry else "native"
+        edits = self.list(entry["edits"], f"{what}, edits", '["scale:layers=late,direction=d_mean,alpha=0"]')
+        return ConditionSpec(name, variant, template, tuple(self.text(edit, f"{what}, an edit") for edit in edits))
+
+    def boundary(self, node: Node, what: str) -> int | str:
+        return self.whole(node, what, 0) if node.tag.endswith(":int") else self.text(node, what)
+
+    def lake(self, name: str, node: Node) -> str:
+        place = self.text(node, f"lake {name}")
+        return place if "://" in place else str(self.lake_folder / os.path.expanduser(place))

@@ -1,0 +1,380 @@
+"""What has to move between two places of a lake, or of a part of it: planned here, moved by exchange.transfer.
+
+A lake is moved unit by unit: a capture, a model, a table ... The files of a unit go first, side by side, and last, one after the
+other, those that make it count (manifests, records), so that whoever stops in between leaves nothing half there; the next run
+of the same command goes on with what is missing.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..artifacts.vocab import FILE as VOCAB
+from ..artifacts.vocab import with_vocab
+from ..captures.manifest import check_list, check_whole
+from ..core.errors import KEEPER, CorruptError, LakeError
+from ..core.files import json_bytes, parse_json
+from ..core.schema import MANIFEST, MARKER, PARTIAL, VARIABLES
+from ..core.yaml_file import hint, listed
+from ..format.parquet import first_line
+from ..format.partial import Held, Partial, parse_partial
+from ..format.paths import MEND, Layout, check_links, check_version
+from ..format.records import REPAIRS, parse_record, sealed
+from ..remote.cache import is_shard, mirror_of
+from ..remote.store import Entry, Origin, transfers
+from .selection import Item, Plan, Selection, Unit
+
+
+def origin_of(place: Layout | str) -> Origin:
+    """The files of an open lake, or of a URL or folder that may become one."""
+    if isinstance(place, Layout):
+        mirror = mirror_of(place.root)
+        return mirror.origin if mirror else Origin(place.root)
+    folder = Path(place).expanduser().absolute() if "://" not in place else None
+    if folder and folder.is_dir():
+        check_links(folder)
+    origin = Origin(folder or place)
+    origin.refresh()
+    return origin
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+class Planner:
+    """Compares two places and lists what a transfer has to move."""
+
+    def __init__(self, source: Origin, target: Origin, wish: Selection, check: bool = False):
+        """`check` reads what the target has and compares hashes; else a file of the right size counts as there."""
+        self.source, self.target, self.wish, self.check = source, target, wish, check
+        self.notes: list[str] = []
+
+    def plan(self) -> Plan:
+        """All units, captures last but for what was made of them."""
+        marker = self.source.record(MARKER)
+        if marker is None:
+            raise LakeError(f"no lake at {self.source} (no {MARKER})")
+        _check_marker(marker, f"{self.source}/{MARKER}")
+        there = self.target.record(MARKER)
+        start = Unit("lake", MARKER)
+        if there is None:
+            if not self.target.empty():
+                raise LakeError(f"{self.target}: the place is not empty and not a lake; name an empty or new one")
+            start.records[MARKER] = marker
+        self._check_names()
+        captures = self._captures()
+        streams = {unit.manifest["stream"] for unit in captures}
+        made = self._made() if self.wish.tables else []
+        units = [start, *self._prompts(), *self._streams(streams), *self._models(captures), *captures, *made]
+        return Plan(self.source, self.target, units, self.notes)
+
+    def _check_names(self) -> None:
+        """LakeError for a pair that the source has no captures of."""
+        known = [folder.split("/")[1] for folder in self.source.list("captures")[0]] if self.wish.named else []
+        for pair in self.wish.named:
+            if pair not in known:
+                raise LakeError(
+                    f"{self.source}: no captures of pair {pair!r}; it has {listed(known)}{hint(pair, known)}"
+                )
+
+    def _captures(self) -> list[Unit]:
+        groups = [
+            group
+            for pair in self.source.list("captures")[0]
+            for variant in self.source.list(pair)[0]
+            if self.wish.model(*variant.split("/")[1:])
+            for group in self.source.list(variant)[0]
+            if group.endswith(".zarr") and not Path(group).name.startswith(".") and self.wish.stream(Path(group).stem)
+        ]
+        found = [unit for unit in transfers().map(self._capture, groups) if unit]
+        if (self.wish.streams or self.wish.named or self.wish.cuts) and not found:
+            raise LakeError(f"{self.source}: no sealed capture is what was asked for; `actlake ls` shows what there is")
+        return found
+
+    def _capture(self, folder: str) -> Unit | None:
+        data = self.source.record(f"{folder}/{MANIFEST}")
+        if data is None:
+            self.notes.append(f"{folder}: not sealed, left out")
+            return None
+        manifest = parse_record(data, "manifest", where := f"{self.source}/{folder}/{MANIFEST}")
+        check_whole(manifest, where)
+        check_list(manifest, where)
+        unit = Unit("captures", folder, manifest=manifest)
+        there = self._same_capture(folder, manifest)
+        have = self._partial(self.target, folder, manifest) if there else None
+        source = self._partial(self.source, folder, manifest)
+        if there and have is None and not self.check:
+            unit.there = manifest["bytes"]
+            return unit
+        if source and self.wish.cuts:
+            raise LakeError(
+                f"{self.source}/{folder}: is itself a copy of a part; move it as it is, or from the whole capture"
+            )
+        wanted = self._holds(folder, manifest) if self.wish.cuts else source.holds if source else None
+        if wanted is not None and have is not None:  # what a copy has it keeps
+            both = {name: wanted[name] | have.holds[name] for name in wanted.keys() & have.holds.keys()}
+            wanted = {**have.holds, **wanted, **both}
+        if wanted is not None and there and have is None:
+            wanted = None  # the target has all of it; only damage is looked for
+        unit.partial = Partial(wanted, source.files if source else {}) if wanted is not None else None
+        self._fill(unit, manifest, source, have)
+        if not there:
+            unit.records[f"{folder}/{MANIFEST}"] = data
+        elif have and unit.partial is None:
+            unit.drop.append(f"{folder}/{PARTIAL}")
+        return unit
+
+    def _partial(self, place: Origin, folder: str, manifest: dict[str, Any]) -> Partial | None:
+        """What a copy of a capture holds, None when it is a whole one."""
+        data, where = place.record(f"{folder}/{PARTIAL}"), f"{place}/{folder}/{PARTIAL}"
+        return None if data is None else parse_partial(parse_record(data, "partial", where), manifest, where)
+
+    def _same_capture(self, folder: str, manifest: dict[str, Any]) -> bool:
+        """Whether the target has this capture sealed; LakeError when it has another one of its name."""
+        known = self._known("manifest", f"{folder}/{MANIFEST}")
+        if known is None:
+            return False
+        found = known["capture_sha256"]
+        if found != manifest["capture_sha256"]:
+            raise LakeError(
+                f"{self.target}/{folder}: another capture has this name there (sha256 {found[:12]}, here"
+                f" {manifest['capture_sha256'][:12]}), and sealed captures never change: use another lake, or leave it out with"
+                " --pair and --stream"
+            )
+        return True
+
+    def _known(self, kind: str, name: str) -> dict[str, Any] | None:
+        """A record of the target, None when it has none; where damage is looked for, a damaged one is replaced."""
+        data = self.target.record(name)
+        if data is None:
+            return None
+        try:
+            return parse_record(data, kind, f"{self.target}/{name}")
+        except CorruptError as error:
+            if not self.check:
+                raise
+            self.notes.append(f"{error} (is replaced)")
+            return None
+
+    def _fill(self, unit: Unit, manifest: dict[str, Any], source: Partial | None, have: Partial | None) -> None:
+        """The files of a capture that the target lacks."""
+        there, files = self.target.find(unit.name), {**manifest["files"], **(source.files if source else {})}
+        for file, entry in files.items():
+            if source and not source.has(file):
+                if unit.partial is None:
+                    raise LakeError(f"{self.source}/{unit.name}: lacks {file}")
+                continue
+            held = unit.partial.holds.get(file.partition("/c/")[0]) if unit.partial else None
+            shard = is_shard(f"{unit.name}/{file}")
+            if unit.partial and shard and not unit.partial.has(file):
+                continue
+            places = held.places if held and shard and source is None else None
+            item = Item(f"{unit.name}/{file}", entry["bytes"], entry["sha256"], places)
+            was = have.holds.get(file.partition("/c/")[0]) if have else None
+            known = have.files.get(file, entry) if have and places is not None else entry
+            same = places is None or (was is not None and was.places == places)
+            if places is not None:
+                item = Item(item.name, self._cut_size(item, manifest, places), None, places)
+            if same and self._is_there(item.name, known, there.get(item.name)):
+                unit.there += known["bytes"]
+                if places is not None and have and unit.partial:
+                    unit.partial = Partial(unit.partial.holds, {**unit.partial.files, file: known})
+            else:
+                unit.items.append(item)
+
+    @staticmethod
+    def _cut_size(item: Item, manifest: Mapping[str, Any], places: frozenset[int]) -> int:
+        """About how many bytes of a shard some layers take."""
+        variable = item.name.split(".zarr/", 1)[1].partition("/c/")[0]
+        return item.size * len(places) // manifest["sizes"][variable][0]
+
+    def _is_there(self, name: str, entry: Mapping[str, Any], found: Entry | None) -> bool:
+        if found is None or (found.size is not None and found.size != entry["bytes"]):
+            return False
+        return not self.check or self.target.hash(name, entry["bytes"]) == entry["sha256"]
+
+    def _holds(self, folder: str, manifest: dict[str, Any]) -> dict[str, Held]:
+        """What a copy of the asked part holds of each variable."""
+        sizes, wish = manifest["sizes"], self.wish
+        if wrong := [site for site in wish.sites if site not in sizes]:
+            raise LakeError(f"{self.source}/{folder}: has no {wrong[0]}; it has {', '.join(sizes)}")
+        if wrong_at := [b for b in wish.boundaries if b not in manifest["boundaries"]]:
+            raise LakeError(
+                f"{self.source}/{folder}: has no boundary {wrong_at[0]}; it has {', '.join(map(str, manifest['boundaries']))}"
+            )
+        rows = self._rows(manifest) if wish.prompts or wish.limit else None
+        found = {}
+        for name in wish.sites or sizes:
+            places, axis = None, VARIABLES[name].dims[1:2] if name in VARIABLES else ()
+            if wish.boundaries and axis == ("boundary",):
+                places = frozenset(manifest["boundaries"].index(b) for b in wish.boundaries)
+            elif wish.boundaries and axis == ("layer",):
+                places = frozenset(
+                    manifest["layers"].index(b - 1) for b in wish.boundaries if b - 1 in manifest["layers"]
+                )
+            found[name] = Held(rows, places)
+        return {name: held for name, held in found.items() if held.places != frozenset()}
+
+    def _rows(self, manifest: dict[str, Any]) -> frozenset[int]:
+        """Shard rows that hold tokens of the asked prompts."""
+        file = f"streams/{manifest['stream']}.parquet"
+        try:
+            table = pq.read_table(io.BytesIO(self.source.read(file)), columns=["prompt", "prompt_id"])
+            ids, prompt = table["prompt_id"].cast(pa.string()).to_pylist(), table["prompt"].cast(pa.int64()).to_pylist()
+        except FileNotFoundError:
+            raise LakeError(f"{self.source}/{file}: missing, though a capture is on it; {REPAIRS['stream']}") from None
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise CorruptError(
+                f"{self.source}/{file}: can't be read ({first_line(error)}); {REPAIRS['stream']}"
+            ) from error
+        wanted = set(self.wish.prompts)
+        if lost := wanted - set(ids):
+            raise LakeError(f"{self.source}/{file}: has no prompt {min(lost)!r}")
+        rows = set()
+        for token, (place, name) in enumerate(zip(prompt, ids, strict=True)):
+            if name in wanted or (self.wish.limit and place < self.wish.limit):
+                rows.add(token // manifest["shard_tokens"])
+        return frozenset(rows)
+
+    # --- everything but captures ----------------------------------------------------------------------------------
+
+    def _prompts(self) -> Iterator[Unit]:
+        if self.wish.whole:
+            yield self._plain("prompts", self.source.find("prompts"))
+
+    def _streams(self, captured: set[str]) -> Iterator[Unit]:
+        """Token files of the captures' streams, and the records of all names that their content goes by."""
+        there, found = self.target.find("streams"), self.source.find("streams")
+        for name in (name for name in found if name.endswith(".json")):
+            data = self.source.record(name) or b""
+            record = parse_record(data, "stream", f"{self.source}/{name}")
+            if not self.wish.whole and record["same_as"] not in captured:
+                continue
+            unit = Unit("streams", name)
+            tokens = f"streams/{record['name']}.parquet"
+            if record["same_as"] == record["name"]:
+                size = (found[tokens].size or 0) if tokens in found else 0
+                sha256 = record.get("parquet_sha256")
+                if tokens not in found:
+                    raise LakeError(f"{self.source}/{tokens}: missing, though it is recorded; restore it")
+                if self._is_there(tokens, {"sha256": sha256, "bytes": size}, there.get(tokens)):
+                    unit.there += size
+                else:
+                    unit.items.append(Item(tokens, size, sha256))
+            known = self._known("stream", name) if name in there else None
+            if known:
+                data = json_bytes(sealed({**record, "keys": sorted({*known["keys"], *record["keys"]})}))
+            if not known or json_bytes(known) != data:
+                unit.records[name] = data
+            yield unit
+
+    def _models(self, captures: list[Unit]) -> Iterator[Unit]:
+        wanted = {tuple(unit.name.split("/")[1:3]) for unit in captures}
+        there, found = self.target.find("models"), self.source.find("models")
+        for name in (name for name in found if name.endswith("/model.json")):
+            pair, variant = name.split("/")[1:3]
+            if not (self.wish.whole or (pair, variant) in wanted):
+                continue
+            data, folder = self.source.record(name) or b"", name.rpartition("/")[0]
+            record, unit = parse_record(data, "model", f"{self.source}/{name}"), Unit("models", folder)
+            known = self._known("model", name) if name in there else None
+            if known and known["sha256"] != record["sha256"]:
+                raise LakeError(
+                    f"{self.target}/{name}: another checkpoint has this name there; leave it out with --pair"
+                )
+            self._hashed(unit, f"{folder}/head.zarr", record["head_files"], found, there)
+            if not known:
+                unit.records[name] = data
+            sha256 = record.get("vocab_sha256")
+            if sha256 and (not known or known.get("vocab_sha256", sha256) == sha256):
+                self._hashed(unit, folder, {VOCAB: sha256}, found, there)
+                if known and "vocab_sha256" not in known:
+                    unit.records[name] = json_bytes(with_vocab(known, sha256))
+            self._weights(unit, folder, found, there)
+            yield unit
+
+    def _weights(self, unit: Unit, folder: str, found: dict[str, Entry], there: dict[str, Entry]) -> None:
+        marker = f"{folder}/weights.json"
+        if marker not in found:
+            return
+        if not self.wish.weights:
+            self.notes.append(
+                f"{folder}: the model's own files stay here; --with-weights takes them along, and their licence"
+            )
+            return
+        data = self.source.record(marker) or b""
+        files = parse_record(data, "weights", f"{self.source}/{marker}")["files"]
+        self._hashed(unit, f"{folder}/weights", {name: entry["sha256"] for name, entry in files.items()}, found, there)
+        if marker not in there:
+            unit.records[marker] = data
+
+    def _hashed(
+        self, unit: Unit, folder: str, hashes: Mapping[str, str], found: dict[str, Entry], there: dict[str, Entry]
+    ) -> None:
+        """Files of a folder whose hashes are on record."""
+        for file, sha256 in hashes.items():
+            name = f"{folder}/{file}"
+            size = (found[name].size or 0) if name in found else 0
+            if self._is_there(name, {"sha256": sha256, "bytes": size}, there.get(name)):
+                unit.there += size
+            else:
+                unit.items.append(Item(name, size, sha256))
+
+    def _made(self) -> Iterator[Unit]:
+        """What was made of captures: tables, probes, directions, texts."""
+        tables = self.source.find("tables")
+        if not self.wish.whole:
+            tables = {name: entry for name, entry in tables.items() if self._is_about(name)}
+        yield self._plain("tables", tables)
+        for area in ("probes", "directions", "outputs"):
+            found = {name: entry for name, entry in self.source.find(area).items() if self._is_of_model(name)}
+            yield self._plain(area, found)
+
+    def _plain(self, kind: str, found: dict[str, Entry]) -> Unit:
+        """Files that are written once under a name of their content; records come last."""
+        unit, there = Unit(kind, kind), self.target.find(kind)
+        for name in sorted(found, key=lambda name: (name.endswith(".json"), name)):
+            entry = found[name]
+            if any(part.startswith(".") for part in name.split("/")):
+                continue
+            if name in there and there[name].size == entry.size:
+                unit.there += entry.size or 0
+            elif name.endswith(".json") and name.count(".zarr/") == 0 or name.endswith(f"/{MANIFEST}"):
+                unit.records[name] = self.source.record(name) or b""
+            else:
+                unit.items.append(Item(name, entry.size or 0))
+        return unit
+
+    def _is_of_model(self, name: str) -> bool:
+        parts = name.split("/")
+        if self.wish.whole or parts[1] == "judge":
+            return self.wish.whole
+        return self.wish.model(parts[1], parts[2] if parts[0] != "directions" else "")
+
+    def _is_about(self, name: str) -> bool:
+        """Whether a table is about models and streams that were asked for, by the recipe in its metadata."""
+        whole = None if self.source.ranges else io.BytesIO(self.source.read(name))
+        with whole or self.source.fs.open(self.source.path(name), "rb") as file:
+            try:
+                recipe = parse_json((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
+                if not isinstance(recipe, dict):
+                    raise ValueError("its recipe is no object")
+            except (ValueError, OSError) as error:
+                words = first_line(error)
+                repair = "delete it" if self.source.scheme == "file" else KEEPER
+                raise CorruptError(f"{self.source}/{name}: can't be read as a table ({words}); {repair}") from error
+        streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
+        return self.wish.model(str(recipe.get("pair", "")), str(recipe.get("variant", "")).replace("both", "")) and (
+            not streams or any(map(self.wish.stream, streams))
+        )
+
+
+def _check_marker(data: bytes, where: str) -> None:
+    try:
+        check_version(parse_json(data), where, MEND)
+    except ValueError as error:
+        raise CorruptError(f"{where}: not valid JSON ({error}); {MEND}") from None

@@ -1,0 +1,152 @@
+"""Carry out a transfer that exchange.plan has planned: files side by side and checked, then the records that count."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.core.buffer.cpu import Buffer
+from zarr.storage import MemoryStore
+
+from ..core.errors import CorruptError, LakeError
+from ..core.files import explain_full_disk, hash_file, hash_json, json_bytes, parse_json
+from ..core.progress import bar
+from ..core.schema import FORMAT_VERSION, PARTIAL
+from ..format.partial import Partial, cut_shard
+from ..format.paths import Layout
+from ..format.zarr_groups import quiet_zarr
+from ..format.zarr_metadata import check_array
+from ..remote.store import INDEX, Origin, safe, side_by_side
+from .selection import Item, Plan, Unit
+
+PULLED = "pulled.json"  # where a lake was pulled from
+IN_MEMORY = 16 << 20  # bytes of a file that is read once, to be hashed and sent
+
+
+def move(plan: Plan) -> None:
+    """Move what a plan says, with a progress bar; what was moved before an error stays and is not moved again.
+
+    Raises CorruptError for a file that is not what its manifest says, LakeError for a full disk or a place out of reach.
+    """
+    with (
+        explain_full_disk(f"writing to {plan.target}"),
+        bar(f"{plan.source} to {plan.target}", plan.bytes, "bytes") as progress,
+    ):
+        for unit in plan.todo:
+            _move_unit(plan, unit, progress.advance)
+        if any(unit.items or unit.records for unit in plan.todo) and plan.target.entry(INDEX):
+            write_index(plan.target)
+
+
+def note_source(plan: Plan) -> None:
+    """Keep in a local lake where it was pulled from, so that messages about what a copy of a part lacks can name it."""
+    if plan.target.scheme == "file":
+        plan.target.put(PULLED, json_bytes({"format_version": FORMAT_VERSION, "from": str(plan.source)}))
+
+
+def pulled_from(layout: Layout) -> str:
+    """Where the lake was last pulled from, without credentials; empty when it never was."""
+    file = layout.root / PULLED
+    if not file.is_file() or file.stat().st_size > 1 << 16:
+        return ""
+    try:
+        record = parse_json(file.read_bytes())
+    except ValueError:
+        return ""
+    found = record.get("from") if isinstance(record, dict) else None
+    return found if isinstance(found, str) and found.isprintable() else ""
+
+
+def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:
+    open_array = cache(lambda variable: _array(plan.source, f"{unit.name}/{variable}"))
+    cuts: dict[str, dict[str, Any]] = {}
+
+    def one(item: Item) -> None:
+        if item.places is None:
+            _move_file(plan.source, plan.target, item)
+        else:
+            name = item.name[len(unit.name) + 1 :]
+            cuts[name] = _move_cut(plan, unit, item, open_array(name.partition("/c/")[0]))
+        advance(item.size)
+
+    side_by_side(one, unit.items)
+    if unit.partial:
+        files = {**unit.partial.files, **cuts}
+        record = Partial(unit.partial.holds, files).record(unit.manifest["capture_sha256"])
+        plan.target.put(f"{unit.name}/{PARTIAL}", json_bytes(record))
+    for name, data in unit.records.items():
+        plan.target.put(name, data)
+        advance(len(data))
+    for name in unit.drop:
+        plan.target.drop(name)
+
+
+def _move_file(source: Origin, target: Origin, item: Item) -> None:
+    try:
+        if target.scheme == "file":
+            source.get(item.name, Path(target.path(item.name)), item.sha256)
+        elif source.scheme == "file":
+            target.put(item.name, _checked(Path(source.path(item.name)), item))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                source.get(item.name, Path(folder) / "file", item.sha256)
+                target.put(item.name, Path(folder) / "file")
+    except FileNotFoundError:
+        raise LakeError(
+            f"{source}/{item.name}: missing, though the lake records it; `actlake verify` tells what else is"
+        ) from None
+
+
+def _checked(file: Path, item: Item) -> bytes | Path:
+    """What to send of a local file: its bytes when they are few, else its path; CorruptError unless it has its hash."""
+    small = file.stat().st_size <= IN_MEMORY
+    data = file.read_bytes() if small else b""
+    if item.sha256:
+        found = hashlib.sha256(data).hexdigest() if small else hash_file(file)
+        if found != item.sha256:
+            raise CorruptError(
+                f"{file}: its sha256 is {found}, the manifest says {item.sha256}; restore the file or capture again"
+            )
+    return data if small else file
+
+
+def _move_cut(plan: Plan, unit: Unit, item: Item, array: zarr.Array) -> dict[str, Any]:
+    """Move the chosen layers of a shard; its new hash and bytes."""
+    size = unit.manifest["files"][item.name[len(unit.name) + 1 :]]["bytes"]
+    pieces = cut_shard(
+        array,
+        lambda start, stop: plan.source.read(item.name, start, stop),
+        size,
+        item.places or (),
+        f"{plan.source}/{item.name}",
+    )
+    data = b"".join(pieces)
+    plan.target.put(item.name, data)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _array(source: Origin, folder: str) -> zarr.Array:
+    """The metadata of an array, for how its shards are made."""
+    name = f"{folder}/zarr.json"
+    data = source.record(name) or b""
+    check_array(data, f"{source}/{name}")
+    with quiet_zarr():
+        return zarr.open_array(MemoryStore({"zarr.json": Buffer.from_bytes(data)}), mode="r")
+
+
+def write_index(place: Origin) -> int:
+    """Write files.json, which names every file of a lake for servers that do not list folders; returns how many.
+
+    The mark of a small record is its hash, of anything else its bytes: those never change under their names.
+    """
+    found = {}
+    for name, entry in place.find("").items():
+        if any(part.startswith(".") for part in name.split("/")) or name == INDEX or not safe(name):
+            continue
+        mark = hashlib.sha256(place.read(name)).hexdigest()[:16] if name.endswith(".json") else str(entry.size)
+        found[name] = [entry.size, mark]
+    place.put(INDEX, json_bytes({"files": found, "files_sha256": hash_json(found)}))
+    return len(found)

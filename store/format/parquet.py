@@ -1,0 +1,180 @@
+"""Parquet files that bear a checksum of all their bytes, and reading those that may come from a stranger: the footer is
+checked against the schema, and the checksum against the bytes, before any row is read.
+
+Pages of a Parquet file have no checksum that DuckDB looks at: without one a bit turned over can be another number.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core.errors import CorruptError
+from ..core.files import BLOCK, parse_json
+from .records import told
+
+MARK = "actlake-crc32c:"  # in the metadata of a file, before the CRC-32C (8 hex digits) of its bytes with zeros in that place
+ZEROS = b"0" * 8
+TAIL = 8  # bytes behind the footer: its length, and a magic number
+FREE_ROWS = 1 << 20  # no file of so few is suspicious
+ROWS_PER_BYTE = 1024  # the most that a file's size makes plausible: equal values take next to no room
+BROKEN = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    OverflowError,
+    KeyError,
+    IndexError,
+    MemoryError,
+)  # pyarrow's on hostile bytes
+AGAIN = "delete the file and ask again, or restore it"
+
+
+@contextmanager
+def parquet_writer(file: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
+    """Write a Parquet file (zstd; `options` as pyarrow has them) that bears the checksum of its bytes."""
+    with pq.ParquetWriter(file, schema, compression="zstd", **options) as writer:
+        yield writer
+        writer.add_key_value_metadata({"checksum": MARK + ZEROS.decode()})
+    with open(file, "r+b") as stored:
+        place = _place(stored)
+        found = _checksum(stored, place)
+        stored.seek(place)
+        stored.write(found)
+
+
+def _place(stored: BinaryIO) -> int:
+    """Where the digits of a file's checksum are, 0 in a file without one."""
+    size = stored.seek(0, 2)
+    stored.seek(max(size - TAIL, 0))
+    begin = max(size - TAIL - int.from_bytes(stored.read(4), "little"), 0)
+    stored.seek(begin)
+    found = stored.read(size - begin).rfind(MARK.encode())
+    return begin + found + len(MARK) if found >= 0 else 0
+
+
+def _checksum(stored: BinaryIO, place: int) -> bytes:
+    """CRC-32C, as 8 hex digits, of a file that has zeros for its own checksum."""
+    stored.seek(0)
+    found, at = 0, 0
+    while block := stored.read(BLOCK):
+        if at < place + len(ZEROS) and place < at + len(block):  # the digits, or a part of them
+            first, last = max(place - at, 0), min(place + len(ZEROS) - at, len(block))
+            block = block[:first] + ZEROS[: last - first] + block[last:]
+        found, at = google_crc32c.extend(found, block), at + len(block)
+    return f"{found:08x}".encode()
+
+
+def check_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, whole: bool = True) -> None:
+    """Raise CorruptError, in one line with `repair`, unless a file is Parquet with the columns of a table.
+
+    Columns of its own beside them are ignored. Text may be stored plain or by a dictionary, numbers in any width. All
+    bytes are compared with the checksum of a file that bears one, unless not `whole`.
+    """
+    found = file.stat() if file.is_file() else None
+    if found is None:
+        raise CorruptError(f"{file}: missing or not a regular file; {repair}")
+    if wrong := _wrong(file, found.st_mtime_ns, found.st_size, schema):
+        raise CorruptError(f"{file}: {wrong}; {repair}")
+    if whole and (wrong := _torn(file, found.st_mtime_ns, found.st_size)):
+        raise CorruptError(f"{file}: {wrong}; {repair}")
+
+
+@lru_cache(maxsize=1 << 14)
+def _torn(file: Path, _changed: int, _size: int) -> str:
+    """How a file's bytes differ from its checksum; remembered as long as the file is not changed."""
+    try:
+        with open(file, "rb") as stored:
+            if not (place := _place(stored)):
+                return ""
+            found = _checksum(stored, place)
+            stored.seek(place)
+            expected = stored.read(len(ZEROS))
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    if found == expected:
+        return ""
+    told = expected.decode("ascii", "backslashreplace")
+    return f"stored bytes are damaged (found crc32c {found.decode()}, expected {told})"
+
+
+@lru_cache(maxsize=1 << 14)
+def _wrong(file: Path, _changed: int, size: int, schema: pa.Schema) -> str:
+    """What is wrong with a file's footer; remembered as long as the file is not changed."""
+    try:
+        footer = pq.read_metadata(file)
+        there = footer.schema.to_arrow_schema()
+        rows = sum(footer.row_group(place).num_rows for place in range(footer.num_row_groups))
+    except BROKEN as error:
+        return f"not a Parquet file that can be read ({first_line(error)})"
+    for field in schema:
+        places = there.get_all_field_indices(field.name)
+        if len(places) != 1:
+            return f"column {field.name}: expected once, found {len(places)} times"
+        if (kind := there.field(places[0]).type) != field.type and _family(kind) != _family(field.type):
+            return f"column {field.name}: expected {_family(field.type)}, found {kind}"
+    if rows != footer.num_rows or not 0 <= rows <= max(FREE_ROWS, ROWS_PER_BYTE * size):
+        return f"{footer.num_rows} rows by its footer, {rows} by its row groups, in {size} bytes: not plausible"
+    return ""
+
+
+def _family(kind: pa.DataType) -> str:
+    """The word for what a type holds, however wide and however stored."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"lists of {_family(kind.value_type)}"
+    for name, fits in (("whole numbers", pa.types.is_integer), ("numbers", pa.types.is_floating)):
+        if fits(kind):
+            return name
+    return "true or false" if pa.types.is_boolean(kind) else str(kind)
+
+
+def read_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table's columns (those named, else all of the schema) from a checked file, in the types of the schema.
+
+    CorruptError for whatever can't be read as such.
+    """
+    check_parquet(file, schema, repair)
+    names = list(schema.names if columns is None else columns)
+    try:
+        found = pq.read_table(file, columns=names, partitioning=None)
+        found.validate(full=True)
+        return found.cast(pa.schema([schema.field(name) for name in names]))
+    except BROKEN as error:
+        raise CorruptError(f"{file}: its rows can't be read ({first_line(error)}); {repair}") from error
+
+
+def check_rows(file: Path, schema: pa.Schema, repair: str = AGAIN) -> None:
+    """Read a file's columns of a table a piece at a time; CorruptError when they can't be."""
+    check_parquet(file, schema, repair)
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(columns=schema.names):
+            batch.validate(full=True)
+    except BROKEN as error:
+        raise CorruptError(f"{file}: its rows can't be read ({first_line(error)}); {repair}") from error
+
+
+def about(file: Path, repair: str = AGAIN) -> dict[str, Any] | None:
+    """What a table file says about itself: the JSON under `actlake` in its metadata, None when it has none."""
+    try:
+        text = (pq.read_schema(file).metadata or {}).get(b"actlake")
+        found = None if text is None else parse_json(text)
+    except BROKEN as error:
+        raise CorruptError(f"{file}: its metadata can't be read ({first_line(error)}); {repair}") from error
+    if found is not None and not isinstance(found, dict):
+        raise CorruptError(f"{file}: metadata: expected an object, found {told(found)}; {repair}")
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error, of at most 200 letters that can be printed."""
+    line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

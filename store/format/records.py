@@ -1,0 +1,374 @@
+"""What the JSON records of a lake may say: keys, types and bounds of each kind, checked before anything acts on them.
+
+A lake may come from a stranger. A record that does not fit is refused in one line that names the file, the key, what was
+expected, what was found and what repairs it. Keys that are not listed are ignored, as docs/FORMAT.md 9 wants it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import RESTORE, CorruptError
+from ..core.files import hash_json, parse_json, read_json
+from ..core.schema import VARIANTS
+from .paths import NAME, check_version
+
+LARGEST = 16 << 20  # bytes of a record
+LARGEST_MANIFEST = 256 << 20  # names every shard of a capture
+COUNT = 2**53  # no number of tokens, bytes or weights is larger
+SHA256 = re.compile("[0-9a-f]{64}")
+# Of a file inside a folder: no '..', no absolute path, no drive or scheme, nothing that can't be printed.
+PART = r"(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f\ud800-\udfff]{1,200}"
+INSIDE = re.compile(rf"{PART}(?:/{PART}){{0,99}}")
+# Of a list of paths, one a line: usual letters, and what makes a path wrong.
+USUAL = frozenset("\n" + "".join(map(chr, range(32, 127)))) - set(":\\")
+UNUSUAL = ("//", "/./", "/../", "\n/", "/\n", "\n./", "\n../", "/.\n", "/..\n", "\n.\n", "\n..\n", "\n\n")
+HEX = re.compile("[0-9a-f]*")
+ARRAY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of value: what it is in words, and whether a value is one."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+def _text(pattern: re.Pattern[str], expected: str) -> Rule:
+    return Rule(expected, lambda value: isinstance(value, str) and bool(pattern.fullmatch(value)))
+
+
+def one_of(*values: object) -> Rule:
+    """Exactly one of some values."""
+    return Rule(
+        " or ".join(map(repr, values)), lambda value: any(type(value) is type(v) and value == v for v in values)
+    )
+
+
+def whole(least: int, most: int) -> Rule:
+    """A whole number within these limits."""
+    return Rule(f"a whole number from {least} to {most}", lambda value: is_whole(value, least, most))
+
+
+def is_whole(value: object, least: int = 0, most: int = COUNT) -> bool:
+    """Whether a value is a whole number (true and false are none) from `least` to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_name(value: object) -> bool:
+    """Whether a value can name a pair, stream or table."""
+    return isinstance(value, str) and len(value) <= 200 and bool(NAME.fullmatch(value)) and ".." not in value
+
+
+TEXT = Rule("text", lambda value: isinstance(value, str))
+TEXT_OR_NULL = Rule("text or null", lambda value: value is None or isinstance(value, str))
+HASH = _text(SHA256, "a SHA-256 (64 hexadecimal digits)")
+NAMED = Rule("a name (letters, digits, '_', '.' and '-')", is_name)
+VARIANT = Rule("pt or it", lambda value: value in VARIANTS)
+FILE = _text(INSIDE, "the path of a file inside the folder")
+VARIABLE = _text(ARRAY, "the name of an array")
+WHOLE = Rule("a whole number", is_whole)
+SOME = Rule("a whole number from 1", lambda value: is_whole(value, 1))
+NUMBER = Rule(
+    "a number",
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+)
+PLACES = Rule(
+    "a list of whole numbers, or null for all",
+    lambda value: value is None or (isinstance(value, list) and all(map(is_whole, value))),
+)
+NUMBER_OR_NULL = Rule("a number or null", lambda value: value is None or NUMBER.fits(value))
+WHOLE_OR_NULL = Rule("a whole number or null", lambda value: value is None or is_whole(value))
+FLAG = Rule("true or false", lambda value: isinstance(value, bool))
+OBJECT = Rule("an object", lambda value: isinstance(value, dict))
+
+
+@dataclass(frozen=True)
+class Each:
+    """An object whose keys and values are of one kind each; `quick` says for most that they are, in a fraction of the time."""
+
+    key: Rule
+    value: Any
+    quick: Callable[[dict[str, Any]], bool] = lambda _: False
+
+
+@dataclass(frozen=True)
+class Many:
+    """A list of one kind of value."""
+
+    value: Any
+
+
+def _all_inside(names: Iterable[str]) -> bool:
+    """Whether every name is a plain path inside a folder; all at once, since a manifest may name a million files."""
+    names = list(names)
+    text = "\n".join(["", *names, ""])
+    usual = text.count("\n") == len(names) + 1 and max(map(len, names), default=0) <= 200 and USUAL.issuperset(text)
+    return usual and not any(part in text for part in UNUSUAL)
+
+
+def _are_files(files: dict[str, Any]) -> bool:
+    try:
+        entries = [(entry["sha256"], entry["bytes"]) for entry in files.values()]
+        fits = all(len(sha256) == 64 and type(size) is int and 0 <= size <= COUNT for sha256, size in entries)
+        return fits and bool(HEX.fullmatch("".join(sha256 for sha256, _ in entries))) and _all_inside(files)
+    except (KeyError, TypeError):
+        return False
+
+
+HASHES = Each(FILE, HASH)
+FILES = Each(FILE, {"sha256": HASH, "bytes": WHOLE}, _are_files)
+EXTREMES = Each(VARIABLE, {"min": NUMBER_OR_NULL, "max": NUMBER_OR_NULL, "nonfinite": WHOLE})
+MADE = {
+    "pair": NAMED,
+    "variant": VARIANT,
+    "model_sha256": TEXT,
+    "dtype": TEXT,
+    "batch": SOME,
+    "attn_implementation?": TEXT,
+    "model_id?": TEXT,
+    "model_revision?": TEXT_OR_NULL,
+}
+TEMPLATE = {
+    "stream": NAMED,
+    "content_sha256": HASH,
+    "n_prompts": WHOLE,
+    "n_tokens": WHOLE,
+    "sizes": Each(VARIABLE, Many(SOME)),
+    "boundaries": Many(WHOLE),
+    "layers": Many(WHOLE),
+    "source_dtype": TEXT,
+    "shard_tokens": SOME,
+    "provenance": MADE,
+    "per_prompt?": Many(VARIABLE),
+}
+CAPTURED = {
+    "pair": NAMED,
+    **dict.fromkeys(("stream?", "stream_pt?"), NAMED),
+    **dict.fromkeys(("variant?", "lens?", "kind?", "condition?", "sweep?"), TEXT),
+}
+LINE = {
+    "prompt_sha": TEXT,
+    **dict.fromkeys(("prompt_id?", "said?", "generated?", "likeliest?", "text?"), TEXT_OR_NULL),
+    **dict.fromkeys(("tokens?", "prompt_tokens?"), WHOLE),
+    "token_id?": Many(WHOLE),
+    "nats?": NUMBER_OR_NULL,
+    "ended?": FLAG,
+}
+NOISE = {"prompts": WHOLE, "max_abs": Each(VARIABLE, NUMBER)}
+# A key that ends in ? may be missing.
+RECORDS: dict[str, dict[str, Any]] = {
+    "manifest": {
+        **TEMPLATE,
+        "n_shards": WHOLE,
+        "variables": EXTREMES,
+        "files": FILES,
+        "bytes": WHOLE,
+        "capture_sha256": HASH,
+        "noise_floor?": NOISE,
+    },
+    "partial": {
+        "capture_sha256": HASH,
+        "holds": Each(VARIABLE, {"rows": PLACES, "places": PLACES}),
+        "files": FILES,
+    },
+    "template": {**TEMPLATE, "world": SOME},
+    "shard": {"shard": WHOLE, "files": FILES, "statistics": EXTREMES},
+    "noise": NOISE,
+    "stream": {
+        "name": NAMED,
+        "kind": NAMED,
+        "prompts": NAMED,
+        "content_sha256": HASH,
+        "n_prompts": WHOLE,
+        "n_tokens": WHOLE,
+        "recipe": {
+            "max_new_tokens?": WHOLE,
+            **dict.fromkeys(("prompt_set_sha256?", "tokenizer_sha256?", "date?"), TEXT),
+        },
+        "keys": Many(TEXT),
+        "same_as": NAMED,
+        "parquet_sha256?": HASH,
+    },
+    "model": {
+        "pair": NAMED,
+        "variant": VARIANT,
+        "id": TEXT,
+        "revision": TEXT_OR_NULL,
+        "files": HASHES,
+        "quantized_from?": {"file": FILE},
+        "quantized?": {"method": TEXT, "bits": WHOLE_OR_NULL, "dequantized": FLAG},
+        "dtype": TEXT,
+        "sha256": TEXT,
+        "tokenizer_sha256": TEXT,
+        "chat_template_sha256": TEXT,
+        "class": TEXT,
+        "config?": OBJECT,
+        **dict.fromkeys(("n_layers?", "d_model?", "vocab?", "parameters?"), WHOLE),
+        "special_ids?": Many(WHOLE),
+        "vocab_sha256?": HASH,
+        "head_files": HASHES,
+    },
+    "weights": {"model_sha256": TEXT, "files": FILES},
+    "head": {
+        "norm": TEXT,
+        "norm_eps": NUMBER,
+        "softcap?": NUMBER_OR_NULL,
+        "logit_scale?": NUMBER,
+        "parallel?": FLAG,
+        "post_norm_eps?": NUMBER_OR_NULL,
+    },
+    "probes": {
+        "pair": NAMED,
+        "variant": VARIANT,
+        "stream": NAMED,
+        "model_sha256": TEXT,
+        "capture_sha256": TEXT,
+        "recipe": {"name": TEXT},
+        "folds": SOME,
+        **dict.fromkeys(("steps", "trained_tokens"), Many(WHOLE)),
+        **dict.fromkeys(("kl_raw", "kl_tuned"), Many(Many(NUMBER))),
+        "files": HASHES,
+        "probes_sha256": HASH,
+    },
+    "directions": {"kind": NAMED, "pair": NAMED, "recipe": OBJECT, "files": HASHES},
+    "condition": {
+        "pair": NAMED,
+        "variant": VARIANT,
+        "recipe": {"template": TEXT, "max_new_tokens": WHOLE, "date?": TEXT},
+    },
+    # Batches of texts under way, and of continuations.
+    "lines": {"rows": Many(LINE)},
+    "tokens": {"rows": Many(Many(WHOLE))},
+    # In the metadata of a table file that came from elsewhere.
+    "foreign": {"foreign": {"captures": Many(CAPTURED)}},
+}
+REPAIRS = {
+    "manifest": RESTORE,
+    "partial": "delete the copy of this capture and `actlake pull` it again",
+    "template": "delete the capture's folder and run the same `actlake capture` command again",
+    "shard": "delete the file and run the same `actlake capture` command again",
+    "noise": "delete the file and run the same `actlake capture` command again",
+    "stream": "restore the file, or delete the stream and run the same `actlake capture` again",
+    "model": "restore the file, or delete the model's folder and run the same `actlake capture` again",
+    "weights": "restore the file, or delete it and weights.json and run `actlake capture --with-weights` again",
+    "head": "restore head.zarr, or delete the model's folder and run the same `actlake capture` again",
+    "probes": "restore the file, or delete the probes' folder and run `actlake probes train` again",
+    "directions": "delete the file and run the question again",
+    "condition": "restore the file, or delete its folder and run `actlake generate` again",
+    "lines": "delete the file and run the same command again",
+    "tokens": "delete the file and run the same command again",
+    "foreign": "delete the file and bring the table in with `actlake table add` again",
+}
+SEAL = "record_sha256"  # not in records of older versions
+# Records that no version is in.
+UNVERSIONED = ("shard", "noise")
+
+
+def read_record(file: Path, kind: str) -> dict[str, Any]:
+    """Read a JSON record of this kind (a key of RECORDS) and check it.
+
+    LakeError for a file that is not there, is no JSON or of a newer format; CorruptError for a record that does not fit.
+    """
+    record = read_json(file, LARGEST_MANIFEST if kind == "manifest" else LARGEST, REPAIRS[kind])
+    if kind not in UNVERSIONED:
+        check_version(record, file, REPAIRS[kind])
+    check_record(record, kind, file)
+    return dict(record)
+
+
+def parse_record(data: bytes, kind: str, where: object) -> dict[str, Any]:
+    """The record of this kind in some bytes, checked as `read_record` does; `where` they are from is told."""
+    try:
+        record = parse_json(data)
+    except ValueError as error:
+        raise CorruptError(f"{where}: not valid JSON ({error}); {REPAIRS[kind]}") from None
+    check_version(record, where, REPAIRS[kind])
+    check_record(record, kind, where)
+    return dict(record)
+
+
+def read_batch(file: Path, kind: str) -> list[Any]:
+    """The rows of a batch under way, `lines` or `tokens`; FileNotFoundError when another process has put them away."""
+    try:
+        rows = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise CorruptError(f"{file}: not valid JSON ({error}); {REPAIRS[kind]}") from None
+    check_record({"rows": rows}, kind, file)
+    return list(rows)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its own hash, for one with much that nothing else vouches for."""
+    return {**record, SEAL: hash_json({key: value for key, value in record.items() if key != SEAL})}
+
+
+def check_record(record: object, kind: str, where: object) -> None:
+    """Raise CorruptError for the first value of a record of this kind that does not fit; `where` it stands is told.
+
+    So is a record that has its own hash and another content.
+    """
+    wrong = misfit(record, RECORDS[kind] | {f"{SEAL}?": HASH}, "")
+    if not wrong and isinstance(record, dict) and SEAL in record and (found := sealed(record)[SEAL]) != record[SEAL]:
+        wrong = f"its content is damaged (found {found}, expected {SEAL} {record[SEAL]})"
+    if wrong:
+        raise CorruptError(f"{where}: {wrong}; {REPAIRS[kind]}")
+
+
+def misfit(value: Any, rule: Any, at: str = "") -> str:
+    """What does not fit a rule, in words; nothing when all does. A tuple is a list of just these, one after the other."""
+    if isinstance(rule, Rule):
+        return "" if rule.fits(value) else _told(at, rule.expected, value)
+    if isinstance(rule, Many):
+        if not isinstance(value, list):
+            return _told(at, "a list", value)
+        return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule.value, f"{at}[{i}]"))), "")
+    if isinstance(rule, tuple):
+        if not isinstance(value, list) or len(value) != len(rule):
+            return _told(at, f"a list of {len(rule)}", value)
+        return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule[i], f"{at}[{i}]"))), "")
+    if not isinstance(value, dict):
+        return _told(at, "an object", value)
+    if isinstance(rule, Each):
+        if rule.quick(value):
+            return ""
+        for key, one in value.items():
+            if wrong := misfit(key, rule.key, f"a key of {at}") or misfit(one, rule.value, f"{at}.{short(key)}"):
+                return wrong
+        return ""
+    for key, inner in rule.items():
+        name = key.removesuffix("?")
+        where = f"{at}.{name}".lstrip(".")
+        if name not in value:
+            if key == name:  # also one that may be null has to be there
+                return misfit(None, inner, where) or f"{where}: missing"
+        elif wrong := misfit(value[name], inner, where):
+            return wrong
+    return ""
+
+
+def _told(at: str, expected: str, found: object) -> str:
+    return f"{at or 'the record'}: expected {expected}, found {told(found)}"
+
+
+def told(value: object) -> str:
+    """A value of a stranger's record, short and printable."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return repr(value[:60]) if isinstance(value, str) else short(_digits(value))
+
+
+def _digits(value: object) -> str:
+    # Python refuses to print whole numbers of thousands of digits.
+    return f"a number of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >= 2**200 else str(value)
+
+
+def short(text: str) -> str:
+    """At most 60 letters of a text, what can't be printed as ?."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:60])

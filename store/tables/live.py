@@ -1,0 +1,107 @@
+"""Which files of a table count: those that bear the name of their recipe, and whose recipe agrees with the lake and this code.
+
+A table file is named by a hash of all that made it. When a kernel's numbers change, or a capture or model is replaced by
+another of the same name, the file made before stays where it is: its rows would stand beside the new ones.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.models import has_model, read_model
+from ..captures.manifest import read_manifest
+from ..core.errors import CorruptError
+from ..core.files import hash_json
+from ..core.schema import MANIFEST, TABLE_VERSIONS
+from ..format.parquet import about
+from ..format.paths import Layout
+
+FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
+
+
+def table_key(name: str, recipe: dict[str, Any]) -> str:
+    """KEY of a table file: hash of everything that determines its content; foreign- before it where that is a file."""
+    return (f"{FOREIGN}-" if FOREIGN in recipe else "") + hash_json({"table": name, **recipe})[:32]
+
+
+def live_files(layout: Layout, name: str) -> list[Path]:
+    """A table's files whose rows count, sorted by name; CorruptError for one that bears another file's name."""
+    return [file for file in _files(layout, name) if not stale(layout, name, file)]
+
+
+def stale_files(layout: Layout, name: str) -> dict[Path, str]:
+    """A table's files whose rows do not count any more, and why."""
+    return {file: why for file in _files(layout, name) if (why := stale(layout, name, file))}
+
+
+def _files(layout: Layout, name: str) -> list[Path]:
+    return sorted(layout.table(name).glob("*.parquet"))
+
+
+def stale(layout: Layout, name: str, file: Path) -> str:
+    """Why the rows of a table file do not count any more; empty when they do.
+
+    Raises CorruptError for a file whose name is not the key of its recipe, such as a copy of another one: its rows would
+    count twice, or stand for others.
+    """
+    if not file.is_file():  # a pipe, say: refused where the file is read
+        return ""
+    mark = file.stat()
+    recipe = _recipe(file, mark.st_mtime_ns, mark.st_size)
+    if recipe is None:  # a damaged footer is reported where the file is read
+        return ""
+    if (expected := table_key(name, {**recipe, "table": name})) != file.stem or recipe.get("table", name) != name:
+        raise CorruptError(
+            f"{file}: holds rows of table {recipe.get('table', name)} that belong into a file named {expected}.parquet; this"
+            " one is a copy under another name, or its description was changed: delete it"
+        )
+    if FOREIGN in recipe:
+        return ""
+    now = TABLE_VERSIONS.get(name)
+    if (then := recipe.get("version", now)) != now:
+        return f"made by version {then} of the code for table {name}, this is version {now}"
+    for what, found, expected in _inputs(layout, recipe):
+        if found != expected:
+            return f"made from another {what} than the lake has now (sha256 {found[:16]}, now {expected[:16]})"
+    return ""
+
+
+@lru_cache(maxsize=1 << 14)
+def _recipe(file: Path, _changed: int, _size: int) -> dict[str, Any] | None:
+    """What a table file says it was made from; remembered as long as the file is not changed."""
+    try:
+        return about(file) or {}
+    except CorruptError:
+        return None
+
+
+def _inputs(layout: Layout, recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Captures and models of a recipe that the lake has under the same name: what it is, the recipe's hash, the lake's."""
+    pair = recipe.get("pair")
+    if not isinstance(pair, str):
+        return
+    streams = recipe.get("streams") or {recipe.get("variant"): recipe.get("stream")}
+    captures = recipe.get("captures") or {recipe.get("variant"): recipe.get("capture")}
+    for variant, sha256 in captures.items():
+        stream = streams.get(variant)
+        if sha256 and variant and stream and (found := _capture_sha256(layout.capture(pair, variant, stream))):
+            yield f"capture {pair}/{variant}/{stream}", sha256, found
+    models = recipe.get("models") or recipe.get("heads") or {recipe.get("variant"): recipe.get("head")}
+    for variant, sha256 in models.items():
+        if sha256 and variant and has_model(layout, pair, variant):
+            yield f"model {pair}/{variant}", sha256, str(read_model(layout, pair, variant)["sha256"])
+
+
+def _capture_sha256(path: Path) -> str:
+    """The hash of a sealed capture, empty when there is none."""
+    try:
+        mark = (path / MANIFEST).stat()
+    except OSError:
+        return ""
+    return _sha256_of(path, mark.st_ino, mark.st_mtime_ns, mark.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of(path: Path, *_mark: int) -> str:
+    return str((read_manifest(path) or {}).get("capture_sha256", ""))

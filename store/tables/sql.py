@@ -1,0 +1,471 @@
+"""Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
+
+import atexit
+import json
+import re
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..artifacts.streams import stream_records
+from ..artifacts.texts import output_files
+from ..captures.reader import capture_names, list_captures
+from ..core.errors import CorruptError, LakeError, SqlError
+from ..core.files import canonical_json, free_bytes, full_disk, human_bytes, place, sync_file, temporary_of
+from ..core.schema import OUTPUTS, TABLES, VARIANTS
+from ..format.parquet import AGAIN, about, check_parquet, check_rows, first_line, parquet_writer
+from ..format.paths import Layout
+from ..format.records import check_record
+from ..remote.cache import bring, publish, withdraw
+from .live import FOREIGN, live_files, table_key
+
+T = TypeVar("T")
+VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
+ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
+SMALL_TABLES = ("captures", "streams")
+# What DuckDB raises for a wrong statement, whatever the files hold.
+MISTAKES = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.PermissionException,
+    duckdb.ConversionException,
+)
+CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # the rest of the process needs memory, too
+TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
+TEXTS_AND_TABLES = TABLES | {TEXTS: OUTPUTS}
+PUBLISHED = "published"  # the stream of rows from elsewhere whose texts are not known: it answers rows of every recipe
+
+
+def table_file(layout: Layout, name: str, key: str) -> Path:
+    """Where the table file of this key lies."""
+    return bring(layout.table(name) / f"{key}.parquet")
+
+
+@contextmanager
+def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Write one table file atomically: what the block hands over becomes a row group each, the file appears at its end.
+
+    Of processes that write the same one at once the first wins; the others keep its file.
+
+    A row group is a mapping column -> array in the schema of the table; scalars are repeated. Those of one layer are merged
+    up to ROW_GROUP_TOKENS rows, so that a writer need not hold that many. The recipe goes into the Parquet key-value
+    metadata. A full disk is a LakeError; whatever raises inside the block leaves nothing behind.
+    """
+    schema = TABLES[name].with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
+    path = table_file(layout, name, table_key(name, recipe))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_of(path)
+    merged = temporary_of(path.with_suffix(".merged"))
+    try:
+        with _writer(temporary, schema) as writer:
+            yield lambda group: writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
+        if parts := _of_one_layer(temporary, schema):
+            with _writer(merged, schema) as writer, pq.ParquetFile(temporary) as source:
+                for groups in parts:
+                    table = source.read_row_groups(groups).unify_dictionaries()
+                    writer.write_table(table.cast(schema), row_group_size=1 << 30)
+            merged.replace(temporary)
+        sync_file(temporary)
+        place(temporary, path)
+        publish(path)
+    except OSError as error:
+        if full_disk(error):
+            raise LakeError(
+                f"disk full while writing table {name} ({human_bytes(free_bytes(path.parent))} free); nothing was kept"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+        merged.unlink(missing_ok=True)
+
+
+def _writer(file: Path, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]:
+    # A dictionary of floats that hardly repeat costs a third more bytes and slows every scan.
+    repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "layer"]
+    return parquet_writer(file, schema, use_dictionary=repeated)
+
+
+def _of_one_layer(file: Path, schema: pa.Schema) -> list[list[int]]:
+    """Row groups to make one of, ROW_GROUP_TOKENS rows at most, in their order; none where that would change nothing."""
+    if "layer" not in schema.names:
+        return []
+    found, place = pq.read_metadata(file), schema.names.index("layer")
+    done, open_parts, rows = list[list[int]](), dict[int, list[int]](), Counter[int]()
+    for number in range(found.num_row_groups):
+        group = found.row_group(number)
+        told = group.column(place).statistics
+        if told is None or not told.has_min_max or told.null_count or told.min != told.max:
+            return []
+        if told.min in rows and rows[told.min] + group.num_rows > ROW_GROUP_TOKENS:
+            done, open_parts, rows = [*done, *open_parts.values()], {}, Counter()
+        open_parts.setdefault(told.min, []).append(number)
+        rows[told.min] += group.num_rows
+    parts = [*done, *open_parts.values()]
+    return parts if len(parts) < found.num_row_groups else []
+
+
+def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Path:
+    """Write one table file from the row groups of `groups`; an existing one is kept (same key, same content)."""
+    path = table_file(layout, name, table_key(name, recipe))
+    if not path.exists():
+        with table_writer(layout, name, recipe) as add:
+            for group in groups:
+                add(group)
+    return path
+
+
+def find_tables(layout: Layout, name: str, recipe: dict[str, Any]) -> list[Path]:
+    """A table's files whose recipe has these values."""
+    found = []
+    for file in sorted(bring(layout.table(name)).glob("*.parquet")):
+        has = about(file) or {}
+        if all(has.get(key) == value for key, value in recipe.items()):
+            found.append(file)
+    return found
+
+
+def drop_tables(layout: Layout, name: str, recipe: dict[str, Any], keep: Path) -> None:
+    """Delete a table's files whose recipe has these values, but for `keep`: what they hold was made anew there."""
+    for file in find_tables(layout, name, recipe):
+        if file != keep:
+            file.unlink(missing_ok=True)
+            withdraw(file)
+
+
+def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    rows = max(len(value) for value in group.values() if not isinstance(value, str | int))
+    arrays = []
+    for column in schema:
+        value = group[column.name]
+        if isinstance(value, str | int):
+            value = pa.repeat(pa.scalar(value), rows)
+        # NaN marks "not defined here" in kernels; SQL's word for that is NULL.
+        array = pa.array(value, from_pandas=True) if not isinstance(value, pa.Array) else value
+        arrays.append(
+            array.cast(column.type)
+            if not pa.types.is_dictionary(column.type)
+            else array.cast(pa.string()).dictionary_encode()
+        )
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def foreign_record(file: Path) -> list[dict[str, str]]:
+    """The captures that a file from elsewhere stands for: pair, and where the table has them variant, stream, lens ..."""
+    found = about(file)
+    check_record(found, FOREIGN, file)
+    return list((found or {})[FOREIGN]["captures"])
+
+
+def foreign_files(layout: Layout, name: str) -> list[Path]:
+    """The files of a table that were brought in from elsewhere (see tables.imported)."""
+    pattern = f"{FOREIGN}-*.parquet"
+    return sorted(bring(layout.table(name), pattern).glob(pattern))
+
+
+def stream_table(layout: Layout) -> pd.DataFrame:
+    """One row per model and stream name it can be asked by, captured or known from foreign tables alone.
+
+    Columns: pair, variant, recipe, prompts, stream, name, prompt_set (SHA-256, or "foreign"), max_new_tokens, n_prompts.
+    `stream` is the name tables carry; `name` may be an alias of equal content (IT's teacher stream is its native one).
+    """
+    records = {record["name"]: record for record in stream_records(layout)}
+    sealed = list_captures(layout).query("sealed")
+    rows = []
+    for pair, variant in sorted(set(zip(sealed["pair"], sealed["variant"], strict=True))):
+        there = set(sealed.query("pair == @pair and variant == @variant")["stream"])
+        for name, stream in sorted(capture_names(layout, pair, variant).items()):
+            if stream in there and name in records:
+                record = records[name]
+                rows.append(
+                    {
+                        "pair": pair,
+                        "variant": variant,
+                        "recipe": record["kind"],
+                        "prompts": record["prompts"],
+                        "stream": stream,
+                        "name": name,
+                        "prompt_set": record["recipe"].get("prompt_set_sha256", ""),
+                        "max_new_tokens": record["recipe"].get("max_new_tokens", 0),
+                        "n_prompts": record["n_prompts"],
+                    }
+                )
+    rows += [_foreign_stream(*names) for names in _foreign_models(layout)]
+    columns = ["pair", "variant", "recipe", "prompts", "stream", "name", "prompt_set", "max_new_tokens", "n_prompts"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _foreign_models(layout: Layout) -> list[tuple[str, str, str]]:
+    """(pair, variant, stream) of everything that foreign tables hold."""
+    found = set()
+    for name in TABLES:
+        for path in foreign_files(layout, name):
+            for capture in foreign_record(path):
+                if "stream_pt" in capture:
+                    found |= {(capture["pair"], "pt", capture["stream_pt"]), (capture["pair"], "it", capture["stream"])}
+                elif "stream" in capture:
+                    found.add((capture["pair"], capture["variant"], capture["stream"]))
+    return sorted(found)
+
+
+def _foreign_stream(pair: str, variant: str, stream: str) -> dict[str, Any]:
+    """A row of `stream_table`: the recipe is what a stream's name begins with, as for captured ones."""
+    recipe, _, prompts = stream.partition("-")
+    named = {"pair": pair, "variant": variant, "recipe": recipe, "prompts": prompts, "stream": stream, "name": stream}
+    return {**named, "prompt_set": FOREIGN, "max_new_tokens": 0, "n_prompts": 0}
+
+
+def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB connection that sees the lake's tables as views and nothing else.
+
+    `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it.
+
+    Views: one per table of the schema (empty when nothing is computed yet), `captures`, `streams` and the SQL views.
+    No other file, no network, no Python variables, and the configuration is locked. Raises CorruptError for a table file
+    that is no Parquet file or lacks columns of its table.
+    """
+    read = tables_read(sql)
+    for name in read:
+        bring(layout.table(name))
+    files = {name: live_files(layout, name) if name in read else [] for name in TABLES}
+    files[TEXTS] = output_files(layout, True) if sql is None or TEXTS in tables_in(sql) else []
+    connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
+    for name, frame in (("captures", list_captures(layout)), ("streams", stream_table(layout))):
+        connection.register(f"_{name}", frame)
+        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
+        connection.unregister(f"_{name}")
+    for name, schema in TEXTS_AND_TABLES.items():
+        try:
+            rows = _scan(files[name], schema)
+            if name == "pair_lens":
+                rows = f"SELECT *, {_history(layout)} AS history FROM ({rows})"
+            connection.execute(f"CREATE VIEW {name} AS {rows}")
+        except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
+            folder = layout.root / "outputs" if name == TEXTS else layout.table(name)
+            raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
+    for name, view in VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {view}")
+    connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in files.values() for file in some)}]")
+    connection.execute("SET enable_progress_bar = false")  # its widget would stay in a notebook's output
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+@cache
+def _scratch() -> Path:
+    """Where DuckDB puts what does not fit into memory: SQL may read that folder, so it is this process's alone."""
+    folder = tempfile.TemporaryDirectory(prefix="actlake-sql-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]) -> T:
+    """What `action` returns of a connection; Ctrl-C stops it, which DuckDB itself sees only when a query is over."""
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while not done.done():
+            wait([done], timeout=0.2)
+    except KeyboardInterrupt:
+        connection.interrupt()
+        wait([done], timeout=5)
+        raise
+    return done.result()
+
+
+def _history(layout: Layout) -> str:
+    """SQL of a column of `pair_lens`: `shared` where both models read an answer by one and the same, `own` where each read its
+    own; NULL where streams from elsewhere do not say."""
+    writers = {record["name"]: _writer_of(record) for record in stream_records(layout)}
+    streams = stream_table(layout)
+    known = {(row.pair, row.variant, row.stream): (row.stream, row.recipe) for row in streams.itertuples()}
+    cases = []
+    for (pair, variant, stream), (_, recipe) in sorted(known.items()):
+        for other in sorted({name for (p, v, name) in known if (p, v) == (pair, "it")} if variant == "pt" else set()):
+            if stream in writers and other in writers:
+                history = "shared" if writers[stream] == writers[other] else "own"
+            elif PUBLISHED in (recipe, other):
+                continue
+            else:
+                history = "shared" if recipe == "teacher" or other.startswith("reverse") else "own"
+            cases.append(f"WHEN stream_pt = {_sql_text(stream)} AND stream = {_sql_text(other)} THEN '{history}'")
+    return f"CASE {' '.join(dict.fromkeys(cases))} END" if cases else "NULL::VARCHAR"
+
+
+def _writer_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Who wrote the continuations of a stream: a model in a template, or stored texts; nothing where there are none."""
+    found = record["recipe"].get("continuation") or {}
+    return tuple(found.get(key) for key in ("model_sha256", "template", "outputs"))
+
+
+def _sql_text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _files(layout: Layout, texts: bool) -> dict[str, list[Path]]:
+    here = {name: sorted(layout.table(name).glob("*.parquet")) for name in TABLES}
+    return here | {TEXTS: output_files(layout, texts)}
+
+
+def tables_read(sql: str | None) -> set[str]:
+    """The tables that a statement reads, by itself or behind views; all without one."""
+    if sql is None:
+        return set(TABLES)
+    named, behind = set[str](), tables_in(sql)
+    while behind - named:
+        named |= behind
+        behind = {name for view in named & VIEWS.keys() for name in tables_in(VIEWS[view])}
+    return named & TABLES.keys()
+
+
+def _scan(files: Sequence[Path], schema: pa.Schema) -> str:
+    for file in files:
+        check_parquet(file, schema)
+    if files:
+        columns = ", ".join(f'"{field.name}"' for field in schema)
+        return f"SELECT {columns} FROM read_parquet([{', '.join(map(_quoted, files))}])"
+    columns = ", ".join(f'NULL::{duck_type(field.type)} AS "{field.name}"' for field in schema)
+    return f"SELECT {columns} WHERE false"
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def duck_type(kind: pa.DataType) -> str:
+    """DuckDB's name of a column type of the schema."""
+    if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
+        return "VARCHAR"
+    if pa.types.is_list(kind):
+        return f"{duck_type(kind.value_type)}[]"
+    return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "bool": "BOOLEAN"}[str(kind)]
+
+
+def tables_in(sql: str) -> set[str]:
+    """Names of the lake's tables and views that a statement reads, as DuckDB's parser finds them.
+
+    Columns, aliases and texts of the same name don't count. Of several statements, or one that can't be parsed, every name
+    that occurs in the text.
+    """
+    known = known_tables()
+    found = _parsed(sql)
+    if found is None:
+        return {name for name in known if re.search(rf"\b{name}\b", sql, re.IGNORECASE)}
+    lowered = {name.lower() for name in found}
+    return {name for name in known if name.lower() in lowered}
+
+
+@lru_cache(maxsize=256)
+def _parsed(sql: str) -> frozenset[str] | None:
+    """The tables of one statement that reads, None where DuckDB can't name them; opens no file."""
+    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as parser:
+        with suppress(duckdb.Error):
+            return frozenset(parser.get_table_names(sql))
+        # Of some joins it names no tables but can still parse them.
+        tree = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
+    parsed = json.loads(tree[0]) if tree else {"error": True}
+    return None if parsed.get("error") else frozenset(_base_tables(parsed))
+
+
+def _base_tables(node: Any) -> Iterator[str]:
+    """Names of the tables in a serialised statement."""
+    if isinstance(node, dict):
+        if node.get("type") == "BASE_TABLE":
+            yield node["table_name"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _base_tables(child)
+
+
+def check_select(sql: str) -> None:
+    """Raise LakeError unless `sql` is one statement that only reads."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise sql_error(error) from error
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+        raise LakeError(f"SQL: one SELECT statement expected, found {kinds}; the lake's tables are read-only")
+
+
+def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
+    """DuckDB's message as one clear line for the user; of a `layout`, the table file that is damaged, if one is."""
+    if layout and not isinstance(error, MISTAKES):
+        for name, files in _files(layout, texts=False).items():
+            for file in files:
+                try:
+                    check_rows(file, TEXTS_AND_TABLES[name])
+                except CorruptError as damage:
+                    return damage
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, duckdb.PermissionException):
+        return LakeError(f"SQL: only the lake's own tables ({', '.join(known_tables())}) can be read ({lines[0]})")
+    whole = str(error).rstrip().splitlines()
+    at = next((number for number, line in enumerate(whole) if line.startswith("LINE ")), len(whole))
+    message = " ".join(line.strip() for line in whole[:at] if line.strip())[:500]
+    # The place in the statement keeps lines of its own: a caret stands below it.
+    return SqlError("SQL: " + " ".join(lines[:3])[:500], [message, *whole[at:]])
+
+
+def known_tables() -> list[str]:
+    """Names that SQL can use."""
+    return [*TABLES, TEXTS, *VIEWS, *SMALL_TABLES]
+
+
+def same_prompts(
+    streams: pd.DataFrame, pair: str, recipe: str, prompts: str | None, variants: Sequence[str] = VARIANTS
+) -> dict[str, str]:
+    """variant -> stream for the captures of `pair` that answer a question on `recipe`.
+
+    All `variants` must have been captured on the same prompt set with the same continuation budget. LakeError when none
+    or several such groups are in the lake; `prompts` (a prompt-set name or a prefix of a stream name) picks one. Rows from
+    elsewhere on the stream `published` stand in where nothing else of the recipe is there.
+    """
+    rows = streams[(streams["pair"] == pair) & streams["recipe"].isin([recipe, PUBLISHED])]
+    if prompts:
+        rows = rows[(rows["prompts"] == prompts) | rows["name"].str.startswith(prompts)]
+    if (rows["recipe"] == recipe).any():
+        rows = rows[rows["recipe"] == recipe]
+    groups = [
+        group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(variants)
+    ]
+    if len(groups) != 1 or groups[0]["variant"].duplicated().any():
+        have = (
+            ", ".join(f"{row.variant}:{row.name_}" for row in rows.rename(columns={"name": "name_"}).itertuples())
+            or "none"
+        )
+        if not groups and len(rows) and (rows["prompt_set"] == FOREIGN).all():
+            raise LakeError(
+                f"pair {pair}: this question needs rows of pt and it; there, from elsewhere: {have}. Bring in the other"
+                " variant's: `actlake table add TABLE FILE`"
+            )
+        if not groups:
+            known = streams.loc[streams["pair"] == pair, "prompts"].unique()
+            named = prompts or (known[0] if len(known) == 1 else "")
+            who = " and ".join(variants)
+            raise LakeError(
+                f"pair {pair}: needs sealed captures of {who} on stream {recipe!r}; there: {have}."
+                f" Run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`"
+            )
+        raise LakeError(f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts NAME")
+    return dict(zip(groups[0]["variant"], groups[0]["stream"], strict=True))
