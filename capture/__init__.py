@@ -1,0 +1,1 @@
+"""All that runs a model: loading, streams, capture, edits and replays."""

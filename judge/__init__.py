@@ -1,0 +1,1 @@
+"""An LLM as judge of replies: rubrics, questions, verdicts, agreement with people."""

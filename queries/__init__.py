@@ -1,0 +1,1 @@
+"""Questions: rows, the tables they need, what computes those, and the answers."""

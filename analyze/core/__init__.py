@@ -1,0 +1,1 @@
+"""Arrays and devices that all kernels share."""

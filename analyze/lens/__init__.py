@@ -1,0 +1,1 @@
+"""Lenses: a residual through the head, raw or tuned, without holding tokens x vocabulary."""

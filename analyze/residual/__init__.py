@@ -1,0 +1,1 @@
+"""What blocks do to the residual stream: norms, cosines, directions, geometry, effects on two tokens."""

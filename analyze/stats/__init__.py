@@ -1,0 +1,1 @@
+"""Intervals over prompts, ranks and effects of doses."""

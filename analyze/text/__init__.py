@@ -1,0 +1,1 @@
+"""Measures of replies: right answers, form, word classes, loops."""

@@ -1,0 +1,1 @@
+"""What training tuned lenses needs: recipes, folds of prompts, shuffling."""

@@ -1,0 +1,1 @@
+"""Checkpoints from files: configs, tokenizers, templates, weights, and why one is refused."""

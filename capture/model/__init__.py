@@ -1,0 +1,1 @@
+"""A loaded decoder: its blocks, branches and head, found by what they do."""

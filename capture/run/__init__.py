@@ -1,0 +1,1 @@
+"""One teacher-forced forward per batch, into shards of a capture."""

@@ -1,0 +1,1 @@
+"""From prompts to token streams, and the capture of a pair on them."""

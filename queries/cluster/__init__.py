@@ -1,0 +1,1 @@
+"""The same jobs on the workers of a dask scheduler."""

@@ -1,0 +1,1 @@
+"""One pass over stored captures, however many tables are computed in it."""

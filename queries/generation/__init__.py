@@ -1,0 +1,1 @@
+"""Free generation: texts under sweeps of edits, their scores, effects and verdicts."""

@@ -1,0 +1,1 @@
+"""Tables that replay late blocks under a condition."""

@@ -1,0 +1,1 @@
+"""Tables from stored activations alone, and the probes and directions they use."""

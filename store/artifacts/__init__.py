@@ -1,0 +1,1 @@
+"""What a lake holds beside captures and tables: streams, models, weights, probes, directions, texts, verdicts."""

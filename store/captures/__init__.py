@@ -1,0 +1,1 @@
+"""Captures: written shard by shard, sealed, read, verified and cited."""

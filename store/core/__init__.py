@@ -1,0 +1,1 @@
+"""What everything stands on: errors, durable files, the catalog, names of tables and variables."""

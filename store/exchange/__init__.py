@@ -1,0 +1,1 @@
+"""Moving a lake or a part of it: what is selected, planned and copied."""
