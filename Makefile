@@ -1,5 +1,6 @@
 # make demo    the main job on the embedded pair        make test    the full test suite
 # make lint    ruff and mypy                            make bench   benchmarks, into benchmarks/RESULTS.md
+# make clean   the environment and what was built; lakes and answers stay
 # make demo TORCH_INDEX=cu130   which build of torch: a name below download.pytorch.org/whl (cpu, cu130 ...), an index's URL,
 #                               or default: the one that pip finds by itself (on Linux PyPI's brings CUDA, 6.6 GB)
 PYTHON ?= python3
@@ -29,7 +30,7 @@ bench: $(VENV)/.installed-dev
 	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/run_all.py
 
 clean:
-	rm -rf $(VENV) lake report.html answers build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info  # what was captured and answered is the user's
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("actlake needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12" % v)'

@@ -83,6 +83,7 @@ class S3:
         until = time.monotonic() + 60
         while not self._serves(volume):
             if self._process.poll() is not None or time.monotonic() > until:
+                self.stop()
                 raise RuntimeError(f"SeaweedFS did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
             time.sleep(0.2)
 

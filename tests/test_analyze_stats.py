@@ -112,7 +112,8 @@ def test_difference_takes_other_strata_and_prompts_one_arm_lacks() -> None:
         (np.ones((5, 2)), np.zeros((5, 2)), (np.nan, np.nan, np.nan, 0, "none")),
         (np.array([[3.0]]), np.array([[2.0]]), (1.5, np.nan, np.nan, 1, "none")),
         (np.full((6, 1), 2.0), np.ones((6, 1)), (2.0, 2.0, 2.0, 6, "percentile")),
-        (np.array([[np.nan], [1.0]]), np.ones((2, 1)), (np.nan, np.nan, np.nan, 2, "none")),
+        (np.array([[np.nan], [1.0]]), np.ones((2, 1)), (np.nan, np.nan, np.nan, 2, "undefined: a value is NaN")),
+        (np.ones((2, 1)), np.full((2, 1), 1e-12), (np.nan, np.nan, np.nan, 2, "undefined: divides by 0")),
     ],
 )
 def test_degenerate_cases_are_named_and_silent(total, count, want) -> None:

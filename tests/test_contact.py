@@ -176,6 +176,19 @@ def test_sql_reads_no_file_of_the_working_folder(lake: Lake, tmp_path: Path, mon
     assert settings == (str(folder), False)
 
 
+SAYS_WHEN_IT_ASKS = """
+import threading
+from actlake.cli.main import main
+from actlake.store.tables import sql
+class Said(threading.Thread):
+    def start(self):
+        print("asking", flush=True)
+        super().start()
+sql.threading.Thread = Said
+main()
+"""
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -184,12 +197,17 @@ def test_sql_reads_no_file_of_the_working_folder(lake: Lake, tmp_path: Path, mon
     ],
 )
 def test_ctrl_c_stops_a_query(lake: Lake, query: str) -> None:
-    command = [sys.executable, "-m", "actlake", "sql", query, "--lake", str(lake.layout.root)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    time.sleep(6)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert "stopped" in process.communicate(timeout=20)[1] and process.returncode == 130
+    command = [sys.executable, "-c", SAYS_WHEN_IT_ASKS, "sql", query, "--lake", str(lake.layout.root)]
+    pipe, environment = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        try:
+            assert process.stdout.readline() == "asking\n"
+            time.sleep(0.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert "stopped" in process.communicate(timeout=60)[1] and process.returncode == 130
+        finally:
+            process.kill()
 
 
 def test_tables_of_the_command_line_are_whole(capsys) -> None:

@@ -72,3 +72,13 @@ def test_default_is_what_pip_finds_and_a_name_is_one_of_pytorchs(tmp_path: Path)
     for settings, name in ((["TORCH_INDEX=cu130"], "cu130"), ([], "cpu")):
         shown = make(ROOT, "-n", "VENV=none", *settings, "none/.installed")
         assert f"--extra-index-url 'https://download.pytorch.org/whl/{name}' torch" in shown
+
+
+def test_clean_keeps_what_was_captured_and_answered(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path / "Makefile")
+    for name in ("lake/lake.json", "answers/L1.csv", "report.html", "dist/a.whl", ".venv/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    make(tmp_path, "clean")
+    left = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file())
+    assert left == ["Makefile", "answers/L1.csv", "lake/lake.json", "report.html"]

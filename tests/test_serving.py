@@ -131,7 +131,10 @@ def test_serve_as_a_command(answered: Layout) -> None:
         assert run(app, ["ls", "--lake", url]).exit_code == 0
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def test_a_server_without_ranges_is_named_and_serves_all_the_same(answered: Layout, tmp_path: Path, capsys) -> None:

@@ -22,6 +22,7 @@ from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows import index, registry
 from actlake.queries.rows.registry import find, parse
 from actlake.store.core.catalog import PairSpec, default_windows
+from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables.sql import connect, write_table
 from made import answer, row
@@ -239,6 +240,31 @@ def test_ratios_count_prompts_that_had_none_before(scored: Scored) -> None:
         assert table.loc[f"str_times_5_{arm}", "estimate"] == pytest.approx(want)
 
 
+def test_a_share_of_nothing_is_undefined(tmp_path: Path) -> None:
+    """The whole IT writes nothing in the form asked for, or one reply of ten: no ratio, or one that nothing bounds above."""
+    layout = Layout.open(tmp_path / "lake", create=True)
+    names = {"pair": "made", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"], "sweep": "A5a"}
+    for whole in (0.0, 1.0):
+        table = lines("A5a", 7)
+        form = table["metric"] == "format"
+        table.loc[form & (table["dose"] == 0), "value"] = 0.0
+        table.loc[form & (table["dose"] == 0) & (table["prompt"] == table.loc[form, "prompt"].min()), "value"] = whole
+        columns = {name: table[name].to_list() for name in table} | names
+        columns |= {"value": table["value"].to_numpy(), "dose": table["dose"].to_numpy()}
+        write_table(layout, "scores", names, [columns])
+        query = find("A5a")
+        read = estimates.read(connect(layout), answers.scoped(query, [SCOPE]), query, ["made"])
+        found = estimates.table_of([read["made"]], query)
+        ratios = found[(found["measure"] == "format_relative") | (found["of"] == "format")]
+        said = answers.say(query.says, found, query)
+        assert len(ratios) > 5 and ratios[["low", "high"]].isna().all(axis=None)
+        if whole:
+            assert ratios["estimate"].between(0, 10).all() and set(ratios["method"]) == {"none"}
+        else:
+            assert ratios["estimate"].isna().all() and set(ratios["method"]) == {"undefined: divides by 0"}
+            assert "undefined" not in said and "what is left of form" not in said and "form changes by" in said
+
+
 def test_published_points_of_curves_are_drawn_where_they_belong() -> None:
     rows = [row("str", 0.1, 0.01, alpha=x, direction=d) for x in (0.0, 1.0, 5.0) for d in ("d_mean", "d_conv")]
     found = answer("exp10_P4", "gemma3_4b", rows)
@@ -256,6 +282,14 @@ def test_a_list_in_the_plot_line_goes_on_in_the_next_line() -> None:
     head = "-- id: x\n-- title: x\n-- needs: lens\n-- stream: raw\n-- source: x\n"
     text = head + '-- plot: line x=a y="b, c" hide=d,\n--   e* numbers=f\nSELECT 1\n'
     assert parse(text, "x").plot == {"kind": "line", "x": "a", "y": "b, c", "hide": "d,e*", "numbers": "f"}
+
+
+@pytest.mark.parametrize("end", ["SELECT 1 -- one", "SELECT 1;", "SELECT 1\n-- done"])
+def test_sql_that_can_stand_in_no_brackets_is_refused(end: str) -> None:
+    head = "-- id: x\n-- title: x\n-- needs: lens\n-- stream: raw\n-- source: x\n"
+    with pytest.raises(LakeError, match=r"x.sql: its SQL ends in '.*no comment into the last line and no ;"):
+        parse(f"{head}-- plot: line x=a y=b\n{end}", "x.sql")
+    assert parse(f"{head}SELECT 1 -- one\n  AS measure\n", "x.sql").sql.endswith("AS measure")
 
 
 def test_rows_that_read_scores_generate() -> None:

@@ -18,6 +18,8 @@ from ...store.core.errors import LakeError
 Statistic = Callable[..., np.ndarray]
 # Elements of the largest array a batch of resamples may allocate (float64: 128 MB).
 BATCH_ELEMENTS = 1 << 24
+# Counts that sum to less count nothing: a ratio's SQL gives prompts that are 0 below the line a weight, which keeps them.
+NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Interval:
     """An estimate with its confidence limits, the n units behind it, and how the limits were found.
 
     method: "BCa"; "percentile" where BCa is undefined (no spread, or a jackknife without any); "t" over seeds; "none"
-    (limits NaN) with fewer than two units. Limits that leave out the estimate, as BCa's may of few or lopsided units, are
-    widened to it.
+    (limits NaN) with fewer than two units, or where a tail's share of the resamples has no estimate, as of a ratio whose
+    denominator few prompts hold; "undefined: ..." with an estimate of NaN. Limits that leave out the estimate, as BCa's may
+    of few or lopsided units, are widened to it.
     """
 
     estimate: float
@@ -77,7 +80,7 @@ class Sample:
     def estimate(self, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
         """The estimates [...] of summed totals and counts [..., K]; NaN where nothing counts."""
         if self.values is None:
-            ratio = np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
+            ratio = np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > NOTHING)
             return ratio[..., 0] if ratio.shape[-1] == 1 else np.nanmean(ratio, axis=-1)
         below = bottom.cumsum(-1)
         half = below[..., -1:] / 2
@@ -242,7 +245,9 @@ def limits(
     tail = (1.0 - level) / 2.0
     plain = np.nanquantile(found.bootstrap_distribution, [tail, 1.0 - tail], axis=-1)
     good = np.isfinite(low) & np.isfinite(high)
-    return np.where(good, low, plain[0]), np.where(good, high, plain[1]), np.where(good, "BCa", "percentile")
+    none = np.isnan(found.bootstrap_distribution).mean(axis=-1) > tail  # what is left would say too little of a tail
+    low, high = (np.where(none, np.nan, np.where(good, a, b)) for a, b in ((low, plain[0]), (high, plain[1])))
+    return low, high, np.where(none, "none", np.where(good, "BCa", "percentile"))
 
 
 def multiplicity(index: np.ndarray, prompts: int) -> np.ndarray:
@@ -274,13 +279,21 @@ def _bootstrap(
     low, high, method = (
         np.where(unknown, np.nan, low),
         np.where(unknown, np.nan, high),
-        np.where(unknown, "none", method),
+        np.where(unknown, [_why_undefined(quantity, prompts) for quantity in group], method),
     )
     unit = "prompts" if len(data) == 1 else f"prompts of {len(data)} pairs"
     return [
         Interval(float(e), float(a), float(b), prompts, str(m), unit)
         for e, a, b, m in zip(estimate, low, high, method, strict=True)
     ]
+
+
+def _why_undefined(quantity: Quantity, prompts: int) -> str:
+    """The method of an estimate that is NaN."""
+    if not prompts:
+        return "none"
+    finite = all(np.isfinite(sample.total).all() for sample in (*quantity.plus, *quantity.minus))
+    return "undefined: divides by 0" if finite else "undefined: a value is NaN"
 
 
 def _statistic(group: Sequence[Quantity], kept: tuple[np.ndarray, ...]) -> tuple[Statistic, int]:

@@ -8,8 +8,8 @@
 -- says: Words at the boundary of the structural classes all counted as structural move the mean share of structural words by
 --   {max_marks_to_structural} at most over all conditions, all counted as content by {max_marks_to_content}; function words
 --   at the boundary counted as content by {max_function_to_content}, content words counted as function words by
---   {max_content_to_function}: {passes} of 4 stay under .01. At alpha 3 there are {times_structural} times as many words of
---   structure as at alpha 1[, {times_discourse} times as many of discourse].
+--   {max_content_to_function}: {passes} of 4 stay under .01. [At alpha 3 there are {times_structural} times as many words
+--   of structure as at alpha 1. ][Words of discourse are {times_discourse} times as many.]
 -- about: The texts of A1 (alpha and random additions), classified again. Words that could be of another class, at most 500
 --   a boundary and the most frequent first: between structural or discourse and the rest, and between function and content
 --   (rules of ours: METHODS does not say how the PT/IT study finds its 52). All of one boundary are set to one class, to

@@ -10,15 +10,16 @@
 --   response} ({format_change_1}, as a share), coherent ones {coherent_change_1?become more|become fewer|show no clear
 --   response} ({coherent_change_1})[; without its last three form changes by {format_change_3}, coherence by
 --   {coherent_change_3}]; without all its late blocks form changes by {format_change_all}, coherence by
---   {coherent_change_all}. With the last block gone what is left of form is {relative_first?more|less|not clearly more or
---   less} than what is left of coherence ({relative_first}, as shares of the whole IT's).
+--   {coherent_change_all}. [With the last block gone what is left of form is {relative_first?more|less|not clearly more or
+--   less} than what is left of coherence ({relative_first}, as shares of the whole IT's).]
 -- about: IT writes freely; its last blocks, from one to all late ones, do nothing: MLP and attention outputs are zeroed, so
 --   that the residual passes them. `skipped` counts them (0: IT as it is). `*_relative`: a share over that of the whole IT,
 --   on prompts that both have a score of; `relative_first` one block and `relative_all` all late blocks skipped, form less
---   coherence; `*_change_K`: K blocks skipped less none, on the same prompts. A model of L blocks skips at most its late
---   ones, 14 of 34 in the PT/IT study's and fewer in a shallow one: compare shares of the depth, not counts. `str` of an
---   incoherent reply means little, and a refusal is one only in a coherent reply (known pitfall: incoherent replies).
---   Metrics as in A1. The published figures are prose of the paper: three blocks skipped.
+--   coherence; `*_change_K`: K blocks skipped less none, on the same prompts. Shares of a whole IT that scores 0 are
+--   undefined. A model of L blocks skips at most its late ones, 14 of 34 in the PT/IT study's and fewer in a shallow one:
+--   compare shares of the depth, not counts. `str` of an incoherent reply means little, and a refusal is one only in a
+--   coherent reply (known pitfall: incoherent replies). Metrics as in A1. The published figures are prose of the paper:
+--   three blocks skipped.
 -- pitfalls: pooled duplicate replies, incoherent replies
 -- source: METHODS 5.2 to 5.4, 18
 WITH cells AS (

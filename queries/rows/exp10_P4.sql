@@ -7,9 +7,9 @@
 --   hide=tokens*,ended*,harm*_complied*,harmless_incoherent*,*_0,*_times_*,answer_*,reasoning_*,alignment_*,choice_*_5,harm*_5
 -- says: Along d_conv, the direction that predicts IT's later convergence, form {format_d_conv_0?gains|suffers|shows no
 --   clear response} when the component is taken out of IT's late MLPs (alpha 0, {format_d_conv_0}, as a share) and
---   {format_d_conv_5?gains|suffers|shows no clear response} at five times ({format_d_conv_5}); structural words are
---   {str_times_5_d_conv} times as frequent at alpha 5 as at 1. Along d_mean form changes by {format_d_mean_0} and
---   {format_d_mean_5}, structural words are {str_times_5_d_mean} times as frequent. At alpha 5 form is
+--   {format_d_conv_5?gains|suffers|shows no clear response} at five times ({format_d_conv_5})[; structural words are
+--   {str_times_5_d_conv} times as frequent at alpha 5 as at 1]. Along d_mean form changes by {format_d_mean_0} and
+--   {format_d_mean_5}[, structural words are {str_times_5_d_mean} times as frequent]. At alpha 5 form is
 --   {format_apart_5?higher|lower|not clearly higher or lower} along d_mean than along d_conv ({format_apart_5}), structural
 --   words are {str_apart_5?more|fewer|not clearly more or fewer} ({str_apart_5}).
 -- about: A1's sweep along d_conv (exp10: ridge regression of the difference IT - PT of the layers' KL to the final

@@ -101,8 +101,13 @@ def parse(text: str, where: str) -> Query:
     missing = {"id", "title", "needs", "stream", "source"} - header.keys()
     if missing:
         raise LakeError(f"{where}:1: the header lacks {', '.join(sorted(missing))}")
-    if not "\n".join(lines[end:]).strip():
+    sql = "\n".join(lines[end:]).strip()
+    if not sql:
         raise LakeError(f"{where}:{end}: no SQL after the header")
+    if "--" in (last := sql.splitlines()[-1]) or last.endswith(";"):
+        raise LakeError(
+            f"{where}: its SQL ends in {last!r}; put no comment into the last line and no ; as it stands in brackets"
+        )
     return Query(
         id=header["id"],
         title=header["title"],
@@ -116,7 +121,7 @@ def parse(text: str, where: str) -> Query:
         about=header.get("about", ""),
         pitfalls=tuple(name.strip() for name in header.get("pitfalls", "").split(",") if name.strip()),
         source=header["source"],
-        sql="\n".join(lines[end:]).strip(),
+        sql=sql,
         models=_models(header.get("models", "2"), where),
         sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
