@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import tiny
 from actlake.queries.answer import estimates
-from actlake.queries.answer.asking import answer as answers
+from actlake.queries.answer.answer import scoped
+from actlake.queries.answer.asking import answer as ask
 from actlake.queries.engine.context import Scope
 from actlake.queries.rows.registry import find, parse, published, queries
 from actlake.store.artifacts.models import write_model
@@ -197,7 +198,7 @@ def test_0J_as_published_on_a_deep_profile(tmp_path: Path) -> None:
         }  # fmt: skip
         write_table(layout, "delta", {"variant": variant}, [rows])
     scope = Scope(PAIR, {v: f"native-set-{v}" for v in ("pt", "it")}, "native")
-    read = estimates.read(connect(layout), answers.scoped(find("0J"), [scope]), find("0J"), [PAIR])
+    read = estimates.read(connect(layout), scoped(find("0J"), [scope]), find("0J"), [PAIR])
     found = estimates.table_of([read[PAIR]], find("0J")).set_index("measure")["estimate"]
     base = drop[6:15].astype("f4")
     for name, bound in {
@@ -452,7 +453,7 @@ SHARES = "SELECT 'share' AS measure, variant, avg((top1 = 0)::INT) AS estimate, 
 
 
 def test_a_row_may_return_estimates_and_gets_their_differences(made: Made) -> None:
-    found = answers.answer(made.layout, final(SHARES), PAIR)
+    found = ask(made.layout, final(SHARES), PAIR)
     table = found.table.set_index("variant")
     assert list(table.columns) == ["measure", "estimate", "low", "high", "n", "unit", "method"]
     share = {v: (made.probabilities(("native", v)).argmax(-1) == 0).mean() for v in ("pt", "it")}
@@ -487,7 +488,7 @@ def test_a_contrast_that_the_sql_gives_with_its_interval_is_kept(made: Made) -> 
     sql += (
         "('share', 'it - pt', 1, .3, .2, .35, 9, 'seeds')) AS v (measure, variant, layer, estimate, low, high, n, unit)"
     )
-    table = answers.answer(made.layout, final(sql), PAIR).table
+    table = ask(made.layout, final(sql), PAIR).table
     assert len(table) == 3
     line = table[table["variant"] == "it - pt"].iloc[0]
     assert (line["estimate"], line["low"], line["high"], line["n"], line["unit"]) == (0.3, 0.2, 0.35, 9, "seeds")
@@ -495,25 +496,23 @@ def test_a_contrast_that_the_sql_gives_with_its_interval_is_kept(made: Made) -> 
 
 def test_estimates_without_a_name_or_twice_are_refused(made: Made) -> None:
     with pytest.raises(LakeError, match="Z1: its SQL must return `measure` and `estimate`"):
-        answers.answer(made.layout, final("SELECT 'a' AS measure, 1 AS n"), PAIR)
+        ask(made.layout, final("SELECT 'a' AS measure, 1 AS n"), PAIR)
     with pytest.raises(LakeError, match="more than once"):
-        answers.answer(made.layout, final("SELECT 'a' AS measure, 1.0 AS estimate UNION ALL SELECT 'a', 2.0"), PAIR)
+        ask(made.layout, final("SELECT 'a' AS measure, 1.0 AS estimate UNION ALL SELECT 'a', 2.0"), PAIR)
     with pytest.raises(LakeError, match="z.sql: bootstrap 'token'"):
         final(SHARES, bootstrap="token")
 
 
 def test_a_row_may_read_several_streams_or_none(made: Made) -> None:
     sql = "SELECT recipe AS measure, variant, count(*) AS estimate FROM lens WHERE lens = 'raw' AND layer = 0 GROUP BY ALL"
-    found = answers.answer(made.layout, final(sql, stream="native, teacher"), PAIR)
+    found = ask(made.layout, final(sql, stream="native, teacher"), PAIR)
     for recipe in ("native", "teacher"):
         for variant in ("pt", "it"):
             key = (recipe, variant) if (recipe, variant) in made.stream else ("native", variant)
             assert estimate(found.table, recipe, variant=variant) == made.stream[key].n_tokens
     assert set(found.streams) == {"native pt", "native it", "teacher pt", "teacher it"}
     assert found.streams["native it"] == found.streams["teacher it"]
-    none = answers.answer(
-        made.layout, final("SELECT 'x' AS measure, 1.5 AS estimate", stream="none", contrast=""), PAIR
-    )
+    none = ask(made.layout, final("SELECT 'x' AS measure, 1.5 AS estimate", stream="none", contrast=""), PAIR)
     assert none.streams == {} and none.table["estimate"].tolist() == [1.5]
 
 

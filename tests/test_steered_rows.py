@@ -14,7 +14,8 @@ from actlake.capture.streams.prompts import read_prompts
 from actlake.cli.main import app
 from actlake.lake import Lake
 from actlake.queries.answer import estimates
-from actlake.queries.answer.asking import answer as answers
+from actlake.queries.answer.answer import scoped
+from actlake.queries.answer.sentences import say
 from actlake.queries.engine.context import Scope
 from actlake.queries.figures.panels import marked, split
 from actlake.queries.figures.plots import draw
@@ -107,9 +108,9 @@ class Scored:
 
     def _table(self, name: str) -> pd.DataFrame:
         query = find(name)
-        read = estimates.read(connect(self.layout), answers.scoped(query, [SCOPE]), query, ["made"])
+        read = estimates.read(connect(self.layout), scoped(query, [SCOPE]), query, ["made"])
         table = estimates.table_of([read["made"]], query, resamples=50)
-        self.said[name] = answers.say(query.says, table, query)
+        self.said[name] = say(query.says, table, query)
         return table
 
     def wide(self, name: str) -> pd.DataFrame:
@@ -240,29 +241,32 @@ def test_ratios_count_prompts_that_had_none_before(scored: Scored) -> None:
         assert table.loc[f"str_times_5_{arm}", "estimate"] == pytest.approx(want)
 
 
-def test_a_share_of_nothing_is_undefined(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [0.0, 1.0])
+def test_a_share_of_nothing_is_undefined(tmp_path: Path, whole: float) -> None:
     """The whole IT writes nothing in the form asked for, or one reply of ten: no ratio, or one that nothing bounds above."""
     layout = Layout.open(tmp_path / "lake", create=True)
     names = {"pair": "made", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"], "sweep": "A5a"}
-    for whole in (0.0, 1.0):
-        table = lines("A5a", 7)
-        form = table["metric"] == "format"
-        table.loc[form & (table["dose"] == 0), "value"] = 0.0
-        table.loc[form & (table["dose"] == 0) & (table["prompt"] == table.loc[form, "prompt"].min()), "value"] = whole
-        columns = {name: table[name].to_list() for name in table} | names
-        columns |= {"value": table["value"].to_numpy(), "dose": table["dose"].to_numpy()}
-        write_table(layout, "scores", names, [columns])
-        query = find("A5a")
-        read = estimates.read(connect(layout), answers.scoped(query, [SCOPE]), query, ["made"])
-        found = estimates.table_of([read["made"]], query)
-        ratios = found[(found["measure"] == "format_relative") | (found["of"] == "format")]
-        said = answers.say(query.says, found, query)
-        assert len(ratios) > 5 and ratios[["low", "high"]].isna().all(axis=None)
-        if whole:
-            assert ratios["estimate"].between(0, 10).all() and set(ratios["method"]) == {"none"}
-        else:
-            assert ratios["estimate"].isna().all() and set(ratios["method"]) == {"undefined: divides by 0"}
-            assert "undefined" not in said and "what is left of form" not in said and "form changes by" in said
+    table = lines("A5a", 7)
+    form = (table["metric"] == "format") & (table["dose"] == 0)
+    table.loc[form, "value"] = [whole, *[0.0] * (form.sum() - 1)]
+    columns = {name: table[name].to_list() for name in table} | names
+    columns |= {"value": table["value"].to_numpy(), "dose": table["dose"].to_numpy()}
+    write_table(layout, "scores", names, [columns])
+    query = find("A5a")
+    read = estimates.read(connect(layout), scoped(query, [SCOPE]), query, ["made"])
+    found = estimates.table_of([read["made"]], query)
+    ratios = found[(found["measure"] == "format_relative") | (found["of"] == "format")]
+    assert len(ratios) > 5
+    if whole:
+        assert ratios["estimate"].between(0, 10).all() and ratios["high"].fillna(1).le(1).all()
+        assert (
+            ratios["method"] == "none"
+        ).mean() > 0.8  # but where nothing is skipped, and the ratio 1 whatever is drawn
+    else:
+        assert ratios[["estimate", "low", "high"]].isna().all(axis=None)
+        assert set(ratios["method"]) == {"undefined: divides by 0"}
+        said = say(query.says, found, query)
+        assert "undefined" not in said and "what is left of form" not in said and "form changes by" in said
 
 
 def test_published_points_of_curves_are_drawn_where_they_belong() -> None:
