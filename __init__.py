@@ -11,8 +11,13 @@ from . import analyze
 from .lake import Lake
 from .store.core.errors import CorruptError, LakeError
 from .store.core.version import __version__
+from .store.tables.declared import TABLES
 
 __all__ = ["CorruptError", "Lake", "LakeError", "__version__", "analyze", "open"]
+
+
+# Modules that declare tables; each module of these packages does so when it is imported, at the first look at TABLES.
+TABLES.declared_in(*(f"{__name__}.queries.{part}" for part in ("tables", "replayed", "generation.tables")))
 
 
 def open(

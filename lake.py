@@ -170,7 +170,7 @@ class Lake:
         prompts for which `tuned.folds.fold_of(prompt_ids, folds)` is its number.
         LakeError when there is no such set, CorruptError when it is damaged.
         """
-        from .queries.tables.probe_choice import load_probes
+        from .queries.probes.choice import load_probes
 
         return load_probes(find_probes(self.layout, model, name))
 

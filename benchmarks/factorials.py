@@ -33,10 +33,10 @@ from actlake.capture.run.batching import batch_plan
 from actlake.queries.answer.asking import answer_all
 from actlake.queries.engine.context import Context
 from actlake.queries.engine.passes import run as sweep
+from actlake.queries.probes.choice import choose
 from actlake.queries.replayed.condition import SEED as NUMBER
 from actlake.queries.rows.index import reads
 from actlake.queries.rows.registry import find, queries
-from actlake.queries.tables.probe_choice import choose
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.streams import Stream, read_stream
 from actlake.store.core.catalog import default_windows, load_catalog

@@ -29,7 +29,7 @@ from actlake.capture.run.batching import batch_plan, estimate
 from actlake.capture.run.capture import capture, make_template
 from actlake.queries.engine.context import Scope
 from actlake.queries.makers import ensure
-from actlake.queries.tables.probe_training import train_probes
+from actlake.queries.probes.training import train_probes
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.streams import write_stream
 from actlake.store.captures.manifest import seal

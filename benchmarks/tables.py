@@ -12,8 +12,8 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from actlake.store.core.schema import TABLES
 from actlake.store.format.paths import Layout
+from actlake.store.tables.declared import TABLES
 from actlake.store.tables.sql import ROW_GROUP_TOKENS, VIEWS, connect, write_table
 from measure import Row, in_turn, main, median_ratio, medians
 

@@ -22,8 +22,8 @@ from actlake.analyze.tuned.folds import fold_of
 from actlake.analyze.tuned.recipes import Sgd
 from actlake.capture.streams.capture_pair import Options, capture_pair, find_prompts
 from actlake.capture.streams.prompts import PromptSet
-from actlake.queries.tables.probe_choice import load_probes
-from actlake.queries.tables.probe_training import train_probes
+from actlake.queries.probes.choice import load_probes
+from actlake.queries.probes.training import train_probes
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.core.catalog import StreamSpec, load_catalog
 from actlake.store.format.paths import Layout

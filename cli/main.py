@@ -490,7 +490,7 @@ def probes_train(
     Interrupted? The same command goes on from a minute before. Rows that need a tuned lens use what was trained here, the
     most tokens first, before the probes they train by themselves.
     """
-    from ..queries.tables.probe_training import recipe_of, train_probes
+    from ..queries.probes.training import recipe_of, train_probes
 
     layout, known = open_layout(lake, catalog)
     pair, roles = one_pair(names, variant, "probes train")

@@ -18,7 +18,7 @@ import pytest
 import tiny
 import torch
 from actlake.analyze.tuned.recipes import Adam
-from actlake.queries.tables import probe_choice
+from actlake.queries.probes import choice as probe_choice
 from actlake.store.core.catalog import PairSpec
 from actlake.store.format.paths import Layout
 from servers import S3, environment

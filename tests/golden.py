@@ -66,7 +66,7 @@ def make(root: Path) -> Any:
     """Capture all pairs below `root` through the command line, and return the Lake."""
     import actlake
     from actlake.analyze.tuned.recipes import Adam
-    from actlake.queries.tables import probe_choice
+    from actlake.queries.probes import choice as probe_choice
 
     package = Path(actlake.__file__).parent.resolve()
     probe_choice.DEFAULT = Adam(batch=64, steps=20, check_every=10, peak=1e-2)  # they need not be good

@@ -18,6 +18,7 @@ ORDER = (
     "queries.replayed",
     "queries.generation",
     "queries.tables",
+    "queries.probes",
     "queries",
     "queries.rows",
     "queries.engine",

@@ -14,8 +14,8 @@ from actlake.queries.answer import asking
 from actlake.queries.answer.answer import Answer, Refused
 from actlake.queries.answer.asking import Asking, grouped
 from actlake.queries.engine import estimate
+from actlake.queries.probes.training import Training
 from actlake.queries.rows.registry import find
-from actlake.queries.tables.probe_training import Training
 from actlake.store.core.errors import LakeError
 from actlake.store.core.progress import words
 from actlake.store.format.paths import Layout

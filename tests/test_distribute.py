@@ -24,7 +24,7 @@ from actlake.queries.engine import passes, task_parts
 from actlake.queries.engine.context import Scope
 from actlake.queries.engine.task_parts import part_writer, read_part
 from actlake.queries.makers import ensure
-from actlake.queries.tables import probe_choice
+from actlake.queries.probes import choice as probe_choice
 from actlake.store.captures.reader import find_capture
 from actlake.store.core.errors import LakeError
 from actlake.store.exchange.plan import Planner, origin_of
@@ -45,7 +45,7 @@ class Quick(WorkerPlugin):
         self.recipe = recipe
 
     def setup(self, worker):
-        from actlake.queries.tables import probe_choice as there
+        from actlake.queries.probes import choice as there
 
         there.DEFAULT = self.recipe
 

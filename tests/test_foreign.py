@@ -181,7 +181,7 @@ CURVE = {"variant": ["pt", "it"], "layer": [1, 1], "block_cos": [0.1, 0.2]}
 GIVEN = {"pair": "p", "stream": "native"}
 BAD: list[tuple[str, Any, dict[str, str], str]] = [
     ("delta", {**CURVE, "cosine": [1, 2]}, GIVEN, "table delta has no column 'cosine'; it has pair, variant"),
-    ("commitment", CURVE, GIVEN, "commitment is a view over lens; tables are tokens, lens"),
+    ("commitment", CURVE, GIVEN, "commitment is a view over lens; tables are attention, "),
     ("nothing", CURVE, GIVEN, "no table 'nothing'; tables are"),
     ("delta", {**CURVE, "stream": ["native", None]}, {"pair": "p"}, r"column stream of table delta has gaps \(1 of 2 rows\): give it with --stream"),
     ("lens", {k: [v[0]] for k, v in CURVE.items() if k == "layer"} | {"kl_final_layer": [1]}, {}, r"column pair of table lens is missing: give it with --pair; so is variant \(filled in as the file lacks it: stream with 'published', lens with 'raw'\)"),

@@ -16,8 +16,8 @@ from actlake.lake import Lake
 from actlake.queries.engine import passes
 from actlake.queries.engine.context import Context, Scope
 from actlake.queries.makers import ensure
+from actlake.queries.probes.choice import choose
 from actlake.queries.replayed import graft, replays
-from actlake.queries.tables.probe_choice import choose
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import find_capture

@@ -1,14 +1,15 @@
 """Rows that count: of the present code and the lake's present captures only; a stale or copied file changes no answer."""
 
 import shutil
+from dataclasses import replace
 
 import actlake
 import pyarrow.parquet as pq
 import pytest
 import tiny
 from actlake.store.core.errors import CorruptError
-from actlake.store.core.schema import TABLE_VERSIONS
 from actlake.store.tables import live
+from actlake.store.tables.declared import TABLES
 from actlake.store.tables.sql import connect, tables_in
 
 COUNT = "SELECT count(*), count(DISTINCT (variant, stream, token, layer)) FROM lens WHERE lens = 'raw'"
@@ -22,7 +23,7 @@ def counted(layout) -> tuple[int, int]:
 def test_rows_of_an_older_version_do_not_count(lake_copy, monkeypatch):
     before = counted(lake_copy)
     assert before[0] == before[1] > 0
-    monkeypatch.setitem(TABLE_VERSIONS, "lens", TABLE_VERSIONS["lens"] + 1)
+    monkeypatch.setitem(TABLES._known, "lens", replace(TABLES["lens"], version=2))
     assert connect(lake_copy).sql(COUNT).fetchall() == [(0, 0)]  # nothing of this version is there yet
     assert counted(lake_copy) == before
     why = set(live.stale_files(lake_copy, "lens").values())

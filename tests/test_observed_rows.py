@@ -20,11 +20,11 @@ from actlake.lake import Lake
 from actlake.queries.answer.asking import answer_all
 from actlake.queries.engine import passes
 from actlake.queries.engine.context import Context, Scope
+from actlake.queries.probes import choice as probe_choice
+from actlake.queries.probes.choice import choose
 from actlake.queries.rows.registry import find
-from actlake.queries.tables import probe_choice
 from actlake.queries.tables.directions import directions_table
 from actlake.queries.tables.per_prompt import last_prompt_tokens
-from actlake.queries.tables.probe_choice import choose
 from actlake.store.artifacts.directions import read_directions
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.artifacts.weights import write_weights

@@ -15,9 +15,9 @@ from actlake.capture.edit import replay
 from actlake.lake import Lake
 from actlake.queries.engine.context import Context, Scope
 from actlake.queries.makers import ensure
+from actlake.queries.probes.choice import choose
 from actlake.queries.replayed import patching
 from actlake.queries.replayed.patching import Patching, best_layers, first_tokens
-from actlake.queries.tables.probe_choice import choose
 from actlake.store.artifacts.directions import read_directions
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture

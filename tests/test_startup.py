@@ -4,15 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import tiny
 from actlake.queries.answer.asking import answer_all
-from actlake.queries.makers import PER_CAPTURE, PER_PAIR
 from actlake.queries.rows.registry import find
-from actlake.store.core.schema import TABLES
+from actlake.store.tables.declared import TABLES
 from test_graft_rows import catalog
 from test_observed_rows import texts
 
@@ -61,7 +59,7 @@ def test_looking_at_a_lake_loads_nothing(where: list[str]) -> None:
         assert not loaded(*words)[1]
 
 
-@pytest.mark.parametrize("table", [*PER_CAPTURE, *PER_PAIR])
-def test_what_makes_a_table_is_there(table: str) -> None:
-    maker = (PER_CAPTURE | PER_PAIR)[table]
-    assert callable(getattr(import_module(f"actlake.queries.{maker.module}"), maker.name)) and table in TABLES
+def test_declaring_tables_loads_nothing() -> None:
+    code = f"import sys, actlake; from actlake.store.tables.declared import TABLES; n = len(TABLES); print(n, *({{*{HEAVY}}} & sys.modules.keys()))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(len(TABLES))]

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from actlake.store.core.errors import LakeError
-from actlake.store.core.schema import TABLES
 from actlake.store.format.paths import Layout
 from actlake.store.tables import sql as tables
+from actlake.store.tables.declared import TABLES
 from actlake.store.tables.sql import check_select, connect, sql_error, table_file, table_key, tables_in, write_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -128,9 +128,9 @@ def test_failed_table_leaves_nothing_behind(lake):
 
 def test_tables_of_an_empty_lake_are_empty_and_typed(lake):
     connection = connect(lake)
-    for name, schema in TABLES.items():
+    for name, table in TABLES.items():
         relation = connection.sql(f"SELECT * FROM {name}")
-        assert relation.columns == schema.names + ["history"] * (name == "pair_lens") and relation.fetchall() == []
+        assert relation.columns == table.names + ["history"] * (name == "pair_lens") and relation.fetchall() == []
     assert connection.sql("SELECT count(*) FROM commitment").fetchall() == [(0,)]
     assert connection.sql("SELECT count(*) FROM captures").fetchall() == [(0,)]
     assert tables_in("SELECT * FROM lens JOIN tokens USING (token)") == {"lens", "tokens"}

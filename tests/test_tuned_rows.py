@@ -17,11 +17,11 @@ from actlake.analyze.tuned.recipes import Adam, Sgd
 from actlake.lake import Lake
 from actlake.queries.engine.context import Context, Scope
 from actlake.queries.makers import ensure
-from actlake.queries.tables import probe_choice as choosing
-from actlake.queries.tables import probe_training
-from actlake.queries.tables.probe_choice import choose
-from actlake.queries.tables.probe_spec import ProbeSpec
-from actlake.queries.tables.probe_training import recipe_of, train_probes
+from actlake.queries.probes import choice as choosing
+from actlake.queries.probes import training as probe_training
+from actlake.queries.probes.choice import choose
+from actlake.queries.probes.spec import ProbeSpec
+from actlake.queries.probes.training import recipe_of, train_probes
 from actlake.store.artifacts.probes import read_probes, save_training, training_file, write_probes
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture, CheckedArray, find_capture

@@ -22,8 +22,9 @@ from actlake.store.artifacts.streams import Stream, write_stream
 from actlake.store.artifacts.texts import Condition
 from actlake.store.artifacts.verdicts import VerdictStore
 from actlake.store.captures.manifest import seal
-from actlake.store.core.schema import OUTPUTS, STREAM_SCHEMA, TABLES
+from actlake.store.core.schema import OUTPUTS, STREAM_SCHEMA
 from actlake.store.format.paths import Layout
+from actlake.store.tables.declared import TABLES
 from actlake.store.tables.sql import table_writer, write_table
 
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -66,7 +67,11 @@ def table(layout: Layout) -> None:
     """A table of four row groups that become two, with as much in it that writing takes a moment."""
     groups = [
         columns(
-            TABLES["lens"], 50_000, **NAMES, layer=np.full(50_000, layer, np.int32), token=np.arange(50_000) + start
+            TABLES["lens"].schema,
+            50_000,
+            **NAMES,
+            layer=np.full(50_000, layer, np.int32),
+            token=np.arange(50_000) + start,
         )
         for start in (0, 50_000)
         for layer in (-1, 0)
@@ -77,7 +82,7 @@ def table(layout: Layout) -> None:
 def slow_table(layout: Layout) -> dict[str, Any]:
     """The same key from one that does not look whether it is there: all begin, and all finish."""
     group = columns(
-        TABLES["lens"], 2, **NAMES, layer=np.arange(2, dtype=np.int32), kl_final_layer=np.ones(2, np.float32)
+        TABLES["lens"].schema, 2, **NAMES, layer=np.arange(2, dtype=np.int32), kl_final_layer=np.ones(2, np.float32)
     )
     with table_writer(layout, "lens", {"made": 2}) as add:
         add(group)

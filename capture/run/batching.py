@@ -13,7 +13,7 @@ from ...store.captures.writer import DEPTH, Template
 from ...store.core.catalog import ProfileSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import free_bytes, human_bytes
-from ...store.core.schema import PROMPT_SITES, SCALAR_TABLES, SITES, TOP_K, scalars
+from ...store.core.schema import PROMPT_SITES, SCALARS, SITES, TOP_K, scalars
 from ...store.remote.cache import mirror_of
 
 BATCH = 16
@@ -63,7 +63,7 @@ def capture_sizes(
 
 def stages(sizes: dict[str, tuple[int, ...]]) -> list[str]:
     """The tables among `sizes` whose columns are computed during the capture."""
-    return [table for table in SCALAR_TABLES if set(scalars(table).values()) & set(sizes)]
+    return [table for table in SCALARS if set(scalars(table).values()) & set(sizes)]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ import pandas as pd
 from ...store.artifacts.models import equal_weights, has_model, read_model
 from ...store.captures.manifest import noise_warnings
 from ...store.core.errors import LakeError
-from ...store.core.schema import TABLES, VARIANTS
+from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
-from ...store.tables.sql import FOREIGN, PUBLISHED, same_prompts, sql_error
+from ...store.tables.declared import TABLES
+from ...store.tables.sql import FOREIGN, PUBLISHED, VIEWS, same_prompts, sql_error, tables_behind
 from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, Stage
 from ..engine.passes import stage_of
-from ..makers import BEHIND_VIEW, jobs_of
+from ..makers import jobs_of
 from ..numbers import interval
 from ..rows.findings import Findings
 from ..rows.registry import Query, Wanted, published
@@ -230,7 +231,7 @@ def _part(scope: Scope, want: Wanted) -> Scope:
 def scoped(query: Query, scopes: Sequence[Scope]) -> str:
     """The query's SQL with its tables narrowed to the captures in scope; runs as it stands in `actlake sql`."""
     names = list(dict.fromkeys(wanted.table for wanted in query.needs))
-    names += [view for view, table in BEHIND_VIEW.items() if table in names]
+    names += [view for view in VIEWS if view not in names and tables_behind(view) <= set(names)]
     narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes)})" for name in names)
     body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
     return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body

@@ -17,11 +17,11 @@ from ...store.artifacts.streams import read_stream, stream_records
 from ...store.captures.reader import find_capture
 from ...store.core.catalog import load_catalog
 from ...store.core.errors import LakeError
-from ...store.core.schema import TABLES
 from ...store.core.yaml_file import hint
 from ...store.format.paths import Layout
 from ...store.remote.cache import bring, mirror_of
-from ...store.tables.sql import duck_type, same_prompts
+from ...store.tables.declared import TABLES
+from ...store.tables.sql import same_prompts
 from ..engine.context import Context, Scope
 from ..engine.passes import run
 from ..rows.index import reads
@@ -86,7 +86,7 @@ def model_table(layout: Layout) -> pd.DataFrame:
 def table_table(layout: Layout) -> pd.DataFrame:
     """Every table: rows that are here (unknown of files that only a remote lake has), files, bytes, and its columns."""
     found, mirror = [], mirror_of(layout.root)
-    for name, schema in TABLES.items():
+    for name, table in TABLES.items():
         files = list(layout.table(name).glob("*.parquet"))
         sizes = [file.stat().st_size for file in files]
         count: int | None = sum(pq.read_metadata(file).num_rows for file in files)
@@ -95,7 +95,7 @@ def table_table(layout: Layout) -> pd.DataFrame:
             sizes = [mirror.listed[each].size or 0 for each in there]
             count = count if len(files) == len(there) else None
         named = {"table": name, "rows": count, "files": len(sizes), "bytes": sum(sizes)}
-        found.append({**named, "columns": ", ".join(schema.names)})
+        found.append({**named, "columns": ", ".join(table.names)})
     return pd.DataFrame(found).astype({"rows": "Int64"})
 
 
@@ -103,7 +103,16 @@ def column_table(name: str) -> pd.DataFrame:
     """The columns of a table and what DuckDB calls their types; LakeError for an unknown table."""
     if name not in TABLES:
         raise LakeError(f"unknown table {name!r}; there are {', '.join(TABLES)}{hint(name, TABLES)}")
-    return pd.DataFrame({"column": field.name, "type": duck_type(field.type)} for field in TABLES[name])
+    return pd.DataFrame(
+        {
+            "column": column.name,
+            "type": column.sql_type,
+            "unit": column.unit,
+            "meaning": column.meaning,
+            "null": column.null,
+        }
+        for column in TABLES[name].columns
+    )
 
 
 def prompt_table(layout: Layout, catalog: Path | None) -> pd.DataFrame:

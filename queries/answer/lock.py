@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from ...store.core.schema import FORMAT_VERSION
 from ...store.core.version import __version__
 from ...store.format.paths import NAME, Layout, check_version
 from ...store.remote.store import is_remote
-from ...store.tables.sql import find_tables, foreign_files, foreign_record, stream_table
+from ...store.tables.sql import find_tables, foreign_files, foreign_record, stream_table, tables_behind
 from ..engine.context import Names
-from ..makers import BEHIND_VIEW
 from .answer import Answer
 
 FORMAT = "actlake lock"
@@ -116,8 +116,7 @@ def files_of(layout: Layout, answer: Answer) -> list[str]:
     """What an answer read, as paths in the lake: files of tables, also those from elsewhere, and what they are made from."""
     found, streams = set(answer.read), {stream for _, _, stream in answer.captures}
     for want in answer.query.needs:
-        name = BEHIND_VIEW.get(want.table, want.table)
-        for pair in answer.pair.split("+"):
+        for name, pair in product(tables_behind(want.table), answer.pair.split("+")):
             found |= {file for file in foreign_files(layout, name) if _is_about(file, pair, streams)}
             if name == "judged":  # read as it is where no judge is named
                 found |= set(find_tables(layout, name, {"pair": pair, "sweep": want.kind}))

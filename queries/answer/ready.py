@@ -8,7 +8,7 @@ from pathlib import Path
 from ...store.core.errors import LakeError
 from ...store.format.paths import Layout
 from ..engine.context import Context
-from ..makers import WRITTEN
+from ..rows.index import reads
 from ..rows.registry import Query, queries
 from .answer import scopes_of
 
@@ -27,7 +27,7 @@ def next_questions(layout: Layout, pairs: Sequence[str], catalog: Path | None) -
 
 def _is_ready(kit: Context, query: Query, pair: str) -> bool:
     """Whether the lake has the captures that a row reads; rows for which models write first are left out."""
-    if not query.recipes or any(want.table in WRITTEN for want in query.needs):
+    if not query.recipes or reads(query) == "generate":
         return False
     try:
         scopes_of(kit, query, pair, None)

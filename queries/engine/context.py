@@ -20,9 +20,9 @@ from ...store.artifacts.models import read_head, read_model
 from ...store.captures.reader import Capture
 from ...store.core.catalog import Catalog, default_windows, load_catalog
 from ...store.core.errors import LakeError
-from ...store.core.schema import TABLE_VERSIONS as VERSION
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
+from ...store.tables.declared import TABLES
 from ...store.tables.imported import foreign_captures
 from ...store.tables.names import stored_pairs, variants_of
 from ...store.tables.sql import FOREIGN, stream_table
@@ -152,7 +152,7 @@ class Context:
 
     def recipe(self, table: str, names: Names, head: bool = False, **more: Any) -> dict[str, Any]:
         """What determines a table of one capture, for its key and its metadata."""
-        found = {**name_columns(names), "capture": self.capture(names).sha256, "version": VERSION[table], **more}
+        found = {**name_columns(names), "capture": self.capture(names).sha256, "version": TABLES[table].version, **more}
         return {**found, "head": self.head_hash(names)} if head else found
 
     def head_hash(self, names: Names) -> str:

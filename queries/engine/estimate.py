@@ -22,18 +22,6 @@ from .passes import missing_of
 if TYPE_CHECKING:
     from .context import Context
 
-# Passes of a lens over all tokens that the job of this name takes (measured on the embedded pair); others read no logits.
-LENSES = {
-    "lens": 1.0,
-    "pair_lens": 0.6,
-    "lens_eval": 2.0,
-    "directions(contrast)": 1.2,
-    "graft": 3.0,
-    "candidates": 1.0,
-    "patching": 3.0,
-    "endpoint": 0.15,
-    "churn": 0.5,
-}
 ELEMENTWISE = 400  # what softmax, ranks and sums cost a logit, in multiplications of the matrix product
 TRAINING = 1.6  # a trained token in tokens of a lens: forward, backward, optimiser
 ELEMENT = 2000  # what cosines and norms cost a value of a residual, likewise
@@ -127,7 +115,7 @@ def _operations(kit: Context, job: Job) -> float:
     total = 0.0
     for capture in job.captures:
         shape = _shape(kit, *capture.path.parts[-3:-1])
-        cost = shape.logit * LENSES[job.name] if job.name in LENSES else ELEMENT * shape.width
+        cost = shape.logit * job.lenses if job.lenses else ELEMENT * shape.width
         total += capture.n_tokens * (shape.layers + 1) * cost
     if job.stage == Stage.PROBES:
         shape = _shape(kit, *job.runs[0])

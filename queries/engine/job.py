@@ -11,6 +11,7 @@ import numpy as np
 
 from ...store.captures.reader import Capture
 from ...store.format.paths import Layout
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import table_file, table_key, table_writer
 from .blocks import Rows
 from .task_parts import Columns
@@ -45,6 +46,7 @@ class Job:
     reruns = False  # it runs blocks of a model; one run serves all jobs of a pass that want the same
     stage = Stage.TABLES
     runs: tuple[tuple[str, str], ...] = ()  # pair and variant of the models that it runs, or trains probes of
+    lenses = 0.0  # what it costs, in passes of a lens over all tokens; 0: it reads no logits
     forwards = 0  # tokens that these read, or that probes are trained on, about
     source: Any = None  # the kit and the need that build.jobs_of made it of, from which it can be made again elsewhere
 
@@ -88,6 +90,7 @@ class TableJob(Job):
 
     def __init__(self, layout: Layout, table: str, recipe: dict[str, Any]):
         super().__init__(table, table_file(layout, table, table_key(table, recipe)))
+        self.lenses = TABLES[table].lenses
         self._writer = table_writer(layout, table, recipe)
         self.add: Callable[[dict[str, Any]], None]
 

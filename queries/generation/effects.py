@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from ...analyze.stats.effects import dose_correlation, effect_size
-from ...store.core.schema import TABLES
 from ...store.format.parquet import read_parquet
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
-from ..engine.context import VERSION, Context, Scope
+from ..engine.context import Context, Scope
 from ..engine.job import TableJob
 from .scores import Scores
 from .sweeps import Setting
@@ -29,7 +29,7 @@ class Effects(TableJob):
         scores = Scores(kit, scope, sweep)
         self._settings = scores.settings
         self._named = {name: value for name, value in scores.named.items() if name != "variant"}
-        recipe = {**self._named, "from": scores.path.stem, "version": VERSION["effects"]}
+        recipe = {**self._named, "from": scores.path.stem, "version": TABLES["effects"].version}
         super().__init__(kit.layout, "effects", recipe)
         self.before, self._layout, self._scores = (scores,), kit.layout, scores.path
 
@@ -45,7 +45,7 @@ class Effects(TableJob):
 
     def _values(self) -> Iterator[tuple[str, np.ndarray]]:
         """Metric -> its values [prompts, settings], NaN where a prompt is not scored."""
-        frame = read_parquet(self._scores, TABLES["scores"], columns=COLUMNS).to_pandas()
+        frame = read_parquet(self._scores, TABLES["scores"].schema, columns=COLUMNS).to_pandas()
         places = {(each.arm, _dose(each.dose)): place for place, each in enumerate(self._settings)}
         doses = [None if pd.isna(dose) else float(dose) for dose in frame["dose"]]
         frame["place"] = [places[key] for key in zip(frame["arm"], doses, strict=True)]

@@ -20,8 +20,9 @@ from ...judge.rubrics import Rubric, read_rubrics
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import bar
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
-from ..engine.context import VERSION, Context, Scope
+from ..engine.context import Context, Scope
 from ..engine.job import TableJob
 from .models import prompts_of
 from .scores import Scores
@@ -122,7 +123,9 @@ class JudgedTable(TableJob):
             "texts": [job.path.stem + job.condition.key for job in scores.texts],
         }
         given = hash_json([each.told(verdict) for each, verdict in self._both()])
-        super().__init__(kit.layout, "judged", {**self._named, **made, "verdicts": given, "version": VERSION["judged"]})
+        super().__init__(
+            kit.layout, "judged", {**self._named, **made, "verdicts": given, "version": TABLES["judged"].version}
+        )
         self._layout = kit.layout
 
     def _both(self) -> list[tuple[Judged, Verdict]]:

@@ -15,10 +15,11 @@ from ...capture.streams.prompts import Prompt
 from ...store.artifacts.streams import stream_records
 from ...store.core.errors import LakeError
 from ...store.core.progress import ERRORS
-from ...store.core.schema import TABLES, VARIANTS
+from ...store.core.schema import VARIANTS
 from ...store.format.parquet import read_parquet
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables, same_prompts
-from ..engine.context import VERSION, Context, Scope, check_both
+from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, TableJob
 from ..engine.passes import announce, run
 from .models import hosts, prompts_of, steering
@@ -78,7 +79,7 @@ class Scores(TableJob):
             "sweep": sweep,
         }
         made = [job.path.stem + job.condition.key for job in (*jobs, *(j for r in self._nats.values() for j in r))]
-        super().__init__(kit.layout, "scores", {**self.named, "from": made, "version": VERSION["scores"]})
+        super().__init__(kit.layout, "scores", {**self.named, "from": made, "version": TABLES["scores"].version})
         self.before, self._layout = tuple(before), kit.layout
         absent = [job for job in before if not job.path.exists()]
         if absent and not (kit.generate or self.path.exists()):
@@ -184,7 +185,9 @@ def mean_scores(kit: Context, scope: Scope, sweep: str, patterns: Sequence[str] 
     job = Scores(kit, scope, sweep)
     announce([job])
     run([job])
-    lines = read_parquet(job.path, TABLES["scores"], columns=["variant", "arm", "dose", "metric", "value"]).to_pandas()
+    lines = read_parquet(
+        job.path, TABLES["scores"].schema, columns=["variant", "arm", "dose", "metric", "value"]
+    ).to_pandas()
     there = list(dict.fromkeys(lines["metric"]))
     kept = [name for name in there if any(fnmatch(name, pattern) for pattern in patterns or USUAL)]
     if not kept:

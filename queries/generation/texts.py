@@ -26,10 +26,10 @@ from ...capture.streams.prompts import Prompt
 from ...capture.streams.streams import check_prompts
 from ...store.artifacts.texts import Condition, Row, prompt_key
 from ...store.core.progress import Bar, bar, remark
-from ...store.core.schema import CHOICES, LIKELY, OUTPUTS, VARIANTS
+from ...store.core.schema import CHOICES, LIKELY, OUTPUTS, OUTPUTS_VERSION, VARIANTS
 from ...store.core.version import __version__
 from ...store.format.parquet import read_parquet
-from ..engine.context import OTHER, VERSION, Context
+from ..engine.context import OTHER, Context
 from ..engine.job import Job, Stage
 from .models import Hosts, Steering, edits_of, hosts
 
@@ -189,7 +189,7 @@ def recipe_of(kit: Context, asked: Asked, steer: Steering) -> dict[str, Any]:
         "template": template,
         "max_new_tokens": asked.max_new_tokens,
         "real_tokens": True,
-        "version": VERSION["outputs"],
+        "version": OUTPUTS_VERSION,
     }
     if template == "chat":
         found["chat_template"] = record["chat_template_sha256"]

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from ...analyze.text.word_class import COLLAPSED, GROUPS
+from ...store.core.columns import LAYER, LENS, PROMPT, SHARE, STEP, Column
 from ..engine.blocks import Rows
 from ..engine.context import Context, Scope
+from ..engine.declare import table
 from ..tables.final_layer import LATE
 from ..tables.words import vocab_table
 from .condition import Condition
+from .conditions import HOSTED, by_condition_and_lens
 from .graft import LensCondition, condition_of
 
 K = 20
@@ -53,6 +56,31 @@ class Candidates(LensCondition):
         return self.kit.once(("groups", self._vocab.path, vocab), read)
 
 
+@table(
+    "candidates",
+    [
+        *HOSTED,
+        LENS,
+        *PROMPT,
+        STEP,
+        LAYER,
+        *(
+            Column(f"{way}_{group}", "int32", f"tokens of the class {group} among the {K} likeliest {when}", "tokens")
+            for way, when in (("entered", "under the condition alone"), ("left", "without the condition alone"))
+            for group in GROUPS
+        ),
+        Column("jaccard", "float32", f"tokens among the {K} likeliest of both over those of either", "1", SHARE),
+    ],
+    "Which of the likeliest tokens of late layers others replace under a condition.",
+    "condition x lens x (prompt, step) x late layer",
+    of="pair",
+    version=1,
+    kinds=("B_late",),
+    kind_columns=by_condition_and_lens,
+    one_model=True,
+    how="replay",
+    lenses=1.0,
+)
 def candidates_table(kit: Context, scope: Scope, kind: str) -> Candidates:
     """The job that makes one condition's rows, `kind` its name. LakeError as for `graft` and `vocab`."""
     return Candidates(kit, scope, *condition_of(kit, scope, "candidates", kind))

@@ -5,21 +5,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...store.core.columns import CONDITION, PAIR, STREAM, STREAM_PT, VARIANT
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
 from ..engine.blocks import Rows, following
-from ..engine.context import VERSION, Context, Names, Scope, aligned, all_boundaries
+from ..engine.context import Context, Names, Scope, aligned, all_boundaries
 from ..engine.job import LayerTable
 from ..engine.task_parts import Columns
 from .condition import SEED, Condition
 
 if TYPE_CHECKING:
     from .replays import Replays
+
+
+HOST = replace(VARIANT, meaning="model that runs: pt or it", fill="if(condition[1] IN ('A', 'B'), 'pt', 'it')")
+HOSTED = (PAIR, HOST, STREAM, STREAM_PT, CONDITION)  # columns of every table of conditions
+
+
+def by_condition(kind: str) -> dict[str, str]:
+    """The columns that tell rows of a condition, as in `graft(B_late_tuned)`."""
+    return {"condition": kind.removesuffix("_tuned")}
+
+
+def by_condition_and_lens(kind: str) -> dict[str, str]:
+    """Likewise, of a table that is read through a lens."""
+    return by_condition(kind) | {"lens": "tuned" if kind.endswith("_tuned") else "raw"}
 
 
 class ConditionTable(LayerTable):
@@ -52,7 +69,7 @@ class ConditionTable(LayerTable):
             "models": {variant: kit.head_hash(names) for variant, names in self.models.items()},
             "window": list(condition.window),
             "edit": "RandomGraft" if condition.random else "Graft",
-            "version": VERSION[table],
+            "version": TABLES[table].version,
             **more,
         }
         recipe |= {"seed": SEED} if condition.random else {}

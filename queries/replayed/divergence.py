@@ -6,13 +6,24 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ...store.core.columns import CHOICE, CONDITION, LAYER
 from ...store.core.progress import bar
 from ..engine.context import WINDOWS, Context, Scope
-from .first_divergence import EventTable, Pieces
+from ..engine.declare import table
+from .first_divergence import EVENT_COLUMNS, EventTable, Pieces
 
 HOSTS = {"pt": ("A", "B"), "it": ("C", "D")}  # a host on its own, and with grafts
 
 
+@table(
+    "divergence",
+    [*EVENT_COLUMNS, CONDITION, LAYER, *CHOICE],
+    "Either model with the other's MLPs in a window, where the two answers first differ.",
+    "event x condition x layer",
+    of="pair",
+    version=2,
+    how="replay",
+)
 class Divergence(EventTable):
     """Each condition of METHODS 14 (exp20) an event: A and C from the store, B_WINDOW and D_WINDOW by replays with grafts.
 

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ...store.core.columns import CHOICE, label_column
 from ...store.core.progress import bar
 from ...store.core.schema import VARIANTS
 from ..engine.context import Context, Scope
-from .first_divergence import EventTable
+from ..engine.declare import table
+from .first_divergence import EVENT_COLUMNS, EventTable
 
 READOUTS = ("common_it", "common_pt", "native")
 
 
+@table(
+    "factorial",
+    [
+        *EVENT_COLUMNS,
+        label_column("upstream", "model whose blocks up to the late window run: pt or it"),
+        label_column("late", "model whose late blocks run: pt or it"),
+        label_column("readout", "head: common_it, common_pt, or native, that of `late`", fill="'common_it'"),
+        *CHOICE,
+    ],
+    "Upstream and late blocks of a pair crossed, where its two answers first differ.",
+    "event x upstream x late x readout",
+    of="pair",
+    version=1,
+    how="replay",
+)
 class Factorial(EventTable):
     """Four cells an event, each through both heads (METHODS 17, exp23).
 

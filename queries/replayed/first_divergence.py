@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ...store.core.columns import BOTH, EVENT, PLACE, PROMPT
 from ...store.core.errors import LakeError
 from ...store.core.progress import Advance
 from ...store.core.schema import VARIANTS
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import connect, drop_tables
-from ..engine.context import OTHER, VERSION, Context, Scope
+from ..engine.context import OTHER, Context, Scope
 from ..engine.job import TableJob
 from ..tables.per_layer import Tokens
 from ..tables.per_prompt import last_prompt_tokens
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ...capture.edit.replay import Start
     from ...capture.model.load import Model
 
+EVENT_COLUMNS = (*BOTH, *PROMPT, *PLACE, *EVENT)
 READ_TOGETHER = 256  # events whose stored residuals are in memory at a time
 LABELS = ("prompt", "prompt_id", "category", "position", "step", "it_token", "pt_token")
 Pieces = Iterator[tuple[np.ndarray, np.ndarray]]  # places of some events [n], their residuals [n, boundaries, d]
@@ -54,7 +57,7 @@ class EventTable(TableJob):
             "models": {variant: kit.head_hash(names) for variant, names in self.names.items()},
             "event": self.event,
             "windows": self.windows,
-            "version": VERSION[table],
+            "version": TABLES[table].version,
         }
         super().__init__(kit.layout, table, recipe)
         self.before = tuple(Tokens(kit, names) for names in scope.models)

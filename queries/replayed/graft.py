@@ -13,14 +13,28 @@ from typing import Any
 
 import numpy as np
 
+from ...store.core.columns import (
+    COSINE,
+    JENSEN_SHANNON,
+    LAYER,
+    LENS,
+    LENS_VALUES,
+    NONNEGATIVE,
+    PROMPT,
+    STEP,
+    Column,
+    label_column,
+)
 from ...store.core.errors import LakeError
 from ..engine.blocks import Rows
 from ..engine.context import Context, Scope, pair_columns
-from ..tables.probe_choice import choose
+from ..engine.declare import table
+from ..probes.choice import choose
 from .condition import Condition, answer_resid
-from .conditions import ConditionTable, check_scope, window_of
+from .conditions import HOSTED, ConditionTable, by_condition_and_lens, check_scope, window_of
 
 NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?(_tuned)?")
+TUNED = "lens tuned"
 HOST = {"B": "pt", "D": "it"}
 
 
@@ -118,6 +132,41 @@ class GraftTable(LensCondition):
         return found | {"js_host": host, "js_target": np.concatenate([apart, target], axis=1)}
 
 
+@table(
+    "graft",
+    [
+        *HOSTED,
+        LENS,
+        label_column("window_start", "first block whose MLP is exchanged", "int32", null="not known"),
+        label_column("window_stop", "block after the last whose MLP is exchanged", "int32", null="not known"),
+        *PROMPT,
+        STEP,
+        LAYER,
+        *LENS_VALUES,
+        Column("mlp_cos", "float32", "cosine of the MLP's output and the residual it reads", "1", COSINE, "layer -1"),
+        Column("js_host", "float32", "Jensen-Shannon divergence to the host as it is", "nats", JENSEN_SHANNON, TUNED),
+        Column("js_target", "float32", "Jensen-Shannon divergence to the other model", "nats", JENSEN_SHANNON, TUNED),
+        Column(
+            "cross_kl", "float32", "KL(edited host || other model), both read by the host's head", "nats", NONNEGATIVE
+        ),
+        Column(
+            "cross_kl_host",
+            "float32",
+            "KL(host as it is || other model), both read by the host's head",
+            "nats",
+            NONNEGATIVE,
+        ),
+    ],
+    "The lens of a model on IT's answer, with the other's MLPs in a window of blocks.",
+    "condition x lens x (prompt, step) x layer",
+    of="pair",
+    version=1,
+    kinds=("B_early", "B_mid", "B_late", "D_early", "D_mid", "D_late"),
+    kind_columns=by_condition_and_lens,
+    one_model=True,
+    how="replay",
+    lenses=3.0,
+)
 def graft_table(kit: Context, scope: Scope, kind: str) -> GraftTable:
     """The job that makes one condition's rows, `kind` its name; scope holds both captures on IT's answer.
 

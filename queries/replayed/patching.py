@@ -12,14 +12,17 @@ import numpy as np
 from ...analyze.residual.directions import PARTS, generated, parts, random_units
 from ...store.artifacts.directions import read_directions
 from ...store.captures.reader import Capture
+from ...store.core.columns import BOTH, LAYER, LENS, NONNEGATIVE, PLACE, PROMPT, Column, by_lens, label_column
 from ...store.core.errors import LakeError
 from ...store.core.progress import Advance, bar
 from ...store.core.schema import VARIANTS
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
-from ..engine.context import VERSION, Context, Scope
+from ..engine.context import Context, Scope
+from ..engine.declare import table
 from ..engine.job import TableJob
+from ..probes.choice import choose
 from ..tables.mean_differences import Contrast, records, sibling
-from ..tables.probe_choice import choose
 
 if TYPE_CHECKING:
     from ...capture.edit.edits import States
@@ -32,6 +35,27 @@ LABELS = ("prompt", "prompt_id", "category", "position", "step")
 PREFIXES = 16  # prompts whose stored states are in memory at a time
 
 
+@table(
+    "patching",
+    [
+        *BOTH,
+        LENS,
+        *PROMPT,
+        *PLACE,
+        label_column("patch_layer", "layer whose residual is changed", "int32"),
+        label_column("patch", "part of IT - PT that is added: conv, full, random, mean or rest"),
+        LAYER,
+        Column("kl_final_layer", "float32", "KL(final || layer) of the PT with the part added", "nats", NONNEGATIVE),
+        Column("kl_host", "float32", "KL(final || layer) of the PT as it is", "nats", NONNEGATIVE),
+    ],
+    "Parts of the difference IT - PT added to the PT's residual at one layer and answer token.",
+    "lens x token x patch_layer x patch x layer",
+    of="pair",
+    version=1,
+    kind_columns=by_lens,
+    how="replay",
+    lenses=3.0,
+)
 class Patching(TableJob):
     """KL(final || layer) of the PT at a token of IT's answer, with each part of the difference added to its residual there.
 
@@ -63,7 +87,7 @@ class Patching(TableJob):
             "directions": [path.stem for path in self._groups],
             **SIZES,
             "seed": SEED,
-            "version": VERSION["patching"],
+            "version": TABLES["patching"].version,
         }
         recipe |= {"probes": choose(kit, names).name} if kind == "tuned" else {}
         super().__init__(kit.layout, "patching", recipe)

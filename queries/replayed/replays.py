@@ -5,20 +5,23 @@ each host those from its lowest window on, and the other model's MLPs in these w
 prompts, so that a replay equals a whole forward to rounding, not to the bit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...capture.edit.replay import Start, find_weights, load_late, load_mlps, loaded_as, open_start, replay_whole
-from ...capture.model.branches import as_one
-from ...capture.model.load import Model
-from ...capture.model.partial import Donor
 from ...store.core.errors import LakeError
 from ..engine.blocks import Rows
 from ..engine.context import OTHER, Context, Names, T
 from .condition import Condition, answer_resid
+
+if TYPE_CHECKING:
+    from ...capture.edit.replay import Start
+    from ...capture.model.load import Model
+    from ...capture.model.partial import Donor
 
 
 class Replays:
@@ -58,6 +61,8 @@ class Replays:
 
     def _run(self, condition: Condition, rows: Rows, at: np.ndarray) -> dict[str, np.ndarray]:
         """resid and mlp_out [n, L - window[0], d] of the chosen tokens: outputs of the blocks from the window on."""
+        from ...capture.edit.replay import replay_whole
+
         key = (condition, rows.tokens.start)
         if self._last[0] != key:
             self._last = (None, {})
@@ -76,6 +81,8 @@ class Replays:
         return self._once(("host", variant), lambda: self._load_host(variant))
 
     def _load_host(self, variant: str) -> Model:
+        from ...capture.edit.replay import load_late, loaded_as
+
         layout, catalog, start = self._kit.layout, self._kit.catalog, self._starts[variant]
         options = loaded_as(start.provenance, start.path)
         first = min(self._blocks(variant))
@@ -86,6 +93,10 @@ class Replays:
         return self._once(("donor", host), lambda: self._load_donor(OTHER[host], host))
 
     def _load_donor(self, other: str, host: str) -> Donor:
+        from ...capture.edit.replay import load_mlps
+        from ...capture.model.branches import as_one
+        from ...capture.model.partial import Donor
+
         blocks = self._blocks(host)
         if set(self._blocks(other)) >= set(blocks):
             model = self._host(other)
@@ -114,6 +125,8 @@ class Replays:
 
 def _open(kit: Context, names: Names) -> Start:
     """A capture as replays start from it; LakeError when there are no weights to run."""
+    from ...capture.edit.replay import find_weights, open_start
+
     model = "/".join(names[:2])
     find_weights(kit.layout, model, kit.catalog)
     return open_start(kit.layout, model, names[2], 0)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from ...store.core.columns import CONDITION, COSINE, EVENT, LAYER, PLACE, PROMPT, ZERO, Column
 from ...store.core.errors import LakeError
 from ...store.core.progress import bar
 from ...store.core.schema import VARIANTS
 from ..engine.context import WINDOWS, Context, Scope, all_boundaries
+from ..engine.declare import table
+from .conditions import HOSTED
 from .divergence import HOSTS
 from .first_divergence import LABELS, READ_TOGETHER, EventTable, tokens_of
 
@@ -116,6 +119,32 @@ class GraftedWriteout(Writeout):
                 del model, pieces  # before the other is loaded
 
 
+@table(
+    "writeout",
+    [
+        *HOSTED[:-1],
+        *PROMPT,
+        *PLACE,
+        *EVENT,
+        CONDITION,
+        LAYER,
+        *(Column(name, "bool", f"whether the layer is in the {name} window") for name in WINDOWS),
+        *(
+            Column(f"support_{who}", "float32", f"what the MLP adds to the logit of {who}_token", "logits")
+            for who in ("it", "pt")
+        ),
+        Column("against", "float32", "margin of the MLP output's part along minus the residual it reads", "logits"),
+        Column("rest", "float32", "margin of the MLP output without that part", "logits"),
+        Column("cos", "float32", "cosine of the MLP's output and the residual it reads", "1", COSINE, ZERO),
+    ],
+    "What each MLP writes for the two tokens where the answers first differ.",
+    "event x condition x layer",
+    of="pair",
+    version=2,
+    kinds=("", "late"),
+    one_model=True,
+    how={"late": "replay"},
+)
 def writeout_table(kit: Context, scope: Scope, kind: str) -> Writeout:
     """The job of one kind: '' both models as they are, `late` with late MLPs exchanged. LakeError for another kind."""
     if kind not in ("", "late"):

@@ -3,19 +3,10 @@
 import sys
 from pathlib import Path
 
+from ...store.tables.declared import HOW, TABLES
+from ...store.tables.sql import tables_behind
 from .registry import Query, pitfall_link, published, queries
 
-REPLAYED = {
-    "graft",
-    "mechanism",
-    "candidates",
-    "factorial",
-    "divergence",
-    "writeout(late)",
-    "patching",
-}  # what late blocks of a model are run for
-CHECKPOINTS = {"weights"}
-WRITTEN = {"scores"}  # of texts that models write under edits
 INTRODUCTION = """\
 # The rows of the experiment index
 
@@ -45,16 +36,8 @@ beside a row's own (`actlake run ROW --published`); those of an LLM judge need `
 def reads(query: Query) -> str:
     """What a row takes besides its SQL: `offline` the store alone, `weights` both checkpoints, `replay` late blocks of them,
     `generate` texts that whole models write."""
-    tables = {name for want in query.needs for name in (want.table, f"{want.table}({want.kind})")}
-    return (
-        "generate"
-        if tables & WRITTEN
-        else "replay"
-        if tables & REPLAYED
-        else "weights"
-        if tables & CHECKPOINTS
-        else "offline"
-    )
+    found = {TABLES[name].takes(want.kind) for want in query.needs for name in tables_behind(want.table)}
+    return max(found, key=list(HOW).index, default="offline")
 
 
 def page() -> str:

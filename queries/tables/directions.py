@@ -9,11 +9,13 @@ import numpy as np
 
 from ...analyze.residual import directions as kernels
 from ...store.artifacts.directions import read_directions
+from ...store.core.columns import BOTH, LAYER, Column, label_column
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.zarr_groups import CheckedArray
 from ...store.tables.sql import connect, drop_tables
 from ..engine.context import Context, Names, Scope
+from ..engine.declare import table
 from ..engine.job import Job, TableJob
 from .mean_differences import VERSION, Contrast, Group, records, sibling
 from .per_layer import raw_lens_table
@@ -60,6 +62,32 @@ class DirectionsTable(TableJob):
         self.add({**self._named, **{name: list(column) for name, column in columns.items()}, "value": values})
 
 
+@table(
+    "directions",
+    [
+        *BOTH,
+        label_column(
+            "kind",
+            "question: stability, spread, matched, reverse, splits, contrast or contrast_tuned",
+            fill="CASE WHEN name IN ('matched', 'reverse') THEN name"
+            " WHEN regexp_matches(name, '^(top|random|all)[-_]') THEN 'splits'"
+            " WHEN name IN ('resample', 'subset', 'pairwise_mean', 'pairwise_min') THEN 'stability'"
+            " WHEN name IN ('share', 'pc1_mean', 'mean_share', 'between') THEN 'spread' END",
+        ),
+        label_column("name", "what is measured (METHODS 6, 7)"),
+        LAYER,
+        label_column("other", "second layer, or place of a component", "int32", null="of one layer"),
+        label_column("draw", "0: of all records; from 1 up: of a resample or subset", "int32", fill="0"),
+        Column("value", "float32", "cosine, share or R2", "1", null="undefined"),
+        Column("n", "int32", "records", "records"),
+    ],
+    "How stable directions from PT to IT are, and how they agree.",
+    "kind x name x layer x draw",
+    of="pair",
+    version=1,
+    kinds=("stability", "spread", "matched", "reverse", "splits", "contrast", "contrast_tuned"),
+    kind_columns=lambda kind: {"kind": kind} if kind else {},
+)
 def directions_table(kit: Context, scope: Scope, kind: str) -> Job:
     """The job that makes the rows of one kind; scope holds the pair's captures on their own texts (contrast: the teacher's)."""
     if kind not in KINDS:

@@ -2,15 +2,34 @@
 
 import numpy as np
 
+from ...store.core.columns import LAYER, LENS, MODEL, NONNEGATIVE, PLACE, SHARE, TOKEN, Column, by_lens
 from ...store.core.errors import LakeError
 from ..engine.blocks import Rows
 from ..engine.context import Context, Names, all_boundaries, label, name_columns
+from ..engine.declare import table
 from ..engine.job import LayerTable
 from .tuned import TunedTable, translated
 
 LATE = 0.8  # METHODS 0: the final 20 % of layers are floor(0.8 L) and up
 
 
+@table(
+    "endpoint",
+    [
+        *MODEL,
+        *TOKEN,
+        *PLACE,
+        LAYER,
+        Column("entropy", "float32", "entropy of the model's distribution", "nats"),
+        Column("confidence", "float32", "largest probability", "1", SHARE),
+        Column("margin", "float32", "first minus second log-probability", "nats", NONNEGATIVE),
+        Column("logsumexp", "float32", "log of the summed exponentials of the logits", "nats"),
+    ],
+    "The model's own distribution at the last layer.",
+    "token",
+    version=1,
+    lenses=0.15,
+)
 def endpoint_table(kit: Context, names: Names) -> LayerTable:
     """The table `endpoint`: entropy, confidence, margin and log-sum-exp of the model's own distribution (METHODS 16).
 
@@ -50,6 +69,22 @@ def endpoint_table(kit: Context, names: Names) -> LayerTable:
     )
 
 
+@table(
+    "churn",
+    [
+        *MODEL,
+        LENS,
+        *TOKEN,
+        *PLACE,
+        LAYER,
+        Column("churn", "float32", "1 - Jaccard of the five likeliest tokens of this layer and the next", "1", SHARE),
+    ],
+    "How the likeliest tokens change between the last layers, floor(0.8 L) to L - 2.",
+    "lens x token x late layer",
+    version=1,
+    kind_columns=by_lens,
+    lenses=0.5,
+)
 def churn_table(kit: Context, names: Names, kind: str) -> LayerTable:
     """The table `churn`: 1 - Jaccard of the five most likely tokens of each late layer and the next (METHODS 16).
 

@@ -18,7 +18,7 @@ from ..engine.blocks import Rows
 from ..engine.context import Context, Scope, all_boundaries, raw_lens
 from ..engine.job import Job
 from ..engine.task_parts import Columns
-from .probe_choice import Chosen, choose
+from ..probes.choice import Chosen, choose
 from .tuned import tuned_columns
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class Contrast(Group):
     of KL(p_L || p_l), each model through its own lens, raw or tuned, winsorised per prompt. Memory 16 * L * d^2 bytes.
     Source: METHODS 7 (P1, P2).
     """
+
+    lenses = 1.2
 
     def __init__(self, kit: Context, scope: Scope, lens: str):
         models = [(scope.pair, variant, scope.streams[variant]) for variant in VARIANTS]

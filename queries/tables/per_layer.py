@@ -6,10 +6,27 @@ import numpy as np
 
 from ...store.artifacts.streams import read_stream
 from ...store.captures.reader import Capture
+from ...store.core.columns import (
+    BOTH,
+    DELTA_VALUES,
+    IS_CONTINUATION,
+    IS_SPECIAL,
+    JENSEN_SHANNON,
+    LAYER,
+    MODEL,
+    NONNEGATIVE,
+    PLACE,
+    PROMPT,
+    STEP,
+    TOKEN,
+    TOKEN_ID,
+    TOKEN_TEXT,
+    Column,
+)
 from ...store.core.schema import VARIANTS, scalars
+from ...store.tables.declared import TABLES
 from ..engine.blocks import Rows
 from ..engine.context import (
-    VERSION,
     Context,
     Names,
     Scope,
@@ -20,9 +37,17 @@ from ..engine.context import (
     pair_columns,
     raw_lens,
 )
+from ..engine.declare import table
 from ..engine.job import LayerTable, TableJob
 
 
+@table(
+    "tokens",
+    [*MODEL, *TOKEN, *PLACE, TOKEN_ID, TOKEN_TEXT, IS_SPECIAL, IS_CONTINUATION],
+    "What each capture read, token by token.",
+    "token",
+    version=1,
+)
 class Tokens(TableJob):
     """The table `tokens`: what the stream and the coordinates say."""
 
@@ -61,6 +86,12 @@ def raw_lens_table(kit: Context, names: Names) -> LayerTable:
     return LayerTable(kit.layout, "lens", recipe, (capture,), reads, compute, lambda rows: {**named, **label(rows)})
 
 
+@table(
+    "delta",
+    [*MODEL, *TOKEN, *PLACE, LAYER, *DELTA_VALUES],
+    "What each block and its MLP add to the residual.",
+    version=2,
+)
 def delta_table(kit: Context, names: Names) -> LayerTable:
     """The table `delta`, from residuals or from what the capture computed; LakeError without either."""
     capture = kit.capture(names)
@@ -85,6 +116,24 @@ def delta_table(kit: Context, names: Names) -> LayerTable:
     return LayerTable(kit.layout, "delta", recipe, (capture,), reads, compute, lambda rows: {**named, **label(rows)})
 
 
+@table(
+    "pair_lens",
+    [
+        *BOTH,
+        *PROMPT,
+        STEP,
+        LAYER,
+        Column("js", "float32", "Jensen-Shannon divergence of the two models' lenses", "nats", JENSEN_SHANNON),
+        Column("kl_pt_it", "float32", "KL(PT || IT) of the lenses", "nats", NONNEGATIVE),
+        Column("kl_it_pt", "float32", "KL(IT || PT) of the lenses", "nats", NONNEGATIVE),
+        Column("top1_agree", "bool", "whether both have the same likeliest token"),
+    ],
+    "The raw lenses of a pair's two models at the same layer and step, over the tokens that are real for both.",
+    "(prompt, step) x layer",
+    of="pair",
+    version=1,
+    lenses=0.6,
+)
 def pair_lens_table(kit: Context, scope: Scope) -> LayerTable:
     """The table `pair_lens`: both models at the same layer and (prompt, step); LakeError without all residuals of both."""
     models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
@@ -104,6 +153,6 @@ def pair_lens_table(kit: Context, scope: Scope) -> LayerTable:
         "heads": {variant: kit.head_hash(names) for variant, names in models.items()},
         "streams": scope.streams,
         "pair": scope.pair,
-        "version": VERSION["pair_lens"],
+        "version": TABLES["pair_lens"].version,
     }
     return LayerTable(kit.layout, "pair_lens", recipe, tuple(captures.values()), ("resid",), compute, named)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...analyze.residual.geometry import FEWEST_POINTS, MOST_POINTS, geometry
+from ...store.core.columns import LAYER, MODEL, PROMPT, Column, label_column
 from ...store.core.errors import LakeError
 from ..engine.blocks import Rows
 from ..engine.context import Context, Names, all_boundaries, name_columns
+from ..engine.declare import table
 from ..engine.job import TableJob
 from ..engine.task_parts import Columns
 
@@ -20,6 +22,26 @@ def last_prompt_tokens(prompt: np.ndarray, step: np.ndarray) -> np.ndarray:
     return ends
 
 
+@table(
+    "geometry",
+    [
+        *MODEL,
+        LAYER,
+        label_column("metric", "measure of the cloud, as in analyze/residual/geometry.py"),
+        label_column("draw", "0: of all points; from 1 up: of a subsample", "int32", fill="0"),
+        Column(
+            "value",
+            "float32",
+            "value of the metric",
+            "1",
+            null="fewer than 21 different points (dimensions), or all equal",
+        ),
+        Column("n", "int32", "points", "prompts"),
+    ],
+    "Dimension and spread of the residuals at the last prompt token, one point a prompt.",
+    "layer x metric x draw",
+    version=1,
+)
 class Geometry(TableJob):
     """The table `geometry`: keeps one residual per prompt and boundary during the sweep, measures the clouds at its end."""
 
@@ -71,6 +93,21 @@ class Geometry(TableJob):
         )
 
 
+@table(
+    "attention",
+    [
+        *MODEL,
+        *PROMPT,
+        Column("keys", "int32", "tokens up to the last of the prompt", "tokens"),
+        LAYER,
+        label_column("head", "attention head", "int32", null="a mean over the heads"),
+        Column("entropy", "float32", "entropy of the last prompt token's attention row", "nats"),
+        Column("entropy_norm", "float32", "entropy over ln(keys)", "1", null="one key"),
+    ],
+    "Attention entropy at the last prompt token.",
+    "prompt x layer x head",
+    version=1,
+)
 class Attention(TableJob):
     """The table `attention`: the entropies that the capture took of the last prompt token's attention rows."""
 

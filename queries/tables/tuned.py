@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, TOKEN, Column, by_lens, label_column
+from ...store.core.columns import PROMPT as PROMPTS
 from ...store.core.errors import LakeError
 from ...store.tables.sql import drop_tables
 from ..engine.blocks import Rows
 from ..engine.context import OTHER, Context, Names, all_boundaries, label, name_columns
+from ..engine.declare import table
 from ..engine.job import LayerTable, TableJob
 from ..engine.task_parts import Columns
+from ..probes.choice import choose
 from .per_layer import raw_lens_table
-from .probe_choice import choose
 
 PROMPT = ("prompt", "prompt_id", "category")
 
@@ -70,6 +73,15 @@ def tuned_columns(kit: Context, names: Names, rows: Rows) -> dict[str, np.ndarra
     return rows.once("lens(tuned)", compute)
 
 
+@table(
+    "lens",
+    [*MODEL, LENS, *TOKEN, *PLACE, LAYER, *LENS_VALUES],
+    "What each layer would say of the next token, read through the head.",
+    "lens x token x layer",
+    version=1,
+    kind_columns=by_lens,
+    lenses=1.0,
+)
 def lens_table(kit: Context, names: Names, kind: str) -> LayerTable:
     """The rows of the table `lens` of one kind. LakeError for one that is neither raw nor tuned, and where one can't be had."""
     if kind not in ("", "raw", "tuned"):
@@ -87,6 +99,25 @@ def tuned_lens(kit: Context, names: Names) -> TunedTable:
     return TunedTable(kit, names, "lens", compute)
 
 
+@table(
+    "lens_eval",
+    [
+        *MODEL,
+        label_column("probe_variant", "model whose probes read", fill="variant"),
+        Column("probes", "text", "name of the set of probes", fill="'published'"),
+        *PROMPTS,
+        LAYER,
+        Column("n", "int32", "positions of the prompt but its first", "tokens", fill="1"),
+        Column("kl_raw", "float32", "mean KL(final || layer) of the raw lens", "nats"),
+        Column("kl_tuned", "float32", "mean KL(final || layer) of the tuned lens", "nats"),
+        Column("top1_raw", "float32", "share of positions where the raw lens has the final top token", "1"),
+        Column("top1_tuned", "float32", "share of positions where the tuned lens has the final top token", "1"),
+    ],
+    "Raw and tuned lens on prompts that the probes were not trained on.",
+    "probes x variant x prompt x layer",
+    version=2,
+    lenses=2.0,
+)
 class Evaluation(TableJob):
     """The table `lens_eval`: raw and tuned lens of one capture on prompts that no probes in it were trained on, by the probes
     of its own model and of the pair's other one, where the lake has a capture of it on the same prompts."""

@@ -8,18 +8,38 @@ from typing import Any
 from ...store.artifacts.models import has_model, read_model
 from ...store.artifacts.weights import read_weights, weights_folder
 from ...store.core.catalog import ModelSpec
+from ...store.core.columns import LAYER, PAIR, Column, label_column
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_files
 from ...store.core.progress import bar
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
-from ..engine.context import VERSION, Context, Scope, check_both
+from ..engine.context import Context, Scope, check_both
+from ..engine.declare import table
 from ..engine.job import TableJob
 
 WEIGHTS = "*.safetensors"
 
 
+@table(
+    "weights",
+    [
+        PAIR,
+        label_column("grouping", "how weights are grouped: by module, or as in the PT/IT study (seed)", fill="'seed'"),
+        LAYER,
+        label_column("group", "group of weights; layer -1: outside the blocks"),
+        Column("rms", "float32", "root mean square of IT - PT", "1"),
+        Column("rms_pt", "float32", "root mean square of PT", "1"),
+        Column("parameters", "int64", "weights of the group", "weights"),
+    ],
+    "How far a pair's weights are apart.",
+    "grouping x layer x group",
+    of="pair",
+    version=1,
+    how="weights",
+)
 class Weights(TableJob):
     """RMS of IT - PT per layer and group, both groupings, in one pass over both checkpoints' files."""
 
@@ -30,7 +50,7 @@ class Weights(TableJob):
         recipe = {
             "pair": pair,
             "files": {v: identity for v, (_, identity) in found.items()},
-            "version": VERSION["weights"],
+            "version": TABLES["weights"].version,
         }
         super().__init__(kit.layout, "weights", recipe)
         self._layout, self._pair, (self._pt, self._it) = kit.layout, pair, (found[variant][0] for variant in VARIANTS)

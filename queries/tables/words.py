@@ -10,12 +10,15 @@ import numpy as np
 from ...analyze.text.word_class import alone, in_context
 from ...store.artifacts.models import has_model, read_model
 from ...store.artifacts.vocab import has_vocab, read_vocab
+from ...store.core.columns import IS_SPECIAL, MODEL, PAIR, PLACE, TOKEN, TOKEN_ID, TOKEN_TEXT, Column
 from ...store.core.errors import LakeError
-from ...store.core.schema import TABLES, VARIANTS
+from ...store.core.schema import VARIANTS
 from ...store.format.parquet import read_parquet
+from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
 from ..engine.blocks import following
-from ..engine.context import VERSION, Context, Names, Scope, name_columns
+from ..engine.context import Context, Names, Scope, name_columns
+from ..engine.declare import table
 from ..engine.job import TableJob
 
 OTHER = "OTHER"  # the class of ids that stand for no text
@@ -34,7 +37,7 @@ class Vocab(TableJob):
             raise LakeError(f"table vocab needs a model of pair {pair}; the lake has captured none")
         records = {variant: read_model(kit.layout, pair, variant) for variant in models}
         recipe = {"pair": pair, "models": {variant: record["sha256"] for variant, record in records.items()}}
-        super().__init__(kit.layout, "vocab", recipe | {"version": VERSION["vocab"]})
+        super().__init__(kit.layout, "vocab", recipe | {"version": TABLES["vocab"].version})
         self._kit, self._pair, self._models = kit, pair, models
         self._tokenizer = None
         if not self.path.exists() and not has_vocab(kit.layout, pair, models[-1]):
@@ -66,7 +69,7 @@ class Vocab(TableJob):
 
     def column(self, name: str) -> Any:
         """A column of the finished table, by token id; a NumPy array [V]."""
-        return read_parquet(self.path, TABLES["vocab"], columns=[name])[name].to_numpy()
+        return read_parquet(self.path, TABLES["vocab"].schema, columns=[name])[name].to_numpy()
 
 
 def vocab_table(kit: Context, pair: str) -> Vocab:
@@ -74,6 +77,21 @@ def vocab_table(kit: Context, pair: str) -> Vocab:
     return kit.once(("vocab", pair), lambda: Vocab(kit, pair))
 
 
+@table(
+    "vocab",
+    [
+        PAIR,
+        TOKEN_ID,
+        TOKEN_TEXT,
+        IS_SPECIAL,
+        Column("word_class", "text", "class of the word by its text alone; OTHER: no text"),
+    ],
+    "Text and word class of every token id of a pair, as IT's vocabulary has it.",
+    "token id",
+    of="pair",
+    version=1,
+    alone=True,
+)
 def pair_vocab(kit: Context, scope: Scope) -> Vocab:
     """`vocab_table` for the pair of a question."""
     return vocab_table(kit, scope.pair)
@@ -99,6 +117,19 @@ def _tokenizer(kit: Context, model: str, sha256: str) -> Any:
     return found
 
 
+@table(
+    "words",
+    [
+        *MODEL,
+        *TOKEN,
+        *PLACE,
+        Column("target", "int32", "id of the next token"),
+        Column("target_class", "text", "class of the word that it is part of, in the answer's text; OTHER: no text"),
+    ],
+    "The class of every token of an answer.",
+    "answer token",
+    version=1,
+)
 class Words(TableJob):
     """The class of each target of a capture's answers in the answer's text; the stream's own texts lack some blanks."""
 

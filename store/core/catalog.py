@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from yaml.nodes import Node, ScalarNode, SequenceNode
 
+from .columns import SCALARS
 from .errors import LakeError
 from .redact import shown
-from .schema import SCALAR_TABLES, VARIANTS
+from .schema import VARIANTS
 from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
@@ -331,7 +332,7 @@ class _Reader(NodeReader):
         scalars: tuple[str, ...] = ()
         if "scalars" in entry:
             found = self.list(entry["scalars"], f"{what}, scalars", "[lens, delta]")
-            scalars = tuple(self.choice(table, f"{what}, a table of scalars", SCALAR_TABLES) for table in found)
+            scalars = tuple(self.choice(table, f"{what}, a table of scalars", SCALARS) for table in found)
         boundaries = None
         if "boundaries" in entry:
             found = self.list(entry["boundaries"], f"{what}, boundaries", "[0, mid, late, last]")

@@ -70,8 +70,11 @@ def _checksum(stored: BinaryIO, place: int) -> bytes:
     return f"{found:08x}".encode()
 
 
-def check_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, whole: bool = True) -> None:
-    """Raise CorruptError, in one line with `repair`, unless a file is Parquet with the columns of a table.
+def check_parquet(
+    file: Path, schema: pa.Schema, repair: str = AGAIN, whole: bool = True, may_lack: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """The columns of a table that a file has; CorruptError, in one line with `repair`, unless it is Parquet with all of them
+    but those of `may_lack`.
 
     Columns of its own beside them are ignored. Text may be stored plain or by a dictionary, numbers in any width. All
     bytes are compared with the checksum of a file that bears one, unless not `whole`.
@@ -79,10 +82,12 @@ def check_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, whole: boo
     found = file.stat() if file.is_file() else None
     if found is None:
         raise CorruptError(f"{file}: missing or not a regular file; {repair}")
-    if wrong := _wrong(file, found.st_mtime_ns, found.st_size, schema):
+    names, wrong = _footer(file, found.st_mtime_ns, found.st_size, schema, may_lack)
+    if wrong:
         raise CorruptError(f"{file}: {wrong}; {repair}")
     if whole and (wrong := _torn(file, found.st_mtime_ns, found.st_size)):
         raise CorruptError(f"{file}: {wrong}; {repair}")
+    return names
 
 
 @lru_cache(maxsize=1 << 14)
@@ -104,23 +109,28 @@ def _torn(file: Path, _changed: int, _size: int) -> str:
 
 
 @lru_cache(maxsize=1 << 14)
-def _wrong(file: Path, _changed: int, size: int, schema: pa.Schema) -> str:
-    """What is wrong with a file's footer; remembered as long as the file is not changed."""
+def _footer(
+    file: Path, _changed: int, size: int, schema: pa.Schema, may_lack: frozenset[str]
+) -> tuple[frozenset[str], str]:
+    """The columns of a schema in a file's footer, and what is wrong with it; remembered as long as the file is not changed."""
     try:
         footer = pq.read_metadata(file)
         there = footer.schema.to_arrow_schema()
         rows = sum(footer.row_group(place).num_rows for place in range(footer.num_row_groups))
     except BROKEN as error:
-        return f"not a Parquet file that can be read ({first_line(error)})"
+        return frozenset(), f"not a Parquet file that can be read ({first_line(error)})"
+    names = frozenset(there.names) & frozenset(schema.names)
     for field in schema:
         places = there.get_all_field_indices(field.name)
+        if not places and field.name in may_lack:
+            continue
         if len(places) != 1:
-            return f"column {field.name}: expected once, found {len(places)} times"
+            return names, f"column {field.name}: expected once, found {len(places)} times"
         if (kind := there.field(places[0]).type) != field.type and _family(kind) != _family(field.type):
-            return f"column {field.name}: expected {_family(field.type)}, found {kind}"
+            return names, f"column {field.name}: expected {_family(field.type)}, found {kind}"
     if rows != footer.num_rows or not 0 <= rows <= max(FREE_ROWS, ROWS_PER_BYTE * size):
-        return f"{footer.num_rows} rows by its footer, {rows} by its row groups, in {size} bytes: not plausible"
-    return ""
+        return names, f"{footer.num_rows} rows by its footer, {rows} by its row groups, in {size} bytes: not plausible"
+    return names, ""
 
 
 def _family(kind: pa.DataType) -> str:

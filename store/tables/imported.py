@@ -7,66 +7,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import duckdb
-import pyarrow as pa
 
+from ..core.columns import Column
 from ..core.errors import LakeError
 from ..core.files import hash_file
-from ..core.schema import CONDITIONED, PER_VARIANT, TABLES, VARIANTS
+from ..core.schema import VARIANTS
 from ..format.paths import Layout, check_name
+from .declared import TABLES
 from .sql import (
     FOREIGN,
-    PUBLISHED,
     ROW_GROUP_TOKENS,
     VIEWS,
-    duck_type,
     foreign_files,
     foreign_record,
     stream_table,
     table_file,
     table_key,
+    tables_behind,
     write_table,
 )
 
-# What tells rows apart; all other columns hold values. A row without a prompt or token stands for all of them.
-KEYS = (
-    "probe_variant",
-    *("pair", "variant", "stream", "stream_pt", "lens", "prompt", "prompt_id", "category", "token", "position", "step"),
-    *("token_id", "layer", "grouping", "group", "metric", "draw", "head", "kind", "name", "other"),
-    *("event", "upstream", "late", "readout", "condition", "window_start", "window_stop", "patch_layer", "patch"),
-    *("sweep", "arm", "dose", "key"),
-)
-OPTIONAL = (
-    *("prompt", "prompt_id", "category", "token", "position", "step", "draw", "other", "dose", "key", "head"),
-    *("window_start", "window_stop"),
-)
-# What a key column that the file lacks is filled with: of every table, and of some alone. SQL, over the other columns.
-FILLED = {
-    "stream": f"'{PUBLISHED}'",
-    "stream_pt": "stream",
-    "lens": "'raw'",
-    "event": "'first_diff'",
-    "readout": "'common_it'",
-    "grouping": "'seed'",
-    "geometry.draw": "0",
-    "directions.draw": "0",
-    "lens_eval.probe_variant": "variant",
-    "lens_eval.probes": f"'{PUBLISHED}'",
-    "lens_eval.n": "1",
-    **{f"{table}.variant": "if(condition[1] IN ('A', 'B'), 'pt', 'it')" for table in (*CONDITIONED, "writeout")},
-    **{f"{table}.variant": "'both'" for table in ("scores", "judged")},
-    "directions.kind": "CASE WHEN name IN ('matched', 'reverse') THEN name"
-    " WHEN regexp_matches(name, '^(top|random|all)[-_]') THEN 'splits'"
-    " WHEN name IN ('resample', 'subset', 'pairwise_mean', 'pairwise_min') THEN 'stability'"
-    " WHEN name IN ('share', 'pc1_mean', 'mean_share', 'between') THEN 'spread' END",
-}
-COSINE, SHARE = (-1.0, 1.0), (0.0, 1.0)
-RANGES = {
-    **dict.fromkeys(("js", "js_next", "js_host", "js_target"), (0.0, 0.6932)),
-    **dict.fromkeys(("kl_layer_final", "kl_final_layer", "kl_pt_it", "kl_it_pt", "endpoint.margin"), (0.0, math.inf)),
-    **dict.fromkeys(("cross_kl", "cross_kl_host", "kl_host"), (0.0, math.inf)),
-    **dict.fromkeys(("block_cos", "mlp_cos", "cos_final"), COSINE),
-    **dict.fromkeys(("p_target", "confidence", "churn", "jaccard"), SHARE),
-}
 SLACK = 1e-3  # published figures are rounded
 PANDAS_INDEX = "__index_level_"  # a column that pandas writes without being asked
 # What a question narrows a table by.
@@ -92,7 +52,9 @@ def add_table(layout: Layout, name: str, file: Path, **given: str | None) -> Add
     there twice, or a capture that the lake has rows of already.
     """
     if name not in TABLES:
-        what = f"{name} is a view over lens" if name in VIEWS else f"no table {name!r}"
+        what = (
+            f"{name} is a view over {', '.join(sorted(tables_behind(name)))}" if name in VIEWS else f"no table {name!r}"
+        )
         raise LakeError(f"{what}; tables are {', '.join(TABLES)}")
     options = {key: value for key, value in given.items() if value}
     rows = _Rows(name, file, options)
@@ -118,20 +80,22 @@ class _Rows:
     """The rows of a file as a table of DuckDB's with all columns of the schema: the file's, the given ones, and NULL."""
 
     def __init__(self, name: str, file: Path, options: dict[str, str]):
-        self.schema, self._name, self._file = TABLES[name], name, file
+        self._table, self._name, self._file = TABLES[name], name, file
         self._sql = duckdb.connect(":memory:")
         there = self._read()
-        if unknown := [column for column in there if column not in self.schema.names]:
-            self._refuse(f"table {name} has no column {unknown[0]!r}; it has {', '.join(self.schema.names)}")
-        if unfit := [key for key in options if key not in self.schema.names or key in there]:
+        if unknown := [column for column in there if column not in self._table.names]:
+            self._refuse(f"table {name} has no column {unknown[0]!r}; it has {', '.join(self._table.names)}")
+        if unfit := [key for key in options if key not in self._table.names or key in there]:
             where = "the file has it" if unfit[0] in there else f"table {name} has none"
             self._refuse(f"--{unfit[0].replace('_', '-')} does not apply: {where}")
-        columns = [f'{self._column(field, there, options)} AS "{field.name}"' for field in self.schema]
+        columns = [f'{self._column(field, there, options)} AS "{field.name}"' for field in self._table.columns]
         try:
             numbered = "(SELECT *, row_number() OVER () AS file_row FROM source)"
             self._sql.execute(f"CREATE TABLE given AS SELECT {', '.join(columns)}, file_row FROM {numbered}")
         except duckdb.Error as error:
-            self._refuse(f"{str(error).splitlines()[0]}; table {name} is {', '.join(map(_described, self.schema))}")
+            self._refuse(
+                f"{str(error).splitlines()[0]}; table {name} is {', '.join(map(_described, self._table.columns))}"
+            )
         self.filled = {column: sql for column, sql in self._fillings().items() if column not in (*there, *options)}
         for column, sql in self._fillings().items():
             if column in self.filled or column == "draw":  # a draw that is not known is the value of all points
@@ -141,7 +105,7 @@ class _Rows:
     @property
     def _paired(self) -> bool:
         """Whether a row is about both models alike."""
-        return "stream_pt" in self.schema.names and self._name not in (*CONDITIONED, *PER_VARIANT)
+        return "stream_pt" in self._table.names and not self._table.one_model
 
     def _read(self) -> list[str]:
         """Names of the file's columns; the file becomes the view `source`."""
@@ -158,9 +122,9 @@ class _Rows:
             self._refuse(f"can't be read as {self._file.suffix[1:]} ({str(error).splitlines()[0]})")
         return [column for column in there if not column.startswith(PANDAS_INDEX)]
 
-    def _column(self, field: pa.Field, there: list[str], options: dict[str, str]) -> str:
+    def _column(self, field: Column, there: list[str], options: dict[str, str]) -> str:
         """The SQL of one column; NaN becomes NULL."""
-        kind = duck_type(field.type)
+        kind = field.sql_type
         defaults = {"variant": "both"} if self._paired else {}
         if field.name in there:
             value = f'CAST("{field.name}" AS {kind})'
@@ -173,24 +137,24 @@ class _Rows:
 
     def _fillings(self) -> dict[str, str]:
         """Column of this table -> the SQL that fills it where the file lacks it."""
-        names = [name for name in self.schema.names if name in FILLED or f"{self._name}.{name}" in FILLED]
-        first = sorted(names, key=lambda name: not name.startswith("stream"))
-        return {name: FILLED.get(f"{self._name}.{name}", FILLED.get(name, "")) for name in first}
+        first = sorted(self._table.columns, key=lambda column: not column.name.startswith("stream"))
+        return {column.name: column.fill for column in first if column.fill}
 
     def check(self) -> None:
         """LakeError for the first thing that does not fit."""
         if not self.count:
             self._refuse("no rows")
-        counts = ", ".join(f'count("{column}")' for column in self.schema.names)
-        known = dict(zip(self.schema.names, self._one(f"SELECT {counts} FROM given"), strict=True))
-        if lacking := [name for name in KEYS if name not in OPTIONAL and known.get(name, self.count) < self.count]:
+        counts = ", ".join(f'count("{column}")' for column in self._table.names)
+        known = dict(zip(self._table.names, self._one(f"SELECT {counts} FROM given"), strict=True))
+        needed = [column.name for column in self._table.columns if column.key and not column.null]
+        if lacking := [name for name in needed if known[name] < self.count]:
             self._refuse_keys(lacking, known)
-        values = [field for field in self.schema if field.name not in KEYS]
+        values = self._table.values
         if not any(known[field.name] for field in values):
             self._refuse(f"no values; table {self._name} has {', '.join(field.name for field in values)}")
         for field in values:
-            if pa.types.is_floating(field.type):
-                self._check_range(field.name)
+            if field.type == "float32":
+                self._check_range(field)
         self._check_names()
         self._check_twice()
 
@@ -205,8 +169,8 @@ class _Rows:
         words = f"column {column} of table {self._name} {state}: {hint}{more}"
         self._refuse(f"{words} (filled in as the file lacks it: {filled})" if filled else words)
 
-    def _check_range(self, column: str) -> None:
-        low, high = RANGES.get(f"{self._name}.{column}", RANGES.get(column, (-math.inf, math.inf)))
+    def _check_range(self, known: Column) -> None:
+        column, (low, high) = known.name, known.range
         bad = f"{column} < {low - SLACK:.9f}" if math.isfinite(low) else "false"
         bad += f" OR {column} > {high + SLACK:.9f}" if math.isfinite(high) else ""
         wrong = self._sql.execute(
@@ -216,15 +180,16 @@ class _Rows:
             self._refuse(f"column {column}, row {wrong[0]}: {wrong[1]:g}, expected {low:g} to {high:g}")
 
     def _check_names(self) -> None:
-        allowed = ("both",) if self._paired else (*VARIANTS, "both") if self._name in ("scores", "judged") else VARIANTS
+        both = any(column.name == "variant" and column.fill == "'both'" for column in self._table.columns)
+        allowed = ("both",) if self._paired else (*VARIANTS, "both") if both else VARIANTS
         for column in ("pair", "variant", "stream", "stream_pt"):
-            for value in self._distinct(column) if column in self.schema.names else ():
+            for value in self._distinct(column) if column in self._table.names else ():
                 if column == "variant" and value not in allowed:
                     self._refuse(f"variant {value!r}; expected {' or '.join(allowed)}")
                 check_name(value, f"{self._file}: {column}")
 
     def _check_twice(self) -> None:
-        columns = [column for column in self.schema.names if column in KEYS]
+        columns = [column.name for column in self._table.columns if column.key]
         names = ", ".join(f'"{column}"' for column in columns)
         row = self._sql.execute(
             f"SELECT {names} FROM given GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
@@ -235,13 +200,13 @@ class _Rows:
 
     def captures(self) -> list[dict[str, str]]:
         """The combinations of what questions narrow the table by."""
-        columns = [column for column in CAPTURE if column in self.schema.names]
+        columns = [column for column in CAPTURE if column in self._table.names]
         rows = self._sql.execute(f"SELECT DISTINCT {', '.join(columns)} FROM given ORDER BY ALL").fetchall()
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def groups(self) -> Iterator[dict[str, Any]]:
         """Row groups of one layer, as other tables have them."""
-        layered = "layer" in self.schema.names
+        layered = "layer" in self._table.names
         for layer in self._distinct("layer") if layered else [None]:
             where = f"WHERE layer = {layer}" if layered else ""
             rows = self._sql.sql(f"SELECT * EXCLUDE (file_row) FROM given {where}").to_arrow_table()
@@ -260,8 +225,8 @@ class _Rows:
         raise LakeError(f"{self._file}: {words}")
 
 
-def _described(field: pa.Field) -> str:
-    return f"{field.name} {duck_type(field.type)}"
+def _described(column: Column) -> str:
+    return f"{column.name} {column.sql_type}"
 
 
 def _refuse_overlap(layout: Layout, name: str, captures: list[dict[str, str]]) -> None:

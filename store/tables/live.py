@@ -13,9 +13,10 @@ from ..artifacts.models import has_model, read_model
 from ..captures.manifest import read_manifest
 from ..core.errors import CorruptError
 from ..core.files import hash_json
-from ..core.schema import MANIFEST, TABLE_VERSIONS
+from ..core.schema import MANIFEST
 from ..format.parquet import about
 from ..format.paths import Layout
+from .declared import TABLES
 
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
 
@@ -58,7 +59,7 @@ def stale(layout: Layout, name: str, file: Path) -> str:
         )
     if FOREIGN in recipe:
         return ""
-    now = TABLE_VERSIONS.get(name)
+    now = TABLES[name].version
     if (then := recipe.get("version", now)) != now:
         return f"made by version {then} of the code for table {name}, this is version {now}"
     for what, found, expected in _inputs(layout, recipe):

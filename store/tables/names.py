@@ -3,9 +3,10 @@
 from ..captures.reader import list_captures
 from ..core.catalog import Catalog
 from ..core.errors import LakeError
-from ..core.schema import TABLES, VARIANTS
+from ..core.schema import VARIANTS
 from ..core.yaml_file import hint, listed
 from ..format.paths import Layout
+from .declared import TABLES
 from .sql import foreign_files, foreign_record
 
 

@@ -2,9 +2,11 @@
 
 import atexit
 import json
+import math
 import re
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -21,19 +23,58 @@ import pyarrow.parquet as pq
 from ..artifacts.streams import stream_records
 from ..artifacts.texts import output_files
 from ..captures.reader import capture_names, list_captures
+from ..core.columns import Column, schema_of
 from ..core.errors import CorruptError, LakeError, SqlError
 from ..core.files import canonical_json, free_bytes, full_disk, human_bytes, place, sync_file, temporary_of
-from ..core.schema import OUTPUTS, TABLES, VARIANTS
+from ..core.schema import OUTPUT_COLUMNS, OUTPUTS, VARIANTS
 from ..format.parquet import AGAIN, about, check_parquet, check_rows, first_line, parquet_writer
 from ..format.paths import Layout
 from ..format.records import check_record
 from ..remote.cache import bring, publish, withdraw
+from .declared import TABLES
 from .live import FOREIGN, live_files, table_key
 
 T = TypeVar("T")
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
 ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
-SMALL_TABLES = ("captures", "streams")
+VIEW_COLUMN = re.compile(r"column (\w+)(?: \(([^)]*)\))?: (.*)")  # in the header of a view
+HISTORY = Column(
+    "history", "string", "shared: both models read one answer; own: each read its own. Never average over both"
+)
+_CAPTURE = (
+    Column("pair", "string", "name of the pair"),
+    Column("variant", "string", "model of the pair: pt or it"),
+)
+# Small tables made of records, by name: what they are, and their columns.
+SMALL_TABLES = {
+    "captures": (
+        "Every capture of the lake.",
+        (
+            *_CAPTURE,
+            Column("stream", "string", "stream that the model read"),
+            Column("prompts", "int64", "prompts of the stream", "prompts"),
+            Column("tokens", "int64", "tokens of the stream", "tokens"),
+            Column("bytes", "int64", "size on disk", "bytes"),
+            Column("sealed", "bool", "whether the capture is complete"),
+            Column("path", "string", "folder of the capture"),
+        ),
+    ),
+    "streams": (
+        "Every stream that a model read, by each name it can be asked by.",
+        (
+            *_CAPTURE,
+            Column("recipe", "string", "what the stream is: raw, native, teacher, reverse ..., as in the catalog"),
+            Column("prompts", "string", "name of the prompt set"),
+            Column("stream", "string", "name of the stream in tables"),
+            Column("name", "string", "name it can be asked by: the stream's, or that of one with equal content"),
+            Column(
+                "prompt_set", "string", "SHA-256 of the prompt set; foreign where only imported tables know the stream"
+            ),
+            Column("max_new_tokens", "int64", "longest continuation", "tokens"),
+            Column("n_prompts", "int64", "prompts of the stream", "prompts"),
+        ),
+    ),
+}
 # What DuckDB raises for a wrong statement, whatever the files hold.
 MISTAKES = (
     duckdb.ParserException,
@@ -44,7 +85,6 @@ MISTAKES = (
 )
 CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # the rest of the process needs memory, too
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
-TEXTS_AND_TABLES = TABLES | {TEXTS: OUTPUTS}
 PUBLISHED = "published"  # the stream of rows from elsewhere whose texts are not known: it answers rows of every recipe
 
 
@@ -63,7 +103,7 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
     up to ROW_GROUP_TOKENS rows, so that a writer need not hold that many. The recipe goes into the Parquet key-value
     metadata. A full disk is a LakeError; whatever raises inside the block leaves nothing behind.
     """
-    schema = TABLES[name].with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
+    schema = TABLES[name].schema.with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
     path = table_file(layout, name, table_key(name, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
@@ -245,17 +285,18 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
-    for name, schema in TEXTS_AND_TABLES.items():
+    for name, columns in {**{name: table.columns for name, table in TABLES.items()}, TEXTS: OUTPUT_COLUMNS}.items():
         try:
-            rows = _scan(files[name], schema)
+            rows = _scan(files[name], columns)
             if name == "pair_lens":
-                rows = f"SELECT *, {_history(layout)} AS history FROM ({rows})"
-            connection.execute(f"CREATE VIEW {name} AS {rows}")
+                rows = f"SELECT *, {_history(layout)} AS {HISTORY.name} FROM ({rows})"
+            connection.execute(f'CREATE VIEW "{name}" AS {rows}')
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
             folder = layout.root / "outputs" if name == TEXTS else layout.table(name)
             raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
     for name, view in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {view}")
+    _comment(connection, tables_in(sql or ""))
     connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in files.values() for file in some)}]")
     connection.execute("SET enable_progress_bar = false")  # its widget would stay in a notebook's output
     connection.execute("SET enable_external_access = false")
@@ -271,8 +312,11 @@ def _scratch() -> Path:
     return Path(folder.name)
 
 
-def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]) -> T:
-    """What `action` returns of a connection; Ctrl-C stops it, which DuckDB itself sees only when a query is over."""
+def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T], seconds: float = math.inf) -> T:
+    """What `action` returns of a connection; Ctrl-C stops it, which DuckDB itself sees only when a query is over.
+
+    LakeError when it takes more than so many seconds.
+    """
     done: Future[T] = Future()
 
     def work() -> None:
@@ -283,8 +327,15 @@ def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]
 
     threading.Thread(target=work, daemon=True).start()
     try:
+        started = time.monotonic()
         while not done.done():
             wait([done], timeout=0.2)
+            if not done.done() and time.monotonic() - started > seconds:
+                connection.interrupt()
+                wait([done], timeout=5)
+                raise LakeError(
+                    f"SQL: stopped after {seconds:g} s; a longer limit: `actlake sql --timeout SECONDS` (0: none)"
+                )
     except KeyboardInterrupt:
         connection.interrupt()
         wait([done], timeout=5)
@@ -337,27 +388,61 @@ def tables_read(sql: str | None) -> set[str]:
     return named & TABLES.keys()
 
 
-def _scan(files: Sequence[Path], schema: pa.Schema) -> str:
-    for file in files:
-        check_parquet(file, schema)
-    if files:
-        columns = ", ".join(f'"{field.name}"' for field in schema)
-        return f"SELECT {columns} FROM read_parquet([{', '.join(map(_quoted, files))}])"
-    columns = ", ".join(f'NULL::{duck_type(field.type)} AS "{field.name}"' for field in schema)
-    return f"SELECT {columns} WHERE false"
+@cache
+def tables_behind(name: str) -> frozenset[str]:
+    """The tables that a table or view is made of; none for an unknown name."""
+    if name not in VIEWS:
+        return frozenset({name} & TABLES.keys())
+    return frozenset().union(*(tables_behind(each) for each in tables_in(VIEWS[name])))
+
+
+def _scan(files: Sequence[Path], columns: Sequence[Column]) -> str:
+    """SQL of the rows of some files; a column of values that one lacks, made before the column was there, is NULL."""
+    schema, may_lack = schema_of(columns), frozenset(column.name for column in columns if not column.key)
+    there = [check_parquet(file, schema, may_lack=may_lack) for file in files]
+    known = frozenset().union(*there)
+    names = ", ".join(
+        f'"{column.name}"' if column.name in known else f'NULL::{column.sql_type} AS "{column.name}"'
+        for column in columns
+    )
+    if not files:
+        return f"SELECT {names} WHERE false"
+    union = ", union_by_name = true" if any(names != known for names in there) else ""
+    return f"SELECT {names} FROM read_parquet([{', '.join(map(_quoted, files))}]{union})"
+
+
+def _comment(connection: duckdb.DuckDBPyConnection, names: set[str]) -> None:
+    """Give the columns of these tables and views their meaning and unit; of all, where a statement asks for no rows of any."""
+    there = connection.execute("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal").fetchall()
+    there = [(table, column) for table, column in there if table in names or not names]
+    known, found = described(), []
+    for name in dict.fromkeys(table for table, _ in there):
+        kind = "TABLE" if name in SMALL_TABLES else "VIEW"
+        found.append(f'COMMENT ON {kind} "{name}" IS {_sql_text(known[name][0])}')
+    for table, column in there:
+        found.append(f'COMMENT ON COLUMN "{table}"."{column}" IS {_sql_text(known[table][1][column].comment)}')
+    connection.execute("; ".join(found))
+
+
+def described() -> dict[str, tuple[str, dict[str, Column]]]:
+    """What every table and view is, and what its columns are, by name.
+
+    A view says so in its header; a column that it does not name there is that of a table behind it.
+    """
+    every = {name: (table.about, table.columns) for name, table in TABLES.items()} | SMALL_TABLES
+    every["pair_lens"] = (every["pair_lens"][0], (*every["pair_lens"][1], HISTORY))
+    every[TEXTS] = ("What models wrote under edits, a text a row.", OUTPUT_COLUMNS)
+    found = {name: (words, {column.name: column for column in columns}) for name, (words, columns) in every.items()}
+    for name, view in VIEWS.items():
+        header = [line.removeprefix("--").strip() for line in view.splitlines() if line.startswith("--")]
+        known = {column.name: column for behind in sorted(tables_behind(name)) for column in TABLES[behind].columns}
+        own = [Column(m[1], "string", m[3], m[2] or "") for line in header if (m := VIEW_COLUMN.fullmatch(line))]
+        found[name] = (header[0], known | {column.name: column for column in own})
+    return found
 
 
 def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
-
-
-def duck_type(kind: pa.DataType) -> str:
-    """DuckDB's name of a column type of the schema."""
-    if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
-        return "VARCHAR"
-    if pa.types.is_list(kind):
-        return f"{duck_type(kind.value_type)}[]"
-    return {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "bool": "BOOLEAN"}[str(kind)]
 
 
 def tables_in(sql: str) -> set[str]:
@@ -414,7 +499,7 @@ def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
         for name, files in _files(layout, texts=False).items():
             for file in files:
                 try:
-                    check_rows(file, TEXTS_AND_TABLES[name])
+                    check_rows(file, OUTPUTS if name == TEXTS else TABLES[name].schema)
                 except CorruptError as damage:
                     return damage
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

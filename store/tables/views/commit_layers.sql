@@ -1,16 +1,22 @@
--- Layer at which each token's lens commits, a column per rule (METHODS 3.3); what a query does not name is not computed.
+-- Layer at which each token's lens commits, a column per rule (METHODS 3.3).
+-- What a query does not name is not computed.
 -- Lists go along the thresholds T = 0.05, 0.1, 0.2, 0.5, 1.0 nats, cos along C = 0.8, 0.9, 0.95, 0.99. Never: the last layer.
 -- Curves without tokens (foreign tables) are left out: the rules are about tokens. Models of up to 126 layers.
---   top1         from here on the lens' top token is that of its own last layer (for a tuned lens the tuned one). A rank
---                <= K of the final token from here on, as the study's qualified rules ask for too, follows from it.
---   kl           from here on KL(final || layer) < T
---   kl_q3, kl_q5 KL < T here, and < 3 T (5 T) from here on
---   majority     the smallest layer from which KL < T in at least 90 % of the layers that are left
---   adaptive     the same, but with fewer than 10 layers left: in all of them except one
---   mean, median of KL over the layers that are left < T;   here_mean: KL < T here too
---   entropy      from here on within T of the last layer's entropy;   low_entropy: entropy < T from here on
---   cos          from here on the residual's cosine with the final one is >= C
---   continuous   KL = 0.1 for the first time, interpolated between layers (exp10)
+-- column depth (layer): last layer
+-- A rank <= K of the final token from here on, as the study's qualified rules ask for too, follows from top1.
+-- column top1 (layer): from here on the lens' top token is that of its own last layer (of a tuned lens the tuned one)
+-- column kl (layer): from here on KL(final || layer) < T
+-- column kl_q3 (layer): KL < T here, and < 3 T from here on
+-- column kl_q5 (layer): KL < T here, and < 5 T from here on
+-- column majority (layer): the smallest layer from which KL < T in at least 90 % of the layers that are left
+-- column adaptive (layer): the same, but with fewer than 10 layers left in all of them except one
+-- column mean (layer): mean of KL over the layers that are left < T
+-- column median (layer): median of KL over the layers that are left < T
+-- column here_mean (layer): mean of KL over the layers that are left < T, and KL < T here
+-- column entropy (layer): from here on within T of the last layer's entropy
+-- column low_entropy (layer): entropy < T from here on
+-- column cos (layer): from here on the residual's cosine with the final one is >= C
+-- column continuous (layer): KL = 0.1 for the first time, interpolated between layers (exp10)
 WITH final AS (
     SELECT pair, variant, stream, lens, token, arg_max(top1, layer) AS final_top1, arg_max(entropy, layer) AS final_entropy
     FROM lens

@@ -1,4 +1,6 @@
 -- The quick rules of commit_layers with a row per token and rule: top1, kl_0.1, entropy_0.1, cos_0.95 ... (explained there).
+-- column rule: rule by which the lens commits: top1, kl_T, entropy_T or cos_C
+-- column layer (layer): layer at which it commits
 -- The others are columns of commit_layers alone: they cost several times as much.
 WITH families AS (
     UNPIVOT (

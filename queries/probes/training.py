@@ -28,7 +28,7 @@ from ...store.format.paths import Layout, split_model
 from ..engine.context import Context, all_boundaries
 from ..engine.job import Job, Stage
 from ..engine.passes import run
-from .probe_spec import ProbeSpec
+from .spec import ProbeSpec
 
 BUFFER_BYTES = 384 << 20  # of rows in memory: 7/8 are to train on, the rest to look at
 CHECK_TOKENS = 2048  # held-out tokens of a look, as many as the study reported on

@@ -15,7 +15,7 @@ from ...store.artifacts.probes import list_probes, read_probes
 from ...store.core.errors import LakeError
 from ..engine.context import Context, Names
 from ..engine.job import Job
-from .probe_spec import DEFAULT, ProbeSpec
+from .spec import DEFAULT, ProbeSpec
 
 if TYPE_CHECKING:
     from ...analyze.lens.tuned_lens import Probes
@@ -100,7 +100,7 @@ def _choose(kit: Context, names: Names) -> Chosen:
             f"probes of {names[0]}/{names[1]} are not there, and training is switched off: `actlake probes train {names[0]}"
             f" {names[1]}` makes them"
         )
-    from .probe_training import Training
+    from .training import Training
 
     return Chosen(usual, (Training(kit, wish),))
 
