@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 from actlake.queries.cluster.cluster import Cluster
 from actlake.queries.engine.context import Scope
@@ -26,7 +27,7 @@ from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move
 from actlake.store.format.paths import Layout
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from distributed import Client, LocalCluster
 from measure import Row, in_turn, main, median_ratio, medians
 from memory import made_up
@@ -67,7 +68,7 @@ def measure(folder: Path, tokens: int) -> list[Row]:
         made = made_up(folder / "lake", tokens, VOCAB)
         layout, scope = Layout.open(folder / "lake"), Scope("bench", {"it": made.streams["it"]})
         client.run(apart, str(folder))
-        Origin(URL).fs.mkdir("lakes")
+        fsspec.filesystem("s3").mkdir("lakes")
         move(Planner(origin_of(layout), origin_of(URL), Selection()).plan())
         cluster, tables = Cluster(client), layout.root / "tables"
 
@@ -81,13 +82,13 @@ def measure(folder: Path, tokens: int) -> list[Row]:
             lens(f"alone, {threads}")
 
         def bucket() -> None:
-            for name in Origin(URL).find("tables"):
-                Origin(URL).drop(name)
+            for name in open_store(URL).find("tables"):
+                open_store(URL).delete(name)
             there = Layout.open(URL)
             ensure(there, [("lens", "raw", scope)], engine=cluster.run)
             found["S3"] = {
-                name.removeprefix("tables/"): Origin(URL).hash(name, entry.size or 0)
-                for name, entry in Origin(URL).find("tables").items()
+                name.removeprefix("tables/"): open_store(URL).hash(name, entry.size or 0)
+                for name, entry in open_store(URL).find("tables").items()
             }
 
         tasks = {

@@ -15,7 +15,7 @@ from actlake.store.core.progress import bar
 from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move, write_index
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from drill import Tally, Work, finished, forget, judge, read_all, refusal
 from proxy import KINDS, Proxy, bad_network
 from servers import S3, environment, served
@@ -131,7 +131,7 @@ def networks(work: Work) -> Iterator[Tally]:
     rng = Random(work.rng.random())
     www = work.fresh("www")
     shutil.copytree(work.victim.root, www / "lake")
-    write_index(Origin(www / "lake"))
+    write_index(open_store(www / "lake"))
     with bucket(work) as server, patch("actlake.store.remote.store.PAUSES", SHORT):
         carry(work.victim.root, "s3://lakes/lake")
         with (

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 import xarray as xr
@@ -36,7 +37,7 @@ from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
 from actlake.store.remote import cache
 from actlake.store.remote.cache import write_record
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from machine import peak_memory, reset_peak_memory
 from measure import Row, main, medians
 from work import stream_of
@@ -138,7 +139,7 @@ def moving(layout: Layout, url: str, copy: Path) -> list[Row]:
 
     The plain client is s3fs with its own concurrency; actlake also hashes every file and flushes what it pulls to disk.
     """
-    fs, size = Origin(url).fs, sum(file.stat().st_size for file in layout.root.rglob("*") if file.is_file())
+    fs, size = fsspec.filesystem("s3"), sum(file.stat().st_size for file in layout.root.rglob("*") if file.is_file())
     names = {variant: path.relative_to(layout.root).as_posix() for variant, path in captures(layout).items()}
 
     def carry(source: Layout | str, target: str, variant: str) -> None:
@@ -179,7 +180,7 @@ def prompts(layout: Layout, root: Path, what: str, target: str) -> list[Row]:
     manifest = Capture(path).manifest
     shards = {file: entry for file, entry in manifest["files"].items() if cache.is_shard(f"captures/a/b/c.zarr/{file}")}
     stored = sum(entry["bytes"] for entry in shards.values())
-    write_index(Origin(layout.root))
+    write_index(open_store(layout.root))
     with served(root) as server:
         lake = Lake(f"{server.url}/{layout.root.name}")
         offset = Capture(path).array("offset")[:]
@@ -260,8 +261,8 @@ def run(gb: float) -> list[Row]:
         server.start()
         try:
             with environment(ACTLAKE_CACHE=str(folder / "mirrors"), **server.environment):
-                Origin("s3://lakes").fs.mkdir("lakes")
-                Origin("s3://lakes").put("first", b"")  # the first write waits for the server to make its volumes
+                fsspec.filesystem("s3").mkdir("lakes")
+                open_store("s3://lakes").put("first", b"")  # the first write waits for the server to make its volumes
                 layout = make_lake(folder / "made", 2560, 6, gb)
                 rows = moving(layout, "s3://lakes", folder / "www" / "lake")
                 here = Layout.open(folder / "www" / "lake")

@@ -31,7 +31,7 @@ from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move
 from actlake.store.format.paths import Layout
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from distributed import Client, LocalCluster, WorkerPlugin
 from typer.testing import CliRunner
 
@@ -400,7 +400,7 @@ def test_workers_with_nothing_in_common_but_a_bucket(source, local, small, bucke
         here.run(apart, str(tmp_path))
         lake = Lake(f"{bucket}/lake")
         ensure(lake.layout, [("lens", "raw", scope(lake.layout, "native"))], engine=Cluster(here).run)
-    found = {name: Origin(f"{bucket}/lake").read(name) for name in Origin(f"{bucket}/lake").find("tables")}
+    found = {name: open_store(f"{bucket}/lake").read(name) for name in open_store(f"{bucket}/lake").find("tables")}
     assert {name: hashlib.sha256(data).hexdigest() for name, data in found.items()} == {
         name: hashlib.sha256(data).hexdigest() for name, data in local.items()
     }

@@ -25,7 +25,7 @@ from actlake.store.exchange.transfer import write_index
 from actlake.store.format.parquet import parquet_writer, read_parquet
 from actlake.store.format.paths import Layout
 from actlake.store.format.records import read_record
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from actlake.store.tables.sql import connect, write_table
 from proxy import KINDS, bad_network
 from servers import served
@@ -68,7 +68,7 @@ def test_clocks_that_jump(work):
 def test_a_bad_network(work, kind, tmp_path, monkeypatch):
     monkeypatch.setattr("actlake.store.remote.store.PAUSES", (0.01,) * 6)
     shutil.copytree(work.victim.root, tmp_path / "www" / "lake")
-    write_index(Origin(tmp_path / "www" / "lake"))
+    write_index(open_store(tmp_path / "www" / "lake"))
     tally, rng = drill.Tally("web"), random.Random(2)
     with served(tmp_path / "www") as web, bad_network(int(web.url.rpartition(":")[2])) as proxy:
         for number, odds in enumerate((0.2, 0.6)):

@@ -43,7 +43,7 @@ from actlake.store.exchange.transfer import write_index
 from actlake.store.format.npz import read_npz
 from actlake.store.format.paths import Layout
 from actlake.store.format.shards import Grid
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from actlake.store.tables.sql import connect
 from servers import served
 from test_store_capture import made_template
@@ -328,7 +328,7 @@ def test_names_in_records_never_leave_the_lake_that_they_are_copied_to(stranger,
     file, target = spoil_names(stranger, record, name), tmp_path / "a" / "b" / "c" / "d" / "e" / "mine"
     for folder in (stranger.root.parent, *stranger.root.parents[1:4]):
         (folder / "evil").write_bytes(EVIL)  # for sources in a folder
-    write_index(Origin(stranger.root))
+    write_index(open_store(stranger.root))
     with served(stranger.root.parent) as web:
         for source in (str(stranger.root), f"{web.url}/lake"):
             line = refusal(lambda source=source: carry(source, target, weights=True))

@@ -20,7 +20,7 @@ from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move
 from actlake.store.format.paths import Layout
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from aiohttp import web
 from servers import Web
 
@@ -122,7 +122,7 @@ def test_what_the_hub_lacks_or_refuses_is_told_at_once(hub, captured):
         Layout.open("hf://datasets/org/other")
     with pytest.raises(LakeError, match="hf:// is read-only here"):
         move(Planner(origin_of(captured), origin_of("hf://datasets/org/lake/new"), Selection()).plan())
-    place = Origin("hf://datasets/org/lake")
+    place = open_store("hf://datasets/org/lake")
     assert place.entry("lake.json")
     hub.failures += [403] * 20
     with pytest.raises(LakeError, match=r"lake.json: access denied \(HTTP 403\)"):

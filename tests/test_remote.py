@@ -26,7 +26,8 @@ from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
 from actlake.store.remote import cache as mirrors
 from actlake.store.remote import store as origins
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
+from actlake.store.remote.store import Store
 from servers import GUEST, environment, served
 
 SQL = (
@@ -72,7 +73,7 @@ def pushed(captured, bucket):
 def web(captured, tmp_path):
     """The captured lake behind a web server without listings."""
     shutil.copytree(captured.root, tmp_path / "www" / "lake")
-    write_index(Origin(tmp_path / "www" / "lake"))
+    write_index(open_store(tmp_path / "www" / "lake"))
     with served(tmp_path / "www") as server:
         yield server
 
@@ -108,14 +109,14 @@ def test_plain_xarray_opens_the_url_of_a_web_server(web, captured):
 def test_tables_are_made_and_kept_in_the_bucket(pushed, captured, cache_folder):
     found = Lake(pushed).sql(SQL).df()
     assert found.equals(Lake(captured.root).sql(SQL).df())
-    names = [name for name in Origin(pushed).find("tables") if name.startswith("tables/lens/")]
+    names = [name for name in open_store(pushed).find("tables") if name.startswith("tables/lens/")]
     assert names
     forget()
     shutil.rmtree(cache_folder)  # a colleague's machine
     lake = Lake(pushed)
     again = lake.sql(SQL).df()
     assert again.equals(found)
-    assert sorted(Origin(pushed).find("tables")) == sorted(names)  # nothing was computed anew
+    assert sorted(open_store(pushed).find("tables")) == sorted(names)  # nothing was computed anew
 
 
 def test_a_row_of_a_remote_lake(pushed, captured):
@@ -132,7 +133,7 @@ def test_a_lake_that_can_only_be_read_keeps_tables_here(pushed, captured, s3_ser
         written = {file: file.stat().st_mtime_ns for file in lake.layout.table("lens").glob("*.parquet")}
         assert Lake(pushed).sql(SQL).df().equals(found)
         assert written == {file: file.stat().st_mtime_ns for file in lake.layout.table("lens").glob("*.parquet")}
-    assert not [name for name in Origin(pushed).find("tables") if "/lens/" in name]
+    assert not [name for name in open_store(pushed).find("tables") if "/lens/" in name]
     told = capsys.readouterr().err
     assert "access denied" in told and "stays in" in told
 
@@ -140,8 +141,8 @@ def test_a_lake_that_can_only_be_read_keeps_tables_here(pushed, captured, s3_ser
 def test_a_capture_straight_to_s3_is_byte_for_byte_a_local_one(bucket, captured, llama):
     url = f"{bucket}/lake"
     tiny.capture(url, llama, tiny.NATIVE, tiny.TEACHER)
-    back = Origin(url)
-    expected = {name: (captured.root / name).read_bytes() for name in Origin(captured.root).find("captures")}
+    back = open_store(url)
+    expected = {name: (captured.root / name).read_bytes() for name in open_store(captured.root).find("captures")}
     found = {name: back.read(name) for name in back.find("captures")}
     assert found.keys() == expected.keys()
     assert found == expected
@@ -150,7 +151,7 @@ def test_a_capture_straight_to_s3_is_byte_for_byte_a_local_one(bucket, captured,
 
 def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, llama, tmp_path, monkeypatch):
     """The second run is another machine: another mirror. It redoes what is not on record in the bucket, no more."""
-    put, puts = Origin.put, []
+    put, puts = Store.put, []
 
     def killed(self, name, source, new=False):
         puts.append(name)
@@ -158,13 +159,13 @@ def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, l
             raise KeyboardInterrupt
         return put(self, name, source, new)
 
-    monkeypatch.setattr(Origin, "put", killed)
+    monkeypatch.setattr(Store, "put", killed)
     with pytest.raises(KeyboardInterrupt):
         tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE)
-    monkeypatch.setattr(Origin, "put", put)
+    monkeypatch.setattr(Store, "put", put)
     forget()
     assert not Lake(f"{bucket}/lake").captures["sealed"].any()
-    recorded = {name for name in Origin(f"{bucket}/lake").find("captures") if "/.progress/shard-" in name}
+    recorded = {name for name in open_store(f"{bucket}/lake").find("captures") if "/.progress/shard-" in name}
     assert 3 <= len(recorded) < 10  # rows that were under way may come to their end
     forget()
     monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "other"))
@@ -174,14 +175,14 @@ def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, l
         again.append(name)
         return put(self, name, source, new)
 
-    monkeypatch.setattr(Origin, "put", seen)
+    monkeypatch.setattr(Store, "put", seen)
     layout = tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE)
     it = next(iter(recorded)).partition("/.progress/")[0]
     redone = {name for name in again if name.startswith(it) and "/shard-" in name}
     assert not redone & recorded and len(redone | recorded) == 10
     expected = {name: array for name, array in arrays(captured).items() if "/native-" in name}
     assert same(arrays(layout), expected)
-    assert not [name for name in Origin(f"{bucket}/lake").find("captures") if ".progress" in name]
+    assert not [name for name in open_store(f"{bucket}/lake").find("captures") if ".progress" in name]
 
 
 def test_two_ranks_with_a_mirror_each_make_the_same_store(bucket, captured, llama, tmp_path, monkeypatch):
@@ -193,10 +194,10 @@ def test_two_ranks_with_a_mirror_each_make_the_same_store(bucket, captured, llam
         tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE, variants=("it",), rank=Rank(rank, 2, rank, "test"))
     forget()
     monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "third"))
-    back = Origin(f"{bucket}/lake")
+    back = open_store(f"{bucket}/lake")
     name = find_capture(captured, "llama/it", "native").relative_to(captured.root).as_posix()
     assert {file: back.read(file) for file in back.find(name)} == {
-        file: (captured.root / file).read_bytes() for file in Origin(captured.root).find(name)
+        file: (captured.root / file).read_bytes() for file in open_store(captured.root).find(name)
     }
 
 
@@ -227,7 +228,7 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
     path = layout.capture("made", "pt", template.stream.name)
     tiny.write_capture(path, template)
     manifest = seal(path)
-    write_index(Origin(layout.root))
+    write_index(open_store(layout.root))
     assert Capture(path).array("resid").array.chunks[0] == 256
     stored = {
         name: sum(entry["bytes"] for file, entry in manifest["files"].items() if file.startswith(f"{name}/c/"))
@@ -331,7 +332,7 @@ def test_no_lake_and_no_rights_are_told(bucket, s3_server, tmp_path):
 
 def test_damage_at_the_origin_is_named(pushed, captured, cache_folder):
     path = find_capture(captured, "llama/it", "native").relative_to(captured.root).as_posix()
-    place = Origin(pushed)
+    place = open_store(pushed)
     for name in (f"{path}/resid/c/1/0/0", f"{path}/token_id/c/0"):
         data = bytearray(place.read(name))
         data[len(data) // 2] ^= 4
@@ -351,7 +352,7 @@ def test_a_lake_made_anew_at_the_same_place_is_seen(captured, bucket, llama, tmp
     push(captured, url)
     before = arrays(Layout.open(url))
     forget()
-    Origin(url).drop("")
+    open_store(url).delete("")
     other = tiny.capture(tmp_path / "other", llama, tiny.NATIVE, batch=2)
     push(other, url)
     lake = Lake(url)

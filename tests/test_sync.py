@@ -19,7 +19,7 @@ from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Plan, Selection
 from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
-from actlake.store.remote.store import Origin
+from actlake.store.remote.opening import open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import GUEST, environment, served
@@ -63,12 +63,12 @@ def test_through_a_bucket_and_back(full, bucket, tmp_path):
     carry(f"{bucket}/lake", tmp_path / "back")
     assert tiny.tree(tmp_path / "back") == tiny.tree(full.root)
     plan = carry(f"{bucket}/lake", f"{bucket}/other")  # from bucket to bucket
-    assert plan.bytes and Origin(f"{bucket}/other").find("").keys() == tiny.tree(full.root).keys()
+    assert plan.bytes and open_store(f"{bucket}/other").find("").keys() == tiny.tree(full.root).keys()
 
 
 def test_from_a_web_server(full, tmp_path):
     shutil.copytree(full.root, tmp_path / "www" / "lake")
-    write_index(Origin(tmp_path / "www" / "lake"))
+    write_index(open_store(tmp_path / "www" / "lake"))
     with served(tmp_path / "www") as server:
         carry(f"{server.url}/lake", tmp_path / "copy", tables=False)
         with pytest.raises(LakeError, match="http:// is read-only here"):

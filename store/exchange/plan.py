@@ -25,19 +25,20 @@ from ..format.partial import Held, Partial, parse_partial
 from ..format.paths import MEND, Layout, check_links, check_version
 from ..format.records import REPAIRS, parse_record, sealed
 from ..remote.cache import is_shard, mirror_of
-from ..remote.store import Entry, Origin, transfers
+from ..remote.opening import open_store
+from ..remote.store import Entry, RangeFile, Store, transfers
 from .selection import Item, Plan, Selection, Unit
 
 
-def origin_of(place: Layout | str) -> Origin:
+def origin_of(place: Layout | str) -> Store:
     """The files of an open lake, or of a URL or folder that may become one."""
     if isinstance(place, Layout):
         mirror = mirror_of(place.root)
-        return mirror.origin if mirror else Origin(place.root)
+        return mirror.origin if mirror else open_store(place.root)
     folder = Path(place).expanduser().absolute() if "://" not in place else None
     if folder and folder.is_dir():
         check_links(folder)
-    origin = Origin(folder or place)
+    origin = open_store(folder or place)
     origin.refresh()
     return origin
 
@@ -48,7 +49,7 @@ def origin_of(place: Layout | str) -> Origin:
 class Planner:
     """Compares two places and lists what a transfer has to move."""
 
-    def __init__(self, source: Origin, target: Origin, wish: Selection, check: bool = False):
+    def __init__(self, source: Store, target: Store, wish: Selection, check: bool = False):
         """`check` reads what the target has and compares hashes; else a file of the right size counts as there."""
         self.source, self.target, self.wish, self.check = source, target, wish, check
         self.notes: list[str] = []
@@ -128,7 +129,7 @@ class Planner:
             unit.drop.append(f"{folder}/{PARTIAL}")
         return unit
 
-    def _partial(self, place: Origin, folder: str, manifest: dict[str, Any]) -> Partial | None:
+    def _partial(self, place: Store, folder: str, manifest: dict[str, Any]) -> Partial | None:
         """What a copy of a capture holds, None when it is a whole one."""
         data, where = place.record(f"{folder}/{PARTIAL}"), f"{place}/{folder}/{PARTIAL}"
         return None if data is None else parse_partial(parse_record(data, "partial", where), manifest, where)
@@ -357,15 +358,14 @@ class Planner:
 
     def _is_about(self, name: str) -> bool:
         """Whether a table is about models and streams that were asked for, by the recipe in its metadata."""
-        whole = None if self.source.ranges else io.BytesIO(self.source.read(name))
-        with whole or self.source.fs.open(self.source.path(name), "rb") as file:
+        with RangeFile(self.source, name, (self.source.entry(name) or Entry(0)).size or 0) as file:
             try:
                 recipe = parse_json((pq.read_schema(file).metadata or {}).get(b"actlake", b"{}"))
                 if not isinstance(recipe, dict):
                     raise ValueError("its recipe is no object")
             except (ValueError, OSError) as error:
                 words = first_line(error)
-                repair = "delete it" if self.source.scheme == "file" else KEEPER
+                repair = "delete it" if self.source.local else KEEPER
                 raise CorruptError(f"{self.source}/{name}: can't be read as a table ({words}); {repair}") from error
         streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
         return self.wish.model(str(recipe.get("pair", "")), str(recipe.get("variant", "")).replace("both", "")) and (

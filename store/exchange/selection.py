@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..format.partial import Partial
-from ..remote.store import Origin
+from ..remote.store import Store
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Unit:
 class Plan:
     """What a transfer will do."""
 
-    source: Origin
-    target: Origin
+    source: Store
+    target: Store
     units: list[Unit]
     notes: list[str]
 

@@ -19,7 +19,8 @@ from ..format.partial import Partial, cut_shard
 from ..format.paths import Layout
 from ..format.zarr_groups import quiet_zarr
 from ..format.zarr_metadata import check_array
-from ..remote.store import INDEX, Origin, safe, side_by_side
+from ..remote.folder import Folder
+from ..remote.store import INDEX, Store, safe, side_by_side
 from .selection import Item, Plan, Unit
 
 PULLED = "pulled.json"  # where a lake was pulled from
@@ -43,7 +44,7 @@ def move(plan: Plan) -> None:
 
 def note_source(plan: Plan) -> None:
     """Keep in a local lake where it was pulled from, so that messages about what a copy of a part lacks can name it."""
-    if plan.target.scheme == "file":
+    if plan.target.local:
         plan.target.put(PULLED, json_bytes({"format_version": FORMAT_VERSION, "from": str(plan.source)}))
 
 
@@ -81,18 +82,18 @@ def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:
         plan.target.put(name, data)
         advance(len(data))
     for name in unit.drop:
-        plan.target.drop(name)
+        plan.target.delete(name)
 
 
-def _move_file(source: Origin, target: Origin, item: Item) -> None:
+def _move_file(source: Store, target: Store, item: Item) -> None:
     try:
-        if target.scheme == "file":
-            source.get(item.name, Path(target.path(item.name)), item.sha256)
-        elif source.scheme == "file":
-            target.put(item.name, _checked(Path(source.path(item.name)), item))
+        if isinstance(target, Folder):
+            source.get(item.name, target.path(item.name), item.sha256, item.size or None)
+        elif isinstance(source, Folder):
+            target.put(item.name, _checked(source.path(item.name), item))
         else:
             with tempfile.TemporaryDirectory() as folder:
-                source.get(item.name, Path(folder) / "file", item.sha256)
+                source.get(item.name, Path(folder) / "file", item.sha256, item.size or None)
                 target.put(item.name, Path(folder) / "file")
     except FileNotFoundError:
         raise LakeError(
@@ -128,7 +129,7 @@ def _move_cut(plan: Plan, unit: Unit, item: Item, array: zarr.Array) -> dict[str
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _array(source: Origin, folder: str) -> zarr.Array:
+def _array(source: Store, folder: str) -> zarr.Array:
     """The metadata of an array, for how its shards are made."""
     name = f"{folder}/zarr.json"
     data = source.record(name) or b""
@@ -137,7 +138,7 @@ def _array(source: Origin, folder: str) -> zarr.Array:
         return zarr.open_array(MemoryStore({"zarr.json": Buffer.from_bytes(data)}), mode="r")
 
 
-def write_index(place: Origin) -> int:
+def write_index(place: Store) -> int:
     """Write files.json, which names every file of a lake for servers that do not list folders; returns how many.
 
     The mark of a small record is its hash, of anything else its bytes: those never change under their names.

@@ -23,7 +23,8 @@ from ..core.errors import KEEPER, REWORD, CorruptError, LakeError
 from ..core.files import hash_file, read_json, try_lock, write_atomic, write_json
 from ..core.progress import ERRORS, bar
 from ..core.schema import MANIFEST, MARKER, PARTIAL, PROGRESS, TEMPLATE, VARIABLES
-from .store import LARGEST_RECORD, AccessError, Entry, Origin, safe, side_by_side, transfers
+from .opening import open_store
+from .store import LARGEST_RECORD, AccessError, Entry, Store, safe, side_by_side, transfers
 
 TAGS = ".origin.json"
 AREAS = ("streams", "prompts", "models", "probes", "directions", "tables", "outputs")  # listed whole, brought in part
@@ -55,7 +56,7 @@ class Mirror:
     """The mirror of one remote lake in `root`, as of the last `refresh`."""
 
     def __init__(self, url: str):
-        self.origin = Origin(url)
+        self.origin = open_store(url)
         mark = sha256(f"{self.origin.url} {self.origin.endpoint}".encode()).hexdigest()[:12]
         name = re.sub(r"[^A-Za-z0-9]+", "-", str(self.origin)).strip("-")[-60:]
         self.root = cache_folder() / f"{name}-{mark}"
@@ -125,7 +126,7 @@ class Mirror:
             )
 
         def get(name: str) -> int:
-            self.origin.get(name, self.root / name, hashes.get(name))
+            self.origin.get(name, self.root / name, hashes.get(name), self.listed[name].size)
             return sizes[name]
 
         if sum(sizes.values()) < FEW:
@@ -344,7 +345,7 @@ def seal_remote(path: Path, manifest: bytes) -> bool:
     mine = mirror.origin.put(f"{folder}/{MANIFEST}", manifest, new=True)
     if not mine:
         mirror.origin.get(f"{folder}/{MANIFEST}", path / MANIFEST)
-    mirror.origin.drop(f"{folder}/{PROGRESS}")
+    mirror.origin.delete(f"{folder}/{PROGRESS}")
     return mine
 
 
@@ -359,7 +360,7 @@ def withdraw(path: Path) -> None:
     mirror = mirror_of(path)
     if mirror and mirror.origin.writable:
         name = path.relative_to(mirror.root).as_posix()
-        mirror.origin.drop(name)
+        mirror.origin.delete(name)
         mirror.listed = {
             found: entry for found, entry in mirror.listed.items() if found != name and not found.startswith(f"{name}/")
         }
@@ -368,7 +369,7 @@ def withdraw(path: Path) -> None:
 class Remote:
     """A file that stays at the origin, for reading by ranges from several threads."""
 
-    def __init__(self, origin: Origin, name: str, size: int | None = None):
+    def __init__(self, origin: Store, name: str, size: int | None = None):
         """`size` is the file's bytes where they are known; else the server is asked, once."""
         self._origin, self._name, self._size = origin, name, size
         self._lock, self._end = threading.Lock(), b""

@@ -1,33 +1,31 @@
-"""A lake on another machine: its files by name, over any file system that fsspec knows, tried again when a network fails."""
+"""Where the bytes of a lake are: one interface for a folder, a bucket, a web server and the hub.
+
+Everything that can go wrong between here and there is dealt with in this package and nowhere else: tries again when a network
+fails, limits on sizes before memory is taken, names and links that lead out of the lake.
+"""
 
 import hashlib
+import io
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsspec import AbstractFileSystem
-from fsspec.asyn import sync
-from fsspec.callbacks import TqdmCallback
-from fsspec.core import url_to_fs
-
 from ..core.errors import CorruptError, LakeError
-from ..core.files import hash_file, hash_json, parse_json, sync_file, temporary_of
+from ..core.files import hash_file, hash_json, sync_file, temporary_of
 from ..core.progress import say
 from ..core.redact import scrubbed, shown
-from ..core.schema import MARKER
 
+HOPELESS = ("InvalidPathError", "InvalidURL", "NonHttpUrlClientError", "UnknownConfigurationKeyError")
 T = TypeVar("T")
 U = TypeVar("U")
 INDEX = "files.json"  # what is in a lake, for servers that do not list folders
-READ_ONLY = ("http", "https", "hf")
 RANGE = 64 << 20  # bytes of a file in memory at a time
 LARGEST_RECORD = 256 << 20  # bytes of a record of any lake
 PART = 16 << 20  # bytes of a file that a transfer holds in memory at a time, twice
@@ -36,9 +34,9 @@ PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds between tries, half a minute in all: a
 PATIENCE = 90  # seconds after which a server that does not answer is not asked again
 QUIET = 3  # seconds of waiting that need no word
 SILENCE = 60  # seconds without a byte that count as no answer
+SLOWEST = 1000  # bytes a second below which, after that time, a server counts as silent, too
 FINAL = (
     FileNotFoundError,
-    PermissionError,
     FileExistsError,
     IsADirectoryError,
     NotADirectoryError,
@@ -82,166 +80,127 @@ class Entry:
     tag: str = ""
 
 
-class Origin:
-    """The files below a URL or local folder, by POSIX names relative to it.
+class Store:
+    """The files below a URL or folder, by POSIX names relative to it. `open_store` makes one of the right kind.
 
-    Credentials, endpoints and proxies are those that fsspec and the client of the scheme find (AWS_* and FSSPEC_* variables,
-    profiles, tokens); none is kept. What fails for a reason of the network is tried again for half a minute. Raises LakeError
-    for an address that nobody can open and for what stays out of reach.
+    Credentials, endpoints and proxies are those that the client of the scheme finds in its environment variables, profiles and
+    tokens; none is kept. What fails for a reason of the network is tried again for half a minute. Raises LakeError for an
+    address that nobody can open and for what stays out of reach. A kind of store has the methods that begin with one line.
     """
+
+    writable = True
+    ranges = True  # whether the server hands out parts of files, as far as is known
+    local = False
 
     def __init__(self, url: str | Path):
         self.url = str(url).rstrip("/")
         self.scheme = self.url.partition("://")[0] if is_remote(url) else "file"
-        try:
-            fs, base = url_to_fs(self.url, use_listings_cache=False, **_options(self.scheme))
-        except ImportError as error:
-            extra = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}.get(self.scheme)
-            hint = f"pip install 'actlake[{extra}]'" if extra else str(error).rstrip(".")
-            raise LakeError(f"lake {self}: {self.scheme}:// needs another package: {hint}") from error
-        except ValueError as error:
-            raise LakeError(f"lake {self}: can't be opened ({scrubbed(str(error))})") from error
-        self.fs: AbstractFileSystem = fs
-        self.base = base.rstrip("/")
-        if hasattr(fs, "retries"):  # they are counted here
-            fs.retries = 1
-        self.writable = self.scheme not in READ_ONLY
-        self._index: dict[str, Entry] | None = None
-        self.ranges = True  # whether the server hands out parts of files, as far as is known
-        self._probed = self._said = False
+        self.endpoint = ""  # tells two servers with the same bucket apart
+        self._said = False
 
     def __str__(self) -> str:
         return shown(self.url)
 
-    @property
-    def endpoint(self) -> str:
-        """What tells two servers with the same bucket apart."""
-        found = getattr(self.fs, "endpoint_url", None) or os.environ.get("AWS_ENDPOINT_URL_S3")
-        return str(found or os.environ.get("AWS_ENDPOINT_URL", "")) if self.scheme.startswith("s3") else ""
+    # --- of each kind ----------------------------------------------------------------------------------------------
 
-    def path(self, name: str) -> str:
-        """The file system's own path of a name; CorruptError for a name that leads out of the folder."""
+    def _files(self, folder: str) -> Iterable[tuple[str, Entry]]:
+        """Every file below a folder; FileNotFoundError or nothing when there is no such folder."""
+        raise NotImplementedError
+
+    def _level(self, folder: str) -> tuple[Iterable[str], Iterable[tuple[str, Entry]]]:
+        """Folders and files right below a folder."""
+        raise NotImplementedError
+
+    def _info(self, name: str) -> Entry:
+        """How a file is listed; FileNotFoundError when it is not there."""
+        raise NotImplementedError
+
+    def _read(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of a range; fewer when the file ends before."""
+        raise NotImplementedError
+
+    def _stream(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, piece by piece."""
+        raise NotImplementedError
+
+    def _put(self, name: str, source: bytes | Path, new: bool) -> bool:
+        """Store bytes or a local file whole or not at all; with `new`, False when there is one already."""
+        raise NotImplementedError
+
+    def _delete(self, name: str) -> None:
+        """Take away a file, or all below a folder."""
+        raise NotImplementedError
+
+    # --- what is there --------------------------------------------------------------------------------------------
+
+    def check(self, name: str) -> str:
+        """The name of a file or folder; CorruptError for one that leads out of the lake."""
         if name and not safe(name):
             raise CorruptError(
                 f"{self}: {name!r}: expected the path of a file inside the lake; whoever made the lake can mend it"
             )
-        return f"{self.base}/{name}" if name else self.base
-
-    # --- what is there --------------------------------------------------------------------------------------------
+        return name
 
     def refresh(self) -> None:
         """Forget what was listed before."""
-        self.fs.invalidate_cache()
-        self._index = None
-        if self.scheme in ("http", "https"):
-            self._probe()
-            try:
-                data = self._try(INDEX, lambda: self.fs.cat_file(self.path(INDEX), start=0, end=LARGEST_RECORD + 1))
-                if len(data) > LARGEST_RECORD:
-                    raise CorruptError(f"{self}/{INDEX}: expected at most {LARGEST_RECORD} bytes, found more")
-                self._index = read_index(parse_json(data), f"{self}/{INDEX}")
-            except FileNotFoundError:
-                self._index = None  # a server that lists folders as pages of links may do without
-            except ValueError as error:
-                raise LakeError(f"{self}/{INDEX}: not valid JSON ({error}); `actlake index` makes it again") from None
-
-    def _probe(self) -> None:
-        """Ask a web server once for the end of a file, and name it if it can't hand out parts of files."""
-        if self._probed:
-            return
-        ends, starts = (self._try(MARKER, partial(self._part, span)) for span in ("bytes=-8", "bytes=0-7"))
-        self._probed, self.ranges = True, starts is not False
-        if starts is False:
-            say(
-                f"{self}: this server can't hand out parts of files, so that whatever is read of one costs the whole;"
-                " nginx, caddy and S3 can, and `actlake serve LAKE` does"
-            )
-        elif ends is False:
-            say(
-                f"{self}: this server can't hand out the ends of files, which plain xr.open_zarr asks for; nginx, caddy and S3"
-                " can, and `actlake serve LAKE` does"
-            )
-
-    def _part(self, span: str) -> bool | None:
-        """Whether the server answers a Range header with that part of the lake's marker; None where it has no such file."""
-
-        async def ask() -> tuple[int, int]:
-            session = await self.fs.set_session()
-            async with session.get(self.fs.encode_url(self.path(MARKER)), headers={"Range": span}) as answer:
-                return answer.status, len(await answer.content.read(9))
-
-        status, length = sync(self.fs.loop, ask)
-        return None if status in (401, 403, 404) else status == 206 and length == 8
 
     def find(self, folder: str) -> dict[str, Entry]:
         """Every file below a folder, by its whole name; empty when there is no such folder."""
-        if self._index is not None:
-            return {
-                name: entry for name, entry in self._index.items() if name.startswith(f"{folder}/" if folder else "")
-            }
+        self.check(folder)
         try:
-            found = self._try(folder, lambda: self.fs.find(self._folder(folder), detail=True))
+            found = self._try(folder, lambda: list(self._files(folder)))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        entries = ((self._name(info), _entry(info)) for info in found.values() if info["type"] == "file")
-        return {name: entry for name, entry in sorted(entries, key=lambda pair: pair[0]) if name and safe(name)}
+        return {name: entry for name, entry in sorted(found, key=lambda pair: pair[0]) if name and safe(name)}
 
-    def list(self, folder: str) -> tuple[list[str], dict[str, Entry]]:
+    def list(self, folder: str) -> "tuple[list[str], dict[str, Entry]]":
         """The folders and the files right below a folder, by their whole names."""
-        if self._index is not None:
-            below = self.find(folder)
-            at = len(folder) + 1 if folder else 0
-            folders = {name[: name.index("/", at)] for name in below if "/" in name[at:]}
-            return sorted(folders), {name: entry for name, entry in below.items() if "/" not in name[at:]}
+        self.check(folder)
         try:
-            found = self._try(folder, lambda: self.fs.ls(self._folder(folder), detail=True))
+            folders, files = self._try(folder, lambda: self._level(folder))
         except (FileNotFoundError, NotADirectoryError):
             return [], {}
-        named = [(self._name(info), info) for info in found]
-        good = [(name, info) for name, info in named if name and safe(name) and name != folder]
-        files = {name: _entry(info) for name, info in good if info["type"] == "file"}
-        return sorted(name for name, info in good if info["type"] != "file"), files
+        good = {name: entry for name, entry in files if name and name != folder and safe(name)}
+        return sorted(name for name in folders if name and name != folder and safe(name)), good
 
     def empty(self) -> bool:
         """Whether there is no file at all; what is left of deleted ones, folders, does not count."""
         folders, files = self.list("")
         return not files and not any(self.find(folder) for folder in folders)
 
-    def _folder(self, folder: str) -> str:
-        return self.path(folder) + ("/" if self.scheme in ("http", "https") else "")
-
-    def _name(self, info: dict[str, Any]) -> str:
-        path = str(info["name"]).rstrip("/")
-        return path[len(self.base) + 1 :] if path.startswith(f"{self.base}/") else ""
-
     def entry(self, name: str) -> Entry | None:
         """How a file is listed, or None when it is not there."""
-        if self._index is not None:
-            return self._index.get(name)
+        self.check(name)
         try:
-            return _entry(self._try(name, lambda: self.fs.info(self.path(name))))
+            return self._try(name, lambda: self._info(name))
         except FileNotFoundError:
             return None
 
     # --- bytes ----------------------------------------------------------------------------------------------------
 
-    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """The bytes of a file, or of a range of it; FileNotFoundError when it is not there."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes of a file of at most LARGEST_RECORD bytes, or of a range of any; FileNotFoundError when it is not there."""
+        self.check(name)
+        if stop is None:
+            return self._try(name, lambda: b"".join(self._limited(name, LARGEST_RECORD)))[start:]
+        data = self._try(name, lambda: self._read(name, start, stop))
+        if len(data) == stop - start:
+            return data
+        raise CorruptError(
+            f"{self}/{name}: {len(data)} bytes at {start}, expected {stop - start}: the file is cut short; restore it with"
+            " `actlake push`"
+        )
 
-        def once() -> bytes:
-            # The hub's client would read some MB ahead of every range.
-            plainly = {"cache_type": "none"} if self.scheme == "hf" and start is not None else {}
-            data = self.fs.cat_file(self.path(name), start=start, end=stop, **plainly)
-            if start is None or stop is None or len(data) == stop - start:
-                return data
-            if len(data) > stop - start:  # a server without ranges sends everything
-                return data[start:stop]
-            raise CorruptError(
-                f"{self}/{name}: {len(data)} bytes at {start}, expected {stop - start}: the file is cut short; restore it with"
-                " `actlake push`"
-            )
-
-        return self._try(name, once)
+    def _limited(self, name: str, most: int) -> Iterator[bytes]:
+        """The bytes of a file, piece by piece, until they are too many, or come too slowly."""
+        count, started = 0, time.monotonic()
+        for piece in self._stream(name):
+            count += len(piece)
+            if count > most:
+                raise CorruptError(f"{self}/{name}: expected at most {most} bytes, found more; restore it")
+            if (waited := time.monotonic() - started) > SILENCE and count < SLOWEST * waited:
+                raise TimeoutError(f"{count} bytes in {waited:.0f} s")
+            yield piece
 
     def record(self, name: str) -> bytes | None:
         """The bytes of a record, None when there is none; CorruptError for a file that is too large to be one."""
@@ -262,12 +221,16 @@ class Origin:
             digest.update(self.read(name, start, min(start + RANGE, size)))
         return digest.hexdigest()
 
-    def get(self, name: str, file: Path, sha256: str | None = None) -> int:
-        """Copy a file here, so that it appears whole, and return its bytes; CorruptError unless it has the hash."""
+    def get(self, name: str, file: Path, sha256: str | None = None, size: int | None = None) -> int:
+        """Copy a file here, so that it appears whole, and return its bytes.
+
+        CorruptError unless it has the hash, or when the server sends more than the `size` that it lists.
+        """
+        self.check(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_of(file)
         try:
-            self._try(name, lambda: self._fetch(name, temporary))
+            self._try(name, lambda: self._fetch(name, temporary, size))
             if sha256 and (found := hash_file(temporary)) != sha256:
                 raise CorruptError(
                     f"{self}/{name}: its sha256 is {found}, the manifest says {sha256}; restore it from a good copy with"
@@ -280,68 +243,32 @@ class Origin:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _fetch(self, name: str, file: Path) -> None:
-        # The hub's client would show a bar for every file.
-        quietly = {"callback": TqdmCallback(tqdm_kwargs={"disable": True})} if self.scheme == "hf" else {}
-        self.fs.get_file(self.path(name), str(file), **quietly)
-        if not file.is_file():  # some file systems make a folder of what is none
-            raise FileNotFoundError(f"{self}/{name}")
+    def _fetch(self, name: str, file: Path, size: int | None) -> None:
+        with open(file, "wb") as taken:
+            if size is not None and size > RANGE and self.ranges:
+                for start in range(0, size, RANGE):
+                    taken.write(self._read(name, start, min(start + RANGE, size)))
+                return
+            for piece in self._limited(name, 1 << 60 if size is None else size):
+                taken.write(piece)
 
     def put(self, name: str, source: bytes | Path, new: bool = False) -> bool:
         """Store bytes or a local file under a name, whole or not at all; with `new`, only where there is none yet.
 
         Returns False when there was one. Servers that can't tell overwrite, as they would without `new`.
         """
+        self.check(name)
         if not self.writable:
             raise LakeError(f"{self}: {self.scheme}:// is read-only here; write to a folder or a bucket")
+        return self._try(name, lambda: self._put(name, source, new))
 
-        def once() -> bool:
-            path = self.path(name)
-            if self.scheme == "file":
-                return self._put_local(Path(path), source, new)
-            if isinstance(source, Path):
-                self.fs.put_file(str(source), path, **({"chunksize": PART} if self.scheme.startswith("s3") else {}))
-                return True
-            if not new or not self.scheme.startswith("s3"):
-                self.fs.pipe_file(path, source)
-                return True
-            try:
-                self.fs.pipe_file(path, source, mode="create")
-            except OSError as error:
-                if isinstance(error, FileExistsError) or "condition" in str(error):
-                    return False
-                raise
-            return True
-
-        return self._try(name, once)
-
-    @staticmethod
-    def _put_local(path: Path, source: bytes | Path, new: bool) -> bool:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_of(path)
-        try:
-            if isinstance(source, Path):
-                shutil.copyfile(source, temporary)
-            else:
-                temporary.write_bytes(source)
-            sync_file(temporary)
-            if new:
-                try:
-                    os.link(temporary, path)  # unlike a rename it never replaces
-                except FileExistsError:
-                    return False
-            else:
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
-
-    def drop(self, name: str) -> None:
+    def delete(self, name: str) -> None:
         """Take a file or all below a folder away; one that is not there is no error."""
+        self.check(name)
 
         def once() -> None:
             try:
-                self.fs.rm(self.path(name), recursive=True)
+                self._delete(name)
             except FileNotFoundError:
                 return
 
@@ -360,7 +287,7 @@ class Origin:
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do something that may wait for a server; a word of that after some seconds, once."""
-        if self.scheme == "file" or self._said:
+        if self.local or self._said:
             return action()
         timer = threading.Timer(QUIET, self._say_waiting)
         timer.daemon = True
@@ -380,64 +307,73 @@ class Origin:
         where = f"{self}/{name}" if name else str(self)
         try:
             yield
-        except PermissionError as error:
-            if self.scheme == "file":
-                raise
-            raise AccessError(
-                f"{where}: access denied ({_line(error)}); check the credentials (for s3 AWS_ACCESS_KEY_ID and"
-                " AWS_SECRET_ACCESS_KEY, or a profile) and their rights"
-            ) from error
-        except (*FINAL, LakeError):
+        except LakeError:
             raise
         except Exception as error:
-            status = getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
-            if status in (401, 403):
-                raise AccessError(f"{where}: access denied (HTTP {status})") from error
-            if type(error).__name__ == "NoCredentialsError":
-                raise AccessError(
-                    f"{where}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-                ) from error
-            if self.scheme == "file" or isinstance(error, TypeError | AttributeError | KeyError):
+            if self.local or isinstance(error, FINAL):
                 raise
-            if last or type(error).__name__ in ("ParamValidationError", "InvalidURL", "NonHttpUrlClientError"):
+            if denied := self._denied(error):
+                raise AccessError(f"{where}: {denied}") from error
+            if isinstance(error, TypeError | AttributeError | KeyError):
+                raise
+            if last or type(error).__name__ in HOPELESS:
                 raise LakeError(
                     f"{where}: out of reach ({_line(error)}), tried for {waited:.0f} s; check the address and the network"
                     " and run the command again: what was done is not lost"
                 ) from error
+
+    def _denied(self, error: Exception) -> str:
+        """In words that the server does not let in; empty for any other error."""
+        kind = type(error).__name__
+        status = getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
+        if "169.254.169.254" in str(error):  # where the clients of S3 look last
+            return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        if isinstance(error, PermissionError) or kind in ("PermissionDeniedError", "UnauthenticatedError"):
+            keys = "check the credentials (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile) and their rights"
+            return f"access denied ({_line(error)}); {keys}"
+        return f"access denied (HTTP {status})" if status in (401, 403) else ""
+
+
+class RangeFile(io.RawIOBase):
+    """A file of a store for readers that seek, such as that of Parquet footers; each read is one range."""
+
+    def __init__(self, store: Store, name: str, size: int):
+        super().__init__()
+        self._store, self._name, self._size, self._at = store, name, size, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """The place."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes."""
+        stop = max(self._at, min(self._at + len(buffer), self._size))
+        data = self._store.read(self._name, self._at, stop) if stop > self._at else b""
+        buffer[: len(data)] = data
+        self._at = stop
+        return len(data)
 
 
 class AccessError(LakeError):
     """A server that does not let in."""
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    """How clients are made: none waits for ever, and none remembers the variables of another lake's."""
-    found: dict[str, Any] = {} if scheme in ("file", "memory") else {"skip_instance_cache": True}
-    if scheme in ("s3", "s3a"):
-        found["config_kwargs"] = {"connect_timeout": 10, "read_timeout": SILENCE, "retries": {"max_attempts": 1}}
-        found |= {"default_block_size": PART, "max_concurrency": 2}  # for each of the transfers that are under way
-    elif scheme in ("http", "https"):
-        from aiohttp import ClientTimeout
-
-        found["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE)}
-    return found
-
-
 def _line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return scrubbed(text[0]) if text else type(error).__name__
-
-
-def _entry(info: dict[str, Any]) -> Entry:
-    tag = (
-        info.get("ETag")
-        or info.get("etag")
-        or info.get("blob_id")
-        or info.get("mtime")
-        or info.get("LastModified")
-        or ""
-    )
-    return Entry(info.get("size"), str(tag).strip('"'))
 
 
 def safe(name: str) -> bool:
