@@ -125,7 +125,7 @@ class Lake:
         """
         from .store.captures.reader import prompts_of
 
-        found = open_capture(find_capture(self.layout, model, stream), allow_unsealed, by)
+        found = open_capture(find_capture(self.layout, model, stream), allow_unsealed, by, self.layout.files)
         return found if prompt is None else prompts_of(found, [prompt] if isinstance(prompt, str) else prompt)
 
     def directions(self, pair: str | None = None, name: str = "d_mean", prompts: str | None = None) -> xr.DataArray:

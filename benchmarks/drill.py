@@ -22,7 +22,6 @@ from actlake.store.captures.verify import verify
 from actlake.store.core.errors import LakeError
 from actlake.store.exchange.transfer import PULLED
 from actlake.store.format.paths import Layout
-from actlake.store.remote import cache
 from measure import Row
 from victim import Victim, make_victim, readers, same
 
@@ -273,7 +272,6 @@ def command(*words: str) -> tuple[int, str]:
     """Run an actlake command in this process: exit code and what it told on standard error. A crash goes on as it is."""
     told, before = StringIO(), sys.argv
     sys.argv = ["actlake", *words]
-    forget()
     try:
         with redirect_stderr(told), redirect_stdout(StringIO()):
             main.main()
@@ -282,11 +280,6 @@ def command(*words: str) -> tuple[int, str]:
         return int(stop.code or 0), told.getvalue()
     finally:
         sys.argv = before
-
-
-def forget() -> None:
-    """As another process sees remote lakes: none is open."""
-    cache._open.clear()
 
 
 def _apart(words: list[str], log: str, environment: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move, write_index
 from actlake.store.remote.opening import open_store
-from drill import Tally, Work, finished, forget, judge, read_all, refusal
+from drill import Tally, Work, finished, judge, read_all, refusal
 from proxy import KINDS, Proxy, bad_network
 from servers import S3, environment, served
 
@@ -98,7 +98,6 @@ def _push(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> Non
 
 def _read(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> None:
     """Read all of a lake in a bucket, the server gone in the middle; some of it where each reader would give up by itself."""
-    forget()
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
     gives_up = number % 2 == 1
     file = some_file(work, rng) if gives_up else ""
@@ -166,7 +165,6 @@ def _bad(proxy: Proxy, kind: str, odds: float, rng: Random) -> Iterator[None]:
 
 def _bad_read(tally: Tally, work: Work, url: str, proxy: Proxy, fault: Fault) -> None:
     """Read a part of a lake from the start, nothing of it being on this machine."""
-    forget()
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
     file = some_file(work, fault.rng)
     told = f"{fault.kind} {fault.number}, {file}"

@@ -30,13 +30,12 @@ from actlake.store.artifacts.streams import Stream, write_stream
 from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture
 from actlake.store.captures.writer import Template, create_capture, encode_row, grid_of, shard_record, write_row
-from actlake.store.core.files import json_bytes
+from actlake.store.core.files import json_bytes, write_atomic
 from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
-from actlake.store.remote import cache
-from actlake.store.remote.cache import write_record
+from actlake.store.remote.files import cache_folder, is_shard
 from actlake.store.remote.opening import open_store
 from machine import peak_memory, reset_peak_memory
 from measure import Row, main, medians
@@ -90,7 +89,7 @@ def make_capture(layout: Layout, variant: str, template: Template) -> Path:
         row = encoded[shard % len(encoded)]
         says = {name: {"min": e.low, "max": e.high, "nonfinite": e.nonfinite} for name, e in row.items()}
         done = {"shard": shard, "files": write_row(path, shard, row), "statistics": says}
-        write_record(shard_record(path, shard), json_bytes(done))
+        write_atomic(shard_record(path, shard), json_bytes(done))
     seal(path)
     return path
 
@@ -178,7 +177,7 @@ def prompts(layout: Layout, root: Path, what: str, target: str) -> list[Row]:
     """
     path, rows = captures(layout)["pt"], []
     manifest = Capture(path).manifest
-    shards = {file: entry for file, entry in manifest["files"].items() if cache.is_shard(f"captures/a/b/c.zarr/{file}")}
+    shards = {file: entry for file, entry in manifest["files"].items() if is_shard(f"captures/a/b/c.zarr/{file}")}
     stored = sum(entry["bytes"] for entry in shards.values())
     write_index(open_store(layout.root))
     with served(root) as server:
@@ -243,8 +242,7 @@ def opening(kind: str, url: str, requests: list[Any]) -> list[Row]:
         seconds = list[float]()
         for _ in range(OPENINGS):
             if state == "cold":
-                shutil.rmtree(cache.cache_folder(), ignore_errors=True)
-            cache._open.clear()
+                shutil.rmtree(cache_folder(), ignore_errors=True)
             requests.clear()
             seconds.append(timed(lambda: Lake(url).captures))
         note = f"two captures; {len(requests)} requests"

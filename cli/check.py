@@ -19,7 +19,6 @@ from ..store.core.files import free_bytes, human_bytes
 from ..store.core.progress import bar
 from ..store.core.version import __version__
 from ..store.format.paths import Layout
-from ..store.remote.cache import bring
 
 PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy")
 
@@ -54,7 +53,7 @@ def check_captures(
             _reforward(layout, catalog, path, reforward, (device, device_map), reports[-1])
     for at, report in {path.parts[-3:-1]: report for path, report in zip(paths, reports, strict=True)}.items():
         known, file = read_model(layout, *at), vocab_file(layout, *at)
-        if "vocab_sha256" in known and (problem := damage(bring(file), known)):
+        if "vocab_sha256" in known and (problem := damage(layout.files.bring(file), known)):
             report.problems.append(f"{file}: {problem}; {VOCAB_REPAIR}")
     for model in [] if capture else sorted({(path.parts[-3], path.parts[-2]) for path in paths}):
         if record := read_weights(layout, *model):

@@ -354,11 +354,12 @@ def show(
     from ..store.captures.manifest import noise_warning, read_manifest
     from ..store.captures.reader import find_capture, open_capture, split_capture
 
-    path = find_capture(open_layout(lake, catalog)[0], *split_capture(capture))
+    layout, _ = open_layout(lake, catalog)
+    path = find_capture(layout, *split_capture(capture))
     manifest = read_manifest(path) or {}
     if as_json:
         return print_json(manifest)
-    out.print(escape(str(open_capture(path))), highlight=False, soft_wrap=True)
+    out.print(escape(str(open_capture(path, lake=layout.files))), highlight=False, soft_wrap=True)
     for key in ("capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
         out.print(f"{key:15} {manifest.get(key)}", highlight=False)
     if warning := manifest and noise_warning(manifest):
@@ -454,6 +455,7 @@ def prompts_add(
         given = {"text": text, "id": id, "category": category}
         columns = {key: column for key, column in given.items() if column}
         path = add_prompts(file, layout.prompts, name or file.stem, columns)
+        layout.files.publish(path)
     count = len(read_prompts(path).prompts)
     out.print(f"{path}: {count} prompts; use it with --prompts {path.stem}", highlight=False, soft_wrap=True)
 

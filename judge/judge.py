@@ -123,7 +123,7 @@ class Judge:
             raise _nowhere()
         self._patience, self._workers, self._max_tokens = patience or Patience(), max(1, workers), max_tokens
         self._prices = None if price_in is None or price_out is None else (price_in, price_out)
-        self._store = VerdictStore(layout.judge, part)
+        self._store = VerdictStore(layout.judge, part, layout.files)
 
     def estimate(self, items: Sequence[Item]) -> Cost:
         """What judging these items will take, found out without asking anything."""

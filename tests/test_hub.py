@@ -83,7 +83,8 @@ def test_a_lake_on_the_hub_is_the_lake(hub, captured, url, capfd, monkeypatch):
     columns = ["pair", "variant", "stream", "tokens", "bytes", "sealed"]
     assert lake.captures[columns].equals(local.captures[columns])
     for row in lake.captures.itertuples():
-        found, expected = Capture(Path(row.path)), Capture(captured.root / Path(row.path).relative_to(lake.layout.root))
+        found = Capture(Path(row.path), lake=lake.layout.files)
+        expected = Capture(captured.root / Path(row.path).relative_to(lake.layout.root))
         for name in expected.group.array_keys():
             assert np.array_equal(found.array(name)[...], expected.array(name)[...])
     there = tiny.tree(hub.folder).keys()
@@ -99,7 +100,8 @@ def test_a_revision_is_a_lake_of_its_own(hub):
 
 def test_only_the_bytes_that_are_asked_for_are_sent(hub, captured):
     path = find_capture(captured, "llama/it", "native")
-    array = Capture(Layout.open("hf://datasets/org/lake").root / path.relative_to(captured.root)).array("resid")
+    layout = Layout.open("hf://datasets/org/lake")
+    array = Capture(layout.root / path.relative_to(captured.root), lake=layout.files).array("resid")
     hub.requests.clear()
     assert np.array_equal(array[:10, 2], Capture(path).array("resid")[:10, 2])
     shard = path / "resid" / "c" / "0" / "0" / "0"

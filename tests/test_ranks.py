@@ -134,7 +134,7 @@ def test_seal_says_whose_rows_are_missing(tmp_path, captured, llama, monkeypatch
         seal_captures(layout)
     capture(layout.root, llama, Rank(1, 3))
     with monkeypatch.context() as patch:
-        patch.setattr("actlake.capture.run.capture.seal_with_noise", lambda _: None)
+        patch.setattr("actlake.capture.run.capture.seal_with_noise", lambda *_: None)
         capture(layout.root, llama, Rank(2, 3))
     assert not list_captures(layout).sealed.any()
     ((path, manifest),) = seal_captures(layout)

@@ -16,7 +16,7 @@ import xarray as xr
 from actlake.lake import Lake
 from actlake.store.artifacts.streams import write_stream
 from actlake.store.captures.manifest import seal
-from actlake.store.captures.reader import Capture, find_capture, open_capture
+from actlake.store.captures.reader import Capture, find_capture, list_captures, open_capture
 from actlake.store.captures.verify import verify
 from actlake.store.captures.writer import Template
 from actlake.store.core.errors import CorruptError, LakeError
@@ -24,7 +24,6 @@ from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
-from actlake.store.remote import cache as mirrors
 from actlake.store.remote import store as origins
 from actlake.store.remote.opening import open_store
 from actlake.store.remote.store import Store
@@ -39,16 +38,11 @@ def push(layout: Layout, url: str) -> None:
     move(Planner(origin_of(layout), origin_of(url), Selection(tables=False)).plan())
 
 
-def forget() -> None:
-    """As another process sees it: nothing is open."""
-    mirrors._open.clear()
-
-
 def arrays(layout: Layout) -> dict[str, np.ndarray]:
     """Every value of every capture."""
     found = {}
-    for row in Lake(layout.root).captures.itertuples():
-        capture = Capture(Path(row.path))
+    for row in list_captures(layout).itertuples():
+        capture = Capture(Path(row.path), lake=layout.files)
         for name in capture.group.array_keys():
             found[f"{row.pair}/{row.variant}/{row.stream}/{name}"] = capture.array(name)[...]
     return found
@@ -88,7 +82,7 @@ def test_a_lake_on_s3_is_the_lake(pushed, captured):
 
 def test_shards_stay_where_they_are(pushed):
     lake = Lake(pushed)
-    capture = Capture(find_capture(lake.layout, "llama/it", "native"))
+    capture = Capture(find_capture(lake.layout, "llama/it", "native"), lake=lake.layout.files)
     assert np.isfinite(capture.array("resid")[:]).all()
     assert not [file for file in lake.layout.root.rglob("resid/c/*/*/*") if file.is_file()]
 
@@ -111,7 +105,6 @@ def test_tables_are_made_and_kept_in_the_bucket(pushed, captured, cache_folder):
     assert found.equals(Lake(captured.root).sql(SQL).df())
     names = [name for name in open_store(pushed).find("tables") if name.startswith("tables/lens/")]
     assert names
-    forget()
     shutil.rmtree(cache_folder)  # a colleague's machine
     lake = Lake(pushed)
     again = lake.sql(SQL).df()
@@ -129,7 +122,6 @@ def test_a_lake_that_can_only_be_read_keeps_tables_here(pushed, captured, s3_ser
         lake = Lake(pushed)
         found = lake.sql(SQL).df()
         assert found.equals(Lake(captured.root).sql(SQL).df())
-        forget()
         written = {file: file.stat().st_mtime_ns for file in lake.layout.table("lens").glob("*.parquet")}
         assert Lake(pushed).sql(SQL).df().equals(found)
         assert written == {file: file.stat().st_mtime_ns for file in lake.layout.table("lens").glob("*.parquet")}
@@ -163,11 +155,9 @@ def test_a_capture_killed_on_its_way_to_s3_goes_on_elsewhere(bucket, captured, l
     with pytest.raises(KeyboardInterrupt):
         tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE)
     monkeypatch.setattr(Store, "put", put)
-    forget()
     assert not Lake(f"{bucket}/lake").captures["sealed"].any()
     recorded = {name for name in open_store(f"{bucket}/lake").find("captures") if "/.progress/shard-" in name}
     assert 3 <= len(recorded) < 10  # rows that were under way may come to their end
-    forget()
     monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "other"))
     again = []
 
@@ -189,10 +179,8 @@ def test_two_ranks_with_a_mirror_each_make_the_same_store(bucket, captured, llam
     from actlake.capture.run.ranks import Rank
 
     for rank in (0, 1):
-        forget()
         monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / f"machine{rank}"))
         tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE, variants=("it",), rank=Rank(rank, 2, rank, "test"))
-    forget()
     monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "third"))
     back = open_store(f"{bucket}/lake")
     name = find_capture(captured, "llama/it", "native").relative_to(captured.root).as_posix()
@@ -280,7 +268,7 @@ def test_many_threads_may_open_a_lake_that_is_not_here_yet(web, captured, cache_
     expected = open_capture(here).token_id.values
     web.wait, before = 0.02, len(web.requests)
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: open_capture(path).token_id.values, range(16)))
+        found = list(threads.map(lambda _: open_capture(path, lake=layout.files).token_id.values, range(16)))
     assert all(np.array_equal(one, expected) for one in found)
     names = [name for name, _, _ in web.requests[before:] if "/c/" in name]
     assert names and len(names) == len(set(names))  # each file once
@@ -295,7 +283,7 @@ def test_servers_that_fail_for_a_while_are_asked_again(web, captured, monkeypatc
     web.failures += [503] * 4000
     path = find_capture(lake.layout, "llama/it", "native")
     with pytest.raises(LakeError, match=r"out of reach .*503"):
-        Capture(path).array("resid")[:]
+        Capture(path, lake=lake.layout.files).array("resid")[:]
     web.failures.clear()
 
 
@@ -337,11 +325,10 @@ def test_damage_at_the_origin_is_named(pushed, captured, cache_folder):
         data = bytearray(place.read(name))
         data[len(data) // 2] ^= 4
         place.put(name, bytes(data))
-        forget()
         shutil.rmtree(cache_folder, ignore_errors=True)  # what was brought before the damage is good
         layout = Layout.open(pushed)
         with pytest.raises(CorruptError, match=name):
-            Capture(layout.root / path).array(name.split(".zarr/")[1].split("/")[0])[:]
+            Capture(layout.root / path, lake=layout.files).array(name.split(".zarr/")[1].split("/")[0])[:]
         if "resid" in name:
             report = verify(layout, layout.root / path)
             assert any(name in problem and "the manifest's SHA-256 (found" in problem for problem in report.problems)
@@ -351,14 +338,13 @@ def test_a_lake_made_anew_at_the_same_place_is_seen(captured, bucket, llama, tmp
     url = f"{bucket}/lake"
     push(captured, url)
     before = arrays(Layout.open(url))
-    forget()
     open_store(url).delete("")
     other = tiny.capture(tmp_path / "other", llama, tiny.NATIVE, batch=2)
     push(other, url)
     lake = Lake(url)
     assert same(arrays(lake.layout), arrays(other)) and not same(arrays(lake.layout), before)
     for row in lake.captures.itertuples():
-        assert Capture(Path(row.path)).group.attrs["batch"] == 2
+        assert Capture(Path(row.path), lake=lake.layout.files).group.attrs["batch"] == 2
         assert verify(lake.layout, Path(row.path)).ok
 
 

@@ -103,7 +103,7 @@ def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
     all positions.
     """
     path = find_capture(layout, model, stream)
-    capture = Capture(path)
+    capture = Capture(path, lake=layout.files)
     manifest, token_id, offset = capture.manifest, capture.array("token_id")[:], capture.offset()
     boundaries = manifest["boundaries"] if "resid" in manifest["sizes"] else []
     if boundary not in boundaries:

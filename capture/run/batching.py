@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from ...store.core.catalog import ProfileSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import free_bytes, human_bytes
 from ...store.core.schema import PROMPT_SITES, SCALARS, SITES, TOP_K, scalars
-from ...store.remote.cache import mirror_of
+from ...store.format.paths import Layout
 
 BATCH = 16
 WINDOW = 8  # batches; prompts are sorted by length inside a window of this many, so that few slots are padding
@@ -147,19 +146,19 @@ def _shards_of(batches: list[list[int]], offset: np.ndarray, shard: int) -> set[
     return found
 
 
-def check_disk(size: Estimate, missing: int, path: Path, more: int = 0, weights: int = 0) -> None:
+def check_disk(size: Estimate, missing: int, layout: Layout, more: int = 0, weights: int = 0) -> None:
     """Raise LakeError when the disk can't hold the `missing` shard rows, `more` bytes and `weights`, before any is written."""
-    if mirror_of(path):  # shards go straight to a remote lake, whose room nobody tells
+    if layout.files.remote:  # shards go straight to a remote lake, whose room nobody tells
         return
-    free = free_bytes(path)
+    free = free_bytes(layout.root)
     needed = size.stored * missing // size.shards + more
     if needed + weights > free:
         beside, without = (
             (f" and {human_bytes(weights)} for the models' own files", " no --with-weights,") if weights else ("", "")
         )
         raise LakeError(
-            f"{path}: the capture needs about {human_bytes(needed)}{beside}, {human_bytes(free)} are free: use another lake,"
-            f"{without} a smaller --limit, or fewer sites"
+            f"{layout.root}: the capture needs about {human_bytes(needed)}{beside}, {human_bytes(free)} are free: use another"
+            f" lake,{without} a smaller --limit, or fewer sites"
         )
 
 

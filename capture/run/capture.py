@@ -24,7 +24,7 @@ from ...store.core.schema import PROGRESS, PROMPT_SITES, SITES, VARIABLES, scala
 from ...store.core.version import __version__
 from ...store.format.paths import Layout
 from ...store.format.shards import widen
-from ...store.remote.cache import write_record
+from ...store.remote.files import HERE, Files
 from ..checkpoint.loading import attention_of
 from ..model.hooks import Batch, Sink, pad_id
 from ..model.load import Model, head_arrays
@@ -169,17 +169,17 @@ def capture(
     rows = rank.rows(template.n_shards)
     head = 0 if has_model(layout, model.spec.pair, model.spec.variant) else model.head.unembed.numel() * 4
     missing = len(missing_shards(path, template.n_shards) if rank.world == 1 else rows)
-    check_disk(size, missing, layout.root, int(head / stored_ratio(template.source_dtype)), weights)
+    check_disk(size, missing, layout, int(head / stored_ratio(template.source_dtype)), weights)
     write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
-    create_capture(path, template, rank.world)
+    create_capture(path, template, rank.world, layout.files)
     with rank.alone(path):
         if manifest := read_manifest(path):  # by another process, meanwhile
             shutil.rmtree(path / PROGRESS, ignore_errors=True)
             return Result(path, True, True, stream.n_tokens, manifest["bytes"], time.perf_counter() - started)
-        todo = [shard for shard in missing_rows(path)[0] if shard in rows]
+        todo = [shard for shard in missing_rows(path, layout.files)[0] if shard in rows]
         _announce(model, name, template, plan, size, rank, len(todo))
         with explain_memory(f"capturing {model.name}", batch):
-            fill(model, template, path, plan, todo, allow_nonfinite)
+            fill(model, template, path, plan, todo, allow_nonfinite, layout.files)
             manifest = _seal_if_whole(layout, model, path, stream)
     seconds = time.perf_counter() - started
     if not manifest:
@@ -211,17 +211,17 @@ def _announce(
 def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> dict[str, Any] | None:
     """Measure the noise floor once its prompts are there, and seal when every row is; None while other ranks' rows lack."""
     with try_lock(path / PROGRESS / ENDING, wait=True):
-        missing, _ = missing_rows(path)
+        missing, _ = missing_rows(path, layout.files)
         if manifest := read_manifest(path):  # another rank was faster
             shutil.rmtree(path / PROGRESS, ignore_errors=True)
             return manifest
         noise = path / PROGRESS / NOISE
         if not noise.exists() and not set(missing) & rows_of_noise(path, stream):
-            write_record(noise, json_bytes(noise_floor(model, path, stream)))
+            layout.files.write(noise, json_bytes(noise_floor(layout, model, path, stream)))
         if missing:
             return None
         clear_unfinished(layout, model.spec.pair, model.spec.variant)
-        return seal_with_noise(path)
+        return seal_with_noise(layout, path)
 
 
 def _rate(model: Model, stream: Stream, plan: list[list[int]]) -> float:
@@ -242,6 +242,7 @@ def fill(
     plan: list[list[int]],
     todo: list[int],
     allow_nonfinite: bool = False,
+    lake: Files = HERE,
 ) -> None:
     """Run every batch that a missing shard row needs; rows go to the writer as soon as all their tokens are there.
 
@@ -260,7 +261,9 @@ def fill(
         bar(
             f"capture {model.name}", sum(len(stream.tokens[prompt]) for batch in needed for prompt in batch)
         ) as progress,
-        ShardWriter(path, template, check=check, on_write=progress.store, recycle=rows.recycle, wait=not gpu) as writer,
+        ShardWriter(
+            path, template, check=check, on_write=progress.store, recycle=rows.recycle, wait=not gpu, lake=lake
+        ) as writer,
     ):
 
         def finish(indices: list[int], sink: Sink) -> None:

@@ -25,9 +25,9 @@ NOISE_PROMPTS = 2
 NOISE = "noise.json"  # in the progress folder: measured by the first rank that finds the rows of these prompts
 
 
-def noise_floor(model: Model, path: Path, stream: Stream) -> dict[str, Any]:
+def noise_floor(layout: Layout, model: Model, path: Path, stream: Stream) -> dict[str, Any]:
     """Largest difference between the stored values and the first prompts run alone, unpadded: what batching changes."""
-    stored = Capture(path, allow_unsealed=True)
+    stored = Capture(path, allow_unsealed=True, lake=layout.files)
     sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored.group}
     boundaries = stored.array("boundary")[:].tolist()
     worst = dict.fromkeys(sizes, 0.0)
@@ -45,7 +45,7 @@ def rows_of_noise(path: Path, stream: Stream) -> set[int]:
     return set(range(-(-last // tokens)))
 
 
-def seal_with_noise(path: Path) -> dict[str, Any]:
+def seal_with_noise(layout: Layout, path: Path) -> dict[str, Any]:
     """Seal a complete capture, with a warning where batching changes far more than rounding does.
 
     LakeError when no rank came to measuring the noise floor.
@@ -55,7 +55,7 @@ def seal_with_noise(path: Path) -> dict[str, Any]:
         raise LakeError(
             f"{path}: all rows are there, the noise floor is not; run any rank again, it measures it and seals"
         )
-    manifest = seal(path, {"noise_floor": read_record(noise, "noise")} if noise.exists() else {})
+    manifest = seal(path, {"noise_floor": read_record(noise, "noise")} if noise.exists() else {}, layout.files)
     if warning := noise_warning(manifest):
         ERRORS.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return manifest
@@ -74,12 +74,12 @@ def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, d
         raise LakeError(f"{layout}: no unsealed capture here; `actlake ls` shows what the lake has")
     for path in paths:
         if not read_manifest(path):
-            _check_whole(path)
-    return [(path, read_manifest(path) or seal_with_noise(path)) for path in paths]
+            _check_whole(layout, path)
+    return [(path, read_manifest(path) or seal_with_noise(layout, path)) for path in paths]
 
 
-def _check_whole(path: Path) -> None:
-    missing, count = missing_rows(path)
+def _check_whole(layout: Layout, path: Path) -> None:
+    missing, count = missing_rows(path, layout.files)
     world = read_record(path / PROGRESS / TEMPLATE, "template")["world"]
     lacking = [rank for rank in range(world) if set(Rank(rank, world).rows(count)) & set(missing)]
     if lacking:
@@ -130,7 +130,7 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
     four times that, or what rounding makes of the largest value (captures.manifest.rounding), is allowed. Raises LakeError for
     another checkpoint.
     """
-    stored = Capture(path)
+    stored = Capture(path, lake=layout.files)
     manifest = stored.manifest
     if manifest["provenance"]["model_sha256"] != model.record["sha256"]:
         raise LakeError(

@@ -12,7 +12,6 @@ from typing import Any
 
 from ...store.core.errors import LakeError
 from ...store.core.files import LARGEST, canonical_json, parse_json, too_deep, write_atomic
-from ...store.remote.cache import publish
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 PROMPTS = "prompt file"
@@ -159,7 +158,6 @@ def add_prompts(
     if not target.exists():
         try:
             write_atomic(target, canonical_bytes(added.prompts), first=True)
-            publish(target)
         except OSError as error:
             raise LakeError(f"{target}: cannot write the prompt set ({error.strerror})") from None
     if read_prompts(target).sha256 != added.sha256:  # was there, or another process has just been faster

@@ -19,7 +19,7 @@ from ...store.core.catalog import load_catalog
 from ...store.core.errors import LakeError
 from ...store.core.yaml_file import hint
 from ...store.format.paths import Layout
-from ...store.remote.cache import bring, mirror_of
+from ...store.remote.files import RemoteFiles
 from ...store.tables.declared import TABLES
 from ...store.tables.sql import same_prompts
 from ..engine.context import Context, Scope
@@ -65,7 +65,7 @@ def rows(ask: Callable[..., Any] | None = None) -> Rows:
 def model_table(layout: Layout) -> pd.DataFrame:
     """Every model of the lake: name, class, blocks, width, vocabulary, parameters, dtype, where it came from."""
     found = []
-    for file in sorted(bring(layout.root / "models", "model.json").glob("*/*/model.json")):
+    for file in sorted(layout.files.bring(layout.root / "models", "model.json").glob("*/*/model.json")):
         pair, variant = file.parts[-3:-1]
         record = read_model(layout, pair, variant)
         named = {"blocks": "n_layers", "width": "d_model", "vocabulary": "vocab", "parameters": "parameters"}
@@ -85,14 +85,14 @@ def model_table(layout: Layout) -> pd.DataFrame:
 
 def table_table(layout: Layout) -> pd.DataFrame:
     """Every table: rows that are here (unknown of files that only a remote lake has), files, bytes, and its columns."""
-    found, mirror = [], mirror_of(layout.root)
+    found = []
     for name, table in TABLES.items():
         files = list(layout.table(name).glob("*.parquet"))
         sizes = [file.stat().st_size for file in files]
         count: int | None = sum(pq.read_metadata(file).num_rows for file in files)
-        if mirror:
-            there = mirror.below(f"tables/{name}")
-            sizes = [mirror.listed[each].size or 0 for each in there]
+        if isinstance(files_of := layout.files, RemoteFiles):
+            there = files_of.below(f"tables/{name}")
+            sizes = [files_of.listed[each].size or 0 for each in there]
             count = count if len(files) == len(there) else None
         named = {"table": name, "rows": count, "files": len(sizes), "bytes": sum(sizes)}
         found.append({**named, "columns": ", ".join(table.names)})
@@ -167,7 +167,7 @@ def directions_of(kit: Context, pair: str, name: str, prompts: str | None = None
     scope = Scope(pair, same_prompts(kit.streams, pair, recipe, prompts), recipe)
     job = records(kit, scope, "own") if recipe == "native" else Contrast(kit, scope, "raw")
     run([job])
-    arrays, made = read_directions(job.path)
+    arrays, made = read_directions(job.path, kit.layout.files)
     values, layer = np.asarray(arrays[name][:]), np.asarray(arrays["layer"][:])
     return xr.DataArray(
         values,

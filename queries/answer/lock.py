@@ -109,7 +109,11 @@ def canonical(answer: Answer) -> str:
 
 def captures_of(layout: Layout, names: Sequence[Names]) -> dict[str, str]:
     """PAIR/VARIANT/STREAM -> capture_sha256; streams that only tables from elsewhere know are left out."""
-    return {"/".join(name): Capture(path).sha256 for name in names if (path := layout.capture(*name)).exists()}
+    return {
+        "/".join(name): Capture(path, lake=layout.files).sha256
+        for name in names
+        if (path := layout.capture(*name)).exists()
+    }
 
 
 def files_of(layout: Layout, answer: Answer) -> list[str]:

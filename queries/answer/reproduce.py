@@ -15,7 +15,6 @@ import pyarrow as pa
 from ...store.captures.reader import check_sealed
 from ...store.core.errors import CorruptError, LakeError
 from ...store.format.paths import Layout
-from ...store.remote.cache import bring
 from ...store.tables.sql import FOREIGN
 from ..rows.registry import Query, find
 from .answer import Answer
@@ -95,7 +94,8 @@ def reproduce(
     """
     queries = [find(locked.row) for locked in lock.rows]
     replaced = [list(_replaced(layout, locked)) for locked in lock.rows]
-    hashed = cache(lambda name: hash_of(bring(layout.root / name)))  # what is there, only elsewhere, is not made again
+    # What is there, only elsewhere, is not made again.
+    hashed = cache(lambda name: hash_of(layout.files.bring(layout.root / name)))
     before = [{name: hashed(name) for name in locked.files} for locked in lock.rows]
     done = [Compared(query.id, "+".join(locked.pairs)) for query, locked in zip(queries, lock.rows, strict=True)]
     found = _answers(layout, queries, lock, done, device, catalog, generate)

@@ -21,7 +21,7 @@ from ...store.core.catalog import PACKAGED
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import Bar, bar
-from ...store.remote.cache import bring, mirror_of, refresh
+from ...store.format.paths import Layout
 from ..engine.blocks import Feed
 from ..engine.context import Context
 from ..engine.job import Job
@@ -78,26 +78,26 @@ class Cluster:
             call = _call(kit)
             try:
                 for reading, others in passes(missing):
-                    one = _Pass(self._client, call, kit.layout.root, sources, failed)
+                    one = _Pass(self._client, call, kit.layout, sources, failed)
                     one.read([job for job in reading if not job.stays])
                     one.whole([job for job in others if not job.stays])
                     one.run()
-                    refresh(kit.layout.root)  # where the lake is elsewhere, so is what the workers made
+                    kit.layout.files.refresh()  # where the lake is elsewhere, so is what the workers made
                     run([job for job in (*reading, *others) if job.stays and ready(job, failed)], failed)
             finally:
                 if self._client.status == "running":
                     self._client.run(tidy, call.key, on_error="ignore")
-                refresh(kit.layout.root)
-        return [bring(path) for path in missing if path not in (failed or {})]
+                kit.layout.files.refresh()
+        return [kit.layout.files.bring(path) for path in missing if path not in (failed or {})]
 
 
 class _Pass:
     """The tasks of one pass, and where they are."""
 
     def __init__(
-        self, client: "Client", call: Call, root: Path, sources: Sources, failed: dict[Path, LakeError] | None
+        self, client: "Client", call: Call, layout: Layout, sources: Sources, failed: dict[Path, LakeError] | None
     ):
-        self._client, self._call, self._root, self._sources, self._failed = client, call, root, sources, failed
+        self._client, self._call, self._layout, self._sources, self._failed = client, call, layout, sources, failed
         self._waiting: dict[str, Task] = {}
         self._running: dict[Future[Done], tuple[Task, float]] = {}
         self._seconds: list[float] = []  # of the tasks that computed parts
@@ -128,7 +128,7 @@ class _Pass:
         for some in runs:
             prompts = _span(some)
             # A remote lake's parts lie with the worker that made them first.
-            left = [job for job in jobs if mirror_of(job.path) or not part_file(job.path, plan, prompts).exists()]
+            left = [job for job in jobs if self._layout.files.remote or not part_file(job.path, plan, prompts).exists()]
             tokens = sum(int(feed.offset[prompts.stop] - feed.offset[prompts.start]) for feed in feeds)
             if left:
                 name = f"{hash_json([self._place(job) for job in jobs])[:8]}-{plan}-{prompts.start}-{prompts.stop}"
@@ -144,7 +144,7 @@ class _Pass:
 
     def _place(self, job: Job) -> str:
         """Where in the lake a job's result will lie."""
-        return job.path.relative_to(self._root).as_posix()
+        return job.path.relative_to(self._layout.root).as_posix()
 
     def _add(self, task: Task) -> None:
         self._waiting[task.name] = task
@@ -163,7 +163,7 @@ class _Pass:
                 if self._client.status == "running":
                     self._client.cancel([*self._running, *self._slow])
         for path in self._failed or ():
-            drop_parts(path)
+            drop_parts(path, self._layout.files)
 
     def _submit(self) -> None:
         """Hand the scheduler as many tasks as keep its workers busy."""
@@ -258,10 +258,10 @@ class _Pass:
         for job in task.jobs:
             if error := done.failed.get(self._place(job)):
                 if self._failed is None:
-                    drop_parts(job.path)
+                    drop_parts(job.path, self._layout.files)
                 fail(job, error, self._failed)
             elif task.share is join:
-                drop_parts(job.path)
+                drop_parts(job.path, self._layout.files)
 
 
 def runs_of(feeds: Sequence[Feed]) -> list[list[range]]:

@@ -13,7 +13,6 @@ from ...store.core.catalog import PACKAGED
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory
 from ...store.format.paths import Layout
-from ...store.remote.cache import fetch, refresh
 from ..engine.blocks import Rows
 from ..engine.context import Context
 from ..engine.job import Job
@@ -53,7 +52,11 @@ class Bench:
     def __init__(self, call: Call):
         self.call, layout = call, Layout.open(call.lake)
         catalog = Path(call.catalog) if call.catalog else PACKAGED
-        self.root, self.kit = layout.root, Context(layout, call.device, catalog, call.generate)
+        self.root, self.files, self.kit = (
+            layout.root,
+            layout.files,
+            Context(layout, call.device, catalog, call.generate),
+        )
         self._jobs: dict[str, Job] = {}
         self._held = ExitStack()
 
@@ -101,7 +104,7 @@ def parts(bench: Bench, failed: Failed, asked: Sequence[Asked], plan: str, block
     writers: dict[Job, Callable[[Columns], None]] = {}
 
     def open_part(job: Job) -> None:
-        writers[job] = going.enter(job, part_writer(part_file(job.path, plan, prompts)))
+        writers[job] = going.enter(job, part_writer(part_file(job.path, plan, prompts), bench.files))
 
     def step(job: Job, *rows: Rows) -> None:
         if part := job.part(*rows):
@@ -120,7 +123,7 @@ def join(bench: Bench, failed: Failed, asked: Sequence[Asked], plan: str, runs: 
 
     def take(job: Job) -> None:
         for prompts in runs:
-            for part in read_part(fetch(part_file(job.path, plan, prompts))):
+            for part in read_part(bench.files.fetch(part_file(job.path, plan, prompts))):
                 job.join(part)
 
     with RunningJobs([bench.job(one) for one in asked], failed) as going:
@@ -158,7 +161,7 @@ def work(call: Call, share: Callable[..., int], asked: Sequence[Asked], *given: 
                 _leave()
                 _bench = Bench(call)
             if share is not parts:  # what other workers made just now counts
-                refresh(_bench.root)
+                _bench.files.refresh()
             done.tokens = 0 if _bench.has(asked) else share(_bench, failed, asked, *given)
             done.failed = {path.relative_to(_bench.root).as_posix(): error for path, error in failed.items()}
         except LakeError as error:

@@ -1,7 +1,6 @@
 """Parts: what the blocks of a job gave, kept in files until they are joined in their order."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...store.core.files import explain_full_disk, sync_file, temporary_of
-from ...store.remote.cache import mirror_of, publish, withdraw
+from ...store.remote.files import HERE, Files
 
 Columns = dict[str, Any]  # arrays [n] or [n, ...], and constants: str or int
 
@@ -26,22 +25,21 @@ def part_file(result: Path, plan: str, prompts: range) -> Path:
     return parts_folder(result, plan) / f"{prompts.start}-{prompts.stop}.arrow"
 
 
-def drop_parts(result: Path) -> None:
+def drop_parts(result: Path, files: Files = HERE) -> None:
     """Delete all parts of a result, however the blocks were cut."""
     for folder in result.parent.glob(f".{result.name}.*.parts.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
-        withdraw(folder)
+        files.remove(folder)
 
 
 @contextmanager
-def part_writer(file: Path) -> Iterator[Callable[[Columns], None]]:
+def part_writer(file: Path, files: Files = HERE) -> Iterator[Callable[[Columns], None]]:
     """Write one part atomically: what the block hands over are the columns of one block each, the file appears at its end.
 
     An Arrow file with a record batch per block; types, shapes and masks of arrays come back from `read_part` as they were.
     FileNotFoundError when its folder is gone, which means that nobody waits for the part any more.
     """
     temporary, opened = temporary_of(file), list[tuple[pa.RecordBatchFileWriter, pa.Schema]]()
-    if mirror_of(file):  # the folder that was made for it lies on another machine
+    if files.remote:  # the folder that was made for it lies on another machine
         file.parent.mkdir(parents=True, exist_ok=True)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     try:
@@ -62,7 +60,7 @@ def part_writer(file: Path) -> Iterator[Callable[[Columns], None]]:
                 writer.close()
         sync_file(temporary)
         temporary.replace(file)
-        publish(file)
+        files.publish(file)
     finally:
         temporary.unlink(missing_ok=True)
 

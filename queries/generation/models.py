@@ -171,7 +171,7 @@ class Steering:
 
     def _found(self, name: str) -> Mapping[int, np.ndarray]:
         """All layers of a direction."""
-        group = read_directions(self._of(name)[0].path)[0]
+        group = read_directions(self._of(name)[0].path, self._kit.layout.files)[0]
         if name == "d_conv":
             return _by_layer(group["layer"][:], group["d_conv"][:])
         if name.startswith(SPLIT):

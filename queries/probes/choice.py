@@ -13,6 +13,7 @@ import numpy as np
 from ...analyze.tuned.folds import fold_of
 from ...store.artifacts.probes import list_probes, read_probes
 from ...store.core.errors import LakeError
+from ...store.remote.files import HERE, Files
 from ..engine.context import Context, Names
 from ..engine.job import Job
 from .spec import DEFAULT, ProbeSpec
@@ -27,6 +28,7 @@ class Chosen:
 
     path: Path
     before: tuple[Job, ...]
+    lake: Files
 
     @property
     def name(self) -> str:
@@ -36,7 +38,7 @@ class Chosen:
     @cached_property
     def folds(self) -> list[Probes]:
         """The probes of each fold, once they are trained; CorruptError when they are damaged."""
-        return load_probes(self.path)
+        return load_probes(self.path, self.lake)
 
     def unseen(self, prompt_ids: np.ndarray) -> np.ndarray:
         """Which prompts some fold was not trained on, bool [P]; of a single fold the fifth that was held out."""
@@ -64,13 +66,13 @@ class Chosen:
         return out
 
 
-def load_probes(path: Path) -> list[Probes]:
+def load_probes(path: Path, lake: Files = HERE) -> list[Probes]:
     """The probes of each fold under `path`, hashed first; CorruptError when they are damaged."""
     import torch
 
     from ...analyze.lens.tuned_lens import Probes
 
-    weight, bias, _ = read_probes(path)
+    weight, bias, _ = read_probes(path, lake)
     return [Probes(torch.from_numpy(w), torch.from_numpy(b)) for w, b in zip(weight, bias, strict=True)]
 
 
@@ -92,9 +94,9 @@ def _choose(kit: Context, names: Names) -> Chosen:
     mine = [(max(record["trained_tokens"]), path) for path, record in sets if record["model_sha256"] == model]
     asked = [entry for entry in mine if entry[1] != usual]
     if asked:
-        return Chosen(max(asked)[1], ())
+        return Chosen(max(asked)[1], (), kit.layout.files)
     if usual.exists():
-        return Chosen(usual, ())
+        return Chosen(usual, (), kit.layout.files)
     if not kit.probes:
         raise LakeError(
             f"probes of {names[0]}/{names[1]} are not there, and training is switched off: `actlake probes train {names[0]}"
@@ -102,7 +104,7 @@ def _choose(kit: Context, names: Names) -> Chosen:
         )
     from .training import Training
 
-    return Chosen(usual, (Training(kit, wish),))
+    return Chosen(usual, (Training(kit, wish),), kit.layout.files)
 
 
 def _native(kit: Context, names: Names) -> Names:

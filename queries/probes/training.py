@@ -82,7 +82,7 @@ class Training(Job):
             "torch": torch.__version__,
         }
         weight, bias = (np.stack([getattr(p, name).cpu().numpy() for p in found]) for name in ("weight", "bias"))
-        write_probes(self.path, weight, bias, record)
+        write_probes(self.path, weight, bias, record, self._kit.layout.files)
 
 
 class _Rows:

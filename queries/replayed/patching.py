@@ -105,7 +105,7 @@ class Patching(TableJob):
 
     def finish(self) -> None:
         """Patch layer after layer, those that the directions of the jobs before single out."""
-        contrast, own = (read_directions(path)[0] for path in self._groups)
+        contrast, own = (read_directions(path, self._kit.layout.files)[0] for path in self._groups)
         conv, mean = contrast["d_conv"][:].astype(np.float64), own["d_mean"][:-1].astype(np.float64)
         random = random_units(range(len(conv)), conv.shape[1], SEED)
         layers = best_layers(contrast["r2_in_sample"][:], conv, mean)

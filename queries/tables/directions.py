@@ -55,7 +55,7 @@ class DirectionsTable(TableJob):
 
     def finish(self) -> None:
         """Compute and write the rows."""
-        lines = list(self._lines([read_directions(path)[0] for path in self._groups]))
+        lines = list(self._lines([read_directions(path, self._layout.files)[0] for path in self._groups]))
         columns = dict(zip(("name", "layer", "other", "draw", "value", "n"), zip(*lines, strict=True), strict=True))
         values = np.asarray(columns.pop("value"), np.float64)
         drop_tables(self._layout, "directions", self._named, keep=self.path)

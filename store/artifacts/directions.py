@@ -20,7 +20,7 @@ from ..format.paths import Layout
 from ..format.records import REPAIRS, read_record
 from ..format.zarr_groups import CheckedArray, checked, compressors, open_group, quiet_zarr
 from ..format.zarr_metadata import check_dims
-from ..remote.cache import bring, publish
+from ..remote.files import HERE, Files
 
 CHUNK_BYTES = 32 << 20  # of an array that grows by records, in memory until a chunk is full
 DIRECTION_DIMS = {
@@ -124,18 +124,18 @@ def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, An
                     shutil.rmtree(folder, ignore_errors=True)  # what a kill left before its JSON file
                     temporary.rename(folder)
                     write_json(marker, {**about, "files": files})
-            publish(folder, marker)
+            layout.files.publish(folder, marker)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_directions(marker: Path) -> tuple[Mapping[str, CheckedArray], dict[str, Any]]:
+def read_directions(marker: Path, files: Files = HERE) -> tuple[Mapping[str, CheckedArray], dict[str, Any]]:
     """The arrays of a group, read by slicing, and its recipe; LakeError when it is not there, CorruptError on damage."""
     record = read_record(marker, "directions")
     made = hash_json({"kind": record["kind"], "pair": record["pair"], **record["recipe"]})[:16]
     if marker.stem != f"{record['kind']}-{made}":
         raise CorruptError(f"{marker}: damaged, it says {record['kind']}-{made}; {REPAIRS['directions']}")
-    folder = bring(marker.with_suffix(".zarr"))
+    folder = files.bring(marker.with_suffix(".zarr"))
     if not folder.is_dir():
         raise LakeError(f"{folder}: missing; delete {marker.name} and run the question again")
     group, arrays = open_group(folder, record["files"].get("zarr.json", "nothing"))

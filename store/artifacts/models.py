@@ -15,7 +15,6 @@ from ..format.paths import Layout
 from ..format.records import REPAIRS, check_record, read_record, sealed
 from ..format.zarr_groups import checked, compressors, open_group, quiet_zarr
 from ..format.zarr_metadata import Described, check_dims, lengths_of
-from ..remote.cache import bring, publish
 
 ROWS = 4096  # rows of the unembedding per chunk
 SAMPLE = 256  # rows of it that tell a checkpoint from another
@@ -55,7 +54,7 @@ def write_model(
                 mine.rename(folder / "head.zarr")
                 named = {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant}
                 write_json(marker, sealed({**named, **record, "head_files": files}))
-        publish(folder / "head.zarr", marker)
+        layout.files.publish(folder / "head.zarr", marker)
     finally:
         shutil.rmtree(mine, ignore_errors=True)
 
@@ -135,7 +134,7 @@ def read_model(layout: Layout, pair: str, variant: str) -> dict[str, Any]:
 
 def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and attributes of head.zarr; a damaged chunk is a CorruptError that names the file."""
-    path: Path = bring(layout.model(pair, variant) / "head.zarr")
+    path = layout.files.bring(layout.model(pair, variant) / "head.zarr")
     if not path.is_dir():
         raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
     group, arrays = _open_head(layout, pair, variant)
@@ -145,7 +144,7 @@ def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.nda
 
 
 def _open_head(layout: Layout, pair: str, variant: str) -> tuple[zarr.Group, dict[str, Described]]:
-    path, record = bring(layout.model(pair, variant) / "head.zarr"), read_model(layout, pair, variant)
+    path, record = layout.files.bring(layout.model(pair, variant) / "head.zarr"), read_model(layout, pair, variant)
     group, arrays = open_group(path, record["head_files"].get("zarr.json", "nothing"))
     check_dims(
         path, arrays, HEAD_DIMS, lengths_of(record, {"vocab": "vocab", "d_model": "d_model", "layer": "n_layers"})
@@ -161,7 +160,7 @@ def check_head(layout: Layout, pair: str, variant: str, norm_weight: Any, unembe
 
     A cheap way to tell a checkpoint from another without hashing its files.
     """
-    path: Path = bring(layout.model(pair, variant) / "head.zarr")
+    path = layout.files.bring(layout.model(pair, variant) / "head.zarr")
     group, _ = _open_head(layout, pair, variant)
     norm, rows = checked(path, group, "norm_weight")[:], checked(path, group, "unembed")[:SAMPLE]
     if not (np.array_equal(norm, np.asarray(norm_weight)) and np.array_equal(rows, np.asarray(unembed[:SAMPLE]))):

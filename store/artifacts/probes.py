@@ -26,7 +26,7 @@ from ..format.paths import Layout, check_version, split_model
 from ..format.records import REPAIRS, check_record, is_whole
 from ..format.zarr_groups import checked, open_group
 from ..format.zarr_metadata import check_dims
-from ..remote.cache import bring, publish
+from ..remote.files import HERE, Files
 from .models import write_group
 
 PROBE_DIMS = {
@@ -44,7 +44,7 @@ def probes_path(layout: Layout, pair: str, variant: str, name: str) -> Path:
     return layout.probes(pair, variant) / f"{name}.zarr"
 
 
-def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[str, Any]) -> None:
+def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[str, Any], lake: Files = HERE) -> None:
     """Seal probes of F folds and the boundaries 0 .. L-1 (weight [F, L, d, d], bias [F, L, d], float32) under `path`.
 
     The group appears whole, with a manifest of `record` and the hash of every file, by one rename. What is there already
@@ -65,18 +65,18 @@ def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[
                 if not (path / MANIFEST).exists():  # else another process was faster
                     shutil.rmtree(path, ignore_errors=True)
                     temporary.rename(path)
-            publish(path)
+            lake.publish(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     training_file(path).unlink(missing_ok=True)
 
 
-def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def read_probes(path: Path, lake: Files = HERE) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """weight [F, L, d, d] and bias [F, L, d], float32, and the manifest of a sealed set.
 
     Every file is hashed before its numbers are used. LakeError when there is no such set, CorruptError on damage.
     """
-    record = _record(bring(path) / MANIFEST)
+    record = _record(lake.bring(path) / MANIFEST)
     again = f"restore it, or delete {path} and train again"
     if hash_json(record.get("files")) != record.get("probes_sha256"):
         raise CorruptError(f"{path / MANIFEST}: damaged; {again}")
@@ -95,7 +95,7 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
 def list_probes(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
     """Every sealed set with its manifest, by path."""
-    sets = sorted(bring(layout.root / "probes", MANIFEST).glob(f"*/*/[!.]*.zarr/{MANIFEST}"))
+    sets = sorted(layout.files.bring(layout.root / "probes", MANIFEST).glob(f"*/*/[!.]*.zarr/{MANIFEST}"))
     return [(file.parent, _record(file)) for file in sets]
 
 

@@ -17,7 +17,6 @@ from ..core.schema import FORMAT_VERSION, STREAM_SCHEMA
 from ..format.parquet import read_parquet
 from ..format.paths import Layout, check_name
 from ..format.records import REPAIRS, SEAL, read_record, sealed
-from ..remote.cache import bring, publish
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,10 @@ def _write_stream(layout: Layout, stream: Stream) -> str:
     if holder == stream.name and not (before and path.exists()):
         write_atomic(path, _parquet(stream))
         record["parquet_sha256"] = hash_file(path)
-        publish(path)
+        layout.files.publish(path)
     if (record := sealed(record)) != before:
         write_json(layout.streams / f"{stream.name}.json", record)
-        publish(layout.streams / f"{stream.name}.json")
+        layout.files.publish(layout.streams / f"{stream.name}.json")
     return str(holder)
 
 
@@ -170,7 +169,7 @@ def read_stream(layout: Layout, name: str) -> Stream:
         name, record = record["same_as"], _record(file)
         if record["same_as"] != name:
             raise CorruptError(f"{file}: same_as: an alias of an alias, {record['same_as']!r}; {REPAIRS['stream']}")
-    path = bring(layout.streams / f"{name}.parquet")
+    path = layout.files.bring(layout.streams / f"{name}.parquet")
     if not path.is_file():
         raise LakeError(f"{path}: stream {name} is recorded but its token file is missing; {REPAIRS['stream']}")
     if (found := hash_file(path)) != record.get("parquet_sha256"):

@@ -19,7 +19,6 @@ from ..core.schema import FORMAT_VERSION, OUTPUT_KINDS, OUTPUTS
 from ..format.parquet import parquet_writer, read_parquet
 from ..format.paths import Layout
 from ..format.records import REPAIRS, read_batch, read_record
-from ..remote.cache import bring, publish, withdraw
 
 Row = dict[str, Any]
 AGAIN = "delete the file and run `actlake generate` again, or restore it"
@@ -36,7 +35,7 @@ class Condition:
     def __init__(self, layout: Layout, pair: str, variant: str, recipe: dict[str, Any]):
         self.key = hash_json(recipe)[:16]
         self.pair, self.variant, self.recipe = pair, variant, recipe
-        self.folder = layout.outputs(pair, variant) / self.key
+        self.folder, self._files = layout.outputs(pair, variant) / self.key, layout.files
 
     def file(self, kind: str, prompts: Sequence[tuple[str, str]]) -> Path:
         """The file of this kind for these prompts, (prompt id, hash of its tokens) each, in order."""
@@ -64,7 +63,7 @@ class Condition:
         with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
             part = self.folder / ".parts" / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.json"
             write_atomic(part, data)
-            publish(part)
+            self._files.publish(part)
 
     def seal(self, kind: str, path: Path, rows: Iterable[Row], schema: pa.Schema, provenance: dict[str, Any]) -> None:
         """Write the file of a prompt set, and what the condition is; its batches under way are then of no more use.
@@ -84,15 +83,14 @@ class Condition:
                     named = {"pair": self.pair, "variant": self.variant, "recipe": self.recipe}
                     write_json(marker, {"format_version": FORMAT_VERSION, **named})
                 temporary.replace(path)
-                publish(marker, path)
+                self._files.publish(marker, path)
             finally:
                 temporary.unlink(missing_ok=True)
         done = {row["prompt_sha"] for row in table.to_pylist()}
         for part in (self.folder / ".parts").glob(f"{kind}-*.json"):
             with suppress(FileNotFoundError):
                 if {row["prompt_sha"] for row in read_batch(part, "lines")} <= done:
-                    part.unlink()
-                    withdraw(part)
+                    self._files.remove(part)
         with suppress(OSError):  # another kind's batches are still there
             (self.folder / ".parts").rmdir()
 
@@ -134,4 +132,4 @@ def read_texts(folder: Path) -> list[Row]:
 def output_files(layout: Layout, fetch: bool = True) -> list[Path]:
     """Every file of texts in the lake, for SQL; of a remote lake those that are here, unless `fetch`."""
     folder = layout.root / "outputs"
-    return sorted((bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/*/texts-*.parquet"))
+    return sorted((layout.files.bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/*/texts-*.parquet"))

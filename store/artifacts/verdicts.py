@@ -6,7 +6,7 @@ from typing import Any
 from ..core.errors import CorruptError, LakeError
 from ..core.files import canonical_json, explain_full_disk, hash_json, parse_json, write_atomic
 from ..format.records import LARGEST
-from ..remote.cache import publish
+from ..remote.files import HERE, Files
 
 PART = 32  # verdicts a file: what a kill may lose
 
@@ -17,8 +17,8 @@ class VerdictStore:
     Files are named by their content and never changed, so that any number of processes may add at once.
     """
 
-    def __init__(self, folder: Path, part: int = PART):
-        self.folder, self.part = folder, part
+    def __init__(self, folder: Path, part: int = PART, files: Files = HERE):
+        self.folder, self.part, self._lake = folder, part, files
         self._records: dict[str, dict[str, Any]] = {}
         self._files: set[str] = set()
         self._new: list[dict[str, Any]] = []
@@ -51,7 +51,7 @@ class VerdictStore:
         with explain_full_disk(f"writing {self.folder / name}"):
             try:
                 write_atomic(self.folder / name, b"".join(canonical_json(record) + b"\n" for record in self._new))
-                publish(self.folder / name)
+                self._lake.publish(self.folder / name)
             except PermissionError as error:
                 raise LakeError(f"{self.folder}: verdicts can't be written there ({error.strerror})") from error
         self._files.add(name)

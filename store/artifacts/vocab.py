@@ -14,7 +14,6 @@ from ..core.files import hash_file, write_atomic, write_json
 from ..format.parquet import read_parquet
 from ..format.paths import Layout
 from ..format.records import SEAL, sealed
-from ..remote.cache import bring, publish
 from .models import read_model
 
 FILE = "vocab.parquet"
@@ -54,7 +53,7 @@ def keep_vocab(layout: Layout, pair: str, variant: str, columns: dict[str, Any])
             return
         write_atomic(path, sink.getvalue())
         write_json(marker, with_vocab(record, hash_file(path)))
-    publish(path, marker)
+    layout.files.publish(path, marker)
 
 
 def with_vocab(record: dict[str, Any], sha256: str) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def read_vocab(layout: Layout, pair: str, variant: str) -> pa.Table | None:
     record = read_model(layout, pair, variant)
     if "vocab_sha256" not in record:
         return None
-    path = bring(vocab_file(layout, pair, variant))
+    path = layout.files.bring(vocab_file(layout, pair, variant))
     if problem := damage(path, record):
         raise CorruptError(f"{path}: {problem}; {REPAIR}")
     found = read_parquet(path, SCHEMA, REPAIR)

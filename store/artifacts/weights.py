@@ -11,7 +11,6 @@ from ..core.files import BLOCK, clear_dead, free_bytes, hash_file, human_bytes, 
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
 from ..format.records import read_record
-from ..remote.cache import publish
 
 RECORD = "weights.json"
 
@@ -81,7 +80,7 @@ def write_weights(
     record = {"format_version": FORMAT_VERSION, "model_sha256": model_sha256, "files": files}
     write_json(layout.model(pair, variant) / RECORD, record)
     clear_dead(folder)  # a kill in the middle of a file
-    publish(folder, layout.model(pair, variant) / RECORD)
+    layout.files.publish(folder, layout.model(pair, variant) / RECORD)
     return record
 
 

@@ -13,7 +13,7 @@ from ..core.schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from ..format.paths import Layout
 from ..format.records import REPAIRS, read_record, told
 from ..format.zarr_groups import quiet_zarr
-from ..remote.cache import renew, seal_remote
+from ..remote.files import HERE, Files
 from .writer import gather_prompts, missing_shards, shard_record, wreck_lock
 
 FAR = 4  # times what rounding explains: below, a noise floor is the order of sums
@@ -21,7 +21,7 @@ SEALING = "seal.lock"
 HALF_WRITTEN = (".partial", ".tmp")  # temporary files of zarr and of write_atomic that a kill leaves behind
 
 
-def seal(path: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def seal(path: Path, extra: dict[str, Any] | None = None, lake: Files = HERE) -> dict[str, Any]:
     """Write the manifest of a complete capture by atomic rename, with `extra` keys, and drop its progress records.
 
     The manifest holds no time stamps: an undisturbed run, one resumed after a kill and one of several ranks seal to the
@@ -30,21 +30,21 @@ def seal(path: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     if manifest := read_manifest(path):
         shutil.rmtree(path / PROGRESS, ignore_errors=True)  # left when a kill came right after the manifest
         return manifest
-    missing, count = missing_rows(path)
+    missing, count = missing_rows(path, lake)
     if missing:
         raise LakeError(
             f"{path}: {len(missing)} of {count} shard rows are missing (first: {missing[0]}); run the capture again"
         )
     with try_lock(path / PROGRESS / SEALING, wait=True):
-        manifest = read_manifest(path) or _seal(path, count, extra or {})
+        manifest = read_manifest(path) or _seal(path, count, extra or {}, lake)
         shutil.rmtree(path / PROGRESS, ignore_errors=True)
     return manifest
 
 
-def missing_rows(path: Path) -> tuple[list[int], int]:
+def missing_rows(path: Path, lake: Files = HERE) -> tuple[list[int], int]:
     """Shard rows that a capture lacks, and how many it has in all; a sealed one, be it just now by another rank, lacks none."""
     missing, count = list[int](), 0
-    renew(path)
+    lake.renew(path)
     try:
         record = read_record(path / PROGRESS / TEMPLATE, "template")
         count = -(-record["n_tokens"] // record["shard_tokens"])
@@ -56,7 +56,7 @@ def missing_rows(path: Path) -> tuple[list[int], int]:
     return ([], manifest["n_shards"]) if manifest else (missing, count)
 
 
-def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
+def _seal(path: Path, count: int, extra: dict[str, Any], lake: Files) -> dict[str, Any]:
     template = read_record(path / PROGRESS / TEMPLATE, "template")
     del template["world"]  # however many ranks wrote it, it is the same capture
     for file in path.rglob("*"):
@@ -83,7 +83,7 @@ def _seal(path: Path, count: int, extra: dict[str, Any]) -> dict[str, Any]:
         "capture_sha256": hash_json(files),
         **extra,
     }
-    if not seal_remote(path, json_bytes(record)):
+    if not lake.seal(path, json_bytes(record)):
         return read_manifest(path) or record
     write_json(path / MANIFEST, record)
     return record

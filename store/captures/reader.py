@@ -21,7 +21,7 @@ from ..format.paths import Layout, check_name, split_model
 from ..format.records import read_record
 from ..format.zarr_groups import CheckedArray, checked, open_group
 from ..format.zarr_metadata import Described, check_dims
-from ..remote.cache import bring_capture, mirror_of
+from ..remote.files import HERE, Files
 from .manifest import check_list, read_manifest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ DASK_BLOCK = 1 << 27  # bytes of one layer's tokens in a dask block: large enoug
 COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
 
 
-def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") -> xr.Dataset:
+def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer", lake: Files = HERE) -> xr.Dataset:
     """Open one capture as a lazy, dask-backed xarray.Dataset with dims token, boundary, layer, d_model, ...
 
     Same values as `xr.open_zarr(path)`; here coordinates are in memory, and a damaged chunk raises CorruptError with the
@@ -43,9 +43,9 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer") ->
     import dask.array as da  # most of a second, with xarray, that only people who look at a capture need
     import xarray as xr
 
-    capture = Capture(path, allow_unsealed)
+    capture = Capture(path, allow_unsealed, lake)
     # Of a copy of a part, and of a remote lake, a slice is not to cost more than the shard rows that it is in.
-    apart = capture.partial is not None or mirror_of(path) is not None
+    apart = capture.partial is not None or lake.remote
     data: dict[str, Any] = {}
     coordinates: dict[str, Any] = {}
     for name, variable in VARIABLES.items():
@@ -101,9 +101,9 @@ def _dask_rows(array: CheckedArray) -> int:
 class Capture:
     """One sealed capture: its manifest, its coordinates in memory and its arrays behind the check."""
 
-    def __init__(self, path: Path, allow_unsealed: bool = False):
-        self.path, self.manifest = path, check_sealed(path, allow_unsealed)
-        bring_capture(path, self.manifest)
+    def __init__(self, path: Path, allow_unsealed: bool = False, lake: Files = HERE):
+        self.path, self.lake, self.manifest = path, lake, check_sealed(path, allow_unsealed)
+        lake.bring_capture(path, self.manifest)
         self.partial = read_partial(path, self.manifest) if self.manifest else None
         files = self.manifest.get("files", {})
         sizes = {name: entry["bytes"] for name, entry in files.items()}
@@ -115,7 +115,7 @@ class Capture:
         if self.partial and name not in self and name in self.group:
             raise LakeError(f"{self.path}: this copy lacks {name}; `actlake pull URL` brings it")
         files = {**self.manifest.get("files", {}), **(self.partial.files if self.partial else {})}
-        array = checked(self.path, self.group, name, bool(self.manifest), files)
+        array = checked(self.path, self.group, name, bool(self.manifest), files, self.lake)
         return array.only(self.partial.holds.get(name) if self.partial else None)
 
     def __contains__(self, name: str) -> bool:

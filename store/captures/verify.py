@@ -14,7 +14,7 @@ from ..core.schema import MANIFEST, PARTIAL, PROGRESS, VARIABLES
 from ..format.partial import read_partial
 from ..format.paths import Layout
 from ..format.records import REPAIRS, told
-from ..remote.cache import Files
+from ..remote.files import Files
 from .reader import Capture, check_sealed
 
 
@@ -42,11 +42,11 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
     """
     manifest = check_sealed(path)
     report = Report(capture=path.relative_to(layout.root).as_posix())
-    damaged = _check_files(path, manifest, report, progress)
+    damaged = _check_files(layout.files, path, manifest, report, progress)
     if "zarr.json" in damaged:  # without it nothing can be read
         return report
     try:
-        capture = Capture(path)
+        capture = Capture(path, lake=layout.files)
     except CorruptError as error:  # hashed right, and not what a capture is
         report.problems.append(str(error))
         return report
@@ -68,36 +68,38 @@ def verify_weights(
     """Re-hash a model's own files that the lake holds, as `record` (weights.json) has them."""
     folder = weights_folder(layout, pair, variant)
     report = Report(capture=folder.relative_to(layout.root).as_posix())
-    _check_files(folder, record, report, progress, REPAIRS["weights"])
+    _check_files(layout.files, folder, record, report, progress, REPAIRS["weights"])
     return report
 
 
 def _check_files(
+    lake: Files,
     path: Path,
     manifest: dict[str, Any],
     report: Report,
     progress: Callable[[int], None] | None,
     repair: str = RESTORE,
 ) -> set[str]:
-    partial, there = read_partial(path, manifest), Files(path)
+    partial, sizes = read_partial(path, manifest), lake.sizes(path)
+    there = f"{lake}/{path.relative_to(lake.root).as_posix()}"
     recorded = manifest["files"]
     if partial:  # what a copy lacks is no damage
         recorded = {name: entry for name, entry in {**recorded, **partial.files}.items() if partial.has(name)}
 
     def check(name: str) -> str:
-        entry, size = recorded[name], there.sizes.get(name)
+        entry, size = recorded[name], sizes.get(name)
         if size is None:
             return f"missing, expected {entry['bytes']} bytes"
         if size == manifest["files"][name]["bytes"]:
             entry = manifest["files"][name]  # of a copy that is being made whole
         if size != entry["bytes"]:
             return f"{size} bytes, the manifest says {entry['bytes']}"
-        if (found := there.hash(name)) != entry["sha256"]:
+        if (found := lake.hash(path / name, size)) != entry["sha256"]:
             return f"bytes differ from the manifest's SHA-256 (found {found}, expected {entry['sha256']})"
         return ""
 
     damaged = set()
-    for name, problem in zip(recorded, there.map(check, recorded), strict=True):
+    for name, problem in zip(recorded, lake.map(check, recorded), strict=True):
         if problem:
             damaged.add(name)
             report.problems.append(f"{there}/{name}: {problem}; {repair}")
@@ -105,7 +107,7 @@ def _check_files(
         report.bytes += recorded[name]["bytes"]
         if progress:
             progress(recorded[name]["bytes"])
-    for name in sorted(there.sizes.keys() - recorded.keys() - {MANIFEST, PARTIAL}):
+    for name in sorted(sizes.keys() - recorded.keys() - {MANIFEST, PARTIAL}):
         if not name.startswith(PROGRESS):  # records of the capture run, without meaning once it is sealed
             report.problems.append(f"{there}/{name}: not in the manifest")
     return damaged

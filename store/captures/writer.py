@@ -7,7 +7,6 @@ and only then recorded in `.progress/`; killing the process at any moment loses 
 import errno
 import hashlib
 import io
-import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ from ..format.npz import read_npz
 from ..format.records import read_record
 from ..format.shards import Encoded, Grid
 from ..format.zarr_groups import compressors, quiet_zarr
-from ..remote.cache import mirror_of, move_in, renew, shared_start, write_record
+from ..remote.files import HERE, Files
 
 WRITERS = 3  # files of a row that are written side by side
 DEPTH = 2  # shard rows that are encoded or written at the same time
@@ -142,24 +141,24 @@ def _create_coordinate(
     array[...] = values
 
 
-def create_capture(path: Path, template: Template, world: int = 1) -> None:
+def create_capture(path: Path, template: Template, world: int = 1, lake: Files = HERE) -> None:
     """Allocate all arrays and coordinates of a capture, or check that the ones there belong to the same template.
 
     Several ranks may do so at once: each allocates in a folder of its own, and the first to rename it wins. One that is
     sealed already is left as it is. Raises LakeError when the capture at `path` has another configuration, or was started
     by another number of ranks.
     """
-    with shared_start(path):
+    with lake.start(path):
         # Without the marker nothing can have been recorded: it is left over from an interrupted run.
         wreck = path.exists()
         if _same_capture(path, template, world):
             return
         if not wreck:
-            return _create(path, template, world)
+            return _create(path, template, world, lake)
         with try_lock(wreck_lock(path), wait=True):  # whoever comes second finds no wreck, but the first one's capture
             if not _same_capture(path, template, world):
                 shutil.rmtree(path, ignore_errors=True)
-                _create(path, template, world)
+                _create(path, template, world, lake)
 
 
 def wreck_lock(path: Path) -> Path:
@@ -167,15 +166,15 @@ def wreck_lock(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-def _create(path: Path, template: Template, world: int) -> None:
+def _create(path: Path, template: Template, world: int, lake: Files) -> None:
     """Allocate a capture where none is, unless another process does so first."""
     temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _allocate(temporary, template)
         write_json(temporary / PROGRESS / TEMPLATE, {**template.record(), "world": world})
-        if not move_in(temporary, path, f"{PROGRESS}/{TEMPLATE}"):
-            renew(path)  # another machine's rank was first
+        if not lake.move_in(temporary, path, f"{PROGRESS}/{TEMPLATE}"):
+            lake.renew(path)  # another machine's rank was first
             _same_capture(path, template, world)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -254,7 +253,7 @@ def prompt_file(path: Path, shard: int) -> Path:
     return path / PROGRESS / f"prompts-{shard:06d}.npz"
 
 
-def write_prompts(path: Path, shard: int, values: PromptValues) -> None:
+def write_prompts(path: Path, shard: int, values: PromptValues, lake: Files = HERE) -> None:
     """Keep the per-prompt values (variable -> prompt -> array) of the prompts whose last prompt token a row holds."""
     arrays: dict[str, Any] = {
         f"{name}/{part}": np.asarray(value)
@@ -263,7 +262,7 @@ def write_prompts(path: Path, shard: int, values: PromptValues) -> None:
     }
     data = io.BytesIO()
     np.savez(data, **arrays)
-    write_record(prompt_file(path, shard), data.getvalue())
+    lake.write(prompt_file(path, shard), data.getvalue())
 
 
 def gather_prompts(path: Path, names: Sequence[str], n_prompts: int) -> None:
@@ -317,28 +316,19 @@ def encode_row(grids: dict[str, Grid], blocks: dict[str, np.ndarray]) -> dict[st
     return {name: grids[name].encode(block) for name, block in blocks.items()}
 
 
-def write_row(path: Path, shard: int, row: dict[str, Encoded]) -> dict[str, Any]:
+def write_row(path: Path, shard: int, row: dict[str, Encoded], lake: Files = HERE) -> dict[str, Any]:
     """Write an encoded shard row to disk, flush it, and return the SHA-256 and bytes of its files."""
-
-    mirror = mirror_of(path)
 
     def write(name: str) -> tuple[str, dict[str, Any]]:
         file = shard_file(path, name, shard)
-        digest, size = hashlib.sha256(), 0
-        if mirror:  # straight to where it will lie
-            data = b"".join(row[name].pieces)
-            digest.update(data)
-            size = len(data)
-            mirror.origin.put(file.relative_to(mirror.root).as_posix(), data)
-            return file.relative_to(path).as_posix(), {"sha256": digest.hexdigest(), "bytes": size}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "wb", buffering=0) as stream:
-            for piece in row[name].pieces:
-                stream.write(piece)
-                digest.update(piece)
-                size += len(piece)
-            os.fsync(stream.fileno())
-        return file.relative_to(path).as_posix(), {"sha256": digest.hexdigest(), "bytes": size}
+        digest, sizes = hashlib.sha256(), list[int]()
+
+        def hear(piece: bytes | memoryview) -> None:
+            digest.update(piece)
+            sizes.append(len(piece))
+
+        lake.write_shard(file, row[name].pieces, hear)
+        return file.relative_to(path).as_posix(), {"sha256": digest.hexdigest(), "bytes": sum(sizes)}
 
     with ThreadPoolExecutor(WRITERS) as pool:  # one file waits for the disk while another is hashed
         return dict(pool.map(write, row))
@@ -373,8 +363,9 @@ class ShardWriter:
         on_write: Callable[[int], None] | None = None,
         recycle: Callable[[int], None] | None = None,
         wait: bool = False,
+        lake: Files = HERE,
     ):
-        self._path, self._template, self._wait = path, template, wait
+        self._path, self._template, self._wait, self._lake = path, template, wait, lake
         self._check, self._on_write, self._recycle = check, on_write, recycle
         group = zarr.open_group(path, mode="r", use_consolidated=False)
         self._grids = {name: grid_of(group, name) for name in template.sizes}
@@ -413,12 +404,12 @@ class ShardWriter:
                 self._recycle(shard)
             del blocks
             encoded.set()
-            files = write_row(self._path, shard, row)
+            files = write_row(self._path, shard, row, self._lake)
             if prompts:
-                write_prompts(self._path, shard, prompts)
+                write_prompts(self._path, shard, prompts, self._lake)
             statistics = {name: _statistics(variable) for name, variable in row.items()}
             done = {"shard": shard, "files": files, "statistics": statistics}
-            write_record(shard_record(self._path, shard), json_bytes(done))
+            self._lake.write(shard_record(self._path, shard), json_bytes(done))
             if self._on_write:
                 self._on_write(sum(entry["bytes"] for entry in files.values()))
         finally:

@@ -1,6 +1,8 @@
 """The one exception a user is meant to read."""
 
-from collections.abc import Callable, Sequence
+import re
+import shlex
+from collections.abc import Sequence
 
 # What repairs a file of a capture, or of what is read like one.
 RESTORE = (
@@ -11,8 +13,7 @@ RESTORE = (
 
 # What mends a file of a lake on another machine.
 KEEPER = "nothing there is to be deleted: whoever keeps that lake can restore the file (`actlake push --check` from a good copy)"
-# Rewrite a message: what it says of the mirror of a remote lake it is to say of the lake.
-REWORD: list[Callable[[str], str]] = []
+REWORD: dict[str, str] = {}  # folders that hold what was read of a remote lake -> its address, for messages
 
 
 class LakeError(Exception):
@@ -22,10 +23,7 @@ class LakeError(Exception):
     """
 
     def __init__(self, message: object = ""):
-        message = str(message)
-        for reword in REWORD:
-            message = reword(message)
-        super().__init__(message)
+        super().__init__(_reworded(str(message)))
 
 
 class CorruptError(LakeError):
@@ -38,3 +36,15 @@ class SqlError(LakeError):
     def __init__(self, message: str, lines: Sequence[str] = ()):
         super().__init__(message)
         self.lines = list(lines)
+
+
+def _reworded(message: str) -> str:
+    """A message about a file that was read of a remote lake as one about the lake, which nobody is asked to delete from."""
+    for root, address in REWORD.items():
+        if root in message:
+            message = message.replace(root, address)
+            if re.search(r"\b(delete|rm|restore)\b", message):
+                problem = re.split(r"[;:,] (?=[^;]*\b(?:delete|rm|restore)\b)", message, maxsplit=1)[0]
+                fresh = f"`rm -r {shlex.quote(root)}` lets it be fetched anew"
+                return f"{problem}; {KEEPER}; if only its copy here is damaged, {fresh}"
+    return message

@@ -24,7 +24,7 @@ from ..format.parquet import first_line
 from ..format.partial import Held, Partial, parse_partial
 from ..format.paths import MEND, Layout, check_links, check_version
 from ..format.records import REPAIRS, parse_record, sealed
-from ..remote.cache import is_shard, mirror_of
+from ..remote.files import is_shard
 from ..remote.opening import open_store
 from ..remote.store import Entry, RangeFile, Store, transfers
 from .selection import Item, Plan, Selection, Unit
@@ -33,8 +33,7 @@ from .selection import Item, Plan, Selection, Unit
 def origin_of(place: Layout | str) -> Store:
     """The files of an open lake, or of a URL or folder that may become one."""
     if isinstance(place, Layout):
-        mirror = mirror_of(place.root)
-        return mirror.origin if mirror else open_store(place.root)
+        return place.files.store
     folder = Path(place).expanduser().absolute() if "://" not in place else None
     if folder and folder.is_dir():
         check_links(folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..remote.cache import Remote
+from ..remote.files import RemoteFile
 
 RECENT = 256 << 20  # bytes that are kept, about two prompts' stretches of all boundaries of an 8B model
 TICK = 100_000_000  # ns that no clock of a file system takes for a tick
@@ -51,12 +51,12 @@ def recent() -> Recent:
 os.register_at_fork(after_in_child=recent.cache_clear)  # a lock does not survive a fork
 
 
-def identity(file: Path | Remote) -> Any:
+def identity(file: Path | RemoteFile) -> Any:
     """What tells a file from another one that takes its place; None while that can't be told, right after it was written.
 
     Clocks of file systems tick every few ms. A remote file is known by the object that reads it, opened once a capture.
     """
-    if isinstance(file, Remote):
+    if isinstance(file, RemoteFile):
         return file
     found = file.stat()
     just_now = abs(time.time_ns() - found.st_mtime_ns) < TICK

@@ -5,13 +5,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import LakeError
 from ..core.files import read_json, try_lock, write_json
 from ..core.schema import FORMAT_VERSION, MARKER, VARIANTS
-from ..remote.cache import bring, mirror_of, open_mirror
+from ..remote.files import Files, RemoteFiles
 from ..remote.store import is_remote
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -37,9 +37,14 @@ def split_model(model: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder of a lake and the paths in it; of a remote lake its mirror, which gets what these paths are asked for."""
+    """The folder of a lake and the paths in it, and its `files`, which bring and send those of a remote lake."""
 
     root: Path
+    files: Files = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.files is None:
+            object.__setattr__(self, "files", Files(self.root))
 
     @classmethod
     def open(cls, url: str | Path, create: bool = False) -> "Layout":
@@ -49,7 +54,8 @@ class Layout:
         """
         text = str(url)
         if is_remote(text):
-            layout = cls(open_mirror(text, create, LAKE))
+            files = RemoteFiles.open(text, create, LAKE)
+            layout = cls(files.root, files)
             check_marker(layout.root / MARKER)
             return layout
         layout = cls(Path(text.removeprefix("file://")).expanduser().absolute())
@@ -74,14 +80,12 @@ class Layout:
         return layout
 
     def __str__(self) -> str:
-        mirror = mirror_of(self.root)
-        return str(mirror.origin if mirror else self.root)
+        return str(self.files)
 
     @property
     def address(self) -> str:
         """What opens this lake on another machine, or in another process: its URL, or its folder."""
-        mirror = mirror_of(self.root)
-        return mirror.origin.url if mirror else str(self.root)
+        return self.files.address
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -106,16 +110,16 @@ class Layout:
     @property
     def prompts(self) -> Path:
         """Folder of the prompt sets imported into this lake."""
-        return bring(self.root / "prompts")
+        return self.files.bring(self.root / "prompts")
 
     @property
     def judge(self) -> Path:
         """Folder of what LLM judges answered."""
-        return bring(self.root / "outputs" / "judge")
+        return self.files.bring(self.root / "outputs" / "judge")
 
     def directions(self, pair: str) -> Path:
         """Folder of one pair's directions."""
-        return bring(self.root / "directions" / check_name(pair, "pair"), "*.json")
+        return self.files.bring(self.root / "directions" / check_name(pair, "pair"), "*.json")
 
     def probes(self, pair: str, variant: str) -> Path:
         """Folder of one model's tuned-lens probes."""
@@ -123,7 +127,7 @@ class Layout:
 
     def outputs(self, pair: str, variant: str) -> Path:
         """Folder of one model's free-running texts, a folder per condition."""
-        return bring(self.root / "outputs" / check_name(pair, "pair") / check_name(variant, "variant"))
+        return self.files.bring(self.root / "outputs" / check_name(pair, "pair") / check_name(variant, "variant"))
 
     def table(self, name: str) -> Path:
         """Folder of one table's Parquet files."""

@@ -21,7 +21,7 @@ import zarr
 from numcodecs import Blosc
 from zarr.codecs import ShardingCodec
 
-from ..remote.cache import Remote
+from ..remote.files import RemoteFile
 from ..remote.store import transfers
 from .chunk_cache import identity, recent
 from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, check_sum, checksum, damaged, frame_of
@@ -174,7 +174,7 @@ class Grid:
         data = self.codec.encode(chunk)
         return bytes(data) + checksum(data), *statistics(chunk[: len(part)])
 
-    def read(self, file_of: Callable[[int], Path | Remote], box: tuple[slice, ...], whole: bool) -> np.ndarray:
+    def read(self, file_of: Callable[[int], Path | RemoteFile], box: tuple[slice, ...], whole: bool) -> np.ndarray:
         """The values of a box (a slice of step 1 per axis, within the shape), chunks decoded in parallel.
 
         `whole` says that every shard must be there; without it, what is missing reads as the fill value. Raises
@@ -203,14 +203,14 @@ class Grid:
         if len(jobs) == 1:
             job(jobs[0])
         else:
-            remote = isinstance(file_of(jobs[0][0]), Remote)
+            remote = isinstance(file_of(jobs[0][0]), RemoteFile)
             for _ in (transfers() if remote else workers()).map(job, jobs):
                 pass
         return out
 
     def _read(
         self,
-        file: Path | Remote,
+        file: Path | RemoteFile,
         shard: int,
         rest: tuple[int, ...],
         box: tuple[slice, ...],
@@ -253,7 +253,7 @@ class Grid:
         target = out[tuple(slice(a - axis.start, b - axis.start) for a, b, axis in zip(low, high, box, strict=True))]
         return target, tuple(slice(a - start, b - start) for a, b, start in zip(low, high, corner, strict=True))
 
-    def _pieces(self, file: Path | Remote, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
+    def _pieces(self, file: Path | RemoteFile, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
         """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
         size = prod(self.counts) * 16
         with _reader(file) as (read, end, room):
@@ -311,10 +311,10 @@ def check_places(index: np.ndarray, room: int) -> None:
 
 @contextmanager
 def _reader(
-    file: Path | Remote,
+    file: Path | RemoteFile,
 ) -> Iterator[tuple[Callable[[int, int], np.ndarray], Callable[[int], np.ndarray], int]]:
     """What reads the bytes from start to stop of a file, what reads so many at its end, and how many there are."""
-    if isinstance(file, Remote):
+    if isinstance(file, RemoteFile):
         yield (
             lambda start, stop: np.frombuffer(file.read(start, stop), dtype=np.uint8),
             lambda count: np.frombuffer(file.end(count), dtype=np.uint8),

@@ -15,7 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.files import hash_file
 from ..core.schema import VARIABLES
-from ..remote.cache import Remote, blob_of
+from ..remote.files import HERE, Files, RemoteFile
 from .chunks import DAMAGE, Chunks
 from .parquet import first_line
 from .partial import Held
@@ -44,9 +44,11 @@ class CheckedArray:
     that every shard must be there, as in a sealed capture; without it, what is not written reads as NaN.
     """
 
-    def __init__(self, path: Path, array: zarr.Array, whole: bool, files: Mapping[str, Any] | None = None):
+    def __init__(
+        self, path: Path, array: zarr.Array, whole: bool, files: Mapping[str, Any] | None = None, lake: Files = HERE
+    ):
         self.path, self.array, self.whole = path, array, whole
-        self._files, self._blobs = files or {}, dict[int, Path | Remote]()
+        self._files, self._lake, self._blobs = files or {}, lake, dict[int, Path | RemoteFile]()
         self.held: Held | None = None
         self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
         self._grid, self._chunks = Grid.of(array), Chunks(self.shape, array.chunks, self.dtype, self._chunk_file)
@@ -96,12 +98,14 @@ class CheckedArray:
                 + "; `actlake pull URL` brings the whole capture, with --boundary and --prompt some more of it"
             )
 
-    def _blob(self, shard: int) -> Path | Remote:
+    def _blob(self, shard: int) -> Path | RemoteFile:
         """What to read a shard from, the same for all reads of it: of a remote one the index is fetched once."""
         if shard not in self._blobs:
             file = self._chunk_file((shard, *[0] * (self.ndim - 1)))
             recorded = self._files.get(file.relative_to(self.path).as_posix(), {})
-            self._blobs.setdefault(shard, blob_of(file, recorded.get("bytes")))  # several threads may come at once
+            self._blobs.setdefault(
+                shard, self._lake.blob(file, recorded.get("bytes"))
+            )  # several threads may come at once
         return self._blobs[shard]
 
     def _chunk_file(self, spot: tuple[int, ...]) -> Path:
@@ -154,10 +158,15 @@ def open_group(
 
 
 def checked(
-    path: Path, group: zarr.Group, name: str, whole: bool = True, files: Mapping[str, Any] | None = None
+    path: Path,
+    group: zarr.Group,
+    name: str,
+    whole: bool = True,
+    files: Mapping[str, Any] | None = None,
+    lake: Files = HERE,
 ) -> CheckedArray:
     """One array of a group behind the check; `files` are those of its manifest, if it has one."""
     array = group.get(name)
     if not isinstance(array, zarr.Array):
         raise LakeError(f"{path}: no variable {name!r}; it has {', '.join(sorted(group.array_keys()))}")
-    return CheckedArray(path, array, whole, files)
+    return CheckedArray(path, array, whole, files, lake)

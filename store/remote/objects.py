@@ -206,6 +206,6 @@ def _profile() -> Any:
             raise LakeError(f"{path}: can't be read as profiles ({str(error).splitlines()[0]})") from error
         name = os.environ.get("AWS_PROFILE", "default")
         for one in (section.format(name), name):
-            given = parser[one] if one in parser else {}
-            found = {ours: given[key] for key, ours in AWS_KEYS.items() if key in given} | found
+            if one in parser:
+                found = {ours: parser[one][key] for key, ours in AWS_KEYS.items() if key in parser[one]} | found
     return found

@@ -30,7 +30,6 @@ from ..core.schema import OUTPUT_COLUMNS, OUTPUTS, VARIANTS
 from ..format.parquet import AGAIN, about, check_parquet, check_rows, first_line, parquet_writer
 from ..format.paths import Layout
 from ..format.records import check_record
-from ..remote.cache import bring, publish, withdraw
 from .declared import TABLES
 from .live import FOREIGN, live_files, table_key
 
@@ -90,7 +89,7 @@ PUBLISHED = "published"  # the stream of rows from elsewhere whose texts are not
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
     """Where the table file of this key lies."""
-    return bring(layout.table(name) / f"{key}.parquet")
+    return layout.files.bring(layout.table(name) / f"{key}.parquet")
 
 
 @contextmanager
@@ -119,7 +118,7 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
             merged.replace(temporary)
         sync_file(temporary)
         place(temporary, path)
-        publish(path)
+        layout.files.publish(path)
     except OSError as error:
         if full_disk(error):
             raise LakeError(
@@ -169,7 +168,7 @@ def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Itera
 def find_tables(layout: Layout, name: str, recipe: dict[str, Any]) -> list[Path]:
     """A table's files whose recipe has these values."""
     found = []
-    for file in sorted(bring(layout.table(name)).glob("*.parquet")):
+    for file in sorted(layout.files.bring(layout.table(name)).glob("*.parquet")):
         has = about(file) or {}
         if all(has.get(key) == value for key, value in recipe.items()):
             found.append(file)
@@ -180,8 +179,7 @@ def drop_tables(layout: Layout, name: str, recipe: dict[str, Any], keep: Path) -
     """Delete a table's files whose recipe has these values, but for `keep`: what they hold was made anew there."""
     for file in find_tables(layout, name, recipe):
         if file != keep:
-            file.unlink(missing_ok=True)
-            withdraw(file)
+            layout.files.remove(file)
 
 
 def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
@@ -211,7 +209,7 @@ def foreign_record(file: Path) -> list[dict[str, str]]:
 def foreign_files(layout: Layout, name: str) -> list[Path]:
     """The files of a table that were brought in from elsewhere (see tables.imported)."""
     pattern = f"{FOREIGN}-*.parquet"
-    return sorted(bring(layout.table(name), pattern).glob(pattern))
+    return sorted(layout.files.bring(layout.table(name), pattern).glob(pattern))
 
 
 def stream_table(layout: Layout) -> pd.DataFrame:
@@ -277,7 +275,7 @@ def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection
     """
     read = tables_read(sql)
     for name in read:
-        bring(layout.table(name))
+        layout.files.bring(layout.table(name))
     files = {name: live_files(layout, name) if name in read else [] for name in TABLES}
     files[TEXTS] = output_files(layout, True) if sql is None or TEXTS in tables_in(sql) else []
     connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
