@@ -35,7 +35,8 @@ from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
-from actlake.store.remote.files import cache_folder, is_shard
+from actlake.store.remote.cache import cache_folder
+from actlake.store.remote.files import is_shard
 from actlake.store.remote.opening import open_store
 from machine import peak_memory, reset_peak_memory
 from measure import Row, main, medians

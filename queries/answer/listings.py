@@ -19,7 +19,7 @@ from ...store.core.catalog import load_catalog
 from ...store.core.errors import LakeError
 from ...store.core.yaml_file import hint
 from ...store.format.paths import Layout
-from ...store.remote.files import RemoteFiles
+from ...store.remote.cache import RemoteFiles
 from ...store.tables.declared import TABLES
 from ...store.tables.sql import same_prompts
 from ..engine.context import Context, Scope

@@ -26,7 +26,8 @@ from ..format.paths import MEND, Layout, check_links, check_version
 from ..format.records import REPAIRS, parse_record, sealed
 from ..remote.files import is_shard
 from ..remote.opening import open_store
-from ..remote.store import Entry, RangeFile, Store, transfers
+from ..remote.range_file import RangeFile
+from ..remote.store import Entry, Store, transfers
 from .selection import Item, Plan, Selection, Unit
 
 

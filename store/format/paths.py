@@ -11,7 +11,8 @@ from pathlib import Path
 from ..core.errors import LakeError
 from ..core.files import read_json, try_lock, write_json
 from ..core.schema import FORMAT_VERSION, MARKER, VARIANTS
-from ..remote.files import Files, RemoteFiles
+from ..remote.cache import RemoteFiles
+from ..remote.files import Files
 from ..remote.store import is_remote
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -13,13 +13,13 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import HTTPStore, S3Store, from_url
 
-from ..core.errors import LakeError
-from ..core.files import parse_json
+from ..core.errors import CorruptError, LakeError
+from ..core.files import hash_json, parse_json
 from ..core.progress import say
 from ..core.redact import scrubbed
 from ..core.schema import MARKER
 from . import store
-from .store import INDEX, LARGEST_RECORD, PART, Entry, Store, read_index
+from .store import INDEX, LARGEST_RECORD, PART, Entry, Store, safe
 
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 LINK = re.compile(rb"""<a\s[^>]*?href\s*=\s*["']([^"'?#]+)["']""", re.IGNORECASE)
@@ -167,7 +167,7 @@ class Web(Bucket):
         inside = sorted(
             name.removeprefix("./") for name in names if ":" not in name and not name.startswith(("/", ".."))
         )
-        whole = [f"{folder}/{name}" if folder else name for name in inside if store.safe(name.rstrip("/"))]
+        whole = [f"{folder}/{name}" if folder else name for name in inside if safe(name.rstrip("/"))]
         files = [(name, Entry(None)) for name in whole if not name.endswith("/")]
         return [name.rstrip("/") for name in whole if name.endswith("/")], files
 
@@ -208,4 +208,23 @@ def _profile() -> Any:
         for one in (section.format(name), name):
             if one in parser:
                 found = {ours: parser[one][key] for key, ours in AWS_KEYS.items() if key in parser[one]} | found
+    return found
+
+
+def read_index(record: Any, where: str) -> dict[str, Entry]:
+    """The files that an index names: {"files": {name: [bytes, mark]}}; LakeError if it is not a valid index."""
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(files, dict):
+        raise LakeError(f"{where}: not an index of files; `actlake index` makes one")
+    found = {}
+    for name, entry in files.items():
+        if not (safe(name) and isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and entry[0] >= 0):
+            raise LakeError(f"{where}: {name!r} is no file of a lake; `actlake index` makes the index again")
+        found[name] = Entry(entry[0], str(entry[1]))
+    expected = record.get("files_sha256", sha256 := hash_json(files))  # older ones have none
+    if expected != sha256:
+        raise CorruptError(
+            f"{where}: its list of files is damaged (found {sha256}, expected sha256 {str(expected)[:64]}); `actlake index`"
+            " makes it again"
+        )
     return found

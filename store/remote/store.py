@@ -5,7 +5,6 @@ fails, limits on sizes before memory is taken, names and links that lead out of 
 """
 
 import hashlib
-import io
 import os
 import threading
 import time
@@ -15,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import hash_file, hash_json, sync_file, temporary_of
+from ..core.files import hash_file, sync_file, temporary_of
 from ..core.progress import say
 from ..core.redact import scrubbed, shown
 
@@ -334,39 +333,6 @@ class Store:
         return f"access denied (HTTP {status})" if status in (401, 403) else ""
 
 
-class RangeFile(io.RawIOBase):
-    """A file of a store for readers that seek, such as that of Parquet footers; each read is one range."""
-
-    def __init__(self, store: Store, name: str, size: int):
-        super().__init__()
-        self._store, self._name, self._size, self._at = store, name, size, 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """The place."""
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """The next bytes."""
-        stop = max(self._at, min(self._at + len(buffer), self._size))
-        data = self._store.read(self._name, self._at, stop) if stop > self._at else b""
-        buffer[: len(data)] = data
-        self._at = stop
-        return len(data)
-
-
 class AccessError(LakeError):
     """A server that does not let in."""
 
@@ -380,22 +346,3 @@ def safe(name: str) -> bool:
     """Whether a server's name for a file stays inside a folder: no '..', no empty part, no absolute path."""
     parts = name.split("/")
     return not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts)
-
-
-def read_index(record: Any, where: str) -> dict[str, Entry]:
-    """The files that an index names: {"files": {name: [bytes, mark]}}; LakeError if it is not a valid index."""
-    files = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(files, dict):
-        raise LakeError(f"{where}: not an index of files; `actlake index` makes one")
-    found = {}
-    for name, entry in files.items():
-        if not (safe(name) and isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and entry[0] >= 0):
-            raise LakeError(f"{where}: {name!r} is no file of a lake; `actlake index` makes the index again")
-        found[name] = Entry(entry[0], str(entry[1]))
-    expected = record.get("files_sha256", sha256 := hash_json(files))  # older ones have none
-    if expected != sha256:
-        raise CorruptError(
-            f"{where}: its list of files is damaged (found {sha256}, expected sha256 {str(expected)[:64]}); `actlake index`"
-            " makes it again"
-        )
-    return found
