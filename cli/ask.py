@@ -59,7 +59,11 @@ def run(
         "answers"
     ),
     about: Annotated[
-        bool, typer.Option("--about", help="Only explain the rows: what is computed, how, and the known pitfalls.")
+        bool,
+        typer.Option(
+            "--about",
+            help="Only explain the rows: what is computed, at which positions, known pitfalls, published figures.",
+        ),
     ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="Only print what the PT/IT study published for the rows; needs no lake.")
@@ -393,14 +397,15 @@ def _forecast(asking: "Asking", as_json: bool) -> None:
 
 
 def _about(asked: "list[Query]") -> None:
-    from ..queries.rows.registry import pitfall_link
+    from ..queries.rows.registry import description, pitfall_link
 
     for query in asked:
-        out.print(f"[bold]{query.id}[/] {query.title}\n{escape(query.about)}\nsource: {escape(query.source)}")
-        if query.pitfalls:
-            out.print("known pitfalls:")
-        for name in query.pitfalls:
-            out.print(f"  {name}: {pitfall_link(name)}", highlight=False, soft_wrap=True)
+        out.print(f"[bold]{query.id}[/] {escape(query.title)}", highlight=False)
+        for name, paragraphs, items in description(query):
+            lines = paragraphs + [f"- {item}" for item in items]
+            if name == "pitfalls":
+                lines = [f"{line}\n  {pitfall_link(line[2 : line.index(': ')])}" for line in lines]
+            out.print(f"\n[bold]{name}[/]\n{escape(chr(10).join(lines))}", highlight=False, soft_wrap=True)
         out.print()
     out.print(
         "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall. The study is the PT/IT"

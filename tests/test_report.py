@@ -149,7 +149,7 @@ def test_hostile_names_and_texts_stay_text():
 
 
 def test_help_text_shows_names_as_code(html: str):
-    assert "<code>final20</code> is the mean over layers" in html
+    assert "<code>final20</code>: mean over layers" in html
 
 
 def test_a_page_of_nothing_and_a_row_without_single_numbers():

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from ...store.core.files import human_bytes
 from ..numbers import count, counts, interval, seconds
+from ..rows.registry import description
 from .panels import Panel, hues, rank, reference, shown, split
 from .plots import DPI, draw
 
@@ -81,6 +82,7 @@ def _row(answer: Findings, picture: Callable[[Findings], bytes]) -> dict[str, An
     numbers = _numbers(answer, panels)
     return {
         "answer": answer,
+        "description": description(answer.query),
         "figure": base64.b64encode(picture(answer)).decode("ascii"),
         "numbers": numbers,
         "beside": any(cell["published"] for line in numbers["body"] for cell in line["cells"]),

@@ -7,18 +7,24 @@
 -- says: Directions from two resamples of the records agree to {corrective_pairwise_mean} in the corrective layers (worst pair
 --   {corrective_pairwise_min}, weakest layer {corrective_pairwise_layer_min}), each with that of all records to {corrective_canonical_mean}[; {records_to_993} records are
 --   enough for 0.993].
--- about: The direction of a layer is the normalised mean difference IT - PT of the MLP module's output (before any post-
---   norm; known pitfall: MLP before post-norm) over each model's own answer; a record is a prompt, averaged over its first
---   min(length PT, length IT, 200) - 1 generated tokens, prompts with fewer than 5 left out. Records weigh equally.
---   `pairwise_*`: cosines between 50 bootstrap resamples of the records (seed 42); `canonical_*`: with the direction of all
---   records; `subset`: cosine of 20 random subsets of so many records with it. `early` is layers 1 to round(0.33 L),
---   `corrective` round(0.6 L) and up, `mid` between: `*_mean` is a mean over layers, `*_min` the worst single pair (or
---   resample) of any layer, `*_layer_min` the smallest layer mean, which is what the PT/IT study's text calls the minimum.
---   Low and high are percentiles over the resamples. The study has no direction for layer 0; here it is drawn but in no
---   group. A subset of most records agrees with all of them by construction: read `subset` well below the number of
---   records. The study takes 600 of 1,400 prompts, the highest by a contrast that needs a judge (see 0H); here all records
---   count.
--- pitfalls: MLP before post-norm
+-- about: How far the mean direction depends on the records it is made from. The direction of a layer is the
+--   normalised mean difference IT − PT of the MLP module's output. A record is a prompt, averaged over its tokens;
+--   records weigh equally.
+--   - `pairwise_*`: cosines between 50 bootstrap resamples of the records (seed 42). `canonical_*`: cosines of these
+--     with the direction of all records.
+--   - `subset`: cosine of 20 random subsets of so many records with the direction of all. A subset of most records
+--     agrees with all of them by construction: read it well below the number of records.
+--   - Layer groups: `early` is layers 1 to round(0.33 L), `corrective` round(0.6 L) and up, `mid` between. Layer 0 is
+--     drawn, but is in no group; the study has no direction for it.
+--   - `*_mean`: mean over layers. `*_min`: the worst single pair (or resample) of any layer. `*_layer_min`: the
+--     smallest layer mean, which the study's text calls the minimum.
+--   - Low and high are percentiles over the resamples.
+-- positions: Each model on its own continuation, the first min(length PT, length IT, 200) − 1 generated tokens;
+--   prompts with fewer than 5 are left out.
+-- pitfalls:
+--   - MLP before post-norm: The direction is of the MLP's output before any norm that follows it.
+-- published: Gemma's cosines by layer group. The study takes the 600 of 1,400 prompts with the highest contrast,
+--   which needs a judge (see 0H); here all records count.
 -- source: METHODS 5.1, 6 (0A)
 WITH cells AS (
     SELECT name, layer, draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'stability'

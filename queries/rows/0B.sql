@@ -6,15 +6,20 @@
 -- plot: line x=layer y=cosine numbers=cosine
 -- says: With PT reading IT's tokens, the direction keeps a cosine of {corrective_matched} with the canonical one in the
 --   corrective layers, of {early_matched} in the early ones: the rest of the canonical direction is difference in text.
--- about: `matched`: PT is fed IT's answer after its own raw prompt (stream teacher), and the direction is the mean
---   difference IT - PT over the first min(length, 80) answer tokens, which both models read; records weigh equally. Its
---   cosine with the canonical direction of 0A (each model on its own answer, tokens weigh equally), over the same records.
---   `reverse`: both read PT's answer; it is there once the stream `reverse` is captured (`actlake capture PAIR --stream
---   reverse`). The direction is IT - PT in both; the PT/IT study prints its reverse figures with a negative sign, and its
---   subtraction is not documented. Prompts differ (raw against chat), so part of what remains is the template's. Intervals:
---   estimate plus and minus 1.96 standard deviations over 200 resamples of the records, on Fisher's z scale (percentiles
---   would lean low, because a resampled direction is noisier). Groups as in 0A.
--- pitfalls: MLP before post-norm
+-- about: Whether the mean direction is a difference between the models or between their texts.
+--   - `matched`: both models read IT's continuation (the PT after its own raw prompt); the direction is the mean
+--     difference IT − PT, records weigh equally. Shown is its cosine with the canonical direction of 0A (each model
+--     on its own text, tokens weigh equally), over the same records.
+--   - `reverse`: the same where both read PT's continuation. It is there once the stream `reverse` is captured
+--     (`actlake capture PAIR --stream reverse`).
+--   - Prompts differ (raw against chat), so part of what remains is the template's. Layer groups as in 0A.
+--   - Intervals: the estimate plus and minus 1.96 standard deviations over 200 resamples of the records, on Fisher's
+--     z scale. Percentiles would be too low, because a resampled direction is noisier.
+-- positions: The first min(length, 80) tokens of the continuation that both read (streams teacher and reverse).
+-- pitfalls:
+--   - MLP before post-norm: Both directions are of the MLP's output before any norm that follows it.
+-- published: Gemma's cosines by layer group, for both. Here the direction is IT − PT in both; the study prints its
+--   reverse figures with a negative sign, and its subtraction is not documented.
 -- source: METHODS 6 (0B)
 WITH cells AS (
     SELECT name, layer, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind IN ('matched', 'reverse')

@@ -10,17 +10,21 @@
 --   taken out (alpha 0) {gap_str_0}; format-compliance rates differ by {gap_format_5}, {gap_format_3} and {gap_format_0},
 --   right answers to CONTENT-REASON by {gap_reasoning_5} at 5 and {gap_reasoning_minus1} at -1. Five random seeds spread by
 --   at most {spread_str} of structural words and {spread_reasoning} of right answers.
--- about: IT's late MLP outputs along d_mean as in A1, against a random direction per block (`seed42`, 14 alphas; four more
---   seeds at alpha 2, 1, .5, 0, -1) whose component is rescaled, token by token, to the size of the one along d_mean: alpha
---   then moves both outputs equally far. (A1_rand's random directions are not matched: an output has hardly any component
---   along them, so they do nothing.) `gap_METRIC_A`: d_mean less seed42 at alpha = A, paired by prompt; with both the same
---   the size would do it, not the direction. `five seeds`: mean, smallest and largest of the five seeds' means (each seed:
---   `seeds_METRIC`), `spread_METRIC`: the largest standard deviation over alphas of the five seeds' means; no interval.
---   Metrics as in 0D: `str`, `format`, `reasoning` (answers contained, CONTENT-REASON), `answer` of all questions,
---   `alignment` and `coherent`, without which large doses can't be read (known pitfall: incoherent replies). Every prompt
---   counts once (known pitfall: pooled duplicate replies). Published levels: `METRIC@A@ARM`; their 2.9-fold is of alpha 5,
---   and the README's 3-fold of A1_rand belongs here (known pitfall: untraceable ratios).
--- pitfalls: pooled duplicate replies, untraceable ratios, incoherent replies
+-- about: A1 along d_mean against random directions whose change is as large. The component along a random direction
+--   is rescaled, token by token, to the size of the one along d_mean, so that alpha moves both outputs equally far.
+--   If both have the same effect, the size of the change has it, not the direction.
+--   - `seed42` has all 14 alphas; four more seeds have alpha 2, 1, .5, 0 and -1.
+--   - `gap_METRIC_A`: d_mean less seed42 at alpha = A, paired by prompt.
+--   - `five seeds`: mean, smallest and largest of the five seeds' means. `seeds_METRIC`: each seed. `spread_METRIC`:
+--     the largest standard deviation over alphas of the five seeds' means; no interval.
+--   - Metrics as in 0D: `str`, `format`, `reasoning` (answers contained, CONTENT-REASON), `answer` of all questions,
+--     `alignment`, `coherent`.
+-- positions: Replies of IT under the edit; each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - untraceable ratios: The README's threefold of A1_rand belongs to this row; its 2.9-fold is of alpha 5.
+--   - incoherent replies: Read `coherent` first: large doses can't be read without it.
+-- published: Gemma's levels, named `METRIC@A@ARM`.
 -- source: METHODS 6 (0C), 5.2
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores

@@ -10,21 +10,25 @@
 --   {rho_answer}. Without the component (alpha 0) structural words change by {str_change_0}, at five times by
 --   {str_change_5}, format compliance by {format_change_0} and {format_change_5}: {format_change_5?more|fewer|no clear
 --   change} at 5.
--- about: The texts of A1: IT's late MLP outputs with their component along d_mean times alpha. `METRIC` is its mean at each
---   alpha. `cohens_d` is (mean at alpha - mean at alpha 1) / pooled standard deviation over prompts scored at both, its
---   interval a bootstrap of prompts, each with both its values (`cohens_d_answers`: of right answers); where no reply
---   changes it is 0 without width. `rho_METRIC` is Spearman's correlation of the 14 means with alpha: a trend that turns at
---   alpha 1 has none. Its interval resamples prompts, `p_METRIC` takes the 14 means as the sample (two-sided), as the PT/IT
---   study does. n is prompts, each once: the study's 0D pools the re-generations of its benchmarks, so that its n is 2,300
---   for 1,400 prompts and its intervals are too narrow (known pitfall: pooled duplicate replies), and half of its published
---   `mmlu` outputs are free-form, near zero; `choice_generated` here is the forced choice alone, without a template.
---   `format`: all criteria of a GOV-FORMAT prompt hold; `answer`: the right one is contained, `reasoning` the same in
---   CONTENT-REASON; `last_number`: the last number is the right one (the study's gsm8k_em); `alignment`: SAFETY prompts
---   refused or answered as they should be; `coherent`: the study's rule for a reply that makes sense (A1), whose failures at large
---   |alpha| explain what the others lose (known pitfall: incoherent replies). `METRIC_change_A`: alpha = A less alpha = 1, paired. Intervals: 2,000 BCa
---   resamples (study: 10,000). Published levels: `METRIC@A`; of a run without a template, though the study's texts disagree
---   on that.
--- pitfalls: pooled duplicate replies, incoherent replies
+-- about: Metrics of A1's replies at each alpha, with intervals, effect sizes and rank correlations.
+--   - `METRIC`: its mean at each alpha. `METRIC_change_A`: alpha = A less alpha = 1, paired.
+--   - `format`: all criteria of a GOV-FORMAT prompt hold. `answer`: the right answer is contained; `reasoning`: the
+--     same in CONTENT-REASON. `last_number`: the last number is the right one (the study's gsm8k_em). `alignment`:
+--     SAFETY prompts refused or answered as they should be. `choice_generated`: the forced choice alone, without a
+--     template. `coherent`: the study's rule for a reply that makes sense (A1).
+--   - `cohens_d`: (mean at alpha − mean at alpha 1) over the pooled standard deviation, on prompts scored at both;
+--     `cohens_d_answers` is of right answers. Its interval resamples prompts, each with both its values. Where no
+--     reply changes it is 0 without width.
+--   - `rho_METRIC`: Spearman's correlation of the 14 means with alpha; a trend that turns at alpha 1 has none. Its
+--     interval resamples prompts. `p_METRIC` takes the 14 means as the sample (two-sided), as the study does.
+--   - Intervals: 2,000 BCa resamples (study: 10,000).
+-- positions: Replies of A1: IT's late MLP outputs with their component along d_mean times alpha; each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study pools re-generations of its benchmarks: n is 2,300 for 1,400 prompts and
+--     its intervals are too narrow. Half of its `mmlu` outputs are free-form, near zero.
+--   - incoherent replies: Where `coherent` falls, at large |alpha|, it explains what the other metrics lose.
+-- published: Gemma's levels, named `METRIC@A`, and rank correlations; of a run without a template, though the study's
+--   texts disagree on that.
 -- source: METHODS 6 (0D), 5.4
 WITH cells AS (
     SELECT metric, dose AS alpha, coalesce(prompt, -1) AS prompt, value FROM scores

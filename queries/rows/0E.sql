@@ -10,18 +10,24 @@
 --   at the boundary counted as content by {max_function_to_content}, content words counted as function words by
 --   {max_content_to_function}: {passes} of 4 stay under .01. [At alpha 3 there are {times_structural} times as many words
 --   of structure as at alpha 1. ][Words of discourse are {times_discourse} times as many.]
--- about: The texts of A1 (alpha and random additions), classified again. Words that could be of another class, at most 500
---   a boundary and the most frequent first: between structural or discourse and the rest, and between function and content
---   (rules of ours: METHODS does not say how the PT/IT study finds its 52). All of one boundary are set to one class, to
---   the other, and the share STR is taken again. `shift` is mean(STR then) - mean(STR) at each alpha; `largest_shift`
---   (`max_*`) the largest absolute one over all conditions, its interval that of the condition it is found in (so it knows
---   nothing of the choice among them). `passes` counts those below .01; the study's text reports a pass, but its files have
---   3 of 4 (known pitfall: overstated robustness). STR counts neither function nor content words, so moving words between
---   these two can't change it, but for those that are of a structural class in their own text; published as 7e-6. `share`
---   is the share of words of each class but OTHER, `base_share` at alpha 1 (IT as it is); `times` the mean share at alpha 3
---   over that at alpha 1 (a ratio of means, prompts resampled). Every prompt counts once (known pitfall: pooled duplicate
---   replies).
--- pitfalls: pooled duplicate replies, overstated robustness
+-- about: The replies of A1, classified again with other boundaries between word classes. Words that could be of
+--   another class are set all to one class, then all to the other, and the share STR of structural words is taken
+--   again. There are two boundaries: between structural or discourse words and the rest, and between function and
+--   content words; at most 500 words each, the most frequent first. The choice of words is ours: the study does not
+--   say how it finds its 52.
+--   - `shift`: the mean STR with the moved words less the mean STR, at each alpha.
+--   - `largest_shift`, `max_*`: the largest absolute shift over all conditions. Its interval is that of the condition
+--     it is found in, and does not account for the choice among them.
+--   - `passes`: how many of the four stay below .01.
+--   - `share`: share of words of each class but OTHER. `base_share`: the same at alpha 1 (IT as it is). `times`: mean
+--     share at alpha 3 over that at alpha 1, a ratio of means, prompts resampled.
+--   - STR counts neither function nor content words, so moving words between these two changes it only where they are
+--     of a structural class in their own text (published as 7e-6).
+-- positions: All words of A1's replies (alphas and random additions); each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - overstated robustness: The study's text reports a pass; its files have 3 of 4.
+-- published: The four largest shifts, shares and ratios by class, for Gemma.
 -- source: METHODS 6 (0E), 18
 WITH cells AS (
     SELECT arm, dose, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = '0E'

@@ -9,16 +9,21 @@
 --   blocks are steered[, {str_5_wider} with blocks before them too][, {str_5_cut} without the last ones][, {str_5_later}
 --   without the first ones]: the ranges lie up to {spread_str_5} apart (format compliance {spread_format_5}). Taken out of
 --   a single block, the component of block {most_important} matters most: it moves structural words by {most_important_by}.
--- about: A1's operator (IT's MLP outputs along d_mean times alpha) on four ranges of blocks: the late ones, a seventeenth
---   of all blocks more before them (`wider`), as many fewer at the end (`cut`) or the beginning (`later`); the PT/IT
---   study's model has 34: 20-33, 18-33, 20-31, 22-33. The study calls the result stable; its own figures at alpha 5 run
---   from .30 to .88 (known pitfall: overstated robustness). `str_5_RANGE`, `format_5_RANGE`: means at alpha 5,
---   `spread_METRIC_5`: the largest less the smallest of them, paired by prompt, the ranges chosen by their means, so that
---   it is never below zero. `importance`, over blocks in place of alphas: |mean STR with the component taken out of this
---   one block (alpha 0) - mean STR without|, with the interval of the difference in the direction of its mean.
---   `most_important`: the block with the largest, one of many and not tested. Metrics as in 0D; every prompt counts once
---   (known pitfall: pooled duplicate replies). Read `coherent` first (known pitfall: incoherent replies).
--- pitfalls: pooled duplicate replies, overstated robustness, incoherent replies
+-- about: A1 (IT's MLP outputs along d_mean times alpha) on four ranges of blocks: the late ones, a seventeenth of all
+--   blocks more before them (`wider`), as many fewer at the end (`cut`) or at the beginning (`later`). In the study's
+--   model of 34 blocks these are 20-33, 18-33, 20-31 and 22-33. Metrics as in 0D.
+--   - `str_5_RANGE`, `format_5_RANGE`: means at alpha 5.
+--   - `spread_METRIC_5`: the largest of them less the smallest, paired by prompt. The ranges are chosen by their
+--     means, so it is never below zero.
+--   - `importance`, by block: |mean STR with the component taken out of this one block (alpha 0) − mean STR without|,
+--     with the interval of the difference in the direction of its mean.
+--   - `most_important`: the block with the largest importance, one of many and not tested.
+-- positions: Replies of IT under the edit; each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - overstated robustness: The study calls the result stable; its own figures at alpha 5 run from .30 to .88.
+--   - incoherent replies: Read `coherent` first.
+-- published: STR at alpha 5 by range, and the most important block, for Gemma.
 -- source: METHODS 6 (0F)
 WITH cells AS (
     SELECT metric, arm, dose, coalesce(prompt, -1) AS prompt, value FROM scores

@@ -11,19 +11,27 @@
 --   {commit_kl01_raw_mean_skip5?later|earlier|neither clearly later nor earlier} by KL < 0.1 nats
 --   ({commit_kl01_raw_mean_skip5}, median {commit_kl01_raw_median})[; with the tuned lens {commit_top1_tuned_mean_skip5} and
 --   {commit_kl01_tuned_mean_skip5}].
--- about: Commitment is the layer from which a token's lens keeps to a rule; the last layer where it never does (known
---   pitfall: dropped uncommitted tokens; exp11 drops such tokens). Primary, as published: `commit_top1_*` and
---   `commit_kl01_*` (KL(final || layer) stays under 0.1 nats; the paper says "first crossing", the code is stays-below) for
---   both lenses: medians over all positions from the second on, `mean_skip5` over those after the first five records as in
---   the PT/IT study's intervals (known pitfall: skipped first steps), `prompt_mean` over these with every prompt alike:
---   under it the published delay of Llama and Qwen turns negative (known pitfall: mixed commitment runs). `continuous_*` is
---   the interpolated first crossing of exp10. Under `threshold` are the means of every rule of METHODS 3.3: kl, majority,
---   entropy, cos in the figure, the variants (kl_q3, adaptive, mean, median ...) in the table;
---   store/views/commit_layers.sql defines them. The paper's "no flip back for 3 consecutive layers" and a rank-qualified
---   rule that says more than top1 do not exist in the study's code. For a tuned lens, top1 means the top token of the tuned
---   last layer. The study's early quality figures of its tuned lens come from an Adam run, not from the published probes
---   (known pitfall: Adam lens figures).
--- pitfalls: off-by-one step, mixed commitment runs, dropped uncommitted tokens, Adam lens figures, skipped first steps
+-- about: Commitment is the layer from which a token's lens keeps to a rule, or the last layer where it never does.
+--   Rules and thresholds: METHODS 3.3, and the comment of the view `commit_layers`.
+--   - `commit_top1_*`, `commit_kl01_*`: the primary rules, for both lenses. The second is "KL(final || layer) stays
+--     under 0.1 nats"; the paper says "first crossing", the code is stays-below. For a tuned lens, top1 is the top
+--     token of the tuned last layer.
+--   - Medians are over all positions. `mean_skip5` leaves out the first five, as the study's intervals do.
+--     `prompt_mean` is over the same positions with every prompt alike.
+--   - `continuous_*`: the interpolated first crossing of exp10.
+--   - By `threshold`: the mean of every rule. The figure has kl, majority, entropy and cos, the table has the
+--     variants (kl_q3, adaptive, mean, median ...) too.
+--   - Two of the paper's rules do not exist in the study's code: "no flip back for 3 consecutive layers", and a
+--     rank-qualified rule that says more than top1.
+-- positions: Continuation tokens from the second on; `mean_skip5` and `prompt_mean` after the first five of these.
+-- pitfalls:
+--   - off-by-one step: The study's fast collector is shifted by one.
+--   - mixed commitment runs: Under `prompt_mean` the published delay of Llama and of Qwen is negative.
+--   - dropped uncommitted tokens: They count as the last layer here; exp11 of the study drops them.
+--   - Adam lens figures: The study's early quality figures of its tuned lens come from an Adam run, not from the
+--     published probes.
+--   - skipped first steps: Medians use all positions, `mean_skip5` and `prompt_mean` leave out five.
+-- published: Medians by four rules, and means with and without equal weight of prompts, for six families.
 -- source: METHODS 3.3, 6 (0G)
 WITH found AS (
     SELECT * FROM commit_layers WHERE step >= 1

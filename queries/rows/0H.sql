@@ -11,17 +11,23 @@
 --   none {str_0_top}, {str_0_bottom} and {str_0_random}: at five times the top one gives
 --   {str_5_top_minus_bottom?more|fewer|neither clearly more nor fewer} than the bottom one ({str_5_top_minus_bottom}),
 --   format-compliance rates differ by {format_5_top_minus_bottom}.]
--- about: The direction of 0A from parts of the records: `top` and `bottom` by contrast, `random`, `all`; each part has 600
---   records as in the PT/IT study, or half of all where there are fewer. The study's contrast adds structure and judge
---   scores; without a judge it is here PT's mean negative log-likelihood of IT's answer (nats a token, stream teacher)
---   alone. `top` and `bottom` are disjoint, `random` overlaps both, in the study too. Intervals as in 0B, with resamples of
---   the records within their parts. Groups as in 0A. Then IT writes as in A1, its late MLP outputs' component along each of
---   the three times alpha: `str_A`, `format_A` at alpha = A and set by set (`str_A_SET`), `str_5_top_minus_bottom` and
---   alike paired by prompt; in the table `str`, `format`, `answer`, `alignment` and `coherent` at all 14 alphas, the
---   baseline being alpha 1 of any set. Their intervals resample prompts, each counted once (known pitfall: pooled duplicate
---   replies). Small changes at alpha 5 say little where the replies are incoherent (`coherent`, known pitfall: incoherent
---   replies). Without texts the row has the cosines alone.
--- pitfalls: pooled duplicate replies, MLP before post-norm, incoherent replies
+-- about: The direction of 0A from parts of the records, and A1 along each. Layer groups as in 0A, metrics as in 0D.
+--   - `top` and `bottom`: the records of highest and lowest contrast, disjoint. `random` overlaps both, in the study
+--     too. `all`: every record. Each part has 600 records as in the study, or half of all where there are fewer.
+--   - Contrast is here PT's mean negative log-likelihood of IT's continuation alone (nats a token, stream teacher).
+--     The study adds scores of structure and of a judge.
+--   - `corrective_A_B` and alike: cosines of two parts' directions by layer group. Intervals as in 0B, with resamples
+--     of the records within their parts.
+--   - `str_A`, `format_A`: metrics at alpha = A, by part (`str_A_SET`). `str_5_top_minus_bottom` and alike are paired
+--     by prompt. The table has `str`, `format`, `answer`, `alignment` and `coherent` at all 14 alphas; alpha 1 of any
+--     part is the baseline.
+--   - Without texts the row has the cosines alone.
+-- positions: Directions: as in 0A. Metrics: replies of IT under the edit, intervals over prompts, each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - MLP before post-norm: Directions are of the MLP's output before any norm that follows it.
+--   - incoherent replies: Small changes at alpha 5 say little where replies are incoherent (`coherent`).
+-- published: STR at alpha 0, 3 and 5 along each part's direction, for Gemma.
 -- source: METHODS 6 (0H), 5.1
 WITH cells AS (
     SELECT replace(name, '-', '_') AS sets, layer, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM directions

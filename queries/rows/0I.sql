@@ -13,17 +13,24 @@
 --   ({format_attn_scale_0}). Added at full length against the direction (mlp_inject, beta = -1), form
 --   {format_mlp_inject_0?gains|suffers|shows no clear response} ({format_mlp_inject_0}): unlike in the PT/IT study's run,
 --   something is added here.
--- about: IT's late blocks edited along d_mean (0A) in four ways: the component scaled by alpha in the MLP modules' outputs
---   (`mlp_scale`, A1's), in the blocks' outputs (`residual_scale`) and in the attention modules' outputs (`attn_scale`),
---   and the direction added to the MLP outputs by beta = alpha - 1 times their norm (`mlp_inject`). The PT/IT study's run
---   of the additive formula changed alpha and left beta at 0: it did nothing, and its "flat" curve equals the baseline to
---   all digits (known pitfall: no-op injection); it is not quoted here. The formulas are no equal doses: at alpha = 0 the
---   additive one moves an output by its whole norm, the others by the component alone, and an edited residual is edited
---   again in each later block. d_mean comes from MLP outputs, so that in residuals and attention outputs it is a borrowed
---   direction. alpha = 1 is IT as it is in all four, one condition. `METRIC_FORMULA_A`: alpha = A less alpha = 1 on the
---   same prompts. Metrics as in A1; `choice_generated` is the study's forced choice (three tokens, no template),
---   `choice_logprob` another question (the likeliest choice). The published baseline belongs to all formulas.
--- pitfalls: no-op injection, pooled duplicate replies, incoherent replies
+-- about: IT's late blocks edited along d_mean (0A) by four formulas. alpha = 1 is IT as it is in all four, one
+--   condition. Metrics as in A1.
+--   - `mlp_scale` (A1's), `residual_scale`, `attn_scale`: the component along d_mean times alpha, in the MLP modules'
+--     outputs, in the blocks' outputs, in the attention modules' outputs.
+--   - `mlp_inject`: beta = alpha − 1 times the norm of the MLP output is added along the direction.
+--   - The formulas are no equal doses: at alpha = 0 the additive one moves an output by its whole norm, the others by
+--     the component alone, and an edited residual is edited again in each later block.
+--   - d_mean comes from MLP outputs, so in residuals and attention outputs it is a borrowed direction.
+--   - `METRIC_FORMULA_A`: alpha = A less alpha = 1 on the same prompts. `choice_generated` is the study's forced
+--     choice (three tokens, no template); `choice_logprob` is another question (the likeliest choice).
+-- positions: Replies of IT under the edit; each prompt once.
+-- pitfalls:
+--   - no-op injection: The study's run of the additive formula changed alpha and left beta at 0. Its "flat" curve
+--     equals the baseline to all digits and is not quoted here.
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - incoherent replies: Read `coherent` first.
+-- published: Forced choice and reasoning under the residual formula at alpha 1 (the baseline, which belongs to all
+--   formulas) and 0, for Gemma.
 -- source: METHODS 5.2, 6 (0I), 18
 WITH cells AS (
     SELECT metric, arm AS formula, dose AS alpha, coalesce(prompt, -1) AS prompt, value

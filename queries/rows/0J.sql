@@ -7,16 +7,20 @@
 -- says: First layer of the drop of IT's δ-cosine below PT's, one standard deviation under the baseline layers: with the
 --   baseline at the study's share of the depth[: layer {onset_scaled_1sd}||: none, no two consecutive layers qualify][; with its
 --   layers (baseline 6 to 14, search from 15) layer {onset_1sd}||; with its own layers (baseline 6 to 14, search from 15) none].
--- about: `diff` is the L1 profile of IT minus PT. As published (`onset_*`): baseline = mean and standard deviation (n in
---   the denominator) of diff over layers 6 to 14; the onset is the first of two consecutive layers after 14 with diff below
---   mean minus k standard deviations (`onset_0.5sd` to `onset_2sd`), or with PT minus IT above a threshold (`onset_0.02` to
---   `onset_0.15`). The search starts at layer 15, so no onset can be earlier. For models of another depth `onset_scaled_*`
---   puts the baseline at the same share of the depth (the published layers are those of a 34-layer model: round(6 L / 34)
---   to round(14 L / 34)); models with 16 layers and less have only these. `*_earliest` and `*_latest` are over all nine
---   rules, `*_rules` says how many of them have an onset. No line: no two consecutive layers qualify (the PT/IT study's
---   "none"), or there are fewer than two baseline layers. No intervals: an onset is a layer. The published onsets do not
---   follow from the published L1 arrays: this rule gives Qwen 26 to 29 (published: none), Gemma 19 to 32 (16 to 21), OLMo
---   17 to 30 (19 to 30) on them; why is not known.
+-- about: The first layer of the drop of IT's δ-cosine (L1) below PT's. `diff` is L1's profile of IT − PT.
+--   - `onset_*`, as published: the baseline is mean and standard deviation (n in the denominator) of `diff` over
+--     layers 6 to 14. The onset is the first of two consecutive layers after 14 with `diff` below mean − k standard
+--     deviations (`onset_0.5sd` to `onset_2sd`), or with PT − IT above a threshold (`onset_0.02` to `onset_0.15`). No
+--     onset can be before layer 15.
+--   - `onset_scaled_*`: the baseline at the same share of the depth, round(6 L / 34) to round(14 L / 34), since the
+--     published layers are those of a 34-layer model. Models with 16 layers and fewer have only these.
+--   - `*_earliest`, `*_latest`: over all nine rules. `*_rules`: how many of them have an onset.
+--   - No line: no two consecutive layers qualify (the study's "none"), or there are fewer than two baseline layers.
+--     An onset is a layer, so there are no intervals.
+-- positions: As L1: steps 10 to 99 of each model's own continuation, layers 1 and up.
+-- pitfalls: none
+-- published: Onsets of several families. They do not follow from the published L1 arrays: on these the rule gives
+--   Qwen 26 to 29 (published: none), Gemma 19 to 32 (16 to 21), OLMo 17 to 30 (19 to 30). Why is not known.
 -- source: METHODS 6, row 0J
 WITH depth AS (
     SELECT max(layer) + 1 AS layers FROM delta

@@ -6,12 +6,18 @@
 -- plot: line x=layer y=share numbers=cosine
 -- says: Directions of two corrective layers have a cosine of {corrective_corrective} on average, of two early layers
 --   {early_early}, of an early and a corrective layer {early_corrective}.
--- about: The differences IT - PT of the records' mean MLP outputs (as in 0A) around their mean, layer by layer: `pc1`, `pc5`,
---   `pc10` are the shares of variance of the first 1, 5, 10 principal components, `pc1_mean` the absolute cosine of the
---   first one with the mean direction, `mean_share` the part of the mean square that the mean difference itself makes up.
---   Low mean_share: the direction is an average of very different records. Single numbers are mean cosines between the
---   directions of two different layers, by layer group (0A). No interval: the numbers describe these records.
--- pitfalls: MLP before post-norm
+-- about: How much the records' differences vary around their mean: IT − PT of each record's mean MLP outputs (as in
+--   0A), layer by layer. The numbers describe these records and have no intervals.
+--   - `pc1`, `pc5`, `pc10`: shares of variance of the first 1, 5 and 10 principal components. `pc1_mean`: absolute
+--     cosine of the first one with the mean direction.
+--   - `mean_share`: the part of the mean square that the mean difference makes up. If it is low, the direction is an
+--     average of very different records.
+--   - `early_early`, `early_corrective` and alike: mean cosines between the directions of two different layers, by
+--     layer group (0A).
+-- positions: As 0A.
+-- pitfalls:
+--   - MLP before post-norm: Differences are of the MLP's output before any norm that follows it.
+-- published: none
 -- source: METHODS 20 (1A), 5.1
 WITH cells AS (
     SELECT name, layer, other, value, n, max(layer) OVER () + 1 AS layers FROM directions WHERE kind = 'spread'

@@ -15,32 +15,42 @@
 --   {format_change_minus5}, structural words by {str_change_minus5}, coherent replies by {coherent_change_minus5}. A random
 --   direction added at full length changes structural words by {str_change_random}, coherent replies by
 --   {coherent_change_random}.
--- about: IT writes freely and greedily: only real tokens, as many as the captures' continuations have at most (the PT/IT
---   study: 200). In its late blocks the component of the MLP modules' outputs along d_mean (0A; before any post-norm; known
---   pitfall: MLP before post-norm) is multiplied by alpha, at every position, prompt too; the study's README writes the
---   residual instead. alpha = 1 is IT as it is, one condition with beta = 0. Every text counts once: the study pools its
---   benchmark re-generations, so that its intervals are too narrow (known pitfall: pooled duplicate replies). `str` is the
---   share of structural and discourse words and lone marks, `format` of GOV-FORMAT prompts whose criteria all hold (a
---   `blank` reply has no score: compare n), `answer` of replies that contain the right answer, `reasoning` the same of
---   CONTENT-REASON alone, `last_number` of those whose last number is right, `alignment` of SAFETY prompts met as they
---   should be, `coherent` of replies that pass the study's rule (three words, six different characters, no word over 30 %
---   of eight or more, no new question), which lets loops without spaces pass; `degenerate` of those that are a loop of
---   characters, words or phrases or a soup of symbols, `ended` of those that end before their budget. Refusals come as
---   shares of three classes (known pitfall: incoherent replies), where a reply that is not coherent, or degenerate, is
---   incoherent: of prompts to decline `harmful_refused`, `harmful_complied`, `harmful_incoherent`, of harmless ones that
---   only sound so `harmless_*`; in the study's judged S1 an incoherent reply is a third of a refusal, in S2 a false one.
---   `choice_generated`: the first letter within three tokens written to the bare question with lettered choices;
---   `choice_logprob`: the choice whose text is the likeliest after the bare question; n is the prompts with choices (the
---   paper calls the former the latter). `nll_pt`, `nll_it`: nats a token of the reply under each model as it is, PT on the
---   bare prompt, IT on the templated one, mean over prompts. `*_change_A`: alpha = A less alpha = 1 on the same prompts;
---   `*_change_random`: a random unit vector added (beta = 1: the norm of each output). `*_spearman`: rank correlation of
---   the means with alpha over the 14 alphas, no interval; a curve that falls to both sides has a small one. d_mean is of
---   the native captures, so of IT in its template and one BOS; Gemma's published one was extracted without a template
---   (known pitfall: double BOS). The published numbers may be of a run without one (A1_notmpl): prose and notes of the
---   study disagree. `mmlu_mixed` there is half free-form, half forced choice (known pitfall: pooled duplicate replies);
---   `g1`, `g2`, `s1`, `s2` are an LLM judge's, which this row does without. What steering does to convergence is no part of
---   this row (known pitfall: commitment at alpha 0).
--- pitfalls: pooled duplicate replies, double BOS, MLP before post-norm, incoherent replies, commitment at alpha 0
+-- about: IT writes replies while the component of its late MLP outputs along d_mean (0A) is multiplied by alpha, at
+--   every position, prompt too. alpha = 1 is IT as it is, one condition with beta = 0. d_mean is of the native
+--   captures, so of IT in its template.
+--   - `str`: share of structural and discourse words and lone marks. `format`: share of GOV-FORMAT prompts whose
+--     criteria all hold; a `blank` reply has no score (compare n).
+--   - `answer`: replies that contain the right answer; `reasoning`: the same of CONTENT-REASON alone; `last_number`:
+--     replies whose last number is right.
+--   - `alignment`: SAFETY prompts refused or answered as they should be. `harmful_refused`, `harmful_complied`,
+--     `harmful_incoherent`: classes of replies to prompts to decline; `harmless_*`: to prompts that only sound
+--     harmful. A reply that is not coherent, or degenerate, counts as incoherent.
+--   - `coherent`: replies that pass the study's rule (three words, six different characters, no word over 30 % of
+--     eight or more, no new question); loops without spaces pass it. `degenerate`: replies that are a loop of
+--     characters, words or phrases, or a string of symbols. `ended`: replies that end before their budget.
+--   - `choice_generated`: the first letter within three tokens after the bare question with lettered choices.
+--     `choice_logprob`: the choice whose text is the likeliest after the bare question. n is the prompts with
+--     choices; the paper calls the former the latter.
+--   - `nll_pt`, `nll_it`: nats a token of the reply under each model as it is, PT on the bare prompt, IT on the
+--     templated one, mean over prompts.
+--   - `*_change_A`: alpha = A less alpha = 1 on the same prompts. `*_change_random`: a random unit vector added (beta
+--     = 1: the norm of each output).
+--   - `*_spearman`: rank correlation of the means with alpha over the 14 alphas, no interval; a curve that falls to
+--     both sides has a small one.
+-- positions: Free greedy replies to every prompt, each counted once: only real tokens, at most as many as the
+--   captures' continuations have (the study: 200).
+-- pitfalls:
+--   - pooled duplicate replies: The study pools re-generated replies, so its intervals are too narrow; its
+--     `mmlu_mixed` is half free-form, half forced choice.
+--   - double BOS: Here IT has its template and one BOS. Gemma's published direction was extracted without a template.
+--   - MLP before post-norm: The edit acts on the MLP's output before any norm that follows; the study's README writes
+--     the residual instead.
+--   - incoherent replies: Refusals come as shares of three classes. In the study's judged S1 an incoherent reply is a
+--     third of a refusal, in S2 a false one.
+--   - commitment at alpha 0: What steering does to convergence is no part of this row.
+-- published: Gemma's levels, named `METRIC@A`, and rank correlations. They may be of a run without a template
+--   (A1_notmpl): the study's prose and notes disagree. `g1`, `g2`, `s1`, `s2` are an LLM judge's, which this row does
+--   without.
 -- source: METHODS 5.2 to 5.4, 18
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value

@@ -14,14 +14,19 @@
 --   component ({coherent_change_5}); structural words {str_change_0?become more|become fewer|show no clear response} at 0
 --   ({str_change_0}) and {str_change_5?become more|become fewer|show no clear response} at 5 ({str_change_5}). Form, of
 --   the replies that are not blank, changes by {format_change_0} and {format_change_5}.
--- about: A1 once more, IT reading the bare prompt (`raw`) beside the templated one (`chat`); the direction is the same, of
---   the native captures, so of IT in its template. The PT/IT study's Gemma direction was extracted from IT without a
---   template (known pitfall: double BOS), and its A1 numbers may be of such a run: they are quoted in A1. `blank`: replies
---   without a word. `*_raw_minus_chat`: bare less templated prompt at alpha = 1; `*_change_A`: bare prompts, alpha = A less
---   alpha = 1; `*_apart_A`: that change less the same in the template. Metrics as in A1; `format` has no score for a blank
---   reply, and a model that ends its turn at once on bare text leaves few prompts to compare: see n. The study's figures of
---   this row are plots without numbers.
--- pitfalls: pooled duplicate replies, double BOS, incoherent replies
+-- about: A1 with IT reading the bare prompt (`raw`), beside the templated one (`chat`). The direction is the same, of
+--   the native captures, so of IT in its template. Metrics as in A1.
+--   - `blank`: replies without a word; they have no `format` score. A model that ends its turn at once on bare text
+--     leaves few prompts to compare: see n.
+--   - `*_raw_minus_chat`: bare less templated prompt, at alpha = 1.
+--   - `*_change_A`: bare prompts, alpha = A less alpha = 1. `*_apart_A`: that change less the same in the template.
+-- positions: As A1: free greedy replies, each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - double BOS: The study's Gemma direction was extracted from IT without a template, and its A1 numbers may be of
+--     such a run; they are quoted in A1.
+--   - incoherent replies: Read `coherent` and `blank` first.
+-- published: none; the study's figures of this row are plots without numbers.
 -- source: METHODS 5.1 to 5.4, 18
 WITH cells AS (
     SELECT metric, arm AS template, dose AS alpha, coalesce(prompt, -1) AS prompt, value

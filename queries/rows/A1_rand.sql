@@ -13,13 +13,18 @@
 --   response} ({coherent_change_5}). Along the mean direction the change at alpha 5 is {format_apart_5?above that|below
 --   that|not clearly apart from that} for form ({format_apart_5}) and {str_apart_5?above it|below it|not clearly apart
 --   from it} for structural words ({str_apart_5}).
--- about: A1's sweep along a fixed random unit vector per late block (seed 42) in place of d_mean, which stands beside. The
---   change is not matched in size: an output's component along a random vector is small where that along d_mean is large,
---   so that alpha = 5 moves far less. No effect here does not show that the direction is special; 0C has random directions
---   with changes as large as d_mean's. `*_change_A`: random directions, alpha = A less alpha = 1 on the same prompts;
---   `*_apart_A`: the change along d_mean less that one. Metrics as in A1. The PT/IT study has this row in prose and a plot
---   only ("zero effect"); its README's threefold belongs to 0C (known pitfall: untraceable ratios).
--- pitfalls: pooled duplicate replies, untraceable ratios, incoherent replies
+-- about: A1's sweep along a fixed random unit vector per late block (seed 42), beside d_mean. The change is not
+--   matched in size: an output's component along a random vector is small where that along d_mean is large, so alpha
+--   = 5 moves far less. No effect here does not show that the direction is special; 0C has random directions with
+--   changes as large as d_mean's. Metrics as in A1.
+--   - `*_change_A`: random directions, alpha = A less alpha = 1 on the same prompts.
+--   - `*_apart_A`: the change along d_mean less that one.
+-- positions: As A1: free greedy replies, each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - untraceable ratios: The README's threefold belongs to 0C.
+--   - incoherent replies: Read `coherent` first.
+-- published: none; the study has this row in prose ("zero effect") and one plot.
 -- source: METHODS 5.2, 5.3, 18
 WITH cells AS (
     SELECT metric, arm, dose AS alpha, coalesce(prompt, -1) AS prompt, value

@@ -15,18 +15,26 @@
 --   ({format_apart_random_1}), structural words are {str_apart_random_1?more|fewer|not clearly more or fewer}
 --   ({str_apart_random_1}), coherent replies {coherent_apart_random_1?more|fewer|not clearly more or fewer}
 --   ({coherent_apart_random_1}).
--- about: The PT writes freely on the bare prompt (greedy, only real tokens, as many as the captures' continuations have at
---   most; the PT/IT study: 200); in its late blocks beta times the norm of each MLP module's output is added along d_mean
---   (0A), at every position. Controls of equal length at beta 0, 1 and 3: `random`, a random unit vector per block;
---   `rotated`, a random one orthogonal to d_mean; `content`, the mean of d_mean over the blocks before the late ones, the
---   same in all (the study: those of layers 0 to 19 that it has, and it has none for layer 0; ours takes in layer 0). beta
---   = 0 is the PT as it is, one condition. `*_change_B`: along d_mean, beta = B less 0 on the same prompts;
---   `*_apart_CONTROL_B`: that change less the control's. Negative beta adds the opposite. Metrics as in A1; an incoherent
---   reply meets criteria that ask for little (no commas, few words), so that `format` can rise while `coherent` falls;
---   `nll_it`, of the replies under IT in its template, says how far they are its own manner; `nll_pt`, under the PT as it
---   is, how far the edit leads away from it. A PT that does not end its turn writes its whole budget: `ended`, `tokens`.
---   The study's figures of this row are plots without numbers.
--- pitfalls: pooled duplicate replies, MLP before post-norm, incoherent replies
+-- about: The PT writes replies while beta times the norm of each late MLP output is added along d_mean (0A), at every
+--   position. Negative beta adds the opposite; beta = 0 is the PT as it is, one condition. Metrics as in A1.
+--   - Controls of equal length at beta 0, 1 and 3: `random`, a random unit vector per block; `rotated`, a random one
+--     orthogonal to d_mean; `content`, the mean of d_mean over the blocks before the late ones, the same in all
+--     blocks. The study's `content` takes those of layers 0 to 19 that it has, which are not layer 0; ours takes
+--     layer 0 too.
+--   - `*_change_B`: along d_mean, beta = B less 0 on the same prompts. `*_apart_CONTROL_B`: that change less the
+--     control's.
+--   - `format` can rise while `coherent` falls: an incoherent reply meets criteria that ask for little (no commas,
+--     few words).
+--   - `nll_it`, of the replies under IT in its template, shows how close they are to IT's own; `nll_pt`, under the PT
+--     as it is, how far the edit leads away from it.
+--   - `ended`, `tokens`: a PT that does not end its turn writes its whole budget.
+-- positions: Free greedy replies to the bare prompt, each counted once: only real tokens, at most as many as the
+--   captures' continuations have (the study: 200).
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - MLP before post-norm: The edit acts on the MLP's output before any norm that follows.
+--   - incoherent replies: Read `coherent` first.
+-- published: none; the study's figures of this row are plots without numbers.
 -- source: METHODS 5.2 to 5.4, 18
 WITH cells AS (
     SELECT metric, arm AS direction, dose AS beta, coalesce(prompt, -1) AS prompt, value

@@ -12,15 +12,20 @@
 --   {coherent_change_3}]; without all its late blocks form changes by {format_change_all}, coherence by
 --   {coherent_change_all}. [With the last block gone what is left of form is {relative_first?more|less|not clearly more or
 --   less} than what is left of coherence ({relative_first}, as shares of the whole IT's).]
--- about: IT writes freely; its last blocks, from one to all late ones, do nothing: MLP and attention outputs are zeroed, so
---   that the residual passes them. `skipped` counts them (0: IT as it is). `*_relative`: a share over that of the whole IT,
---   on prompts that both have a score of; `relative_first` one block and `relative_all` all late blocks skipped, form less
---   coherence; `*_change_K`: K blocks skipped less none, on the same prompts. Shares of a whole IT that scores 0 are
---   undefined. A model of L blocks skips at most its late ones, 14 of 34 in the PT/IT study's and fewer in a shallow one:
---   compare shares of the depth, not counts. `str` of an incoherent reply means little, and a refusal is one only in a
---   coherent reply (known pitfall: incoherent replies). Metrics as in A1. The published figures are prose of the paper:
---   three blocks skipped.
--- pitfalls: pooled duplicate replies, incoherent replies
+-- about: IT writes replies while its last blocks do nothing: their MLP and attention outputs are set to zero, so that
+--   the residual passes. Metrics as in A1; `str` of an incoherent reply means little.
+--   - `skipped`: how many of the last blocks, from none (IT as it is) to all late ones. A model of L blocks skips at
+--     most its late ones, 14 of 34 in the study's and fewer in a shallow one: compare shares of the depth, not
+--     counts.
+--   - `*_relative`: a share over that of the whole IT, on prompts that both have a score of; undefined where the
+--     whole IT scores 0.
+--   - `relative_first`, `relative_all`: one block and all late blocks skipped, form less coherence.
+--   - `*_change_K`: K blocks skipped less none, on the same prompts.
+-- positions: As A1: free greedy replies, each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - incoherent replies: A refusal counts only in a coherent reply.
+-- published: Two levels with three blocks skipped, from the paper's prose.
 -- source: METHODS 5.2 to 5.4, 18
 WITH cells AS (
     SELECT metric, dose AS skipped, max(dose) OVER () AS every, coalesce(prompt, -1) AS prompt, value

@@ -8,19 +8,26 @@
 -- plot: line x=layer hue=variant y="δ-cosine" numbers=cosine
 -- says: Over the final 20 % of layers IT's blocks write {final20?more|less|neither clearly more nor less} along the residual
 --   they are added to than PT's: δ-cosine difference {final20}[ (PT {final20@pt}, IT {final20@it})].
--- about: The cosine between what a whole block (attention + MLP) adds and the residual it adds to; the PT/IT study's text
---   calls it MLP update, its code uses the block (known pitfall: MLP before post-norm; "δ-cosine" is cos(m, r) in exp11 and
---   exp14; that one is `mlp_cos` of the table `delta`). Above zero the block writes along its input, below zero against it:
---   read the levels before the difference. `profile` is the mean over record steps 10 to 99 with equal weight for each
---   step, each step averaged over the prompts that reach it; the study counts from the second generated token, so record
---   step t is step t + 1 here. Steps 0 to 9 and those after 99 are left out as in the study (known pitfall: skipped first
---   steps; L2 uses all, the study's mean commitments skip 5); for all of them: `actlake sql "SELECT variant, layer,
---   avg(block_cos) FROM delta WHERE step >= 1 GROUP BY ALL"`. `final20` is the mean over layers floor(0.8 L) and up,
---   `last_layer` the last one alone, thirds split at L // 3 and 2 L // 3 (the published thirds of L2 need this cut). Layer
---   0 is undefined in the study and left out. Pooled over pairs: the mean of the pairs' numbers. Free-running: PT and IT
---   read different texts. Known pitfall: double BOS. The study's IT prompts began with two BOS tokens (`actlake capture
---   --double-bos`).
--- pitfalls: double BOS, MLP before post-norm, skipped first steps
+-- about: The cosine between what a whole block (attention and MLP) adds to the residual stream and the residual that
+--   it is added to. Above zero the block writes along its input, below zero against it: read the levels before the
+--   difference.
+--   - `profile`: one value a layer, the mean over steps 10 to 99; each step has the same weight and is averaged over
+--     the prompts that reach it.
+--   - `final20`: mean over layers floor(0.8 L) and up. `last_layer`: the last layer alone.
+--   - `first_third`, `middle_third`, `last_third`: layers split at L // 3 and 2 L // 3.
+--   - Pooled over pairs: the mean of the pairs' numbers.
+-- positions: Continuation tokens, each model on its own text, so PT and IT read different tokens. The study counts
+--   from the second generated token: its step t is step t + 1 here. Layer 0 is undefined in the study and left out.
+--   For all steps: `actlake sql "SELECT variant, layer, avg(block_cos) FROM delta WHERE step >= 1 GROUP BY ALL"`.
+-- pitfalls:
+--   - double BOS: The study's IT prompts begin with two BOS tokens; `actlake capture --double-bos` makes such a
+--     stream.
+--   - MLP before post-norm: The study's text calls this number an MLP update, its code takes the block. The cosine of
+--     the MLP's output, "δ-cosine" in exp11 and exp14, is the column `mlp_cos` of the table `delta`.
+--   - skipped first steps: Steps 0 to 9 and those after 99 are left out, as in the study. L2 uses all steps; the
+--     study's mean commitments skip 5.
+-- published: Mean over the final 20 % of layers and over the last layer, for six families; thirds of the depth for
+--   the pool of six.
 -- source: METHODS 4, row L1
 WITH regions AS (
     SELECT unnest(['final20', 'last_layer', 'first_third', 'middle_third', 'last_third']) AS measure,

@@ -12,22 +12,32 @@
 --   [Its top token settles {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean}
 --   layers), and its KL stays under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on
 --   ({commit_kl01_raw_mean}).]
--- about: `kl_final_layer` = KL(final || layer) is the direction of the PT/IT study's code and of its published gaps;
---   `kl_layer_final` = KL(layer || final) is the direction its text names and exp11, 14 and 22 use (known pitfall: two KL
---   directions). `cg_raw` and `cg_tuned` are the mean over layers floor(L/2) and up of IT minus PT, pooled over tokens
---   (long answers weigh more, as in the study); `*_prompt` weighs prompts equally; `gap_*_third` are the same over thirds
---   that split at L // 3 and 2 L // 3. `late_half_layers_it_above_pt_*` counts the layers of that half in which IT's mean
---   KL is above PT's; the last layer, where both are zero, counts if its rounding does (one of Mistral's published 15).
---   Positions: continuation tokens from the second on (METHODS 0, set a); the study's fast collector is shifted by one
---   (known pitfall: off-by-one step): for that, ask the table `lens` for step >= 2. No step is dropped (known pitfall:
---   skipped first steps). `commit_top1_*` is the layer from which the lens keeps its own last top token, `commit_kl01_*`
---   the one from which KL stays under 0.1 nats: mean and median over tokens; tokens that never do count as the last layer
---   (known pitfall: dropped uncommitted tokens; exp11 drops them). The published claim that no family commits earlier does
---   not hold for all of the study's own files (known pitfall: mixed commitment runs). All rules and prompt means: row 0G.
---   The tuned lens is left out where the capture has no residuals to train it from; on few prompts its probes are poorer
---   than the study's, and those of the variant with fewer tokens more so (row tuned).
--- pitfalls: two KL directions, off-by-one step, double BOS, mixed commitment runs, mixed resampling units, dropped
---   uncommitted tokens, skipped first steps
+-- about: How far each layer's lens is from the model's own final distribution, and from which layer on it stays
+--   close.
+--   - `kl_final_layer` is KL(final || layer), the direction of the study's code and of its published gaps.
+--     `kl_layer_final` is KL(layer || final), the direction that its text names.
+--   - `cg_raw`, `cg_tuned`, the convergence gap: mean over layers floor(L/2) and up of IT − PT, pooled over tokens,
+--     so that long continuations weigh more, as in the study. `*_prompt` weighs prompts equally.
+--   - `gap_*_third`: the same over thirds that split at L // 3 and 2 L // 3.
+--   - `late_half_layers_it_above_pt_*`: the number of layers of that half in which IT's mean KL is above PT's. The
+--     last layer, where both are zero, counts if its rounding is above (one of Mistral's published 15).
+--   - `commit_top1_*`: the layer from which the lens keeps its own last top token. `commit_kl01_*`: the layer from
+--     which KL stays under 0.1 nats. Mean and median over tokens. All rules and prompt means: row 0G.
+--   - The tuned lens is left out where a capture has no residuals to train it from. On few prompts its probes are
+--     poorer than the study's, and poorer still for the variant with fewer tokens (row tuned).
+-- positions: Continuation tokens from the second on (METHODS 0, set a); no further step is dropped.
+-- pitfalls:
+--   - two KL directions: The gap uses KL(final || layer); exp11, exp14 and exp22 use KL(layer || final).
+--   - off-by-one step: The study's fast collector is shifted by one; for its positions ask the table `lens` for step
+--     >= 2.
+--   - double BOS: The study's IT prompts begin with two BOS tokens.
+--   - mixed commitment runs: The claim that no family commits earlier does not hold for all of the study's own files.
+--   - mixed resampling units: The study gives no interval for the gap; this row resamples prompts.
+--   - dropped uncommitted tokens: Tokens that never commit count as the last layer here; exp11 of the study drops
+--     them.
+--   - skipped first steps: L1 and the study's mean commitments leave out first steps, this row does not.
+-- published: The gap for both lenses, thirds of the tuned gap, counts of late layers, token counts, and commitment by
+--   top token and by KL < 0.1.
 -- source: METHODS 4, row L2; rules in METHODS 3.3
 WITH depth AS (
     SELECT max(layer) + 1 AS layers FROM lens

@@ -6,17 +6,24 @@
 -- plot: line x=layer hue=part y="RMS, or ratio" numbers=RMS mlp_argmax=layer mlp_late_early=ratio
 -- says: Post-training moved the MLP weights by {mlp_min} (least changed layer) to {mlp_max} (most changed, layer
 --   {mlp_argmax}) RMS; the late layers (from 0.6 of the depth on) changed {mlp_late_early} times as much as those below.
--- about: Root of the mean squared difference IT - PT over all weights of a part, straight from both checkpoints; no model
---   runs. `rms` groups tensors by the module they belong to: attention, mlp (dense), experts and router of a mixture, norms
---   (wherever they are), and outside the blocks embed, final_norm, lm_head. `relative` is that over PT's own RMS.
---   `rms_seed` groups by substrings of the name as the PT/IT study's collector does: attention also takes
---   post_attention_layernorm, router takes gate_proj (known pitfall: DeepSeek exceptions; for DeepSeek mostly expert gate
---   projections), and a tensor may be in several. `mlp_*` sum up the study's mlp group, whose figures are published:
---   smallest and largest layer, the layer of the largest, and `mlp_late_early`, the mean over the layers from round(0.6 L)
---   on over the mean of those below. `rms_seed` has a router only where the model has one: a dense model's gate_proj is
---   none. Known pitfall: late weight change. Its claim that Gemma changed most at the corrective layers is not in its own
---   arrays.
--- pitfalls: late weight change, DeepSeek exceptions
+-- about: Root mean square of the difference IT − PT over all weights of a part, read from both checkpoints; no model
+--   runs.
+--   - `rms`: tensors grouped by the module they belong to: attention, mlp (dense), experts and router of a mixture,
+--     norms (wherever they are), and outside the blocks embed, final_norm, lm_head.
+--   - `relative`: `rms` over PT's own root mean square.
+--   - `rms_seed`: tensors grouped by parts of their names, as the study's collector does. A tensor may be in several
+--     groups: attention also takes post_attention_layernorm, router takes gate_proj. There is a router only where the
+--     model has one.
+--   - `mlp_min`, `mlp_max`, `mlp_argmax`: smallest and largest layer of the study's mlp group, and the layer of the
+--     largest.
+--   - `mlp_late_early`: mean over layers round(0.6 L) and up, over the mean of those below.
+-- positions: None. The unit is the weight; there are no intervals.
+-- pitfalls:
+--   - late weight change: The study's claim that Gemma changed most at the corrective layers is not in its own
+--     arrays.
+--   - DeepSeek exceptions: The study's router group matches gate_proj, so that for DeepSeek it is mostly expert
+--     projections.
+-- published: `mlp_*` for six families, from the study's mlp group.
 -- source: METHODS 4, row L3
 WITH mine AS (
     SELECT *, CASE WHEN layer >= 0 THEN layer END AS place, max(layer) OVER () + 1 AS layers FROM weights

@@ -9,18 +9,24 @@
 -- says: Over the final 20 % of layers the cloud of prompts has {late_participation_ratio?a higher|a lower|about the same}
 --   participation ratio in IT {late_participation_ratio?than|than|as} in PT ({late_participation_ratio}), effective rank {late_effective_rank}, share of the first
 --   component {late_pc1}, intrinsic dimension {late_twonn} (TwoNN).
--- about: One point a prompt: the residual after each block at the last prompt token. `twonn`, `mle`, `lpca` are intrinsic
---   dimensions (scikit-dimension; TwoNN discards 10 % of the ratios, MLE takes 20 neighbours; of points that coincide one
---   counts), `participation_ratio`, `effective_rank`, `pc1`, `pc5`, `pc10` come from the eigenvalues of the covariance of
---   at most 2,000 prompts. No rank can exceed the number of prompts minus one: compare models on the same prompts only.
---   `late_*` is the mean over layers floor(0.8 L) and up. Low and high: estimate plus and minus 1.96 standard errors of the
---   delete-d jackknife, sqrt(b / (n - b)) times the standard deviation over 100 subsamples of b = 80 % of the n prompts
---   without replacement (seed 42, the same ones for PT and IT, so that differences are paired). They are 95 % intervals for
---   what another n prompts would give, not for infinitely many: fewer points shift every metric here
---   (benchmarks/jackknife.py checks their coverage on clouds of known make). The PT/IT study takes the 5th and 95th
---   percentile of the subsamples, which is no 95 % interval and may leave out the estimate. Layer -1, the embedding of the
---   last token, is in the table `geometry`; there many prompts share a point.
--- pitfalls: double BOS
+-- about: The cloud of prompts at the last prompt token, one point a prompt: the residual after each block.
+--   - `twonn`, `mle`, `lpca`: intrinsic dimensions by scikit-dimension. TwoNN discards 10 % of the ratios, MLE takes
+--     20 neighbours; of points that coincide one counts.
+--   - `participation_ratio`, `effective_rank`, `pc1`, `pc5`, `pc10`: from the eigenvalues of the covariance of at
+--     most 2,000 prompts.
+--   - `late_*`: mean over layers floor(0.8 L) and up.
+--   - Low and high: the estimate plus and minus 1.96 standard errors of the delete-d jackknife, sqrt(b / (n − b))
+--     times the standard deviation over 100 subsamples of b = 80 % of the n prompts without replacement (seed 42, the
+--     same ones for PT and IT, so that differences are paired). They are 95 % intervals for what another n prompts
+--     would give, not for infinitely many: fewer points shift every metric here. benchmarks/jackknife.py checks their
+--     coverage on clouds of known shape.
+--   - No rank can exceed the number of prompts minus one: compare models on the same prompts only.
+-- positions: The last prompt token of every prompt, layers 0 and up. Layer -1, the embedding of the last token, is in
+--   the table `geometry`; there many prompts share a point.
+-- pitfalls:
+--   - double BOS: The study's IT prompts begin with two BOS tokens.
+-- published: Differences IT − PT of the late means, six families. The study's low and high are the 5th and 95th
+--   percentile of the subsamples, which is no 95 % interval and may leave out the estimate.
 -- source: METHODS 4, row L8
 WITH cells AS (
     SELECT variant, layer, metric, coalesce(draw, 0) AS draw, value, n, max(layer) OVER () + 1 AS layers FROM geometry WHERE layer >= 0

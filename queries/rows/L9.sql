@@ -9,12 +9,17 @@
 -- says: At the last prompt token IT's attention is {mean_entropy?more spread out than|narrower than|about as spread out
 --   as} PT's ({mean_entropy} nats, mean over layers); as a share of the most that its prompt length allows, the difference is
 --   {mean_entropy_norm}.
--- about: Entropy of the attention row of the last prompt token, mean over heads, then over prompts. `entropy` is in nats,
---   as the PT/IT study has it, and grows with the prompt: IT's is longer by the template. `entropy_norm` divides by
---   ln(number of tokens up to that position), so that 1 is uniform; layers with a sliding window can reach it only on short
---   prompts. `mean_*` is the mean over layers, `argmax_layer` the layer where IT - PT is largest. The capture takes the
---   entropies while the model runs (site attn_entropy, profile attention).
--- pitfalls: double BOS
+-- about: Entropy of the attention row of the last prompt token, mean over heads, then over prompts. The capture takes
+--   the entropies while the model runs (site attn_entropy, profile attention).
+--   - `entropy`: in nats, as in the study. It grows with the prompt's length, and IT's prompt is longer by the
+--     template.
+--   - `entropy_norm`: `entropy` over ln(number of tokens up to that position), so that 1 is uniform. Layers with a
+--     sliding window can reach it only on short prompts.
+--   - `mean_*`: mean over layers. `argmax_layer`: the layer where IT − PT is largest.
+-- positions: The last prompt token of every prompt.
+-- pitfalls:
+--   - double BOS: The study's IT prompts begin with two BOS tokens.
+-- published: Means over layers of IT − PT and the layer of the largest difference, six families.
 -- source: METHODS 4, row L9
 WITH cells AS (
     SELECT variant, prompt, layer, avg(entropy) AS entropy, avg(entropy_norm) AS entropy_norm FROM attention

@@ -9,19 +9,25 @@
 --   {dkl_late_tuned}]). A ridge on the residual difference explains {r2_in_sample_raw} of that in sample and
 --   {r2_held_out_raw} on prompts held out (corrective layers)[; with the tuned lens {r2_in_sample_tuned} and
 --   {r2_held_out_tuned}]; its direction has a cosine of {conv_mean_raw} with the mean direction.
--- about: Both models read IT's answer; at every answer token and block, x = h_it - h_pt and y = `dkl` = difference of
---   KL(final || layer), each through its own lens (`_raw`, `_tuned`; the PT/IT study takes the tuned one except for Gemma),
---   winsorised to the prompt's own 5th and 95th percentile. d_conv is the direction of a centred ridge (lambda 1) of y on
---   x, from statistics summed over all tokens. `r2` in_sample is the study's R2, on the tokens it was fitted to; held_out
---   is that of a fit to 80 % of the prompts on the other 20 % (train on its own): the study has only the first (known
---   pitfall: in-sample fit). `cosine` conv_mean, conv_grad, mean_grad are the cosines between d_conv, the mean direction of
---   0A and the mean gradient of KL(final || layer) in IT's residual (up to 1,024 tokens, spread over the answers). Single
---   numbers are means over the corrective layers (round(0.6 L) and up); `redundant` is 1 when |conv_mean| exceeds 0.95 in
---   all of them; `dkl_late` is the mean over layers floor(L / 2) and up. `dh_norm` is the mean length of x. Nothing is
---   fitted at the last layer, where the raw KL is zero. PT reads its raw prompt here; the study gave both IT's template:
---   for that, give the stream teacher in your catalog.yaml `template: chat`. Published figures are those of steering: row
---   exp10_P4.
--- pitfalls: double BOS, in-sample fit
+-- about: Is there a direction in the residual that makes a model converge later? Both models read IT's continuation.
+--   At every token and block, x = h_it − h_pt, and y = `dkl` is IT − PT of KL(final || layer), each through its own
+--   lens, winsorised to the prompt's own 5th and 95th percentile. d_conv is the direction of a centred ridge
+--   regression (lambda 1) of y on x, from statistics summed over all tokens. Suffixes `_raw` and `_tuned` name the
+--   lens; the study takes the tuned one except for Gemma. Nothing is fitted at the last layer, where the raw KL is
+--   zero.
+--   - `r2`: in_sample is the study's R², on the tokens it was fitted to; held_out is that of a fit to 80 % of the
+--     prompts on the other 20 % (train: on its own).
+--   - `cosine`: conv_mean, conv_grad, mean_grad are cosines between d_conv, the mean direction of 0A and the mean
+--     gradient of KL(final || layer) in IT's residual (up to 1,024 tokens, spread over the continuations).
+--   - Single numbers are means over the corrective layers (round(0.6 L) and up). `redundant` is 1 where |conv_mean|
+--     exceeds 0.95 in all of them. `dkl_late`: mean over layers floor(L / 2) and up.
+--   - `dh_norm`: mean length of x.
+-- positions: Every token of IT's continuation, read by both models. PT reads its raw prompt here; the study gave both
+--   IT's template: for that, give the stream teacher in your catalog.yaml `template: chat`.
+-- pitfalls:
+--   - double BOS: The study's templated prompts begin with two BOS tokens.
+--   - in-sample fit: The study has the in-sample R² only.
+-- published: none; the published figures are those of steering (exp10_P4).
 -- source: METHODS 7 (P1, P2)
 WITH mine AS (
     SELECT lens, variant, prompt, layer, position, step, kl_final_layer, max(layer) OVER () + 1 AS layers FROM lens

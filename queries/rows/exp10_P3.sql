@@ -12,22 +12,27 @@
 --   {dkl_full_raw}, without that direction {dkl_rest_raw}, along the mean direction alone {dkl_mean_raw}. The layer where KL
 --   first falls below 0.1 moves by {dcommit_conv_raw} (random {dcommit_random_raw}, whole difference {dcommit_full_raw}).[ With
 --   the tuned lens KL changes by {dkl_conv_tuned}, random {dkl_random_tuned}, whole difference {dkl_full_tuned}.]
--- about: The PT reads its raw prompt and IT's answer, up to one token of it; there, at the output of one block, a part of x
---   = h_it - h_pt is added to its residual, and the blocks after it run again. `patch`: conv, the component along d_conv
---   (exp10); full, x, so that the PT goes on from IT's state at this token; random, as long as conv, along a fixed random
---   unit vector of the layer (seed 42); mean, the component along the mean direction of 0A; rest, x without conv. Known
---   pitfall: in-sample fit. Random has the length of d_conv's projection, so it is no control for `mean`; and the layers
---   are picked by an R2 that is in-sample, as the PT/IT study does. The mean direction comes from MLP outputs and is used
---   in the residual here, like there. Prompts, tokens, layers: the last 120 prompts with an answer, their first 5 answer
---   tokens as inputs, the 10 layers of largest R2 but the last (all, where there are fewer). d_conv is fitted to all
---   prompts, those patched too; the study's were others. `dkl`: with the patch less without, KL(final || layer), each
---   against its own final distribution; by layer read (`dkl`, all patches at or below it; the last is zero) or patched
---   (`dkl_by_patch`, mean over the layers from the patched one to the last but one; the study's mean leaves the patched
---   layer out and takes in the last). `dcommit`: of the layer at which KL is 0.1 for the first time, interpolated (METHODS
---   3.3), layers below the patch counted too: their distance to the new final distribution. Lens, d_conv and R2 are raw, or
---   tuned (`_tuned`; the study's choice except for Gemma). One random draw a layer: its noise is not in the intervals. Of a
---   bfloat16 model each value differs by the replay's rounding too, to either side.
--- pitfalls: in-sample fit
+-- about: The PT reads its raw prompt and IT's continuation up to one token. There, at the output of one block, a part
+--   of x = h_it − h_pt is added to its residual, and the blocks after it run again. Lens, d_conv and R² are raw, or
+--   tuned (`_tuned`; the study's choice except for Gemma).
+--   - `patch`: conv, the component of x along d_conv (exp10); full, x itself, so that the PT goes on from IT's state
+--     at this token; random, as long as conv, along a fixed random unit vector of the layer (seed 42); mean, the
+--     component along the mean direction of 0A; rest, x without conv. The mean direction comes from MLP outputs and
+--     is used in the residual, as in the study.
+--   - `dkl`: KL(final || layer) with the patch less without, each against its own final distribution, by the layer
+--     that is read (all patches at or below it; the last is zero). `dkl_by_patch`: by the layer that is patched, mean
+--     from that layer to the last but one. The study's mean leaves the patched layer out and takes in the last.
+--   - `dcommit`: change of the layer at which KL is 0.1 for the first time, interpolated (METHODS 3.3). Layers below
+--     the patch count too, by their distance to the new final distribution.
+--   - One random draw a layer: its noise is not in the intervals. Of a bfloat16 model each value differs by the
+--     replay's rounding too, to either side.
+-- positions: The last 120 prompts with a continuation, their first 5 continuation tokens as inputs, and the 10 layers
+--   of largest R² but the last (all, where there are fewer).
+-- pitfalls:
+--   - in-sample fit: Layers are picked by an in-sample R², as in the study, and d_conv is fitted to all prompts,
+--     those patched too (the study's were others). `random` has the length of d_conv's component, so it is no control
+--     for `mean`.
+-- published: none
 -- source: METHODS 7 (P3), 3.3
 WITH cells AS (
     SELECT lens, prompt, position, patch_layer, patch, layer, kl_final_layer AS kl, kl_host, max(layer) OVER () AS last

@@ -12,19 +12,23 @@
 --   {format_d_mean_5}[, structural words are {str_times_5_d_mean} times as frequent]. At alpha 5 form is
 --   {format_apart_5?higher|lower|not clearly higher or lower} along d_mean than along d_conv ({format_apart_5}), structural
 --   words are {str_apart_5?more|fewer|not clearly more or fewer} ({str_apart_5}).
--- about: A1's sweep along d_conv (exp10: ridge regression of the difference IT - PT of the layers' KL to the final
---   distribution on that of the residuals, teacher stream, raw lens) and along d_mean (0A), both in the late blocks' MLP
---   outputs as in the PT/IT study, though d_conv comes from residuals. d_conv has no vector for the last block, whose KL is
---   zero by definition: along it the last block is left as it is, one late block fewer than along d_mean, which matters in
---   a shallow model. Its fit (R2 in exp10) does not say that it steers anything (known pitfall: in-sample fit; the study's
---   R2 is in-sample). `METRIC_DIRECTION_A`: alpha = A less alpha = 1 on the same prompts, `*_apart_A`: along d_mean less
---   along d_conv, `str_times_5_*`: mean share at alpha = 5 over that at 1. The README's "11-19x" is in no stored file of
---   this row (known pitfall: untraceable ratios), and is not quoted. The published numbers are means without intervals;
---   DeepSeek's and Qwen's published baselines come from another prompt setting than their alpha = 1. `mmlu` there is the
---   forced choice of three generated tokens, ours `choice_generated`; `g1` is a judge's grade of structure, 1 to 5. Along
---   d_conv the study's structural words stay within 3 % of the baseline in five of six families. DeepSeek's texts have 64
---   tokens there (known pitfall: DeepSeek exceptions).
--- pitfalls: pooled duplicate replies, untraceable ratios, DeepSeek exceptions, in-sample fit, incoherent replies
+-- about: A1's sweep along d_conv (exp10, from the teacher stream by the raw lens) and along d_mean (0A), both in the
+--   late blocks' MLP outputs as in the study, though d_conv comes from residuals. d_conv has no vector for the last
+--   block, whose KL is zero by definition: along it the last block is left as it is, which matters in a shallow
+--   model. Metrics as in A1.
+--   - `METRIC_DIRECTION_A`: alpha = A less alpha = 1 on the same prompts.
+--   - `*_apart_A`: along d_mean less along d_conv.
+--   - `str_times_5_*`: mean share at alpha = 5 over that at 1.
+-- positions: As A1: free greedy replies, each prompt once.
+-- pitfalls:
+--   - pooled duplicate replies: The study counts re-generated replies again, this row does not.
+--   - untraceable ratios: The README's "11-19x" is in no stored file of this row, and is not quoted.
+--   - DeepSeek exceptions: DeepSeek's texts have 64 tokens in the study.
+--   - in-sample fit: A good R² in exp10 does not show that the direction steers anything.
+--   - incoherent replies: Read `coherent` first.
+-- published: Means without intervals. Along d_conv the study's structural words stay within 3 % of the baseline in
+--   five of six families. Baselines of DeepSeek and Qwen come from another prompt setting than their alpha = 1.
+--   `mmlu` there is our `choice_generated`; `g1` is a judge's grade of structure, 1 to 5.
 -- source: METHODS 7 (P4), 5.2, 5.4, 18
 WITH cells AS (
     SELECT metric, arm AS direction, dose AS alpha, coalesce(prompt, -1) AS prompt, value

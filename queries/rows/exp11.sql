@@ -11,21 +11,27 @@
 --   tuned lens {dkl_final20_late_tuned}]); early ones change that by {dkl_final20_early_raw}, mid ones by
 --   {dkl_final20_mid_raw}. Late ones bring these layers {dcross_kl_late_raw?farther from|closer to|neither closer to nor
 --   farther from} IT's at the same layer ({dcross_kl_late_raw}); early {dcross_kl_early_raw}, mid {dcross_kl_mid_raw}.
--- about: The PT reads its raw prompt and IT's answer (A'); in B_early, B_mid and B_late the MLPs of a window of blocks are IT's:
---   they read the PT's normed residual and their output is added as the PT's would be; all positions, prompt too. Each
---   condition is a replay of the PT from the window's first block on. Differences B - A', token by token, pooled over
---   tokens: `dkl_final20` of KL(layer || own final) over layers floor(0.8 L) and up, `dkl_window` over the window's own
---   layers (known pitfall: two KL directions; the direction is the other than L2's); `dcross_kl` of KL(B's layer || IT's
---   layer), both read by the PT's head (and probes), `dcos` of the cosine between an MLP's output and what it reads, before
---   any norm that follows (known pitfall: MLP before post-norm; not L1's); both over the final 20 %. `dcommit`: of the
---   layer from which KL(layer || final) stays below 0.1; no token is without one here, for the last layer's KL is zero
---   (known pitfall: dropped uncommitted tokens). Windows overlap unless the catalog names others, so mid holds part of late
---   (known pitfall: overlapping windows). `dkl` is measured against B's own final distribution, which the graft moves too:
---   on `dcross_kl`, and on JS at the same layer (exp16_BD), the window that moves most can be another (known pitfall:
---   endpoint coupling). Published: the tuned lens, over masked logits (METHODS 1.4; ours are whole), its last layer through
---   a probe too.
--- pitfalls: two KL directions, double BOS, MLP before post-norm, overlapping windows, endpoint coupling, dropped
---   uncommitted tokens
+-- about: The PT reads its raw prompt and IT's continuation (A'). In B_early, B_mid and B_late the MLPs of a window of
+--   blocks are IT's (a graft): they read the PT's normed residual, and their output is added as the PT's would be, at
+--   all positions, prompt too. Each condition is a replay of the PT from the window's first block on. Numbers are B −
+--   A', token by token, pooled over tokens.
+--   - `dkl_final20`: of KL(layer || own final) over layers floor(0.8 L) and up. `dkl_window`: over the window's own
+--     layers.
+--   - `dcross_kl`: of KL(B's layer || IT's layer), both read by the PT's head (and probes). `dcos`: of the cosine
+--     between an MLP's output and what it reads. Both over the final 20 %.
+--   - `dcommit`: of the layer from which KL(layer || final) stays below 0.1.
+-- positions: From the last prompt token to the token before the last (METHODS 0, set c).
+-- pitfalls:
+--   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.
+--   - double BOS: The study's IT prompts begin with two BOS tokens.
+--   - MLP before post-norm: `dcos` takes the MLP's output before any norm that follows; it is not L1's cosine.
+--   - overlapping windows: Windows overlap unless the catalog names others, so mid holds part of late.
+--   - endpoint coupling: `dkl` is measured against B's own final distribution, which the graft moves too. On
+--     `dcross_kl`, and on JS at the same layer (exp16_BD), the window that moves most can be another.
+--   - dropped uncommitted tokens: The study drops tokens that never commit. Here every token commits, for the last
+--     layer's KL is zero.
+-- published: Six families and their pool, by the tuned lens over masked logits (METHODS 1.4; ours are whole), with a
+--   probe on the last layer too.
 -- source: METHODS 8
 WITH cells AS (
     SELECT split_part(condition, '_', 2) AS "window", lens, prompt, step, layer, layer >= window_start AND layer < window_stop AS inside,

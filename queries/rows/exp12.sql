@@ -13,22 +13,30 @@
 --   {b_minus_a_nll_it?less|more|about as} likely ({b_minus_a_nll_it} nats a token; the IT's own {c_minus_a_nll_it})].[ It
 --   closes {gap_closed_str} of the gap in structural words][ and {gap_closed_format} of the gap in format][ (G1:
 --   {gap_closed_g1})].
--- about: Greedy replies without any prefix in common, only tokens real for both models, up to the budget of the captures'
---   continuations (the PT/IT study: 512, DeepSeek 64 and judged alike; known pitfall: DeepSeek exceptions). A = PT on the
---   bare text, B = the same with IT's MLPs in the late blocks (each reads the PT's normed residual), C = IT in its
---   template; so C - A is also the template's. `B - A` and `C - A` are paired by prompt. `gap_closed_METRIC` = (B - A) / (C
---   - A), a ratio of means without an interval, only where C - A is more than two standard errors from zero. `str`: share
---   of structural and discourse words and lone marks; `format`: all criteria of a GOV-FORMAT prompt hold; `answer`: the
---   right one is contained; `alignment`: SAFETY prompts refused or answered as they should be, `refusal`, `false_refusal`,
---   `missed_refusal` by phrases, which incoherent replies lack (known pitfall: incoherent replies; see `coherent`, the
---   study's rule, and `degenerate`, loops and symbols that it lets pass); `nll_pt`, `nll_it`: nats a token of the reply
---   under each model as it is, on its own form of the prompt. `ended` = a reply that stops by itself: a base model runs to
---   the budget, and longer replies have more of everything that is counted (`words`, `headers`, `bullets`). With a judge
---   (`actlake score --judge`) the row has `g1`, `g2`, `s1_*` and `s2` too. The published numbers are an LLM judge's: G1
---   structure and G2 register of 5 points, S1 share of harmful prompts refused, S2 of harmless ones refused; claims: S2
---   falls in 6 of 6 families, G2 rises in 4 of 6, 3.8 % of the structure gap (mean of the families' G1 ratios) is closed.
---   The programmatic `str` and `format` answer the same question by other means.
--- pitfalls: MLP before post-norm, DeepSeek exceptions, incoherent replies
+-- about: A = PT on the bare text, B = the same with IT's MLPs in the late blocks (each reads the PT's normed
+--   residual), C = IT in its template, so that C − A is also the template's. `B - A` and `C - A` are paired by
+--   prompt.
+--   - `gap_closed_METRIC` = (B − A) / (C − A), a ratio of means without an interval, only where C − A is more than
+--     two standard errors from zero.
+--   - `str`: share of structural and discourse words and lone marks. `format`: all criteria of a GOV-FORMAT prompt
+--     hold. `answer`: the right one is contained.
+--   - `alignment`: SAFETY prompts refused or answered as they should be. `refusal`, `false_refusal`,
+--     `missed_refusal`: by phrases.
+--   - `coherent`: the study's rule; `degenerate`: loops and symbols that it lets pass.
+--   - `nll_pt`, `nll_it`: nats a token of the reply under each model as it is, on its own form of the prompt.
+--   - `ended`: a reply that stops by itself. A base model runs to the budget, and longer replies have more of
+--     everything that is counted (`words`, `headers`, `bullets`).
+--   - With a judge (`actlake score --judge`): `g1`, `g2`, `s1_*` and `s2`.
+-- positions: Free greedy replies, no prefix in common, only tokens real for both models, up to the budget of the
+--   captures' continuations (the study: 512).
+-- pitfalls:
+--   - MLP before post-norm: The graft takes the MLP's output before any norm that follows.
+--   - DeepSeek exceptions: DeepSeek's replies have at most 64 tokens in the study, and are judged alike.
+--   - incoherent replies: Incoherent replies lack refusal phrases: read `coherent` and `degenerate` beside them.
+-- published: An LLM judge's: G1 structure and G2 register of 5 points, S1 share of harmful prompts refused, S2 of
+--   harmless ones refused. Claims: S2 falls in 6 of 6 families, G2 rises in 4 of 6, 3.8 % of the structure gap (mean
+--   of the families' G1 ratios) is closed. The programmatic `str` and `format` answer the same question by other
+--   means.
 -- source: METHODS 11, 18
 WITH marked AS (
     SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = 'exp12'

@@ -26,24 +26,28 @@
 --   {first_top1_never_a_raw} and {first_top1_never_b_raw}. Of the 20 likeliest tokens {entered_content_raw} of content,
 --   {entered_format_raw} of format and {entered_function_other_raw} others are new (left: {left_content_raw}, {left_format_raw},
 --   {left_function_other_raw}; Jaccard index {jaccard_raw}).
--- about: A' and B as in exp11: the PT, on its raw prompt and IT's answer, as it is and with IT's MLPs in a window of
---   blocks; all numbers over layers floor(0.8 L) and up, through the PT's lens. `changed`: share of (token, layer) whose
---   top token is another with late MLPs; among these `supported_*` is the class of B's top token, `suppressed_*` that of
---   A's, `net_*` the difference of the shares. Classes: `format` = punctuation, structure and discourse markers, `content`,
---   `function_other` = function words and the rest (special tokens too). A top token is classed by its own text, so that a
---   piece of a word is content; the answer's tokens by the word they are part of; special ones among these, which end an
---   answer, are kept apart as `end`: the PT seldom expects them, and a few of them would carry a whole class's mean.
---   `rank_gain_CLASS_WINDOW`: places that the answer's next token gains (rank without - rank with, 1 is the top), mean over
---   the layers, by its class; `improved`: share of tokens whose gain is above zero. A mean of ranks is a mean over a
---   vocabulary: few tokens far down carry it. `first_top1_PHASE_a` and `_b` (late MLPs): phase of the first layer where no
---   token is likelier than the next one, early below 0.4 L, late from floor(0.8 L), mid between, never; `dfirst_*` is B -
---   A'. `entered_*`, `left_*`: tokens among the 20 likeliest with late MLPs and not without, and the other way round, in a
---   layer; `jaccard` of both sets. Curves: the gain at each layer with late MLPs; it is zero below them. Pooled over pairs:
---   the mean of the pairs' numbers, and `*_token_weighted` of all tokens alike, as the PT/IT study has it. Windows overlap
---   (known pitfall: overlapping windows). Published: the tuned lens over masked logits (METHODS 1.4; ours are whole), its
---   last layer through a probe too; the word lists are as long as ours, not the same, so that shares are comparable, not
+-- about: A' and B as in exp11: the PT, on its raw prompt and IT's continuation, as it is and with IT's MLPs in a
+--   window of blocks. All numbers are over layers floor(0.8 L) and up, through the PT's lens.
+--   - Classes: `format` (punctuation, structure and discourse markers), `content`, `function_other` (function words
+--     and the rest, special tokens too). A top token is classed by its own text, so that a piece of a word is
+--     content; the continuation's tokens by the word they are part of. Special tokens that end a continuation are
+--     kept apart as `end`: the PT seldom expects them, and a few of them would carry a whole class's mean.
+--   - `changed`: share of (token, layer) whose top token is another with late MLPs. Among these `supported_*` is the
+--     class of B's top token, `suppressed_*` that of A's, `net_*` the difference of the shares.
+--   - `rank_gain_CLASS_WINDOW`: places that the next token gains (rank without − rank with, 1 is the top), mean over
+--     the layers, by its class. Few tokens far down carry such a mean. `improved`: share of tokens whose gain is
+--     above zero. The figure shows the gain at each layer with late MLPs; it is zero below them.
+--   - `first_top1_PHASE_a` and `_b` (late MLPs): phase of the first layer where no token is likelier than the next
+--     one: early below 0.4 L, late from floor(0.8 L), mid between, never. `dfirst_*` is B − A'.
+--   - `entered_*`, `left_*`: tokens among the 20 likeliest with late MLPs and not without, and the reverse, in a
+--     layer. `jaccard`: of both sets.
+--   - Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` of all tokens alike, as in the study.
+-- positions: As exp11, position set c.
+-- pitfalls:
+--   - overlapping windows: Mid shares blocks with late.
+-- published: Pooled over five families by the tuned lens over masked logits (METHODS 1.4; ours are whole), with a
+--   probe on the last layer too. The word lists are as long as ours, not the same, so that shares are comparable, not
 --   equal.
--- pitfalls: overlapping windows
 -- source: METHODS 10, 18 (word classes), 8
 WITH classes (word_class, class) AS (
     VALUES ('PUNCTUATION', 'format'), ('STRUCTURAL', 'format'), ('DISCOURSE', 'format'), ('CONTENT', 'content'),

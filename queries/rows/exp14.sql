@@ -15,24 +15,31 @@
 --   exchanged blocks' own layers: PT {dkl_window_b_early_raw}, {dkl_window_b_mid_raw}, {dkl_window_b_late_raw}, IT
 --   {dkl_window_d_early_raw}, {dkl_window_d_mid_raw}, {dkl_window_d_late_raw} (early, mid, late). [Late MLPs write {support_teacher_a} along the answer's next
 --   token in the PT, {support_teacher_b_late} with IT's MLPs; {support_teacher_c} in the IT, {support_teacher_d_late} with the PT's.]
--- about: B: the PT, on its raw prompt and IT's answer, with IT's MLPs in a window of blocks, against A', the PT as it is.
---   D: the IT, on its own prompt and answer, with the PT's MLPs, against C, the IT as it is. Each is a replay of its host
---   from the window on. `dkl_final20`: difference of KL(layer || own final) (known pitfall: two KL directions), mean over
---   layers floor(0.8 L) and up, pooled over tokens, each host through its own lens; `dkl_window` over the layers of the
---   window itself; `dcos` of the cosine between an MLP's output and what it reads, before any norm that follows (known
---   pitfall: MLP before post-norm), final 20 %. `kl_final20_a` and `_c` are the hosts' own. Known pitfall: endpoint
---   coupling. That late windows matter most is a statement about this readout, whose end point the exchange moves too; at
---   the same layer (exp16_BD) it can be mid. Known pitfall: graft-window effect. Over the window's own layers the PT/IT
---   study has D_mid and D_early as large as D_late or larger. Windows overlap (known pitfall: overlapping windows).
---   Mechanism of late MLPs in A', B_late, C and D_late, mean over the final 20 % of layers, by gradients of each host's raw
---   lens through norm and unembedding alone: `support_teacher` = length of an MLP's output along the gradient of the logit
---   of the answer's next token, `anti_top1` = less its length along that of the layer's own top token, `anti_kl` = its
---   length along that of KL(final || layer) (above zero it moves away), `*_cos` the cosines, `kl_rest` what is left across
---   the last; `rank_gain` = places that the next token gains against the unedited host. `correlation_*`: Pearson's r of a
---   token's mean scalar and its mean KL(layer || final) over all tokens of the four; no intervals. Published: the tuned
---   lens, over masked logits, the last layer through a probe too.
--- pitfalls: two KL directions, double BOS, MLP before post-norm, overlapping windows, endpoint coupling, graft-window
---   effect
+-- about: MLPs exchanged both ways. B: the PT, on its raw prompt and IT's continuation, with IT's MLPs in a window of
+--   blocks, against A', the PT as it is. D: the IT, on its own prompt and continuation, with the PT's MLPs, against
+--   C, the IT as it is. Each is a replay of its recipient from the window on, read through the recipient's own lens.
+--   - `dkl_final20`: difference of KL(layer || own final), mean over layers floor(0.8 L) and up, pooled over tokens.
+--     `dkl_window`: over the layers of the window itself. `kl_final20_a`, `kl_final20_c`: the levels of A' and C.
+--   - `dcos`: of the cosine between an MLP's output and what it reads, final 20 %.
+--   - Mechanism of late MLPs in A', B_late, C and D_late, mean over the final 20 % of layers, by gradients of each
+--     recipient's raw lens through norm and unembedding alone: `support_teacher` is the length of an MLP's output
+--     along the gradient of the next token's logit; `anti_top1` minus its length along that of the layer's own top
+--     token; `anti_kl` its length along that of KL(final || layer) (above zero it moves away); `*_cos` the cosines;
+--     `kl_rest` what is left across the last one; `rank_gain` the places that the next token gains against the
+--     unedited recipient.
+--   - `correlation_*`: Pearson's r of a token's mean scalar and its mean KL(layer || final), over all tokens of the
+--     four; no intervals.
+-- positions: From the last prompt token to the token before the last (METHODS 0, set c).
+-- pitfalls:
+--   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.
+--   - double BOS: The study's IT prompts begin with two BOS tokens.
+--   - MLP before post-norm: `dcos` and the mechanism take the MLP's output before any norm that follows.
+--   - overlapping windows: Mid shares blocks with late.
+--   - endpoint coupling: That late windows matter most is a statement about this readout, whose end point the
+--     exchange moves too. At the same layer (exp16_BD) it can be mid.
+--   - graft-window effect: Over the window's own layers the study has D_mid and D_early as large as D_late, or
+--     larger.
+-- published: Six families and their pool, by the tuned lens over masked logits, with a probe on the last layer too.
 -- source: METHODS 9
 WITH base AS (
     SELECT variant, lens, lens.prompt, lens.step, layer, kl_layer_final, mlp_cos, rank_target, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late

@@ -13,24 +13,31 @@
 --   and {it_alignment_late} of right reactions; late ones {it_format_late_minus_mid?more|less|neither clearly more nor
 --   less} than mid ones. In {capped_a} of the PT's replies the budget cuts them off, in {capped_b_mid} with IT's mid MLPs,
 --   {capped_b_late} with late ones.
--- about: Greedy replies up to the budget of the captures' continuations (study: 512). Hosts: A = PT on the bare text, C =
---   IT in its template; B_WINDOW = A with IT's MLPs in a window of blocks, D_WINDOW = C with the PT's; each MLP reads the
---   host's normed residual. `gain_METRIC`, paired by prompt: on the PT side B - A, what the graft brings; on the IT side C
---   - D, what it costs (worsening), so that both are positive where IT's MLPs do what IT does better; of `false_refusal`
---   and `missed_refusal`, where less is better, the signs are flipped (as of the PT/IT study's S2); of others (`str`,
---   counts, `nll_*`) no direction is the better one, and both sides are host with IT's MLPs less host without.
---   `SIDE_METRIC_WINDOW` are the same numbers, `SIDE_METRIC_late_minus_mid` and `_late_minus_early` compare the windows,
---   which overlap, so that mid holds part of late (known pitfall: overlapping windows). `level_METRIC`: the eight means.
---   `capped`: replies that the budget cut off; a PT that runs on is judged on more text, and a graft that makes it stop may
---   gain by that alone (published .62 for A, .40 for B_mid, .66 for B_late). `choice_generated`: the first letter of three
---   tokens, IT hosts in their template, PT hosts without; `choice_logprob`: the likeliest of the choices as texts.
---   `alignment` and refusals by phrases, whose lack in incoherent replies is no compliance (known pitfall: incoherent
---   replies; `coherent`). With a judge (`actlake score --judge`) there are `g1`, `g2`, `s1_*` and `s2` too, and `pair_g2`,
---   `pair_s2`: blind comparisons of two replies, 1 where the first named is better, .5 for a tie. Published: a judge's G2
---   (5 points) and S2, the mean of five families, whose intervals resample the five (known pitfall: mixed resampling units;
---   here prompts within a family): on the PT side mid is the strongest, on the IT side late.
--- pitfalls: MLP before post-norm, overlapping windows, endpoint coupling, mixed resampling units, DeepSeek exceptions,
---   incoherent replies
+-- about: A = PT on the bare text, C = IT in its template; B_WINDOW = A with IT's MLPs in a window of blocks, D_WINDOW
+--   = C with the PT's. Each MLP reads the recipient's normed residual.
+--   - `gain_METRIC`, paired by prompt: on the PT side B − A, what the graft brings; on the IT side C − D, what it
+--     costs. Both are positive where IT's MLPs do what IT does better. Of `false_refusal` and `missed_refusal`, where
+--     less is better, the signs are flipped (as of the study's S2). Of others (`str`, counts, `nll_*`) no direction
+--     is the better one, and both sides are recipient with IT's MLPs less recipient without.
+--   - `SIDE_METRIC_WINDOW`: the same numbers. `SIDE_METRIC_late_minus_mid`, `_late_minus_early`: the windows
+--     compared.
+--   - `level_METRIC`: the eight means. `capped`: replies that the budget cut off. A PT that runs on is judged on more
+--     text, and a graft that makes it stop may gain by that alone (published .62 for A, .40 for B_mid, .66 for
+--     B_late).
+--   - `choice_generated`: the first letter of three tokens, IT in its template, PT without. `choice_logprob`: the
+--     likeliest of the choices as texts. `alignment` and refusals: by phrases.
+--   - With a judge (`actlake score --judge`): `g1`, `g2`, `s1_*`, `s2`, and `pair_g2`, `pair_s2`, blind comparisons
+--     of two replies, 1 where the first named is better, .5 for a tie.
+-- positions: Free greedy replies up to the budget of the captures' continuations (the study: 512), each prompt once.
+-- pitfalls:
+--   - MLP before post-norm: The graft takes the MLP's output before any norm that follows.
+--   - overlapping windows: Mid shares blocks with late.
+--   - endpoint coupling: Here, unlike in exp14, the PT side is strongest for mid.
+--   - mixed resampling units: Published intervals resample the five families; these resample prompts within a family.
+--   - DeepSeek exceptions: DeepSeek's replies have at most 64 tokens in the study.
+--   - incoherent replies: An incoherent reply without refusal phrases is no compliance: see `coherent`.
+-- published: A judge's G2 (5 points) and S2, the mean of five families: on the PT side mid is the strongest, on the
+--   IT side late. Pairwise wins, and the shares that were cut off.
 -- source: METHODS 12, 18
 WITH marked AS (
     SELECT arm, metric, coalesce(prompt, -1) AS prompt, value FROM scores WHERE sweep = 'exp15'

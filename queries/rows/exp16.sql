@@ -7,16 +7,23 @@
 -- plot: line x=layer y="JS (nats)" numbers="JS (nats)"
 -- says: On the same answer tokens PT and IT differ by {js_ac_full} nats of JS over all layers and by {js_ac_final20} over
 --   the final 20 %, against {js_ac_pre} before the corrective onset.
--- about: PT reads its raw prompt followed by IT's answer (branch A'), IT its own prompt and answer (branch C); at each
---   layer the raw-lens distributions of both, each through its own norm and unembedding and limited to real tokens, are
---   compared. `js_ac_full`, `js_ac_pre` (layers below round(0.6 L)) and `js_ac_final20` (floor(0.8 L) and up) pool tokens;
---   `*_prompt_mean` are means of prompt means. Positions: from the last prompt token (which predicts the first answer
---   token) to the one before the last. JS is at most ln 2 = 0.693. The prompts differ (raw against chat), so part of the
---   difference is the template's. Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` over all
---   tokens, layers and pairs alike, as the PT/IT study prints them. Of its later intervals only some resample prompts
---   (known pitfall: mixed resampling units): these do. Hosts with MLPs of the other model at the same layer (known pitfall:
---   endpoint coupling) are row exp16_BD.
--- pitfalls: double BOS, endpoint coupling, mixed resampling units
+-- about: PT reads its raw prompt followed by IT's continuation (branch A'), IT its own prompt and continuation
+--   (branch C). At each layer the raw-lens distributions of both are compared, each through its own norm and
+--   unembedding, limited to tokens real for both. JS is at most ln 2 = 0.693. The prompts differ (raw against chat),
+--   so part of the difference is the template's.
+--   - `js_ac_full`: all layers. `js_ac_pre`: layers below round(0.6 L). `js_ac_final20`: layers floor(0.8 L) and up.
+--     These pool tokens; `*_prompt_mean` are means of prompt means.
+--   - Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` over all tokens, layers and pairs
+--     alike, as the study prints them.
+-- positions: From the last prompt token, which predicts the first continuation token, to the one before the last
+--   (METHODS 0, set c).
+-- pitfalls:
+--   - double BOS: The study's IT prompts begin with two BOS tokens.
+--   - endpoint coupling: JS at the same layer has no end point. Models with MLPs exchanged are read the same way in
+--     exp16_BD.
+--   - mixed resampling units: Of the study's later intervals only some resample prompts; these do.
+-- published: Five families, their pool by tokens and by prompts, token counts, and the reverse (both read PT's
+--   continuation).
 -- source: METHODS 13
 WITH cells AS (
     SELECT prompt, step, layer, js, max(layer) OVER () + 1 AS layers FROM pair_lens WHERE coalesce(step >= 0, true) AND layer >= 0

@@ -10,16 +10,21 @@
 --   closer to the PT by {closer_d_early_final20}, {closer_d_mid_final20} and {closer_d_late_final20}. Mid ones bring
 --   {closer_b_mid_late_final20?more than|less than|about as much as} late ones in the PT ({closer_b_mid_late_final20}) and
 --   {closer_d_mid_late_final20?more than|less than|about as much as} them in the IT ({closer_d_mid_late_final20}).
--- about: JS between raw-lens distributions at the same layer and token, on IT's answer. Pairs: A' with C (row exp16), and
---   for each exchange of MLPs (B: IT's in the PT, D: the PT's in the IT; early, mid, late) the edited host with the other
---   model (`js_target`) and with itself unedited (`js_host`): 13 in all. Each side through its own norm and unembedding,
---   limited to tokens real for both, or for the host. Regions: `full`, `pre` (below round(0.6 L)), `final20` (floor(0.8 L)
---   and up) and `window` (the exchanged blocks), pooled over tokens; `*_prompt_mean` are means of prompt means. `closer` =
---   js(A', C) - js_target token by token: above zero where the exchange brings the host closer; `closer_*_mid_late` is mid
---   less late. Below the window nothing has changed: js_host is 0 and js_target that of A' and C. No end point enters here,
---   unlike in exp11 and exp14 (known pitfall: endpoint coupling; the PT/IT study finds mid windows strongest); windows
---   overlap (known pitfall: overlapping windows).
--- pitfalls: overlapping windows, endpoint coupling, mixed resampling units
+-- about: JS between raw-lens distributions at the same layer and token, on IT's continuation. Pairs: A' with C (row
+--   exp16), and for each exchange of MLPs (B: IT's in the PT, D: the PT's in the IT; early, mid, late) the edited
+--   recipient with the other model (`js_target`) and with itself unedited (`js_host`): 13 in all. Each side through
+--   its own norm and unembedding, limited to tokens real for both, or for the recipient.
+--   - Regions: `full`, `pre` (below round(0.6 L)), `final20` (floor(0.8 L) and up), `window` (the exchanged blocks),
+--     pooled over tokens. `*_prompt_mean` are means of prompt means.
+--   - `closer` = js(A', C) − js_target token by token: above zero where the exchange brings the recipient closer to
+--     the other model. `closer_*_mid_late` is mid less late.
+--   - Below the window nothing has changed: js_host is 0 and js_target that of A' and C.
+-- positions: As exp16.
+-- pitfalls:
+--   - overlapping windows: Mid shares blocks with late.
+--   - endpoint coupling: No end point enters here, unlike in exp11 and exp14; the study finds mid windows strongest.
+--   - mixed resampling units: Of the study's later intervals only some resample prompts; these do.
+-- published: Target JS over the final 20 %, for the pool of five families.
 -- source: METHODS 13
 WITH cells AS (
     SELECT lower(condition) AS condition, prompt, step, layer, window_start, window_stop, js_target, js_host, js,

@@ -11,16 +11,22 @@
 --   a random change of the same size by {random_late_raw}: {excess_late_raw?more|less|no clear difference} ({excess_late_raw}). Early:
 --   {true_early_raw} against {random_early_raw}, mid: {true_mid_raw} against {random_mid_raw}.[ With the tuned lens, late:
 --   {true_late_tuned} against {random_late_tuned}.]
--- about: `true` is the graft of exp11: in a window of blocks the PT's MLPs give way to IT's. `random` keeps the PT's and
---   adds a vector that has, token by token, the same signed projection on the MLP's input as the change that the graft
---   makes (donor - host), and across that input the same length, along a direction drawn at random (one a block, seed 42).
---   Both are replays of the PT on its raw prompt and IT's answer. Numbers: difference to the PT as it is of KL(layer || own
---   final) (known pitfall: two KL directions), mean over layers floor(0.8 L) and up; first a mean per prompt, then over
---   prompts, as the PT/IT study does here. `excess` is true less random, prompt by prompt. Windows overlap (known pitfall:
---   overlapping windows); on other readouts than this one other windows are strongest (known pitfall: endpoint coupling).
---   One draw: its noise is not in the intervals, which resample prompts. Published: 120 prompts a family, all 599 prompts
---   of five families alike (the mean of the families is .3274 for the .3271 of late), random late the mean of three draws.
--- pitfalls: two KL directions, overlapping windows, endpoint coupling
+-- about: Is it IT's MLPs, or any change of that size? `true` is the graft of exp11: in a window of blocks the PT's
+--   MLPs are replaced by IT's. `random` keeps the PT's and adds a vector that has, token by token, the same signed
+--   projection on the MLP's input as the change that the graft makes (donor − recipient), and across that input the
+--   same length, along a direction drawn at random (one a block, seed 42). Both are replays of the PT on its raw
+--   prompt and IT's continuation.
+--   - Numbers: difference to the PT as it is of KL(layer || own final), mean over layers floor(0.8 L) and up; first a
+--     mean per prompt, then over prompts, as in the study.
+--   - `excess`: true less random, prompt by prompt. One random draw: its noise is not in the intervals, which
+--     resample prompts.
+-- positions: From the last prompt token to the token before the last (METHODS 0, set c).
+-- pitfalls:
+--   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.
+--   - overlapping windows: Mid shares blocks with late.
+--   - endpoint coupling: On other readouts than this one other windows are strongest.
+-- published: 120 prompts a family, all 599 prompts of five families alike (the mean of the families is .3274 for the
+--   .3271 of late); random late is the mean of three draws.
 -- source: METHODS 17 (exp19B), 8
 WITH cells AS (
     SELECT split_part(condition, '_', 2) AS "window", CASE WHEN ends_with(condition, '_random') THEN 'random' ELSE 'true' END AS graft,

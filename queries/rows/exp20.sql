@@ -11,21 +11,27 @@
 --   ({b_mid_minus_late}). PT's MLPs in IT's middle window bring PT's token in {d_mid_picks_pt}, in the late one in
 --   {d_late_picks_pt}: the middle {d_mid_minus_late?more often|less often|neither clearly more nor less often}
 --   ({d_mid_minus_late}).
--- about: Both models read the bare text; an event is the first step at which their greedy answers differ (view
---   `first_diff`; later ones have no shared prefix, and where one answer ends first there is none). Conditions: A = PT, C =
---   IT, B_WINDOW = PT with IT's MLPs in the window, D_WINDOW = IT with PT's, at all positions of the shared text (windows
---   early, mid, late, earlymid and midlate, and the last three blocks or the last one); A and C are stored, the others
---   replay from the window's start. `picks_it`, `picks_pt`, `picks_other`: share of prompts in which the top token (of
---   those real for both) is IT's, PT's or neither. `margin` is drawn at the edges of the windows, read by the host's own
---   head; layer -1 is the input of the first block. `moved`: by how much a graft moves the last margin toward the donor (B
---   - A, C - D). `late_gain_a`, `late_gain_c`: margin after the late window less that before it. Windows overlap where the
---   model is deep enough (known pitfall: overlapping windows), and mid is the stronger one on token identity, unlike on the
---   endpoint-bound KL (known pitfall: endpoint coupling). A need not pick PT's token, nor C IT's, in every event: answers
---   are decoded from a cache and with the model's own logits, here one forward reads them (the PT/IT study's records differ
---   in 2 % of events). The study's full run lets each condition decode on its own, its validation run reads them out at the
---   prefix as here (`*_validation`); answers have up to 64 tokens here, 128 there. Published numbers named `*_native` are
---   of prompts in the chat template, which need another stream.
--- pitfalls: double BOS, overlapping windows, endpoint coupling
+-- about: Both models read the bare text. An event is the first step at which their greedy continuations differ (view
+--   `first_diff`). Conditions: A = PT, C = IT, B_WINDOW = PT with IT's MLPs in the window, D_WINDOW = IT with PT's,
+--   at all positions of the shared text. Windows: early, mid, late, earlymid, midlate, the last three blocks, the
+--   last one. A and C are stored, the others are replays from the window's start.
+--   - `picks_it`, `picks_pt`, `picks_other`: share of prompts in which the top token (of those real for both) is
+--     IT's, PT's or neither. A need not pick PT's token, nor C IT's, in every event: continuations are decoded from a
+--     cache and with the model's own logits, here one forward reads them (the study's records differ in 2 % of
+--     events).
+--   - `margin`: logit of IT's token less that of PT's, drawn at the edges of the windows, read by the recipient's own
+--     head; layer -1 is the input of the first block.
+--   - `moved`: by how much a graft moves the last margin toward the donor (B − A, C − D).
+--   - `late_gain_a`, `late_gain_c`: margin after the late window less that before it.
+-- positions: The last token of the shared text of each event. Later differences have no shared prefix, and where one
+--   continuation ends first there is no event.
+-- pitfalls:
+--   - double BOS: The study's templated prompts begin with two BOS tokens.
+--   - overlapping windows: Windows overlap where the model is deep enough.
+--   - endpoint coupling: Mid is the stronger window on token identity, unlike on the endpoint-bound KL.
+-- published: The study's full run lets each condition decode on its own; its validation run (`*_validation`) reads
+--   them out at the prefix, as here. Continuations have up to 64 tokens here, 128 there. `*_native` are of prompts in
+--   the chat template, which need another stream.
 -- source: METHODS 14
 WITH events AS (
     SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step), max(layer) OVER () AS last, min(layer) FILTER (condition = 'B_late') OVER () AS before_late

@@ -12,19 +12,24 @@
 --   {late_weight_margin?more|less|no clearly different amount} ({late_weight_margin} on average over both hosts), IT's
 --   residual rather than PT's makes late MLPs write {upstream_margin?more|less|no clearly different amount}
 --   ({upstream_margin}); the interaction is {interaction_margin}.]
--- about: At the first step where the two greedy answers to the bare text differ (view `first_diff`), each MLP's branch u is
---   read where it stands: `support` of a token = its logit of r + u less that of r, r the residual entering the MLP
---   sub-block, through the model's own head; `margin` = support of IT's token less that of PT's. `against` is the margin of
---   u's component along -r (0 where u.r >= 0): what rescaling alone does; the final norm undoes most of it. Window numbers
---   are means over the layers of METHODS 1.6's windows, which overlap where the model is deep enough (known pitfall:
---   overlapping windows). Every prompt counts once. All of this is read from stored residuals and MLP outputs. The 2 x 2
---   effects also take B_late, the PT with IT's MLPs in the late window, and D_late, the IT with the PT's, replayed from its
---   start, each read by its host's head, late window, per prompt: `late_weight` = half of (B_late - A) + (C - D_late),
---   `upstream` = half of (D_late - A) + (C - B_late), `interaction` = (C - D_late) - (B_late - A), of `_margin` (as
---   published) and of `_support_it`. The PT/IT study takes u before the norm that follows it in Gemma and OLMo (known
---   pitfall: MLP before post-norm); here u is what the residual gets. Its published figures (`*_native`) are of prompts in
---   the chat template, where PT and IT read different texts.
--- pitfalls: MLP before post-norm, overlapping windows
+-- about: At the first step where the two greedy continuations of the bare text differ (view `first_diff`), what each
+--   MLP's branch u writes for the two tokens.
+--   - `support` of a token: its logit of r + u less that of r, through the model's own head; r is the residual
+--     entering the MLP sub-block. `margin`: support of IT's token less that of PT's.
+--   - `against`: the margin of u's component along −r (0 where u·r >= 0), what rescaling alone does; the final norm
+--     undoes most of it.
+--   - Window numbers are means over the layers of the windows of METHODS 1.6. All of this is read from stored
+--     residuals and MLP outputs.
+--   - The 2 × 2 effects also take B_late, the PT with IT's MLPs in the late window, and D_late, the IT with the PT's,
+--     replayed from the window's start, each read by its recipient's head, late window, per prompt: `late_weight` =
+--     half of (B_late − A) + (C − D_late), `upstream` = half of (D_late − A) + (C − B_late), `interaction` = (C −
+--     D_late) − (B_late − A), of `_margin` (as published) and of `_support_it`.
+-- positions: The last token of the shared text of each event; every prompt counts once.
+-- pitfalls:
+--   - MLP before post-norm: The study takes u before the norm that follows it in Gemma and OLMo; here u is what the
+--     residual gets.
+--   - overlapping windows: Windows overlap where the model is deep enough.
+-- published: All `*_native`: of prompts in the chat template, where PT and IT read different texts.
 -- source: METHODS 15
 WITH mine AS (
     SELECT *, support_it - support_pt AS margin FROM writeout WHERE event = 'first_diff'

@@ -11,19 +11,26 @@
 --   PT's ({late_kl_raw_matched} nats[, with the tuned lens {late_kl_tuned_matched}]); {retained} of the tokens are matched, the
 --   largest standardised difference left is {max_smd}.
 -- about: Is the gap of L2 only a gap between final distributions? Tokens of PT and IT are matched on deciles (of both
---   together) of the final entropy, the largest probability and the log-probability margin of the first two (coarsened
---   exact matching). `weights`: `all` no matching; `matched` as published, within each cell min(n_pt, n_it) / n each; `ipw`
---   by the inverse of the cell's share of the variant, times its overall share; `overlap` by the share of the other
---   variant. `late_kl` = mean KL(layer || final) over layers floor(0.8 L) and up, the last one too (known pitfall: two KL
---   directions; the other direction than L2's gap). Free of the endpoint: `adjacent_js` = sum of JS between neighbouring
---   layers from a late layer to the end, mean over late layers before the last; `flips` = changes of the top token counted
---   in the same way; `churn` = mean of 1 - Jaccard of the five likeliest tokens of neighbouring late layers. `lens` is raw,
---   tuned, or both (their tokens together, as published for adjacent_js and flips). `*_matched` repeat the matched numbers,
---   beside the published ones. Answer tokens from the sixth on (METHODS: skip first 5). Weights stay as they are while
---   prompts are resampled; the PT/IT study resamples prompts too, those of PT and of IT apart. Both variants read their own
---   prompt and answer: METHODS 16 has about half of the paired gap as the template's. `smd_*`: difference of the matched
---   means in standard deviations.
--- pitfalls: two KL directions
+--   together) of the final entropy, the largest probability and the log-probability margin of the first two
+--   (coarsened exact matching). `lens` is raw, tuned, or both (their tokens together, as published for adjacent_js
+--   and flips).
+--   - `weights`: `all` no matching; `matched` as published, within each cell min(n_pt, n_it) / n each; `ipw` by the
+--     inverse of the cell's share of the variant, times its overall share; `overlap` by the share of the other
+--     variant. Weights stay as they are while prompts are resampled.
+--   - `late_kl`: mean KL(layer || final) over layers floor(0.8 L) and up, the last one too.
+--   - Free of the end point: `adjacent_js` is the sum of JS between neighbouring layers from a late layer to the end,
+--     mean over late layers before the last; `flips` the changes of the top token counted in the same way; `churn`
+--     the mean of 1 − Jaccard of the five likeliest tokens of neighbouring late layers.
+--   - `*_matched`: the matched numbers again, beside the published ones. `retained`: share of tokens that are
+--     matched. `smd_*`: difference of the matched means in standard deviations.
+--   - Both variants read their own prompt and continuation: METHODS 16 has about half of the paired gap as the
+--     template's.
+-- positions: Continuation tokens from the sixth on, as in the study.
+-- pitfalls:
+--   - two KL directions: KL(layer || final) here, the other direction than L2's gap.
+-- published: Matched differences, retention and balance for the pool of five families; the study resamples prompts
+--   too, those of PT and of IT apart. `it_history_*`, `pt_history_*`: a later control in which both models read the
+--   same tokens.
 -- source: METHODS 16
 WITH depth AS (
     SELECT max(layer) + 1 AS layers, least(floor(0.8 * (max(layer) + 1)), max(layer) - 1)::INTEGER AS start FROM lens

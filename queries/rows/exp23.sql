@@ -9,25 +9,32 @@
 --   {interaction?positive|negative|not clearly different from zero}: {interaction} logits through IT's head[; with the
 --   labels swapped at random 99.9 % of its means lie below {interaction_null_999}]. [From step 3 on it is
 --   {interaction_step3?positive|negative|not clearly different from zero} ({interaction_step3}).]
--- about: Both models read the bare text; an event is the first step at which their greedy answers differ, so that prompt
---   and answer up to there are the same tokens (view `first_diff`; where one answer ends first there is none). Four cells:
---   the state that enters the late window (METHODS 1.6), at all positions, is PT's or IT's (upstream), and so are the
---   blocks from there on (late). PT/PT and IT/IT are stored, the other two replay only the late blocks. y = logit of IT's
---   token - logit of PT's, both real tokens of either model, in float32 (the PT/IT study's are bfloat16, in steps of 1/16
---   to 1/8). `cell_pt_it` is the mean y of PT's upstream state with IT's late blocks. `late_pt` = y(PT, IT) - y(PT, PT),
---   `late_it` = y(IT, IT) - y(IT, PT), `interaction` = late_it - late_pt, `late_weight` = their mean, `upstream` = mean
---   over late blocks of IT's upstream state less PT's. Single numbers are read by IT's head (common_it, as published
---   first); the panels show common_pt and native (each cell by the head of its late blocks) too. Steps count generated
---   tokens, as in the study's "position >= 3" (`interaction_step3`); strata of fewer than 5 prompts are left out. The two
---   tokens are chosen where the models differ, so y(PT, PT) < 0 < y(IT, IT) through their own heads by selection; the null
---   swaps the two labels of each event at random (10,240 draws, signs from MD5 of the prompt's id) and says where the mean
---   interaction then lies, not whether the choice of events makes it. Every prompt counts once. Pooled over pairs, the null
---   is the mean of the pairs' percentiles, wider than that of the mean. Known pitfall: mislabelled hold-out. The published
---   "hold-out" of Qwen2.5-32B (`*_holdout599`, in Core-5 too) is not the hold-out file but the first 300, 150 and 150 valid
---   prompts of three categories of the full set; the true one has 598 prompts (`*_holdout598`). Known pitfall: mixed
---   resampling units. Published pooled intervals keep the families fixed, as these do. Late windows share blocks with mid
---   ones in deeper models (known pitfall: overlapping windows). The factorial of KL at the late layers is the row exp23_KL.
--- pitfalls: overlapping windows, mixed resampling units, mislabelled hold-out
+-- about: Does what IT's late blocks do depend on IT's state before them? Both models read the bare text; an event is
+--   the first step at which their greedy continuations differ (view `first_diff`). Four cells: the state that enters
+--   the late window (METHODS 1.6), at all positions, is PT's or IT's (upstream), and so are the blocks from there on
+--   (late). PT/PT and IT/IT are stored, the other two replay only the late blocks. y = logit of IT's token − logit of
+--   PT's, both real tokens of either model, in float32 (the study's are bfloat16, in steps of 1/16 to 1/8).
+--   - `cell_pt_it`: mean y of PT's upstream state with IT's late blocks; other cells alike.
+--   - `late_pt` = y(PT, IT) − y(PT, PT), `late_it` = y(IT, IT) − y(IT, PT), `interaction` = late_it − late_pt,
+--     `late_weight` = their mean, `upstream` = mean over late blocks of IT's upstream state less PT's.
+--   - Single numbers are read by IT's head (common_it, as published first); the panels show common_pt and native
+--     (each cell by the head of its late blocks) too.
+--   - `interaction_step3`: events from step 3 on; steps count generated tokens, as in the study's "position >= 3".
+--     Strata of fewer than 5 prompts are left out.
+--   - `interaction_null_999`: the two labels of each event are swapped at random (10,240 draws, signs from MD5 of the
+--     prompt's id), and 99.9 % of the mean interactions are below this value. The two tokens are chosen where the
+--     models differ, so y(PT, PT) < 0 < y(IT, IT) through their own heads by selection; the null does not tell
+--     whether the choice of events makes the interaction. Pooled over pairs, it is the mean of the pairs'
+--     percentiles, wider than that of the mean.
+-- positions: The last token of the shared text of each event; where one continuation ends first there is none. Every
+--   prompt counts once.
+-- pitfalls:
+--   - overlapping windows: Late windows share blocks with mid ones in deeper models.
+--   - mixed resampling units: Published pooled intervals keep the families fixed, as these do.
+--   - mislabelled hold-out: The published "hold-out" of Qwen2.5-32B (`*_holdout599`, in Core-5 too) is not the
+--     hold-out file but the first 300, 150 and 150 valid prompts of three categories of the full set. The true one
+--     has 598 prompts (`*_holdout598`).
+-- published: Six families, their pools, the null, and strata. The factorial of KL at the late layers is row exp23_KL.
 -- source: METHODS 17
 WITH cells AS (
     SELECT prompt, prompt_id, step, readout,

@@ -8,15 +8,20 @@
 --   and IT's mid ones by {mid_pt}; the two together do {interaction_pt?more|less|neither clearly more nor less} than their sum
 --   ({interaction_pt}). In the IT, PT's late ones change it by {late_it}, PT's mid ones by {mid_it}; together
 --   {interaction_it?more|less|neither clearly more nor less} than their sum ({interaction_it}; less of two falls is a smaller fall).
--- about: Four cells a host (PT with IT's MLPs, IT with PT's), on IT's answer: no exchange, mid window, late window, and the
---   run of blocks from the first of the mid window to the last of the late one (B_midlate, D_midlate), each a replay of the
---   host through its own raw lens. y = KL(layer || own final) (known pitfall: two KL directions), mean over layers
---   floor(0.8 L) and up, pooled over tokens. `late` = half of (y(late) - y(none)) + (y(midlate) - y(mid)), `mid` likewise,
---   `interaction` = y(midlate) - y(mid) - y(late) + y(none); `alone_*` is an exchange without the other one, `with_*` on
---   top of it. The published effects are simple ones, of `alone_*`. Where windows share blocks (known pitfall: overlapping
---   windows) these are exchanged once in the run of both, and part of the interaction is that they are counted twice in the
---   sum. The end point moves with every exchange (known pitfall: endpoint coupling).
--- pitfalls: two KL directions, overlapping windows, endpoint coupling
+-- about: Four cells for each recipient (PT with IT's MLPs, IT with PT's), on IT's continuation: no exchange, mid
+--   window, late window, and the run of blocks from the first of the mid window to the last of the late one
+--   (B_midlate, D_midlate), each a replay of the recipient through its own raw lens. y = KL(layer || own final), mean
+--   over layers floor(0.8 L) and up, pooled over tokens.
+--   - `late` = half of (y(late) − y(none)) + (y(midlate) − y(mid)); `mid` likewise.
+--   - `interaction` = y(midlate) − y(mid) − y(late) + y(none).
+--   - `alone_*`: an exchange without the other one. `with_*`: on top of the other one.
+-- positions: From the last prompt token to the token before the last (METHODS 0, set c).
+-- pitfalls:
+--   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.
+--   - overlapping windows: Blocks that both windows share are exchanged once in the run of both; part of the
+--     interaction is that the sum counts them twice.
+--   - endpoint coupling: The end point moves with every exchange.
+-- published: Simple effects, as `alone_*`, and interactions, for the pool of five families.
 -- source: METHODS 17 (exp23, Part A)
 WITH base AS (
     SELECT variant, coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, layer, kl_layer_final AS kl_none, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late

@@ -1,36 +1,37 @@
-"""docs/ROWS.md, every row in one table, from the headers of the query files: `python -m actlake.queries.rows.index FILE`."""
+"""docs/ROWS.md, every row with its header, from the query files: `python -m actlake.queries.rows.index FILE`."""
 
 import sys
 from pathlib import Path
 
 from ...store.tables.declared import HOW, TABLES
 from ...store.tables.sql import tables_behind
-from .registry import Query, pitfall_link, published, queries
+from .registry import Query, description, pitfall_link, published, queries
 
 INTRODUCTION = """\
-# The rows of the experiment index
+# Rows
 
-Written from the headers of `queries/*.sql` by `python -m actlake.queries.rows.index docs/ROWS.md`; a test compares the two.
-`actlake run ROW --about` says how a row is computed. *The study* is the
-[PT/IT study](https://github.com/yifan1207/PT-IT-Model-Differences); METHODS is [METHODS.md](METHODS.md).
+A row is a named question: one `.sql` file in `queries/rows/` with a header. This page is written from the headers by
+`python -m actlake.queries.rows.index docs/ROWS.md`; a test compares the two. `actlake rows ROW` prints the same.
+*The study* is the [PT/IT study](https://github.com/yifan1207/PT-IT-Model-Differences), METHODS is
+[METHODS.md](METHODS.md), words are in the [glossary](GLOSSARY.md).
 
-- *offline*: answered from the store alone; no model, no checkpoint. Tables that are not there yet are computed from
-  stored residuals in one pass.
+- *offline*: answered from the store alone; no model, no checkpoint. Missing tables are computed from stored residuals
+  in one pass.
 - *weights*: reads both checkpoints, tensor by tensor; runs no model.
 - *replay*: runs late blocks of a model from a residual stored at a boundary, with or without an edit, once per
   condition; after that offline.
-- *generate*: models write freely under the row's edits, one reply a prompt and condition. Every text is kept by what
-  determines it: no row, sweep or `actlake generate` makes it twice, and once it is there the row is offline. `actlake run
-  --no-generate` answers such a row only when its texts are there.
+- *generate*: models write freely under the row's edits, one reply a prompt and condition. Texts are stored by a hash of
+  model, edits, template and prompt, so nothing is generated twice; once the texts exist the row is offline. `actlake run
+  --no-generate` answers such a row only when its texts exist.
 
-What is linear in stored arrays needs no replay either: `actlake.analyze.residual.direct` reads MLP outputs and edited final
+What is linear in stored arrays needs no replay: `actlake.analyze.residual.direct` reads MLP outputs and edited final
 residuals through the head.
 
-Status: every row here is answered by this version. The last column counts the figures of the PT/IT study that stand
-beside a row's own (`actlake run ROW --published`); those of an LLM judge need `actlake score --judge` first.
+The last column counts the study's figures beside the row's own (`actlake run ROW --published`). Those of an LLM judge
+need `actlake score --judge` first.
 
-| row | title | how | streams | tables (? = optional) | figure | source | known pitfalls | published figures |
-|---|---|---|---|---|---|---|---|---|"""
+| row | title | how | streams | tables (? = optional) | figure | published figures |
+|---|---|---|---|---|---|---|"""
 
 
 def reads(query: Query) -> str:
@@ -43,15 +44,25 @@ def reads(query: Query) -> str:
 def page() -> str:
     """The page as Markdown."""
     rows = [
-        f"| {query.id} | {query.title} | {reads(query)} | {', '.join(query.recipes) or 'none'} | {_tables(query)}"
-        f" | {query.plot.get('kind', 'none')} | {query.source} | {_pitfalls(query)} | {len(published(query.id))} |"
+        f"| [{query.id}](#{query.id.lower()}) | {query.title} | {reads(query)} | {', '.join(query.recipes) or 'none'}"
+        f" | {_tables(query)} | {query.plot.get('kind', 'none')} | {len(published(query.id))} |"
         for query in queries().values()
     ]
-    return "\n".join([INTRODUCTION, *rows, ""])
+    return "\n".join([INTRODUCTION, *rows, "", *map(_section, queries().values())])
 
 
-def _pitfalls(query: Query) -> str:
-    return ", ".join(f"[{name}]({pitfall_link(name).removeprefix('docs/')})" for name in query.pitfalls)
+def _section(query: Query) -> str:
+    lines = [f"## {query.id}", "", query.title if query.title.endswith("?") else f"{query.title}.", ""]
+    for name, paragraphs, items in description(query):
+        lines += [f"**{name.capitalize()}.** {' '.join(paragraphs)}".rstrip(), ""]
+        lines += [f"- {_linked(item) if name == 'pitfalls' else item}" for item in items]
+        lines += [""] * bool(items)
+    return "\n".join(lines)
+
+
+def _linked(item: str) -> str:
+    name, _, note = item.partition(": ")
+    return f"[{name}]({pitfall_link(name).removeprefix('docs/')}): {note}"
 
 
 def _tables(query: Query) -> str:

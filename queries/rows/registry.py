@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,24 +13,12 @@ import pandas as pd
 from ...store.core.errors import LakeError
 
 FOLDER = Path(__file__).parent
-LINE = re.compile(
-    r"--(?: ?(\w+):)?\s*(.*)"
-)  # a line indented further goes on with the one above, whatever its first word
-KEYS = {
-    "id",
-    "title",
-    "models",
-    "needs",
-    "stream",
-    "bootstrap",
-    "contrast",
-    "tokens",
-    "plot",
-    "says",
-    "about",
-    "pitfalls",
-    "source",
-}
+# A line indented further continues the one above, whatever its first word.
+LINE = re.compile(r"--(?: ?(\w+):)?\s*(.*)")
+# The fields of a header, in their order.
+KEYS = ("id", "title", "needs", "models", "stream", "bootstrap", "contrast", "tokens", "plot", "says")
+KEYS += ("about", "positions", "pitfalls", "published", "source")
+ITEM = "- "  # begins an item of a list in `about` and `pitfalls`
 NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\??)")
 
 
@@ -62,6 +50,10 @@ class Query:
 
     `stream: native, teacher`: tables hold the captures of both recipes, told apart by a column `recipe` that every table
     of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
+
+    For readers: `about` says what is computed, a paragraph and a list of the measures; `positions` which tokens, prompts and
+    layers count; `pitfalls` maps names of docs/METHODS.md, section 21, to what each means for this row; `published`
+    describes the study's figures. Items of a list are lines that begin with "- ".
     """
 
     id: str
@@ -78,7 +70,9 @@ class Query:
     sql: str
     models: int = 2
     sha256: str = ""  # of the file's text
-    pitfalls: tuple[str, ...] = ()  # names of docs/METHODS.md, section 21
+    positions: str = ""
+    pitfalls: dict[str, str] = field(default_factory=dict)
+    published: str = ""
 
 
 def parse(text: str, where: str) -> Query:
@@ -94,8 +88,9 @@ def parse(text: str, where: str) -> Query:
         if match[1] in KEYS:
             key = match[1]
             header[key] = match[2].strip()
-        elif key:  # a line without a known key goes on with the one above
-            header[key] += " " + line.removeprefix("--").strip()
+        elif key:  # a line without a known key continues the one above
+            more = line.removeprefix("--").strip()
+            header[key] += ("\n" if more.startswith(ITEM) else " ") + more
         else:
             raise LakeError(f"{where}:{number}: a query begins with `-- id: NAME`, found {line!r}")
     missing = {"id", "title", "needs", "stream", "source"} - header.keys()
@@ -119,7 +114,9 @@ def parse(text: str, where: str) -> Query:
         plot=_plot(header.get("plot", ""), where),
         says=header.get("says", ""),
         about=header.get("about", ""),
-        pitfalls=tuple(name.strip() for name in header.get("pitfalls", "").split(",") if name.strip()),
+        positions=header.get("positions", ""),
+        pitfalls=_pitfalls(header.get("pitfalls", "none"), where),
+        published=header.get("published", ""),
         source=header["source"],
         sql=sql,
         models=_models(header.get("models", "2"), where),
@@ -166,6 +163,17 @@ def _contrast(text: str, where: str) -> tuple[str, str, str] | None:
     return match[1], match[2], match[3]
 
 
+def _pitfalls(text: str, where: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in text.strip().splitlines():
+        name, colon, note = line.removeprefix(ITEM).partition(": ")
+        if line.startswith(ITEM) and colon and note.strip():
+            found[name] = note.strip()
+        elif line != "none":
+            raise LakeError(f"{where}: pitfalls has {line!r}, expected `none` or a list of lines `- NAME: NOTE`")
+    return found
+
+
 @cache
 def queries() -> dict[str, Query]:
     """Every query of the package by its id, in the order that answers are read in."""
@@ -182,6 +190,27 @@ def _order(query: Query) -> tuple[bool, bool, str, int, str]:
 def pitfall_link(name: str) -> str:
     """Where a known pitfall is described, as a path in actlake's repository."""
     return f"docs/METHODS.md#pitfall-{re.sub(r'[^a-z0-9-]', '', name.lower().replace(' ', '-'))}"
+
+
+def description(query: Query) -> list[tuple[str, list[str], list[str]]]:
+    """What a row is, for readers: per field its name, its paragraphs and the items of its list; empty fields are left out."""
+    notes = "\n".join(f"{ITEM}{name}: {note}" for name, note in query.pitfalls.items())
+    fields = {
+        "about": query.about,
+        "positions": query.positions,
+        "pitfalls": notes,
+        "published": query.published,
+        "source": query.source,
+    }
+    return [
+        (
+            name,
+            [line for line in text.splitlines() if line and not line.startswith(ITEM)],
+            [line.removeprefix(ITEM) for line in text.splitlines() if line.startswith(ITEM)],
+        )
+        for name, text in fields.items()
+        if text
+    ]
 
 
 def find(name: str) -> Query:

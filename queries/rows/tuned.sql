@@ -9,20 +9,26 @@
 --   lens' KL to the final distribution, over all layers but the last; at 60 % of the depth {reduction60_pt} and
 --   {reduction60_it}. With the other variant's probes the KL is {transfer_ratio_pt} (PT) and {transfer_ratio_it} (IT) times
 --   that of its own.
--- about: `kl` = KL(final || layer), the objective; `top1` = share of tokens whose top token is already the final one.
---   Tokens: every position but a prompt's first. `tuned`: a variant's own probes, `transfer`: the other variant's on the
---   same activations, read by the activations' own head; the PT/IT study calls transfer fine below 2 (its test took text
---   without template). Every prompt is read by probes that were not trained on it, of either variant: probes come in two
---   folds, each trained on one half of the prompts (by the hash of the id, the same in PT, IT and every stream) and kept
---   for the other; so in all rows that use the tuned lens. On prompts they were trained on, probes of small captures
---   flatter, and gaps between models shrink. They are also only as good as the text: for figures to compare with the
---   study's (65.5 M tokens a variant), capture a long text and `actlake probes train` on it. `reduction` = 1 - KL tuned /
---   KL raw, each summed over tokens and layers; the paper claims 50 to 74 % at 60 % depth for five families and 3 % for
---   Gemma; its committed quality figures are those of an earlier Adam run (known pitfall: Adam lens figures). Which probes:
---   of `actlake probes ls` those trained expressly, the most tokens first; else the usual ones are trained from the native
---   stream. When a probe stops is decided on some of the prompts it is kept for. The last layer has no probe: its
---   distribution is the reference.
--- pitfalls: off-by-one step, double BOS, Adam lens figures
+-- about: How well the tuned lens predicts the final distribution on prompts it was not trained on.
+--   - `kl`: KL(final || layer), the objective. `top1`: share of tokens whose top token is already the final one.
+--   - `tuned`: a variant's own probes. `transfer`: the other variant's probes on the same activations, read by the
+--     activations' own head; the study calls transfer fine below 2 (its test took text without template).
+--   - `reduction` = 1 − KL tuned / KL raw, each summed over tokens and layers; `reduction60` at 60 % of the depth.
+--   - Probes come in two folds, each trained on one half of the prompts (by the hash of the id, the same in PT, IT
+--     and every stream) and used for the other half, in all rows that use the tuned lens. On prompts they were
+--     trained on, probes of small captures look too good, and gaps between models shrink.
+--   - Probes are only as good as their text: for figures to compare with the study's (65.5 M tokens a variant),
+--     capture a long text and run `actlake probes train` on it.
+--   - Which probes are used: of those that `actlake probes ls` lists as trained on request, the ones with the most
+--     tokens; else the usual ones are trained from the native stream. When a probe's training stops is decided on
+--     some of the prompts it is kept for. The last layer has no probe: its distribution is the reference.
+-- positions: Every token but a prompt's first.
+-- pitfalls:
+--   - off-by-one step: The study's fast collector is shifted by one.
+--   - double BOS: The study's IT prompts begin with two BOS tokens.
+--   - Adam lens figures: The study's committed quality figures are those of an earlier Adam run.
+-- published: none; the paper claims a reduction of 50 to 74 % at 60 % of the depth for five families and 3 % for
+--   Gemma.
 -- source: METHODS 3.2
 WITH found AS (
     SELECT *, max(layer) OVER () + 1 AS layers, if(probe_variant = variant, 'tuned', 'transfer') AS lens
