@@ -258,10 +258,9 @@ def test_a_share_of_nothing_is_undefined(tmp_path: Path, whole: float) -> None:
     ratios = found[(found["measure"] == "format_relative") | (found["of"] == "format")]
     assert len(ratios) > 5
     if whole:
-        assert ratios["estimate"].between(0, 10).all() and ratios["high"].fillna(1).le(1).all()
-        assert (
-            ratios["method"] == "none"
-        ).mean() > 0.8  # but where nothing is skipped, and the ratio 1 whatever is drawn
+        known = ratios[ratios["estimate"].notna()]  # elsewhere the one reply has no score under the edit
+        assert len(known) > 5 and known["estimate"].between(0, 10).all() and known["low"].isna().all()
+        assert set(known["method"]) == {"none"}
     else:
         assert ratios[["estimate", "low", "high"]].isna().all(axis=None)
         assert set(ratios["method"]) == {"undefined: divides by 0"}
