@@ -14,11 +14,11 @@ from actlake.capture.model.describe import describe, lines
 from actlake.capture.model.load import Model, identify, load_model
 from actlake.capture.run.reforward import reforward
 from actlake.cli import main
-from actlake.queries.answer import answer
+from actlake.queries.answer.asking import answer
 from actlake.queries.rows.registry import find
 from actlake.store.artifacts.models import read_model
 from actlake.store.captures.manifest import noise_warning
-from actlake.store.captures.reader import Capture, find_capture
+from actlake.store.captures.reader import Capture, find_capture, list_captures
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from safetensors.torch import load_file, save_file
@@ -423,6 +423,9 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     assert warning in answer(layout, find("exp16"), "llama").says
     main.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
     assert "depends on padding" in capsys.readouterr().out
+    main.app(["ls", "--lake", str(layout.root)], standalone_mode=False)
+    assert capsys.readouterr().out.count("noisy: `actlake show` says more") == 3
+    assert "warning" not in list_captures(quiet)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------

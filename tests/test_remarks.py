@@ -3,6 +3,8 @@
 import json
 
 import tiny
+from actlake.capture.checkpoint.tokens import check_vocabularies
+from actlake.capture.streams.capture_pair import Options, sources_of
 from actlake.cli.main import app
 from actlake.lake import Lake
 from actlake.store.core.catalog import PairSpec
@@ -17,6 +19,20 @@ def test_equal_weights_are_remarked_at_capture_and_in_answers(tmp_path, capsys):
     layout = tiny.capture(tmp_path / "lake", pair, tiny.TEACHER)
     assert REMARK in " ".join(capsys.readouterr().err.split())
     assert REMARK in Lake(layout.root).run("exp16").says
+
+
+def test_ids_that_mean_another_token_to_each_model_are_remarked(tmp_path, capsys):
+    pair = tiny.make_pair(tmp_path / "pair")
+    tiny.add_token(pair.pt.path, "<|hole|>")
+    tiny.add_token(pair.it.path, "<|tool|>")
+    sources_of(pair, ("pt", "it"), [tiny.TEACHER], Options())
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "pair llama: 1 ids mean another token to each model, such as 300: '<|hole|>' for pt, '<|tool|>' for it" in said
+    )
+    words = {chr(number): number for number in range(60, 90)}
+    check_vocabularies(words, words | {"<y>": 90}, "same")
+    assert not capsys.readouterr().err
 
 
 def test_unequal_weights_are_not(captured, capsys):

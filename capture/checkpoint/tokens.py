@@ -8,6 +8,7 @@ import numpy as np
 
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
+from ...store.core.progress import remark
 from .templates import DATE, PROBE, frame_of, has_template, owner, presence, render, turn, uses_date, written_by
 
 # Ids that exist in the logits but name no token (METHODS 1.4).
@@ -305,7 +306,11 @@ def check_same_tokenizer(pt: Any, it: Any, pair: str) -> None:
 
 
 def check_vocabularies(left: dict[str, int], right: dict[str, int], pair: str) -> None:
-    """Raise LakeError unless two vocabularies (token -> id) give the tokens that both have the same ids, and most are."""
+    """Raise LakeError unless two vocabularies (token -> id) give the tokens that both have the same ids, and most are.
+
+    Ids under which each has a token of its own, as two sets of added tokens may, are remarked on: only the models' users know
+    whether one is the other renamed.
+    """
     clash = next((token for token in left.keys() & right.keys() if left[token] != right[token]), None)
     if clash is None and len(left.keys() & right.keys()) * 10 < max(len(left), len(right)) * 9:
         clash = next(iter(sorted(left.keys() ^ right.keys())))
@@ -313,4 +318,13 @@ def check_vocabularies(left: dict[str, int], right: dict[str, int], pair: str) -
         raise LakeError(
             f"pair {pair}: the tokenizers differ: {clash!r} is {left.get(clash)} for pt and {right.get(clash)} for it; a pair"
             " needs one vocabulary, or the same token ids would mean different text"
+        )
+    own = [
+        {number: token for token, number in one.items() if token not in other}
+        for one, other in ((left, right), (right, left))
+    ]
+    if both := sorted(own[0].keys() & own[1].keys()):
+        remark(
+            f"pair {pair}: {len(both)} ids mean another token to each model, such as {both[0]}: {own[0][both[0]]!r} for pt,"
+            f" {own[1][both[0]]!r} for it; comparisons of the two count each such id as one token"
         )

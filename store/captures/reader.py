@@ -22,7 +22,7 @@ from ..format.records import read_record
 from ..format.zarr_groups import CheckedArray, checked, open_group
 from ..format.zarr_metadata import Described, check_dims
 from ..remote.files import HERE, Files
-from .manifest import check_list, read_manifest
+from .manifest import check_list, noise_warning, read_manifest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -210,8 +210,8 @@ def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
 
 
 def list_captures(layout: Layout) -> pd.DataFrame:
-    """Every capture of the lake: pair, variant, stream, prompts, tokens, bytes on disk, sealed, path; and where there are copies
-    of a part, what they lack."""
+    """Every capture of the lake: pair, variant, stream, prompts, tokens, bytes on disk, sealed, path; where there are copies of
+    a part, what they lack, and where values depend on the batch far more than rounding does, a warning."""
     rows = []
     for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
         row: dict[str, Any] = {"pair": path.parts[-3], "variant": path.parts[-2], "stream": path.stem}
@@ -220,10 +220,11 @@ def list_captures(layout: Layout) -> pd.DataFrame:
         if sealed := (path / MANIFEST).exists():
             row |= _sizes(path, _file_mark(path / MANIFEST), _file_mark(path / PARTIAL))
         else:
-            row |= {"prompts": 0, "tokens": 0, "bytes": bytes_below(path), "lacks": ""}
+            row |= {"prompts": 0, "tokens": 0, "bytes": bytes_below(path), "lacks": "", "warning": ""}
         rows.append({**row, "sealed": sealed, "path": str(path)})
-    # A copy that lacks something is the exception, and so is the column.
-    return pd.DataFrame(rows, columns=[*COLUMNS, "lacks"] if any(row["lacks"] for row in rows) else COLUMNS)
+    # A copy that lacks something is the exception, and so is the column; likewise a warning.
+    exceptions = [name for name in ("lacks", "warning") if any(row[name] for row in rows)]
+    return pd.DataFrame(rows, columns=[*COLUMNS, *exceptions])
 
 
 def _file_mark(file: Path) -> tuple[int, ...]:
@@ -237,12 +238,13 @@ def _file_mark(file: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _sizes(path: Path, *_marks: tuple[int, ...]) -> dict[str, Any]:
-    """Prompts, tokens, bytes and what a copy lacks of a sealed capture; a manifest of a megabyte is read again only when its
-    file is another."""
+    """Prompts, tokens, bytes, what a copy lacks and a warning of a sealed capture; a manifest of a megabyte is read again only
+    when its file is another."""
     manifest = read_manifest(path) or {}
     partial = read_partial(path, manifest) if manifest else None
     sizes = {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
-    return {**sizes, "lacks": partial.lacks(manifest) if partial else ""}
+    warning = "noisy: `actlake show` says more" if manifest and noise_warning(manifest) else ""
+    return {**sizes, "lacks": partial.lacks(manifest) if partial else "", "warning": warning}
 
 
 def capture_names(layout: Layout, pair: str, variant: str) -> dict[str, str]:
