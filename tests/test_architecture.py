@@ -110,3 +110,9 @@ def test_no_modules_import_each_other():
 def test_folders_are_small():
     folders = [package(name) for name, path in MODULES.items() if path.stem != "__init__" and "." in name]
     assert not [folder for folder in set(folders) if folders.count(folder) > ENTRIES]
+
+
+def test_the_page_describes_every_package():
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert listed == list(ORDER), "run `python tests/architecture.py`"
