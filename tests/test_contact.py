@@ -53,7 +53,7 @@ def test_an_answer_is_short_in_text_and_whole_in_a_notebook(lake: Lake) -> None:
 
 def test_a_figure_shows_in_a_notebook_without_pyplot() -> None:
     formatters = pytest.importorskip("IPython.core.formatters")
-    from actlake.queries.figures.plots import Picture
+    from actlake.queries.figures.figure import Picture
 
     shown, _ = formatters.DisplayFormatter().format(Picture(figsize=(2, 1)))
     assert shown["image/png"].startswith(b"\x89PNG")

@@ -15,8 +15,8 @@ from actlake.queries.answer import estimates
 from actlake.queries.answer.answer import scoped
 from actlake.queries.answer.sentences import say
 from actlake.queries.engine.context import Scope
-from actlake.queries.figures.panels import reference, split
 from actlake.queries.generation.sweeps import Shape, settings
+from actlake.queries.rows.findings import reference, split
 from actlake.queries.rows.registry import find
 from actlake.store.core.catalog import PairSpec, default_windows
 from actlake.store.format.paths import Layout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tiny
 from actlake.lake import Lake
-from actlake.queries.numbers import number
+from actlake.queries.rows.numbers import number
 from actlake.store.core.catalog import PairSpec
 from actlake.store.format.paths import Layout
 

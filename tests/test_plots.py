@@ -7,9 +7,9 @@ import made
 import numpy as np
 import pandas as pd
 import pytest
-from actlake.queries.figures import marks, plots
-from actlake.queries.figures.canvas import read
-from actlake.queries.figures.panels import is_contrast, reference, shown, split
+from actlake.queries.figures.figure import DPI, INK, FigureSpec, draw, layer_ticks, styles
+from actlake.queries.figures.page import drawn, figure_key, save
+from actlake.queries.rows.findings import is_contrast, reference, shown, split
 from actlake.store.core.errors import LakeError
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
@@ -53,7 +53,7 @@ def curves(count: int, layers: int) -> Any:
 
 
 def test_levels_above_contrast_with_bands_for_every_line():
-    figure = plots.draw(made.l2())
+    figure = draw(made.l2())
     assert titles(figure)[:2] == ["kl_final_layer", "kl_layer_final"]
     levels, contrast = figure.axes[:2]
     assert [len(bands(axes)) for axes in (levels, contrast)] == [2, 1]
@@ -69,7 +69,7 @@ def test_levels_above_contrast_with_bands_for_every_line():
 
 
 def test_words_around_the_axes():
-    figure = plots.draw(made.l1("gemma3_4b", 34))
+    figure = draw(made.l1("gemma3_4b", 34))
     assert "L1 · δ-cosine of block updates · gemma3_4b" in words(figure)
     assert "n = 229 to 231 prompts · 95 % BCa intervals" in words(figure)
     assert "PT native-pocket-1a2b3c4d, IT native-pocket-5e6f7a8b" in words(figure)
@@ -82,19 +82,19 @@ def test_words_around_the_axes():
 
 @pytest.mark.parametrize(("layers", "first"), [(6, 4), (34, 27), (32, 25), (36, 28), (27, 21), (64, 51)])
 def test_shading_begins_at_the_final_fifth(layers: int, first: int):
-    figure = plots.draw(made.exp16(layers=layers))
+    figure = draw(made.exp16(layers=layers))
     shade = figure.axes[0].patches[0].get_extents().transformed(figure.axes[0].transData.inverted())
     assert (shade.x0, shade.x1) == (pytest.approx(first - 0.5), pytest.approx(layers - 0.5))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
 def test_one_to_six_measures_each_with_its_contrast(count: int):
-    figure = plots.draw(curves(count, 34))
+    figure = draw(curves(count, 34))
     figure.draw_without_rendering()
     assert titles(figure) == [f"measure_{i}" for i in range(count)]
     assert len(figure.axes) == 2 * count
     assert all(len(lines_of(axes)) in (1, 2) for axes in figure.axes)
-    assert figure.get_size_inches()[0] * plots.DPI == 1200
+    assert figure.get_size_inches()[0] * DPI == 1200
 
 
 def tick_labels(axes: Any) -> list[Any]:
@@ -118,7 +118,7 @@ def test_no_text_is_cut_off_or_covers_another(which: int):
         lambda: curves(5, 6),
         lambda: long,
     ]
-    figure = plots.draw(make[which]())
+    figure = draw(make[which]())
     figure.draw_without_rendering()
     texts: list[Any] = [*figure.texts, *(text for part in figure.legends for text in part.get_texts())]
     axes: Any
@@ -133,18 +133,18 @@ def test_no_text_is_cut_off_or_covers_another(which: int):
 
 
 def test_single_numbers_stand_in_a_strip_with_the_published_figure():
-    figure = plots.draw(made.l2("gemma3_4b", 34))
+    figure = draw(made.l2("gemma3_4b", 34))
     assert "cg_raw (nats)" in titles(figure) and "commit_top1_raw_mean_skip5 (layers)" in titles(figure)
     strip = next(axes for axes in figure.axes if axes.get_title(loc="left") == "cg_raw (nats)")
     assert [label.get_text() for label in strip.get_yticklabels()] == ["PT", "IT"]
     below = figure.axes[figure.axes.index(strip) + 1]
     assert [np.asarray(line.get_xdata())[0] for line in below.lines if line.get_marker() == "D"] == [1.008]
     assert diamonds(figure) == 3  # the gap, and PT's and IT's mean commitment
-    assert diamonds(plots.draw(made.l2())) == 0
+    assert diamonds(draw(made.l2())) == 0
 
 
 def test_numbers_without_variants_share_one_axis():
-    figure = plots.draw(made.exp16("gemma3_4b", 34))
+    figure = draw(made.exp16("gemma3_4b", 34))
     assert len(figure.axes) == 2
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()][0] == "js_ac_final20"
     assert figure.axes[1].get_xlabel() == "JS (nats)"
@@ -166,14 +166,14 @@ def test_a_published_figure_belongs_to_its_measure_and_variant_only():
 
 
 def test_one_layer_and_missing_intervals():
-    figure = plots.draw(curves(1, 1))
+    figure = draw(curves(1, 1))
     assert not bands(figure.axes[0])
     assert sum(isinstance(part, LineCollection) for part in figure.axes[0].collections) == 2
     answer = curves(1, 6)
     answer.table = answer.table.assign(low=np.nan, high=np.nan, method="none", n=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = plots.draw(answer)
+        figure = draw(answer)
         figure.draw_without_rendering()
     assert len(lines_of(figure.axes[0])) == 2 and "no intervals" in words(figure)
 
@@ -181,49 +181,49 @@ def test_one_layer_and_missing_intervals():
 def test_undefined_estimates_leave_gaps_and_an_empty_table_says_so():
     answer = made.l1()
     answer.table.loc[answer.table["measure"] == "final20", ["estimate", "low", "high"]] = np.nan
-    assert "final20 (cosine)" not in titles(plots.draw(answer))
+    assert "final20 (cosine)" not in titles(draw(answer))
     answer.table = answer.table.iloc[:0]
-    assert "No estimate to draw." in words(plots.draw(answer))
+    assert "No estimate to draw." in words(draw(answer))
 
 
 def test_further_dimensions_make_panels_and_words_make_an_axis():
     rows = [
         made.row("kl", 1.0 + i, 0.1, variant="pt", layer=i, lens=lens) for i in range(4) for lens in ("raw", "tuned")
     ]
-    assert titles(plots.draw(made.answer("L2", "pocket", rows))) == ["kl · lens raw", "kl · lens tuned"]
+    assert titles(draw(made.answer("L2", "pocket", rows))) == ["kl · lens raw", "kl · lens tuned"]
     rows = [made.row("js", 0.1, 0.02, group=group, condition=name) for group in ("late", "early", "a") for name in "AB"]
-    figure = plots.draw(made.answer("L2", "pocket", rows, x="group", hue="condition", kind="dots"))
+    figure = draw(made.answer("L2", "pocket", rows, x="group", hue="condition", kind="dots"))
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "early", "late"]
     assert legend(figure) == ["A", "B"] and not bands(figure.axes[0])
     assert figure.axes[0].get_xlabel() == "group"
 
 
 def test_more_panels_than_fit_are_counted():
-    figure = plots.draw(curves(15, 2))
+    figure = draw(curves(15, 2))
     assert len(titles(figure)) == 12 and "3 more in the table" in words(figure)
 
 
 def test_names_are_never_read_as_mathematics():
     rows = [made.row("$\\frac{", 1.0, 0.1, variant=hue, layer=i) for i in range(3) for hue in ("$x_$", "a^{")]
     answer = made.answer("L2", "$\\bad{", [*rows, made.row("$_$", 1.0, 0.1, variant="$x_$", layer=pd.NA)])
-    figure = plots.draw(answer)
+    figure = draw(answer)
     figure.draw_without_rendering()
     assert titles(figure)[0] == "$\\frac{"
 
 
 def test_looks_are_fixed_for_variants_and_differ_for_others():
     many = ["pt", "it", *(f"c{i}" for i in range(14)), "it - pt"]
-    looks = marks.styles(many)
-    assert looks["pt"] == marks.styles(["pt"])["pt"] and len(set(looks.values())) == len(many)
-    nameless = marks.styles([*"abcdefgh", None])
-    assert len(set(nameless.values())) == 9 and nameless[None].colour == marks.INK != marks.styles([None])[None].colour
+    looks = styles(many)
+    assert looks["pt"] == styles(["pt"])["pt"] and len(set(looks.values())) == len(many)
+    nameless = styles([*"abcdefgh", None])
+    assert len(set(nameless.values())) == 9 and nameless[None].colour == INK != styles([None])[None].colour
     assert is_contrast("it - pt") and not is_contrast("it") and shown("it - pt") == "IT − PT"
 
 
 def test_hues_are_read_in_one_order_whatever_the_table_says():
     answer = made.l2()
     answer.table = answer.table.sample(frac=1, random_state=0, ignore_index=True)
-    assert list(read(answer).looks) == ["pt", "it", "it - pt"]
+    assert list(FigureSpec.read(answer).styles) == ["pt", "it", "it - pt"]
     for panel in split(answer)[0]:
         assert list(panel.levels["x"]) == 2 * list(range(6)) and list(panel.contrasts["x"]) == list(range(6))
 
@@ -231,7 +231,7 @@ def test_hues_are_read_in_one_order_whatever_the_table_says():
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 5), (-1, 5), (0, 33), (-1, 63), (0, 125)])
 def test_layer_ticks_end_with_the_last_layer_and_keep_a_distance(first: int, last: int):
     for most in (6, 9, 18):
-        ticks = marks.layer_ticks(first, last, most)
+        ticks = layer_ticks(first, last, most)
         gaps = np.diff(ticks)
         assert ticks[-1] == last and len(ticks) <= most + 1
         assert len(gaps) == 0 or gaps.min() >= 0.75 * gaps[0]
@@ -241,31 +241,31 @@ def test_saved_files_are_png_or_svg_and_repeat(tmp_path):
     for suffix in (".png", ".svg"):
         paths = [tmp_path / f"{i}{suffix}" for i in (1, 2)]
         for path in paths:
-            plots.save(plots.draw(made.exp16()), path)
+            save(draw(made.exp16()), path)
         assert paths[0].read_bytes()[:8] == PNG or b"<svg" in paths[0].read_bytes()
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
     assert (tmp_path / "1.svg").read_bytes() == (tmp_path / "2.svg").read_bytes()
     with pytest.raises(LakeError, match=r"\.png or \.svg"):
-        plots.save(plots.draw(made.exp16()), tmp_path / "figure.exe")
+        save(draw(made.exp16()), tmp_path / "figure.exe")
 
 
 def test_a_figure_knows_what_it_shows(tmp_path):
     png, svg = tmp_path / "x.png", tmp_path / "x.svg"
     answer = made.l2()
-    key = plots.figure_key(answer)
-    assert not plots.drawn(png, svg, key)
-    plots.save(plots.draw(answer), png, svg, key=key)
-    assert plots.drawn(png, svg, key) and plots.drawn(png, svg, plots.figure_key(made.l2()))
+    key = figure_key(answer)
+    assert not drawn(png, svg, key)
+    save(draw(answer), png, svg, key=key)
+    assert drawn(png, svg, key) and drawn(png, svg, figure_key(made.l2()))
     answer.table.loc[0, "estimate"] += 1e-3
-    other, titled = plots.figure_key(answer), made.l2()
+    other, titled = figure_key(answer), made.l2()
     titled.query.title = "another"
-    assert len({key, other, plots.figure_key(titled), plots.figure_key(made.l2("gemma3_4b"))}) == 4
-    assert not plots.drawn(png, svg, other)
+    assert len({key, other, figure_key(titled), figure_key(made.l2("gemma3_4b"))}) == 4
+    assert not drawn(png, svg, other)
     png.unlink()
-    assert not plots.drawn(png, svg, key)
+    assert not drawn(png, svg, key)
 
 
 def test_text_of_an_svg_is_text(tmp_path):
-    plots.save(plots.draw(made.l2()), tmp_path / "x.svg")
+    save(draw(made.l2()), tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
     assert "L2 · Convergence gap" in text and "cg_raw (nats)" in text

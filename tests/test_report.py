@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from actlake.queries.figures.page import Step, page
-from actlake.queries.numbers import count, interval, number, seconds
+from actlake.queries.rows.numbers import count, interval, number, seconds
 
 SENTENCES = ["Finding one.", "Finding two.", "Finding three."]
 COMMANDS = ["actlake run L2 --pair pocket", 'actlake sql "SELECT 1 < 2"', "actlake report"]

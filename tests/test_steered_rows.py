@@ -17,10 +17,10 @@ from actlake.queries.answer import estimates
 from actlake.queries.answer.answer import scoped
 from actlake.queries.answer.sentences import say
 from actlake.queries.engine.context import Scope
-from actlake.queries.figures.panels import marked, split
-from actlake.queries.figures.plots import draw
+from actlake.queries.figures.figure import draw
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows import index, registry
+from actlake.queries.rows.findings import marked, split
 from actlake.queries.rows.registry import find, parse
 from actlake.store.core.catalog import PairSpec, default_windows
 from actlake.store.core.errors import LakeError

@@ -25,15 +25,15 @@ from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, Stage
 from ..engine.passes import stage_of
 from ..makers import jobs_of
-from ..numbers import interval
 from ..rows.findings import Findings
+from ..rows.numbers import interval
 from ..rows.registry import Query, Wanted, published
 from .beside import Beside, beside, said_beside
 from .estimates import any_number, read, table_of
 from .sentences import FIELD, say
 
 if TYPE_CHECKING:
-    from ..figures.plots import Picture
+    from ..figures.figure import Picture
 
 
 MAIN = 24  # lines of a table that are shown at first
@@ -51,7 +51,7 @@ class Answer(Findings):
         import base64
 
         from ...store.core.html import section, table
-        from ..figures.plots import draw
+        from ..figures.figure import draw
 
         png, size = draw(self)._repr_png_()
         picture = f"<img width='{size['width']}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
@@ -72,7 +72,7 @@ class Answer(Findings):
 
     def figure(self) -> Picture:
         """The figure of this row, drawn as the query's header says: a matplotlib Figure that a notebook shows."""
-        from ..figures.plots import draw
+        from ..figures.figure import draw
 
         return draw(self)
 
@@ -81,7 +81,7 @@ class Answer(Findings):
 
         A figure that is there and shows the same is not drawn again.
         """
-        from ..figures.plots import drawn, figure_key, save
+        from ..figures.page import drawn, figure_key, save
 
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.query.id}-{self.pair}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...store.captures.reader import list_captures
 from ...store.format.paths import Layout
-from ..figures.page import Step, page
+from ..figures.page import Step, page, png
 from ..rows.findings import Findings
 from .answer import Answer, Refused
 from .asking import Asking
@@ -61,7 +61,7 @@ def write_page(
     steps: Sequence[Step],
     out: Path,
     refused: Sequence[Refused] = (),
-    picture: Callable[[Findings], bytes] | None = None,
+    picture: Callable[[Findings], bytes] = png,
 ) -> None:
     """Write the HTML page of some answers; `picture` gives the PNG of one that is drawn already."""
     pairs = ", ".join(dict.fromkeys(found.pair for found in answers))

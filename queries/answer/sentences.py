@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..numbers import interval, number
+from ..rows.numbers import interval, number
 from ..rows.registry import Query
 
 FIELD = re.compile(r"\{(\w+)(?:@(\w+))?(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")

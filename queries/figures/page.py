@@ -1,4 +1,4 @@
-"""One self-contained HTML page of answers: what was found, row by row, and what it took.
+"""What is written of answers: figures as files, and one self-contained HTML page of what was found, and what it took.
 
 The page needs no network, no script and no other file: figures are embedded, and its policy header lets a browser load
 nothing else. Every name and text in it is escaped, since models and prompt files may come from strangers.
@@ -7,26 +7,69 @@ nothing else. Every name and text in it is escaped, since models and prompt file
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-from ...store.core.files import human_bytes
-from ..numbers import count, counts, interval, seconds
+from ...store.core.errors import LakeError
+from ...store.core.files import hash_file, hash_json, human_bytes
+from ..rows import findings, numbers
+from ..rows.findings import Findings, Panel, hues, rank, reference, shown, split
+from ..rows.numbers import count, counts, interval, seconds
 from ..rows.registry import description
-from .panels import Panel, hues, rank, reference, shown, split
-from .plots import DPI, draw
+from . import figure
 
-if TYPE_CHECKING:
-    from ..rows.findings import Findings
-
+DRAWING = (figure.__file__, findings.__file__, numbers.__file__)  # modules that decide what a figure looks like
+HEADER = 4096  # bytes of an SVG that hold its metadata
 CAPTURE_COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes"]
+
+
+def save(drawing: Figure, *paths: Path, key: str = "") -> None:
+    """Write a figure as PNG (150 dots per inch) or SVG, by the endings of the names; it carries no date.
+
+    SVG has its text as text, and `key` in its metadata (see `drawn`).
+    """
+    for path in paths:
+        if path.suffix.lower() not in (".png", ".svg"):
+            raise LakeError(f"{path}: a figure is written as .png or .svg")
+    if engine := drawing.get_layout_engine():  # once for all files: it takes as long as drawing does
+        engine.execute(drawing)
+        drawing.set_layout_engine("none")
+    for path in paths:
+        svg = path.suffix.lower() == ".svg"
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "actlake"}):
+            drawing.savefig(
+                path, dpi=figure.DPI, metadata={"Date": None, "Identifier": key} if svg else {"Software": None}
+            )
+
+
+def figure_key(answer: Findings) -> str:
+    """Hash of all that a figure shows and of the code that draws it."""
+    code, query = [hash_file(Path(name)) for name in DRAWING], answer.query
+    shown = [query.id, query.title, query.plot, query.contrast, answer.pair, answer.streams]
+    # DuckDB's threads add in no fixed order: the last digits of a sum differ from run to run and show in no figure.
+    return hash_json([*shown, answer.table.to_csv(float_format="%.7g"), answer.published.to_csv(), code])
+
+
+def drawn(png: Path, svg: Path, key: str) -> bool:
+    """Whether both files are there and show what `figure_key` stands for."""
+    if not (png.exists() and svg.exists()):
+        return False
+    with open(svg, "rb") as file:
+        return key.encode() in file.read(HEADER)
+
+
+def png(answer: Findings) -> bytes:
+    """The figure of an answer as a PNG."""
+    return figure.draw(answer)._repr_png_()[0]
 
 
 @dataclass(frozen=True)
@@ -48,7 +91,7 @@ def page(
     captures: pd.DataFrame,
     next_commands: Sequence[str],
     refused: Sequence[tuple[str, str]] = (),
-    picture: Callable[[Findings], bytes] | None = None,
+    picture: Callable[[Findings], bytes] = png,
 ) -> str:
     """The whole page as text.
 
@@ -68,7 +111,7 @@ def page(
     return template.render(
         title=title,
         sentences=sentences,
-        rows=[_row(answer, picture or _png) for answer in answers],
+        rows=[_row(answer, picture) for answer in answers],
         refused=refused,
         steps=steps,
         captures=captures[CAPTURE_COLUMNS].to_dict("records"),
@@ -91,12 +134,6 @@ def _row(answer: Findings, picture: Callable[[Findings], bytes]) -> dict[str, An
         "streams": sorted(answer.streams.items(), key=lambda item: rank(item[0])),
         "x": answer.query.plot.get("x", "layer"),
     }
-
-
-def _png(answer: Findings) -> bytes:
-    buffer = io.BytesIO()
-    draw(answer).savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

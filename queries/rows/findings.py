@@ -1,13 +1,26 @@
-"""What a row found: the numbers and words that its figure and page are made of."""
+"""What a row found, and its table taken apart for reading: what a figure draws and a page sets side by side.
+
+A panel is one measure, or one measure at one value of every further dimension. Its rows are keyed by `x` (the layer,
+as a rule; missing for a single number) and `hue` (the variant, as a rule; a contrast is named "it - pt").
+"""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 
 import pandas as pd
 
+from .numbers import counts
 from .registry import Query
+
+MEASURED = ["estimate", "low", "high", "n", "unit", "method"]
+NAMES = {"pt": "PT", "it": "IT"}
+WINDOWS = {"early": 1, "mid": 2, "late": 3}  # in the order of the blocks
+WINDOW = re.compile(rf"(?<![a-z])({'|'.join(WINDOWS)})(?![a-z])")
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,3 +45,147 @@ class Findings:
     seconds: float
     captures: list[tuple[str, str, str]]
     read: list[Path]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The rows of one measure: columns x, hue, estimate, low, high, n, unit, method; `plain` if no further dimension applies."""
+
+    label: str
+    measure: str
+    plain: bool
+    rows: pd.DataFrame
+
+    @property
+    def levels(self) -> pd.DataFrame:
+        """The rows that are not contrasts."""
+        return self.rows[~self.rows["hue"].map(is_contrast).astype(bool)]
+
+    @property
+    def contrasts(self) -> pd.DataFrame:
+        """The rows that are a difference between two hues."""
+        return self.rows[self.rows["hue"].map(is_contrast).astype(bool)]
+
+
+def split(answer: Findings) -> tuple[list[Panel], list[Panel]]:
+    """Panels with an x axis, and panels of single numbers; one measure may be in both.
+
+    Rows without an estimate stay: the page shows them as undefined, the figure leaves a gap.
+    """
+    table = answer.table
+    x = answer.query.plot.get("x", "layer")
+    hue = answer.query.plot.get("hue", "variant")
+    known = {"measure", x, hue, *MEASURED}
+    dims = [name for name in table.columns if name not in known and table[name].nunique(dropna=True) > 1]
+    rows = pd.DataFrame(
+        {
+            "x": table[x].astype(object) if x in table else None,
+            "hue": table[hue].astype(object).where(table[hue].notna(), None) if hue in table else None,
+            **{name: table[name] for name in MEASURED},
+        },
+        index=table.index,
+    )
+    for name in ("estimate", "low", "high"):
+        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
+    lines: list[Panel] = []
+    numbers: list[Panel] = []
+    for key, group in table.groupby(["measure", *dims], sort=False, dropna=False):
+        measure, *values = key
+        further = [f"{name} {shown(value)}" for name, value in zip(dims, values, strict=True) if not pd.isna(value)]
+        label = " · ".join([str(measure), *further])
+        found = rows.loc[group.index]
+        found = found.loc[sorted(found.index, key=lambda i: (rank(found.at[i, "hue"]), _position(found.at[i, "x"])))]
+        for target, part in ((lines, found[found["x"].notna()]), (numbers, found[found["x"].isna()])):
+            if len(part):
+                target.append(Panel(label, str(measure), not further, part))
+    return lines, numbers
+
+
+def is_contrast(hue: object) -> bool:
+    """Whether a hue names a difference, such as "it - pt"."""
+    return isinstance(hue, str) and " - " in hue
+
+
+def shown(value: object) -> str:
+    """A dimension's value as readers know it: PT and IT in capitals, a true minus sign."""
+    if value is None or pd.isna(value):
+        return ""
+    return " − ".join(NAMES.get(part, part) for part in str(value).split(" - "))
+
+
+def hues(found: list[Panel]) -> list[object]:
+    """The hues of some panels in reading order: PT, IT, others by name, contrasts, then rows without one."""
+    return sorted({value for panel in found for value in panel.rows["hue"]}, key=rank)
+
+
+def rank(hue: object) -> tuple[bool, bool, int, str]:
+    """Sort key of a hue: PT, IT, others by name (windows by depth), contrasts, none."""
+    name = WINDOW.sub(lambda window: str(WINDOWS[window[0]]), str(hue))
+    name = re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)  # 25 before 100
+    return hue is None, is_contrast(hue), {"pt": 0, "it": 1}.get(str(hue), 2), name
+
+
+def _position(x: object) -> float:
+    return float(x) if isinstance(x, (int, float)) and x == x else float(WINDOWS.get(str(x), 0))
+
+
+def reference(answer: Findings, panel: Panel, hue: object) -> pd.Series | None:
+    """The published figure for one single number, or None; for points of a curve see `marked`.
+
+    A quantity of published.csv belongs to the measure of the same name: to its contrast where it has one. With a variant
+    or another hue in its name (`commit_top1_raw_pt_mean` for the measure `commit_top1_raw_mean`) it belongs to that one.
+    """
+    if not panel.plain or answer.published.empty:
+        return None
+    contrasted = not panel.contrasts.empty
+    for _, line in answer.published.iterrows():
+        quantity = f"_{line['quantity']}_"
+        named = f"_{hue}_" in quantity and quantity.replace(f"_{hue}_", "_", 1) == f"_{panel.measure}_"
+        same = line["quantity"] == panel.measure and is_contrast(hue) == contrasted and hue not in ("pt", "it")
+        if named or same:
+            return line
+    return None
+
+
+def marked(answer: Findings, panel: Panel) -> list[tuple[float, pd.Series]]:
+    """Published points of a curve: (x, line of published.csv).
+
+    Quantities are named MEASURE@X, or MEASURE@X@HUE where they are one hue's: `str@5@d_conv`.
+    """
+    if not panel.plain or answer.published.empty:
+        return []
+    known = {str(line["quantity"]): line for _, line in answer.published.iterrows()}
+    found = {
+        name: float(x)
+        for x, hue in zip(panel.rows["x"], panel.rows["hue"], strict=True)
+        if isinstance(x, (int, float))
+        for name in (f"{panel.measure}@{x:g}", f"{panel.measure}@{x:g}@{hue}")
+        if name in known
+    }
+    return [(x, known[name]) for name, x in found.items()]
+
+
+def unit(answer: Findings, panel: Panel) -> str:
+    """The unit of a single number: what the header says of its measure (or a pattern that fits), else of all numbers."""
+    plot = answer.query.plot
+    return next((plot[name] for name in plot if fnmatch(panel.measure, name)), plot.get("numbers", ""))
+
+
+def heading(answer: Findings) -> list[str]:
+    """Row, title and pair, in lines that fit above a figure."""
+    return textwrap.wrap(f"{answer.query.id} · {answer.query.title} · {answer.pair}", 84)
+
+
+def caption(answer: Findings, left_out: int) -> list[str]:
+    """What n counts, kind of interval and streams, in lines that fit below a figure that leaves out so many panels."""
+    table, streams = answer.table, answer.streams
+    methods = [str(name) for name in table.loc[table["low"].notna(), "method"].value_counts().index if name != "none"]
+    kinds = " or ".join(name if "%" in name else f"95 % {name}" for name in methods)
+    words = [
+        f"n = {counted}" if (counted := counts(table)) else "",
+        f"{kinds or 'no'} intervals",
+        f"{left_out} more in the table" if left_out else "",
+    ]
+    read = ", ".join(f"{shown(name)} {streams[name]}" for name in sorted(streams, key=rank))
+    lines = [" · ".join(word for word in words if word), f"streams: {read}" if read else ""]
+    return [part for line in lines for part in textwrap.wrap(line, 128)]
