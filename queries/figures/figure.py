@@ -98,8 +98,9 @@ def draw(answer: Findings) -> Picture:
         figure.legend(handles=handles, ncols=across, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=corner)
     if not parts:
         figure.text(0.015, (below + 0.1) / height, "No estimate to draw.", size=9, color=INK)
-    for place, part in zip(figure.add_gridspec(len(heights), 1, height_ratios=heights), parts, strict=False):
-        part.draw(spec, figure, place)
+    blocks = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    for index, part in enumerate(parts):
+        part.draw(spec, figure, blocks[index])
     for text in figure.findobj(Text):  # a name may hold a $, which must not become mathematics
         text.set_parse_math(False)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -130,8 +131,7 @@ class FigureSpec:
             [p for p in part if p.rows["estimate"].notna().any() and not any(fnmatch(p.measure, x) for x in hidden)]
             for part in split(answer)
         )
-        looks = styles(hues(lines + numbers))
-        left_out = sum(max(0, len(part) - MOST) for part in (lines, numbers))
+        looks, left_out = styles(hues(lines + numbers)), max(0, len(lines) - MOST) + max(0, len(numbers) - MOST)
         values = list(dict.fromkeys(x for panel in lines for x in panel.rows["x"]))
         layers = 1 + int(max(values)) if lines and answer.query.plot.get("x", "layer") == "layer" else 0
         names = [] if all(isinstance(value, (int, float)) for value in values) else values
