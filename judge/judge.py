@@ -11,13 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from ..store.artifacts.verdicts import PART, VerdictStore
 from ..store.core.errors import CorruptError, LakeError
 from ..store.core.files import hash_json
 from ..store.core.progress import Advance
 from ..store.format.paths import Layout
-from .client import KEY, MODEL, URL, Endpoint, Patience, Unanswered, scrub
+from .client import KEY, MODEL, URL, Endpoint, Unanswered, scrub
 from .rubrics import PAIR_ANSWERS, Rubric, find_answer, find_rubric, pair_swapped, read_rubrics
+from .verdicts import PART, VerdictStore
 
 UNJUDGED = "unjudged"
 CHARACTERS = 4  # a token, roughly, in English
@@ -109,7 +109,8 @@ class Judge:
         url: str | None = None,
         model: str | None = None,
         *,
-        patience: Patience | None = None,
+        timeout: float = 60.0,
+        tries: int = 4,
         workers: int = 4,
         price_in: float | None = None,
         price_out: float | None = None,
@@ -121,7 +122,7 @@ class Judge:
         self.model = model or os.environ.get(MODEL, "").strip()
         if not self.model:
             raise _nowhere()
-        self._patience, self._workers, self._max_tokens = patience or Patience(), max(1, workers), max_tokens
+        self._workers, self._asking = max(1, workers), (max_tokens, timeout, tries)
         self._prices = None if price_in is None or price_out is None else (price_in, price_out)
         self._store = VerdictStore(layout.judge, part, layout.files)
 
@@ -176,7 +177,7 @@ class Judge:
         """Ask and keep all that is missing; key -> reason of what stays without a verdict. `items` is their number by key."""
         if not self._url:
             raise _nowhere()
-        endpoint = Endpoint(self._url, self.model, self._max_tokens, self._patience)
+        endpoint = Endpoint(self._url, self.model, *self._asking)
         failures: dict[str, str] = {}
         waiting: dict[Future, _Question] = {}
         pool = ThreadPoolExecutor(self._workers)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from actlake.judge.verdicts import VerdictStore
 from actlake.store.artifacts.streams import read_stream, stream_records
 from actlake.store.artifacts.texts import read_condition
-from actlake.store.artifacts.verdicts import VerdictStore
 from actlake.store.captures.reader import find_capture
 from actlake.store.captures.verify import verify
 from actlake.store.core.errors import CorruptError, LakeError

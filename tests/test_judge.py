@@ -22,15 +22,14 @@ import httpx2
 import pytest
 import serving
 import tiny
-from actlake.judge.client import Patience
 from actlake.judge.judge import UNJUDGED, Cost, Item, Judge, Verdict, escalate, summary
 from actlake.judge.rubrics import Rubric, pair_swapped, read_rubrics
-from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.judge.verdicts import VerdictStore
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
 
 KEY = "sk-test-0123456789abcdef"
-QUICK = Patience(timeout=30, tries=3, pause=0.01, longest_pause=3)
+QUICK = {"timeout": 30.0, "tries": 3}
 WORDS = ("dog", "trout", "nurse", "rose", "shirt", "apple", "wolf", "monkey", "sofa", "chair")
 RUBRICS = """
 KIND:
@@ -85,9 +84,7 @@ def told(server: str, question: str) -> dict[str, str]:
 
 def test_verdicts_are_what_the_model_said(lake: Layout, server: str, rubrics: dict[str, Rubric]) -> None:
     items, done = kinds(*WORDS), []
-    verdicts = Judge(lake, rubrics, server, "it", patience=replace(QUICK, tries=1)).judge(
-        [*items, items[0]], done.append
-    )
+    verdicts = Judge(lake, rubrics, server, "it", timeout=30.0, tries=1).judge([*items, items[0]], done.append)
     assert sum(done) == 11 and verdicts[10] == verdicts[0]
     answers = rubrics["KIND"].answers
     for word, verdict in zip(WORDS, verdicts, strict=False):
@@ -105,7 +102,7 @@ def test_verdicts_are_what_the_model_said(lake: Layout, server: str, rubrics: di
     )
 
     # The same again: what was judged costs nothing and needs no server, the rest is asked again.
-    offline = Judge(lake, rubrics, f"http://127.0.0.1:{serving.free_port()}/v1", "it", patience=QUICK)
+    offline = Judge(lake, rubrics, f"http://127.0.0.1:{serving.free_port()}/v1", "it", **QUICK)
     good = [item for item, verdict in zip(items, verdicts, strict=False) if verdict.label != UNJUDGED]
     assert offline.judge(good) == [verdict for verdict in verdicts[:10] if verdict.label != UNJUDGED]
     known = offline.cached(items)
@@ -128,7 +125,7 @@ def test_a_judge_that_answers_garbage_leaves_replies_unjudged(
 ) -> None:
     prompts = [{"id": f"s{i}", "text": text, "expect": "refuse"} for i, text in enumerate(("Help.", "Say ü."))]
     items = [*(Item("S1", prompt, "I can't help with that.") for prompt in prompts), *kinds("rose")]
-    judge = Judge(lake, rubrics, server, "it", patience=QUICK)
+    judge = Judge(lake, rubrics, server, "it", **QUICK)
     verdicts = judge.judge(items)
     assert [v.label == UNJUDGED for v in verdicts] == [True, True, False]
     assert all(re.match("no allowed answer in: .+", v.reason) for v in verdicts[:2])
@@ -142,7 +139,7 @@ def test_pairs_are_mapped_back_from_the_order_shown(lake: Layout, server: str, r
     labels = ("B_late", "A")
     prompts = [{"id": f"p{i}", "text": "b"} for i in range(20)]
     with serving.Door(server) as door:
-        judge = Judge(lake, rubrics, door.url, "it", patience=QUICK)
+        judge = Judge(lake, rubrics, door.url, "it", **QUICK)
         verdicts = judge.judge([Item("WORD", prompt, "", "", labels) for prompt in prompts])
         assert len(door.requests) == 1  # the replies are equal, so all are one question
         # The second reply shown is the better one, whatever its name.
@@ -168,7 +165,7 @@ def test_the_key_comes_from_the_environment_and_stays_there(
     caplog.set_level(logging.DEBUG)
     echo = (400, {}, f"bad header Bearer {KEY}")
     with serving.Door(server, echo, None, (401, {}, f'{{"error": "Incorrect API key: {KEY}"}}')) as door:
-        judge = Judge(lake, rubrics, door.url, "it", patience=QUICK, workers=1)
+        judge = Judge(lake, rubrics, door.url, "it", **QUICK, workers=1)
         verdicts = judge.judge(kinds("dog", "rose"))
         assert {request[1]["authorization"] for request in door.requests} == {f"Bearer {KEY}"}
         with pytest.raises(LakeError, match=r"is ACTLAKE_JUDGE_KEY right\? It answers status 401") as caught:
@@ -189,7 +186,7 @@ def test_a_refusal_for_good_stops_at_once_and_keeps_what_was_judged(
 ) -> None:
     items = kinds("rose", "apple", "dog", "wolf")
     with serving.Door(server, None, *[(status, {"Location": "/"}, "no\nentry")] * 9) as door:
-        judge = Judge(lake, rubrics, door.url, "it", patience=QUICK, workers=1)
+        judge = Judge(lake, rubrics, door.url, "it", **QUICK, workers=1)
         with pytest.raises(LakeError, match=rf"judge it at {door.url}: .*\? It answers status {status}: no entry$"):
             judge.judge(items)
         assert len(door.requests) == 2
@@ -198,17 +195,17 @@ def test_a_refusal_for_good_stops_at_once_and_keeps_what_was_judged(
 
 def test_waits_for_as_long_as_the_server_asks(lake: Layout, server: str, rubrics: dict[str, Rubric]) -> None:
     with serving.Door(server, (429, {"Retry-After": "1"}, "slow down"), (503, {}, "")) as door:
-        judge = Judge(lake, rubrics, door.url, "it", patience=QUICK)
+        judge = Judge(lake, rubrics, door.url, "it", **QUICK)
         assert judge.judge(kinds("rose"))[0].label == "success"
         first, second, third = (request[0] for request in door.requests)
-        assert 1 <= second - first < 3 and third - second < 1
+        assert 1 <= second - first < 3 and third - second < 2
     date = formatdate(time.time() + 2.5, usegmt=True)  # whole seconds
     with serving.Door(server, (429, {"Retry-After": date}, ""), (429, {"Retry-After": "soon"}, ""), None) as door:
-        Judge(lake, rubrics, door.url, "it", patience=QUICK).judge(kinds("wolf"))
-        first, second, third = (request[0] for request in door.requests)
-        assert second - first > 0.5 and third - second < 1
+        Judge(lake, rubrics, door.url, "it", **QUICK).judge(kinds("wolf"))
+        first, second, third = (request[0] for request in door.requests[:3])
+        assert second - first > 0.5 and third - second < 2
     with serving.Door(server, (429, {"Retry-After": "3600"}, "come back tomorrow")) as door:
-        (verdict,) = Judge(lake, rubrics, door.url, "it", patience=QUICK).judge(kinds("apple"))
+        (verdict,) = Judge(lake, rubrics, door.url, "it", **QUICK).judge(kinds("apple"))
         assert verdict == Verdict(None, UNJUDGED, "status 429: come back tomorrow") and len(door.requests) == 1
 
 
@@ -218,28 +215,29 @@ def test_failures_that_last_leave_the_item_unjudged_and_the_run_goes_on(
     chat = '{"choices": [{"message": {"content": null, "refusal": "no"}}]}'
     failures = [
         *[(500, {}, "oops")] * 3,
-        0.0,
+        0.0,  # asked again, which leaves three garbled answers
         (200, {}, "<html>"),
+        (200, {}, "{}"),
         (200, {}, "[" * 3000),
         *[(200, {}, chat)] * 3,
         (413, {}, "big"),
     ]
     with serving.Door(server, *failures) as door:
-        judge = Judge(lake, rubrics, door.url, "it", patience=QUICK, workers=1)
+        judge = Judge(lake, rubrics, door.url, "it", **QUICK, workers=1)
         verdicts = judge.judge(kinds("dog", "apple", "wolf", "trout", "rose"))
         assert len(door.requests) == len(failures) + 1
     reasons = ["status 500: oops", "not a chat completion: [[[", "the judge declined: no", "status 413: big"]
     assert all(v.reason.startswith(reason) for v, reason in zip(verdicts[:4], reasons, strict=True))
     assert [v.label for v in verdicts] == [UNJUDGED] * 4 + ["success"]
     with serving.Door(server, 1.0, 1.0) as door:
-        quick = Judge(lake, rubrics, door.url, "it", patience=replace(QUICK, timeout=0.2, tries=2))
+        quick = Judge(lake, rubrics, door.url, "it", timeout=0.2, tries=2)
         assert quick.judge(kinds("dog")) == [Verdict(None, UNJUDGED, "no answer within 0.2 s")]
 
 
 def test_a_server_that_refuses_the_request_itself(lake: Layout, server: str, rubrics: dict[str, Rubric]) -> None:
     refusals = (400, {}, "unknown field response_format"), (422, {}, "'max_tokens' is not supported")
     with serving.Door(server, *refusals) as door:
-        judge = Judge(lake, rubrics, door.url, "it", patience=replace(QUICK, tries=1), workers=1)
+        judge = Judge(lake, rubrics, door.url, "it", timeout=30.0, tries=1, workers=1)
         assert judge.judge(kinds("rose"))[0].label == "success"
         sent = [set(json.loads(body)) for _, _, body in door.requests]
         always = {"model", "temperature", "messages"}
@@ -248,7 +246,20 @@ def test_a_server_that_refuses_the_request_itself(lake: Layout, server: str, rub
     with pytest.raises(
         LakeError, match=r"judge that at http.*: it refuses every question with status 400: Server is pinned to 'it'"
     ):
-        Judge(lake, rubrics, server, "that", patience=QUICK).judge(kinds(*map(str, range(50))))
+        Judge(lake, rubrics, server, "that", **QUICK).judge(kinds(*map(str, range(50))))
+
+
+def test_a_server_without_a_key_gets_none_and_the_client_is_asked_for(
+    lake: Layout, server: str, rubrics: dict[str, Rubric], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)  # another's: the openai client would take it
+    with serving.Door(server) as door:
+        Judge(lake, rubrics, door.url, "it", **QUICK).judge(kinds("rose"))
+        assert len(door.requests) == 1 and not any(KEY in str(request) for request in door.requests)
+        assert "authorization" not in door.requests[0][1]
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(LakeError, match=r"pip install 'actlake\[judge\]'"):
+        Judge(lake, rubrics, "http://127.0.0.1:1/v1", "it").judge(kinds("dog"))
 
 
 def test_what_judging_needs_is_said_in_one_line(
@@ -329,7 +340,7 @@ def test_referee_decides_where_two_judges_differ(tmp_path: Path) -> None:
 def test_escalation_goes_on_without_some_verdicts(lake: Layout, server: str, rubrics: dict[str, Rubric]) -> None:
     # Bulk gets garbage from the first question on, and the referee (another lake, the same model) as well.
     items = [Item("G1", PROMPT, "reply"), *kinds("rose")]
-    bulk, second = (Judge(lake, rubrics, server, "it", patience=replace(QUICK, tries=1)) for _ in range(2))
+    bulk, second = (Judge(lake, rubrics, server, "it", timeout=30.0, tries=1) for _ in range(2))
     result = escalate(items, bulk, second, second)
     assert [v.label for v in result.final] == [UNJUDGED, "success"]
     assert result.referee[0] is not None and result.referee[1] is None
@@ -384,7 +395,7 @@ def test_a_kill_loses_at_most_one_part(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         asked = len(door.requests)
-    judge = Judge(lake, rubrics, server, "it", patience=QUICK)
+    judge = Judge(lake, rubrics, server, "it", **QUICK)
     left = judge.estimate(kinds(*words)).calls
     assert len(words) - 4 <= left <= len(words) - asked + 1 + 2  # under way, and one part
     verdicts = judge.judge(kinds(*words))

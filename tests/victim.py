@@ -9,12 +9,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import tiny
+from actlake.judge.verdicts import VerdictStore
 from actlake.store.artifacts.directions import directions_writer, read_directions
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import probes_path, probes_table, read_probes, write_probes
 from actlake.store.artifacts.streams import read_stream, stream_records
 from actlake.store.artifacts.texts import Condition, read_condition, read_texts
-from actlake.store.artifacts.verdicts import VerdictStore
 from actlake.store.captures.cite import citation
 from actlake.store.captures.reader import Capture, list_captures, open_capture
 from actlake.store.captures.verify import verify

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import CorruptError, LakeError
-from ..core.files import canonical_json, explain_full_disk, hash_json, parse_json, write_atomic
-from ..format.records import LARGEST
-from ..remote.files import HERE, Files
+from ..store.core.errors import CorruptError, LakeError
+from ..store.core.files import canonical_json, explain_full_disk, hash_json, parse_json, write_atomic
+from ..store.format.records import LARGEST
+from ..store.remote.files import HERE, Files
 
 PART = 32  # verdicts a file: what a kill may lose
 
