@@ -6,15 +6,16 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 from . import analyze
 from .lake import Lake
+from .store.core.columns import Column
 from .store.core.errors import CorruptError, LakeError
 from .store.core.version import __version__
 from .store.tables.declared import TABLES
 
-__all__ = ["CorruptError", "Lake", "LakeError", "__version__", "analyze", "open"]
-
+__all__ = ["Column", "CorruptError", "Lake", "LakeError", "__version__", "analyze", "open", "table"]
 
 # Modules that declare tables; each module of these packages does so when it is imported, at the first look at TABLES.
 TABLES.declared_in(*(f"{__name__}.queries.{part}" for part in ("tables", "replayed", "generation.tables")))
@@ -39,3 +40,11 @@ def open(
         url = load_catalog(Path(catalog) if catalog else None).lakes.get(str(url), url)
     lake = Lake(url, create=create, catalog=Path(catalog) if catalog else None, device=device)
     return lake.on(workers) if workers else lake
+
+
+def __getattr__(name: str) -> Any:
+    if name == "table":  # with what it needs of the engine
+        from .queries.engine.declare import table
+
+        return table
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

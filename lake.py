@@ -106,7 +106,7 @@ class Lake:
         """Every row of the experiment index: row, title, how, streams, tables; `lake.rows.L2(pair="pocket")` answers one."""
         from .queries.answer.listings import rows
 
-        return rows(self.run)
+        return rows(self.run, self._catalog)
 
     def capture(
         self,
@@ -232,7 +232,7 @@ class Lake:
         from .queries.answer.asking import answer
         from .queries.rows.registry import find
 
-        query = find(row)
+        query = find(row, self._catalog)
         return answer(
             self.layout,
             query,

@@ -92,8 +92,8 @@ def run(
     if every and rows:
         raise LakeError("name rows or say --all, not both")
     if not (rows or every or about or published):
-        raise LakeError(f"name rows, or say --all for every one of {', '.join(queries())}")
-    asked = [find(row) for row in rows] if rows else list(queries().values())
+        raise LakeError(f"name rows, or say --all for every one of {', '.join(queries(catalog))}")
+    asked = [find(row, catalog) for row in rows] if rows else list(queries(catalog).values())
     if lock and (about or published or dry_run):
         raise LakeError("--lock is for answers; leave --about, --published and --dry-run out")
     if about:
@@ -209,15 +209,29 @@ def list_rows(
     row: Annotated[
         str | None, typer.Argument(help="A row, to be explained. Every row with its title when left out.")
     ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="A row's .sql file: say what is wrong with it.", metavar="FILE")
+    ] = None,
+    catalog: CatalogOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The rows of the experiment index: what each asks, what it reads, and whether models must run for it. Needs no lake."""
+    """The rows of the experiment index: what each asks, what it reads, and whether models must run for it. Needs no lake.
+
+    Rows of your own are .sql files in a folder that the catalog names, `rows: [./my_rows]`.
+    """
     from ..queries.answer.listings import rows as every
     from ..queries.rows.registry import find
 
+    if check:
+        from ..queries.answer.check_row import check_row
+
+        found = check_row(check)
+        return out.print(
+            f"{escape(str(check))}: row {escape(found.id)} is well formed", highlight=False, soft_wrap=True
+        )
     if row:
-        return _about([find(row)])
-    print_table(every(), as_json)
+        return _about([find(row, catalog)])
+    print_table(every(catalog=catalog), as_json)
 
 
 @questions.command(name="tables")
@@ -256,7 +270,7 @@ def report(
     from ..queries.rows.registry import find, queries
 
     layout = open_layout(lake, catalog)[0]
-    asked = [find(row) for row in rows] if rows else list(queries().values())
+    asked = [find(row, catalog) for row in rows] if rows else list(queries(catalog).values())
     pairs = pair or [Lake(layout.root).only_pair()]
     with client_of(scheduler) as client:
         engine = engine_of(client)

@@ -27,7 +27,13 @@ def jobs_of(kit: Context, need: Need) -> list[Job]:
 
     Raises LakeError for a table that nobody computes or that these captures do not have what it takes for.
     """
-    jobs = list(_made(kit, need))
+    if need[0] in kit.making:
+        raise LakeError(f"tables need each other: {' -> '.join([*kit.making, need[0]])}")
+    kit.making.append(need[0])
+    try:
+        jobs = list(_made(kit, need))
+    finally:
+        kit.making.pop()
     for job in jobs:
         job.source = (kit, need)
     return jobs

@@ -70,4 +70,5 @@ def test_the_command_sets_up_torch_before_it_is_loaded() -> None:
 
 
 def test_the_page_of_rows_is_that_of_the_headers() -> None:
-    assert (ROOT / "docs" / "ROWS.md").read_text(encoding="utf-8") == index.page(), index.__doc__
+    for file, page in index.PAGES.items():
+        assert (ROOT / "docs" / file).read_text(encoding="utf-8") == page(), index.__doc__

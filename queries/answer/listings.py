@@ -41,12 +41,12 @@ class Rows(pd.DataFrame):
     ask: Callable[..., Any] | None
 
     def __getattr__(self, name: str) -> Any:
-        if name in queries() and self.ask is not None:
+        if not name.startswith("_") and name in set(self.get("row", ())) and self.ask is not None:
             return partial(self.ask, name)
         return super().__getattr__(name)
 
 
-def rows(ask: Callable[..., Any] | None = None) -> Rows:
+def rows(ask: Callable[..., Any] | None = None, catalog: Path | None = None) -> Rows:
     """Row, title, what it takes beside the store (offline, weights, replay, generate), streams and tables."""
     found = Rows(
         {
@@ -56,7 +56,7 @@ def rows(ask: Callable[..., Any] | None = None) -> Rows:
             "streams": ", ".join(query.recipes),
             "tables": ", ".join(dict.fromkeys(want.table for want in query.needs)),
         }
-        for query in queries().values()
+        for query in queries(catalog).values()
     )
     found.ask = ask
     return found

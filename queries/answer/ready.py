@@ -17,7 +17,7 @@ def next_questions(layout: Layout, pairs: Sequence[str], catalog: Path | None) -
     """What can be asked of pairs that have just been captured: a line each, and SQL."""
     kit, lines = Context(layout, "cpu", catalog), []
     for pair in pairs:
-        ready = [query.id for query in queries().values() if _is_ready(kit, query, pair)]
+        ready = [query.id for query in queries(catalog).values() if _is_ready(kit, query, pair)]
         if ready:
             lines.append(
                 f"next: actlake run {' '.join(ready[:2])} --pair {pair}  (of these captures: {', '.join(ready)})"

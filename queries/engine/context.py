@@ -77,6 +77,7 @@ class Context:
         self.layout, self.asked_device, self._catalog = layout, device, catalog
         self.generate, self.probes = generate, probes
         self._known: dict[Any, Any] = {}
+        self.making: list[str] = []  # tables whose jobs are being made, each for the one before
         self.capture = cache(lambda names: Capture(layout.capture(*names), lake=layout.files))
         self.foreign = cache(lambda table: foreign_captures(layout, table))
         self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))

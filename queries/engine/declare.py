@@ -55,7 +55,7 @@ def table(
             about or " ".join((inspect.getdoc(function) or name).split("\n\n")[0].split()),
             grain,
             every,
-            make if mine else partial(_called, name, make),
+            make if mine else partial(_called, name, function, make),
             version=_hash_of(function) if version is None else version,
             mine=mine,
             origin=f"{function.__module__}.{function.__qualname__}",
@@ -69,7 +69,8 @@ def table(
 
 def _with_kind(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A maker that is called with a kind, of a function that may know none."""
-    if len(inspect.signature(function).parameters) > 2:
+    given = inspect.signature(function).parameters.values()
+    if sum(each.default is each.empty for each in given) > 2:
         return function
 
     def make(kit: Context, about: Any, kind: str) -> Any:
@@ -96,7 +97,7 @@ def _per_token(
             kit.recipe(name, names, head=True),
             (capture,),
             reads,
-            lambda rows: _checked(name, _called(name, function, rows, kit), len(rows), layers, layered),
+            lambda rows: _checked(name, _called(name, function, function, rows, kit), len(rows), layers, layered),
             lambda rows: {**name_columns(names), **label(rows)},
         )
         job.stays = not TABLES[name].everywhere
@@ -124,14 +125,16 @@ def _checked(name: str, found: Any, tokens: int, layers: int, layered: bool) -> 
     return done
 
 
-def _called(name: str, function: Callable[..., Any], *given: Any) -> Any:
-    """What a function returns; what it raises but a LakeError is one that names its place."""
+def _called(name: str, declared: Callable[..., Any], function: Callable[..., Any], *given: Any) -> Any:
+    """What a function returns; what it raises but a LakeError is one that names the last line of the declared function's file."""
     try:
         return function(*given)
     except LakeError:
         raise
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        file = inspect.getsourcefile(declared)
+        at = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
         words = str(error).splitlines()[0] if str(error) else ""
         raise LakeError(
             f"table {name}: {type(error).__name__}: {words} ({Path(at.filename).name}:{at.lineno})"

@@ -1,4 +1,4 @@
-"""docs/ROWS.md, every row with its header, from the query files: `python -m actlake.queries.rows.index FILE`."""
+"""docs/ROWS.md and docs/TABLES.md, written by `python -m actlake.queries.rows.index docs`."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ INTRODUCTION = """\
 # Rows
 
 A row is a named question: one `.sql` file in `queries/rows/` with a header. This page is written from the headers by
-`python -m actlake.queries.rows.index docs/ROWS.md`; a test compares the two. `actlake rows ROW` prints the same.
+`python -m actlake.queries.rows.index docs`; a test compares the two. `actlake rows ROW` prints the same.
 *The study* is the [PT/IT study](https://github.com/yifan1207/PT-IT-Model-Differences), METHODS is
 [METHODS.md](METHODS.md), words are in the [glossary](GLOSSARY.md).
 
@@ -32,6 +32,15 @@ need `actlake score --judge` first.
 
 | row | title | how | streams | tables (? = optional) | figure | published figures |
 |---|---|---|---|---|---|---|"""
+
+
+TABLES_INTRODUCTION = """\
+# The tables
+
+Written from the declarations of tables by `python -m actlake.queries.rows.index docs`; a test compares the two. Each is
+declared once, beside the function that computes it; `actlake tables TABLE` and `COMMENT ON` in SQL say the same. FORMAT.md 8
+says how their files lie in a lake. A version is raised when numbers change. Columns in bold tell rows apart; NULL says when a
+column has no value, never where that is empty. All divergences and entropies are in nats."""
 
 
 def reads(query: Query) -> str:
@@ -71,5 +80,31 @@ def _tables(query: Query) -> str:
     )
 
 
+def tables_page() -> str:
+    """docs/TABLES.md as Markdown: every table of this package, and its columns."""
+    parts = [TABLES_INTRODUCTION]
+    for table in TABLES.values():
+        if not table.mine:
+            continue
+        what = {kind: table.takes(kind) for kind in ("", *table.kinds)}
+        how = ", ".join(dict.fromkeys(what.values()))
+        lines = [
+            f"## {table.name}",
+            "",
+            f"{table.about} Grain: {table.grain}. Takes: {how}. Version {table.version}.",
+            "",
+        ]
+        lines += ["| column | type | unit | meaning | NULL |", "|---|---|---|---|---|"]
+        for column in table.columns:
+            name = f"**`{column.name}`**" if column.key else f"`{column.name}`"
+            meaning = column.meaning.replace("|", "\\|")
+            lines.append(f"| {name} | {column.type} | {column.unit} | {meaning} | {column.null} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {"ROWS.md": page, "TABLES.md": tables_page}
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
+    for file, write in PAGES.items():
+        (Path(sys.argv[1]) / file).write_text(write(), encoding="utf-8")

@@ -3,20 +3,26 @@
 import hashlib
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from ...store.core.catalog import load_catalog
 from ...store.core.errors import LakeError
+from ...store.core.progress import remark
+from ...store.core.yaml_file import hint
 
 FOLDER = Path(__file__).parent
+GROUP = "actlake.rows"  # of entry points
 # A line indented further continues the one above, whatever its first word.
 LINE = re.compile(r"--(?: ?(\w+):)?\s*(.*)")
 # The fields of a header, in their order.
-KEYS = ("id", "title", "needs", "models", "stream", "bootstrap", "contrast", "tokens", "plot", "says")
+KEYS: tuple[str, ...] = ("id", "title", "needs", "models", "stream", "bootstrap", "contrast", "tokens", "plot", "says")
 KEYS += ("about", "positions", "pitfalls", "published", "source")
 ITEM = "- "  # begins an item of a list in `about` and `pitfalls`
 NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\??)")
@@ -106,7 +112,7 @@ def parse(text: str, where: str) -> Query:
     return Query(
         id=header["id"],
         title=header["title"],
-        needs=tuple(Wanted(m[1], m[2] or "", bool(m[4]), m[3] or "") for m in NEED.finditer(header["needs"])),
+        needs=_needs(header["needs"], where),
         recipes=tuple(name.strip() for name in header["stream"].split(",") if name.strip() != "none"),
         bootstrap=_bootstrap(header.get("bootstrap", "prompt"), where),
         contrast=_contrast(header.get("contrast", ""), where),
@@ -122,6 +128,16 @@ def parse(text: str, where: str) -> Query:
         models=_models(header.get("models", "2"), where),
         sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _needs(text: str, where: str) -> tuple[Wanted, ...]:
+    found = []
+    for word in re.split(r"[\s,]+", text.strip()):
+        match = NEED.fullmatch(word)
+        if not match:
+            raise LakeError(f"{where}: needs {word!r}, expected a table such as lens, lens(tuned), lens@pt or lens?")
+        found.append(Wanted(match[1], match[2] or "", bool(match[4]), match[3] or ""))
+    return tuple(found)
 
 
 def _models(text: str, where: str) -> int:
@@ -175,10 +191,35 @@ def _pitfalls(text: str, where: str) -> dict[str, str]:
 
 
 @cache
-def queries() -> dict[str, Query]:
-    """Every query of the package by its id, in the order that answers are read in."""
-    found = [parse(path.read_text(encoding="utf-8"), path.name) for path in FOLDER.glob("*.sql")]
+def _own() -> dict[str, Query]:
+    return _read(FOLDER, lambda path: path.name)
+
+
+def _read(folder: Path, where: Callable[[Path], str]) -> dict[str, Query]:
+    found = [parse(path.read_text(encoding="utf-8"), where(path)) for path in sorted(folder.glob("*.sql"))]
     return {query.id: query for query in sorted(found, key=_order)}
+
+
+def queries(catalog: Path | None = None) -> dict[str, Query]:
+    """Every row by its id, in the order that answers are read in: actlake's, then those of other people.
+
+    These come from the folders that the catalog names (`rows: [./my_rows]`) and from installed packages (entry points of the
+    group `actlake.rows`, each a module with .sql files beside it). LakeError for a row of a name that is taken, and for a file
+    whose header can't be understood.
+    """
+    every = dict(_own())
+    folders = dict(load_catalog(catalog).rows)
+    for point in entry_points(group=GROUP):
+        try:
+            folders[point.value] = Path(str(point.load().__file__)).parent
+        except Exception as error:  # a stranger's module may raise anything; the other rows are not to suffer
+            remark(f"rows of {point.value} are left out: {type(error).__name__}: {error}")
+    for folder in folders.values():
+        for name, query in _read(folder, str).items():
+            if name.lower() in {known.lower() for known in every}:
+                raise LakeError(f"{folder}: row {name!r} is there already; give it another id")
+            every[name] = query
+    return every
 
 
 def _order(query: Query) -> tuple[bool, bool, str, int, str]:
@@ -213,12 +254,12 @@ def description(query: Query) -> list[tuple[str, list[str], list[str]]]:
     ]
 
 
-def find(name: str) -> Query:
+def find(name: str, catalog: Path | None = None) -> Query:
     """The query of this id (case does not matter); LakeError lists the known ones."""
-    known = queries()
+    known = queries(catalog)
     found = next((query for key, query in known.items() if key.lower() == name.lower()), None)
     if found is None:
-        raise LakeError(f"unknown row {name!r}; this version answers {', '.join(known)}")
+        raise LakeError(f"unknown row {name!r}; known are {', '.join(known)}{hint(name, known)}")
     return found
 
 

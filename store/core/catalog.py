@@ -19,7 +19,8 @@ from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
 PACKAGED = Path(__file__).parent.parent.parent / "catalog.yaml"
-SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes")
+ROWS = "rows"
+SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes", ROWS)
 INTAKE = ("sources", "metadata")  # sections that intake reads, not actlake
 TEMPLATES = ("raw", "chat", "native")
 CONTROL_TOKENS = ("refuse", "allow")
@@ -125,6 +126,7 @@ class Catalog:
     profiles: dict[str, ProfileSpec]
     conditions: dict[str, ConditionSpec]
     lakes: dict[str, str]
+    rows: dict[str, Path]  # folders of .sql files, by what the catalog calls them
 
     def pair(self, name: str) -> PairSpec:
         """The pair of this name."""
@@ -220,7 +222,7 @@ def _is_packaged(file: Path) -> bool:
     return file.resolve() == PACKAGED.resolve()
 
 
-_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {})
+_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {}, {})
 
 
 def _read(file: Path) -> dict[str, dict]:
@@ -237,10 +239,14 @@ def _read(file: Path) -> dict[str, dict]:
         "lakes": reader.lake,
     }
     sections = reader.mapping(root, "the catalog", (*SECTIONS, *INTAKE))
-    return {
+    folders = sections.pop(ROWS, None)
+    rows = (
+        {} if folders is None else {part.value: reader.rows(part) for part in reader.list(folders, ROWS, "[./my_rows]")}
+    )
+    return {ROWS: rows} | {
         section: {name: parsers[section](name, node) for name, node in reader.mapping(entries, section).items()}
         for section, entries in sections.items()
-        if section in SECTIONS
+        if section in parsers
     }
 
 
@@ -258,6 +264,12 @@ class _Reader(NodeReader):
         if "://" in text:
             raise self.error(node, f"{what} is the URL {shown(text)!r}, expected a local path")
         return self.folder / os.path.expanduser(text)
+
+    def rows(self, node: Node) -> Path:
+        folder = self.local(node, ROWS)
+        if not folder.is_dir():
+            raise self.error(node, f"{ROWS}: {folder}: no such folder")
+        return folder
 
     def pair(self, name: str, node: Node) -> PairSpec:
         what = f"pair {name}"
