@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 import tiny
 from actlake.cli.main import app
-from actlake.queries.answer.asking import answer
-from actlake.queries.answer.asking import answer_all
+from actlake.queries.answer.asking import answer, answer_all
 from actlake.queries.replayed import replays
 from actlake.queries.rows.registry import find
 from actlake.store.core.catalog import PairSpec

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake.capture.model.describe import check_models, describe, find_specs, lines, spans
+from actlake.capture.model.describe import announce, check_models, describe, find_specs, lines, spans
 from actlake.capture.model.load import load_model
 from actlake.cli import main
-from actlake.store.core.catalog import load_catalog
+from actlake.store.core.catalog import ModelSpec, load_catalog
 from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,6 +158,24 @@ def test_command(check, llama):
 def test_command_refuses_in_one_line(check, tmp_path: Path, words, says):
     code, out, err = check(*[word.format(folder=tmp_path) for word in words])
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and says in err
+
+
+def test_loading_that_takes_long_is_said_before(tmp_path: Path) -> None:
+    sizes = {"a": ("model-1.safetensors", 1_500_000_000), "b": ("b.Q4.gguf", 200_000_000)}
+    for folder, (name, size) in sizes.items():
+        (tmp_path / folder).mkdir()
+        with open(tmp_path / folder / name, "wb") as file:
+            file.truncate(size)
+    said: list[str] = []
+    whole = tiny.spec(tmp_path / "a", "one", "")
+    announce([whole], said.append)
+    announce([whole, ModelSpec("two", "", tmp_path / "b", None, None, "b.Q4.gguf")], said.append)
+    assert said == [
+        "loading one, 1.5 GB of weights, about 20 s; `actlake plan` loads none",
+        "loading one and two, 1.7 GB of weights, about 2 min; `actlake plan` loads none",
+    ]
+    announce([ModelSpec("hub", "", None, "org/model", None, None)], said.append)  # not here yet: no size to tell
+    assert len(said) == 2
 
 
 def test_equal_weights_of_a_pair_are_remarked(tmp_path, pairs):

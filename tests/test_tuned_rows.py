@@ -245,6 +245,17 @@ def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monk
     assert np.array_equal(read_probes(path)[0], narrow[0])
 
 
+def test_training_that_takes_long_is_said_before(tmp_path: Path, llama: PairSpec, monkeypatch, capsys) -> None:
+    layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, variants=("it",), prompts=tiny.prompt_set(texts(12)))
+    monkeypatch.setattr(probe_training, "WORTH_SAYING", 0.0)
+    said: list[str] = []
+    monkeypatch.setattr(probe_training, "run", lambda jobs: said.append(capsys.readouterr().err))
+    with pytest.raises(LakeError):  # nothing was trained
+        train_probes(layout, "llama/it", "native", QUICK, device="cpu")
+    line = "training probes for the tuned lens of llama/it on cpu, a few seconds; fewer --tokens take less, and after Ctrl-C"
+    assert line in " ".join(said[0].split())
+
+
 def test_rows_that_are_not_finite_are_left_out(lake: Lake, monkeypatch) -> None:
     capture = Capture(lake.layout.capture(*names(lake, "it")))
     capture.manifest["variables"]["resid"]["nonfinite"] = 1

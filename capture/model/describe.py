@@ -1,6 +1,7 @@
 """What a model looks like from inside: the structure that was found and what the checks at load say, for people."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from torch import nn
 from ...store.artifacts.models import weights_of
 from ...store.core.catalog import Catalog, ModelSpec, default_windows
 from ...store.core.errors import LakeError
+from ...store.core.files import human_bytes
+from ...store.core.progress import WORTH_SAYING, say, words
 from ...store.core.schema import VARIANTS
 from ..checkpoint.configs import load_tokenizer
 from ..checkpoint.loading import attention_of
@@ -29,6 +32,8 @@ ADDED = {
     "post": "h = r + norm(mlp_out): the MLP reads the residual r unnormed, and its output passes a norm before it is added",
 }
 
+# Seconds until a model is loaded, and bytes of its files a second: hashed, read and tried out; a GGUF is unpacked, too.
+STARTING, READ, UNPACKED = 4.0, 100e6, 2e6
 SHARED = "each is as wide as the late one, which begins at 60 % of the depth: they may share blocks"
 EAGER = "; eager (its own code): this class has no sdpa"
 
@@ -51,6 +56,21 @@ def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
     return [ModelSpec(path.absolute().name, "", path.absolute(), None, None, None)]
 
 
+def announce(specs: Sequence[ModelSpec], tell: Callable[[str], None] = say) -> None:
+    """Say what loading local models takes, where that is longer than some seconds."""
+    local = [(spec, spec.path) for spec in specs if spec.path]
+    sizes = {
+        spec.name: sum(file.stat().st_size for file in path.glob(spec.gguf_file or "*.safetensors"))
+        for spec, path in local
+    }
+    seconds = sum(STARTING + sizes[spec.name] / (UNPACKED if spec.gguf_file else READ) for spec, _ in local)
+    if seconds >= WORTH_SAYING:
+        tell(
+            f"loading {' and '.join(sizes)}, {human_bytes(sum(sizes.values()))} of weights, {words(seconds)};"
+            " `actlake plan` loads none"
+        )
+
+
 def check_models(
     specs: list[ModelSpec], device: str = "cpu", dtype: str = "auto", device_map: Any = None
 ) -> list[dict[str, Any]]:
@@ -61,6 +81,7 @@ def check_models(
     check_glance(specs)
     if len(specs) == 2:
         check_same_tokenizer(load_tokenizer(specs[0]), load_tokenizer(specs[1]), specs[0].pair)
+    announce(specs)
     found = [describe(load_model(spec, device, dtype, device_map=device_map)) for spec in specs]
     shapes = [f"{one['blocks']} blocks of width {one['d_model']}" for one in found]
     if len(set(shapes)) > 1:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...store.core.errors import LakeError
-from ...store.core.progress import say
+from ...store.core.progress import WORTH_SAYING, say
 from ...store.format.paths import Layout
 from ...store.tables.sql import connect
 from ..engine.context import Context
@@ -26,7 +26,6 @@ from .estimates import RESAMPLES
 from .partial_copies import lacking
 
 QUICK = 10.0  # seconds: rows whose tables take no longer are answered before all others
-WORTH_SAYING = 8.0  # seconds
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from ...store.artifacts.probes import load_training, save_training, write_probes
 from ...store.captures.reader import Capture, find_capture
 from ...store.core.errors import LakeError
 from ...store.core.files import read_json
-from ...store.core.progress import bar
+from ...store.core.progress import WORTH_SAYING, bar, say
 from ...store.core.schema import MANIFEST
 from ...store.format.paths import Layout, split_model
 from ..engine.context import Context, all_boundaries
+from ..engine.estimate import work_of
 from ..engine.job import Job, Stage
 from ..engine.passes import run
 from .spec import ProbeSpec
@@ -171,7 +172,12 @@ def train_probes(
     """
     pair, variant = split_model(model)
     names = (pair, variant, find_capture(layout, model, stream).stem)
-    job = Training(Context(layout, device), ProbeSpec(names, recipe, tokens, seed, folds))
+    kit = Context(layout, device)
+    job = Training(kit, ProbeSpec(names, recipe, tokens, seed, folds))
+    if (work := work_of(kit, [job])).probe_seconds >= WORTH_SAYING:
+        say(
+            f"training {work.parts(kit.device)[0]}; fewer --tokens take less, and after Ctrl-C the same command goes on"
+        )
     run([job])
     return job.path, read_json(job.path / MANIFEST)
 

@@ -20,6 +20,7 @@ from .files import human_bytes
 
 Advance = Callable[[int], None]
 LINE_SECONDS = 60.0  # between lines where there is no terminal
+WORTH_SAYING = 8.0  # seconds: what takes longer is said before it starts
 # What a terminal would act on, or turn a line around with: control characters but tab and line feed.
 CONTROLS = dict.fromkeys(
     (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"
