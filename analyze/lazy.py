@@ -1,4 +1,4 @@
-"""The kernels on lazy captures: xarray in, lazy xarray out, nothing is read before its values are asked for.
+"""The kernels on lazy captures: xarray in, lazy xarray out; nothing is read before values are needed.
 
 Open the capture with `by="token"`, so that one dask task holds all boundaries of some tokens and the graph stays small.
 """
@@ -72,8 +72,8 @@ def _apply(
     layers, resid = capture.sizes.get("layer", -1), capture.get("resid")
     if resid is None or resid.sizes["boundary"] != layers + 1:
         raise ValueError(f"lazy: resid is not there at each of the {layers + 1} boundaries; a full capture has it")
-    # Blockwise operations that concatenate nothing: dask makes one task of them, of reading and of what is asked of a column.
-    # Names of their own: a hash of a kernel would be one of the head's gigabytes.
+    # Blockwise operations that concatenate nothing: dask fuses them with reading and with what is done to a column.
+    # Explicit names: hashing a kernel would hash the head's gigabytes.
     arrays = [array.chunk({name: -1 for name in array.dims if name != "token"}).data for array in (resid, *more)]
     axes = [("token", *(f"{place}-{axis}" for axis in range(1, array.ndim))) for place, array in enumerate(arrays)]
     run, found = f"{kernel.__qualname__}-{uuid4().hex}", ("token", "layer", "column")
@@ -103,7 +103,7 @@ def _apply(
 
 
 def _on_whole(kernel: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """The kernel for blocks as dask hands them over: along axes that end here, lists of their only block."""
+    """The kernel for blocks as dask passes them: along contracted axes, lists with a single block."""
     return lambda *blocks: kernel(*map(_only, blocks))
 
 

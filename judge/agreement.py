@@ -29,7 +29,9 @@ class Gold:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A judge against gold by one rubric, over the `n` replies that it judged; `unjudged` is the share of those it did not.
+    """A judge's agreement with the gold set by one rubric, over the `n` replies that it judged.
+
+    `unjudged` is the share of replies without a verdict.
 
     `kappa` is Cohen's, with quadratic weights on a scale; None where nothing was judged or it is not defined (both give
     one and the same answer throughout).
@@ -100,7 +102,7 @@ def _kappa(labels: list[str], answers: list[str], rubric: Rubric) -> float | Non
 
     if not rubric.scale:
         return float(cohen_kappa_score(labels, answers))
-    # All steps are named: without, those that nobody gave would shrink the distance between the others.
+    # All steps are named: else steps that nobody gave would shrink the distance between the others.
     steps = sorted(int(value) for value in rubric.answers.values())
     numbers = [np.array([int(rubric.answers[name]) for name in column]) for column in (labels, answers)]
     return float(cohen_kappa_score(*numbers, labels=list(range(steps[0], steps[-1] + 1)), weights="quadratic"))

@@ -26,7 +26,7 @@ class Unanswered(Exception):
 
 
 class Endpoint:
-    """A server's `/chat/completions` and one model there, asked at temperature 0; threads may share it.
+    """A server's `/chat/completions` and one model there, at temperature 0; threads may share it.
 
     The key is taken from the environment (ACTLAKE_JUDGE_KEY) and sent with each request; without one none is sent. A
     request gets `timeout` seconds and is sent up to `tries` times, as is a question that gets an unusable answer.

@@ -1,6 +1,6 @@
-"""An LLM judges replies (METHODS 18): asked once about each, its verdicts kept in the lake.
+"""An LLM judges replies (METHODS 18): one call per reply, verdicts stored in the lake.
 
-Nothing here runs unless judging is asked for: what a program can score needs no endpoint.
+Nothing here runs without `--judge`: what a program can score needs no endpoint.
 """
 
 import math
@@ -21,8 +21,8 @@ from .verdicts import PART, VerdictStore
 
 UNJUDGED = "unjudged"
 CHARACTERS = 4  # a token, roughly, in English
-ANSWER_TOKENS = 60  # the object asked for, with a sentence as the reason
-REFERRED = 2  # steps on a scale between two judges that call for a referee: METHODS 12
+ANSWER_TOKENS = 60  # the JSON answer, with a sentence as the reason
+REFERRED = 2  # two judges this many steps apart on a scale call the referee: METHODS 12
 LONGEST_REASON = 500  # characters kept
 OTHER_WAY = {"A": "B", "B": "A", "TIE": "TIE"}
 
@@ -57,9 +57,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Cost:
-    """What judging will take: calls, items that need none, tokens at 4 characters each, and the price when it is known.
+    """Estimated cost of judging: calls, items that need none, tokens at 4 characters each, and the price if known.
 
-    Calls that have to be repeated are not foreseen. The price has the currency of the prices a million tokens.
+    Repeated calls are not included. The price has the currency of the prices a million tokens.
     """
 
     calls: int
@@ -81,7 +81,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Question:
-    """A text for the judge; `key` is the same wherever the same would be asked."""
+    """A text for the judge; equal questions have equal keys."""
 
     key: str
     text: str
@@ -95,11 +95,11 @@ class _Question:
 
 
 class Judge:
-    """One model behind an OpenAI-compatible endpoint, which judges by the given rubrics and asks nothing twice.
+    """One model behind an OpenAI-compatible endpoint, which judges by the given rubrics; no question is sent twice.
 
     The address and the model come from the arguments, else from the environment (ACTLAKE_JUDGE_URL, ACTLAKE_JUDGE_MODEL);
     the key from ACTLAKE_JUDGE_KEY alone. Prices are per million tokens. A verdict belongs to the model's name, not to the
-    address. LakeError when no model is named; a missing address is one only when something has to be asked.
+    address. LakeError when no model is named; a missing address is an error only when a question has to be sent.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Judge:
         self._store = VerdictStore(layout.judge, part, layout.files)
 
     def estimate(self, items: Sequence[Item]) -> Cost:
-        """What judging these items will take, found out without asking anything."""
+        """Estimated cost of judging these items; sends nothing."""
         questions, missing = self._look_up(items)
         characters = sum(len(question.text) for question in missing.values())
         tokens_in, tokens_out = math.ceil(characters / CHARACTERS), len(missing) * ANSWER_TOKENS
@@ -138,15 +138,15 @@ class Judge:
         return Cost(len(missing), known, tokens_in, tokens_out, price)
 
     def cached(self, items: Sequence[Item]) -> list[Verdict | None]:
-        """The verdicts that are in the lake, None where there is none yet; asks nothing."""
+        """Stored verdicts, None where there is none yet; sends nothing."""
         questions, missing = self._look_up(items)
         return [None if question.key in missing else self._verdict(question, {}) for question in questions]
 
     def judge(self, items: Sequence[Item], progress: Advance | None = None) -> list[Verdict]:
         """A verdict for each item, in order; `progress` is called with the number of items done.
 
-        What can't be judged is unjudged and is asked again the next time. A LakeError (no endpoint, a refused key) stops
-        at once; what was judged until then is in the lake.
+        Items without a usable answer are unjudged and are sent again the next time. A LakeError (no endpoint, a
+        refused key) stops at once; what was judged until then is in the lake.
         """
         questions, missing = self._look_up(items)
         advance = progress or (lambda count: None)
@@ -170,11 +170,17 @@ class Judge:
             text = rubric.pair_question(item.prompt["text"], first, second)
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair can't be sent
         # The rubric's words, the prompt and the reply are all in the text.
-        asked = {"answers": answers, "answer_key": rubric.key, "model": self.model, "question": text, "temperature": 0}
-        return _Question(hash_json(asked), text, answers, rubric.key, item, swapped)
+        request = {
+            "answers": answers,
+            "answer_key": rubric.key,
+            "model": self.model,
+            "question": text,
+            "temperature": 0,
+        }
+        return _Question(hash_json(request), text, answers, rubric.key, item, swapped)
 
     def _ask(self, missing: Mapping[str, _Question], items: Mapping[str, int], advance: Advance) -> dict[str, str]:
-        """Ask and keep all that is missing; key -> reason of what stays without a verdict. `items` is their number by key."""
+        """Send and store all that is missing; key -> reason of what stays without a verdict. `items` is their number by key."""
         if not self._url:
             raise _nowhere()
         endpoint = Endpoint(self._url, self.model, *self._asking)
@@ -194,7 +200,7 @@ class Judge:
             endpoint.stop()
             self._store.flush()
             pool.shutdown(cancel_futures=True)
-            for future, question in waiting.items():  # paid for, though not waited for
+            for future, question in waiting.items():  # paid for, so it is kept
                 if not future.cancelled() and future.exception() is None:
                     self._keep(question, *future.result())
             self._store.flush()
@@ -209,8 +215,8 @@ class Judge:
             "model": self.model,
             "pair": item.other is not None,
         }
-        said = scrub(reason)[:LONGEST_REASON].encode("utf-8", "replace").decode()
-        self._store.add({**known, "key": question.key, "answer": answer, "reason": said})
+        shortened = scrub(reason)[:LONGEST_REASON].encode("utf-8", "replace").decode()
+        self._store.add({**known, "key": question.key, "answer": answer, "reason": shortened})
 
     def _verdict(self, question: _Question, failures: Mapping[str, str]) -> Verdict:
         record = self._store.get(question.key)
@@ -228,7 +234,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Escalated:
-    """Verdicts of three judges on the same items: `final`, those it comes from, and None where the referee wasn't asked."""
+    """Verdicts of three judges on the same items: `final`, those it comes from, and None where the referee was not needed."""
 
     final: list[Verdict]
     bulk: list[Verdict]
@@ -239,7 +245,7 @@ class Escalated:
 def escalate(
     items: Sequence[Item], bulk: Judge, second: Judge, referee: Judge, progress: Advance | None = None
 ) -> Escalated:
-    """Have two judges judge all items and a third the ones they differ on; final is the third's verdict, else bulk's.
+    """Two judges judge all items, a third the ones they differ on; final is the third's verdict, else bulk's.
 
     They differ by two steps or more on a scale, by any other class (S1, S2, pairs), or when bulk has no verdict: METHODS 12.
     `progress` counts items of bulk, second and referee together.
@@ -263,7 +269,7 @@ def _differ(rubrics: Mapping[str, Rubric], item: Item, bulk: Verdict, second: Ve
 def summary(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[str]:
     """A line for each rubric: how many replies were judged, the share of every class among those, and what failed.
 
-    Shares rather than means, since a mean hides what it is made of: METHODS 21 (known pitfall: incoherent replies).
+    Shares rather than means, since a mean hides the classes behind it: METHODS 21 (known pitfall: incoherent replies).
     """
     groups: dict[str, list[Verdict]] = {}
     for item, verdict in zip(items, verdicts, strict=True):

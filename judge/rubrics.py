@@ -1,4 +1,4 @@
-"""What an LLM judge is asked and may answer: the rubric file, questions made from it, and answers read strictly."""
+"""Rubrics of an LLM judge: the rubric file, the questions made from it, and the strict reading of answers."""
 
 import json
 import re
@@ -26,7 +26,7 @@ _THOUGHT = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Rubric:
-    """One thing that a judge is asked about a reply; prompts/rubrics.yaml describes the parts.
+    """One question about a reply; prompts/rubrics.yaml describes the parts.
 
     `answers` maps what may be answered to its value; `scale` says that the values are steps of one scale.
     """
@@ -80,8 +80,8 @@ def find_rubric(rubrics: Mapping[str, Rubric], name: str) -> Rubric:
 def pair_swapped(prompt_id: str, labels: tuple[str, str]) -> bool:
     """True when the second of two replies is shown first: a bit of the SHA-256 of the prompt's id and the sorted labels.
 
-    The bit 1 shows the label that sorts last. Which of the two is named first does not matter, so both ways of asking are
-    one question. LakeError when both replies have one label.
+    The bit 1 shows the label that sorts last. Which of the two is named first does not matter, so both orders give the
+    same question. LakeError when both replies have one label.
     """
     low, high = sorted(labels)
     if low == high:
@@ -132,7 +132,7 @@ def _spelt(value: Any) -> str:
 
 
 def _fill(template: str, texts: Mapping[str, str]) -> str:
-    # In one pass, so that a blank's name inside a prompt or a reply stays what it is.
+    # In one pass, so that a placeholder's name inside a prompt or a reply is left alone.
     return _BLANK.sub(lambda match: texts.get(match[1], match[0]), template)
 
 

@@ -12,7 +12,7 @@ Array = np.ndarray | Tensor
 
 
 class _Open:
-    """Passes for the array it holds, on the same memory, but for the flag that it must not be written."""
+    """Looks like the array it holds, on the same memory, but without the read-only flag."""
 
     def __init__(self, array: np.ndarray):
         self._held = array

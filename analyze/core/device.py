@@ -1,4 +1,4 @@
-"""Which device computes: the one that was named, or with `auto` the best that is here."""
+"""Which device computes: the one that was named, or with `auto` the best of this machine."""
 
 from functools import cache
 
@@ -9,8 +9,8 @@ AUTO = "auto"
 
 @cache
 def devices() -> tuple[str, ...]:
-    """Names of the devices that are here, the best first: cuda (cuda:1 ...), mps, cpu."""
-    import torch  # seconds, which a question answered from tables does not need
+    """Names of this machine's devices, the best first: cuda (cuda:1 ...), mps, cpu."""
+    import torch  # imports in seconds, which a question answered from tables does not need
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = ["mps"] if torch.backends.mps.is_available() else []
@@ -20,7 +20,7 @@ def devices() -> tuple[str, ...]:
 def pick(name: str = AUTO) -> str:
     """The device of this name; `auto` is cuda where there is one, else mps, else cpu.
 
-    LakeError for a name that is no device, and for a device that is not here.
+    LakeError for a name that is no device, and for a device that this machine lacks.
     """
     if name in (AUTO, "cpu"):
         return devices()[0] if name == AUTO else name

@@ -108,7 +108,7 @@ class Head:
         return replace(self, unembed=self.unembed[:vocab], bias=None if self.bias is None else self.bias[:vocab])
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Head:
-        """The same head elsewhere; `dtype` narrows the unembedding only (norms stay float32)."""
+        """The same head on another device; `dtype` narrows the unembedding only (norms stay float32)."""
 
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device=device)

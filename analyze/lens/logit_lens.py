@@ -40,7 +40,7 @@ def lens(
     `probes` make it the tuned lens: they translate the residuals of all boundaries but the last, so that p_L stays the
     model's own distribution; h_l in cos_final is then the translated one. Without, it is the raw lens.
 
-    `preview` multiplies in bfloat16: faster, and wrong by up to tenths of a nat. `block` bounds the memory.
+    `preview` multiplies in bfloat16: faster, with errors of up to tenths of a nat. `block` bounds the memory.
     `progress` is called with the number of tokens done so far. ValueError on shapes that do not fit.
     Source: METHODS 3.1, 3.2 and 4 (L2).
     """

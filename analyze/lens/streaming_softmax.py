@@ -1,4 +1,4 @@
-"""The machinery of the lenses: divergences along chains of distributions, never holding tokens x layers x vocabulary.
+"""Divergences along chains of distributions, computed tile by tile: tokens x layers x vocabulary is never in memory.
 
 A *chain* is K distributions of one token, each the softmax of one row of logits: the L+1 boundaries of one model, or
 one boundary of two models. The chains of a block of tokens go through one matrix product per vocabulary tile; while
@@ -33,7 +33,7 @@ PEAK, MASS, OWN, TO_LAST, OF_LAST, ABOVE = range(6)
 
 @dataclass(frozen=True)
 class Block:
-    """How much is in flight at once: rows of logits, tokens per vocabulary tile, bytes of the JS buffer.
+    """Block sizes: rows of logits, tokens per vocabulary tile, bytes of the JS buffer.
 
     A call needs, beyond its inputs, heads and results, at most buffer + 12 * rows * tile bytes for logits and about
     100 * rows * V / tile for their sums; or what a single chain needs, if that is more (4 * K * V bytes with JS).
@@ -49,7 +49,7 @@ class Block:
         return max(1, rows // length)
 
     def work(self, length: int, vocab: int, count: int, js: bool = True) -> int:
-        """Bytes of logits and sums in flight for `count` chains, beyond inputs, heads and results."""
+        """Bytes of logits and sums for `count` chains, beyond inputs, heads and results."""
         rows, tile = length * min(self.chains(length, vocab, js), count), min(self.tile, vocab)
         return rows * (4 * (vocab if js else tile) + 8 * tile + 100 * -(-vocab // tile))
 
@@ -103,7 +103,7 @@ class Chains:
         return [(~keep[a:b]).nonzero().flatten().to(self.device) for a, b in self.edges]
 
     def blocks(self, count: int, progress: Progress | None, per_token: int = 1) -> Iterator[slice]:
-        """Slices of `count` chains to run; after each, `progress` hears how many whole tokens are done."""
+        """Slices of `count` chains to run; after each, `progress` gets the number of whole tokens done."""
         step = min(self.chains, count)
         tile = self.length * step * self.tile
         kept = self.length * step * self.vocab if self.js else tile
@@ -160,7 +160,7 @@ class Chains:
         return sums, top1.view(n, self.length)
 
     def _owners(self, target: Tensor | None) -> dict[int, tuple[list[int], list[int]]]:
-        """Tile -> (rows whose target lies in it, the target's column there)."""
+        """Tile -> (rows whose target is in it, the target's column there)."""
         found: dict[int, tuple[list[int], list[int]]] = {}
         for row, token in enumerate([] if target is None else target.tolist()):
             if token >= 0:

@@ -15,7 +15,7 @@ LOGITS = 1 << 24  # elements of logits in memory at a time (float32: 64 MB)
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and ids of the k largest of each row [n, V], descending, as torch.topk, two to four times faster on a CPU.
 
-    The vocabulary is dealt into groups: the k largest lie in the k groups with the largest maxima. A maximum over groups
+    The vocabulary is split into groups: the k largest are in the k groups with the largest maxima. A maximum over groups
     is one pass at memory speed, and the slow selection sees about 2 sqrt(k V) candidates instead of V.
     """
     rows, vocab = logits.shape
@@ -23,7 +23,7 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if size < 2:
         value, index = logits.topk(k, dim=-1)
         return value, index
-    columns = vocab // size  # members of a group lie this far apart; ids that do not divide are candidates anyway
+    columns = vocab // size  # distance between members of a group; the ids that are left over are always candidates
     best = logits[:, : size * columns].unflatten(1, (size, columns)).amax(1).topk(k, dim=-1).indices
     members = torch.arange(size, device=logits.device)[:, None] * columns
     rest = torch.arange(size * columns, vocab, device=logits.device).expand(rows, -1)
@@ -39,8 +39,8 @@ def exchanged(
     """How the set of the k most likely tokens differs between two residuals, by groups of tokens.
 
     before, after: float [T, B, d] at the same tokens and boundaries, as the lens reads them; group: int [V], from 0 to G - 1.
-    Returns int32 [T, B, G] `entered` and `left`, how many of each group are in the set after and not before, and the other
-    way round, and float32 [T, B] `jaccard` = |both| / |either|. A vocabulary smaller than k counts whole. ValueError on
+    Returns int32 [T, B, G] `entered` and `left`, how many of each group are in the set after and not before, and the
+    reverse, and float32 [T, B] `jaccard` = |both| / |either|. A vocabulary smaller than k is taken whole. ValueError on
     shapes that do not fit. Source: METHODS 10.
     """
     before, after, group = (torch.as_tensor(array) for array in (before, after, group))
@@ -74,7 +74,7 @@ def churn(head: Head, resid: Array, *, k: int = 5, device: str = "cpu") -> np.nd
     """How much of the k most likely tokens changes from each boundary to the next: 1 - Jaccard, in [0, 1].
 
     resid: float [T, B, d] at B boundaries in a row, as the lens reads them (translated for a tuned one). Returns float32
-    [T, B-1]. A vocabulary smaller than k counts whole. ValueError on fewer than two boundaries. Source: METHODS 16.
+    [T, B-1]. A vocabulary smaller than k is taken whole. ValueError on fewer than two boundaries. Source: METHODS 16.
     """
     resid = as_tensor(resid)
     if resid.ndim != 3 or resid.shape[1] < 2:

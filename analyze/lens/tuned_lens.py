@@ -1,4 +1,4 @@
-"""The tuned lens: an affine probe per boundary, trained so that its lens says what the last layer will say."""
+"""The tuned lens: an affine probe per boundary, trained so that it predicts the final distribution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .streaming_softmax import LOG2_E
 # Rows of logits in flight: products get no faster above the first, the second bounds what two tables of them take.
 ROWS = 512
 LOGIT_BYTES = 256 << 20
-# Below e^-60 a probability counts as that: still nothing, and far from the denormal numbers that slow products down.
+# Smaller probabilities are raised to e^-60: negligible, and far from the denormal numbers that slow products down.
 FLOOR = -60.0
 SAVE_SECONDS = 60.0
 
@@ -58,7 +58,7 @@ class Probes:
         return cls(eye, torch.zeros(layers, width, device=device))
 
     def to(self, device: str | torch.device) -> Probes:
-        """The same probes elsewhere."""
+        """The same probes on another device."""
         return Probes(self.weight.to(device), self.bias.to(device))
 
     def __call__(self, resid: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Trainer:
     objective: that of the model's head, which several trainers may share. boundaries: L + 1. `steps` replaces the recipe's
     number of steps. Memory: 4 (SGD) or 5 (Adam) times the probes' 4 L d^2 bytes, whatever the number of rows.
 
-    `state` and `restore` carry a run between processes: restored after a step, it goes on bit for bit on the same
+    `state` and `restore` carry a run between processes: restored after a step, it continues bit for bit on the same
     machine. Source: METHODS 3.2; Belrose et al. 2023, arXiv:2303.08112.
     """
 
@@ -237,7 +237,7 @@ class Trainer:
         return self.recipe.batch - missing
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything a later process needs to go on after the last step, as arrays by name."""
+        """Everything a later process needs to continue after the last step, as arrays by name."""
         arrays = {f"probe/{i}": p.detach() for i, p in enumerate(self._parameters)}
         arrays |= {"best/weight": self.best.weight, "best/bias": self.best.bias}
         for i, moments in self._optimizer.state_dict()["state"].items():
@@ -279,7 +279,7 @@ def train(
 ) -> list[Probes]:
     """Train several sets of probes in turn, a step each: (trainer, its rows, its held-out rows). Returns their best states.
 
-    A run ends when its steps, its rows or every probe's patience are used up. Restored trainers go on where they were:
+    A run ends when its steps, its rows or every probe's patience are used up. Restored trainers continue from their last step:
     feeds must begin anew, and the rows already seen are left out. `save` is called when trainers have looked at the
     held-out rows and when SAVE_SECONDS have passed, `progress` with the rows of each step.
     """

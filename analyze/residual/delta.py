@@ -25,7 +25,7 @@ def delta(
     """Direction and size of what each block and each MLP writes into the residual stream.
 
     resid: float [T, L+1, d]; mlp_out: float [T, L, d], the output of the module named mlp, or None; arrays, or tensors
-    that may already lie on `device`. post_norm: (weights [L, d] as effective multipliers, eps) of an RMS norm between
+    that may already be on `device`. post_norm: (weights [L, d] as effective multipliers, eps) of an RMS norm between
     MLP and residual (Gemma 3, OLMo 2); with eps None the output is multiplied only (Granite). parallel: the MLP reads the
     block's input (GPT-NeoX style). Returns float32
     [T, L+1], column l+1 = block l: block_cos = cos(h_l - h_l-1, h_l-1), NaN for the input and for block 0, where the

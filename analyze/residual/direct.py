@@ -1,7 +1,7 @@
 """Direct effects: what one branch or edit does to the logits through the final residual alone, without a model.
 
 The final residual is a sum of branches, so one can be taken out and the rest read by the head. Later blocks keep what
-they wrote for the unedited residual: what an edit does through them is a replay's question (edit.replay). For the
+they wrote for the unedited residual: what an edit does through them takes a replay (capture.edit.replay). For the
 last block, and for an edit of the final residual, both are the same.
 """
 

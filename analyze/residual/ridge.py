@@ -1,4 +1,4 @@
-"""Which direction of the PT-IT difference goes with IT's later convergence: ridge on paired differences, KL gradients."""
+"""The direction of the PT-IT difference that predicts IT's later convergence: ridge on paired differences, KL gradients."""
 
 from __future__ import annotations
 

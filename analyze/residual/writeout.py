@@ -1,4 +1,4 @@
-"""What an MLP writes in favour of chosen tokens where it stands: the residual before and after it, read by the head."""
+"""What an MLP adds to the logits of chosen tokens at its own layer: the residual before and after it, read by the head."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The statistics of the project: BCa intervals with the prompt as the unit that is resampled, ranks, seeds.
 
-What scipy has is scipy's: `scipy.stats.bootstrap` draws and corrects, this module says what is estimated. Everything a
-question asks for is one vector-valued statistic, so that all of it shares one set of resamples.
+`scipy.stats.bootstrap` resamples and corrects; this module defines what is estimated. All estimates of a question are
+one vector-valued statistic, so that they share one set of resamples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...store.core.errors import LakeError
 Statistic = Callable[..., np.ndarray]
 # Elements of the largest array a batch of resamples may allocate (float64: 128 MB).
 BATCH_ELEMENTS = 1 << 24
-# Counts that sum to less count nothing: a ratio's SQL gives prompts that are 0 below the line a weight, which keeps them.
+# Counts that sum to less count as zero: a ratio's SQL gives a tiny weight to prompts whose denominator is 0, to keep them.
 NOTHING = 1e-6
 
 
@@ -116,7 +116,7 @@ class Quantity:
 def intervals(
     quantities: Sequence[Quantity], *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
 ) -> list[Interval]:
-    """Estimates with BCa intervals, in order; whatever counts the same prompts shares its resamples.
+    """Estimates with BCa intervals, in order; estimates over the same prompts share their resamples.
 
     Prompts are resampled within their family, the same ones for both arms of a difference; prompts that count nowhere are
     dropped. Source: METHODS 4, 13, 17; scipy.stats.bootstrap.
@@ -245,7 +245,7 @@ def limits(
     tail = (1.0 - level) / 2.0
     plain = np.nanquantile(found.bootstrap_distribution, [tail, 1.0 - tail], axis=-1)
     good = np.isfinite(low) & np.isfinite(high)
-    none = np.isnan(found.bootstrap_distribution).mean(axis=-1) > tail  # what is left would say too little of a tail
+    none = np.isnan(found.bootstrap_distribution).mean(axis=-1) > tail  # too few resamples are left to describe a tail
     low, high = (np.where(none, np.nan, np.where(good, a, b)) for a, b in ((low, plain[0]), (high, plain[1])))
     return low, high, np.where(none, "none", np.where(good, "BCa", "percentile"))
 
@@ -269,7 +269,7 @@ def _bootstrap(
     data = tuple(np.arange(int(mask.sum())) for mask in kept)
     prompts = sum(map(len, data))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # scipy and nanmean announce the degenerate cases that `method` reports
+        warnings.simplefilter("ignore")  # scipy and nanmean warn of the degenerate cases that `method` reports
         estimate = statistic(*data) if all(map(len, data)) else np.full(len(group), np.nan)
         low, high = np.full((2, len(group)), np.nan)
         method = np.full(len(group), "none", dtype=object)

@@ -1,4 +1,4 @@
-"""How strongly a dose acts: standardised differences against no dose, and whether means rise or fall with it.
+"""Effects of a dose: standardised differences against no dose, and rank correlation of the means with the dose.
 
 The unit that is resampled is the prompt; doses are given, not drawn. Source: METHODS 6 (0D).
 """
@@ -30,7 +30,7 @@ def effect_size(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Interval:
     if np.isnan(d):
         return Interval(np.nan, np.nan, np.nan, n, "none")
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # scipy announces the degenerate cases that `method` reports
+        warnings.simplefilter("ignore")  # scipy warns of the degenerate cases that `method` reports
         low, high, method = limits((a, b), _paired_d, LEVEL, RESAMPLES, 2 * n, seed, paired=True)
     return Interval(d, float(low), float(high), n, str(method))
 

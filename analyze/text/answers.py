@@ -37,7 +37,7 @@ def contains(text: str, gold: str) -> bool:
     """Whether a text has `gold` as a whole word or phrase, no matter the case. Source: METHODS 18 (reasoning_em).
 
     A number has to be the whole number: 13 is in none of 13.5, 1,013 and -13, while 1200 is in 1,200. An answer of one capital
-    letter has to be capital, lest A is found in any English text.
+    letter has to be capital, since "a" is in any English text.
     """
     if number(gold) is not None:
         gold, text = _ungrouped(gold), _ungrouped(text)

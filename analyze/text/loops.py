@@ -1,4 +1,4 @@
-"""Replies that run in a loop or are no language at all: what the rule `coherent` of METHODS 18 lets pass."""
+"""Degenerate replies: loops and strings of symbols, which the rule `coherent` of METHODS 18 lets pass."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LETTERS = 0.25  # share of letters, marks and digits below which a reply is symb
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether a reply is degenerate: a loop of characters, words or phrases, whatever joins them, or a soup of symbols.
+    """Whether a reply is degenerate: a loop of characters, words or phrases, whatever joins them, or a string of symbols.
 
-    True where any of these holds, of a reply of SHORTEST characters and more: LOOPED of its characters lie in exact
+    True where any of these holds, of a reply of SHORTEST characters and more: LOOPED of its characters are in exact
     repetitions; its two commonest words make up COMMONEST of all; it has little VARIETY and most four-word runs were SEEN;
     it compresses to less than one part in DENSE; less than LETTERS of it are letters or digits. Lines of table rules
     aside. Thresholds: analyze's own, set between ordinary replies (lists, code, tables, refrains, other scripts) and
@@ -45,17 +45,17 @@ def _periodic(text: str) -> float:
 
 def _monotonous(text: str) -> bool:
     """Whether few words make up most of a text; numbers and single letters, as of tables and formulas, aside."""
-    said = [piece for piece in PIECE.findall(text.lower()) if len(piece) > 1 and not piece.isdigit()]
-    if len(said) < FEW_WORDS:
+    words = [piece for piece in PIECE.findall(text.lower()) if len(piece) > 1 and not piece.isdigit()]
+    if len(words) < FEW_WORDS:
         return False
-    counts = Counter(said)
-    if sum(count for _, count in counts.most_common(2)) > COMMONEST * len(said):
+    counts = Counter(words)
+    if sum(count for _, count in counts.most_common(2)) > COMMONEST * len(words):
         return True
-    if len(said) < MANY_WORDS:
+    if len(words) < MANY_WORDS:
         return False
-    runs = list(zip(said, said[1:], said[2:], said[3:], strict=False))
+    runs = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     seen = 1 - len(set(runs)) / len(runs)
-    return seen > SEEN and len(counts) < len(said) ** VARIETY
+    return seen > SEEN and len(counts) < len(words) ** VARIETY
 
 
 def _compresses(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Behaviour scores: what a program can say of a reply, from its text and the fields of its prompt.
+"""Behaviour scores: what a program can measure of a reply, from its text and the fields of its prompt.
 
 `score` gives one number per metric; `check_scorable` says what a prompt lacks for the score of its category. The criteria
 of form are in criteria.py, right answers in answers.py. Source: METHODS 18, 6 (0D, 0E).
@@ -110,9 +110,9 @@ def is_coherent(text: str) -> bool:
     A new question is a later line that begins with "Question:", "Q:" or "Answer:". Source: METHODS 18
     (coherent_assistant_rate, v1).
     """
-    said = text.lower().split()
-    monotonous = len(said) >= 8 and Counter(said).most_common(1)[0][1] > 0.3 * len(said)
-    return len(said) >= 3 and not monotonous and len(set(text.strip())) >= 6 and not ASKED_ANEW.search(text.strip())
+    words = text.lower().split()
+    monotonous = len(words) >= 8 and Counter(words).most_common(1)[0][1] > 0.3 * len(words)
+    return len(words) >= 3 and not monotonous and len(set(text.strip())) >= 6 and not ASKED_ANEW.search(text.strip())
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
@@ -137,9 +137,9 @@ def _answered(text: str, answer: str, choices: Sequence[str]) -> dict[str, float
         found["answer"] = float(contains(text, answer))
     gold = number(answer)
     if gold is not None:
-        said = numbers(text)
-        found["any_number"] = float(gold in said)
-        found["last_number"] = float(said[-1:] == [gold])
+        named = numbers(text)
+        found["any_number"] = float(gold in named)
+        found["last_number"] = float(named[-1:] == [gold])
     return found
 
 

@@ -12,7 +12,7 @@ from .word_class import CLASSES, DISCOURSE, FUNCTION, PHRASES, alone, in_context
 STRUCTURED = ("PUNCTUATION", "STRUCTURAL", "DISCOURSE")
 LEXICAL = ("FUNCTION", "CONTENT")
 
-# What a word just misses a class by; see `boundary_tokens`.
+# Marks, endings and parts that keep a word out of a class; see `boundary_tokens`.
 _EDGES = re.compile(r"\A[\W_]+|[\W_]+\Z")
 _BETWEEN = re.compile(r"[^\w'’]+")
 _MARKED = re.compile(r"\A(?:#+|\*+|`+|-+|>+|[+•])[^\W_]|[^\W_](?:\*+|`+|-+)\Z")
@@ -22,7 +22,7 @@ _FROM_FUNCTION = re.compile(rf"(?:{'|'.join(sorted(FUNCTION))})(?:self|selves|ev
 
 
 def word_classes(text: str) -> list[str]:
-    """The class of each word of a text in its context; words are what stands between white space. Source: METHODS 18."""
+    """The class of each word of a text in its context; words are separated by white space. Source: METHODS 18."""
     return in_context([f"{word} " for word in text.split()])
 
 
@@ -43,11 +43,11 @@ def structure(text: str) -> float:
 def boundary_tokens(texts: Iterable[str], limit: int = 500) -> dict[str, list[str]]:
     """The words of texts that could as well be of another class, the most frequent first, at most `limit` a boundary.
 
-    A word is what stands between white space, in lower case. Its classes are its own, those of its parts between marks
+    Words are separated by white space, and are in lower case. Its classes are its own, those of its parts between marks
     ("in-depth" is FUNCTION and CONTENT, "1." STRUCTURAL and CONTENT), and those it just misses: STRUCTURAL, if marks of
     structure are stuck to it ("**note**", "-item"); DISCOURSE, if it is a content word of a discourse phrase ("example") or
     a discourse adverb without its -ly ("final"); FUNCTION, if it is made of a function word and self, selves, ever, one,
-    body, thing or where ("anyone"). It lies at the boundary
+    body, thing or where ("anyone"). It is at the boundary
 
     - "structural_discourse" with STRUCTURAL or DISCOURSE on one side and FUNCTION or CONTENT on the other,
     - "function_content" with both FUNCTION and CONTENT.

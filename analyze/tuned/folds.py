@@ -1,4 +1,4 @@
-"""Which prompts a fit is not shown: decided by a prompt's id alone, so that it is the same in every capture and model."""
+"""Which prompts are held out from a fit: decided by a prompt's id alone, so that all captures and models agree."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ HELD_OUT = 0.2  # METHODS 2: 80/20
 def fold_of(prompt_ids: Iterable[str], folds: int) -> np.ndarray:
     """The fold that each prompt is held out from, int [P]: folds of equal size, by the first 64 bits of the id's SHA-256.
 
-    With one fold, the fifth with the lowest hashes is held out from it; the others are -1, held out from none. What one
-    model is not shown is then not shown to another, whatever else is in its prompt set. ValueError on no folds.
+    With one fold, the fifth with the lowest hashes is held out from it; the others are -1, held out from none. A prompt is
+    held out for all models alike, whatever else is in their prompt sets. ValueError on no folds.
     """
     if folds < 1:
         raise ValueError(f"folds: {folds}, expected at least 1")

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What both recipes have: tokens a step, steps, and how training is watched and ended.
+    """What both recipes have: tokens a step, steps, and how often training is evaluated and when it ends.
 
     batch: tokens a step, over which the loss is averaged. clip: largest norm of one probe's gradient (weight and bias
-    together), or None. check_every: steps between looks at the held-out KL. patience: looks without a new best after
-    which a probe stops. Each probe keeps the state of its best look. ValueError on numbers that make no sense.
+    together), or None. check_every: steps between evaluations of the held-out KL. patience: evaluations without a new best
+    after which a probe stops. Each probe keeps its best state. ValueError on numbers that make no sense.
     """
 
     name: ClassVar[str] = ""
@@ -51,7 +51,7 @@ class Sgd(Recipe):
     """The published recipe: Nesterov momentum 0.9, learning rate scale * (1 - 0.9) that falls linearly, clip 1.
 
     scale: 0.25 for Gemma, 0.5 for Qwen and DeepSeek, else 1 (`family_scale`). The study ran all 250 steps and kept the
-    best state, so patience is out of reach. Source: METHODS 3.2.
+    best state, so patience never ends a run. Source: METHODS 3.2.
     """
 
     name: ClassVar[str] = "sgd"

@@ -14,7 +14,7 @@ SKIP = 1024  # rows that `skip` draws at a time
 
 
 class Shuffle:
-    """Rows [n, ...] drawn at random from a buffer of `capacity` rows that blocks [m, ...] are poured into.
+    """Rows [n, ...] drawn at random from a buffer of `capacity` rows that blocks [m, ...] fill.
 
     Blocks that fit the buffer all together stay in it (`whole`) and are drawn again and again, each time in a new order.
     Of more, half of the full buffer is drawn before new rows take its place, and every row is drawn exactly once. The
@@ -26,7 +26,7 @@ class Shuffle:
         self, blocks: Iterable[Array], capacity: int, seed: int | Sequence[int] = 0, dtype: torch.dtype = torch.float32
     ) -> None:
         self._blocks: Iterator[Tensor] = (as_tensor(block) for block in blocks if len(block))
-        self._next = next(self._blocks, None)  # the rows that come in next, so that the end is seen when it is reached
+        self._next = next(self._blocks, None)  # the next rows, read ahead so that the end is known when it is reached
         if self._next is None:
             raise ValueError("shuffle: the blocks hold no rows")
         self._buffer = torch.empty(capacity, *self._next.shape[1:], dtype=dtype)
@@ -63,7 +63,7 @@ class Shuffle:
         return bool(len(self._order))
 
     def _fill(self) -> None:
-        """Pour rows into the free slots until none is left, of the slots or of the rows."""
+        """Fill free slots with rows until either runs out."""
         while self._next is not None and len(self._free):
             rows, rest = self._next[: len(self._free)], self._next[len(self._free) :]
             self._buffer[torch.from_numpy(self._free[: len(rows)])] = rows.to(self._buffer.dtype)
