@@ -8,14 +8,27 @@
 from pathlib import Path
 from typing import Any
 
-from . import analyze
+from . import analyze, edits
 from .lake import Lake
 from .store.core.columns import Column
 from .store.core.errors import CorruptError, LakeError
 from .store.core.version import __version__
+from .store.exchange.selection import Selection
 from .store.tables.declared import TABLES
 
-__all__ = ["Column", "CorruptError", "Lake", "LakeError", "__version__", "analyze", "open", "table"]
+__all__ = [
+    "Column",
+    "CorruptError",
+    "Lake",
+    "LakeError",
+    "Selection",
+    "__version__",
+    "analyze",
+    "edits",
+    "open",
+    "table",
+]
+
 
 # Modules that declare tables; each module of these packages does so when it is imported, at the first look at TABLES.
 TABLES.declared_in(*(f"{__name__}.queries.{part}" for part in ("tables", "replayed", "generation.tables")))

@@ -92,7 +92,7 @@ class CaptureSource(DataSource):
 
     def __init__(self, lake: str, model: str, stream: str, metadata: dict[str, Any] | None = None):
         super().__init__(metadata=metadata)
-        self._open = lambda: Lake(lake).capture(model, stream)
+        self._open = lambda: Lake(lake).dataset(model, stream)
 
     def _get_schema(self) -> Schema:
         found = self._open()

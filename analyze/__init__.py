@@ -1,17 +1,14 @@
-"""Pure functions on arrays; a package or module is imported when it is first named: `actlake.analyze.lazy.lens(...)`."""
+"""Pure functions on arrays, imported when first named: `actlake.analyze.lens.lens(...)`, `actlake.analyze.delta(...)`."""
 
-from importlib import import_module
 from pkgutil import iter_modules
-from types import ModuleType
 
-_MODULES = tuple(sorted(module.name for module in iter_modules(__path__)))
+from .core.exports import on_demand
 
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_MODULES)}")
+_NAMES = {"delta": "residual.delta", "geometry": "residual.geometry"} | {
+    each.name: "" for each in iter_modules(__path__)
+}
+__getattr__ = on_demand(__name__, _NAMES)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULES]
+    return [*globals(), *_NAMES]

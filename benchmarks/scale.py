@@ -145,7 +145,7 @@ def tasks(value: Any) -> int:
 
 def graphs(lake: Any) -> dict[str, int]:
     """What is asked of one capture -> its tasks."""
-    layers, tokens = lake.capture("pair0/it", "native"), lake.capture("pair0/it", "native", by="token")
+    layers, tokens = lake.dataset("pair0/it", "native"), lake.dataset("pair0/it", "native", by="token")
     head = Head(torch.zeros(TOP_K, WIDTH), torch.ones(WIDTH))
     lens, delta = lazy.lens(tokens, head), lazy.delta(tokens)
     return {
@@ -184,7 +184,7 @@ def run(tokens: int = TOKENS) -> list[Row]:
         rows = [
             Row(
                 "open a lake and a capture in it",
-                command("actlake.open(sys.argv[1]).capture('pair0/it', 'native')", root),
+                command("actlake.open(sys.argv[1]).dataset('pair0/it', 'native')", root),
                 OPEN,
                 "s",
                 "<= 1",

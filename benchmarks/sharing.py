@@ -189,7 +189,7 @@ def prompts(layout: Layout, root: Path, what: str, target: str) -> list[Row]:
             sent, asked = [], []
             for place in np.flatnonzero(sizes == length)[:: max(1, int((sizes == length).sum()) // 24)]:
                 # Opened anew: no index of a shard is known from the prompt before.
-                ds = lake.capture("made/pt", path.stem)[["resid", "mlp_out"]]
+                ds = lake.dataset("made/pt", path.stem)[["resid", "mlp_out"]]
                 server.requests.clear()
                 ds.isel(token=slice(int(offset[place]), int(offset[place + 1]))).compute(scheduler="threads")
                 sent.append(server.sent)
@@ -205,8 +205,8 @@ def reading(url: str, here: Layout) -> list[Row]:
     """One boundary of all tokens: from S3, by plain zarr on s3fs, and from the local disk; MB/s of float32."""
     path = captures(here)["pt"]
     name = path.relative_to(here.root).as_posix()
-    there = Lake(f"{url}/lake").capture("made/pt", path.stem)
-    plain, local = xr.open_zarr(f"{url}/lake/{name}"), Lake(here.root).capture("made/pt", path.stem)
+    there = Lake(f"{url}/lake").dataset("made/pt", path.stem)
+    plain, local = xr.open_zarr(f"{url}/lake/{name}"), Lake(here.root).dataset("made/pt", path.stem)
     seconds: dict[str, list[float]] = {"s3": [], "plain": [], "local": []}
     for boundary in range(there.sizes["boundary"]):
         for kind, ds in (("s3", there), ("plain", plain), ("local", local)):

@@ -1,6 +1,7 @@
-"""The commands that ask: run, sql, report; and what others need to check an answer: cite, reproduce."""
+"""The commands that ask: run, sql, rows, tables, report, reproduce."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,30 +10,21 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..lake import Lake
-from ..store.core.catalog import load_catalog
 from ..store.core.errors import LakeError
-from ..store.format.paths import Layout, writing
 from .options import (
-    CAPTURE,
     CatalogOption,
-    DeviceOption,
+    Computing,
     DryRunOption,
     GenerateOption,
     JsonOption,
-    LakeOption,
     PairsOption,
     ProbesOption,
     PromptsOption,
-    SchedulerOption,
-    client_of,
-    engine_of,
-    open_layout,
-    out,
-    print_json,
-    print_table,
-    records,
+    Where,
+    Workers,
+    grouped,
 )
+from .printing import line, out, print_json, print_table, records
 
 if TYPE_CHECKING:
     from ..queries.answer.answer import Answer
@@ -41,12 +33,12 @@ if TYPE_CHECKING:
 
 PUBLISHED = 12  # published figures that are shown below an answer
 questions = typer.Typer()
-table_app = typer.Typer(help="Import a table.", no_args_is_help=True)
-questions.add_typer(table_app, name="table")
 
 
 @questions.command()
+@grouped
 def run(
+    where: Workers,
     rows: Annotated[
         list[str] | None, typer.Argument(help="Rows of the experiment index, for instance L1 L2 exp16.")
     ] = None,
@@ -68,10 +60,6 @@ def run(
     published: Annotated[
         bool, typer.Option("--published", help="Only print what the PT/IT study published for the rows; needs no lake.")
     ] = False,
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    device: DeviceOption = "auto",
-    scheduler: SchedulerOption = None,
     generate: GenerateOption = True,
     probes: ProbesOption = True,
     dry_run: DryRunOption = False,
@@ -92,35 +80,38 @@ def run(
     if every and rows:
         raise LakeError("name rows or say --all, not both")
     if not (rows or every or about or published):
-        raise LakeError(f"name rows, or say --all for every one of {', '.join(queries(catalog))}")
-    asked = [find(row, catalog) for row in rows] if rows else list(queries(catalog).values())
+        raise LakeError(f"name rows, or say --all for every one of {', '.join(queries(where.catalog))}")
+    asked = [find(row, where.catalog) for row in rows] if rows else list(queries(where.catalog).values())
     if lock and (about or published or dry_run):
         raise LakeError("--lock is for answers; leave --about, --published and --dry-run out")
     if about:
         return _about(asked)
     if published:
         return _published(asked, pair or [], as_json)
-    layout = open_layout(lake, catalog)[0]
-    pairs = pair or [Lake(layout.root).only_pair()]
-    with client_of(scheduler) as client:  # before all that takes longer
-        from ..queries.answer.asking import Asking
-
-        engine = engine_of(client)
-        asking = Asking(layout, asked, pairs, prompts, device, catalog, generate, probes, engine)
+    with where.opened() as lake:
+        asking = lake.ask(rows or (), pair, prompts, generate, probes)
         if dry_run:
             return _forecast(asking, as_json)
-        if every:
-            _run_all(asking, layout, folder, lock, prompts, as_json)
-        else:
-            _run_rows(asking, layout, folder, lock, prompts, as_json)
+        answers: list[Answer] = []
+        try:
+            if every:
+                _run_all(asking, answers, folder, as_json)
+            else:
+                _run_rows(asking, answers, folder, as_json)
+        finally:
+            if lock:
+                from ..queries.answer.lock import write_lock
+
+                write_lock(lake.layout, answers, lock, prompts)
+        if lock and not as_json:
+            line(f"lock: {lock}; `actlake reproduce {lock}` checks it")
 
 
 @questions.command()
+@grouped
 def reproduce(
     file: Annotated[Path, typer.Argument(help="What `actlake run --lock FILE` wrote.")],
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    device: DeviceOption = "auto",
+    where: Computing,
     generate: GenerateOption = True,
     tolerance: Annotated[
         float,
@@ -133,47 +124,27 @@ def reproduce(
     Tables that are missing are made again. Exit code 1 when an input or an answer differs.
     """
     from ..queries.answer.lock import read_lock
-    from ..queries.answer.reproduce import reproduce as compare
 
     locked = read_lock(file)
     try:
-        found = compare(open_layout(lake, catalog)[0], locked, device, catalog, generate, tolerance)
+        found = where.open().reproduce(file, generate, tolerance)
     except LakeError as error:
-        if lake == "default" and locked.lake:
+        if where.lake == "default" and locked.lake:
             raise LakeError(f"{error}; the answers were made from {locked.lake}: pass --lake {locked.lake}") from error
         raise
     if as_json:
         print_json([asdict(one) | {"same": one.same} for one in found])
-    else:
-        for one in found:
-            out.print(escape(str(one)), highlight=False, soft_wrap=True)
+    for one in [] if as_json else found:
+        line(one)
     if not all(one.same for one in found):
         raise typer.Exit(1)
 
 
 @questions.command()
-def cite(
-    capture: Annotated[str, typer.Argument(help=CAPTURE + " Or a whole reference, to check it.")],
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """An immutable reference to a sealed capture, and the model, stream, prompts and versions behind it."""
-    from ..store.captures.cite import citation, citation_lines, find_cited
-
-    layout = open_layout(lake, catalog)[0]
-    found = citation(layout, find_cited(layout, capture))
-    if as_json:
-        return print_json(found)
-    for name, value in citation_lines(found):
-        out.print(f"{name:10} {escape(value)}", highlight=False, soft_wrap=True)
-
-
-@questions.command()
+@grouped
 def sql(
     text: Annotated[str, typer.Argument(help="One SELECT statement.")],
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
+    where: Workers,
     rows: Annotated[int, typer.Option(help="Print at most N rows (0: all).", min=0)] = 100,
     compute: Annotated[
         bool,
@@ -182,8 +153,6 @@ def sql(
             help="Compute what is missing of the tables named; without, only what is there is read.",
         ),
     ] = True,
-    device: DeviceOption = "auto",
-    scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams, outputs (DuckDB's SQL).
@@ -194,10 +163,8 @@ def sql(
 
     Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """
-    opened = Lake(open_layout(lake, catalog)[0].root, catalog=catalog)
-    with client_of(scheduler) as client:
-        asked = opened.on(client) if client else opened
-        frame = asked.sql_frame(text, rows + 1 if rows else 0, compute, device)
+    with where.opened() as lake:
+        frame = lake.sql_frame(text, rows + 1 if rows else 0, compute)
     cut = bool(rows) and len(frame) > rows
     print_table(frame.head(rows) if cut else frame, as_json)
     if cut:
@@ -205,6 +172,7 @@ def sql(
 
 
 @questions.command(name="rows")
+@grouped
 def list_rows(
     row: Annotated[
         str | None, typer.Argument(help="A row, to be explained. Every row with its title when left out.")
@@ -225,202 +193,126 @@ def list_rows(
     if check:
         from ..queries.answer.check_row import check_row
 
-        found = check_row(check)
-        return out.print(
-            f"{escape(str(check))}: row {escape(found.id)} is well formed", highlight=False, soft_wrap=True
-        )
+        return line(f"{check}: row {check_row(check).id} is well formed")
     if row:
         return _about([find(row, catalog)])
     print_table(every(catalog=catalog), as_json)
 
 
 @questions.command(name="tables")
+@grouped
 def list_tables(
+    where: Where,
     table: Annotated[str | None, typer.Argument(help="A table, for its columns. Every table when left out.")] = None,
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The tables that `actlake sql` can ask: rows and bytes that are there, and their columns with types."""
-    from ..queries.answer.listings import column_table, table_table
+    from ..queries.answer.listings import column_table
 
-    layout = open_layout(lake, catalog)[0]
-    print_table(column_table(table) if table else table_table(layout), as_json)
+    lake = where.open()
+    print_table(column_table(table) if table else lake.tables, as_json)
 
 
 @questions.command()
+@grouped
 def report(
+    where: Workers,
     pair: PairsOption = None,
     page: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
     rows: Annotated[
         list[str] | None, typer.Option("--row", help="Row to answer; may be given several times. [default: all]")
     ] = None,
     prompts: PromptsOption = None,
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    device: DeviceOption = "auto",
-    scheduler: SchedulerOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Answer rows and write one self-contained HTML page with figures, tables and SQL.
 
     Rows for which models would have to write first are left to `run`, unless named.
     """
-    from ..queries.answer.asking import answer_all
-    from ..queries.answer.results import table_steps, write_page
-    from ..queries.rows.registry import find, queries
-
-    layout = open_layout(lake, catalog)[0]
-    asked = [find(row, catalog) for row in rows] if rows else list(queries(catalog).values())
-    pairs = pair or [Lake(layout.root).only_pair()]
-    with client_of(scheduler) as client:
-        engine = engine_of(client)
-        answers, refused, spent = answer_all(layout, asked, pairs, prompts, device, catalog, bool(rows), engine)
-    if refused and (rows or not answers):
-        raise LakeError(refused[0].reason)
-    write_page(layout, answers, table_steps(answers, spent), page, refused)
-    out.print(str(page.absolute()), highlight=False, soft_wrap=True)
-
-
-@table_app.command("add")
-def table_add(
-    name: Annotated[str, typer.Argument(help="The table that the file has columns of: lens, delta, pair_lens ...")],
-    file: Annotated[Path, typer.Argument(help="A .parquet or .csv file: values per token, per prompt or per layer.")],
-    pair: Annotated[str | None, typer.Option(help="Pair of all rows, if the file has no column `pair`.")] = None,
-    variant: Annotated[str | None, typer.Option(help="pt or it, if the file has no column `variant`.")] = None,
-    stream: Annotated[
-        str | None,
-        typer.Option(help="Stream name, e.g. native-theirs. [default: published, which answers rows of every stream]"),
-    ] = None,
-    stream_pt: Annotated[str | None, typer.Option(help="Stream of the pt, in tables of both variants.")] = None,
-    lens: Annotated[str | None, typer.Option(help="raw or tuned, in tables of lenses. [default: raw]")] = None,
-    lake: LakeOption = "default",
-    catalog: CatalogOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check a table of other people's numbers and import it into the lake, so that `run` and `sql` work on it.
-
-    Columns that the file lacks are filled in where that is safe (stream, lens, draw, event ...) or NULL; the message for one
-    that has to be there says which. Without prompt and token a row stands for the mean over them: published curves (variant,
-    layer, value) give published numbers, without intervals.
-    """
-    from ..store.tables.imported import add_table
-
-    known = load_catalog(catalog)
-    with writing(known.lakes.get(lake, lake)) as layout:
-        names = {"pair": pair, "variant": variant, "stream": stream, "stream_pt": stream_pt, "lens": lens}
-        added = add_table(layout, name, file, **names)
+    with where.opened() as lake:
+        found = lake.run_all(rows or (), pair, prompts, generate=bool(rows))
+    if found.refused and (rows or not found.answers):
+        raise LakeError(found.refused[0].reason)
+    found.page(page)
     if as_json:
-        return print_json(vars(added))
-    whose = "; ".join("/".join(capture.values()) for capture in added.captures)
-    state = "was there already" if added.reused else "added"
-    out.print(f"{added.path}: {added.rows:,} rows of {whose}, {state}", highlight=False, soft_wrap=True)
+        return print_json({"page": str(page.absolute()), "answers": [_record(one) for one in found.answers]})
+    line(page.absolute())
 
 
 # --- answering -------------------------------------------------------------------------------------------------------
 
 
-def _run_rows(
-    asking: "Asking", layout: Layout, folder: Path, lock: Path | None, prompts: str | None, as_json: bool
-) -> None:
+def _run_rows(asking: "Asking", answers: "list[Answer]", folder: Path, as_json: bool) -> None:
     """Rows by name: each is shown when it is ready; LakeError when one can't be answered, known beforehand or at the end."""
-    from ..queries.answer.answer import Refused
-    from ..queries.answer.asking import grouped
-
-    if asking.refused:
-        raise LakeError("; ".join(f"{listed}: {reason}" for listed, reason in grouped(asking.refused)))
+    _check_refused(asking)
     asking.announce()
-    answers: list[Answer] = []
     try:
-        for found in asking:
-            if isinstance(found, Refused):
-                continue
+        for found in asking.answers():
             answers.append(found)
             if not as_json:
                 _show(found, found.save(folder))
     finally:
         if as_json:
             print_json([_record(found) for found in answers])
-        _lock(layout, answers, lock, prompts, as_json)
+    _check_refused(asking)
+
+
+def _check_refused(asking: "Asking") -> None:
     if asking.refused:
-        raise LakeError("; ".join(f"{listed}: {reason}" for listed, reason in grouped(asking.refused)))
+        raise LakeError("; ".join(f"{listed}: {reason}" for listed, reason in asking.reasons()))
 
 
-def _run_all(
-    asking: "Asking", layout: Layout, folder: Path, lock: Path | None, prompts: str | None, as_json: bool
-) -> None:
+def _run_all(asking: "Asking", answers: "list[Answer]", folder: Path, as_json: bool) -> None:
     """Every row: each sentence when it is ready, and a page of them; first of all the rows that can't be answered."""
-    from ..queries.answer.asking import grouped
-    from ..queries.answer.results import write_results
+    from ..queries.answer.results import answer_rows
 
-    if asking.refused and not as_json:
-        out.print(f"{len(asking.refused)} of {asking.asked} rows can't be answered:", highlight=False)
-        for listed, reason in grouped(asking.refused):
-            out.print(f"[bold]{listed}[/] {escape(reason)}", highlight=False, soft_wrap=True)
-        out.print()
-    known = len(asking.refused)
-    asking.announce()
+    def refused(heading: str, start: int = 0) -> None:
+        if asking.refused[start:] and not as_json:
+            line(heading)
+            for listed, reason in asking.reasons(start):
+                out.print(f"[bold]{listed}[/] {escape(reason)}", highlight=False, soft_wrap=True)
+            out.print()
 
     def show(answer: "Answer") -> None:
+        answers.append(answer)
         if not as_json:
-            out.print(f"[bold]{answer.query.id:6}[/] {escape(answer.says)}", highlight=False)
+            out.print(f"[bold]{answer.query.id:6}[/] {escape(answer.sentence)}", highlight=False)
 
-    done = write_results(asking, folder, show)
+    known = len(asking.refused)
+    refused(f"{known} of {asking.asked} rows can't be answered:")
+    done = answer_rows(asking, folder, show)
+    page = folder / "index.html"
     if as_json:
-        print_json(
-            {
-                "answers": [_record(found) for found in done.answers],
-                "refused": {found.query.id: found.reason for found in done.refused},
-                "page": str(done.page),
-            }
+        reasons = {found.query.id: found.reason for found in done.refused}
+        return print_json(
+            {"answers": [_record(found) for found in done.answers], "refused": reasons, "page": str(page)}
         )
-    else:
-        if later := done.refused[known:]:
-            out.print("\nnot answered after all:")
-            for listed, reason in grouped(later):
-                out.print(f"[bold]{listed}[/] {escape(reason)}", highlight=False, soft_wrap=True)
-        left = f", {len(done.refused)} not (see above)" if done.refused else ""
-        out.print(
-            f"\n{len(done.answers)} of {asking.asked} rows answered{left} in {done.seconds:.1f} s: {folder}{os.sep}, page"
-            f" {done.page}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    _lock(layout, done.answers, lock, prompts, as_json)
+    refused("\nnot answered after all:", known)
+    left = f", {len(done.refused)} not (see above)" if done.refused else ""
+    line(
+        f"\n{len(done.answers)} of {asking.asked} rows answered{left} in {done.seconds:.1f} s: {folder}{os.sep}, page {page}"
+    )
 
 
 def _forecast(asking: "Asking", as_json: bool) -> None:
     """What each row takes, and all together."""
     found, work = asking.forecast(), asking.work()
     if as_json:
-        return print_json(
-            {
-                "rows": {
-                    one.query.id: {**asdict(one.work), "refused": one.refused, "without": list(one.without)}
-                    for one in found
-                },
-                "together": asdict(work) | {"seconds": work.seconds},
-            }
-        )
+        rows = {
+            one.query.id: {**asdict(one.work), "refused": one.refused, "without": list(one.without)} for one in found
+        }
+        return print_json({"rows": rows, "together": asdict(work) | {"seconds": work.seconds}})
     for one in found:
         out.print(f"[bold]{one.query.id:9}[/] {escape(one.words)}", highlight=False, soft_wrap=True)
-    together = "; ".join(work.parts()) or "nothing"
-    out.print(f"\nin all, what rows share counted once: {together}", highlight=False, soft_wrap=True)
+    line(f"\nin all, what rows share counted once: {'; '.join(work.parts()) or 'nothing'}")
 
 
 # --- printing --------------------------------------------------------------------------------------------------------
 
 
-def _about(asked: "list[Query]") -> None:
-    from ..queries.rows.registry import description, pitfall_link
-
+def _about(asked: "Sequence[Query]") -> None:
     for query in asked:
-        out.print(f"[bold]{query.id}[/] {escape(query.title)}", highlight=False)
-        for name, paragraphs, items in description(query):
-            lines = paragraphs + [f"- {item}" for item in items]
-            if name == "pitfalls":
-                lines = [f"{line}\n  {pitfall_link(line[2 : line.index(': ')])}" for line in lines]
-            out.print(f"\n[bold]{name}[/]\n{escape(chr(10).join(lines))}", highlight=False, soft_wrap=True)
-        out.print()
+        out.print(f"[bold]{query.id}[/] {escape(query.explained)}\n", highlight=False, soft_wrap=True)
     out.print(
         "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall. The study is the PT/IT"
         " study, github.com/yifan1207/PT-IT-Model-Differences.",
@@ -428,7 +320,7 @@ def _about(asked: "list[Query]") -> None:
     )
 
 
-def _published(asked: "list[Query]", pairs: list[str], as_json: bool) -> None:
+def _published(asked: "Sequence[Query]", pairs: list[str], as_json: bool) -> None:
     from ..queries.rows.registry import published
 
     frames = {query.id: published(query.id, *pairs) for query in asked}
@@ -443,20 +335,11 @@ def _published(asked: "list[Query]", pairs: list[str], as_json: bool) -> None:
             print_table(frame.drop(columns="row"))
 
 
-def _lock(layout: Layout, answers: "list[Answer]", file: Path | None, prompts: str | None, quiet: bool) -> None:
-    if file:
-        from ..queries.answer.lock import write_lock
-
-        write_lock(layout, answers, file, prompts)
-        if not quiet:
-            out.print(f"lock: {file}; `actlake reproduce {file}` checks it", highlight=False, soft_wrap=True)
-
-
 def _record(found: "Answer") -> dict[str, Any]:
     return {
         "row": found.query.id,
         "pair": found.pair,
-        "says": found.says,
+        "sentence": found.sentence,
         "table": records(found.table),
         "sql": found.sql,
         "published": records(found.published),
@@ -471,12 +354,12 @@ def _show(found: "Answer", files: list[Path]) -> None:
     others = found.table.drop(main.index)
     if len(others):
         names = ", ".join(dict.fromkeys(others["measure"]))
-        out.print(f"{len(others)} more in {files[0]}: {names}", style="dim", highlight=False, soft_wrap=True)
+        line(f"{len(others)} more in {files[0]}: {names}", style="dim")
     if len(found.published):
         few = found.published.drop(columns="row").head(PUBLISHED)
         out.print("published in the PT/IT study:")
         print_table(few)
         if more := len(found.published) - len(few):
             out.print(f"{more} more: `actlake run {query.id} --published --pair {found.pair}`", style="dim")
-    out.print(escape(found.says), highlight=False)
-    out.print("files: " + ", ".join(map(str, files)), style="dim", highlight=False, soft_wrap=True)
+    out.print(escape(found.sentence), highlight=False)
+    line("files: " + ", ".join(map(str, files)), style="dim")

@@ -1,57 +1,25 @@
-"""What the commands share: their options, the console, and how tables are printed."""
+"""What the commands share: their options, each declared once, alone or in groups that a command takes as one parameter."""
 
-import json
+import inspect
 import logging
-import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
-import numpy as np
-import pandas as pd
 import typer
-from pandas.api.types import is_float_dtype
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
-from ..store.core.catalog import Catalog, load_catalog
-from ..store.core.files import human_bytes
-from ..store.core.progress import Terminal
-from ..store.format.paths import Layout
-
-if TYPE_CHECKING:
-    from distributed import Client
-
-    from ..queries.engine.passes import Engine
-
-out = Terminal(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
-
-FOLDED = 60  # letters of a cell in one line; longer texts are folded
-LISTED = 6  # values of a list that are shown
-LINE_ENDS = {ord(end): shown for end, shown in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"))}
+from ..lake import Lake
+from ..store.core.catalog import load_catalog
+from ..store.core.schema import MARKER
+from ..store.exchange.selection import Selection
+from ..store.format.paths import Layout, writing
+from ..store.remote.store import is_remote
 
 CAPTURE = "PAIR/VARIANT/STREAM, the stream by a unique beginning of its name: pocket/it/native."
-LakeOption = Annotated[
-    str,
-    typer.Option("--lake", help="Folder of the lake, or its name in the catalog.", show_default="catalog's default"),
-]
-CatalogOption = Annotated[
-    Path | None, typer.Option("--catalog", help="catalog.yaml to use instead of ./catalog.yaml or the packaged one.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps ...")
-]
-DeviceMapOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device-map",
-        help="auto: spread a model that is larger than one device over all of them (needs the package accelerate).",
-    ),
-]
 NamesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -60,18 +28,11 @@ NamesArgument = Annotated[
         " role.",
     ),
 ]
-VariantOption = Annotated[
-    str | None, typer.Option("--variant", help="pt or it: only this model of the pairs named without a role.")
-]
-StreamOption = Annotated[
-    list[str] | None,
-    typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),
-]
-PromptSetOption = Annotated[
+DeviceMapOption = Annotated[
     str | None,
     typer.Option(
-        "--prompts",
-        help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else core]",
+        "--device-map",
+        help="auto: spread a model that is larger than one device over all of them (needs the package accelerate).",
     ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto (as stored), bfloat16, float16 or float32.")]
@@ -81,26 +42,15 @@ BatchOption = Annotated[
         "--batch", help="Batch size: sequences in a forward. Recorded, since it changes low-order bits.", min=1
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N prompts.")]
-DateOption = Annotated[
-    str | None,
-    typer.Option(
-        "--date",
-        help="Day that chat templates write which name one, as 2025-01-31. [default: the stream's, else 2024-07-26]",
-    ),
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what there would be to do, and stop.")]
+PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
+PairsOption = Annotated[
+    list[str] | None,
+    typer.Option("--pair", help="Pair, needed when the lake holds several; several pairs are averaged."),
 ]
-ControlOption = Annotated[
-    bool,
-    typer.Option("--control-tokens", help="Let prompts hold control tokens such as <|im_end|>; else they are refused."),
+PromptsOption = Annotated[
+    str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")
 ]
-NewTokensOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
-]
-RankOption = Annotated[
-    int | None,
-    typer.Option("--rank", help="This process's number among --world. [default: from torchrun's or Slurm's variables]"),
-]
-WorldOption = Annotated[int | None, typer.Option("--world", help="Processes that share the work.")]
 GenerateOption = Annotated[
     bool,
     typer.Option(
@@ -116,99 +66,238 @@ ProbesOption = Annotated[
         " left out where they are about it.",
     ),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what there would be to do, and stop.")]
-SchedulerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--scheduler",
-        help="Compute tables on the workers of this dask scheduler: tcp://HOST:8786, or its scheduler file"
-        " (docs/CLUSTER.md in actlake's repository).",
-    ),
-]
-PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
-PairsOption = Annotated[
-    list[str] | None,
-    typer.Option("--pair", help="Pair, needed when the lake holds several; several pairs are averaged."),
-]
-PromptsOption = Annotated[
-    str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")
+
+
+CatalogOption = Annotated[
+    Path | None, typer.Option("--catalog", help="catalog.yaml to use instead of ./catalog.yaml or the packaged one.")
 ]
 
 
-def open_layout(lake: str, catalog: Path | None) -> tuple[Layout, Catalog]:
-    """The lake of this name or folder, and the catalog in use."""
-    known = load_catalog(catalog)
-    return Layout.open(known.lakes.get(lake, lake)), known
+@dataclass(frozen=True)
+class Where:
+    """Which lake, and which catalog."""
+
+    lake: Annotated[
+        str,
+        typer.Option(
+            "--lake", help="Folder or URL of the lake, or its name in the catalog.", show_default="catalog's default"
+        ),
+    ] = "default"
+    catalog: CatalogOption = None
+
+    @property
+    def place(self) -> str:
+        """Folder or URL of the lake."""
+        return str(load_catalog(self.catalog).lakes.get(self.lake, self.lake))
+
+    def open(self, missing: bool = False) -> Lake:
+        """The lake; with `missing`, one that holds nothing where there is none, for what reads only the catalog."""
+        place = self.place
+        absent = missing and not is_remote(place) and not (Path(place) / MARKER).exists()
+        url = Layout(Path(place).absolute()) if absent else place
+        return Lake(url, catalog=self.catalog, device=getattr(self, "device", "auto"))
+
+    @contextmanager
+    def writing(self) -> Iterator[Lake]:
+        """The lake, made if need be; one made here is taken away again when the command is refused before it wrote anything."""
+        with writing(self.place) as layout:
+            yield Lake(layout, catalog=self.catalog, device=getattr(self, "device", "auto"))
 
 
-@contextmanager
-def client_of(scheduler: str | None) -> "Iterator[Client | None]":
-    """A client of the scheduler, if one is named, that is closed in the end."""
-    if scheduler is None:
-        yield None
-        return
-    from ..queries.cluster.scheduler import connect
+@dataclass(frozen=True)
+class Computing(Where):
+    """Which lake, and what computes."""
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what concerns a user is raised as well
-    with connect(scheduler) as client:
-        yield client
+    device: Annotated[
+        str, typer.Option("--device", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps ...")
+    ] = "auto"
 
 
-def engine_of(client: "Client | None") -> "Engine":
-    """What computes tables: the workers behind a client, or this process."""
-    if client is None:
-        from ..queries.engine.passes import run
+@dataclass(frozen=True)
+class Workers(Computing):
+    """Which lake, and what computes: this process, or the workers of a scheduler."""
 
-        return run
-    from ..queries.cluster.cluster import Cluster
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            help="Compute tables on the workers of this dask scheduler: tcp://HOST:8786, or its scheduler file"
+            " (docs/CLUSTER.md in actlake's repository).",
+        ),
+    ] = None
 
-    return Cluster(client).run
+    @contextmanager
+    def opened(self) -> Iterator[Lake]:
+        """The lake; a client of the scheduler is closed in the end."""
+        if self.scheduler is None:
+            yield self.open()
+            return
+        from ..queries.cluster.scheduler import connect
 
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table as JSON records."""
-    return json.loads(frame.to_json(orient="records"))
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON value on one line."""
-    print(json.dumps(value, default=str, ensure_ascii=False))
-
-
-def print_table(frame: pd.DataFrame, as_json: bool = False) -> None:
-    """Print a table for people, or as JSON records.
-
-    Nothing is cut: a table that is wider than the terminal runs on, long texts are folded, lists are shortened.
-    """
-    if as_json:
-        return print_json(records(frame))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = [_column(str(name), frame.iloc[:, place]) for place, name in enumerate(frame.columns)]
-    for name, cells in zip(frame.columns, columns, strict=True):
-        long = max(map(len, cells), default=0) > FOLDED
-        table.add_column(escape(str(name)), no_wrap=not long, max_width=FOLDED if long else None, overflow="fold")
-    for row in zip(*columns, strict=True):
-        table.add_row(*map(escape, row))
-    width = Measurement.get(out, out.options.update(max_width=100_000), table).maximum
-    Terminal(width=max(width, out.width)).print(table, crop=False, no_wrap=True)
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what concerns a user is raised as well
+        lake = self.open()
+        with connect(self.scheduler) as client:  # before all that takes longer
+            yield lake.on(client)
 
 
-def _column(name: str, values: pd.Series) -> list[str]:
-    """The cells of a column as text; numbers that are all whole have no decimal point."""
-    whole = is_float_dtype(values) and bool(((values.dropna() % 1) == 0).all())
-    return [_cell(name, value, whole) for value in values]
+@dataclass(frozen=True)
+class Reading:
+    """What a capture reads; the fields are parameters of `lake.capture` and `lake.plan`."""
+
+    streams: Annotated[
+        list[str] | None,
+        typer.Option("--stream", help="Stream recipe of the catalog; may be given several times. [default: native]"),
+    ] = None
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else"
+            " core]",
+        ),
+    ] = None
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N prompts.")] = None
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
+    ] = None
+    date: Annotated[
+        str | None,
+        typer.Option(
+            "--date",
+            help="Day that chat templates write which name one, as 2025-01-31. [default: the stream's, else 2024-07-26]",
+        ),
+    ] = None
+    control_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--control-tokens", help="Let prompts hold control tokens such as <|im_end|>; else they are refused."
+        ),
+    ] = False
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {**vars(self), "streams": self.streams or ()}
 
 
-def _cell(name: str, value: Any, whole: bool) -> str:
-    if isinstance(value, list | tuple | np.ndarray):
-        shown = ", ".join(_cell(name, each, False) for each in value[:LISTED])
-        return f"[{shown}]" if len(value) <= LISTED else f"[{shown} ... {len(value)} in all]"
-    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
-        return "-"
-    if name == "bytes":
-        return human_bytes(value)
-    if isinstance(value, float) and math.isfinite(value) and (whole or abs(value) >= 1e4):
-        return f"{value:.0f}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).translate(LINE_ENDS) if isinstance(value, str) else str(value)
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work."""
+
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank", help="This process's number among --world. [default: from torchrun's or Slurm's variables]"
+        ),
+    ] = None
+    world: Annotated[int | None, typer.Option("--world", help="Processes that share the work.")] = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a lake moves."""
+
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Only these: PAIR or PAIR/ROLE, for instance pocket or pocket/it."),
+    ] = None
+    stream: Annotated[
+        list[str] | None,
+        typer.Option("--stream", help="Only streams whose name begins like this, for instance native."),
+    ] = None
+    tables: Annotated[
+        bool,
+        typer.Option("--tables/--no-tables", help="With what was made of captures: tables, probes, directions, texts."),
+    ] = True
+    with_weights: Annotated[
+        bool, typer.Option("--with-weights", help="With models' own files, and so with their licences.")
+    ] = False
+
+    @property
+    def selection(self) -> Selection:
+        """The same for `lake.push`, `pull` and `sync`."""
+        from ..capture.streams.names import models_named
+
+        return Selection(
+            streams=tuple(self.stream or ()),
+            tables=self.tables,
+            weights=self.with_weights,
+            models=tuple(models_named(self.names or []).items()),
+            **self._cut(),
+        )
+
+    def _cut(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Cut(Part):
+    """The same, with parts of captures."""
+
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site",
+            help="Of each capture only this variable (resid, mlp_out, topk_logit ...), as a copy of a part.",
+        ),
+    ] = None
+    boundary: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--boundary", help="Only the residual at this boundary, and the outputs of the block that ends there."
+        ),
+    ] = None
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Only the shard rows that hold the prompt of this id.")
+    ] = None
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the shard rows of the first N prompts.", min=1)] = (
+        None
+    )
+
+    def _cut(self) -> dict[str, Any]:
+        return {
+            "sites": tuple(self.site or ()),
+            "boundaries": tuple(self.boundary or ()),
+            "prompts": tuple(self.prompt or ()),
+            "limit": self.limit,
+        }
+
+
+@dataclass(frozen=True)
+class Moving:
+    """How a transfer is done and shown."""
+
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Hash what is there already, and replace what is damaged. Reads all of it."),
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would move, and how long it takes; move nothing.")
+    ] = False
+    speed: Annotated[
+        float, typer.Option("--speed", help="For the time: what the network carries, MB/s.", min=0.001)
+    ] = 50
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer: parameters that are groups of options stand for the options that are their fields."""
+    groups, parameters = dict[str, Any](), list[inspect.Parameter]()
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind = parameter.annotation
+        if not is_dataclass(kind):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name], hints = kind, get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(each.name, parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+            for each in fields(kind)
+        ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**given, **made)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

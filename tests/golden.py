@@ -153,7 +153,7 @@ def _captures(lake: Any) -> Entries:
         for variant in ("pt", "it"):
             for prompts, (_, _, streams) in SETS.items():
                 for stream in streams:
-                    data = lake.capture(f"{pair}/{variant}", f"{stream}-{prompts}")
+                    data = lake.dataset(f"{pair}/{variant}", f"{stream}-{prompts}")
                     for name, array in {**data.coords, **data.data_vars}.items():
                         found[f"captures/{pair}/{variant}/{stream}-{prompts}/{name}"] = digest(
                             np.asarray(array.values), name in DECIDED
@@ -169,7 +169,7 @@ def _models(lake: Any) -> Entries:
         names = sorted(path.stem for path in lake.layout.probes(*model.split("/")).glob("*.zarr"))
         for name in names:
             parts |= {
-                f"probes/{name.rsplit('-', 1)[0]}/{fold}": one for fold, one in enumerate(lake.probes(model, name))
+                f"probes/{name.rsplit('-', 1)[0]}/{fold}": one for fold, one in enumerate(lake.lenses(model, name))
             }
         for part, whole in parts.items():
             for name, value in vars(whole).items():

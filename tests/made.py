@@ -37,7 +37,7 @@ def answer(name: str, pair: str, rows: list[dict[str, Any]], **plot: str) -> Any
         table=table,
         sql=query.sql,
         published=published(name, pair),
-        says="Through the second half of the layers IT stays farther from its own final distribution than PT.",
+        sentence="Through the second half of the layers IT stays farther from its own final distribution than PT.",
         seconds=0.42,
         rows=len(rows) * 240,
     )

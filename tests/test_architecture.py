@@ -12,6 +12,8 @@ ORDER = (
     "intake_driver",
     "actlake",
     "lake",
+    "page",
+    "edits",
     "queries.cluster",
     "queries.answer",
     "queries.figures",

@@ -12,7 +12,7 @@ from actlake.cli.main import app
 from actlake.lake import Lake
 from actlake.queries.answer import asking
 from actlake.queries.answer.answer import Answer, Refused
-from actlake.queries.answer.asking import Asking, grouped
+from actlake.queries.answer.asking import Asking
 from actlake.queries.engine import estimate
 from actlake.queries.probes.training import Training
 from actlake.queries.rows.registry import find
@@ -72,14 +72,14 @@ def test_quick_rows_come_before_slow_ones(where: list[str], monkeypatch: pytest.
 def test_without_probes_a_row_does_without_the_tuned_lens_or_is_refused(where: list[str], tmp_path: Path) -> None:
     asked = ask(where, "L2", "tuned", probes=False)
     assert [no.query.id for no in asked.refused] == ["tuned"]
-    assert "training is switched off: `actlake probes train llama" in asked.refused[0].reason
+    assert "training is switched off: `actlake fit-lens llama" in asked.refused[0].reason
     (found,) = asked
-    assert "cg_raw" in set(found.table["measure"]) and "(without lens(tuned): probes of llama/" in found.says
+    assert "cg_raw" in set(found.table["measure"]) and "(without lens(tuned): probes of llama/" in found.sentence
     assert not (Path(where[1]) / "probes").exists()
     done = run(app, ["run", "L1", "L2", "--no-probes", *where, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0 and done.output.index("L2 ·") < done.output.index("L1 ·")  # whose table is not there yet
     lake = Lake(where[1], catalog=Path(where[3]))
-    assert "without lens(tuned)" in lake.run("L2", probes=False).says
+    assert "without lens(tuned)" in lake.run("L2", probes=False).sentence
     with pytest.raises(LakeError, match="training is switched off"):
         lake.run("tuned", pair="llama", probes=False)
 
@@ -137,8 +137,9 @@ def test_rows_that_cant_be_answered_are_said_first_and_once_for_each_reason(wher
 
 
 def test_reasons_are_grouped() -> None:
-    refused = [Refused(find(row), reason) for row, reason in (("L1", "a"), ("L2", "b"), ("0G", "a"))]
-    assert grouped(refused) == [("L1, 0G", "a"), ("L2", "b")]
+    asking = Asking.__new__(Asking)
+    asking.refused = [Refused(find(row), reason) for row, reason in (("L1", "a"), ("L2", "b"), ("0G", "a"))]
+    assert asking.reasons() == [("L1, 0G", "a"), ("L2", "b")] and asking.reasons(1) == [("L2", "b"), ("0G", "a")]
 
 
 @pytest.mark.parametrize(

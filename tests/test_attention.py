@@ -46,7 +46,7 @@ def test_entropy_of_the_last_prompt_row(tmp_path, pairs, family):
     assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
     assert (found >= 0).all() and found.std() > 0
     assert verify(layout, stored.path).ok
-    opened = Lake(layout.root).capture(f"{family}/it", "native")
+    opened = Lake(layout.root).dataset(f"{family}/it", "native")
     assert opened.attn_entropy.dims == ("prompt", "layer", "head") and "attn_entropy" in opened.data_vars
     assert ALL_ATTENTION_FUNCTIONS._local_mapping == {}  # the library's own kernel is back
 

@@ -95,7 +95,7 @@ def test_optional_tables_of_a_model_that_does_not_load_are_done_without(scene, m
 
     monkeypatch.setattr("actlake.queries.replayed.mechanism.MechanismTable.columns", fails)
     found = answer(layout, find("exp14"), "llama", catalog=file)
-    assert found.says.count("without mechanism(") == 4 and "no memory for this" in found.says
+    assert found.sentence.count("without mechanism(") == 4 and "no memory for this" in found.sentence
     assert len(found.table) < len(expected.table)
 
 

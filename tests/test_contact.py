@@ -16,7 +16,7 @@ import pytest
 import tiny
 from actlake.capture.streams.prompts import canonical_bytes
 from actlake.cli.main import app, main
-from actlake.cli.options import print_table
+from actlake.cli.printing import print_table
 from actlake.lake import Lake
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError, SqlError
@@ -60,7 +60,7 @@ def test_a_figure_shows_in_a_notebook_without_pyplot() -> None:
 
 
 def test_names_from_a_lake_are_no_markup_in_a_notebook(lake: Lake) -> None:
-    answer = replace(lake.run("L1"), says="<script>alert(1)</script>")
+    answer = replace(lake.run("L1"), sentence="<script>alert(1)</script>")
     assert "<script>" not in answer._repr_html_() and "&lt;script&gt;" in answer._repr_html_()
 
 
@@ -103,14 +103,14 @@ def test_texts_of_prompts_come_from_the_set_or_from_its_tokens(lake: Lake, tmp_p
 
 
 def test_one_prompt_of_a_capture(lake: Lake) -> None:
-    whole = lake.capture("llama/it", "native")
+    whole = lake.dataset("llama/it", "native")
     names = whole["prompt_id"].values.tolist()
-    some = lake.capture("llama/it", "native", prompt=names[3])
+    some = lake.dataset("llama/it", "native", prompt=names[3])
     assert set(some["prompt"].values.tolist()) == {3}
     assert np.array_equal(some.resid.values, whole.resid.values[whole["prompt"].values == 3], equal_nan=True)
-    assert set(lake.capture("llama/it", "native", prompt=[names[0], names[5]])["prompt"].values.tolist()) == {0, 5}
+    assert set(lake.dataset("llama/it", "native", prompt=[names[0], names[5]])["prompt"].values.tolist()) == {0, 5}
     with pytest.raises(LakeError, match=f"no prompt '{names[3]}x' among the 24 of this capture; did you mean "):
-        lake.capture("llama/it", "native", prompt=f"{names[3]}x")
+        lake.dataset("llama/it", "native", prompt=f"{names[3]}x")
 
 
 def test_directions_are_unit_vectors_of_each_layer(lake: Lake) -> None:

@@ -11,7 +11,7 @@ import torch
 from actlake.analyze.core import device
 from actlake.capture.model.load import load_model
 from actlake.capture.run.ranks import Rank
-from actlake.cli.check import doctor_lines
+from actlake.cli.doctor import doctor_lines
 from actlake.queries.engine.context import Context
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.core.errors import LakeError

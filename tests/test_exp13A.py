@@ -198,7 +198,7 @@ def test_published_figures_are_those_of_measures_of_the_row(numbers: pd.DataFram
 
 
 def test_the_row_says_what_came_out(lake: Lake) -> None:
-    said = lake.run("exp13A").says
+    said = lake.run("exp13A").sentence
     assert "undefined" not in said and "content is s" in said.replace("often as", "") and "Jaccard" in said
 
 

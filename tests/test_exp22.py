@@ -140,7 +140,7 @@ def test_every_number_is_that_of_METHODS_from_the_models_themselves(deep) -> Non
         smds.append((mean["it"] - mean["pt"]) / np.sqrt((var["it"] + var["pt"]) / 2))
         assert plain[f"smd_{name}", np.nan] == pytest.approx(smds[-1], abs=1e-4)
     assert plain["max_smd", np.nan] == pytest.approx(np.abs(smds).max(), abs=1e-4)
-    assert "undefined" not in found.says and "[" in found.says
+    assert "undefined" not in found.sentence and "[" in found.sentence
 
 
 def test_full_logits_give_the_same_endpoint(deep, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_capture_without_logits_is_refused_and_one_without_all_residuals_goes_
     lean = ProfileSpec("lean", ("resid",), "auto", "auto", 16, boundaries=("last",), scalars=("lens",))
     lake = Lake(tiny.capture(tmp_path / "lean", llama, tiny.NATIVE, profile=lean).root)
     found = lake.run("exp22")
-    assert "without churn(raw)" in found.says and "churn" not in set(found.table["measure"])
+    assert "without churn(raw)" in found.sentence and "churn" not in set(found.table["measure"])
     assert "late_kl" in set(found.table["measure"])
 
 

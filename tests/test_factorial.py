@@ -294,7 +294,7 @@ def test_exp23_is_the_arithmetic_of_METHODS(scenes) -> None:
         if plain.loc["interaction", "high"] < 0
         else "not clearly"
     )
-    assert f"The interaction is {sign}" in found.says and found.figure().axes
+    assert f"The interaction is {sign}" in found.sentence and found.figure().axes
 
 
 def test_the_second_question_loads_nothing(scenes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +377,7 @@ def test_exp20_counts_what_each_condition_picks(scenes) -> None:
     assert plain.loc["step_mean", "estimate"] == pytest.approx(scene.events["step"].mean())
     before = table[(table["layer"] == ONSET - 1) & (table["condition"] == "C")].set_index("prompt")["margin"]
     assert plain.loc["late_gain_c", "estimate"] == pytest.approx((margins["C"] - before).mean(), abs=1e-5)
-    assert "grafted into PT's middle window" in found.says and found.figure().axes
+    assert "grafted into PT's middle window" in found.sentence and found.figure().axes
 
 
 # --- exp21 -----------------------------------------------------------------------------------------------------------
@@ -449,7 +449,7 @@ def test_exp21_counts_windows_and_effects(scenes) -> None:
         }
         for effect, value in effects.items():
             assert numbers[f"{effect}_{name}"] == pytest.approx(value, abs=1e-5)
-    assert "late window moves" in found.says and "the interaction is" in found.says and found.figure().axes
+    assert "late window moves" in found.sentence and "the interaction is" in found.sentence and found.figure().axes
 
 
 # --- kernel, foreign records, what is refused ------------------------------------------------------------------------

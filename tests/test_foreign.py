@@ -61,7 +61,7 @@ def test_curves_per_layer_answer_L1_and_0J(lake: Layout, tmp_path: Path) -> None
     assert number(found.table, "last_third")["estimate"] == pytest.approx(-np.mean([0.06, 0.07, 0.08, 0.09]))
     line = number(found.table, "final20")
     assert (line["n"], line["unit"], line["method"]) == (1, "curves", "none") and np.isnan(line["low"])
-    assert "less along the residual" in found.says and "δ-cosine difference −0.0850 [no interval]" in found.says
+    assert "less along the residual" in found.sentence and "δ-cosine difference −0.0850 [no interval]" in found.sentence
     onset = Lake(lake.root).run("0J").table.set_index("measure")["estimate"]
     assert onset["onset_scaled_0.02"] == 5  # baseline layers 2 to 4: the search starts after them
     assert "onset_scaled_0.10" not in onset  # -0.09 is the lowest
@@ -104,8 +104,8 @@ def test_published_curves_give_the_published_gap(theirs: Lake, pair: str) -> Non
     for name in ("late_half_layers", "late_half_layers_it_above_pt_tuned"):
         assert number(found.table, name, None)["estimate"] == said[name]
     assert not found.table["measure"].str.startswith(("commit", "tokens", "cg_raw")).any()
-    assert found.says.startswith("With the tuned lens the gap is") and "undefined" not in found.says
-    assert "without lens(raw): table lens has no rows of" in found.says
+    assert found.sentence.startswith("With the tuned lens the gap is") and "undefined" not in found.sentence
+    assert "without lens(raw): table lens has no rows of" in found.sentence
 
 
 def test_pooled_published_curves_give_the_pooled_figures(theirs: Lake) -> None:
@@ -298,7 +298,7 @@ def test_values_of_all_points_need_no_draw(lake: Layout, tmp_path: Path) -> None
     found = Lake(lake.root).run("L8", pair="theirs")
     line = number(found.table, "late_twonn")
     assert (line["estimate"], line["method"]) == (3, "none") and np.isnan(line["low"])
-    assert "+3.00 [no interval]" in found.says and not found.table["method"].str.contains("undefined").any()
+    assert "+3.00 [no interval]" in found.sentence and not found.table["method"].str.contains("undefined").any()
     cosine = Lake(lake.root).run("0B", pair="theirs").table.set_index("measure")["estimate"]
     assert cosine["corrective_matched"] == pytest.approx(0.7) and cosine["corrective_reverse_min"] == pytest.approx(
         -0.4
@@ -333,7 +333,7 @@ def test_contrasts_of_published_means(lake: Layout, tmp_path: Path) -> None:
     said = mine.run("exp12", pair="theirs")
     table = said.table.set_index(["measure", said.table["arm"].fillna("")])["estimate"]
     assert table["g1", "B - A"] == pytest.approx(0.19) and table["gap_closed_g1", ""] == pytest.approx(0.19 / 2.44)
-    assert "b_minus_a_str +0.100 [no interval]" in said.says and "undefined" not in said.says
+    assert "b_minus_a_str +0.100 [no interval]" in said.sentence and "undefined" not in said.sentence
     steered = mine.run("exp10_P4", pair="theirs").table.set_index("measure")["estimate"]
     assert steered["str_times_5_d_mean"] == pytest.approx(13.7, abs=0.03)
     assert steered["str_d_mean_0"] == pytest.approx(0.096) and steered["str_apart_5"] == pytest.approx(0.7)
@@ -363,7 +363,7 @@ def test_means_per_layer_answer_the_graft_rows(lake: Layout, tmp_path: Path) -> 
     measures = found.table.set_index("measure")["estimate"]
     assert measures["dkl_final20_b_late_tuned"] == pytest.approx(0.5)
     assert measures["dkl_final20_d_late_tuned"] == pytest.approx(-0.5)
-    assert found.says.startswith("With the tuned lens late ones give 0.500 [no interval] in the PT")
+    assert found.sentence.startswith("With the tuned lens late ones give 0.500 [no interval] in the PT")
     assert Lake(lake.root).run("exp11", pair="kl").table.set_index("measure")["estimate"][
         "dkl_final20_mid_tuned"
     ] == pytest.approx(0.5)
@@ -376,7 +376,7 @@ def test_a_row_asks_only_for_the_variant_it_reads(lake: Layout, tmp_path: Path) 
     add_table(lake, "lens", write(tmp_path, own), pair="theirs", variant="pt")
     found = Lake(lake.root).run("exp19B", pair="theirs")
     assert found.table.set_index("measure")["estimate"]["true_late_raw"] == pytest.approx(0.5)
-    assert "lens(raw)" not in found.says
+    assert "lens(raw)" not in found.sentence
 
 
 def test_differences_need_both_sides(lake: Layout, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_differences_need_both_sides(lake: Layout, tmp_path: Path) -> None:
     own = {"variant": ["pt"] * 5, "layer": range(5), "kl_layer_final": [1.5] * 5}
     add_table(lake, "lens", write(tmp_path, own), pair="theirs")
     found = Lake(lake.root).run("exp19B", pair="theirs")
-    assert not found.table["measure"].str.startswith("excess").any() and "true_late_raw 0.500" in found.says
+    assert not found.table["measure"].str.startswith("excess").any() and "true_late_raw 0.500" in found.sentence
     cells = [
         {"condition": c, "layer": i, "margin": m + i}
         for c, m in {"A": -2, "B_mid": 1, "C": 3}.items()
@@ -402,7 +402,7 @@ def test_rows_on_the_published_stream_are_found_beside_others(lake: Layout, tmp_
     add_table(lake, "lens", csv(tmp_path, KL, "lens.csv"), pair="theirs")
     add_table(lake, "delta", write(tmp_path, profile()), pair="theirs", stream="native-more")
     mine = Lake(lake.root)
-    assert "+0.500 [no interval]" in mine.run("L2", pair="theirs").says
+    assert "+0.500 [no interval]" in mine.run("L2", pair="theirs").sentence
     assert mine.run("L1", pair="theirs").streams == {"pt": "native-more", "it": "native-more"}
     with pytest.raises(LakeError, match="table geometry has no rows of"):
         mine.run("L8", pair="theirs")
@@ -423,6 +423,6 @@ def test_a_sentence_never_denies_a_number_without_interval(lake: Layout, tmp_pat
     ]
     rows = [{"variant": v, "layer": i, column: 0.5 + step * (v == "it")} for v in ("pt", "it") for i in range(4)]
     add_table(lake, table, write(tmp_path, rows), pair="theirs")
-    said = Lake(lake.root).run(row, pair="theirs").says
+    said = Lake(lake.root).run(row, pair="theirs").sentence
     assert ("+0.250" if step > 0 else "−0.250") + " [no interval]" in said
     assert "about as" not in said and "neither" not in said and "-0.2" not in said

@@ -45,8 +45,8 @@ def test_rows_of_one_model_have_one_column(lake: tuple[Lake, str]) -> None:
     for answer in answers:
         if "variant" in answer.table:
             assert set(answer.table["variant"].dropna()) == {who}
-        assert answer.says.startswith(f"llama has {who} only, which is compared with no other model: ")
-        assert "undefined" not in answer.says and answer.table["estimate"].notna().any()
+        assert answer.sentence.startswith(f"llama has {who} only, which is compared with no other model: ")
+        assert "undefined" not in answer.sentence and answer.table["estimate"].notna().any()
         assert answer.figure() is not None
 
 
@@ -82,7 +82,7 @@ def test_what_it_lacks_is_named_without_a_command_that_must_fail(lake: tuple[Lak
         found.run("L3", "llama")
     with pytest.raises(LakeError, match=rf"^llama has {who} only; pooling compares two models$"):
         found.run("L1", ["llama", "pocket"])
-    assert other not in found.run("L1", "llama").says.split()
+    assert other not in found.run("L1", "llama").sentence.split()
 
 
 def test_an_unknown_pair_is_named_before_anything_else(lake: tuple[Lake, str]) -> None:

@@ -649,7 +649,7 @@ def test_a_page_of_a_strangers_names_has_no_script_in_it():
     answer = made.l2(evil)
     answer.streams = {"pt": evil, "it": evil}
     answer.table["measure"] = evil
-    answer.says = answer.sql = evil
+    answer.sentence = answer.sql = evil
     captures = pd.DataFrame(
         [dict.fromkeys(("pair", "variant", "stream"), evil) | dict.fromkeys(("prompts", "tokens", "bytes"), 1)]
     )

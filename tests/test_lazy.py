@@ -33,7 +33,7 @@ def test_columns_are_those_of_the_tables(captured, reads, by):
         for name in ("lens", "delta")
     }
     reads.clear()
-    capture = lake.capture("llama/it", "native", by=by)
+    capture = lake.dataset("llama/it", "native", by=by)
     found = {"lens": lazy.lens(capture, lake.head("llama/it")), "delta": lazy.delta(capture)}
     assert not reads
     for name, dataset in found.items():
@@ -50,11 +50,11 @@ def test_columns_are_those_of_the_tables(captured, reads, by):
 
 
 def test_other_captures_are_refused(captured):
-    capture = Lake(captured.root).capture("llama/it", "native")
+    capture = Lake(captured.root).dataset("llama/it", "native")
     with pytest.raises(ValueError, match="resid is not there at each of the 4 boundaries"):
         lazy.delta(capture.isel(boundary=slice(0, 2)))
     with pytest.raises(LakeError, match="by='prompt': expected layer"):
-        Lake(captured.root).capture("llama/it", "native", by="prompt")
+        Lake(captured.root).dataset("llama/it", "native", by="prompt")
 
 
 @pytest.fixture(scope="module")

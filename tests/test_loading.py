@@ -420,7 +420,7 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     path = find_capture(layout, "llama/it", "native")
     warning = noise_warning(Capture(path).manifest)
     assert warning and warning.startswith("capture llama/it/native-tiny-") and "--batch 1" in warning
-    assert warning in answer(layout, find("exp16"), "llama").says
+    assert warning in answer(layout, find("exp16"), "llama").sentence
     main.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
     assert "depends on padding" in capsys.readouterr().out
     main.app(["ls", "--lake", str(layout.root)], standalone_mode=False)

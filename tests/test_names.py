@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from actlake.capture.streams.names import models_named, one_pair
 from actlake.cli.main import app
-from actlake.cli.names import models_named, one_pair
 from actlake.lake import Lake
 from actlake.store.core.errors import LakeError
 from tiny import CORPUS, make_pair
@@ -13,39 +13,35 @@ from typer.testing import CliRunner
 
 
 @pytest.mark.parametrize(
-    "names, variant, found",
+    "names, found",
     [
-        (["a"], None, {"a": ()}),
-        (["a"], "pt", {"a": ("pt",)}),
-        (["a/it"], None, {"a": ("it",)}),
-        (["a", "it"], None, {"a": ("it",)}),
-        (["a", "it", "pt"], None, {"a": ("pt", "it")}),
-        (["a/it", "a/pt"], None, {"a": ("pt", "it")}),
-        (["a/it", "a"], None, {"a": ()}),
-        (["a", "b/pt", "c"], None, {"a": (), "b": ("pt",), "c": ()}),
-        (["a", "b/pt"], "pt", {"a": ("pt",), "b": ("pt",)}),
+        (["a"], {"a": ()}),
+        (["a/it"], {"a": ("it",)}),
+        (["a", "it"], {"a": ("it",)}),
+        (["a", "it", "pt"], {"a": ("pt", "it")}),
+        (["a/it", "a/pt"], {"a": ("pt", "it")}),
+        (["a/it", "a"], {"a": ()}),
+        (["a", "b/pt", "c"], {"a": (), "b": ("pt",), "c": ()}),
     ],
 )
-def test_names_are_pairs_and_roles(names: list[str], variant: str | None, found: dict[str, tuple[str, ...]]) -> None:
-    assert models_named(names, variant) == found
+def test_names_are_pairs_and_roles(names: list[str], found: dict[str, tuple[str, ...]]) -> None:
+    assert models_named(names) == found
 
 
 @pytest.mark.parametrize(
-    "names, variant, problem",
+    "names, problem",
     [
-        (["it"], None, "it is a role"),
-        (["a/base"], None, "'a/base': expected PAIR or PAIR/ROLE"),
-        (["a/"], None, "'a/': expected PAIR"),
-        (["/it"], None, "'/it': expected PAIR"),
-        (["a"], "base", "--variant base: expected pt or it"),
-        (["a/it"], "pt", "two roles"),
+        (["it"], "it is a role"),
+        (["a/base"], "'a/base': expected PAIR or PAIR/ROLE"),
+        (["a/"], "'a/': expected PAIR"),
+        (["/it"], "'/it': expected PAIR"),
     ],
 )
-def test_wrong_names_are_refused(names: list[str], variant: str | None, problem: str) -> None:
+def test_wrong_names_are_refused(names: list[str], problem: str) -> None:
     with pytest.raises(LakeError, match=problem):
-        models_named(names, variant)
+        models_named(names)
     with pytest.raises(LakeError, match="takes one pair, found a, b"):
-        one_pair(["a", "b"], None, "generate")
+        one_pair(["a", "b"], "generate")
 
 
 @pytest.fixture
@@ -83,7 +79,7 @@ SHORT = ("--max-new-tokens", "3", "--device", "cpu")
         (["half"], {"half/it"}),
         (["half", "it"], {"half/it"}),
         (["two/pt"], {"two/pt"}),
-        (["two", "--variant", "pt"], {"two/pt"}),
+        (["two", "pt"], {"two/pt"}),
         (["two", "half"], {"two/pt", "two/it", "half/it"}),
     ],
 )
@@ -97,10 +93,10 @@ def test_capture_and_plan_take_the_same_words(place: Path, words: list[str], fou
 
 def test_generate_push_and_pull_take_them_too(place: Path) -> None:
     run("capture", "two", "half", *SHORT)
-    for words in (["half"], ["half/it"], ["two", "pt"], ["two", "--variant", "pt"]):
+    for words in (["half"], ["half/it"], ["two", "pt"], ["two/pt"]):
         done = json.loads(run("generate", *words, "--prompts", "core", *SHORT, "--json"))
         assert len(done["conditions"]) == 1
-        assert done["conditions"][0]["variant"] == ("pt" if words[0] == "two" else "it")
+        assert done["conditions"][0]["variant"] == ("pt" if words[0].startswith("two") else "it")
     assert (
         json.loads(run("generate", "half", "--edit", "zero:layers=1,site=mlp", "--prompts", "core", *SHORT, "--json"))[
             "asked"
@@ -122,11 +118,11 @@ def test_misspelt_names_say_what_they_may_mean(place: Path) -> None:
         ["plan", "haIf"],
         ["generate", "haIf"],
         ["score", "haIf"],
-        ["probes", "train", "haIf"],
+        ["fit-lens", "haIf"],
     ):
         with pytest.raises(LakeError, match=r"unknown pair 'haIf': .*; did you mean 'half'\?"):
             run(*words)
-    for words in (["push", "there", "haIf"], ["push", "there", "--pair", "haIf"]):
+    for words in (["push", "there", "haIf"], ["push", "there", "haIf/it"]):
         with pytest.raises(LakeError, match=r"no captures of pair 'haIf'; it has half; did you mean 'half'\?"):
             run(*words)
     with pytest.raises(LakeError, match=r"unknown pair 'haIf'.*did you mean 'half'"):

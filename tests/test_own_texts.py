@@ -19,7 +19,7 @@ SELECT avg(kl) FILTER (variant = 'it') - avg(kl) FILTER (variant = 'pt') FROM s"
 
 def test_the_number_on_the_same_text_stands_beside(lake_copy: Layout) -> None:
     lake = Lake(lake_copy.root)
-    said = lake.run("L2", probes=False).says
+    said = lake.run("L2", probes=False).sentence
     assert "PT and IT read their own texts here" in said
     ((gap,),) = lake.sql(GAP).fetchall()
     assert f"On the same text, IT's answers read by both, cg_raw is {number(gap, sign=True)[:5]}" in said
@@ -27,14 +27,14 @@ def test_the_number_on_the_same_text_stands_beside(lake_copy: Layout) -> None:
 
 def test_without_a_capture_on_the_same_text_the_sentence_says_only_whose_texts(tmp_path: Path, llama: PairSpec) -> None:
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE)
-    said = Lake(layout.root).run("L2", probes=False).says
+    said = Lake(layout.root).run("L2", probes=False).sentence
     assert "PT and IT read their own texts here" in said and "On the same text" not in said
 
 
 def test_rows_of_the_last_prompt_token_speak_of_prompts(tmp_path: Path, llama: PairSpec) -> None:
     profile = replace(tiny.FULL, sites=(*tiny.FULL.sites, "attn_entropy"))
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, profile=profile)
-    assert "PT and IT each read the prompt in their own form here" in Lake(layout.root).run("L9").says
+    assert "PT and IT each read the prompt in their own form here" in Lake(layout.root).run("L9").sentence
 
 
 def test_pair_lens_marks_whose_history_it_is(lake_copy: Layout) -> None:

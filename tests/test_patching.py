@@ -242,7 +242,7 @@ def test_exp10_P3_by_plain_loops(lakes: Callable, lens: str) -> None:
     assert numbers.loc[f"excess_dkl_{lens}", "estimate"] == pytest.approx(excess, abs=1e-5)
     assert numbers.loc[f"dkl_conv_{lens}", "n"] == frame["prompt"].nunique()
     assert found[f"dkl_{lens}", BLOCKS - 1, "conv"] == 0  # whatever is patched
-    assert "undefined" not in answer.says and answer.figure().axes
+    assert "undefined" not in answer.sentence and answer.figure().axes
 
 
 def test_a_second_question_runs_nothing(lakes: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

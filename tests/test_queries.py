@@ -338,7 +338,7 @@ def test_answers_say_their_unit_and_reuse_tables(made: Made, tmp_path: Path) -> 
     assert (prompts["n"] == PROMPTS).all() and set(found.table["unit"]) == {"prompts", "layers", "tokens"}
     inside = found.table["low"].isna() | (found.table["low"] <= found.table["estimate"] + 1e-9)
     assert inside.all()
-    assert "convergence gap" in found.says and "{" not in found.says
+    assert "convergence gap" in found.sentence and "{" not in found.sentence
     again = made.lake.run("L2", pair=PAIR)
     assert again.computed == []
     pd.testing.assert_frame_equal(found.table, again.table)
@@ -464,7 +464,7 @@ def test_a_row_may_return_estimates_and_gets_their_differences(made: Made) -> No
     assert table.loc["pt", "unit"] == "tokens" and pd.isna(table.loc["it - pt", "n"])
     more = "more" if lens["it"] > lens["pt"] else "less"  # without an interval the sign decides, and the number says so
     number = f"{lens['it'] - lens['pt']:+.3f}".replace("-", "−")
-    assert found.says.startswith(f"gap {number} [no interval], {more}")
+    assert found.sentence.startswith(f"gap {number} [no interval], {more}")
     assert found.figure().axes
 
 

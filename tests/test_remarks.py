@@ -18,7 +18,7 @@ def test_equal_weights_are_remarked_at_capture_and_in_answers(tmp_path, capsys):
     pair = PairSpec("twin", tiny.spec(folder, "twin", "pt"), tiny.spec(folder, "twin", "it"), {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.TEACHER)
     assert REMARK in " ".join(capsys.readouterr().err.split())
-    assert REMARK in Lake(layout.root).run("exp16").says
+    assert REMARK in Lake(layout.root).run("exp16").sentence
 
 
 def test_ids_that_mean_another_token_to_each_model_are_remarked(tmp_path, capsys):
@@ -36,7 +36,7 @@ def test_ids_that_mean_another_token_to_each_model_are_remarked(tmp_path, capsys
 
 
 def test_unequal_weights_are_not(captured, capsys):
-    assert "equal weights" not in Lake(captured.root).run("exp16", probes=False).says
+    assert "equal weights" not in Lake(captured.root).run("exp16", probes=False).sentence
 
 
 def test_rows_and_tables_are_listed(lake):

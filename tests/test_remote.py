@@ -224,7 +224,7 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
     }
     with served(tmp_path / "www") as server:
         lake = Lake(f"{server.url}/lake")
-        ds = lake.capture("made/pt", template.stream.name)
+        ds = lake.dataset("made/pt", template.stream.name)
         for prompt in (0, 5, 11):
             first, last = template.stream.offset[prompt : prompt + 2].tolist()
             server.requests.clear()

@@ -96,7 +96,7 @@ def test_everything_is_there(html: str):
         assert part in text
     for answer in (made.l1(), made.l2(), made.exp16()):
         assert set(answer.table["measure"]) <= set(text.split())
-        assert re.sub(r"\s+", " ", answer.sql) in text and answer.query.source in text and answer.says in text
+        assert re.sub(r"\s+", " ", answer.sql) in text and answer.query.source in text and answer.sentence in text
     assert text.index(SENTENCES[0]) < text.index("final20") < text.index("profile")
     assert "The PT/IT study has no published figure for pocket in this row" in text
     assert "The PT/IT study has no published figure for gemma3_4b" not in text
@@ -129,7 +129,7 @@ def test_hostile_names_and_texts_stay_text():
         made.row(quote, 1.0, 0.1, variant=evil, layer=pd.NA),
     ]
     answer = made.answer("L2", evil, rows)
-    answer.says = answer.sql = evil + quote
+    answer.sentence = answer.sql = evil + quote
     answer.streams = {"pt": quote, evil: evil}
     for field in ("id", "title", "source"):
         setattr(answer.query, field, evil + quote)

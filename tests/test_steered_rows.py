@@ -338,7 +338,7 @@ def test_all_rows_wait_for_texts_and_a_named_row_has_them_written(
 
     found = steered.run("A5a")
     texts = steered.sql("SELECT * FROM outputs").df()
-    assert len(texts) == 16 and "undefined" not in found.says
+    assert len(texts) == 16 and "undefined" not in found.sentence
     scores = texts.assign(str=texts["text"].map(structure), coherent=texts["text"].map(is_coherent).astype(float))
     by_condition = {len(edits) > 4: group for edits, group in scores.groupby("condition")}  # 'none', and the skip
     curve = found.table[found.table["skipped"].notna()].set_index(["measure", "skipped"])["estimate"]

@@ -100,7 +100,7 @@ def reference(forward: Forward, tokens: np.ndarray, probes: Probes | None) -> tu
 def test_rows_are_those_of_hugging_face_and_the_probes(lake: Lake, llama: PairSpec) -> None:
     answer = lake.run("tuned", "llama")
     ensure(lake.layout, [("lens", "tuned", native(lake))])
-    own = {v: lake.probes(f"llama/{v}") for v in ("pt", "it")}  # by fold
+    own = {v: lake.lenses(f"llama/{v}") for v in ("pt", "it")}  # by fold
     rows = table(lake, "SELECT * FROM lens WHERE lens = 'tuned' AND layer >= 0 ORDER BY variant, token, layer")
     evaluated = table(lake, "SELECT * FROM lens_eval WHERE layer >= 0 ORDER BY prompt, layer")
     total = {key: [] for key in ("raw", "own", "other")}
@@ -151,11 +151,11 @@ def test_manifest_tells_the_held_out_kl_of_raw_and_tuned(lake: Lake) -> None:
 
 def test_lazy_tuned_lens_is_that_of_the_table(lake: Lake) -> None:
     ensure(lake.layout, [("lens", "tuned", native(lake))])
-    capture = lake.capture("llama/it", "native", by="token")
+    capture = lake.dataset("llama/it", "native", by="token")
     sql = "SELECT kl_final_layer FROM lens WHERE lens = 'tuned' AND variant = 'it' ORDER BY token, layer"
     rows = table(lake, sql)["kl_final_layer"].to_numpy().reshape(capture.sizes["token"], -1)
     fold = fold_of(capture.prompt_id.values, 2)[capture.prompt.values]
-    for number, probes in enumerate(lake.probes("llama/it")):
+    for number, probes in enumerate(lake.lenses("llama/it")):
         found = lazy.lens(capture, lake.head("llama/it"), probes=probes)["kl_final_layer"].values
         assert np.allclose(found[fold == number], rows[fold == number], atol=1e-5)
         assert not np.allclose(found[fold != number], rows[fold != number], atol=1e-2)
@@ -328,7 +328,7 @@ def test_a_full_disk_leaves_no_half_set(lake: Lake, monkeypatch) -> None:
 def test_stored_probes_open_in_plain_xarray_and_say_where_they_come_from(lake: Lake) -> None:
     path, record = train_probes(lake.layout, "llama/pt", "native", QUICK, seed=3)
     opened = xr.open_zarr(path)
-    probes = lake.probes("llama/pt")
+    probes = lake.lenses("llama/pt")
     assert opened.weight.dims == ("fold", "boundary", "d_out", "d_model") and opened.weight.dtype == np.float32
     for fold in range(2):
         assert np.array_equal(opened.weight[fold], probes[fold].weight)
@@ -353,11 +353,11 @@ def test_damage_is_found(lake: Lake, name: str) -> None:
     else:
         tiny.flip(file, file.stat().st_size // 2)
     with pytest.raises(CorruptError, match="damaged|not the bytes that were written|expected a SHA-256") as found:
-        lake.probes("llama/pt")
+        lake.lenses("llama/pt")
     assert str(file) in str(found.value)
     file.unlink()
     with pytest.raises(LakeError, match="missing|no probes of llama/pt"):
-        lake.probes("llama/pt", path.stem)
+        lake.lenses("llama/pt", path.stem)
 
 
 @pytest.mark.slow
@@ -433,7 +433,7 @@ def test_users_mistakes_are_told(lake: Lake, captured: Layout, tmp_path: Path, l
     with pytest.raises(LakeError, match="no capture of llama/it on a stream that starts with 'web'"):
         train_probes(lake.layout, "llama/it", "web", QUICK)
     with pytest.raises(LakeError, match="no probes of llama/it"):
-        lake.probes("llama/it")
+        lake.lenses("llama/it")
     same = tiny.prompt_set([row for row in texts(4) if row[0] != "p1"])  # p1 alone is in the second fold
     few = tiny.capture(tmp_path / "few", llama, tiny.NATIVE, variants=("it",), prompts=same)
     with pytest.raises(LakeError, match="3 prompts are too few for a tuned lens.*capture more"):
@@ -444,12 +444,10 @@ def test_commands_train_and_list(lake: Lake) -> None:
     from actlake.cli.main import app
 
     run, where = CliRunner(), ["--lake", str(lake.layout.root)]
-    done = run.invoke(
-        app, ["probes", "train", "llama", "it", "--recipe", "sgd", "--tokens", "96", "--batch", "32", *where]
-    )
+    done = run.invoke(app, ["fit-lens", "llama", "it", "--recipe", "sgd", "--tokens", "96", "--batch", "32", *where])
     assert done.exit_code == 0, done.output
     assert "96 tokens in 3 steps" in done.output and "tuned" in done.output
-    listed = run.invoke(app, ["probes", "ls", *where])
+    listed = run.invoke(app, ["ls", "lenses", *where])
     assert listed.exit_code == 0 and "sgd" in listed.output and "96" in listed.output
 
 

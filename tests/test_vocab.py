@@ -11,7 +11,7 @@ import pytest
 import tiny
 from actlake.capture.checkpoint.configs import load_tokenizer
 from actlake.capture.checkpoint.tokens import is_text, real_token_mask, running_texts, vocabulary
-from actlake.cli.check import check_captures
+from actlake.capture.run.check import check_captures
 from actlake.lake import Lake
 from actlake.store.artifacts.models import read_model
 from actlake.store.artifacts.vocab import FILE, SCHEMA, keep_vocab, read_vocab, with_vocab
@@ -68,7 +68,7 @@ def test_words_need_no_checkpoint(lake: Lake) -> None:
 
 def test_tokens_of_a_prompt(lake: Lake) -> None:
     every = lake.tokens("llama/it", "native")
-    data = lake.capture("llama/it", "native")
+    data = lake.dataset("llama/it", "native")
     assert np.array_equal(every["token_id"], data["token_id"].values) and len(every) == data.sizes["token"]
     one = lake.tokens("llama/it", "native", "p1")
     assert set(one["prompt_id"]) == {"p1"} and "dog ran" in lake.decode(one["token_id"], "llama/it")

@@ -184,7 +184,7 @@ def read(layout: Layout, tables: bool = False) -> dict[str, Any]:
         assert not there[["pair", "variant", "stream"]].duplicated().any()
         sealed = {f"{row.pair}/{row.variant}/{row.stream}": row.tokens for row in there[there.sealed].itertuples()}
         for name, tokens in sealed.items():
-            found = lake.capture(*name.rsplit("/", 1))
+            found = lake.dataset(*name.rsplit("/", 1))
             assert found.sizes["token"] == tokens > 0 and np.isfinite(found.resid[:, -1].values).all()
             seen.add(name)
         name = "pair || '/' || variant || '/' || stream"

@@ -48,6 +48,25 @@ class Forecast:
         """Time for `rate` tokens/s of the model and `disk` bytes/s, which overlap."""
         return max(self.size.tokens / rate, self.size.stored / disk)
 
+    def row(self, rate: float, disk: float) -> dict[str, Any]:
+        """The line of a table of estimates; bytes before compression of each variable are `NAME (raw)`."""
+        return {
+            "pair": self.pair,
+            "variant": self.variant,
+            "stream": self.stream,
+            "profile": self.profile,
+            "exact": self.exact,
+            "tokens": self.size.tokens,
+            "shard rows": self.size.shards,
+            **{f"{name} (raw)": count for name, count in self.site_bytes.items()},
+            "raw": self.raw,
+            "on disk": self.size.stored,
+            "device memory": self.weights + self.size.device,
+            "host memory": self.head + self.size.memory,
+            "head": self.head,
+            "seconds": round(self.seconds(rate, disk)),
+        }
+
 
 @dataclass(frozen=True)
 class Shape:

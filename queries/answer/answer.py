@@ -30,6 +30,7 @@ from ..rows.numbers import interval
 from ..rows.registry import Query, Wanted, published
 from .beside import Beside, beside, said_beside
 from .estimates import any_number, read, table_of
+from .lock import write_lock
 from .sentences import FIELD, say
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Answer(Findings):
     """A question answered for one pair, or pooled over several: what was found, drawn and saved."""
 
     def __repr__(self) -> str:
-        return f"Answer: {self.query.id}, {self.query.title}, {self.pair}. {self.says} {len(self.table)} estimates"
+        return f"Answer: {self.query.id}, {self.query.title}, {self.pair}. {self.sentence} {len(self.table)} estimates"
 
     def _repr_html_(self) -> str:
         """The sentence, the figure, the main numbers, and all of them folded."""
@@ -59,7 +60,7 @@ class Answer(Findings):
             f"<details><summary>all {len(self.table)} estimates</summary>{table(self.table, len(self.table))}</details>"
         )
         heading = f"{self.query.id} · {self.query.title} · {self.pair}"
-        return section(heading, f"<p>{escape(self.says)}</p>", picture, table(self.main), every)
+        return section(heading, f"<p>{escape(self.sentence)}</p>", picture, table(self.main), every)
 
     @property
     def main(self) -> pd.DataFrame:
@@ -76,13 +77,21 @@ class Answer(Findings):
 
         return draw(self)
 
-    def save(self, folder: Path) -> list[Path]:
+    def lock(self, file: str | Path) -> None:
+        """Write all that the answer used, by hash, and the answer itself into a file, for `lake.reproduce`.
+
+        LakeError when the file can't be written.
+        """
+        write_lock(self.layout, [self], Path(file))
+
+    def save(self, folder: str | Path) -> list[Path]:
         """Write ID-PAIR.csv, .png, .svg and .sql into a folder and return their paths.
 
         A figure that is there and shows the same is not drawn again.
         """
         from ..figures.page import drawn, figure_key, save
 
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.query.id}-{self.pair}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]
         self.table.to_csv(files[0], index=False)
@@ -320,12 +329,13 @@ def answered(
         table=table,
         sql=sql,
         published=published(query.id, *pairs),
-        says=" ".join([_said(plan, table), *[more] * bool(more), *(f"({note})" for note in notes)]).strip(),
+        sentence=" ".join([_said(plan, table), *[more] * bool(more), *(f"({note})" for note in notes)]).strip(),
         computed=[path for path in made if path in paths],
         rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,
         captures=captures,
         read=sorted(path for path in paths if path.exists()),
+        layout=layout,
     )
 
 

@@ -160,6 +160,17 @@ class Asking:
         if stopped:
             raise stopped
 
+    def answers(self) -> Iterator[Answer]:
+        """The answers alone."""
+        return (found for found in self if isinstance(found, Answer))
+
+    def reasons(self, start: int = 0) -> list[tuple[str, str]]:
+        """Rows that can't be answered, from the `start`th on, those with one reason together: ('0A, 0B', the reason)."""
+        by: dict[str, list[str]] = {}
+        for one in self.refused[start:]:
+            by.setdefault(one.reason, []).append(one.query.id)
+        return [(", ".join(rows), reason) for reason, rows in by.items()]
+
     def _answer(
         self, plans: Sequence[Plan], made: Sequence[Path], failed: dict[Path, LakeError]
     ) -> Iterator[Answer | Refused]:
@@ -204,12 +215,15 @@ class Asking:
         return [job for plan in plans for job in plan.jobs]
 
 
-def grouped(refused: Sequence[Refused]) -> list[tuple[str, str]]:
-    """Rows that can't be answered, those with one reason together: ('0A, 0B', the reason)."""
-    by: dict[str, list[str]] = {}
-    for one in refused:
-        by.setdefault(one.reason, []).append(one.query.id)
-    return [(", ".join(rows), reason) for reason, rows in by.items()]
+def only_answer(asking: Asking) -> Answer:
+    """The answer of an asking of one row; LakeError when the captures that it needs are not there."""
+    if asking.refused:
+        raise asking.refused[0].error
+    asking.announce()
+    (found,) = asking
+    if isinstance(found, Refused):
+        raise found.error
+    return found
 
 
 def answer(
@@ -231,14 +245,7 @@ def answer(
     `generate` and `probes` say whether models may write, and probes may be trained, for what is not there.
     Raises LakeError when the captures it needs are not there.
     """
-    asking = Asking(layout, [query], pair, prompts, device, catalog, generate, probes, engine, resamples)
-    if asking.refused:
-        raise asking.refused[0].error
-    asking.announce()
-    (found,) = asking
-    if isinstance(found, Refused):
-        raise found.error
-    return found
+    return only_answer(Asking(layout, [query], pair, prompts, device, catalog, generate, probes, engine, resamples))
 
 
 def answer_all(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,15 @@ from ...store.captures.reader import find_capture
 from ...store.core.catalog import load_catalog
 from ...store.core.errors import LakeError
 from ...store.core.yaml_file import hint
-from ...store.format.paths import Layout
+from ...store.format.paths import Layout, split_model
 from ...store.remote.cache import RemoteFiles
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import same_prompts
+from ...store.tables.live import stale_files
+from ...store.tables.sql import connect, same_prompts
 from ..engine.context import Context, Scope
 from ..engine.passes import run
 from ..rows.index import reads
-from ..rows.registry import queries
+from ..rows.registry import Query, find, queries
 from ..tables.mean_differences import Contrast, records
 
 if TYPE_CHECKING:
@@ -37,13 +38,30 @@ DIRECTIONS = {"d_mean": "native", "d_record": "native", "d_conv": "teacher", "d_
 class Rows(pd.DataFrame):
     """The rows of the experiment index; `lake.rows.L2(pair="pocket")` answers one."""
 
-    _metadata = ["ask"]
+    _metadata = ["ask", "catalog"]
     ask: Callable[..., Any] | None
+    catalog: Path | None
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in set(self.get("row", ())) and self.ask is not None:
-            return partial(self.ask, name)
+            return asking(find(name, self.catalog), self.ask)
         return super().__getattr__(name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.get("row", ())]
+
+
+def asking(query: Query, ask: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that answers one row: `ask` without its first parameter, documented by the row's header."""
+    signature = inspect.signature(ask)
+
+    def method(*values: Any, **named: Any) -> Any:
+        return ask(query.id, *values, **named)
+
+    method.__name__ = method.__qualname__ = query.id
+    method.__doc__ = query.explained
+    method.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    return method
 
 
 def rows(ask: Callable[..., Any] | None = None, catalog: Path | None = None) -> Rows:
@@ -58,7 +76,7 @@ def rows(ask: Callable[..., Any] | None = None, catalog: Path | None = None) -> 
         }
         for query in queries(catalog).values()
     )
-    found.ask = ask
+    found.ask, found.catalog = ask, catalog
     return found
 
 
@@ -97,6 +115,25 @@ def table_table(layout: Layout) -> pd.DataFrame:
         named = {"table": name, "rows": count, "files": len(sizes), "bytes": sum(sizes)}
         found.append({**named, "columns": ", ".join(table.names)})
     return pd.DataFrame(found).astype({"rows": "Int64"})
+
+
+def stale_table(layout: Layout) -> pd.DataFrame:
+    """Table files that do not count any more: table, file, bytes, why."""
+    found = [
+        {"table": name, "file": file.name, "bytes": file.stat().st_size, "why": why}
+        for name in TABLES
+        for file, why in stale_files(layout, name).items()
+    ]
+    return pd.DataFrame(found, columns=["table", "file", "bytes", "why"])
+
+
+def text_table(layout: Layout, model: str | None) -> pd.DataFrame:
+    """Every text that models wrote freely, or one model did; columns as in the table `outputs`."""
+    connection = connect(layout, "SELECT * FROM outputs")
+    if model is None:
+        return connection.sql("SELECT * FROM outputs").df()
+    parameters = list(split_model(model))
+    return connection.execute("SELECT * FROM outputs WHERE pair = ? AND variant = ?", parameters).df()
 
 
 def column_table(name: str) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from ...store.format.paths import NAME, Layout, check_version
 from ...store.remote.store import is_remote
 from ...store.tables.sql import find_tables, foreign_files, foreign_record, stream_table, tables_behind
 from ..engine.context import Names
-from .answer import Answer
+from ..rows.findings import Findings
 
 FORMAT = "actlake lock"
 LARGEST = 64 << 20  # bytes; a lock file of all rows takes less than a hundredth
@@ -65,7 +65,7 @@ class Lock:
     lake: str = ""
 
 
-def write_lock(layout: Layout, answers: Sequence[Answer], file: Path, prompts: str | None = None) -> None:
+def write_lock(layout: Layout, answers: Sequence[Findings], file: Path, prompts: str | None = None) -> None:
     """Write what some answers used, and the answers; `prompts` is what picked among prompt sets, if anything did.
 
     LakeError when the file can't be written.
@@ -99,7 +99,7 @@ def versions() -> dict[str, str]:
     return {"actlake": __version__, **{name: version(name) for name in LIBRARIES}}
 
 
-def canonical(answer: Answer) -> str:
+def canonical(answer: Findings) -> str:
     """An answer's table as CSV with DIGITS significant digits, zero for what is below TINY, nothing for NULL."""
     table = answer.table.copy()
     for name in table.select_dtypes("floating"):
@@ -116,7 +116,7 @@ def captures_of(layout: Layout, names: Sequence[Names]) -> dict[str, str]:
     }
 
 
-def files_of(layout: Layout, answer: Answer) -> list[str]:
+def files_of(layout: Layout, answer: Findings) -> list[str]:
     """What an answer read, as paths in the lake: files of tables, also those from elsewhere, and what they are made from."""
     found, streams = set(answer.read), {stream for _, _, stream in answer.captures}
     for want in answer.query.needs:
@@ -139,7 +139,7 @@ def hash_of(path: Path) -> str | None:
     return hash_file(path) if path.is_file() else None
 
 
-def _picked(layout: Layout, answer: Answer) -> str | None:
+def _picked(layout: Layout, answer: Findings) -> str | None:
     """The prompt set that the captures of an answer are about, when it is one: others may be captured later."""
     rows = stream_table(layout).itertuples()
     there = [row for row in rows if (row.pair, row.variant, row.stream) in answer.captures]

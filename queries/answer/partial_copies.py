@@ -23,7 +23,7 @@ def lacking(layout: Layout, kit: Context, query: Query, pairs: Sequence[str]) ->
     mine = streams[streams["pair"].isin(pairs)]
     there = set(mine["variant"])
     if absent := [variant for variant in VARIANTS if variant not in there]:
-        options = "".join(f" --variant {variant}" for variant in absent)
+        options = "".join(f" {pair}/{variant}" for pair in pairs for variant in absent)
         return _words(" and ".join(absent), source, options)
     if absent := [recipe for recipe in query.recipes if set(mine[mine["recipe"] == recipe]["variant"]) != there]:
         options = "".join(f" --stream {recipe}" for recipe in absent)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from ...store.captures.reader import list_captures
@@ -11,20 +12,37 @@ from ..figures.page import Step, page, png
 from ..rows.findings import Findings
 from .answer import Answer, Refused
 from .asking import Asking
+from .lock import write_lock
+
+Picture = Callable[[Findings], bytes]  # the PNG of an answer that is drawn already
 
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of results: its answers, the rows that need more than the lake has, the page, and the seconds it took."""
+    """Many rows answered: `answers`, `refused` with their reasons, what took how long, and the seconds it took in all."""
 
     answers: list[Answer]
     refused: list[Refused]
-    page: Path
+    steps: list[Step]
     seconds: float
+    layout: Layout
+
+    def page(self, file: str | Path, before: Sequence[Step] = (), picture: Picture = png) -> Path:
+        """Write one self-contained HTML page of sentences, figures, tables and SQL; `before` are steps that came first."""
+        write_page(self.layout, self.answers, [*before, *self.steps], Path(file), self.refused, picture)
+        return Path(file)
+
+    def lock(self, file: str | Path, prompts: str | None = None) -> None:
+        """Write all that the answers used, by hash, and the answers into a file, for `lake.reproduce`."""
+        write_lock(self.layout, self.answers, Path(file), prompts)
+
+    def _repr_html_(self) -> str:
+        refused = [f"<p>{escape(one.query.id)}: {escape(one.reason)}</p>" for one in self.refused]
+        return "".join([*(answer._repr_html_() for answer in self.answers), *refused])
 
 
-def write_results(asking: Asking, folder: Path, show: Callable[[Answer], None] = lambda answer: None) -> Results:
-    """Answer rows, and write per row ID-PAIR.csv, .png, .svg and .sql as soon as it is ready, and index.html for all.
+def answer_rows(asking: Asking, folder: Path | None, show: Callable[[Answer], None] | None = None) -> Results:
+    """Answer rows; a `folder` gets ID-PAIR.csv, .png, .svg and .sql of each as soon as it is ready, and index.html of all.
 
     Rows that need more data are no error: their reasons say which command makes it. `show` is given each answer once its
     files are there. Stopped by Ctrl-C, the page has the rows that were ready.
@@ -32,20 +50,24 @@ def write_results(asking: Asking, folder: Path, show: Callable[[Answer], None] =
     started = time.perf_counter()
     files: dict[str, Path] = {}
     answers: list[Answer] = []
-    index = folder / "index.html"
-    try:
-        for found in asking:
-            if isinstance(found, Answer):
-                files[found.query.id] = next(path for path in found.save(folder) if path.suffix == ".png")
-                answers.append(found)
-                show(found)
-    finally:
+
+    def results() -> Results:
         answers.sort(key=lambda found: asking.order[found.query.id])
         steps = table_steps(answers, asking.seconds)
-        write_page(
-            asking.layout, answers, steps, index, asking.refused, lambda found: files[found.query.id].read_bytes()
-        )
-    return Results(answers, asking.refused, index, time.perf_counter() - started)
+        return Results(answers, asking.refused, steps, time.perf_counter() - started, asking.layout)
+
+    asking.announce()
+    try:
+        for found in asking.answers():
+            if folder:
+                files[found.query.id] = next(path for path in found.save(folder) if path.suffix == ".png")
+            answers.append(found)
+            if show:
+                show(found)
+    finally:
+        if folder:
+            results().page(folder / "index.html", picture=lambda found: files[found.query.id].read_bytes())
+    return results()
 
 
 def table_steps(answers: Sequence[Answer], seconds: float) -> list[Step]:
@@ -61,14 +83,14 @@ def write_page(
     steps: Sequence[Step],
     out: Path,
     refused: Sequence[Refused] = (),
-    picture: Callable[[Findings], bytes] = png,
+    picture: Picture = png,
 ) -> None:
     """Write the HTML page of some answers; `picture` gives the PNG of one that is drawn already."""
     pairs = ", ".join(dict.fromkeys(found.pair for found in answers))
     text = page(
         answers,
         title=f"actlake: {pairs}" if pairs else "actlake",
-        sentences=[found.says for found in answers],
+        sentences=[found.sentence for found in answers],
         steps=list(steps),
         captures=list_captures(layout),
         next_commands=next_commands(answers[0].pair) if answers else [],

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from ...capture.edit.words import condition_text, parse_edits
 from ...capture.run.ranks import ALONE, Rank
+from ...capture.streams.capture_pair import find_prompts
 from ...capture.streams.prompts import PromptSet
+from ...store.core.catalog import check_date
 from ...store.core.errors import LakeError
+from ...store.core.html import section, table
 from ...store.core.schema import VARIANTS
 from ...store.tables.sql import same_prompts
 from ..engine.context import Context, Scope, check_both
@@ -33,6 +38,81 @@ class Written:
     generated: int
     tokens: int
     rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What to generate: edits in words (done in order), conditions of the catalog, sweeps of rows; the template for the edits;
+    a prompt set, its first `limit` prompts (None: those that the pair's captures read), new tokens, date, batch."""
+
+    edits: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    sweeps: tuple[str, ...] = ()
+    template: str = "native"
+    prompts: str | None = None
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    date: str | None = None
+    control_tokens: bool = False
+    batch: int = BATCH
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What generating did: texts asked for, missing before, new tokens at most; `conditions` that were written, each once."""
+
+    asked: int
+    missing: int
+    tokens: int
+    line: str
+    conditions: list[Written]
+
+    @property
+    def texts(self) -> pd.DataFrame:
+        """Every text of the conditions: key, variant, condition, prompt_id, text, tokens, ended ..."""
+        rows = [
+            {"key": one.key, "variant": one.variant, "condition": one.condition, **row}
+            for one in self.conditions
+            for row in one.rows
+        ]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        return section(self.line, table(self.texts))
+
+
+def generate(
+    kit: Context,
+    pair: str,
+    roles: Sequence[str],
+    wanted: Generation,
+    rank: Rank = ALONE,
+    dry_run: bool = False,
+    show: Callable[[str], None] | None = None,
+) -> Generated:
+    """Generate what is missing of conditions of a pair's models (`roles`; none: the last one for edits, IT if it is there).
+
+    With `dry_run` nothing is. `show` is called with what there is to do, before it is done. LakeError as `plan` raises it.
+    """
+    there, catalog = kit.variants(pair), kit.catalog
+    settings_of: list[Setting | str] = list(wanted.sweeps)
+    for name in wanted.conditions:
+        spec = catalog.condition(name)
+        settings_of.append(setting_of(kit, pair, spec.variant, spec.edits, spec.template))
+    if wanted.edits or not settings_of:
+        texts = [text for text in wanted.edits if text != "none"]
+        settings_of += [setting_of(kit, pair, who, texts, wanted.template) for who in roles or there[-1:]]
+    chosen = find_prompts(catalog, kit.layout, wanted.prompts, wanted.limit) if wanted.prompts else None
+    if wanted.date:
+        check_date(wanted.date)
+    if wanted.limit and chosen is None:
+        raise LakeError("--limit: goes with --prompts; without it the prompts are those that the captures read")
+    budget = wanted.max_new_tokens or (64 if chosen else None)
+    found = plan(kit, pair, settings_of, chosen, None, budget, wanted.batch, wanted.date, wanted.control_tokens)
+    if show:
+        show(found.line())
+    done = [] if dry_run else write(found, rank)
+    return Generated(found.asked, found.missing, found.tokens, found.line(), done)
 
 
 @dataclass(frozen=True)

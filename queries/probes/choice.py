@@ -99,8 +99,8 @@ def _choose(kit: Context, names: Names) -> Chosen:
         return Chosen(usual, (), kit.layout.files)
     if not kit.probes:
         raise LakeError(
-            f"probes of {names[0]}/{names[1]} are not there, and training is switched off: `actlake probes train {names[0]}"
-            f" {names[1]}` makes them"
+            f"probes of {names[0]}/{names[1]} are not there, and training is switched off: `actlake fit-lens"
+            f" {names[0]}/{names[1]}` makes them"
         )
     from .training import Training
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ...store.format.paths import Layout
 from .numbers import counts
 from .registry import Query
 
@@ -29,8 +30,9 @@ class Findings:
 
     `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n, unit (what n
     counts: prompts, as a rule), method. `sql` is the statement behind it, as `actlake sql` accepts it. `published` holds
-    the study's figures for this model, `says` the finding in a sentence; `computed` are the files made for it. `captures` are
-    those it is about (pair, variant, stream), `read` the files of its tables and of what they are made from.
+    the study's figures for this model, `sentence` the finding; `computed` are the files made for it. `captures` are
+    those it is about (pair, variant, stream), `read` the files of its tables and of what they are made from, `layout` the
+    lake.
     """
 
     query: Query
@@ -39,12 +41,13 @@ class Findings:
     table: pd.DataFrame
     sql: str
     published: pd.DataFrame
-    says: str
+    sentence: str
     computed: list[Path]
     rows: int
     seconds: float
     captures: list[tuple[str, str, str]]
     read: list[Path]
+    layout: Layout
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,17 @@ class Query:
     pitfalls: dict[str, str] = field(default_factory=dict)
     published: str = ""
 
+    @property
+    def explained(self) -> str:
+        """What the row asks, then its description field by field; pitfalls with links."""
+        parts = [self.title]
+        for name, paragraphs, items in description(self):
+            lines = paragraphs + [f"- {item}" for item in items]
+            if name == "pitfalls":
+                lines = [f"{line}\n  {pitfall_link(line[2 : line.index(': ')])}" for line in lines]
+            parts.append("\n".join([name, *lines]))
+        return "\n\n".join(parts)
+
 
 def parse(text: str, where: str) -> Query:
     """Read a query file; LakeError names the file and line of a header that can't be understood."""

@@ -17,13 +17,33 @@ REWORD: dict[str, str] = {}  # folders that hold what was read of a remote lake 
 
 
 class LakeError(Exception):
-    """A mistake or a broken store, told in one line: what, where, found against expected, what to do.
+    """A mistake or a broken store: `problem` (what and where), what was `expected` and `found`, and the `repair`.
 
-    The command line prints the message and exits with code 2; Python callers get it as it is.
+    All are text, empty where they say nothing. `str(error)` is one line of them; the command line prints it and exits with
+    code 2, Python callers get the error as it is.
     """
 
-    def __init__(self, message: object = ""):
-        super().__init__(_reworded(str(message)))
+    def __init__(self, problem: object = "", *, expected: object = "", found: object = "", repair: str = ""):
+        parts = [str(problem), str(expected), str(found), repair]
+        self.problem, self.expected, self.found, self.repair = _reworded(parts)
+        super().__init__(self.problem)
+
+    def __str__(self) -> str:
+        compared = [f"expected {self.expected}"] if self.expected else []
+        compared += [f"found {self.found}"] if self.found else []
+        line = f"{self.problem}: {', '.join(compared)}" if compared else self.problem
+        return f"{line}; {self.repair}" if self.repair else line
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.__dict__)
+
+
+def _again(kind: type[LakeError], state: dict[str, object]) -> LakeError:
+    """An error that came from another process, its messages as they were."""
+    error = kind.__new__(kind)
+    error.__dict__.update(state)
+    error.args = (error.problem,)
+    return error
 
 
 class CorruptError(LakeError):
@@ -38,13 +58,13 @@ class SqlError(LakeError):
         self.lines = list(lines)
 
 
-def _reworded(message: str) -> str:
-    """A message about a file that was read of a remote lake as one about the lake, which nobody is asked to delete from."""
+def _reworded(parts: list[str]) -> list[str]:
+    """Texts about a file that was read of a remote lake as ones about the lake, which nobody is asked to delete from."""
     for root, address in REWORD.items():
-        if root in message:
-            message = message.replace(root, address)
-            if re.search(r"\b(delete|rm|restore)\b", message):
-                problem = re.split(r"[;:,] (?=[^;]*\b(?:delete|rm|restore)\b)", message, maxsplit=1)[0]
+        if any(root in part for part in parts):
+            parts = [part.replace(root, address) for part in parts]
+            if any(re.search(r"\b(delete|rm|restore)\b", part) for part in parts):
+                problem = re.split(r"[;:,] (?=[^;]*\b(?:delete|rm|restore)\b)", parts[0], maxsplit=1)[0]
                 fresh = f"`rm -r {shlex.quote(root)}` lets it be fetched anew"
-                return f"{problem}; {KEEPER}; if only its copy here is damaged, {fresh}"
-    return message
+                return [problem, *parts[1:3], f"{KEEPER}; if only its copy here is damaged, {fresh}"]
+    return parts

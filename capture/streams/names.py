@@ -1,23 +1,21 @@
-"""Names of models on the command line: PAIR or PAIR/ROLE (pocket/it), and what they stand for."""
+"""Names of models: PAIR or PAIR/ROLE (pocket/it), and what they stand for."""
 
 from collections.abc import Sequence
 
-from ..store.core.catalog import Catalog, PairSpec
-from ..store.core.errors import LakeError
-from ..store.core.schema import VARIANTS
-from ..store.format.paths import Layout
-from ..store.tables.names import stored_pairs, variants_of
+from ...store.core.catalog import Catalog, PairSpec
+from ...store.core.errors import LakeError
+from ...store.core.schema import VARIANTS
+from ...store.format.paths import Layout
+from ...store.tables.names import stored_pairs, variants_of
 
 Models = dict[str, tuple[str, ...]]  # pair -> the variants asked for, none for those that it has
 
 
-def models_named(names: Sequence[str], variant: str | None = None) -> Models:
+def models_named(names: Sequence[str]) -> Models:
     """Pairs and roles out of PAIR and PAIR/ROLE; a bare pt or it after a pair's name is its role, as in `capture pocket it`.
 
-    `variant` is that of all names without a role. LakeError for another role, and a role without a pair.
+    LakeError for another role, and a role without a pair.
     """
-    if variant not in (None, *VARIANTS):
-        raise LakeError(f"--variant {variant}: expected pt or it")
     asked: list[tuple[str, str]] = []
     for name in names:
         pair, slash, role = name.partition("/")
@@ -33,15 +31,13 @@ def models_named(names: Sequence[str], variant: str | None = None) -> Models:
             asked.append((pair, role))
     found: dict[str, set[str]] = {}
     for pair, role in asked:
-        if variant and role and role != variant:
-            raise LakeError(f"{pair}/{role} and --variant {variant}: two roles; leave one out")
-        found.setdefault(pair, set()).add(role or variant or "")
+        found.setdefault(pair, set()).add(role)
     return {pair: () if "" in roles else tuple(v for v in VARIANTS if v in roles) for pair, roles in found.items()}
 
 
-def one_pair(names: Sequence[str], variant: str | None, command: str) -> tuple[str, tuple[str, ...]]:
+def one_pair(names: Sequence[str], command: str) -> tuple[str, tuple[str, ...]]:
     """The pair of a command that takes one, and the variants asked for."""
-    found = models_named(names, variant)
+    found = models_named(names)
     if len(found) != 1:
         raise LakeError(f"{command} takes one pair, found {', '.join(found)}")
     return next(iter(found.items()))
@@ -53,7 +49,7 @@ def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layo
         spec = catalog.pairs[name]
     else:
         variants_of(name, stored_pairs(layout) if layout else {}, catalog)  # a LakeError for an unknown pair
-        from ..capture.model.load import stored_weights
+        from ..model.load import stored_weights
 
         assert layout
         pt, it = (stored_weights(layout, name, variant) for variant in VARIANTS)

@@ -1,26 +1,18 @@
-"""Verifying captures and looking at the installation: what `actlake verify` and `actlake doctor` print."""
+"""Verifying what a lake holds: captures and their vocabularies and weights by hash, and some prompts run again."""
 
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
-from ..analyze.core.device import devices, pick
-from ..store.artifacts.models import read_model
-from ..store.artifacts.vocab import REPAIR as VOCAB_REPAIR
-from ..store.artifacts.vocab import damage, vocab_file
-from ..store.artifacts.weights import read_weights
-from ..store.captures.manifest import read_manifest
-from ..store.captures.reader import find_capture, list_captures, split_capture
-from ..store.captures.verify import Report, verify, verify_weights
-from ..store.core.catalog import Catalog, load_catalog
-from ..store.core.errors import LakeError
-from ..store.core.files import free_bytes, human_bytes
-from ..store.core.progress import bar
-from ..store.core.version import __version__
-from ..store.format.paths import Layout
-
-PACKAGES = ("torch", "transformers", "zarr", "xarray", "dask", "duckdb", "numpy")
+from ...store.artifacts.models import read_model
+from ...store.artifacts.vocab import REPAIR as VOCAB_REPAIR
+from ...store.artifacts.vocab import damage, vocab_file
+from ...store.artifacts.weights import read_weights
+from ...store.captures.manifest import read_manifest
+from ...store.captures.reader import find_capture, list_captures, split_capture
+from ...store.captures.verify import Report, verify, verify_weights
+from ...store.core.catalog import Catalog
+from ...store.core.errors import LakeError
+from ...store.core.progress import bar
+from ...store.format.paths import Layout
 
 
 def check_captures(
@@ -66,8 +58,8 @@ def check_captures(
 def _reforward(
     layout: Layout, catalog: Catalog, path: Path, count: int, where: tuple[str, str | None], report: Report
 ) -> None:
-    from ..capture.model.load import load_model, stored_weights
-    from ..capture.run.reforward import reforward
+    from ..model.load import load_model, stored_weights
+    from .reforward import reforward
 
     pair, variant = path.parts[-3], path.parts[-2]
     dtype = (read_manifest(path) or {})["provenance"]["dtype"]
@@ -79,32 +71,3 @@ def _reforward(
     )
     if not found.ok:
         report.problems.append(f"{path}: running {found.prompts} prompts again gives other activations: {worst}")
-
-
-def _device_words(name: str) -> str:
-    import torch
-
-    if name == "cpu":
-        return f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} torch threads)"
-    return f"{name} ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else name
-
-
-def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
-    """(name, finding) lines on versions, devices, disk, catalog and lake; problems are findings, not errors."""
-    lines = [
-        ("actlake", __version__),
-        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-    ]
-    lines += [(name, version(name)) for name in PACKAGES]
-    lines.append(("devices", f"{', '.join(map(_device_words, devices()))}; --device auto is {pick()}"))
-    lines.append(("disk", f"{human_bytes(free_bytes(Path.cwd()))} free here"))
-    try:
-        known = load_catalog(catalog)
-        lines.append(("catalog", f"{known.path}: {len(known.pairs)} pairs ({', '.join(known.pairs)})"))
-        layout = Layout.open(known.lakes.get(lake, lake))
-        captures = list_captures(layout)
-        size = human_bytes(int(captures["bytes"].sum()))
-        lines.append(("lake", f"{layout}: {len(captures)} captures ({int(captures['sealed'].sum())} sealed), {size}"))
-    except LakeError as error:
-        lines.append(("problem", str(error)))
-    return lines

@@ -1,0 +1,114 @@
+"""Captures and their estimates by name: models, streams, prompt sets and profiles as a catalog and a lake have them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...store.core.catalog import Catalog, StreamSpec, check_date
+from ...store.core.errors import LakeError
+from ...store.format.paths import Layout
+from ..run.capture import Result
+from .capture_pair import Options, capture_pair, find_prompts
+from .estimate import Forecast, forecast
+from .names import find_pair, models_named
+from .prompts import PromptSet, add_prompts, read_prompts
+from .streams import steered
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read: streams of the catalog (none: native), with a shorter continuation, another date or control tokens
+    allowed; a prompt set (None: `pocket` for the pair pocket, else `core`), its first `limit` prompts."""
+
+    streams: Sequence[str] = ()
+    prompts: str | None = None
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    date: str | None = None
+    control_tokens: bool = False
+
+    def specs(self, catalog: Catalog) -> list[StreamSpec]:
+        """The streams; LakeError for an unknown one and for text that is no date."""
+        specs = [catalog.stream(name) for name in self.streams or ("native",)]
+        if self.date:
+            specs = [replace(spec, date=check_date(self.date)) for spec in specs]
+        if self.control_tokens:
+            specs = [replace(spec, control_tokens=True) for spec in specs]
+        if self.max_new_tokens is None:
+            return specs
+        return [
+            spec if spec.continuation == "none" else replace(spec, max_new_tokens=self.max_new_tokens) for spec in specs
+        ]
+
+    def prompt_set(self, catalog: Catalog, layout: Layout | None, pair: str) -> PromptSet:
+        """The prompts for a pair."""
+        usual = "pocket" if pair == "pocket" else "core"
+        return find_prompts(catalog, layout, self.prompts or usual, self.limit)
+
+
+def capture_models(
+    layout: Layout,
+    catalog: Catalog,
+    names: Sequence[str],
+    request: Request,
+    profile: str,
+    outputs: str | None,
+    options: Options,
+) -> list[Result]:
+    """Capture models by name. With `outputs`, VARIANT/KEY of texts in the lake, these are read in place of a stream.
+
+    LakeError for unknown names, before any model is loaded, and for all that `capture_pair` raises.
+    """
+    wanted = models_named(names)
+    if outputs and replace(request, prompts=None, limit=None) != Request():
+        raise LakeError(
+            "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date and"
+            " --control-tokens out"
+        )
+    if outputs and len(wanted) > 1:
+        raise LakeError("--outputs: names texts of one pair; capture one at a time")
+    found = {name: find_pair(name, roles, catalog, layout) for name, roles in wanted.items()}
+    results = []
+    for name, roles in wanted.items():
+        who, _, key = (outputs or "").rpartition("/")
+        specs = [steered(layout, name, who or "it", key)] if outputs else request.specs(catalog)
+        prompts = request.prompt_set(catalog, layout, name)
+        results += capture_pair(layout, found[name], specs, prompts, catalog.profile(profile), roles, options)
+    return results
+
+
+def plan_captures(
+    layout: Layout | None,
+    catalog: Catalog,
+    names: Sequence[str],
+    request: Request,
+    profiles: Sequence[str],
+    options: Options,
+) -> list[Forecast]:
+    """What capturing models by name will take, with each of some profiles (all of the catalog when none is named)."""
+    wanted = models_named(names)
+    specs = {name: find_pair(name, roles, catalog, layout) for name, roles in wanted.items()}
+    return [
+        one
+        for name, roles in wanted.items()
+        for one in forecast(
+            specs[name],
+            request.specs(catalog),
+            request.prompt_set(catalog, layout, name),
+            [catalog.profile(each) for each in profiles or catalog.profiles],
+            roles,
+            options,
+            layout,
+        )
+    ]
+
+
+def keep_prompts(layout: Layout, catalog: Catalog, file: Path, name: str | None, columns: dict[str, str]) -> PromptSet:
+    """Check a prompt set and keep it in the lake under a name that the catalog does not have; `columns` says which column
+    of the file is text, id and category where their names differ."""
+    name = name or file.stem
+    if name in catalog.prompts:
+        raise LakeError(f"prompt set {name!r} is already a name of {catalog.path}; choose another with --name")
+    path = add_prompts(file, layout.prompts, name, columns)
+    layout.files.publish(path)
+    return read_prompts(path)

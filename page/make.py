@@ -1,0 +1,257 @@
+"""What a lake gets: the methods of `actlake.Lake` that run models or bring in what others made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..store.core.errors import LakeError
+from ..store.core.extras import needs
+from ..store.tables.names import stored_pairs, variants_of
+from .look import Look, listed
+
+if TYPE_CHECKING:
+    from ..capture.run.capture import Result
+    from ..capture.streams.prompts import PromptSet
+    from ..judge.judge import Cost
+    from ..queries.generation.generate import Generated
+    from ..store.tables.imported import Added
+
+
+class Make(Look):
+    """A lake that models are captured into."""
+
+    @needs()
+    def plan(
+        self,
+        names: str | Sequence[str],
+        streams: str | Sequence[str] = (),
+        prompts: str | None = None,
+        profiles: str | Sequence[str] = (),
+        *,
+        limit: int | None = None,
+        max_new_tokens: int | None = None,
+        date: str | None = None,
+        control_tokens: bool = False,
+        dtype: str = "auto",
+        batch: int = 16,
+        tokens_per_second: float = 2000,
+        disk_speed: float = 500,
+    ) -> pd.DataFrame:
+        """What captures will take: tokens, shard rows, bytes by variable, bytes on disk, memory, seconds; a row a capture.
+
+        Arguments as in `capture`; every profile of the catalog unless some are named. `tokens_per_second` is what the model
+        reads, `disk_speed` what the disk takes in MB/s. Reads configs and tokenizers, loads no weights. `exact` says that
+        the stream is in the lake; otherwise every continuation counts in full. LakeError for what `capture` would refuse.
+        """
+        from ..capture.streams.capture_pair import Options
+        from ..capture.streams.requests import Request, plan_captures
+
+        request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens)
+        options = Options(self.device, dtype, batch)
+        found = plan_captures(self.layout, self.catalog, listed(names), request, listed(profiles), options)
+        return pd.DataFrame(one.row(tokens_per_second, disk_speed * 1e6) for one in found)
+
+    @needs()
+    def capture(
+        self,
+        names: str | Sequence[str],
+        streams: str | Sequence[str] = (),
+        prompts: str | None = None,
+        profile: str = "full",
+        *,
+        limit: int | None = None,
+        max_new_tokens: int | None = None,
+        date: str | None = None,
+        control_tokens: bool = False,
+        outputs: str | None = None,
+        dtype: str = "auto",
+        batch: int = 16,
+        double_bos: bool = False,
+        allow_nonfinite: bool = False,
+        device_map: str | None = None,
+        with_weights: bool = False,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> list[Result]:
+        """Read models on token streams into the lake; what a stream needs (continuations, say) is made first.
+
+        `names` are PAIR (the models it has) or PAIR/ROLE, `streams` recipes of the catalog (none: native), `prompts` a set of
+        the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pair pocket, else core), `profile` what is
+        kept. Only the first `limit` prompts are read; `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of
+        a stream. `rank` and `world` share the work among processes. What is there is reused, and a killed capture goes on
+        where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes, seconds.
+        LakeError for models, prompts and settings that can't be captured, with the reason.
+        """
+        from ..capture.run.ranks import Rank
+        from ..capture.streams.capture_pair import Options
+        from ..capture.streams.requests import Request, capture_models
+
+        place = Rank.find(rank, world)
+        device = place.device(self.device)
+        request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens)
+        options = Options(device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights)
+        return capture_models(self.layout, self.catalog, listed(names), request, profile, outputs, options)
+
+    @needs()
+    def seal(self, capture: str | None = None) -> pd.DataFrame:
+        """Seal captures whose ranks have all come to their end (one by name, or all that are not sealed): path, tokens, bytes.
+
+        LakeError names the rows that are missing.
+        """
+        from ..capture.run.reforward import seal_captures
+
+        found = [
+            {"path": str(path), "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
+            for path, manifest in seal_captures(self.layout, capture)
+        ]
+        return pd.DataFrame(found, columns=["path", "tokens", "bytes"])
+
+    @needs()
+    def fit_lens(
+        self,
+        names: str | Sequence[str],
+        kind: str = "tuned",
+        *,
+        stream: str = "native",
+        recipe: str = "adam",
+        tokens: int | None = None,
+        batch: int | None = None,
+        scale: float | None = None,
+        seed: int = 0,
+        folds: int = 2,
+    ) -> dict[Path, dict[str, Any]]:
+        """Train a tuned lens (an affine map per layer) from a stored capture; no model is loaded.
+
+        `names` are PAIR or PAIR/ROLE, `stream` a unique beginning of the captured stream's name, `recipe` adam or sgd (the
+        published one; `scale` is its learning rate divided by 0.1), `tokens` and `batch` the recipe's unless given. Each of
+        `folds` lenses is kept for the prompts it was not trained on; 1 trains one on 80 % of the prompts. An interrupted
+        training goes on. Returns path -> record, with the held-out KL in nats, raw and tuned. LakeError for an unknown kind
+        or recipe and a capture that is not there or too small.
+        """
+        if kind != "tuned":
+            raise LakeError("lens kind", expected="tuned", found=kind)
+        from ..capture.streams.names import one_pair
+        from ..queries.probes.training import recipe_of, train_probes
+
+        pair, roles = one_pair(listed(names), "fit-lens")
+        found = {}
+        for role in roles or variants_of(pair, stored_pairs(self.layout), self.catalog):
+            model = f"{pair}/{role}"
+            chosen = recipe_of(self.layout, recipe, model, batch, scale)
+            path, record = train_probes(
+                self.layout, model, stream, chosen, tokens=tokens, seed=seed, folds=folds, device=self.device
+            )
+            found[path] = record
+        return found
+
+    @needs()
+    def generate(
+        self,
+        names: str | Sequence[str],
+        edits: Sequence[str] = (),
+        *,
+        conditions: Sequence[str] = (),
+        sweeps: Sequence[str] = (),
+        template: str = "native",
+        prompts: str | None = None,
+        limit: int | None = None,
+        max_new_tokens: int | None = None,
+        date: str | None = None,
+        control_tokens: bool = False,
+        batch: int = 64,
+        dry_run: bool = False,
+        rank: int | None = None,
+        world: int | None = None,
+        show: Callable[[str], None] | None = None,
+    ) -> Generated:
+        """Let models write, greedily, with or without edits; every text stays in the lake and is never made twice.
+
+        `edits` are edits in words ("scale:layers=late,direction=d_mean,alpha=0") or of actlake.edits, done in order, with
+        `template` raw, chat or native; `conditions` are those of the catalog, `sweeps` all conditions of a row. `prompts` as in
+        `capture`, else those of the pair's captures. With `dry_run` nothing is written. `show` is called
+        with what there is to do, before it is done. The result says what was asked for and
+        what was missing; `.texts` is a table. LakeError for an edit, direction, condition or sweep that is unknown.
+        """
+        from ..capture.run.ranks import Rank
+        from ..capture.streams.names import one_pair
+        from ..queries.generation.generate import Generation, generate
+
+        place = Rank.find(rank, world)
+        pair, roles = one_pair(listed(names), "generate")
+        wanted = Generation(
+            tuple(map(str, listed(edits))), tuple(listed(conditions)), tuple(listed(sweeps)), template, prompts, limit,
+            max_new_tokens, date, control_tokens, batch,
+        )  # fmt: skip
+        return generate(self._context(place.device(self.device)), pair, roles, wanted, place, dry_run, show)
+
+    @needs()
+    def score(
+        self, pair: str, sweep: str = "exp12", metrics: str | Sequence[str] = (), prompts: str | None = None
+    ) -> pd.DataFrame:
+        """Means of what a program reads off the texts of a sweep (form, answers, refusals, coherence, structure), by condition.
+
+        Texts that are not there yet are generated. `metrics` are names or patterns such as share_*; the usual ones unless given.
+        LakeError for an unknown sweep, a pair of one model, and a pattern that no metric fits.
+        """
+        from ..queries.generation.scores import mean_scores, scope_of
+
+        context = self._context()
+        return mean_scores(context, scope_of(context, pair, prompts), sweep, listed(metrics))
+
+    @needs()
+    def judge(
+        self,
+        pair: str,
+        sweep: str = "exp12",
+        *,
+        gold: str | Path | None = None,
+        rubrics: str | Path | None = None,
+        prompts: str | None = None,
+        second: str | None = None,
+        referee: str | None = None,
+        agree: Callable[[Cost], bool] = lambda cost: True,
+        **server: Any,
+    ) -> list[str]:
+        """Ask an LLM judge about every reply of a sweep that it has not judged yet; a line per rubric.
+
+        With `gold` (a file of id, rubric, reply, value) only the judge's agreement with it is measured. `agree` is asked with the
+        estimated calls and tokens before anything is sent. `second` and `referee` are further models: the referee decides where
+        two judges differ. `server`: url, model, price_in, price_out, else ACTLAKE_JUDGE_URL, ACTLAKE_JUDGE_MODEL; the key is
+        ACTLAKE_JUDGE_KEY. Verdicts stay in the lake. LakeError without a judge, and for a server that does not answer.
+        """
+        from ..queries.generation.judging import agreement_with, judge_sweep
+        from ..queries.generation.scores import scope_of
+
+        context, file = self._context(), Path(rubrics) if rubrics else None
+        scope = scope_of(context, pair, prompts)
+        if gold:
+            return agreement_with(context, scope, Path(gold), file, **server)
+        return judge_sweep(context, scope, sweep, file, agree, second, referee, **server)
+
+    @needs()
+    def add_prompts(
+        self, file: str | Path, name: str | None = None, columns: Mapping[str, str] | None = None
+    ) -> PromptSet:
+        """Check a .jsonl or .csv file of prompts and keep it in the lake under a name (the file's, unless given).
+
+        `columns` says which column is text, id and category where they have other names; prompts without ids are numbered.
+        LakeError for a name that is taken, and for a row that is no prompt.
+        """
+        from ..capture.streams.requests import keep_prompts
+
+        return keep_prompts(self.layout, self.catalog, Path(file), name, dict(columns or {}))
+
+    def add_table(self, name: str, file: str | Path, **given: str | None) -> Added:
+        """Check other people's numbers (a .parquet or .csv file with columns of the table `name`) and keep them in the lake.
+
+        `given` fills columns that the file lacks: pair, variant, stream, stream_pt, lens. Rows without prompt and token stand for
+        the mean over them. Nothing is written on LakeError: columns that the table lacks or needs, values out of range, rows that
+        are there twice.
+        """
+        from ..store.tables.imported import add_table
+
+        return add_table(self.layout, name, Path(file), **given)

@@ -1,0 +1,151 @@
+"""Trust and transport: the methods of `actlake.Lake` that check what is there, and move it between places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..store.core.errors import LakeError
+from ..store.core.extras import needs
+from ..store.exchange.plan import Planner, origin_of
+from ..store.exchange.selection import Plan, Selection
+from ..store.exchange.transfer import move, note_source, write_index
+from ..store.remote.store import Store, is_remote
+from .look import Look
+
+if TYPE_CHECKING:
+    from ..store.captures.verify import Report
+    from ..store.remote.serve import LakeServer
+
+ALL = Selection()
+Show = Callable[[Plan], None]
+
+
+class Share(Look):
+    """A lake that is checked, cited and moved."""
+
+    @needs()
+    def verify(
+        self, capture: str | None = None, pair: str | None = None, *, reforward: int = 0, device_map: str | None = None
+    ) -> list[Report]:
+        """Re-hash every file of one capture ('PAIR/VARIANT/STREAM'), of a pair's, or of all; check counts and values.
+
+        `reforward` prompts of each are run again and compared, which loads the models. A report a capture, and one for each
+        model whose files the lake keeps: `.ok`, `.problems`, `.files`, `.bytes`. LakeError when there is nothing to verify.
+        """
+        from ..capture.run.check import check_captures
+
+        return check_captures(self.layout, self.catalog, capture, pair, reforward, self.device, device_map)
+
+    def cite(self, capture: str) -> dict[str, Any]:
+        """An immutable reference to a sealed capture, and the model, stream, prompts and versions behind it.
+
+        `capture` is 'PAIR/VARIANT/STREAM', or a whole reference, which is checked. LakeError for another hash.
+        """
+        from ..store.captures.cite import citation, find_cited
+
+        return citation(self.layout, find_cited(self.layout, capture))
+
+    def gc(self, dry_run: bool = False) -> pd.DataFrame:
+        """Remove table files that are never read any more (as `stale()` lists them); the table of what was removed."""
+        found = self.stale()
+        for row in [] if dry_run else found.itertuples():
+            (self.layout.table(str(row.table)) / str(row.file)).unlink(missing_ok=True)
+        return found
+
+    def push(
+        self,
+        url: str,
+        what: Selection = ALL,
+        *,
+        check: bool = False,
+        dry_run: bool = False,
+        show: Show | None = None,
+    ) -> Plan:
+        """Copy this lake, or what `what` selects of it, to another place: only what is missing there moves, checked by hashes.
+
+        `url` is a folder, a URL, or a name of the catalog's lakes. With `check` what is there already is hashed, and replaced
+        where it is damaged. With `dry_run` nothing moves. `show` is called with what will move, before it does. Returns that.
+        Interrupted, the same call goes on.
+        LakeError for a place out of reach, CorruptError for a file that is not what its record says.
+        """
+        return _carry_out(Planner(origin_of(self.layout), self._there(url), what, check).plan(), dry_run, show)
+
+    def pull(
+        self,
+        url: str,
+        what: Selection = ALL,
+        *,
+        check: bool = False,
+        dry_run: bool = False,
+        show: Show | None = None,
+    ) -> Plan:
+        """Copy another lake, or a part of it, into this one; as `push` does, the other way."""
+        return pull_lake(self._there(url), origin_of(self.layout), what, check=check, dry_run=dry_run, show=show)
+
+    def sync(
+        self,
+        url: str,
+        what: Selection = ALL,
+        *,
+        check: bool = False,
+        dry_run: bool = False,
+        show: Show | None = None,
+    ) -> list[Plan]:
+        """Give this lake and another one what either lacks of the other: pull, then push. LakeError for parts of captures."""
+        if what.cuts:
+            raise LakeError("sync moves whole captures: take a part of some with pull or push")
+        here, there = origin_of(self.layout), self._there(url)
+        plans = [Planner(there, here, what, check).plan(), Planner(here, there, what).plan()]
+        return [_carry_out(plan, dry_run, show) for plan in plans]
+
+    def index(self) -> int:
+        """Write files.json, which names all files, for web servers that list no folders; returns how many there are."""
+        return write_index(origin_of(self.layout))
+
+    @contextmanager
+    def serve(self, port: int = 8080, host: str = "127.0.0.1") -> Iterator[LakeServer]:
+        """Hand out this lake over http, read-only; inside the block `.url` says where, `.serve_forever()` waits for readers.
+
+        LakeError for a lake that is remote itself, and a port that is taken.
+        """
+        from ..store.remote.serve import LakeServer
+
+        if is_remote(self.layout.address):
+            raise LakeError(f"{self.layout}: is served already; `actlake serve` hands out a lake in a folder")
+        try:
+            server = LakeServer(self.layout.root, host, port)
+        except (OSError, OverflowError) as error:
+            raise LakeError(f"{host}:{port}: can't listen there ({error}); choose another --port or --host") from error
+        with server:
+            yield server
+
+    def _there(self, url: str) -> Store:
+        return origin_of(self.catalog.lakes.get(url, url))
+
+
+def pull_lake(
+    source: Store,
+    target: Store,
+    what: Selection,
+    *,
+    check: bool = False,
+    dry_run: bool = False,
+    show: Show | None = None,
+) -> Plan:
+    """Copy a lake, or a part of it, to a place that need not be a lake yet."""
+    plan = _carry_out(Planner(source, target, what, check).plan(), dry_run, show)
+    if not dry_run:
+        note_source(plan)
+    return plan
+
+
+def _carry_out(plan: Plan, dry_run: bool, show: Show | None) -> Plan:
+    if show:
+        show(plan)
+    if not dry_run:
+        move(plan)
+    return plan
