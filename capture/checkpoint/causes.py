@@ -1,4 +1,4 @@
-"""What transformers raises about a model's files, in one true line: with the key of config.json that is at fault."""
+"""Errors of transformers about a model's files in one line, with the key of config.json that is at fault."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def quiet() -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep what transformers logs and warns about files to itself: what matters of it becomes a message or a note of ours."""
+    """Silence what transformers logs and warns about files: what matters becomes a message or a note of ours."""
     quiet()
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity(logging.CRITICAL)
@@ -40,8 +40,8 @@ def silent() -> Iterator[None]:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def culprit(raw: dict[str, Any], said: str, build: Callable[[dict[str, Any]], Any]) -> str:
-    """The key of config.json without which building goes well, as the end of a sentence; '' when `said` names it, or none does.
+def culprit(raw: dict[str, Any], text: str, build: Callable[[dict[str, Any]], Any]) -> str:
+    """The key of config.json without which building succeeds, as the end of a sentence; '' if `text` names it, or there is none.
 
     At most SEARCH seconds are spent.
     """
@@ -53,7 +53,7 @@ def culprit(raw: dict[str, Any], said: str, build: Callable[[dict[str, Any]], An
             build({other: held for other, held in raw.items() if other != key})
         except Exception:  # noqa: S112 (still at fault without this key)
             continue
-        return "" if key in said else f" (without the key {key}, now {json.dumps(value)[:80]}, it can be)"
+        return "" if key in text else f" (without the key {key}, now {json.dumps(value)[:80]}, it can be)"
     return ""
 
 
@@ -71,7 +71,7 @@ def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def cause(error: BaseException) -> str:
-    """What a foreign error says, in one line: its first line, and the next ones while the line only leads to them.
+    """The text of a foreign error in one line: its first line, and the next ones while the line only leads to them.
 
     The error's type stands before it where the text alone says little; LakeErrors speak for themselves.
     """

@@ -1,4 +1,4 @@
-"""Configs and tokenizers of checkpoints: which class runs one and in which dtype, and one true line when either can't be read."""
+"""Configs and tokenizers of checkpoints: the class and dtype that run one, and one line of error when either can't be read."""
 
 import json
 import math
@@ -73,19 +73,19 @@ def load_config(spec: ModelSpec) -> Any:
         raw = _raw_config(spec, spec.path)
     try:
         return _load(AutoConfig, spec, where)
-    except Exception as error:  # whatever transformers raises about a file is a message about that file
+    except Exception as error:  # any error of transformers here is about that file
         what = "the header of its GGUF file" if spec.gguf_file else "its config.json"
         reason = cause_in(error, raw) + culprit(raw, str(error), lambda left: _config_from(left))
         raise LakeError(f"model {spec.name}: can't read {what}: {reason}") from error
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer of a model with its chat template, which may lie in a file of its own; LakeError when it can't be read."""
+    """The tokenizer of a model with its chat template, which may be in a file of its own; LakeError when it can't be read."""
     where = source(spec)
     try:
         tokenizer = _load(AutoTokenizer, spec, where)
     except Exception as error:
-        load_config(spec)  # transformers reads it for the tokenizer's class: if it is at fault, that is what is said
+        load_config(spec)  # transformers reads it for the tokenizer's class: if it is at fault, the error names it
         if "custom code" in str(error):
             raise LakeError(
                 f"model {spec.name}: its tokenizer needs code of its own (auto_map), which actlake never runs; add a"
@@ -265,9 +265,9 @@ def _dtype_of_weights(spec: ModelSpec) -> str:
     folder = folder_of(spec)
     if folder:
         if not (folder / WHOLE).is_file() and (folder / INDEX).is_file():
-            said = index_of(spec.name, folder).get("metadata")
-            if isinstance(said, dict) and isinstance(said.get("dtype"), str):
-                return str(said["dtype"])
+            metadata = index_of(spec.name, folder).get("metadata")
+            if isinstance(metadata, dict) and isinstance(metadata.get("dtype"), str):
+                return str(metadata["dtype"])
         return dtype_of_weights(header(spec.name, weight_files(spec.name, folder)[0]))
     try:
         files = get_safetensors_metadata(str(spec.hub), revision=spec.revision).files_metadata

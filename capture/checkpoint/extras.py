@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that its module does not take: leftovers, parts that are not run, and what must not be passed over."""
+"""Tensors of a checkpoint without a place in its module: leftovers, parts that are not run, and those that are missed."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ LEFTOVER = re.compile(
     r"|[kvq]_scale|kv_scale|prob_output_scale|output_scale|[kvq]_proj\.[kvq]_scale|[kvq]_proj\.output_scale)$"
 )
 MASK = re.compile(r"(?:^|\.)(?:attn|attention|self_attn|self_attention)\.(?:bias|attention\.bias)$")
-# Parts that stand beside the decoder of text and are not run, with what they are.
+# Parts beside the decoder of text that are not run, with their names for messages.
 BESIDE = (
     (re.compile(r"(?:^|\.)(?:mtp|mtp_layers?|mtp_block|nextn|medusa_heads?|eagle\w*|draft_model)\."), "of draft heads"),
     (re.compile(r"(?:^|\.)v_head\."), "of a value head"),
@@ -26,7 +26,7 @@ SENSES = re.compile(
     r"(?:^|\.)(?:visual|vision\w*|vit|image\w*|audio\w*|speech\w*|video\w*|multi_modal\w*|mm_\w+|connector|aligner|embed_vision"
     r"|embed_audio|perceiver\w*|resampler|talker|token2wav|code2wav)\."
 )
-# A multi-token-prediction layer of DeepSeek and its kin, which lies behind the last block under a block's name.
+# A multi-token-prediction layer of DeepSeek and its kin, which follows the last block and has a block's name.
 DRAFT_LAYER = re.compile(r"\.(?:eh_proj|enorm|hnorm|shared_head|embed_tokens|final_layernorm|input_proj)\b")
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 SCALES = re.compile(
@@ -37,7 +37,7 @@ PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 
 
 def check_before(spec: ModelSpec, quantised: Quantised | None) -> None:
-    """Raise LakeError for what headers alone tell: factors of an adapter, packed weights that nothing says how to unpack."""
+    """Raise LakeError for what headers alone tell: factors of an adapter, packed weights without a description."""
     found = tensors_of(spec)
     if stray := adapted(found):
         raise LakeError(
@@ -73,7 +73,7 @@ def _is_packed(name: str, tensor: Tensor) -> bool:
 
 
 def without_scales(spec: ModelSpec, quantised: Quantised | None) -> str:
-    """What to say of a checkpoint with tensors of a quantisation that its config does not know of; '' for any other."""
+    """A message on a checkpoint with tensors of a quantisation that its config does not name; '' for any other."""
     scales = [] if quantised else [name for name in tensors_of(spec) if SCALES.search(name)]
     return (
         f"the files hold {counted(scales)} of a quantisation ({listed(scales)}) and config.json has no quantization_config:"

@@ -1,4 +1,4 @@
-"""A checkpoint's folder, told from file names and headers: what can't be loaded is refused by name before anything is."""
+"""A checkpoint's folder, judged by file names and headers: what can't be loaded is refused by name before loading begins."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def check_folder(name: str, folder: Path) -> None:
 
 
 def _without_config(folder: Path) -> str:
-    """Why a folder has no config.json that can be read, or ''."""
+    """Why a folder's config.json can't be read, or ''."""
     config = folder / "config.json"
     if config.is_file():
         return ""

@@ -37,12 +37,12 @@ class Header:
 
     @property
     def parts(self) -> int:
-        """In how many files the model lies; 1 for a whole one."""
+        """How many files hold the model; 1 for a whole one."""
         return int(self.values.get("split.count") or 1)
 
 
 def read_header(file: Path) -> Header:
-    """The header of a GGUF file, read in a fraction of a second whatever its size; LakeError when it is none.
+    """The header of a GGUF file, read in a fraction of a second whatever its size; LakeError when it is not a GGUF file.
 
     Source: the GGUF specification, versions 2 and 3.
     """
@@ -149,7 +149,7 @@ def gguf_path(spec: ModelSpec) -> Path | None:
 
 
 def check_gguf(spec: ModelSpec) -> None:
-    """Raise LakeError for a GGUF file that is none, is cut off or is one part of several, before anything is built from it."""
+    """Raise LakeError for a file that is not GGUF, is cut off or is one part of several, before anything is built from it."""
     named = PART.fullmatch(Path(spec.gguf_file or "").name)
     file = gguf_path(spec)
     try:
@@ -204,7 +204,7 @@ def _reader(make: Callable[..., Any], path: str, _stamp: tuple[int, int], *more:
 
 
 def forget() -> None:
-    """Let go of the header that `reading` keeps: its parts take hundreds of megabytes in a large vocabulary."""
+    """Free the header that `reading` keeps: it takes hundreds of megabytes with a large vocabulary."""
     _reader.cache_clear()
 
 

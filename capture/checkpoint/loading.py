@@ -1,4 +1,4 @@
-"""Reading a checkpoint's weights into its Hugging Face module: all that the config asks for, nothing that it does not."""
+"""Reading a checkpoint's weights into its Hugging Face module: all tensors of the config, and no others."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -76,7 +76,7 @@ def load_hf(
             f"model {spec.name}: its weights do not fit into the memory of {device}; --device-map auto spreads them over several"
             " devices, --dtype bfloat16 halves float32 ones"
         ) from error
-    except Exception as error:  # whatever transformers raises about a checkpoint is a message about its files
+    except Exception as error:  # any error of transformers here is about the checkpoint's files
         if found and not isinstance(error, LakeError):
             raise found.unloadable(spec, error) from error
         raise explained(spec, f"load {where}", error) from error
@@ -125,7 +125,7 @@ def _check_whole(spec: ModelSpec, where: str, hf: Any, info: dict[str, Any], fou
 
 
 def probed(spec: ModelSpec, hf: Any, probe: Callable[[], T]) -> T:
-    """What `probe`, a small forward of a loaded module, finds; LakeError for whatever its own code raises."""
+    """The result of `probe`, a small forward of a loaded module; LakeError for whatever its own code raises."""
     try:
         with silent():
             return probe()
@@ -144,7 +144,7 @@ def attention_of(hf: Any) -> str:
 
 
 def device_of(name: str) -> torch.device:
-    """The torch device of this name, which need not be there; LakeError for a name that is none."""
+    """The torch device of this name, which this machine need not have; LakeError if it is not a device name."""
     try:
         return torch.device(pick() if name == AUTO else name)
     except RuntimeError as error:
@@ -152,7 +152,7 @@ def device_of(name: str) -> torch.device:
 
 
 def check_device_map(device_map: Any, device: str) -> None:
-    """Raise LakeError for a device that is none, and for a device map that can't be followed or contradicts it."""
+    """Raise LakeError for an unknown device, and for a device map that can't be followed or contradicts it."""
     if device != AUTO and device_of(device).type != "cpu" and device_map:
         raise LakeError(f"--device {device} and --device-map exclude each other; leave one out")
     if isinstance(device_map, str) and device_map not in DEVICE_MAPS:

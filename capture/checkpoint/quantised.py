@@ -1,4 +1,4 @@
-"""Quantised checkpoints: the method that config.json names, what it takes to load one, and what the record says of it."""
+"""Quantised checkpoints: the method that config.json names, what loading one needs, and what the record holds."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from ...store.core.catalog import ModelSpec
 from ...store.core.errors import LakeError
 from .causes import cause
 
-# transformers unpacks these to plain weights where it is asked to: then hooks, cuts and replays meet the usual modules, and
+# transformers unpacks these to plain weights on request: then hooks, cuts and replays meet the usual modules, and
 # every device computes the same.
 UNPACKED = ("fp8", "mxfp8", "mxfp4", "compressed-tensors", "metal")
 # Keys under which methods say how many bits a weight takes.
@@ -19,7 +19,7 @@ KNOWN_BITS = {"fp8": 8, "mxfp8": 8, "fbgemm_fp8": 8, "mxfp4": 4, "nvfp4": 4, "ee
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a checkpoint is quantised: `method` as its config names it, bits a weight (None: not said), and whether its weights
+    """How a checkpoint is quantised: `method` as its config names it, bits a weight (None: unknown), and whether its weights
     are unpacked to plain ones while they load."""
 
     method: str
@@ -47,7 +47,7 @@ class Quantised:
 def quantised_of(spec: ModelSpec, config: Any) -> Quantised | None:
     """How the checkpoint of a config is quantised, None when it is not; LakeError for a method that transformers lacks.
 
-    A GGUF file is not meant: that is `quantized_from` in the record.
+    GGUF files are not covered here: they are `quantized_from` in the record.
     """
     found = getattr(config, "quantization_config", None)
     if found is None or spec.gguf_file:
@@ -78,7 +78,7 @@ def _methods() -> set[str]:
 
 
 def _bits(found: Any) -> int | None:
-    """The first number of bits that a quantisation config speaks of, those of weights before others; None without one."""
+    """The first number of bits in a quantisation config, those of weights before others; None without one."""
     if isinstance(found, dict):
         for key in BITS:
             if isinstance(found.get(key), int):

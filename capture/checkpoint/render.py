@@ -28,7 +28,9 @@ def main() -> None:
     found: list[dict[str, str]] = []
     template: Any = None
     for messages in asked["conversations"]:
-        signal.setitimer(signal.ITIMER_PROF, asked["seconds"])  # processor time: a busy machine is no endless template
+        signal.setitimer(
+            signal.ITIMER_PROF, asked["seconds"]
+        )  # processor time, so that a busy machine does not count against the template
         try:
             template = template or environment(asked["date"]).from_string(asked["template"])
             most = asked["characters"] + 4 * len(json.dumps(messages))
@@ -37,7 +39,7 @@ def main() -> None:
             found.append({"error": f"line {error.lineno}: {error.message}"})
         except MemoryError:
             found.append({"error": f"it takes more than {asked['memory'] >> 20} MB of memory"})
-        except Exception as error:  # a stranger's code: whatever it raises is a message
+        except Exception as error:  # foreign code: whatever it raises becomes a message
             first = next(iter(str(error).splitlines()), "")[:300]
             found.append({"error": f"{type(error).__name__}: {first}" if first else type(error).__name__})
     signal.setitimer(signal.ITIMER_PROF, 0)

@@ -24,7 +24,7 @@ class Stops:
     after: str | None = None
 
     def recipe(self, chat: bool) -> dict[str, Any]:
-        """What a recipe says of them."""
+        """Their entry in a recipe."""
         return {"decoding": "greedy", "stops": list(self.ids), **({"turn_end": self.turn} if chat else {})}
 
     def note(self, name: str) -> str | None:
@@ -41,7 +41,7 @@ class Stops:
 def declared(spec: ModelSpec, where: str, config: Any) -> tuple[int, ...]:
     """The stop ids of generation_config.json, else of the config; nothing else of either counts.
 
-    LakeError for a file that is no JSON, and for ids that are none.
+    LakeError for a file that is not JSON, and for values that are not ids.
     """
     file = None if spec.gguf_file else model_file(spec, where, "generation_config.json")
     if file is None:

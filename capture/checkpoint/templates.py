@@ -41,7 +41,7 @@ class Rendering:
 
 
 def owner(tokenizer: Any) -> str:
-    """Whose tokenizer this is, for messages."""
+    """The tokenizer's model, for messages."""
     return str(getattr(tokenizer, "name_or_path", "") or "this model")
 
 
@@ -68,7 +68,7 @@ def source_of(tokenizer: Any) -> str:
 
 
 def uses_date(tokenizer: Any) -> bool:
-    """Whether the chat template asks for today's date."""
+    """Whether the chat template reads today's date."""
     return bool(DATES.search(source_of(tokenizer)))
 
 
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _rendered(asked: str, day: str) -> tuple[Rendering, ...] | str:
-    """The renderings, or what ended the process."""
+    """The renderings, or the reason why the process ended."""
     source, variables, conversations = json.loads(asked)
     request = {
         "template": source,
@@ -169,7 +169,7 @@ def written_by(tokenizer: Any) -> str:
 
 
 def presence(frame: Frame, text: str, rendered: str) -> str:
-    """Nothing when a prompt's text stands in its rendering (white space around it aside), else what is missing."""
+    """'' when a rendering holds the prompt's text (white space around it aside), else what is missing."""
     text = text.strip()
     if frame.before is not None and rendered.startswith(frame.before) and rendered.endswith(frame.after):
         inside = rendered[len(frame.before) : len(rendered) - len(frame.after)]

@@ -102,7 +102,7 @@ def dropped(tokenizer: Any, template: str, double_bos: bool = False, date: str |
 def reading(
     tokenizer: Any, template: str, double_bos: bool = False, date: str | None = None, control: bool = False
 ) -> dict[str, Any]:
-    """What a recipe says of how prompts are read, beside the template: `content` (the form of a message's content, for chat),
+    """A recipe's entries on how prompts are read, beside the template: `content` (the form of a message's content, for chat),
     and where it applies `date`, `dropped` and `control_tokens`.
     """
     found: dict[str, Any] = {"content": frame_of(tokenizer, date).form} if template == "chat" else {}
@@ -114,7 +114,7 @@ def reading(
 
 
 def notes(name: str, tokenizer: Any, recipe: dict[str, Any]) -> list[str]:
-    """Lines for people on what `reading` says in a recipe and nobody would expect."""
+    """Lines for people on the surprising entries of `reading`."""
     found = []
     if "date" in recipe:
         found.append(f"{name}: its chat template writes the date: {recipe['date']} is used (--date sets another)")
@@ -141,7 +141,7 @@ def _once(
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of texts with what the tokenizer puts before them (when `special`), BOS once; and the ids that were left out.
 
-    `inner` are the ids of the texts alone, where they are known. A `chat` that is `special` has two BOS, as asked for.
+    `inner` are the ids of the texts alone, where they are known. A `chat` that is `special` has two BOS, as requested.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     inner = _cut(tokenizer, texts, False) if inner is None else inner

@@ -19,7 +19,7 @@ TEMPLATES = ("chat_template.jinja", "additional_chat_templates", *ELSEWHERE)
 def check_glance(specs: Sequence[ModelSpec], chat: Sequence[ModelSpec] = ()) -> None:
     """Raise LakeError, within a second, for a pair of models with other vocabularies and for one of `chat` without a template.
 
-    What can't be told so quickly (a model on the hub, files that can't be read) passes: loading says the rest.
+    What can't be decided so quickly (a model on the hub, unreadable files) passes: loading checks it.
     """
     for spec in chat:
         source(spec)
@@ -34,7 +34,7 @@ def check_glance(specs: Sequence[ModelSpec], chat: Sequence[ModelSpec] = ()) -> 
 
 
 def vocabulary(spec: ModelSpec) -> dict[str, int]:
-    """Token -> id as the model's files write them; empty where that can't be told without loading the tokenizer."""
+    """Token -> id as the model's files write them; empty where that takes loading the tokenizer."""
     if spec.gguf_file:
         file = gguf_path(spec)
         return {token: number for number, token in enumerate(read_texts(file, TOKENS))} if file else {}

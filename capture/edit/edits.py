@@ -182,10 +182,10 @@ class Zero(OutputEdit):
 
 @dataclass(frozen=True)
 class Graft(Edit):
-    """The donor's MLP in place of the host's in some blocks (None: all that the donor has): it reads the host's MLP input.
+    """An MLP transplant: the donor's MLPs replace the host's in some blocks (None: all that the donor has).
 
-    The host's norms and attention stay. With the PT as host this is the study's graft, with the IT as host its swap. All
-    positions. METHODS 8, 9.
+    They read the MLP input of the host (the recipient), whose norms and attention stay. With the PT as host this is the
+    study's graft, with the IT as host its swap. All positions. METHODS 8, 9.
     """
 
     donor: Donor

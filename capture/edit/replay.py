@@ -87,7 +87,7 @@ class Start:
 class Piece:
     """The replayed tokens of one batch: indices of its prompts, flat tokens int64 [n] of the capture, arrays [n, ...].
 
-    Arrays are as in a capture: `resid` [n, boundaries, d] from the replay's boundary (or those asked for), `mlp_out` and
+    Arrays are as in a capture: `resid` [n, boundaries, d] from the replay's boundary (or the given ones), `mlp_out` and
     `attn_out` [n, L - boundary, d] of the blocks from the boundary on; float32.
     """
 
@@ -136,7 +136,7 @@ def loaded_as(provenance: Mapping[str, Any], where: object) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Borrowed:
-    """States of another capture at the flat tokens of a start: prompts may lie elsewhere there."""
+    """States of another capture at the flat tokens of a start: prompts may have other places there."""
 
     ours: Start
     theirs: Start
@@ -197,7 +197,7 @@ def load_mlps(
 
 
 def find_weights(layout: Layout, model: str, catalog: Catalog | None) -> ModelSpec:
-    """Where the weights of a model lie on this machine; LakeError that says where they were looked for."""
+    """Where the weights of a model are on this machine; LakeError that names the places searched."""
     pair, variant = split_model(model)
     spec = stored_weights(layout, pair, variant)
     if spec is None:
@@ -291,7 +291,7 @@ def _check_same_numbers(model: Model, start: Start) -> None:
     """Run the smallest batch of a model's own capture without edits, and compare; LakeError as in `_compare`."""
     assert start.capture is not None
     capture, held = start.capture, start.capture.manifest["boundaries"]
-    start = replace(  # its tokens and states as they are stored, whatever this replay makes of them
+    start = replace(  # its tokens and states as stored, without this replay's changes
         start,
         states=Boundary(capture.array("resid"), held.index(start.boundary)),
         token_id=capture.array("token_id")[:],
@@ -365,7 +365,7 @@ def replay_whole(model: Model, start: Start, edits: Sequence[Edit] = (), **optio
 def _sizes(
     model: Model, start: Start, keep: Collection[str], logits: str, boundaries: Sequence[int] | None
 ) -> tuple[dict[str, tuple[int, ...]], list[int]]:
-    """Shapes of what a replay returns, as run.batching says them of a capture, and the boundaries."""
+    """Shapes of what a replay returns, as run.batching has them for a capture, and the boundaries."""
     layers, head = model.n_layers, model.head
     known = range(start.boundary, layers + 1)
     kept = list(known if boundaries is None else boundaries)

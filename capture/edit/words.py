@@ -1,6 +1,6 @@
 """Edits in words, `scale:layers=late,direction=d_mean,alpha=0.5`: parsed, made canonical, and turned into edits of a model.
 
-The canonical text of a condition is part of its content key, so that whoever asks for the same edit gets the same text.
+The canonical text of a condition is part of its content key, so that equal edits give equal texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .edits import Edit, Graft, Inject, MatchedScale, RandomGraft, Scale, Zero
 
 SITES = ("mlp", "attn", "block")
 SEED = 42
-SEEDED = ("random", "rotated")  # directions that a seed draws
+SEEDED = ("random", "rotated")  # directions drawn from a seed
 RUN = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -46,7 +46,7 @@ OPERATORS: Mapping[str, Operator] = {
 
 @dataclass(frozen=True)
 class EditSpec:
-    """One edit as asked for: an operator, the blocks it is done to (ascending), and its other settings."""
+    """One edit in words: an operator, the blocks it changes (ascending), and its other settings."""
 
     kind: str
     layers: tuple[int, ...]
@@ -69,7 +69,7 @@ class EditSpec:
 
     @property
     def direction(self) -> tuple[str, int] | None:
-        """Name and seed of the direction it goes along; the seed is that of a random one."""
+        """Name of its direction, and the seed of a random one."""
         name = self["direction"]
         return (name, int(self["seed"]) if name in SEEDED else SEED) if name else None
 
@@ -89,7 +89,7 @@ def parse_edit(text: str, n_layers: int, windows: Mapping[str, tuple[int, int]])
     """Read an edit such as `scale:layers=20-33,direction=d_mean,alpha=0.5`.
 
     layers: numbers and runs (both ends count) joined by +, a window's name, `all` or `none`. LakeError for an unknown
-    operator or setting, a missing one, a block outside the model, a number that is none.
+    operator or setting, a missing one, a block outside the model, a value that is not a number.
     """
     kind, _, rest = text.strip().partition(":")
     operator = OPERATORS.get(kind)

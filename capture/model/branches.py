@@ -15,7 +15,7 @@ from ...store.core.errors import LakeError
 from .trace import Trace, flat
 
 MIXERS = re.compile(r"att|mixer|mamba|conv|ssm|temporal|recurrent|rwkv|lstm|mlstm|gdn|kda", re.IGNORECASE)
-ROUNDINGS = 16  # how many roundings an element of a sum may be off
+ROUNDINGS = 16  # largest error of an element of a sum, in roundings
 FINDS = 12  # modules inside a branch that are tried as the one whose output is added
 
 
@@ -112,7 +112,7 @@ def added_of(trace: Trace, branch: Branch) -> Tensor:
 
 
 def rounding_error(found: Tensor, expected: Tensor, parts: Sequence[Tensor]) -> float:
-    """The largest difference of an element, in units of what rounding sums of `parts` in their dtype may make of it."""
+    """The largest difference of an element, in units of the rounding error of a sum of `parts` in their dtype."""
     size = torch.stack([part.double().abs() for part in parts]).sum(0)
     allowed = ROUNDINGS * torch.finfo(expected.dtype).eps / 2 * size + torch.finfo(expected.dtype).tiny
     return ((found.double() - expected.double()).abs() / allowed).max().item()
@@ -171,7 +171,7 @@ def _fit(end: Tensor, start: Tensor, terms: list[Tensor], numbers: list[float]) 
     error = _off(end, start, terms, ones)
     matrix = torch.stack([term.double().reshape(-1) for term in terms], 1)
     solved = torch.linalg.lstsq(matrix, (end.double() - start.double()).reshape(-1)).solution.tolist()
-    # In a narrow dtype a small branch drowns in the rounding of the sum: then 1 fits as well as anything.
+    # In a narrow dtype a small branch is below the rounding of the sum: then 1 fits as well as any scale.
     if error <= 1 and _rms(end, start, terms, ones) <= 2 * _rms(end, start, terms, solved):
         return ones, error
     near = [min([1.0, *numbers], key=partial(_apart, scale)) for scale in solved]
@@ -211,7 +211,7 @@ def _others(trace: Trace, block: nn.Module, known: Sequence[nn.Module]) -> Itera
 
 
 def _reason(trace: Trace, block: nn.Module, index: int, mixers: list[nn.Module], mlps: list[nn.Module]) -> str:
-    """What a block does besides adding its branches to its input, as far as the data shows it."""
+    """What a block does besides adding its branches to its input, as far as the data shows."""
     start, end = flat(trace.inputs[block]), flat(trace.outputs[block])
     norms = [m for m in block.modules() if is_norm(m) and m in trace.outputs]
     for norm in norms:

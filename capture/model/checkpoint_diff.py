@@ -1,4 +1,4 @@
-"""How far post-training moved the weights: RMS of IT - PT per layer and group, straight from safetensors files."""
+"""Weight change by post-training: RMS of IT - PT per layer and group, read from safetensors files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def tensor_changes(pt: Path, it: Path, progress: Callable[[int], None] | None = 
     Differences are taken in float32 (float64 for float64 weights), sums in float64. Names are compared without the
     wrappers that differ between model classes. A tied lm_head that one side does not store is that side's embedding; of
     embeddings with unequal vocabularies the first rows, which both have, are compared. Towers for images or sound
-    count as other, and only where both have them. `progress` hears the parameters of each tensor. LakeError for a
+    count as other, and only where both have them. `progress` is called with the parameters of each tensor. LakeError for a
     folder without safetensors, a missing shard, tensors of the text model that one side lacks or has in another
     shape, and quantised weights. Source: METHODS 4 (L3).
     """
@@ -105,7 +105,7 @@ def total_parameters(folder: Path) -> int:
 def group_changes(changes: list[Change], grouping: str = "module") -> dict[str, np.ndarray]:
     """Pool tensors: sqrt(sum of squares / number of elements) per layer and group.
 
-    grouping 'module': each tensor is in the group of the module it belongs to, norms in 'norms' wherever they lie.
+    grouping 'module': each tensor is in the group of the module it belongs to, norms in 'norms' wherever they are.
     'seed': by substrings of the name, as the study does, so that its figures can be had: a tensor may be in several
     groups (post_attention_layernorm in 'attn' and 'norm', a gated MLP's gate_proj in 'mlp' and 'router') or in none.
     Columns as in `weight_change`. ValueError for another grouping. Source: METHODS 4 (L3), 21.
@@ -141,7 +141,7 @@ def bare_name(key: str) -> str:
 
 
 def split_name(name: str) -> tuple[int, str]:
-    """(block, name within it) of a bare name; block -1 for what lies outside the text model's blocks."""
+    """(block, name within it) of a bare name; block -1 for tensors outside the text model's blocks."""
     match = BLOCKS.fullmatch(name)
     return (int(match[1]), match[2]) if match else (-1, name)
 
@@ -187,7 +187,7 @@ def seed_groups(name: str) -> tuple[str, ...]:
 
 
 def _places(folder: Path) -> dict[str, Place]:
-    """Bare name -> where the tensor lies, for the safetensors that a Hugging Face folder would be loaded from."""
+    """Bare name -> where the tensor is, for the safetensors that a Hugging Face folder would be loaded from."""
     index, whole = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
         found = weight_map(index)

@@ -1,4 +1,4 @@
-"""What a model looks like from inside: the structure that was found and what the checks at load say, for people."""
+"""A model's structure as it was found, and the results of the checks at load, for people."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -94,7 +94,7 @@ def check_models(
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """Everything that `model check` tells, JSON-ready; `errors` are those of the checks at load, relative."""
+    """Everything that `model check` prints, JSON-ready; `errors` are those of the checks at load, relative."""
     text, head, parts, tokenizer = model.hf.config.get_text_config(), model.head, model.parts, model.tokenizer
     special = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     read = _prompts(model)
@@ -142,7 +142,7 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def _added(parts: Structure) -> str:
-    """What becomes of MLP outputs, in words."""
+    """How MLP outputs are added to the residual, in words."""
     scales = sorted({mlp.scale for mlp in parts.added if mlp is not None})
     times = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
     return ADDED[parts.placement] + ("" if scales == [1.0] else f"; the block multiplies it by {times}")

@@ -22,7 +22,7 @@ SMALL = 1e-3  # of inputs at which eps shows
 
 @dataclass(frozen=True)
 class Top:
-    """What stands after the last block: logits = cap(unembed(norm(resid) * scale) * logit_scale).
+    """What follows the last block: logits = cap(unembed(norm(resid) * scale) * logit_scale).
 
     `head` computes the same in float32; its own logit_scale is both scales in one.
     """
@@ -35,7 +35,7 @@ class Top:
 
 
 def find_top(hf: Any, trace: Trace, last: nn.Module) -> Top:
-    """The final norm, the unembedding and the head of a decoder from its forward; LakeError that names what stands between."""
+    """The final norm, the unembedding and the head of a decoder from its forward; LakeError naming what is between them."""
     unembed: Any = hf.get_output_embeddings()
     if not hasattr(unembed, "weight") or unembed not in trace.inputs:
         raise LakeError(

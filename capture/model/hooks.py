@@ -63,9 +63,9 @@ class Part:
 
 
 class Sink:
-    """Copies the values of one batch to its parts; from a GPU on a stream of its own, while the model goes on.
+    """Copies the values of one batch to its parts; from a GPU on a stream of its own, while the model runs.
 
-    Blocks may lie on several devices. `wait` before reading the buffers.
+    Blocks may be on several devices. `wait` before reading the buffers.
     """
 
     def __init__(self, batch: Batch, parts: Sequence[Part], side: bool = True):
@@ -172,7 +172,7 @@ def at_outputs(modules: Sequence[nn.Module], change: Callable[[Tensor], Tensor |
 
     def on_one(value: Tensor) -> Tensor | None:
         if len(held) < len(modules) - 1:
-            held.append(value.clone())  # the model may go on in place
+            held.append(value.clone())  # the model may change it in place
             return None
         others = [other.reshape(value.shape) for other in held]
         held.clear()
@@ -232,7 +232,7 @@ def places(sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], first: 
 def buffer(
     name: str, size: tuple[int, ...], tokens: int, dtype: torch.dtype, pin: bool = False, device: Any = "cpu"
 ) -> Tensor:
-    """Memory for a variable of `tokens` tokens, [tokens, *size]; a site lies layer by layer, as the model fills it.
+    """Memory for a variable of `tokens` tokens, [tokens, *size]; a site is stored layer by layer, as the model fills it.
 
     Sites keep bfloat16 as it is (half the memory of the float32 on disk); everything else has its dtype on disk.
     """

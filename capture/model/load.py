@@ -1,4 +1,4 @@
-"""Loading a checkpoint: the untouched Hugging Face module, its tokenizer, its parts, and what tells it from another."""
+"""Loading a checkpoint: the untouched Hugging Face module, its tokenizer, its parts, and its identity."""
 
 import math
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Model:
 
     @cached_property
     def head_on_device(self) -> Head:
-        """The head where the unembedding lies, float32."""
+        """The head on the unembedding's device, float32."""
         return self.head.to(self.head_device)
 
     @cached_property
@@ -91,7 +91,7 @@ class Model:
 
 
 def context_of(config: Any) -> int | None:
-    """The longest sequence that a config speaks of, in tokens; None for no limit (some say -1)."""
+    """The longest sequence that a config allows, in tokens; None for no limit (some say -1)."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if found and found > 0 else None
 
@@ -112,7 +112,7 @@ def load_model(
     """Load a checkpoint from safetensors or a GGUF file, find its parts and check them with a small forward.
 
     `device_map` ('auto', or a dict as accelerate takes it) spreads blocks over several devices in place of `device`.
-    Raises LakeError for an unloadable folder, an unknown dtype, or a model whose parts don't add up.
+    Raises LakeError for an unloadable folder, an unknown dtype, or a model whose blocks are not input plus branches.
     """
     tokenizer = load_tokenizer(spec)  # before the weights, which take longer
     hf, notes = load_hf(spec, device, dtype, attention, device_map)
@@ -145,7 +145,7 @@ def _finite(value: Any) -> Any:
 
 
 def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dict[str, Any]:
-    """What tells one checkpoint from another, without loading its weights.
+    """The identity of a checkpoint, without loading its weights.
 
     Keys: id, revision, files (SHA-256 each, for a local folder or GGUF file), dtype, tokenizer_sha256,
     chat_template_sha256, quantized_from (a GGUF's name and SHA-256, there only), quantized (how another checkpoint is: method,

@@ -100,7 +100,7 @@ def check_layers(name: str, config: Any, layers: Sequence[int]) -> None:
 
 
 def _cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
-    """The model's Hugging Face class, cut as soon as it is built: loading then asks for no tensor of what is gone.
+    """The model's Hugging Face class, cut as soon as it is built: loading then reads no tensor of the removed parts.
 
     Hugging Face builds modules without memory before it reads weights, and renames, merges and ties what it reads.
     """
@@ -114,7 +114,7 @@ def _cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
 
 
 def _decoder(hf: Any) -> nn.Module:
-    """The part of a model that holds the blocks: its class's decoder, else its base (a vision tower lies outside)."""
+    """The part of a model that holds the blocks: its class's decoder, else its base (without a vision tower)."""
     base = getattr(hf, hf.base_model_prefix, None)
     for found in (hf.get_decoder(), base):
         if isinstance(found, nn.Module) and stacks(found, layers_of(hf.config)):

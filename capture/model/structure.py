@@ -16,7 +16,7 @@ from .trace import SHARED, Trace, flat, random_tokens
 
 @dataclass(frozen=True)
 class Structure:
-    """The parts of a decoder, and how far the checks at load were off (relative to the largest value).
+    """The parts of a decoder, and the errors of the checks at load (relative to the largest value).
 
     `added` is the MLP's branch of each block, `mixed` the branches of its token mixers. `placement` says where norms stand
     around the MLP, see `_placement`. `head_scale` multiplies the normed residual before the unembedding; a block returns

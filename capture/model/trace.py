@@ -1,4 +1,4 @@
-"""What flows through every module of a model in one small forward."""
+"""Inputs and outputs of every module of a model in one small forward."""
 
 import inspect
 from collections import Counter

@@ -22,7 +22,7 @@ LICENCES = ("LICENSE", "NOTICE", "USE_POLICY")
 
 
 def cached_folder(spec: ModelSpec) -> Path:
-    """The folder of a hub model in the hub's cache on this machine, named by its commit; LakeError when it isn't there."""
+    """The folder of a hub model in the hub's cache on this machine, named by its commit; LakeError when it is missing."""
     try:
         return Path(snapshot_download(str(spec.hub), revision=spec.revision, local_files_only=True))
     except (OSError, ValueError) as error:
@@ -41,7 +41,7 @@ def check_here(spec: ModelSpec) -> None:
 
 
 def here_or_stored(layout: Layout, spec: ModelSpec) -> ModelSpec:
-    """The catalog's model, or the lake's own copy of it (`--with-weights`) when this machine does not have it any more."""
+    """The catalog's model, or the lake's own copy of it (`--with-weights`) when this machine no longer has it."""
     stored = stored_weights(layout, spec.pair, spec.variant)
     if stored is None:
         return spec

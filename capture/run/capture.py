@@ -196,7 +196,7 @@ def _announce(
     parts = [f"capture {model.name} on {name}: {size.line(_rate(model, template.stream, plan))}"]
     parts.append(f" + {human_bytes(weights)} weights, on {model.device}")
     if rank.world > 1:
-        parts.append(f"; {rank} (by {rank.said}) owns {share} of {template.n_shards} shard rows")
+        parts.append(f"; {rank} (by {rank.source}) owns {share} of {template.n_shards} shard rows")
     if todo < share:
         parts.append(f"; {share - todo} shard rows are there already")
     ERRORS.print("".join(parts), highlight=False)

@@ -15,7 +15,7 @@ from .batching import stages
 
 
 class Stage:
-    """All boundaries of one batch where the unembedding lies, and the lens and delta columns computed from them there."""
+    """All boundaries of one batch on the unembedding's device, and the lens and delta columns computed from them there."""
 
     def __init__(self, model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]]):
         self._model, self._batch, self._sizes = model, batch, sizes

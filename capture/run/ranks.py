@@ -1,4 +1,4 @@
-"""Several processes on one capture: who owns which shard rows, without a word between them."""
+"""Several processes on one capture: which owns which shard rows, without communication."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from ...store.core.files import try_lock
 from ...store.core.progress import ERRORS
 from ...store.core.schema import PROGRESS
 
-# Variables by which launchers tell a process its place: torchrun, then Slurm's srun. (rank, world, local rank)
+# Variables in which launchers give a process its rank: torchrun, then Slurm's srun. (rank, world, local rank)
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
@@ -22,12 +22,13 @@ LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Rank:
-    """One of `world` processes that share a capture; `local` is its number on its machine, `said` where that was found."""
+    """One of `world` processes that share a capture; `local` is its number on its machine,
+    `source` how rank and world size were determined."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
-    said: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.world < 1 or not 0 <= self.rank < self.world:
@@ -37,7 +38,7 @@ class Rank:
 
     @classmethod
     def find(cls, rank: int | None, world: int | None, environment: Mapping[str, str] = os.environ) -> "Rank":
-        """From the command line if it says both, else from torchrun's or Slurm's variables, else alone."""
+        """From the command line if it has both, else from torchrun's or Slurm's variables, else alone."""
         if (rank is None) != (world is None):
             raise LakeError(
                 "--rank and --world belong together: --rank 0 --world 2 in one process, --rank 1 --world 2 in another"
@@ -67,10 +68,10 @@ class Rank:
 
     @contextmanager
     def alone(self, path: Path) -> Iterator[None]:
-        """Keep a second process from the same rows of the capture at `path`; the lock goes with the process.
+        """Keep a second process from the same rows of the capture at `path`; the lock ends with the process.
 
-        Of ranks one is refused. The same command without ranks, started twice, waits until the first has come to its end,
-        whichever way.
+        Of ranks one is refused. The same command without ranks, started twice, waits until the first has ended,
+        in whatever way.
         """
         lock = path / PROGRESS / f"rank-{self.rank}.lock"
         with try_lock(lock) as mine:

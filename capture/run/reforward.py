@@ -48,7 +48,7 @@ def rows_of_noise(path: Path, stream: Stream) -> set[int]:
 def seal_with_noise(layout: Layout, path: Path) -> dict[str, Any]:
     """Seal a complete capture, with a warning where batching changes far more than rounding does.
 
-    LakeError when no rank came to measuring the noise floor.
+    LakeError when no rank has measured the noise floor.
     """
     noise = path / PROGRESS / NOISE
     if not noise.exists() and not read_manifest(path):

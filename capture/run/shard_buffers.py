@@ -1,4 +1,4 @@
-"""Host memory of the shard rows that are being filled: batches write straight into them, full rows go to the writer."""
+"""Host memory of the shard rows being filled: batches write directly into them, full rows pass to the writer."""
 
 from collections import deque
 

@@ -1,4 +1,4 @@
-"""What a capture will take, said from configs and tokenizers alone: no weights are loaded, nothing is written."""
+"""Estimated cost of a capture, from configs and tokenizers alone: no weights are loaded, nothing is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

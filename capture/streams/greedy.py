@@ -71,7 +71,7 @@ def decoded(
     """Batches of greedy continuations, (indices of prompts, their tokens), prompts of similar length together.
 
     `edits` act on every position, at prefill and in each step; only tokens that `real` (bool [vocab]) marks can be chosen
-    (METHODS 1.4). `skip` is asked before each batch which of its prompts are still to be done.
+    (METHODS 1.4). `skip` is called before each batch and returns which of its prompts remain.
     """
     for planned in batch_plan([len(row) for row in prompts], batch):
         indices = list(skip(planned))
@@ -260,9 +260,9 @@ def nats(
         for row, index in enumerate(indices):
             start, stop = len(prompts[index]), lengths[index]
             if start < stop:
-                said = out.logits[row, start - 1 : stop - 1].float().log_softmax(-1)
-                chosen = torch.as_tensor(np.asarray(replies[index], np.int64), device=said.device)
-                found[index] = -float(said.gather(-1, chosen[:, None]).double().sum())
+                logp = out.logits[row, start - 1 : stop - 1].float().log_softmax(-1)
+                chosen = torch.as_tensor(np.asarray(replies[index], np.int64), device=logp.device)
+                found[index] = -float(logp.gather(-1, chosen[:, None]).double().sum())
         if progress:
             progress(len(indices))
     return found
