@@ -313,6 +313,8 @@ def test_parts_are_captured_and_recorded(tmp_path, llama):
 # --- templates that fail ---------------------------------------------------------------------------------------------
 
 FAILING = {
+    "random": ("{{ ['Hi', 'Hello'] | random }} {{ messages[0].content }}", "it draws at random"),
+    "lipsum": ("{{ lipsum(1) }} {{ messages[0].content }}", "it draws at random"),
     "raises": ("{{ raise_exception('needs a system turn') }}", "needs a system turn"),
     "syntax": ("{% for m in messages %}\n{{ m.content }", "line 2"),
     "unclosed": ("{% for m in messages %}{{ m.content }}", "line 1"),

@@ -118,11 +118,15 @@ def environment(date: str) -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    def at_random(*args: Any, **named: Any) -> None:
+        raise jinja2.exceptions.TemplateError("it draws at random, so that no stream could be made twice")
+
     found = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    found.filters["tojson"] = tojson
+    found.filters |= {"tojson": tojson, "random": at_random}
     found.globals |= {
         "raise_exception": raise_exception,
         "strftime_now": datetime.fromisoformat(date).strftime,
+        "lipsum": at_random,
         "dict": Dict(),
         "namespace": Namespace,
     }
