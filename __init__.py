@@ -24,6 +24,7 @@ __all__ = [
     "Selection",
     "__version__",
     "analyze",
+    "edit",
     "edits",
     "open",
     "table",
@@ -60,4 +61,8 @@ def __getattr__(name: str) -> Any:
         from .queries.engine.declare import table
 
         return table
+    if name == "edit":  # with torch
+        from .capture.edit.edits import edit
+
+        return edit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

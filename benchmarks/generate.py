@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from actlake.analyze.residual.directions import random_units
 from actlake.capture.checkpoint.tokens import encode, real_token_mask
-from actlake.capture.edit.edits import Edit, Graft, MatchedScale, Scale, Zero
+from actlake.capture.edit.edits import Edit, Graft, Matched, Scale, Skip
 from actlake.capture.model.load import Model, load_model
 from actlake.capture.model.partial import load_donor
 from actlake.capture.run.batching import batch_plan
@@ -62,13 +62,13 @@ def speed() -> list[Row]:
     prompts = [encode(model.tokenizer, text, "chat") for text in texts]
     real = real_token_mask(model.tokenizer, model.head.vocab)
     layers = range(*default_windows(model.n_layers)["late"])
-    units, others = (random_units(layers, model.head.d_model, seed) for seed in (1, 2))
+    units = random_units(layers, model.head.d_model, 1)
     edits: dict[str, list[Edit]] = {
         "no edit": [],
         "scale": [Scale(direction=units, alpha=0.5)],
-        "matched": [MatchedScale(direction=units, random=others, alpha=0.5)],
+        "matched": [Matched(direction=units, alpha=0.5)],
         "graft": [Graft(load_donor(pair.model("pt"), list(layers)))],
-        "skip": [Zero(site=site, blocks=layers) for site in ("mlp", "attn")],
+        "skip": [Skip(layers)],
     }
     tasks: dict[str, Callable[[], object]] = {"bare": partial(bare, model, prompts)}
     tasks |= {name: partial(ours, model, prompts, real, changes) for name, changes in edits.items()}

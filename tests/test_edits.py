@@ -15,9 +15,10 @@ from actlake.capture.edit.edits import (
     Edit,
     Graft,
     Inject,
-    MatchedScale,
+    Matched,
     RandomGraft,
     Scale,
+    Skip,
     Slots,
     Zero,
     edited,
@@ -215,7 +216,7 @@ CASES: dict[str, tuple[Callable[[Scene], list[Edit]], Callable[[Scene], Referenc
     "scale mlp": (lambda s: [Scale(UNITS, 3.0)], lambda s: outputs(mlp, scaled(3.0))),
     "remove from block": (lambda s: [Scale(UNITS, 0.0, site="block")], lambda s: outputs(lambda b: b, scaled(0.0))),
     "scale attn": (lambda s: [Scale(UNITS, -2.0, site="attn")], lambda s: outputs(attention, scaled(-2.0))),
-    "matched": (lambda s: [MatchedScale(UNITS, OTHERS, 2.0)], lambda s: outputs(mlp, matched(2.0))),
+    "matched": (lambda s: [Matched(UNITS, 2.0)], lambda s: outputs(mlp, matched(2.0))),
     "inject": (
         lambda s: [Inject(UNITS, 0.7, site="block")],
         lambda s: outputs(lambda b: b, lambda h, layer: h + 0.7 * vector(UNITS, layer)),
@@ -259,7 +260,8 @@ NOOPS: dict[str, tuple[type, Callable[[Scene], Edit]]] = {
     "alpha = 1": (Scale, lambda s: Scale(UNITS, 1.0)),
     "alpha = 1, block": (Scale, lambda s: Scale(UNITS, 1.0, site="block")),
     "alpha = 1, attn": (Scale, lambda s: Scale(UNITS, 1.0, site="attn")),
-    "alpha = 1, matched": (MatchedScale, lambda s: MatchedScale(UNITS, OTHERS, 1.0)),
+    "alpha = 1, matched": (Matched, lambda s: Matched(UNITS, 1.0)),
+    "no blocks, skipped": (Skip, lambda s: Skip()),
     "beta = 0": (Inject, lambda s: Inject(UNITS, 0.0)),
     "beta = 0, by norm": (Inject, lambda s: Inject(UNITS, 0.0, relative=True, site="block")),
     "no blocks": (Zero, lambda s: Zero()),
@@ -407,7 +409,6 @@ def test_slots_lay_states_out_as_the_batch_is():
         (lambda s: Scale(UNITS, 2.0, site="norm"), "unknown site 'norm'; expected one of mlp, attn, block"),
         (lambda s: Scale({1: 2 * UNITS[1]}, 2.0), "the direction of block 1 has shape .32,. and norm 2, expected one vector"),
         (lambda s: Scale({1: np.full(WIDTH, np.nan)}, 2.0), "norm nan"),
-        (lambda s: MatchedScale(UNITS, {1: UNITS[1]}, 2.0), "edit MatchedScale: no direction for block 2"),
     ],
 )  # fmt: skip
 def test_what_is_refused(scenes, edit, says):

@@ -1,8 +1,12 @@
 """Edits in words: what is understood, that equal ones have one text, and what is refused."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import pytest
-from actlake.capture.edit.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero
-from actlake.capture.edit.words import OPERATORS, build, condition_text, parse_edit, parse_edits, parse_layers, runs
+import torch
+from actlake.capture.edit.edits import EDITS, Graft, Inject, Matched, OutputEdit, RandomGraft, Scale, Skip, Zero, edit
+from actlake.capture.edit.words import build, condition_text, parse_edit, parse_edits, parse_layers, runs
 from actlake.capture.model.partial import Donor
 from actlake.queries.generation.sweeps import ALPHAS, SWEEPS, Shape, settings
 from actlake.store.core.catalog import default_windows
@@ -46,7 +50,7 @@ def test_canonical_text(text, canonical):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("steer:layers=1", "unknown operator 'steer'; expected one of scale, inject"),
+        ("steer:layers=1", "unknown operator 'steer'; expected one of graft, inject"),
         ("scale:layers=1,direction=d_mean", "scale needs alpha"),
         ("scale:layers=1,direction=d_mean,alpha=big", "alpha is 'big', expected a number"),
         ("scale:layers=1,direction=d_mean,alpha=nan", "alpha is 'nan'"),
@@ -105,13 +109,13 @@ def test_built_edits():
     kinds = {
         "scale:layers=4-5,direction=d_mean,alpha=2": [Scale],
         "inject:layers=4,direction=d_mean,beta=2": [Inject],
-        "matched:layers=4,direction=d_mean,alpha=2": [MatchedScale],
+        "matched:layers=4,direction=d_mean,alpha=2": [Matched],
         "zero:layers=4": [Zero],
-        "skip:layers=4": [Zero, Zero],
+        "skip:layers=4": [Skip],
         "graft:layers=4": [Graft],
         "random_graft:layers=4": [RandomGraft],
     }
-    assert {text.partition(":")[0] for text in kinds} == OPERATORS.keys()
+    assert {text.partition(":")[0] for text in kinds} == EDITS.keys()
     for text, expected in kinds.items():
         made = build([parse(text)], vectors, lambda layers: donor)
         assert [type(edit) for edit in made] == expected
@@ -119,6 +123,33 @@ def test_built_edits():
     assert list(scaled.direction) == [4] and scaled.alpha == 2
     with pytest.raises(LakeError, match="d_mean has no vector for any of these layers"):
         build([parse("scale:layers=5,direction=d_mean,alpha=2")], vectors, lambda layers: donor)
+
+
+def test_an_edit_from_outside_is_given_in_words(monkeypatch):
+    monkeypatch.setattr(EDITS, "_known", dict(EDITS))
+
+    @edit
+    @dataclass(frozen=True)
+    class SoftClamp(OutputEdit):
+        """Values beyond a limit are cut off."""
+
+        blocks: Collection[int] = ()
+        limit: float = 3.0
+
+        def operator(self, layer, device):
+            return lambda m: m.clamp(-self.limit, self.limit)
+
+    found = parse("soft_clamp:layers=late,limit=2.50")
+    assert found.text.startswith("soft_clamp:layers=20-33,site=mlp,limit=2.5,code=") and parse(found.text) == found
+    (made,) = build([found], lambda direction, layers: {}, lambda layers: None)
+    assert made == SoftClamp(blocks=tuple(range(20, 34)), limit=2.5)
+    assert torch.equal(made.operator(20, torch.device("cpu"))(torch.tensor([-9.0, 1.0])), torch.tensor([-2.5, 1.0]))
+    with pytest.raises(LakeError, match="soft_clamp has changed since"):
+        parse("soft_clamp:layers=late,code=00000000")
+    with pytest.raises(LakeError, match="unknown operator 'softclamp'; expected one of .*; did you mean 'soft_clamp'"):
+        parse("softclamp:layers=late")
+    with pytest.raises(LakeError, match="edit scale: declared by .*Scale and by .*Scale; give one another name"):
+        edit(type("Scale", (SoftClamp,), {}))
 
 
 def test_sweeps_share_their_baselines():

@@ -4,19 +4,22 @@ Blocks have their numbers of the full model. Edits of one model are attached in 
 earlier one left. Sites are `mlp` and `attn` (the module's output, before any norm that follows, METHODS 1.2) and `block`.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...analyze.residual import operators
+from ...analyze.residual.directions import matched_units
 from ...store.core.errors import LakeError
+from ...store.core.registry import Registry
 from ..model.branches import as_one, each
 from ..model.hooks import at_boundary, at_outputs, forward_as
 from ..model.load import Model
@@ -25,6 +28,15 @@ from ..model.structure import Structure
 from ..model.trace import first_tensor, hidden_input
 
 Operator = Callable[[Tensor], Tensor]
+# Site -> the modules of a block whose outputs it is.
+SITES: dict[str, Callable[[Structure, int], Sequence[nn.Module]]] = {
+    "mlp": lambda parts, layer: parts.mlp(layer).outs,
+    "attn": lambda parts, layer: parts.attention(layer).outs,
+    "block": lambda parts, layer: [parts.blocks[layer]],
+}
+
+
+E = TypeVar("E", bound="Edit")
 
 
 class States(Protocol):
@@ -57,13 +69,29 @@ class Slots:
 
 
 class Edit(ABC):
-    """A change to a forward. `noop` says with which setting it changes nothing, bit for bit."""
+    """A change to a forward: a dataclass whose fields are its settings. `noop` says with which it changes nothing, bit for bit,
+    for instance `alpha = 1`."""
 
-    noop: ClassVar[str]
+    noop: ClassVar[str] = ""
 
     @abstractmethod
     def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
         """Hook into the model until `stack` closes; `slots` are the tokens of a replayed batch, None in free generation."""
+
+
+EDITS: Registry[type[Edit]] = Registry("edit")
+WORD = "word"  # metadata of a field: its default where an edit is given in words
+
+
+def edit(kind: type[E]) -> type[E]:
+    """Declare an edit, so that it can be given in words: `actlake generate MODEL --edit clamp:layers=late,limit=3`.
+
+    The word is the name of the dataclass, Clamp or RandomGraft (`random_graft`); its fields are the settings, of type float, int,
+    bool or str, those without a default needed. `blocks`, `direction` and `donor` are filled from `layers=` and `direction=`.
+    LakeError for a word that another edit has.
+    """
+    EDITS.declare(re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower(), kind, kind)
+    return kind
 
 
 @contextmanager
@@ -121,6 +149,7 @@ class DirectionEdit(OutputEdit):
         return self.direction.keys()
 
 
+@edit
 @dataclass(frozen=True)
 class Scale(DirectionEdit):
     """m' = m + (alpha - 1)(m.d)d: scale the component along d; 0 removes it. METHODS 5.2.
@@ -137,12 +166,13 @@ class Scale(DirectionEdit):
         return lambda m: operators.scale(m, d.to(m), self.alpha)
 
 
+@edit
 @dataclass(frozen=True)
 class Inject(DirectionEdit):
     """m' = m + beta d; `relative`: m + beta |m| d, by each token's norm (A2). METHODS 5.2."""
 
     beta: float
-    relative: bool = False
+    relative: bool = field(default=False, metadata={WORD: "true"})
     noop: ClassVar[str] = "beta = 0"
 
     def operator(self, layer: int, device: torch.device) -> Operator:
@@ -151,26 +181,29 @@ class Inject(DirectionEdit):
         return lambda m: operators.inject(m, d.to(m), self.beta, self.relative)
 
 
+@edit
 @dataclass(frozen=True)
-class MatchedScale(DirectionEdit):
+class Matched(DirectionEdit):
     """m' = m + (alpha - 1) s (m.u)u with s = |m.d| / max(|m.u|, 1e-8): as large a change as `Scale` makes, along a random u.
 
-    Each token's change has the size of that along d; u is `random`, per block. METHODS 5.2 (random matched, 0C).
+    Each token's change has the size of that along d; u is a unit vector of each block, drawn by `seed`. METHODS 5.2 (0C).
     """
 
-    random: Mapping[int, np.ndarray]
     alpha: float
+    seed: int = 42
     noop: ClassVar[str] = "alpha = 1"
 
     def operator(self, layer: int, device: torch.device) -> Operator:
         """The scaling of one block."""
-        d, u = _unit(self, self.direction, layer, device), _unit(self, self.random, layer, device)
+        random = matched_units([layer], len(self.direction[layer]), self.seed)
+        d, u = _unit(self, self.direction, layer, device), _unit(self, random, layer, device)
         return lambda m: operators.scale_matched(m, d.to(m), u.to(m), self.alpha)
 
 
+@edit
 @dataclass(frozen=True)
 class Zero(OutputEdit):
-    """Zero a module's output: with `mlp` and `attn` of a block together the block is skipped. METHODS 5.2 (A5a)."""
+    """Zero a module's output."""
 
     blocks: Collection[int] = ()
     noop: ClassVar[str] = "no blocks"
@@ -180,6 +213,21 @@ class Zero(OutputEdit):
         return torch.zeros_like
 
 
+@edit
+@dataclass(frozen=True)
+class Skip(Edit):
+    """Zero the MLP's and the attention's output of some blocks, which leaves the residual as it is. METHODS 5.2 (A5a)."""
+
+    blocks: Collection[int] = ()
+    noop: ClassVar[str] = "no blocks"
+
+    def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
+        """Hook both outputs."""
+        for site in ("mlp", "attn"):
+            Zero(site=site, blocks=self.blocks).attach(model, slots, stack)
+
+
+@edit
 @dataclass(frozen=True)
 class Graft(Edit):
     """An MLP transplant: the donor's MLPs replace the host's in some blocks (None: all that the donor has).
@@ -219,6 +267,7 @@ class Graft(Edit):
         return donor
 
 
+@edit
 @dataclass(frozen=True)
 class RandomGraft(Graft):
     """The host's MLP output plus a random vector shaped like the graft's change: METHODS 17 (exp19B, delta_rand).
@@ -282,26 +331,21 @@ class BoundaryPatch(Edit):
         stack.enter_context(at_boundary(parts.blocks, self.boundary, parts.first, change))
 
 
-def _check_blocks(edit: Edit, model: Model, blocks: Collection[int]) -> Collection[int]:
+def _check_blocks(of: Edit, model: Model, blocks: Collection[int]) -> Collection[int]:
     """The blocks of an edit; LakeError for one that the model does not have or that does not run."""
     first, count = model.parts.first, len(model.parts.blocks)
     if wrong := [layer for layer in blocks if not first <= layer < count]:
         raise LakeError(
-            f"edit {type(edit).__name__} of {model.name}: block {wrong[0]} is outside the blocks that run, {first} to {count - 1}"
+            f"edit {type(of).__name__} of {model.name}: block {wrong[0]} is outside the blocks that run, {first} to {count - 1}"
         )
     return blocks
 
 
 def _outs(parts: Structure, site: str, layer: int) -> Sequence[nn.Module]:
     """The modules whose outputs make up a site of a block; LakeError for an unknown site."""
-    sites: dict[str, Callable[[], Sequence[nn.Module]]] = {
-        "mlp": lambda: parts.mlp(layer).outs,
-        "attn": lambda: parts.attention(layer).outs,
-        "block": lambda: [parts.blocks[layer]],
-    }
-    if site not in sites:
-        raise LakeError(f"edit: unknown site {site!r}; expected one of {', '.join(sites)}")
-    return sites[site]()
+    if site not in SITES:
+        raise LakeError(f"edit: unknown site {site!r}; expected one of {', '.join(SITES)}")
+    return SITES[site](parts, layer)
 
 
 def _of(slots: Slots | None, what: str) -> Slots:
@@ -310,15 +354,13 @@ def _of(slots: Slots | None, what: str) -> Slots:
     return slots
 
 
-def _unit(edit: Edit, directions: Mapping[int, np.ndarray], layer: int, device: torch.device) -> Tensor:
-    """A block's direction as float64 tensor; LakeError unless it is there and has norm 1."""
-    if layer not in directions:
-        raise LakeError(f"edit {type(edit).__name__}: no direction for block {layer}")
+def _unit(of: Edit, directions: Mapping[int, np.ndarray], layer: int, device: torch.device) -> Tensor:
+    """A block's direction as float64 tensor; LakeError unless it has norm 1."""
     found = torch.as_tensor(np.asarray(directions[layer], np.float64))
     norm = float(found.norm())
     if found.ndim != 1 or not abs(norm - 1) < 1e-3:
         raise LakeError(
-            f"edit {type(edit).__name__}: the direction of block {layer} has shape {tuple(found.shape)} and norm {norm:.3g},"
+            f"edit {type(of).__name__}: the direction of block {layer} has shape {tuple(found.shape)} and norm {norm:.3g},"
             " expected one vector of norm 1"
         )
     return found.to(device, torch.float32 if device.type == "mps" else torch.float64)

@@ -5,43 +5,59 @@ The canonical text of a condition is part of its content key, so that equal edit
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from ...analyze.residual.directions import matched_units
 from ...store.core.errors import LakeError
+from ...store.core.registry import is_ours
+from ...store.core.yaml_file import hint
 from ..model.partial import Donor
-from .edits import Edit, Graft, Inject, MatchedScale, RandomGraft, Scale, Zero
+from .edits import EDITS, SITES, WORD, Edit
 
-SITES = ("mlp", "attn", "block")
+FILLED = ("blocks", "direction", "donor", "tokens")  # fields that are no settings in words
 SEED = 42
 SEEDED = ("random", "rotated")  # directions drawn from a seed
 RUN = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
-class Operator:
-    """What an edit takes: settings it must have, those it may have with their defaults, and the dose that changes nothing."""
+class Settings:
+    """What an edit takes in words, from its fields: needed settings, and the others with their defaults, in their order."""
 
+    types: Mapping[str, type]
     needs: tuple[str, ...]
     defaults: Mapping[str, str]
-    dose: str = ""
-    noop: float = math.nan
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.needs, *self.defaults)
 
 
-OPERATORS: Mapping[str, Operator] = {
-    "scale": Operator(("layers", "direction", "alpha"), {"site": "mlp", "seed": ""}, "alpha", 1),
-    "inject": Operator(("layers", "direction", "beta"), {"site": "mlp", "relative": "true", "seed": ""}, "beta", 0),
-    "matched": Operator(("layers", "direction", "alpha"), {"site": "mlp", "seed": str(SEED)}, "alpha", 1),
-    "zero": Operator(("layers",), {"site": "mlp"}),
-    "skip": Operator(("layers",), {}),
-    "graft": Operator(("layers",), {}),
-    "random_graft": Operator(("layers",), {"seed": str(SEED)}),
-}
+@cache
+def settings_of(kind: type[Edit]) -> Settings:
+    """The settings of an edit. `layers` are its blocks; a direction that is drawn has a seed."""
+    types, needs, defaults = get_type_hints(kind), ["layers"], dict[str, str]()
+    for each in fields(kind):  # type: ignore[arg-type]
+        if each.name in FILLED:
+            needs += ["direction"] if each.name == "direction" else []
+        elif each.default is MISSING:
+            needs.append(each.name)
+        else:
+            defaults[each.name] = each.metadata.get(WORD, str(each.default).lower())
+    if "direction" in needs:
+        defaults.setdefault("seed", "")
+    if not is_ours(kind):
+        defaults["code"] = hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()[:8]
+    return Settings({"seed": int} | types, tuple(needs), defaults)
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,13 @@ class EditSpec:
     @property
     def noop(self) -> bool:
         """Whether it changes nothing, whatever the model."""
-        operator = OPERATORS[self.kind]
-        return not self.layers or (bool(operator.dose) and float(self[operator.dose]) == operator.noop)
+        dose = re.fullmatch(r"(\w+) = ([-.\d]+)", EDITS[self.kind].noop)
+        return not self.layers or bool(dose and float(self[dose[1]]) == float(dose[2]))
+
+    @property
+    def grafts(self) -> bool:
+        """Whether it takes MLPs of the pair's other model."""
+        return any(each.name == "donor" for each in fields(EDITS[self.kind]))  # type: ignore[arg-type]
 
     def __getitem__(self, name: str) -> str:
         return dict(self.settings).get(name, "")
@@ -92,37 +113,41 @@ def parse_edit(text: str, n_layers: int, windows: Mapping[str, tuple[int, int]])
     operator or setting, a missing one, a block outside the model, a value that is not a number.
     """
     kind, _, rest = text.strip().partition(":")
-    operator = OPERATORS.get(kind)
-    if operator is None:
-        raise LakeError(f"edit {text!r}: unknown operator {kind!r}; expected one of {', '.join(OPERATORS)}")
+    if kind not in EDITS:
+        raise LakeError(
+            f"edit {text!r}: unknown operator {kind!r}; expected one of {', '.join(EDITS)}{hint(kind, EDITS)}"
+        )
+    known = settings_of(EDITS[kind])
     given: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
         name, equals, value = part.strip().partition("=")
         if not equals or not value.strip():
             raise LakeError(f"edit {text!r}: {part.strip()!r} is no setting; expected name=value, joined by commas")
-        if name not in (*operator.needs, *operator.defaults):
-            raise LakeError(
-                f"edit {text!r}: {kind} has no setting {name!r}; it takes {', '.join((*operator.needs, *operator.defaults))}"
-            )
+        if name not in known.names:
+            raise LakeError(f"edit {text!r}: {kind} has no setting {name!r}; it takes {', '.join(known.names)}")
         if name in given:
             raise LakeError(f"edit {text!r}: {name} is given twice")
         given[name] = value.strip()
-    if missing := [name for name in operator.needs if name not in given]:
+    if missing := [name for name in known.needs if name not in given]:
         raise LakeError(f"edit {text!r}: {kind} needs {', '.join(missing)}")
     layers = parse_layers(given.pop("layers"), n_layers, windows, f"edit {text!r}")
-    if "seed" in operator.defaults and not operator.defaults["seed"]:  # only random directions have one
+    if known.defaults.get("seed") == "":  # only random directions have one
         if given["direction"] in SEEDED:
             given.setdefault("seed", str(SEED))
         elif "seed" in given:
             raise LakeError(f"edit {text!r}: a seed goes with direction {' or '.join(SEEDED)} only")
-    full = {name: value for name, value in {**operator.defaults, **given}.items() if value}
-    order = [*operator.needs, *operator.defaults]
-    return EditSpec(kind, layers, tuple((name, _value(text, name, full[name])) for name in order if full.get(name)))
+    full = {name: value for name, value in {**known.defaults, **given}.items() if value}
+    if full.get("code") != known.defaults.get("code"):
+        raise LakeError(f"edit {text!r}: {kind} has changed since (its code is {known.defaults['code']} now)")
+    written = (
+        (name, _value(text, name, known.types.get(name, str), full[name])) for name in known.names if name in full
+    )
+    return EditSpec(kind, layers, tuple(written))
 
 
-def _value(text: str, name: str, value: str) -> str:
+def _value(text: str, name: str, kind: type, value: str) -> str:
     """A setting in its canonical form."""
-    if name in ("alpha", "beta"):
+    if kind is float:
         try:
             number = float(value)
         except ValueError:
@@ -130,11 +155,11 @@ def _value(text: str, name: str, value: str) -> str:
         if not math.isfinite(number):
             raise LakeError(f"edit {text!r}: {name} is {value!r}, expected a number")
         return repr(int(number)) if number == int(number) else repr(number)
-    if name == "seed":
+    if kind is int:
         if not value.isdecimal():
-            raise LakeError(f"edit {text!r}: seed is {value!r}, expected a whole number from 0")
+            raise LakeError(f"edit {text!r}: {name} is {value!r}, expected a whole number from 0")
         return str(int(value))
-    known = {"site": SITES, "relative": ("true", "false")}.get(name)
+    known = tuple(SITES) if name == "site" else ("true", "false") if kind is bool else ()
     if known and value not in known:
         raise LakeError(f"edit {text!r}: {name} is {value!r}, expected {' or '.join(known)}")
     return value
@@ -182,32 +207,25 @@ def build(
 ) -> list[Edit]:
     """Edits that attach to a model. `vectors(direction, layers)` gives unit vectors of those layers that have one, `donor`
     the MLPs of the pair's other model. LakeError where no layer of an edit has a direction."""
-    return [made for spec in edits for made in _build(spec, vectors, donor)]
+    return [_build(spec, vectors, donor) for spec in edits]
 
 
 def _build(
     spec: EditSpec,
     vectors: Callable[[tuple[str, int], Sequence[int]], Mapping[int, np.ndarray]],
     donor: Callable[[Sequence[int]], Donor],
-) -> list[Edit]:
-    if spec.kind == "skip":
-        return [Zero(site=site, blocks=spec.layers) for site in ("mlp", "attn")]
-    if spec.kind == "zero":
-        return [Zero(site=spec["site"], blocks=spec.layers)]
-    if spec.kind == "graft":
-        return [Graft(donor(spec.layers), spec.layers)]
-    if spec.kind == "random_graft":
-        return [RandomGraft(donor(spec.layers), spec.layers, int(spec["seed"]))]
-    assert spec.direction
-    found = dict(vectors(spec.direction, spec.layers))
-    if not found:
-        raise LakeError(f"edit {spec.text}: direction {spec['direction']} has no vector for any of these layers")
-    site = spec["site"]
-    if spec.kind == "scale":
-        return [Scale(direction=found, alpha=float(spec["alpha"]), site=site)]
-    if spec.kind == "inject":
-        relative = spec["relative"] == "true"
-        return [Inject(direction=found, beta=float(spec["beta"]), relative=relative, site=site)]
-    width = len(next(iter(found.values())))
-    random = matched_units(found, width, int(spec["seed"]))
-    return [MatchedScale(direction=found, random=random, alpha=float(spec["alpha"]), site=site)]
+) -> Edit:
+    kind, types, given = EDITS[spec.kind], settings_of(EDITS[spec.kind]).types, dict[str, Any]()
+    for name in (each.name for each in fields(kind)):  # type: ignore[arg-type]
+        if name == "direction":
+            assert spec.direction
+            given[name] = dict(vectors(spec.direction, spec.layers))
+            if not given[name]:
+                raise LakeError(
+                    f"edit {spec.text}: direction {spec['direction']} has no vector for any of these layers"
+                )
+        elif name in ("blocks", "donor"):
+            given[name] = donor(spec.layers) if name == "donor" else spec.layers
+        elif spec[name]:
+            given[name] = spec[name] == "true" if types[name] is bool else types[name](spec[name])
+    return kind(**given)

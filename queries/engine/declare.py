@@ -14,12 +14,12 @@ import numpy as np
 
 from ...store.core.columns import LAYER, MODEL, PLACE, TOKEN, Column
 from ...store.core.errors import LakeError
+from ...store.core.registry import is_ours
 from ...store.tables.declared import TABLES, Table
 from .blocks import Rows
 from .context import Context, Names, label, name_columns
 from .job import Job, LayerTable
 
-PACKAGE = __name__.partition(".")[0]
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -46,7 +46,7 @@ def table(
     """
 
     def declare(function: T) -> T:
-        mine = function.__module__.partition(".")[0] == PACKAGE
+        mine = is_ours(function)
         own = tuple(columns)
         every = (*MODEL, *TOKEN, *PLACE, *((LAYER,) if "layer" in grain else ()), *own) if reads else own
         make = _per_token(name, function, tuple(reads), "layer" in grain) if reads else _with_kind(name, function)
@@ -58,10 +58,10 @@ def table(
             make if mine else partial(_called, name, function, make),
             version=_hash_of(function) if version is None else version,
             mine=mine,
-            origin=f"{function.__module__}.{function.__qualname__}",
+            everywhere=mine or TABLES.loading,
             **facts,
         )
-        TABLES.declare(found)
+        TABLES.declare(name, found, function)
         return function
 
     return declare

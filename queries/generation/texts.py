@@ -35,7 +35,6 @@ from .models import Hosts, Steering, edits_of, hosts
 
 BATCH = 64  # prompts a batch: decoding reads every weight once a step, however many there are
 FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
-GRAFTS = ("graft", "random_graft")
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class ConditionJob(Job):
     @property
     def grafts(self) -> bool:
         """Whether the other model takes part."""
-        return any(edit.kind in GRAFTS for edit in self.asked.edits)
+        return any(edit.grafts for edit in self.asked.edits)
 
     unit = "tokens"
 
@@ -195,7 +194,7 @@ def recipe_of(kit: Context, asked: Asked, steer: Steering) -> dict[str, Any]:
         found["chat_template"] = record["chat_template_sha256"]
     found |= reading(host.tokenizer(asked.variant), template, False, asked.date, asked.control_tokens)
     found |= host.stops(asked.variant, template == "chat").recipe(template == "chat")
-    if any(edit.kind in GRAFTS for edit in asked.edits):
+    if any(edit.grafts for edit in asked.edits):
         found["donor"] = host.record(OTHER[asked.variant])["sha256"]
     if directions := steer.key(asked.edits):
         found["directions"] = directions
