@@ -14,6 +14,7 @@ from .store.captures.reader import find_capture, split_capture
 from .store.core.catalog import load_catalog
 from .store.core.errors import LakeError
 from .store.core.files import human_bytes
+from .store.tables.names import model_named, stored_models
 
 CAPTURES = "captures"  # the entry of a lake that lists the others
 
@@ -33,7 +34,7 @@ class LakesCatalog(Catalog):
 
 
 class LakeCatalog(Catalog):
-    """One lake: an entry for every sealed capture, named PAIR/VARIANT/STREAM, and `captures`, the table of them.
+    """One lake: an entry for every sealed capture, named MODEL/STREAM, and `captures`, the table of them.
 
     `lake` is a folder or URL, or the lake's name in the catalog (`catalog`, else the usual one). A capture is also found by
     a unique beginning of its stream. LakeError when there is no such lake.
@@ -60,7 +61,7 @@ class _Entries(Mapping[str, LocalCatalogEntry]):
         """Name -> description of every sealed capture."""
         table = self._lake.captures
         return {
-            f"{row.pair}/{row.variant}/{row.stream}": f"{row.prompts} prompts, {row.tokens:,} tokens, {human_bytes(row.bytes)}"
+            f"{row.model}/{row.stream}": f"{row.prompts} prompts, {row.tokens:,} tokens, {human_bytes(row.bytes)}"
             for row in table[table.sealed].itertuples()
         }
 
@@ -77,11 +78,13 @@ class _Entries(Mapping[str, LocalCatalogEntry]):
             return LocalCatalogEntry(name, about, CapturesSource, args=args, catalog=self._catalog)
         model, stream = split_capture(name)
         try:
-            path = find_capture(self._lake.layout, model, stream)
+            path = find_capture(
+                self._lake.layout, model_named(model, self._lake.catalog, stored_models(self._lake.layout)), stream
+            )
         except LakeError:
             raise KeyError(name) from None
-        about = self._sealed().get(f"{model}/{path.stem}", "not sealed")
-        args |= {"model": model, "stream": path.stem}
+        about = self._sealed().get(f"{path.parent.name}/{path.stem}", "not sealed")
+        args |= {"model": path.parent.name, "stream": path.stem}
         return LocalCatalogEntry(name, about, CaptureSource, args=args, catalog=self._catalog)
 
 
@@ -124,7 +127,7 @@ class CapturesSource(DataSource):
         return Schema(dtype=types, shape=found.shape, npartitions=1, extra_metadata={})
 
     def read(self) -> pd.DataFrame:
-        """pair, variant, stream, prompts, tokens, bytes, sealed, path of every capture."""
+        """model, stream, prompts, tokens, bytes, sealed, path of every capture."""
         return Lake(self._url).captures
 
     def _close(self) -> None:

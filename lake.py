@@ -13,6 +13,7 @@ from .page.look import listed
 from .page.make import Make
 from .page.share import Share
 from .store.core.extras import needs
+from .store.tables.names import stored_models, stored_pairs
 from .store.tables.sql import check_select, connect, interruptible, sql_error, tables_in
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ class Lake(Make, Share):
         """What answers a SELECT, its tables computed."""
         check_select(text)
         names = tables_in(text)
-        if names - {"captures", "streams"}:
+        if names - {"captures", "pairs", "streams"}:
             from .queries.makers import ensure_all
 
             ensure_all(self.layout, names, self.device, self._catalog, compute=compute, engine=self._engine())
         try:
-            return connect(self.layout, text)
+            return connect(self.layout, text, stored_pairs(self.catalog, stored_models(self.layout)))
         except duckdb.Error as error:
             raise sql_error(error, self.layout) from error
 

@@ -154,7 +154,7 @@ def run() -> list[Row]:
         folder = Path(name)
         pocket, large = (
             load_model(spec),
-            load_model(ModelSpec("random", "pt", random_llama(folder / "model"), None, None, None)),
+            load_model(ModelSpec("random-pt", random_llama(folder / "model"), None, None, None, "raw")),
         )
         vocab = min(pocket.head.vocab, large.head.vocab)
         rows = overhead("pocket", pocket, random_stream(8000, (40, 160), vocab), folder / "pocket")

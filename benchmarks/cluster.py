@@ -66,7 +66,10 @@ def measure(folder: Path, tokens: int) -> list[Row]:
         Client(workers) as client,
     ):
         made = made_up(folder / "lake", tokens, VOCAB)
-        layout, scope = Layout.open(folder / "lake"), Scope("bench", {"it": made.streams["it"]})
+        layout, scope = (
+            Layout.open(folder / "lake"),
+            Scope("bench", {"it": "bench-it"}, {"it": made.streams["it"]}),
+        )
         client.run(apart, str(folder))
         fsspec.filesystem("s3").mkdir("lakes")
         move(Planner(origin_of(layout), origin_of(URL), Selection()).plan())

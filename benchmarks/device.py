@@ -105,7 +105,7 @@ def make_model(name: str, config: Any, device: str) -> Model:
         "special_ids": [],
     }
     tokenizer = AutoTokenizer.from_pretrained(load_catalog(CATALOG).pair("pocket").model("pt").path)
-    return Model(ModelSpec("bench", "pt", Path(), None, None, None), hf, tokenizer, parts, head, record)
+    return Model(ModelSpec("bench-pt", Path(), None, None, None), hf, tokenizer, parts, head, record)
 
 
 class Loop:
@@ -116,7 +116,7 @@ class Loop:
         self.stream = read_by(model, random_stream(tokens, lengths, model.head.vocab))
         self.layout = Layout.open(folder / "lake", create=True)
         self.name = write_stream(self.layout, self.stream)
-        self.path = self.layout.capture("bench", "pt", self.name)
+        self.path = self.layout.capture("bench-pt", self.name)
         self.bytes = 0
         shape = (2 * model.n_layers + 1, max(len(batch.valid) for batch in self.batches()), model.head.d_model)
         pin = self.device == "cuda"

@@ -170,7 +170,7 @@ def intact(root: Path, tally: Tally, told: str, sealed: Iterable[str]) -> None:
 
 def sealed_in(root: Path) -> list[str]:
     """The captures of a lake that are sealed now."""
-    return [file.parent.relative_to(root).as_posix() for file in root.glob("captures/*/*/[!.]*.zarr/manifest.json")]
+    return [file.parent.relative_to(root).as_posix() for file in root.glob("captures/*/[!.]*.zarr/manifest.json")]
 
 
 def finished(root: Path) -> dict[str, bytes]:

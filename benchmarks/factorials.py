@@ -42,7 +42,7 @@ from actlake.store.artifacts.streams import Stream, read_stream
 from actlake.store.core.catalog import default_windows, load_catalog
 from actlake.store.core.schema import VARIANTS
 from actlake.store.format.paths import Layout
-from actlake.store.tables.sql import stream_table
+from actlake.store.tables.streams import stream_table
 from measure import Row, main
 from rows import actlake
 from torch import Tensor, nn
@@ -168,11 +168,11 @@ def train(layout: Layout) -> None:
     sweep([job for names in captures(layout, "teacher").values() for job in choose(kit, names).before])
 
 
-def captures(layout: Layout, recipe: str) -> dict[str, tuple[str, str, str]]:
-    """Variant -> pair, variant and stream of the captures of one recipe."""
+def captures(layout: Layout, recipe: str) -> dict[str, tuple[str, str]]:
+    """Variant -> model and stream of the captures of one recipe."""
     table = stream_table(layout)
     rows = table[table["recipe"] == recipe]
-    return {row.variant: (row.pair, row.variant, row.stream) for row in rows.itertuples()}
+    return {row.model.rpartition("-")[2]: (row.model, row.stream) for row in rows.itertuples()}
 
 
 # --- the study's way --------------------------------------------------------------------------------------------------
@@ -225,8 +225,8 @@ def readers(layout: Layout, recipe: str) -> dict[str, Reader]:
     disable_progress_bar()
     for variant, names in captures(layout, recipe).items():
         hf = AutoModelForCausalLM.from_pretrained(source(pair.model(variant)), dtype="auto").eval()
-        head = Head.from_arrays(*read_head(layout, "pocket", variant))
-        found[variant] = Reader(hf, head, read_stream(layout, names[2]))
+        head = Head.from_arrays(*read_head(layout, names[0]))
+        found[variant] = Reader(hf, head, read_stream(layout, names[1]))
     return found
 
 
@@ -340,7 +340,7 @@ def captured(layout: Layout) -> int:
     total = 0
     for recipe in ("teacher", "raw"):
         for names in captures(layout, recipe).values():
-            lengths = np.diff(read_stream(layout, names[2]).offset)
+            lengths = np.diff(read_stream(layout, names[1]).offset)
             layers = len(Context(layout).capture(names).array("layer")[:])
             total += layers * sum(len(batch) * int(lengths[batch].max()) for batch in batch_plan(lengths.tolist()))
     return total

@@ -126,7 +126,7 @@ WISHES: tuple[dict[str, Any], ...] = (
     {},
     {"boundaries": (0,)},
     {"limit": 2},
-    {"pairs": ("llama",)},
+    {"names": ("llama",)},
     {"variants": ("it",)},
 )
 

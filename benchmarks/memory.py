@@ -60,7 +60,7 @@ def apart(work: Callable[..., Any], *args: Any) -> Any:
 def capture_memory(model: Path, folder: Path, tokens: int) -> tuple[float, float]:
     """Bytes at the peak of a capture above what the loaded model holds, and what actlake says beforehand."""
     ERRORS.quiet = True
-    layout, loaded = Layout.open(folder, create=True), load_model(ModelSpec("bench", "pt", model, None, None, None))
+    layout, loaded = Layout.open(folder, create=True), load_model(ModelSpec("bench-pt", model, None, None, None))
     warm = read_by(loaded, random_stream(200, (40, 160), 4000))
     capture(layout, loaded, write_stream(layout, warm), PROFILE)
     stream = read_by(loaded, random_stream(tokens, (40, 160), 4000))
@@ -81,7 +81,7 @@ def made_up(folder: Path, tokens: int, vocab: int = VOCAB) -> Scope:
         stream_of(rows), starts=[100] * len(rows)
     )  # the second half is continuation: a pair is compared there
     sizes: dict[str, tuple[int, ...]] = {"resid": (LAYERS + 1, WIDTH), "mlp_out": (LAYERS, WIDTH)}
-    made = {"pair": "bench", "variant": "it", "model_sha256": "made up", "dtype": "bfloat16", "batch": 1}
+    made = {"model": "bench-it", "model_sha256": "made up", "dtype": "bfloat16", "batch": 1}
     template = Template(stream, sizes, tuple(range(LAYERS + 1)), tuple(range(LAYERS)), "bfloat16", made)
     blocks = {
         name: torch.randn(size[0], template.shard_tokens, WIDTH).bfloat16().view(torch.int16).numpy().view(np.uint16)
@@ -91,19 +91,19 @@ def made_up(folder: Path, tokens: int, vocab: int = VOCAB) -> Scope:
     head["unembed"] = rng.standard_normal((vocab, WIDTH), np.float32)
     facts = {"norm": "rms", "norm_eps": 1e-6, "softcap": None, "logit_scale": 1.0, "parallel": False}
     texts = ("sha256", "id", "class", "tokenizer_sha256", "chat_template_sha256")
-    record = {"format_version": FORMAT_VERSION, "dtype": "bfloat16", "revision": None, "files": {}}
+    record = {"format_version": FORMAT_VERSION, "dtype": "bfloat16", "revision": None, "files": {}, "template": "chat"}
     record |= dict.fromkeys(texts, "made up")
     name = write_stream(layout, stream)
     for variant in ("pt", "it"):
-        write_model(layout, "bench", variant, record, head, facts)
-        path = layout.capture("bench", variant, name)
+        write_model(layout, f"bench-{variant}", record, head, facts)
+        path = layout.capture(f"bench-{variant}", name)
         create_capture(path, template)
         with ShardWriter(path, template) as writer:
             for shard in range(template.n_shards):
                 count = min(template.shard_tokens, stream.n_tokens - shard * template.shard_tokens)
                 writer.put(shard, {site: block.swapaxes(0, 1)[:count] for site, block in blocks.items()})
         seal(path)
-    return Scope("bench", {"pt": name, "it": name})
+    return Scope("bench", {"pt": "bench-pt", "it": "bench-it"}, {"pt": name, "it": name})
 
 
 def sweep_memory(folder: Path, scope: Scope) -> float:

@@ -214,12 +214,12 @@ class Job:
 def actlake_jobs(setting: Setting) -> dict[str, Job]:
     """A whole capture into a lake that knows the model already (its head is stored once per model, not per capture)."""
     ERRORS.quiet = True
-    model = load_model(ModelSpec("peers", "pt", setting.model, None, None, None))
+    model = load_model(ModelSpec("peers-pt", setting.model, None, None, None, "raw"))
     profile = ProfileSpec("peers", ("resid", "mlp_out"), "none", "auto", None)
     layout = Layout.open(setting.folder / "lake", create=True)
     capture(layout, model, write_stream(layout, read_by(model, stream_of(setting.stream.tokens[-1:]))), profile)
     name = write_stream(layout, read_by(model, setting.stream))
-    return {"actlake": Job(lambda: capture(layout, model, name, profile), layout.capture("peers", "pt", name))}
+    return {"actlake": Job(lambda: capture(layout, model, name, profile), layout.capture("peers-pt", name))}
 
 
 def peer_jobs(wrap: Callable[[Any, Any], Any], parts: dict[str, tuple[Read, Save]], setting: Setting) -> dict[str, Job]:

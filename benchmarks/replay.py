@@ -32,7 +32,7 @@ PROFILE = ProfileSpec("bench", ("resid",), "none", "auto", None, (START, "last")
 
 def spec_of(folder: Path) -> ModelSpec:
     """The catalog's entry of the random model."""
-    return ModelSpec("bench", "pt", folder, None, None, None)
+    return ModelSpec("bench-pt", folder, None, None, None)
 
 
 def captured(folder: Path, spec: ModelSpec) -> tuple[Any, Start]:

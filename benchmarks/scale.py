@@ -63,15 +63,14 @@ def make_stream(tokens: int, seed: int) -> Stream:
 def make_capture(layout: Layout, pair: str, variant: str, stream: Stream) -> None:
     """Allocate a capture, say that every shard row is written, and seal it."""
     provenance = {
-        "pair": pair,
-        "variant": variant,
-        "model_sha256": f"{pair}/{variant}",
+        "model": f"{pair}-{variant}",
+        "model_sha256": f"{pair}-{variant}",
         "batch": 16,
         "dtype": "bfloat16",
     }
     layers = tuple(range(LAYERS))
     template = Template(stream, SIZES, (*layers, LAYERS), layers, "bfloat16", provenance, SHARD)
-    path = layout.capture(pair, variant, stream.name)
+    path = layout.capture(f"{pair}-{variant}", stream.name)
     create_capture(path, template)
     for shard in range(template.n_shards):
         files = {
@@ -103,8 +102,9 @@ def make_lake(root: Path, tokens: int = TOKENS, pairs: int = PAIRS) -> Layout:
                 "revision": None,
                 "files": {},
                 "dtype": "bfloat16",
+                "template": "chat",
             }
-            write_model(layout, f"pair{number}", variant, record, arrays, {"norm": "rms", "norm_eps": 1e-6})
+            write_model(layout, f"pair{number}-{variant}", record, arrays, {"norm": "rms", "norm_eps": 1e-6})
     return layout
 
 
@@ -145,7 +145,7 @@ def tasks(value: Any) -> int:
 
 def graphs(lake: Any) -> dict[str, int]:
     """What is asked of one capture -> its tasks."""
-    layers, tokens = lake.dataset("pair0/it", "native"), lake.dataset("pair0/it", "native", by="token")
+    layers, tokens = lake.dataset("pair0-it", "native"), lake.dataset("pair0-it", "native", by="token")
     head = Head(torch.zeros(TOP_K, WIDTH), torch.ones(WIDTH))
     lens, delta = lazy.lens(tokens, head), lazy.delta(tokens)
     return {
@@ -178,13 +178,13 @@ def run(tokens: int = TOKENS) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
         layout = make_lake(Path(folder) / "lake", tokens)
         root, lake = str(layout.root), actlake.open(layout.root)
-        manifests = [file.stat().st_size for file in layout.root.glob("captures/*/*/*.zarr/manifest.json")]
+        manifests = [file.stat().st_size for file in layout.root.glob("captures/*/*.zarr/manifest.json")]
         size = f"{len(manifests)} captures of {tokens:,} tokens, {sum(manifests) / 1e6:.1f} MB of manifests"
         ls = [sys.executable, "-m", "actlake", "ls", "--lake", root]
         rows = [
             Row(
                 "open a lake and a capture in it",
-                command("actlake.open(sys.argv[1]).dataset('pair0/it', 'native')", root),
+                command("actlake.open(sys.argv[1]).dataset('pair0-it', 'native')", root),
                 OPEN,
                 "s",
                 "<= 1",

@@ -48,7 +48,7 @@ from servers import S3, environment, served  # noqa: E402
 LENGTHS = (100, 300, 600)  # tokens of prompts
 MADE = 4  # different shard rows of a capture
 OPENINGS = 3
-MODEL = {"pair": "made", "variant": "pt", "model_sha256": "0" * 64, "dtype": "bfloat16", "batch": 1}  # of no model
+MODEL = {"model": "made-pt", "model_sha256": "0" * 64, "dtype": "bfloat16", "batch": 1}  # of no model
 NOTHING = float("nan")
 
 
@@ -66,7 +66,7 @@ def stream(tokens: int) -> Stream:
 def template_of(width: int, layers: int, rows: int, variant: str = "pt") -> Template:
     """Residuals and MLP outputs of so many full shard rows, as a bfloat16 model gives them."""
     sizes: dict[str, tuple[int, ...]] = {"resid": (layers + 1, width), "mlp_out": (layers, width)}
-    provenance = {**MODEL, "variant": variant}
+    provenance = {**MODEL, "model": f"made-{variant}"}
     one = Template(stream(4096), sizes, tuple(range(layers + 1)), tuple(range(layers)), "bfloat16", provenance)
     return replace(one, stream=stream(rows * one.shard_tokens))
 
@@ -74,7 +74,7 @@ def template_of(width: int, layers: int, rows: int, variant: str = "pt") -> Temp
 def make_capture(layout: Layout, variant: str, template: Template) -> Path:
     """Write and seal a capture whose shard rows are a few made-up ones, each encoded once."""
     write_stream(layout, template.stream)
-    path = layout.capture("made", variant, template.stream.name)
+    path = layout.capture(f"made-{variant}", template.stream.name)
     create_capture(path, template)
     group = zarr.open_group(path, mode="r", use_consolidated=False)
     grids = {name: grid_of(group, name) for name in template.sizes}
@@ -108,7 +108,7 @@ def make_lake(folder: Path, width: int, layers: int, gb: float) -> Layout:
 
 def captures(layout: Layout) -> dict[str, Path]:
     """The lake's captures by variant."""
-    return {row.variant: Path(row.path) for row in Lake(layout.root).captures.itertuples()}
+    return {row.model.removeprefix("made-"): Path(row.path) for row in Lake(layout.root).captures.itertuples()}
 
 
 # --- moving ----------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def prompts(layout: Layout, root: Path, what: str, target: str) -> list[Row]:
             sent, asked = [], []
             for place in np.flatnonzero(sizes == length)[:: max(1, int((sizes == length).sum()) // 24)]:
                 # Opened anew: no index of a shard is known from the prompt before.
-                ds = lake.dataset("made/pt", path.stem)[["resid", "mlp_out"]]
+                ds = lake.dataset("made-pt", path.stem)[["resid", "mlp_out"]]
                 server.requests.clear()
                 ds.isel(token=slice(int(offset[place]), int(offset[place + 1]))).compute(scheduler="threads")
                 sent.append(server.sent)
@@ -205,8 +205,8 @@ def reading(url: str, here: Layout) -> list[Row]:
     """One boundary of all tokens: from S3, by plain zarr on s3fs, and from the local disk; MB/s of float32."""
     path = captures(here)["pt"]
     name = path.relative_to(here.root).as_posix()
-    there = Lake(f"{url}/lake").dataset("made/pt", path.stem)
-    plain, local = xr.open_zarr(f"{url}/lake/{name}"), Lake(here.root).dataset("made/pt", path.stem)
+    there = Lake(f"{url}/lake").dataset("made-pt", path.stem)
+    plain, local = xr.open_zarr(f"{url}/lake/{name}"), Lake(here.root).dataset("made-pt", path.stem)
     seconds: dict[str, list[float]] = {"s3": [], "plain": [], "local": []}
     for boundary in range(there.sizes["boundary"]):
         for kind, ds in (("s3", there), ("plain", plain), ("local", local)):

@@ -167,9 +167,9 @@ def synthetic(layout: Layout, width: int, layers: int, prompts: int) -> tuple[Ca
     rng = np.random.default_rng(0)
     stream = stream_of([np.zeros(size, np.int32) for size in rng.integers(40, 161, prompts)])
     shape = (layers + 1, width)
-    made = {"pair": "synthetic", "variant": "pt", "model_sha256": "made up", "dtype": "bfloat16", "batch": 1}
+    made = {"model": "synthetic-pt", "model_sha256": "made up", "dtype": "bfloat16", "batch": 1}
     template = Template(stream, {"resid": shape}, tuple(range(layers + 1)), tuple(range(layers)), "bfloat16", made)
-    path = layout.capture("synthetic", "pt", stream.name)
+    path = layout.capture("synthetic-pt", stream.name)
     create_capture(path, template)
     with ShardWriter(path, template) as writer:
         for shard in range(template.n_shards):

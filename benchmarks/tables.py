@@ -36,8 +36,7 @@ def token_columns(token: np.ndarray) -> dict[str, Any]:
     names = pa.array([f"prompt-{index:05d}" for index in range(prompt[-1] + 1)])
     categories = pa.array([CATEGORIES[index % len(CATEGORIES)] for index in range(len(names))])
     return {
-        "pair": "made",
-        "variant": "it",
+        "model": "made-it",
         "stream": "native-made-00000000",
         "lens": "raw",
         "prompt": prompt,

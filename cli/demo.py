@@ -55,8 +55,8 @@ def demo(
         Step("streams (greedy continuations)", time.perf_counter() - started - spent, 0, all(r.reused for r in results))
     )
     for result in results:
-        variant, stream = result.path.parts[-2], result.path.stem
-        steps.append(Step(f"capture {pair}/{variant} on {stream}", result.seconds, result.bytes, result.reused))
+        model, stream = result.path.parent.name, result.path.stem
+        steps.append(Step(f"capture {model} on {stream}", result.seconds, result.bytes, result.reused))
     answers, refused, spent = answer_all(layout, [find(row) for row in rows], pair, prompts, device)
     if refused:
         raise LakeError(refused[0].reason)

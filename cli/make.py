@@ -16,6 +16,7 @@ from ..store.core.errors import LakeError
 from ..store.core.extras import needs
 from ..store.core.files import human_bytes
 from ..store.core.schema import SITES
+from ..store.tables.names import stored_pairs
 from .options import (
     CAPTURE,
     BatchOption,
@@ -69,7 +70,7 @@ def demo(
         reused = all(one.reused for one in captures)
         steps = [Step("streams (greedy continuations)", time.perf_counter() - started - spent, 0, reused)]
         for one in captures:
-            name = f"capture {'/'.join(one.path.parts[-3:-1])} on {one.path.stem}"
+            name = f"capture {one.path.parent.name} on {one.path.stem}"
             steps.append(Step(name, one.seconds, one.bytes, one.reused))
         found = lake.run_all(DEMO_ROWS, "pocket")
         if found.refused:
@@ -149,7 +150,10 @@ def capture(
     if all(one.sealed for one in results):
         from ..queries.answer.ready import next_questions
 
-        pairs = list(dict.fromkeys(one.path.parts[-3] for one in results))
+        captured = {one.path.parent.name for one in results}
+        pairs = [
+            pair for pair, models in stored_pairs(lake.catalog, captured).items() if captured >= {*models.values()}
+        ]
         for question in next_questions(lake.layout, pairs, where.catalog):
             line(question, style="dim")
 
@@ -185,7 +189,7 @@ def plan(
             f"{name} {human_bytes(row[key])}" for name in SITES if pd.notna(row.get(key := f"{name} (raw)"))
         )
         shown.add_row(
-            f"{row['pair']}/{row['variant']} {row['stream']} {row['profile']}",
+            f"{row['model']} {row['stream']} {row['profile']}",
             f"{'' if row['exact'] else 'at most '}{row['tokens']:,}",
             str(row["shard rows"]),
             f"{sites} of {human_bytes(row['raw'])}".removeprefix(" of "),
@@ -382,10 +386,10 @@ def score(
     """
     from ..capture.streams.names import one_pair
 
-    pair, roles = one_pair(names, "score")
+    lake, found = where.open(), dict[str, Any]()
+    pair, roles = one_pair(names, "score", lake.catalog, lake.layout)
     if len(roles) == 1:
         raise LakeError(f"score reads texts of both models: name the pair, {pair}")
-    lake, found = where.open(), dict[str, Any]()
     server = {"url": judge_url, "model": judge_model, "price_in": price_in, "price_out": price_out}
     options: dict[str, Any] = {"rubrics": rubrics, "prompts": prompts, **server}
     if gold:
@@ -420,7 +424,8 @@ def _agree(yes: bool) -> "Callable[[Cost], bool]":
 @grouped
 def model_check(
     what: Annotated[
-        str, typer.Argument(metavar="PATH|PAIR", help="A model folder, a .gguf file, or a pair of the catalog.")
+        str,
+        typer.Argument(metavar="PATH|NAME", help="A model folder, a .gguf file, or a model or pair of the catalog."),
     ],
     where: Computing,
     device_map: DeviceMapOption = None,
@@ -477,6 +482,7 @@ def table_add(
     file: Annotated[Path, typer.Argument(help="A .parquet or .csv file: values per token, per prompt or per layer.")],
     where: Where,
     pair: Annotated[str | None, typer.Option(help="Pair of all rows, if the file has no column `pair`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of all rows, in place of a pair and a variant.")] = None,
     variant: Annotated[str | None, typer.Option(help="pt or it, if the file has no column `variant`.")] = None,
     stream: Annotated[
         str | None,
@@ -493,7 +499,9 @@ def table_add(
     layer, value) give published numbers, without intervals.
     """
     with where.writing() as lake:
-        added = lake.add_table(name, file, pair=pair, variant=variant, stream=stream, stream_pt=stream_pt, lens=lens)
+        added = lake.add_table(
+            name, file, model=model, pair=pair, variant=variant, stream=stream, stream_pt=stream_pt, lens=lens
+        )
     if as_json:
         return print_json(vars(added))
     whose = "; ".join("/".join(capture.values()) for capture in added.captures)

@@ -18,7 +18,7 @@ from ..store.exchange.selection import Selection
 from ..store.format.paths import Layout, writing
 from ..store.remote.store import is_remote
 
-CAPTURE = "PAIR/VARIANT/STREAM, the stream by a unique beginning of its name: pocket/it/native."
+CAPTURE = "MODEL/STREAM or PAIR/ROLE/STREAM, the stream by a unique beginning of its name: pocket-it/native."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 NamesArgument = Annotated[
     list[str],
@@ -152,7 +152,7 @@ class Reading:
         str | None,
         typer.Option(
             "--prompts",
-            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pair pocket, else"
+            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: pocket for the pocket models, else"
             " core]",
         ),
     ] = None
@@ -199,7 +199,9 @@ class Part:
 
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Only these: PAIR or PAIR/ROLE, for instance pocket or pocket/it."),
+        typer.Argument(
+            metavar="[NAME]...", help="Only these: MODEL (pocket-it), PAIR (pocket), PAIR/ROLE (pocket/it) or CHAIN."
+        ),
     ] = None
     stream: Annotated[
         list[str] | None,
@@ -216,13 +218,13 @@ class Part:
     @property
     def selection(self) -> Selection:
         """The same for `lake.push`, `pull` and `sync`."""
-        from ..capture.streams.names import models_named
+        from ..capture.streams.names import joined
 
         return Selection(
+            tuple(joined(self.names or [])),
             streams=tuple(self.stream or ()),
             tables=self.tables,
             weights=self.with_weights,
-            models=tuple(models_named(self.names or []).items()),
             **self._cut(),
         )
 

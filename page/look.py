@@ -17,8 +17,9 @@ from ..store.core.catalog import Catalog, load_catalog
 from ..store.core.errors import LakeError
 from ..store.core.extras import needs
 from ..store.core.files import human_bytes
-from ..store.format.paths import Layout, split_model
-from ..store.tables.sql import stream_table
+from ..store.format.paths import Layout
+from ..store.tables.names import model_named, pair_table, stored_models, stored_pairs
+from ..store.tables.streams import stream_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,8 +45,8 @@ class Look:
 
     def __repr__(self) -> str:
         captures = self.captures
-        pairs = ", ".join(dict.fromkeys(captures["pair"])) or "no pair"
-        return f"Lake({str(self.layout)!r}: {pairs}; {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
+        models = ", ".join(dict.fromkeys(captures["model"])) or "no model"
+        return f"Lake({str(self.layout)!r}: {models}; {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
 
     def _repr_html_(self) -> str:
         from ..store.core.html import section, table
@@ -86,7 +87,7 @@ class Look:
 
     @property
     def captures(self) -> pd.DataFrame:
-        """Every capture: pair, variant, stream, prompts, tokens, bytes (on disk), sealed, path."""
+        """Every capture: model, stream, prompts, tokens, bytes (on disk), sealed, path."""
         return list_captures(self.layout)
 
     @property
@@ -97,9 +98,14 @@ class Look:
         return model_table(self.layout)
 
     @property
+    def pairs(self) -> pd.DataFrame:
+        """The models of every pair that can be asked about: pair, variant, model."""
+        return pair_table(stored_pairs(self.catalog, stored_models(self.layout)))
+
+    @property
     def streams(self) -> pd.DataFrame:
-        """Every stream that a model was captured on: pair, variant, recipe, prompts, stream, name, n_prompts ..."""
-        return stream_table(self.layout)
+        """Every stream that a model was captured on: model, recipe, prompts, stream, name, n_prompts ..."""
+        return stream_table(self.layout).drop(columns="written_by")
 
     @property
     def prompts(self) -> pd.DataFrame:
@@ -133,39 +139,41 @@ class Look:
     ) -> xr.Dataset:
         """One capture as a lazy xarray.Dataset (dims token, boundary, layer, d_model, k, prompt).
 
-        `model` is 'PAIR/pt' or 'PAIR/it', `stream` a unique beginning of the stream's name. A dask block is one layer of
-        many tokens, or all layers of some with `by="token"`, as the functions of analyze.lazy want it. `prompt` keeps the
+        `model` is MODEL or PAIR/ROLE (pocket-it, pocket/it), `stream` a unique beginning of the stream's name. A dask block is
+        one layer of many tokens, or all layers of some with `by="token"`, as analyze.lazy wants it. `prompt` keeps the
         tokens of one prompt, or of some, by id. Raises LakeError when there is no such capture or prompt or it is not
         sealed, CorruptError when damaged bytes are read.
         """
-        found = open_capture(find_capture(self.layout, model, stream), allow_unsealed, by, self.layout.files)
+        found = open_capture(
+            find_capture(self.layout, self._model(model), stream), allow_unsealed, by, self.layout.files
+        )
         return found if prompt is None else prompts_of(found, listed(prompt))
 
     def tokens(self, model: str, stream: str, prompt: str | None = None) -> pd.DataFrame:
-        """What 'PAIR/VARIANT' read on a stream (named as in `dataset`), a row per token, of one prompt id or of all.
+        """What a model read on a stream (named as in `dataset`), a row per token, of one prompt id or of all.
 
         Columns: prompt, prompt_id, category, position, step, token_id, token_text, is_special, is_continuation. LakeError for a
         prompt that the stream lacks.
         """
         from ..queries.answer.listings import token_table
 
-        return token_table(self.layout, model, stream, prompt)
+        return token_table(self.layout, self._model(model), stream, prompt)
 
     def decode(self, ids: Iterable[int], model: str) -> str:
-        """The text of token ids of 'PAIR/VARIANT', from the vocabulary in the lake: neither checkpoint nor tokenizer is needed.
+        """The text of token ids of a model, from the vocabulary in the lake: neither checkpoint nor tokenizer is needed.
 
         Control tokens are written out. LakeError for an id that the model lacks, and in a lake that keeps no vocabulary of it.
         """
         from ..store.artifacts.vocab import decode
 
-        return decode(self.layout, *split_model(model), ids)
+        return decode(self.layout, self._model(model), ids)
 
     @needs()
     def head(self, model: str) -> Head:
-        """The head of 'PAIR/VARIANT', float32: what turns its residuals into logits. LakeError when the lake lacks it."""
+        """The head of a model, float32: what turns its residuals into logits. LakeError when the lake lacks it."""
         from ..analyze.lens.head import Head
 
-        return Head.from_arrays(*read_head(self.layout, *split_model(model)))
+        return Head.from_arrays(*read_head(self.layout, self._model(model)))
 
     @overload
     def lenses(self) -> pd.DataFrame: ...
@@ -173,7 +181,7 @@ class Look:
     def lenses(self, model: str, name: str = "") -> list[Probes]: ...
     @needs()
     def lenses(self, model: str | None = None, name: str = "") -> pd.DataFrame | list[Probes]:
-        """The tuned lenses of 'PAIR/VARIANT' by fold, for analyze.lens and analyze.lazy; without a model the table of all.
+        """The tuned lenses of a model by fold, for analyze.lens and analyze.lazy; without a model the table of all.
 
         `name` is a unique beginning of the set's name, needed if there are several. A fold's lens was not trained on the
         prompts for which `tuned.folds.fold_of(prompt_ids, folds)` is its number. The table has the held-out KL in nats,
@@ -183,7 +191,7 @@ class Look:
             return probes_table(self.layout)
         from ..queries.probes.choice import load_probes
 
-        return load_probes(find_probes(self.layout, model, name))
+        return load_probes(find_probes(self.layout, self._model(model), name))
 
     @needs()
     def directions(self, pair: str | None = None, name: str = "d_mean", prompts: str | None = None) -> xr.DataArray:
@@ -196,26 +204,31 @@ class Look:
         return directions_of(self._context(), pair or self.only_pair(), name, prompts)
 
     def texts(self, model: str | None = None) -> pd.DataFrame:
-        """What models wrote freely (of 'PAIR/VARIANT', or of all): condition, prompt set, prompt id, text, tokens ..."""
+        """What models wrote freely (of a model, or of all): condition, prompt set, prompt id, text, tokens ..."""
         from ..queries.answer.listings import text_table
 
-        return text_table(self.layout, model)
+        return text_table(self.layout, self._model(model) if model else None)
 
     def describe(self, capture: str) -> dict[str, Any]:
-        """The record of a capture, 'PAIR/VARIANT/STREAM': what made it, its files by hash, counts, noise floor."""
+        """The record of a capture, MODEL/STREAM: what made it, its files by hash, counts, noise floor."""
         from ..store.captures.manifest import read_manifest
         from ..store.captures.reader import split_capture
 
-        return read_manifest(find_capture(self.layout, *split_capture(capture))) or {}
+        model, stream = split_capture(capture)
+        return read_manifest(find_capture(self.layout, self._model(model), stream)) or {}
 
     def only_pair(self) -> str:
         """The lake's pair, when it has only one; else LakeError."""
-        pairs = sorted({*self.captures["pair"], *stream_table(self.layout)["pair"]})
+        pairs = list(stored_pairs(self.catalog, stored_models(self.layout)))
         if len(pairs) != 1:
             raise LakeError(f"name a pair: the lake has {', '.join(pairs) or 'none yet'}")
         return pairs[0]
 
     # --- shared with what is built on it -----------------------------------------------------------------------------
+
+    def _model(self, name: str) -> str:
+        """The model that MODEL or PAIR/ROLE names."""
+        return model_named(name, self.catalog, stored_models(self.layout))
 
     def _context(self, device: str | None = None) -> Context:
         from ..queries.engine.context import Context

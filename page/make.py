@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..store.core.errors import LakeError
 from ..store.core.extras import needs
-from ..store.tables.names import stored_pairs, variants_of
+from ..store.tables.names import known_pairs, stored_models
 from .look import Look, listed
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ class Make(Look):
     ) -> list[Result]:
         """Read models on token streams into the lake; what a stream needs (continuations, say) is made first.
 
-        `names` are PAIR (the models it has) or PAIR/ROLE, `streams` recipes of the catalog (none: native), `prompts` a set of
-        the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pair pocket, else core), `profile` what is
-        kept. Only the first `limit` prompts are read; `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of
+        `names` are MODEL, PAIR (its models), PAIR/ROLE or CHAIN, `streams` recipes of the catalog (none: native), `prompts` a
+        set of the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pocket models, else core), `profile` what
+        is kept. Only the first `limit` prompts are read; `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of
         a stream. `rank` and `world` share the work among processes. What is there is reused, and a killed capture goes on
         where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes, seconds.
         LakeError for models, prompts and settings that can't be captured, with the reason.
@@ -126,21 +126,19 @@ class Make(Look):
     ) -> dict[Path, dict[str, Any]]:
         """Train a tuned lens (an affine map per layer) from a stored capture; no model is loaded.
 
-        `names` are PAIR or PAIR/ROLE, `stream` a unique beginning of the captured stream's name, `recipe` adam or sgd (the
-        published one; `scale` is its learning rate divided by 0.1), `tokens` and `batch` the recipe's unless given. Each of
-        `folds` lenses is kept for the prompts it was not trained on; 1 trains one on 80 % of the prompts. An interrupted
+        `names` are MODEL, PAIR, PAIR/ROLE or CHAIN, `stream` a unique beginning of the captured stream's name, `recipe` adam or
+        sgd (the published one; `scale` is its learning rate divided by 0.1), `tokens` and `batch` the recipe's unless given. Each
+        of `folds` lenses is kept for the prompts it was not trained on; 1 trains one on 80 % of the prompts. An interrupted
         training goes on. Returns path -> record, with the held-out KL in nats, raw and tuned. LakeError for an unknown kind
         or recipe and a capture that is not there or too small.
         """
         if kind != "tuned":
             raise LakeError("lens kind", expected="tuned", found=kind)
-        from ..capture.streams.names import one_pair
+        from ..capture.streams.names import named
         from ..queries.probes.training import recipe_of, train_probes
 
-        pair, roles = one_pair(listed(names), "fit-lens")
         found = {}
-        for role in roles or variants_of(pair, stored_pairs(self.layout), self.catalog):
-            model = f"{pair}/{role}"
+        for model in dict.fromkeys(one.model for one in named(listed(names), self.catalog, self.layout)):
             chosen = recipe_of(self.layout, recipe, model, batch, scale)
             path, record = train_probes(
                 self.layout, model, stream, chosen, tokens=tokens, seed=seed, folds=folds, device=self.device
@@ -181,7 +179,7 @@ class Make(Look):
         from ..queries.generation.generate import Generation, generate
 
         place = Rank.find(rank, world)
-        pair, roles = one_pair(listed(names), "generate")
+        pair, roles = one_pair(listed(names), "generate", self.catalog, self.layout)
         wanted = Generation(
             tuple(map(str, listed(edits))), tuple(listed(conditions)), tuple(listed(sweeps)), template, prompts, limit,
             max_new_tokens, date, control_tokens, batch,
@@ -248,10 +246,11 @@ class Make(Look):
     def add_table(self, name: str, file: str | Path, **given: str | None) -> Added:
         """Check other people's numbers (a .parquet or .csv file with columns of the table `name`) and keep them in the lake.
 
-        `given` fills columns that the file lacks: pair, variant, stream, stream_pt, lens. Rows without prompt and token stand for
-        the mean over them. Nothing is written on LakeError: columns that the table lacks or needs, values out of range, rows that
-        are there twice.
+        `given` fills columns that the file lacks: model, or pair and variant, stream, stream_pt, lens. Rows without prompt and
+        token stand for the mean over them. Nothing is written on LakeError: columns that the table lacks or needs, values out
+        of range, rows that are there twice.
         """
         from ..store.tables.imported import add_table
 
-        return add_table(self.layout, name, Path(file), **given)
+        pairs = known_pairs(self.catalog, stored_models(self.layout))
+        return add_table(self.layout, name, Path(file), pairs, **given)

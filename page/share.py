@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ..store.core.catalog import Catalog
 from ..store.core.errors import LakeError
 from ..store.core.extras import needs
 from ..store.exchange.plan import Planner, origin_of
@@ -31,7 +32,7 @@ class Share(Look):
     def verify(
         self, capture: str | None = None, pair: str | None = None, *, reforward: int = 0, device_map: str | None = None
     ) -> list[Report]:
-        """Re-hash every file of one capture ('PAIR/VARIANT/STREAM'), of a pair's, or of all; check counts and values.
+        """Re-hash every file of one capture (MODEL/STREAM), of a pair's, or of all; check counts and values.
 
         `reforward` prompts of each are run again and compared, which loads the models. A report a capture, and one for each
         model whose files the lake keeps: `.ok`, `.problems`, `.files`, `.bytes`. LakeError when there is nothing to verify.
@@ -43,11 +44,11 @@ class Share(Look):
     def cite(self, capture: str) -> dict[str, Any]:
         """An immutable reference to a sealed capture, and the model, stream, prompts and versions behind it.
 
-        `capture` is 'PAIR/VARIANT/STREAM', or a whole reference, which is checked. LakeError for another hash.
+        `capture` is MODEL/STREAM, or a whole reference, which is checked. LakeError for another hash.
         """
         from ..store.captures.cite import citation, find_cited
 
-        return citation(self.layout, find_cited(self.layout, capture))
+        return citation(self.layout, find_cited(self.layout, capture, self._model))
 
     def gc(self, dry_run: bool = False) -> pd.DataFrame:
         """Remove table files that are never read any more (as `stale()` lists them); the table of what was removed."""
@@ -72,7 +73,9 @@ class Share(Look):
         Interrupted, the same call goes on.
         LakeError for a place out of reach, CorruptError for a file that is not what its record says.
         """
-        return _carry_out(Planner(origin_of(self.layout), self._there(url), what, check).plan(), dry_run, show)
+        return _carry_out(
+            Planner(origin_of(self.layout), self._there(url), what, check, self.catalog).plan(), dry_run, show
+        )
 
     def pull(
         self,
@@ -84,7 +87,9 @@ class Share(Look):
         show: Show | None = None,
     ) -> Plan:
         """Copy another lake, or a part of it, into this one; as `push` does, the other way."""
-        return pull_lake(self._there(url), origin_of(self.layout), what, check=check, dry_run=dry_run, show=show)
+        return pull_lake(
+            self._there(url), origin_of(self.layout), what, self.catalog, check=check, dry_run=dry_run, show=show
+        )
 
     def sync(
         self,
@@ -99,7 +104,10 @@ class Share(Look):
         if what.cuts:
             raise LakeError("sync moves whole captures: take a part of some with pull or push")
         here, there = origin_of(self.layout), self._there(url)
-        plans = [Planner(there, here, what, check).plan(), Planner(here, there, what).plan()]
+        plans = [
+            Planner(there, here, what, check, self.catalog).plan(),
+            Planner(here, there, what, catalog=self.catalog).plan(),
+        ]
         return [_carry_out(plan, dry_run, show) for plan in plans]
 
     def index(self) -> int:
@@ -131,13 +139,14 @@ def pull_lake(
     source: Store,
     target: Store,
     what: Selection,
+    catalog: Catalog | None = None,
     *,
     check: bool = False,
     dry_run: bool = False,
     show: Show | None = None,
 ) -> Plan:
     """Copy a lake, or a part of it, to a place that need not be a lake yet."""
-    plan = _carry_out(Planner(source, target, what, check).plan(), dry_run, show)
+    plan = _carry_out(Planner(source, target, what, check, catalog).plan(), dry_run, show)
     if not dry_run:
         note_source(plan)
     return plan

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ..store.core.errors import LakeError
 from ..store.core.progress import say
 from ..store.core.schema import VARIANTS
@@ -13,6 +11,7 @@ from ..store.core.yaml_file import hint
 from ..store.format.paths import Layout
 from ..store.tables.declared import TABLES, Table
 from ..store.tables.sql import find_tables, tables_behind
+from ..store.tables.streams import stream_table
 from .engine.context import Context, Scope, name_columns
 from .engine.estimate import work_of
 from .engine.job import Job
@@ -45,17 +44,26 @@ def _made(kit: Context, need: Need) -> Iterator[Job]:
     if not behind:
         raise LakeError(f"unknown table {name!r}; this version computes {', '.join(TABLES)}{hint(name, TABLES)}")
     for table in (TABLES[each] for each in sorted(behind)):
-        every: list[Any] = [scope] if table.of == "pair" else scope.models
-        for about in every:
-            columns = name_columns(about) if table.of == "capture" else {"pair": scope.pair, **_streams_of(scope)}
-            if not _is_foreign(kit, table, kind, columns) and (job := table.make(kit, about, kind)):
+        for about, told, columns in _asked(table, scope, kind):
+            if not _is_foreign(kit, table, kind, columns) and (job := table.make(kit, about, told)):
                 yield job
+
+
+def _asked(table: Table, scope: Scope, kind: str) -> Iterator[tuple[Any, str, dict[str, str]]]:
+    """What each file of a table is made of (capture or pair, kind or variant), and the columns that tell its rows."""
+    pair = {f"model_{variant}": model for variant, model in scope.models.items()}
+    if table.of == "pair":
+        yield scope, kind, pair | _streams_of(scope)
+    for variant in sorted(scope.streams) if table.of == "side" else ():
+        yield scope, variant, pair | {"variant": variant, "stream": scope.streams[variant]}
+    for names in scope.captures if table.of == "capture" else ():
+        yield names, kind, name_columns(names)
 
 
 def _streams_of(scope: Scope) -> dict[str, str]:
     if set(scope.streams) == set(VARIANTS):
         return {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
-    return name_columns(scope.models[0]) if scope.streams else {}
+    return {"stream": scope.main} if scope.streams else {}
 
 
 def _is_foreign(kit: Context, table: Table, kind: str, capture: dict[str, str]) -> bool:
@@ -66,8 +74,8 @@ def _is_foreign(kit: Context, table: Table, kind: str, capture: dict[str, str]) 
     wanted = {name: value for name, value in capture.items() if name in table.names} | table.kind_columns(kind)
     if any(wanted.items() <= found.items() for found in kit.foreign(table.name)):
         return True
-    variant = capture.get("variant", "it")
-    if "stream" not in capture or kit.layout.capture(capture["pair"], variant, capture["stream"]).exists():
+    model = capture.get("model") or capture.get(f"model_{capture.get('variant', 'it')}") or capture["model_pt"]
+    if "stream" not in capture or kit.layout.capture(model, capture["stream"]).exists():
         return False
     names = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in wanted.items() if key != "kind")
     raise LakeError(
@@ -152,19 +160,20 @@ def _check_pairs(kit: Context, table: str) -> None:
 def _scopes(kit: Context, table: Table) -> list[Scope]:
     """What a table is made of: captures one by one or in pairs, or pairs by name."""
     if table.alone:
-        return [Scope(pair, {}) for pair in sorted(set(kit.streams["pair"]))]
-    return _singles(kit.streams) if table.of == "capture" else _pairs_of(kit.streams)
+        return [kit.scope(pair, {}) for pair in sorted(set(kit.streams["pair"]))]
+    if table.of == "capture":
+        rows = stream_table(kit.layout)[["model", "stream"]].drop_duplicates()
+        return [Scope("", {"it": row.model}, {"it": row.stream}) for row in rows.itertuples()]
+    if table.of == "side":
+        rows = kit.streams[["pair", "variant", "stream"]].drop_duplicates()
+        return [kit.scope(row.pair, {row.variant: row.stream}) for row in rows.itertuples()]
+    return _pairs_of(kit)
 
 
-def _singles(streams: pd.DataFrame) -> list[Scope]:
-    rows = streams[["pair", "variant", "stream"]].drop_duplicates()
-    return [Scope(row.pair, {row.variant: row.stream}) for row in rows.itertuples()]
-
-
-def _pairs_of(streams: pd.DataFrame) -> list[Scope]:
-    scopes = []
+def _pairs_of(kit: Context) -> list[Scope]:
+    scopes, streams = [], kit.streams
     for (pair, *_), group in streams.groupby(["pair", "recipe", "prompt_set", "max_new_tokens"]):
         if set(group["variant"]) == set(VARIANTS) and len(group) == len(VARIANTS):
             streams_of = dict(zip(group["variant"], group["stream"], strict=True))
-            scopes.append(Scope(str(pair), streams_of, str(group["recipe"].iloc[0])))
+            scopes.append(kit.scope(str(pair), streams_of, str(group["recipe"].iloc[0])))
     return scopes

@@ -20,7 +20,7 @@ from actlake.capture.model.load import load_model
 from actlake.capture.streams.greedy import decoded
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture, find_capture
-from actlake.store.core.catalog import PairSpec, load_catalog
+from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from torch import Tensor, nn
@@ -268,7 +268,7 @@ def examine(name: str, folder: Path) -> Verdict:
     except Exception as error:  # whatever transformers raises for sizes that don't fit together
         return Verdict(name, "unbuilt", f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]}")
     tiny.tokenizer().save_pretrained(folder / "m")
-    spec = tiny.spec(folder / "m", "sweep", "pt")
+    spec = tiny.spec(folder / "m", "sweep-pt")
     try:
         model = load_model(spec)
     except LakeError as error:
@@ -277,7 +277,7 @@ def examine(name: str, folder: Path) -> Verdict:
     except Exception as error:
         return Verdict(name, "traceback", f"load: {type(error).__name__}: {error}")
     try:
-        _examined(model, PairSpec("sweep", spec, replace(spec, variant="it"), {}), folder)
+        _examined(model, PairSpec("sweep", spec, replace(spec, name="sweep-it", template="chat"), {}), folder)
     except LakeError as error:
         message = str(error)
         return Verdict(name, "refused" if "\n" not in message else "traceback", message)
@@ -290,7 +290,7 @@ def examine(name: str, folder: Path) -> Verdict:
 
 def _examined(model: Any, pair: PairSpec, folder: Path) -> None:
     layout = tiny.capture(folder / "lake", pair, tiny.BARE, variants=("pt",), batch=4)
-    capture = Capture(find_capture(layout, "sweep/pt", "bare"))
+    capture = Capture(find_capture(layout, "sweep-pt", "bare"))
     stream = read_stream(layout, capture.manifest["stream"])
     plain = Plain(pair.pt.path, model.hf.config._attn_implementation)  # type: ignore[union-attr, arg-type]
     stored = {site: capture.array(site)[:] for site in ("resid", "mlp_out")}
@@ -298,15 +298,15 @@ def _examined(model: Any, pair: PairSpec, folder: Path) -> None:
         part = slice(int(stream.offset[prompt]), int(stream.offset[prompt + 1]))
         for site, expected in plain.sites(tokens).items():
             _same(stored[site][part], expected, f"{site} of prompt {prompt}")
-    catalog = replace(load_catalog(), pairs={"sweep": pair})
+    catalog = tiny.catalog_of(pair)
     _replays(layout, model, catalog, stored)
     _edits(model, plain, [tokens.tolist() for tokens in stream.tokens][:4])
 
 
 def _replays(layout: Layout, model: Any, catalog: Any, stored: dict[str, np.ndarray]) -> None:
     for boundary in (1, model.n_layers - 1):
-        for late in (model, load_late(layout, "sweep/pt", boundary, catalog)):
-            found = replay_whole(late, open_start(layout, "sweep/pt", "bare", boundary), keep=("resid", "mlp_out"))
+        for late in (model, load_late(layout, "sweep-pt", boundary, catalog)):
+            found = replay_whole(late, open_start(layout, "sweep-pt", "bare", boundary), keep=("resid", "mlp_out"))
             for site in ("resid", "mlp_out"):
                 _same(found.arrays[site], stored[site][:, boundary:], f"replay of {site} from {boundary}")
 

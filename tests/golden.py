@@ -118,7 +118,7 @@ def _model(folder: Path, family: str, seed: int) -> Path:
 Entries = dict[str, dict[str, Any]]
 # Whole numbers that a last digit of a logit decides: where two are nearly equal another processor may choose otherwise.
 DECIDED = {"topk_id", "top1", "rank_target", "top1_agree", "agree", "it_token", "pt_token", "n"}
-NAMELESS = {"key", "prompt_sha", "probes"}  # columns that name files
+NAMELESS = {"key", "prompt_sha", "probes", "model", "model_pt", "model_it"}  # columns that name files and models
 
 
 def entries(lake: Any) -> Entries:
@@ -166,7 +166,7 @@ def _models(lake: Any) -> Entries:
     found = {}
     for model in (f"{pair}/{variant}" for pair in PAIRS for variant in ("pt", "it")):
         parts = {"head": lake.head(model)}
-        names = sorted(path.stem for path in lake.layout.probes(*model.split("/")).glob("*.zarr"))
+        names = sorted(path.stem for path in lake.layout.lenses(model.replace("/", "-")).glob("tuned-*.zarr"))
         for name in names:
             parts |= {
                 f"probes/{name.rsplit('-', 1)[0]}/{fold}": one for fold, one in enumerate(lake.lenses(model, name))
@@ -185,7 +185,7 @@ def _directions(lake: Any) -> Entries:
     found: Entries = {}
     for pair in PAIRS:
         kinds: dict[str, list[Entries]] = {}
-        for folder in lake.layout.directions(pair).glob("*.zarr"):
+        for folder in lake.layout.directions({v: f"{pair}-{v}" for v in ("pt", "it")}).glob("*.zarr"):
             arrays = {name: digest(array[...]) for name, array in zarr.open_group(folder, mode="r").arrays()}
             kinds.setdefault(folder.stem.rsplit("-", 1)[0], []).append(arrays)
         for kind, groups in kinds.items():
@@ -204,7 +204,7 @@ def _tables(lake: Any) -> Entries:
 
     connection, found = connect(lake.layout), {}
     names = connection.sql("SELECT table_name FROM information_schema.tables").fetchall()
-    for name in sorted({name for (name,) in names} - {"captures", "streams"}):
+    for name in sorted({name for (name,) in names} - {"captures", "pairs", "streams"}):
         table = connection.sql(f"SELECT * FROM {name}").df()
         table = table.drop(columns=[column for column in table if column in NAMELESS])
         for column in {"stream", "stream_pt"} & {*table}:

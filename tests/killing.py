@@ -66,7 +66,7 @@ def run(order: dict[str, Any], pair: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, work = Path(sys.argv[1]), Path(sys.argv[2])
-    spec = [tiny.spec(folder / variant, folder.name, variant) for variant in ("pt", "it")]
+    spec = [tiny.spec(folder / variant, f"{folder.name}-{variant}") for variant in ("pt", "it")]
     tiny_pair = tiny.PairSpec(folder.name, spec[0], spec[1], {})
     run({"lake": str(work / "first"), "after": None, "operation": None, "modules": str(work / "modules")}, tiny_pair)
     for module in (work / "modules").read_text().split("\n"):

@@ -1,7 +1,5 @@
 """Direct effects without a model, against Hugging Face's own norm and head and against replays where both are the same."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import tiny
@@ -14,7 +12,6 @@ from actlake.capture.edit.edits import Scale, Zero
 from actlake.capture.edit.replay import load_late, open_start, replay_whole
 from actlake.store.artifacts.models import read_head
 from actlake.store.captures.reader import Capture
-from actlake.store.core.catalog import load_catalog
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -30,7 +27,7 @@ def test_direct_effects_of_a_captured_family(tmp_path, pairs, family):
     arrays, attrs = read_head(layout, family, "it")
     head = Head.from_arrays(arrays, attrs)
     post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
-    start = open_start(layout, f"{family}/it", "bare", 2)
+    start = open_start(layout, f"{family}-it", "bare", 2)
     stored = Capture(start.path)
     resid, mlp = stored.array("resid")[:], stored.array("mlp_out")[:]
     ids = np.random.default_rng(0).integers(0, head.vocab, (len(resid), 3))
@@ -56,7 +53,7 @@ def test_direct_effects_of_a_captured_family(tmp_path, pairs, family):
             assert np.abs(found[:, layer] - (read(final) - read(final - branch))).max() < 1e-4
 
     # The last block has nothing after it: taking its branch away and running it without its MLP are the same.
-    late = load_late(layout, f"{family}/it", 2, replace(load_catalog(), pairs={family: pair}))
+    late = load_late(layout, f"{family}-it", 2, tiny.catalog_of(pair))
     replayed = replay_whole(late, start, [Zero(blocks=(2,))], keep=(), logits="full").arrays["logits"]
     whole = logits_of(head, final, torch.from_numpy(ids)).numpy()
     assert np.abs(whole - found[:, 2] - np.take_along_axis(replayed, ids, 1)).max() < 1e-4

@@ -18,7 +18,7 @@ def test_support_of_a_captured_family(tmp_path, pairs, family):
     arrays, attrs = read_head(layout, family, "it")
     head = Head.from_arrays(arrays, attrs)
     post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
-    stored = Capture(find_capture(layout, f"{family}/it", "bare"))
+    stored = Capture(find_capture(layout, f"{family}-it", "bare"))
     resid, mlp = stored.array("resid")[:], stored.array("mlp_out")[:]
     ids = np.random.default_rng(0).integers(0, head.vocab, (len(resid), 2))
     found = writeout(head, resid, mlp, ids, post_norm=post, parallel=bool(attrs["parallel"]))

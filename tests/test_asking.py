@@ -106,7 +106,7 @@ def test_what_takes_long_is_said_beforehand(where: list[str], monkeypatch: pytes
     assert said[0].startswith("computing ") and "delta" in said[0] and said[0].endswith(" on cpu, a few seconds")
     assert said[1].startswith("generating 69 texts under 3 conditions, at most 828 tokens on cpu, ")
     assert said[1].endswith("after all that reads captures; --no-generate leaves exp12 out")
-    assert said[2].startswith("L2, tuned: training probes for the tuned lens of llama/it, llama/pt on cpu, ")
+    assert said[2].startswith("L2, tuned: training probes for the tuned lens of llama-it, llama-pt on cpu, ")
     assert said[2].endswith("--no-probes (or Ctrl-C then) leaves the tuned lens out of L2 and tuned out")
     assert not (Path(where[1]) / "tables").exists()
 
@@ -116,7 +116,7 @@ def test_a_dry_run_says_what_each_row_takes_and_writes_nothing(where: list[str],
     done = run(app, ["run", "--all", "--dry-run", *where])
     said = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.output.splitlines() if line.strip()}
     assert said["L1"] == "to compute: delta for 3 captures, a few seconds"  # native, and the teacher's beside
-    assert "to train: probes for the tuned lens of llama/it, llama/pt" in said["L2"]
+    assert "to train: probes for the tuned lens of llama-it, llama-pt" in said["L2"]
     assert "to generate: 69 texts under 3 conditions, at most 828 tokens" in said["exp12"]
     assert said["exp20"].startswith("can't be answered: ") and "actlake capture llama --stream raw" in said["exp20"]
     assert "texts under" in said["in"] and "probes for" in said["in"]

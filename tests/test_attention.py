@@ -40,13 +40,13 @@ def reference(layout, pair, stored: Capture) -> np.ndarray:
 @pytest.mark.parametrize("family", list(tiny.FAMILIES))
 def test_entropy_of_the_last_prompt_row(tmp_path, pairs, family):
     layout = tiny.capture(tmp_path / "lake", pairs(family), tiny.NATIVE, profile=PROFILE, variants=("it",))
-    stored = Capture(find_capture(layout, f"{family}/it", "native"))
+    stored = Capture(find_capture(layout, f"{family}-it", "native"))
     found = stored.array("attn_entropy")[...]
     expected = reference(layout, pairs(family), stored)
     assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
     assert (found >= 0).all() and found.std() > 0
     assert verify(layout, stored.path).ok
-    opened = Lake(layout.root).dataset(f"{family}/it", "native")
+    opened = Lake(layout.root).dataset(f"{family}-it", "native")
     assert opened.attn_entropy.dims == ("prompt", "layer", "head") and "attn_entropy" in opened.data_vars
     assert ALL_ATTENTION_FUNCTIONS._local_mapping == {}  # the library's own kernel is back
 
@@ -58,7 +58,7 @@ def test_entropy_changes_no_other_value_and_ranks_agree(tmp_path, captured, llam
             tmp_path / "more", llama, tiny.NATIVE, profile=PROFILE, variants=("it",), rank=Rank(rank, 3)
         )
     assert tiny.tree(one.root / "captures") == tiny.tree(more.root / "captures")
-    plain, stored = (Capture(find_capture(lake, "llama/it", "native")) for lake in (captured, one))
+    plain, stored = (Capture(find_capture(lake, "llama-it", "native")) for lake in (captured, one))
     assert np.array_equal(plain.array("resid")[:], stored.array("resid")[:])
     assert stored.manifest["per_prompt"] == ["attn_entropy"] and "per_prompt" not in plain.manifest
 
@@ -68,7 +68,7 @@ def test_entropy_alone(tmp_path, llama):
     alone = replace(tiny.FULL, sites=("attn_entropy",), logits="none", shard_tokens=None)
     layout = tiny.capture(tmp_path / "alone", llama, tiny.NATIVE, profile=alone, variants=("it",))
     both = tiny.capture(tmp_path / "both", llama, tiny.NATIVE, profile=PROFILE, variants=("it",))
-    one, two = (Capture(find_capture(lake, "llama/it", "native")) for lake in (layout, both))
+    one, two = (Capture(find_capture(lake, "llama-it", "native")) for lake in (layout, both))
     assert np.array_equal(one.array("attn_entropy")[...], two.array("attn_entropy")[...])
     assert one.manifest["sizes"] == {} and verify(layout, one.path).ok
     model = load_model(llama.it)

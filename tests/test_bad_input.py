@@ -109,12 +109,12 @@ def test_prompt_longer_than_the_context(lake, llama):
         (lambda folder: (folder / "model.safetensors").unlink(), "has no .safetensors file"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "has no .safetensors file"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "llama/pt: can't "),
-        (lambda folder: tiny.edit_json(folder / "config.json", model_type="nonsense"), "llama/pt: can't "),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678rubbish"), "llama/pt: can't load"),
-        (lambda folder: os.truncate(folder / "model.safetensors", 40_000), "llama/pt: can't load"),
-        (lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")], "llama/pt: can't load its tokenizer"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "llama/pt: can't load its tokenizer"),
+        (lambda folder: (folder / "config.json").write_text("{"), "llama-pt: can't "),
+        (lambda folder: tiny.edit_json(folder / "config.json", model_type="nonsense"), "llama-pt: can't "),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678rubbish"), "llama-pt: can't load"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 40_000), "llama-pt: can't load"),
+        (lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")], "llama-pt: can't load its tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "llama-pt: can't load its tokenizer"),
         (lambda folder: tiny.edit_json(folder / "config.json", hidden_size=48), "or has them in another shape (first: lm_head.weight)"),
         (lambda folder: shutil.rmtree(folder), "has no config.json"),
     ],
@@ -157,18 +157,18 @@ def test_tokenizer_with_more_tokens_than_the_model_has_embeddings(lake, copy):
     tokenizer.add_tokens(["cat sat"])
     tokenizer.save_pretrained(copy.pt.path)
     message = refused(lake.root, lambda: tiny.capture(lake.root, copy, tiny.RAW, variants=("pt",)))
-    assert message.startswith("prompt 'p1' of set tiny: token id 300 ('cat sat'), llama/pt has 300 embeddings")
+    assert message.startswith("prompt 'p1' of set tiny: token id 300 ('cat sat'), llama-pt has 300 embeddings")
 
 
 def test_stream_of_another_tokenizer(captured, lake, copy):
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["<unused0>"])
     tokenizer.save_pretrained(copy.it.path)
-    name = find_capture(captured, "llama/it", "native").stem
+    name = find_capture(captured, "llama-it", "native").stem
     shutil.copytree(captured.streams, lake.streams)
     model = load_model(copy.it)
     message = refused(lake.root, lambda: capture(lake, model, name, tiny.FULL))
-    assert message.startswith(f"stream {name}: was made with another tokenizer than that of llama/it")
+    assert message.startswith(f"stream {name}: was made with another tokenizer than that of llama-it")
 
 
 def test_memory_that_runs_out_while_generating(lake, llama, monkeypatch):
@@ -185,7 +185,7 @@ def test_memory_that_runs_out_while_generating(lake, llama, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(greedy, "decode", full)
         with pytest.raises(
-            LakeError, match="out of memory while llama/pt writes in batches of 2 prompts; .*--batch 1 needs less"
+            LakeError, match="out of memory while llama-pt writes in batches of 2 prompts; .*--batch 1 needs less"
         ):
             tiny.capture(lake.root, llama, tiny.RAW, variants=("pt",), batch=2)
     calls.clear()
@@ -261,12 +261,12 @@ def test_lake_that_a_kill_left_before_its_marker(tmp_path):
 
 def test_lake_of_a_newer_format(lake_copy, llama):
     newer = "format version 2, this actlake reads up to 1: upgrade"
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     marks = {
         lake_copy.root / "lake.json": lambda: Layout.open(lake_copy.root),
         lake_copy.streams / f"{path.stem}.json": lambda: tiny.capture(lake_copy.root, llama, tiny.NATIVE),
         path / "manifest.json": lambda: open_capture(path),
-        lake_copy.model("llama", "it") / "model.json": lambda: tiny.capture(
+        lake_copy.model("llama-it") / "model.json": lambda: tiny.capture(
             lake_copy.root, llama, tiny.BARE, variants=("it",)
         ),
     }
@@ -287,7 +287,7 @@ def test_another_checkpoint_under_the_same_name(lake_copy, copy):
     change_weight(copy.it.path, "lm_head.weight", lambda weight: weight[0, 0].add_(1))
     for stream in (tiny.NATIVE, tiny.RAW):
         message = refused(lake_copy.root, partial(tiny.capture, lake_copy.root, copy, stream))
-        assert "holds llama/it from other files or in another dtype (it, float32, " in message
+        assert "holds llama-it from other files or in another dtype (it, float32, " in message
     assert "bfloat16" in refused(
         lake_copy.root, lambda: tiny.capture(lake_copy.root, copy, tiny.NATIVE, variants=("pt",), dtype="bfloat16")
     )
@@ -296,7 +296,7 @@ def test_another_checkpoint_under_the_same_name(lake_copy, copy):
 def test_sealed_capture_with_fewer_sites_than_asked(tmp_path, llama):
     lean = replace(tiny.FULL, sites=("resid",), logits="none")
     layout = tiny.capture(tmp_path / "lake", llama, tiny.BARE, profile=lean, variants=("pt",))
-    assert set(open_capture(find_capture(layout, "llama/pt", "bare")).data_vars) == {"resid"}
+    assert set(open_capture(find_capture(layout, "llama-pt", "bare")).data_vars) == {"resid"}
     for profile, lacking in (
         (tiny.FULL, "mlp_out"),
         (replace(tiny.FULL, logits="full"), "mlp_out, logits"),
@@ -312,10 +312,10 @@ def test_full_and_no_logits(tmp_path, llama):
     full = tiny.capture(
         tmp_path / "full", llama, tiny.BARE, profile=replace(tiny.FULL, logits="full"), variants=("pt",)
     )
-    stored = Capture(find_capture(full, "llama/pt", "bare"))
+    stored = Capture(find_capture(full, "llama-pt", "bare"))
     assert stored.array("logits").shape[1] == len(tiny.tokenizer()) and "topk_id" not in stored.group
     topk = tiny.capture(tmp_path / "topk", llama, tiny.BARE, variants=("pt",))
-    other = Capture(find_capture(topk, "llama/pt", "bare"))
+    other = Capture(find_capture(topk, "llama-pt", "bare"))
     logits, ids = stored.array("logits")[:], other.array("topk_id")[:].astype(np.int64)
     assert np.array_equal(np.take_along_axis(logits, ids, -1), other.array("topk_logit")[:])
     total = np.log(np.exp(logits.astype(np.float64)).sum(-1))
@@ -353,7 +353,7 @@ def interrupted(tmp_path, llama, monkeypatch) -> Layout:
 
 
 def test_unsealed_capture_is_refused_until_it_is_finished(interrupted, llama, tmp_path):
-    path = find_capture(interrupted, "llama/pt", "bare")
+    path = find_capture(interrupted, "llama-pt", "bare")
     for action in (lambda: open_capture(path), lambda: Capture(path), lambda: verify(interrupted, path)):
         assert "this capture is not sealed" in refused(interrupted.root, action)
     row = list_captures(interrupted).iloc[0]
@@ -384,7 +384,7 @@ def test_prompts_that_changed_under_an_unfinished_capture(interrupted, llama, tm
         "limit": tiny.TEXTS[:3],
         "order": tiny.TEXTS[::-1],
     }[change]
-    path, changed = find_capture(interrupted, "llama/pt", "bare"), tiny.prompt_set(texts)
+    path, changed = find_capture(interrupted, "llama-pt", "bare"), tiny.prompt_set(texts)
     again = partial(tiny.capture, interrupted.root, llama, tiny.BARE, variants=("pt",))
     message = refused(interrupted.root, partial(again, prompts=changed))
     assert message.startswith(f"{path}: an unfinished capture of prompt set tiny as it was before")
@@ -393,7 +393,7 @@ def test_prompts_that_changed_under_an_unfinished_capture(interrupted, llama, tm
     again(prompts=changed)  # the tokens of `other`, so the same capture
     assert list_captures(interrupted).sealed.tolist() == [True] * 2
     undisturbed = tiny.capture(tmp_path / "undisturbed", llama, tiny.BARE, variants=("pt",))
-    assert tiny.tree(path) == tiny.tree(find_capture(undisturbed, "llama/pt", "bare"))
+    assert tiny.tree(path) == tiny.tree(find_capture(undisturbed, "llama-pt", "bare"))
 
 
 def test_changed_categories_are_no_other_tokens(interrupted, llama):
@@ -405,7 +405,7 @@ def test_changed_categories_are_no_other_tokens(interrupted, llama):
 
 
 def test_deleting_the_unfinished_capture_is_enough(interrupted, llama):
-    shutil.rmtree(find_capture(interrupted, "llama/pt", "bare"))
+    shutil.rmtree(find_capture(interrupted, "llama-pt", "bare"))
     few = tiny.prompt_set(tiny.TEXTS[:2])
     tiny.capture(interrupted.root, llama, tiny.BARE, variants=("pt",), prompts=few)
     assert list_captures(interrupted).sealed.tolist() == [True]
@@ -455,7 +455,7 @@ def test_full_disk_counts_the_safe_shards(tmp_path, llama, monkeypatch):
     monkeypatch.setattr(writer, "write_row", full)
     with pytest.raises(LakeError, match=r"disk full while writing .*: \d of 5 shards are safe") as caught:
         tiny.capture(tmp_path / "lake", llama, tiny.BARE, variants=("pt",))
-    safe = list((tmp_path / "lake").glob("captures/*/*/*/.progress/shard-*.json"))
+    safe = list((tmp_path / "lake").glob("captures/*/*/.progress/shard-*.json"))
     assert f": {len(safe)} of 5 shards are safe" in str(caught.value) and len(safe) < 5
 
 
@@ -467,15 +467,15 @@ def test_disk_that_can_not_hold_the_capture_is_refused_before(lake, llama, monke
     # The head of a model goes into the lake with its first capture and is counted once.
     monkeypatch.setattr("actlake.capture.run.batching.free_bytes", lambda _: 10**9)
     tiny.capture(lake.root, llama, tiny.BARE, variants=("it",))
-    head = read_head(lake, "llama", "it")[0]["unembed"].nbytes
-    pt, it = (find_capture(lake, f"llama/{variant}", "bare") for variant in ("pt", "it"))
+    head = read_head(lake, "llama-it")[0]["unembed"].nbytes
+    pt, it = (find_capture(lake, f"llama-{variant}", "bare") for variant in ("pt", "it"))
     asked: list[int] = []
     monkeypatch.setattr(
         "actlake.capture.run.capture.check_disk", lambda size, missing, path, more, weights: asked.append(more)
     )
     for path, model, more in ((it, "it", 0), (pt, "pt", int(head / 1.1))):
         shutil.rmtree(path)
-        shutil.rmtree(lake.model("llama", "pt"), ignore_errors=True)
+        shutil.rmtree(lake.model("llama-pt"), ignore_errors=True)
         tiny.capture(lake.root, llama, tiny.BARE, variants=(model,))
         assert asked.pop() == more
 
@@ -543,9 +543,9 @@ def test_nan_in_an_activation_is_placed_and_stops(tmp_path, copy):
     layout = Layout.open(tmp_path / "lake")
     (record,) = stream_records(layout)
     position = tiny.tokenizer()(prompts.prompts[3].text)["input_ids"].index(token)
-    assert message.startswith(f"llama/pt: resid is nan, boundary 0, prompt 'p3', position {position} (token ")
+    assert message.startswith(f"llama-pt: resid is nan, boundary 0, prompt 'p3', position {position} (token ")
     assert "--allow-nonfinite" in message and "\n" not in message
-    path = layout.capture("llama", "pt", record["name"])
+    path = layout.capture("llama-pt", record["name"])
     assert read_manifest(path) is None
     tiny.capture(tmp_path / "lake", copy, tiny.BARE, variants=("pt",), profile=profile, allow_nonfinite=True)
     manifest = read_manifest(path)
@@ -568,7 +568,7 @@ def test_infinity_in_a_narrow_dtype_names_the_layer(tmp_path, copy):
     (token,) = tiny.tokenizer()("z", add_special_tokens=False)["input_ids"]
     change_weight(copy.pt.path, "model.embed_tokens.weight", lambda weight: weight[token].fill_(1e6))
     prompts = tiny.prompt_set([("fine", "", "the cat"), ("hot", "", "z")])
-    with pytest.raises(LakeError, match=r"llama/pt: (resid|mlp_out) is -?(inf|nan), (boundary|layer) \d, prompt 'hot'"):
+    with pytest.raises(LakeError, match=r"llama-pt: (resid|mlp_out) is -?(inf|nan), (boundary|layer) \d, prompt 'hot'"):
         tiny.capture(tmp_path / "lake", copy, tiny.BARE, variants=("pt",), prompts=prompts, dtype="float16")
 
 
@@ -621,10 +621,10 @@ COMMANDS = [
     (["capture", "llama", "--prompts", "tiny", "--lake", "{catalog}"], "this is a file, not a folder"),
     (["capture", "llama", "--prompts", "tiny", "--lake", "{folder}"], "the folder is not empty and not a lake"),
     (["ls", "--lake", "{folder}/nowhere"], "no lake at"),
-    (["show", "llama/it/native"], "no capture of llama/it"),
+    (["show", "llama-it/native"], "no capture of llama-it"),
     (["show", "llama"], "expected PAIR/pt or PAIR/it"),
     (["verify"], "no sealed capture to verify"),
-    (["verify", "llama/it/native"], "no capture of llama/it"),
+    (["verify", "llama-it/native"], "no capture of llama-it"),
     (["run", "L99"], "L99"),
     (["run", "L1"], "name a pair"),
     (["run", "L1", "--pair", "llama"], "llama"),
@@ -669,11 +669,11 @@ def test_malformed_catalog_names_the_line(command, catalog, tmp_path):
 
 
 def test_commands_do_their_work_and_find_damage(command, tmp_path):
-    code, out, _ = command("capture", "llama", "it", "--prompts", "tiny", "--batch", "4", "--json")
+    code, out, _ = command("capture", "llama-it", "--prompts", "tiny", "--batch", "4", "--json")
     assert code == 0
     (row,) = json.loads(out)
     assert (row["reused"], row["tokens"]) == (False, read_manifest(Path(row["path"]))["n_tokens"])
-    code, out, _ = command("capture", "llama", "it", "--prompts", "tiny", "--batch", "4", "--json")
+    code, out, _ = command("capture", "llama-it", "--prompts", "tiny", "--batch", "4", "--json")
     assert code == 0 and json.loads(out) == [{**row, "reused": True, "seconds": 0.0}]
     code, out, _ = command("ls", "--json")
     assert code == 0 and json.loads(out)[0]["sealed"] is True

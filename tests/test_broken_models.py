@@ -60,13 +60,13 @@ def test_a_missing_tensor_stops_the_rows_that_need_it(scene, monkeypatch) -> Non
     answered, refused = asked(layout, file)
     assert answered == set(ROWS) - REPLAYED and set(refused) == REPLAYED
     for row, reason in refused.items():
-        assert "model llama/pt: " in reason and "lacks 1 weights" in reason and "down_proj" in reason, row
+        assert "model llama-pt: " in reason and "lacks 1 weights" in reason and "down_proj" in reason, row
         assert reason.endswith(f"; then run `actlake run {row} --pair llama`") and "\n" not in reason
     assert sorted(loads) == [
-        "llama/it",
-        "llama/it",
-        "llama/pt",
-        "llama/pt",
+        "llama-it",
+        "llama-it",
+        "llama-pt",
+        "llama-pt",
     ]  # before and after probes, not once a condition
     left = {path.parent.name for path in (layout.root / "tables").rglob("*.parquet")}
     assert {"delta", "pair_lens", "tokens", "writeout"} <= left
@@ -80,7 +80,7 @@ def test_a_missing_folder_is_seen_before_anything_runs(scene) -> None:
     shutil.rmtree(folder)
     answered, refused = asked(layout, file)
     assert answered == set(ROWS) - REPLAYED
-    assert all(f"model llama/pt: {folder} has no config.json" in reason for reason in refused.values())
+    assert all(f"model llama-pt: {folder} has no config.json" in reason for reason in refused.values())
 
 
 def test_optional_tables_of_a_model_that_does_not_load_are_done_without(scene, monkeypatch) -> None:
@@ -108,6 +108,6 @@ def test_all_rows_with_a_broken_model(scene, tmp_path, monkeypatch) -> None:
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
     said = " ".join(done.stdout.split())
     assert done.exit_code == 0 and "2 of 3 rows" in said
-    assert "exp23 model llama/pt: " in said and said.count("lacks 1 weights") == 1
+    assert "exp23 model llama-pt: " in said and said.count("lacks 1 weights") == 1
     assert pd.read_csv(tmp_path / "out" / "exp16-llama.csv")["n"].max() == 12
     assert "lacks 1 weights" in (tmp_path / "out" / "index.html").read_text()

@@ -63,7 +63,7 @@ def references(
 
 
 def opened(layout: Layout, family: str, stream: str = "raw") -> Capture:
-    return Capture(find_capture(layout, f"{family}/pt", stream))
+    return Capture(find_capture(layout, f"{family}-pt", stream))
 
 
 @pytest.fixture(scope="module")

@@ -40,12 +40,11 @@ def test_batch_plan_by_hand():
 
 
 def test_manifest_says_where_a_capture_comes_from(captured, llama):
-    path = find_capture(captured, "llama/it", "native")
-    manifest, model = read_manifest(path), read_model(captured, "llama", "it")
+    path = find_capture(captured, "llama-it", "native")
+    manifest, model = read_manifest(path), read_model(captured, "llama-it")
     identity = identify(llama.it)
     assert manifest["provenance"] == {
-        "pair": "llama",
-        "variant": "it",
+        "model": "llama-it",
         "model_id": "it",
         "model_revision": None,
         "model_sha256": identity["sha256"],
@@ -78,7 +77,7 @@ def test_nothing_in_a_lake_tells_the_machine_or_the_time(captured, llama):
 
 
 def test_pt_and_it_share_the_plan_and_differ_in_values(captured):
-    one, two = (Capture(find_capture(captured, f"llama/{v}", s)) for v, s in (("pt", "teacher"), ("it", "native")))
+    one, two = (Capture(find_capture(captured, f"llama-{v}", s)) for v, s in (("pt", "teacher"), ("it", "native")))
     steps = [c.array("step")[:] for c in (one, two)]
     prompts = [c.array("prompt")[:] for c in (one, two)]
     keys = [list(zip(p[s >= 0], s[s >= 0], strict=True)) for p, s in zip(prompts, steps, strict=True)]
@@ -91,7 +90,7 @@ def test_pt_and_it_share_the_plan_and_differ_in_values(captured):
 def test_shard_size_changes_no_value(tmp_path, captured, llama, shard):
     profile = replace(tiny.FULL, shard_tokens=shard)
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, profile=profile, variants=("it",))
-    one, two = (Capture(find_capture(lake, "llama/it", "native")) for lake in (captured, layout))
+    one, two = (Capture(find_capture(lake, "llama-it", "native")) for lake in (captured, layout))
     for name in ("resid", "mlp_out", "topk_id", "topk_logit", "logsumexp"):
         assert np.array_equal(one.array(name)[:], two.array(name)[:])
     assert two.manifest["n_shards"] == -(-one.n_tokens // shard)
@@ -111,7 +110,7 @@ def test_two_runs_in_two_lakes_are_the_same_bytes(captured, llama, tmp_path):
         (KeyboardInterrupt, pytest.raises(KeyboardInterrupt)),
         (
             MemoryError,
-            pytest.raises(LakeError, match="out of memory while capturing llama/it in batches of 4.*--batch 2"),
+            pytest.raises(LakeError, match="out of memory while capturing llama-it in batches of 4.*--batch 2"),
         ),
         (torch.OutOfMemoryError, pytest.raises(LakeError, match="what is written stays")),
     ],
@@ -131,20 +130,20 @@ def test_stopping_in_the_middle_keeps_what_is_written(tmp_path, captured, llama,
             tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, variants=("it",))
     layout = Layout.open(tmp_path / "lake")
     assert list_captures(layout)["sealed"].tolist() == [False]
-    kept = list((tmp_path / "lake").glob("captures/*/*/*/.progress/shard-*.json"))
+    kept = list((tmp_path / "lake").glob("captures/*/*/.progress/shard-*.json"))
     assert kept
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "lake").rglob("c/0/0/0")}
     tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, variants=("it",))
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())  # finished rows are not written again
-    folder = "captures/llama/it"
+    folder = "captures/llama-it"
     assert tiny.tree(layout.root / folder) == tiny.tree(captured.root / folder)
 
 
 def test_estimate_is_what_is_written(captured, llama):
-    stream = read_stream(captured, find_capture(captured, "llama/it", "native").stem)
+    stream = read_stream(captured, find_capture(captured, "llama-it", "native").stem)
     template = make_template(load_model(llama.it), stream, tiny.FULL, 4)
     size = estimate(template, batch_plan(np.diff(stream.offset).tolist(), 4))
-    manifest = read_manifest(find_capture(captured, "llama/it", "native"))
+    manifest = read_manifest(find_capture(captured, "llama-it", "native"))
     assert (size.tokens, size.shards) == (manifest["n_tokens"], manifest["n_shards"])
     assert size.raw == stream.n_tokens * 4 * (4 * 32 + 3 * 32 + 64 + 64 + 1)
     shards = sum(entry["bytes"] for name, entry in manifest["files"].items() if "/c/" in name)
@@ -167,7 +166,7 @@ def test_check_names_the_lowest_layer_first():
 
 def test_stored_head_is_the_models(captured, llama):
     model = load_model(llama.it)
-    arrays, attrs = read_head(captured, "llama", "it")
+    arrays, attrs = read_head(captured, "llama-it")
     assert np.array_equal(arrays["unembed"], model.hf.lm_head.weight.detach().numpy())
     assert np.array_equal(arrays["norm_weight"], model.hf.model.norm.weight.detach().numpy())
     assert arrays["real_token"].sum() == len(model.tokenizer)

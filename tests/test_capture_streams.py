@@ -46,7 +46,7 @@ def taught(tmp_path_factory, pairs):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_continuation_is_the_naive_argmax(taught, pairs, family):
     for variant in ("pt", "it"):
-        stream = stream_of(taught(family), f"{family}/{variant}", "native")
+        stream = stream_of(taught(family), f"{family}-{variant}", "native")
         hf = AutoModelForCausalLM.from_pretrained(pairs(family).model(variant).path)
         told = [row[start:].tolist() for row, start in zip(stream.tokens, stream.starts, strict=True)]
         prompts = [row[:start].tolist() for row, start in zip(stream.tokens, stream.starts, strict=True)]
@@ -55,7 +55,7 @@ def test_continuation_is_the_naive_argmax(taught, pairs, family):
 
 
 def test_native_is_raw_for_pt_and_chat_for_it(captured, llama):
-    pt, it = (stream_of(captured, f"llama/{v}", "native") for v in ("pt", "it"))
+    pt, it = (stream_of(captured, f"llama-{v}", "native") for v in ("pt", "it"))
     tokenizer = load_tokenizer(llama.it)
     for (_, _, text), tokens, start in zip(tiny.TEXTS, pt.tokens, pt.starts, strict=True):
         assert tokenizer.decode(tokens[:start]) == f"<|bos|>{text}"
@@ -71,7 +71,7 @@ def test_native_is_raw_for_pt_and_chat_for_it(captured, llama):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_teacher_gives_pt_the_words_of_it(taught, family):
     teacher, native_pt, native_it = (
-        stream_of(taught(family), f"{family}/{variant}", stream)
+        stream_of(taught(family), f"{family}-{variant}", stream)
         for variant, stream in (("pt", "teacher"), ("pt", "native"), ("it", "native"))
     )
     for p in range(len(IDS)):
@@ -89,9 +89,9 @@ def test_teacher_gives_pt_the_words_of_it(taught, family):
 
 
 def test_it_teacher_is_its_native_stream_and_is_captured_once(captured):
-    assert find_capture(captured, "llama/it", "teacher") == find_capture(captured, "llama/it", "native")
-    assert sorted(p.name.split("-")[0] for p in captured.capture("llama", "it", "x").parent.iterdir()) == ["native"]
-    assert sorted(p.name.split("-")[0] for p in captured.capture("llama", "pt", "x").parent.iterdir()) == [
+    assert find_capture(captured, "llama-it", "teacher") == find_capture(captured, "llama-it", "native")
+    assert sorted(p.name.split("-")[0] for p in captured.capture("llama-it", "x").parent.iterdir()) == ["native"]
+    assert sorted(p.name.split("-")[0] for p in captured.capture("llama-pt", "x").parent.iterdir()) == [
         "native",
         "teacher",
     ]
@@ -105,8 +105,8 @@ def test_equal_content_under_three_names_is_one_capture(tmp_path, llama):
         layout = tiny.capture(tmp_path / "lake", llama, *streams, variants=("pt",))
         trees.append(tiny.tree(layout.root))
         assert trees[-1] == trees[0]
-        assert [p.name.split("-")[0] for p in layout.capture("llama", "pt", "x").parent.iterdir()] == ["raw"]
-        assert {find_capture(layout, "llama/pt", s.name).stem.split("-")[0] for s in streams} == {"raw"}
+        assert [p.name.split("-")[0] for p in layout.capture("llama-pt", "x").parent.iterdir()] == ["raw"]
+        assert {find_capture(layout, "llama-pt", s.name).stem.split("-")[0] for s in streams} == {"raw"}
 
 
 def test_two_models_that_say_the_same_share_a_stream(tmp_path, llama):
@@ -115,7 +115,7 @@ def test_two_models_that_say_the_same_share_a_stream(tmp_path, llama):
     (tmp_path / "same" / "generation_config.json").unlink()
     config = tmp_path / "same" / "config.json"
     config.write_text(config.read_text() + "\n")  # other bytes, so another checkpoint, with the same weights
-    twins = type(llama)("llama", llama.pt, tiny.spec(tmp_path / "same", "llama", "it"), {})
+    twins = type(llama)("llama", llama.pt, tiny.spec(tmp_path / "same", "llama-it"), {})
     trees = []
     for _ in range(3):
         layout = tiny.capture(tmp_path / "lake", twins, tiny.RAW, tiny.NATIVE, tiny.TEACHER)
@@ -123,7 +123,7 @@ def test_two_models_that_say_the_same_share_a_stream(tmp_path, llama):
         assert trees[-1] == trees[0]
         for record in stream_records(layout):
             assert read_stream(layout, record["name"]).content_sha256 == record["content_sha256"]
-        assert find_capture(layout, "llama/pt", "raw").stem == find_capture(layout, "llama/it", "raw").stem
+        assert find_capture(layout, "llama-pt", "raw").stem == find_capture(layout, "llama-it", "raw").stem
 
 
 def test_nothing_is_loaded_when_everything_is_there(captured, llama, monkeypatch):
@@ -143,7 +143,7 @@ def test_nothing_is_loaded_when_everything_is_there(captured, llama, monkeypatch
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bos_exactly_once(taught, family):
-    for model, name in ((f"{family}/pt", "native"), (f"{family}/it", "native"), (f"{family}/pt", "teacher")):
+    for model, name in ((f"{family}-pt", "native"), (f"{family}-it", "native"), (f"{family}-pt", "teacher")):
         stream = stream_of(taught(family), model, name)
         for tokens, start in zip(stream.tokens, stream.starts, strict=True):
             assert tokens[0] == tiny.BOS and tokens[:start].tolist().count(tiny.BOS) == 1
@@ -151,10 +151,10 @@ def test_bos_exactly_once(taught, family):
 
 def test_the_seeds_double_bos(tmp_path, captured, llama):
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, double_bos=True)
-    pt, it = (stream_of(layout, f"llama/{v}", "native") for v in ("pt", "it"))
+    pt, it = (stream_of(layout, f"llama-{v}", "native") for v in ("pt", "it"))
     assert all(row[:2].tolist() == [tiny.BOS] * 2 and row[2] != tiny.BOS for row in it.tokens)
     assert it.recipe["double_bos"] and not pt.recipe["double_bos"]
-    assert pt.content_sha256 == stream_of(captured, "llama/pt", "native").content_sha256
+    assert pt.content_sha256 == stream_of(captured, "llama-pt", "native").content_sha256
 
 
 def test_bos_is_added_where_the_chat_template_forgets_it():
@@ -176,8 +176,8 @@ def test_stop_token_ends_the_continuation_and_is_kept(tmp_path, llama):
     stop = free[3]
     assert stop not in free[:3] and len(free) == 6
     (tmp_path / "pt" / "generation_config.json").write_text(json.dumps({"eos_token_id": [tiny.EOS, stop]}))
-    pair = type(llama)("llama", tiny.spec(tmp_path / "pt", "llama", "pt"), None, {})
-    stream = stream_of(tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("pt",)), "llama/pt", "raw")
+    pair = type(llama)("llama", tiny.spec(tmp_path / "pt", "llama-pt"), None, {})
+    stream = stream_of(tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("pt",)), "llama-pt", "raw")
     told = [row[start:].tolist() for row, start in zip(stream.tokens, stream.starts, strict=True)]
     assert told[0] == free[:4]
     stops = (tiny.EOS, stop)
@@ -198,7 +198,7 @@ def test_coordinates_on_a_hand_made_example(tmp_path, llama):
     texts = (("a", "X", "xy"), ("b", "", "z"), ("c", "X", "xyz"))
     two = StreamSpec("raw", "raw", "own", 2)
     layout = tiny.capture(tmp_path / "lake", llama, two, variants=("pt",), prompts=tiny.prompt_set(texts))
-    capture = Capture(find_capture(layout, "llama/pt", "raw"))
+    capture = Capture(find_capture(layout, "llama-pt", "raw"))
     found = {
         name: capture.array(name)[:].tolist() for name in ("prompt", "position", "step", "offset", "boundary", "layer")
     }
@@ -225,10 +225,10 @@ def test_coordinates_on_a_hand_made_example(tmp_path, llama):
 
 def test_stream_without_continuation(tmp_path, llama):
     layout = tiny.capture(tmp_path / "lake", llama, tiny.BARE)
-    stream = stream_of(layout, "llama/pt", "bare")
+    stream = stream_of(layout, "llama-pt", "bare")
     assert set(stream.columns["step"].tolist()) == {-1} and not stream.columns["is_continuation"].any()
     # Same text, same tokenizer, nobody's continuation: one stream for both.
-    assert find_capture(layout, "llama/pt", "bare").name == find_capture(layout, "llama/it", "bare").name
+    assert find_capture(layout, "llama-pt", "bare").name == find_capture(layout, "llama-it", "bare").name
 
 
 def test_real_tokens_leave_out_placeholders_and_the_tail():

@@ -24,7 +24,7 @@ from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = Path(module.__file__).resolve().parent.parent
+ROOT = module.PACKAGED.resolve().parent
 SEED_PAIRS = ["gemma3_4b", "llama31_8b", "qwen3_4b", "mistral_7b", "deepseek_v2_lite", "olmo2_7b"]
 LAPTOP_PAIRS = ["smollm2_135m", "gemma3_270m", "qwen3_06b", "olmo2_1b"]
 DENSE5 = [pair for pair in SEED_PAIRS if pair != "deepseek_v2_lite"]
@@ -55,7 +55,7 @@ def test_the_packaged_catalog_holds_what_the_design_promises(tmp_path, monkeypat
     assert list(catalog.pairs) == ["pocket", *SEED_PAIRS, "qwen25_32b", *LAPTOP_PAIRS]
     pocket = catalog.pair("pocket")
     assert pocket.windows == {}
-    assert pocket.it == ModelSpec("pocket", "it", module.PACKAGED.parent / "models/pocket/it", None, None, None)
+    assert pocket.it == ModelSpec("pocket-it", module.PACKAGED.parent / "models/pocket/it", None, None, None)
     assert catalog.streams == {
         "raw": StreamSpec("raw", "raw", "own", 64),
         "native": StreamSpec("native", "native", "own", 64),
@@ -129,8 +129,8 @@ lakes:
     catalog = load_catalog(path)
     assert catalog.pair("a.B-1_c") == PairSpec(
         "a.B-1_c",
-        ModelSpec("a.B-1_c", "pt", tmp_path / "models/pt", None, None, "x.gguf"),
-        ModelSpec("a.B-1_c", "it", None, "org/name", "abc", None),
+        ModelSpec("a.B-1_c-pt", tmp_path / "models/pt", None, None, "x.gguf", "raw"),
+        ModelSpec("a.B-1_c-it", None, "org/name", "abc", None, "chat"),
         {"late": (20, 34), "all": (0, 34)},
     )
     assert catalog.pair("a.B-1_c").model("it").hub == "org/name"
@@ -202,7 +202,7 @@ def test_a_pair_of_one_model_says_so(tmp_path):
         (
             "lakes: {a: x}\npears: {}\n",
             2,
-            "no setting 'pears'; known are pairs, prompts, streams, profiles, conditions, lakes, sources, metadata; did",
+            "no setting 'pears'; known are models, pairs, chains, prompts, streams, profiles, conditions, lakes, sources, metadata; did",
         ),
         ("lakes:\n\npairs: {}\n", 1, "lakes is empty"),
         ("streams:\n  - a\n", 2, "streams is a list"),
@@ -221,14 +221,23 @@ def test_a_pair_of_one_model_says_so(tmp_path):
         ("pairs:\n  a: {}\n", 2, "pair a names no model"),
         ("pairs:\n  a: {windows: {late: [0, 1]}}\n", 2, "pair a names no model"),
         ("pairs:\n  a:\n    base: {path: x}\n", 3, "pair a has no setting 'base'"),
-        ("pairs:\n  a:\n    pt: models/x\n", 3, "pair a, pt is 'models/x', expected `key: value`"),
+        ("pairs:\n  a:\n    pt: models/x\n", 3, "a names the model 'models/x', which no catalog has"),
+        ("pairs:\n  a: {pt: pocket-it, it: pocket-it}\n", 2, "pt and it are one model, pocket-it"),
+        ("models:\n  a-pt: {path: x}\npairs:\n  a:\n    pt: {path: y}\n", 5, "model a-pt: named twice"),
+        ("models:\n  a: {path: x}\n  a: {path: y}\n", 3, "'a' is already on line 2"),
+        ("models:\n  a: {path: x, template: native}\n", 2, "template is 'native', expected one of raw, chat"),
+        ("models:\n  '[red]a': {path: x}\n", 2, "'[red]a' is no name"),
+        ("chains:\n  c: [pocket-pt, nobody]\n", 2, "c names the model 'nobody', which no catalog has"),
+        ("chains:\n  c: [pocket-pt]\n", 2, "expected two models or more"),
+        ("chains:\n  c: pocket-pt\n", 2, "expected a list: [base, sft, dpo]"),
+        ("chains:\n  c: [pocket-pt, pocket-pt]\n", 2, "names one thing twice"),
         ("pairs:\n  a:\n    pt: {}\n", 3, "expected either path (a folder) or hub"),
         ("pairs:\n  a:\n    pt: {path: x, hub: o/n}\n", 3, "expected either path (a folder) or hub"),
         ("pairs:\n  a:\n    pt:\n      path: x\n      revision: y\n", 5, "a folder has no revision"),
         (
             "pairs:\n  a:\n    pt: {path: x, hubb: y}\n",
             3,
-            "no setting 'hubb'; known are path, hub, revision, gguf_file; did",
+            "no setting 'hubb'; known are path, hub, revision, gguf_file, template; did",
         ),
         ("pairs:\n  a:\n    pt: {path: [x]}\n", 3, "pair a, pt, path is a list, expected text"),
         ("pairs:\n  a:\n    pt: {path: }\n", 3, "pair a, pt, path is empty, expected text"),
@@ -405,7 +414,7 @@ def test_a_model_of_one_block_has_no_windows():
 
 
 def published() -> list[dict[str, str]]:
-    with open(ROOT / "queries" / "published.csv", newline="", encoding="utf-8") as file:
+    with open(ROOT / "queries" / "rows" / "published.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -475,3 +484,43 @@ conditions:
 def test_packaged_conditions_are_understood():
     for condition in load_catalog(PACKAGED).conditions.values():
         assert parse_edits(condition.edits, 34, default_windows(34))
+
+
+def test_models_pairs_and_chains_name_each_other(tmp_path):
+    catalog = load_catalog(
+        write(
+            tmp_path,
+            """\
+models:
+  base: {path: base}
+  sft: {path: sft}
+  dpo: {hub: o/dpo}
+  odd: {path: odd, template: raw}
+pairs:
+  tuned: {pt: base, it: sft}
+  preferred: {pt: sft, it: dpo}
+  both: {pt: base, it: dpo, windows: {late: [1, 2]}}
+  beside: {pt: {path: other}, it: sft}
+chains:
+  stages: [base, sft, dpo]
+""",
+        )
+    )
+    assert catalog.chains == {"stages": ("base", "sft", "dpo")}
+    assert catalog.pair("preferred").models == {"pt": "sft", "it": "dpo"}
+    assert catalog.pair("beside").models == {"pt": "beside-pt", "it": "sft"}
+    assert catalog.pair("tuned").it is catalog.pair("preferred").pt is catalog.model("sft")  # one checkpoint
+    templates = {name: catalog.model(name).template for name in ("base", "sft", "dpo", "odd", "beside-pt")}
+    assert templates == {"base": "raw", "sft": "chat", "dpo": "chat", "odd": "raw", "beside-pt": "raw"}
+    assert catalog.pair("both").windows == {"late": (1, 2)}
+
+
+def test_one_name_is_not_a_model_and_a_pair(tmp_path):
+    path = write(tmp_path, "models: {mine: {path: x}}\npairs: {mine: {pt: {path: a}, it: {path: b}}}")
+    with pytest.raises(LakeError, match="mine is a name in models and in pairs"):
+        load_catalog(path)
+
+
+def test_a_name_of_the_packaged_catalog_may_become_another_kind_of_thing(tmp_path):
+    catalog = load_catalog(write(tmp_path, "pairs: {gemma3_4b-pt: {pt: {path: a}, it: {path: b}}}"))
+    assert "gemma3_4b-pt" not in catalog.models and "gemma3_4b" not in catalog.pairs

@@ -65,9 +65,9 @@ def test_names_from_a_lake_are_no_markup_in_a_notebook(lake: Lake) -> None:
 
 
 def test_a_lake_a_head_and_probes_are_short(lake: Lake) -> None:
-    assert repr(lake).startswith("Lake('") and "llama; 3 captures, " in repr(lake)
+    assert repr(lake).startswith("Lake('") and "llama-it, llama-pt; 3 captures, " in repr(lake)
     assert "llama" in lake._repr_html_() and "tiny" in lake._repr_html_()
-    head = lake.head("llama/it")
+    head = lake.head("llama-it")
     assert repr(head) == "Head(300 tokens x 32, rms norm)" and "<th" in head._repr_html_()
     probes = actlake.analyze.lens.tuned_lens.Probes.identity(3, 32)
     assert repr([probes]) == "[Probes(3 boundaries, width 32)]" and "width" in probes._repr_html_()
@@ -77,7 +77,7 @@ def test_what_can_be_asked_and_what_there_is(lake: Lake) -> None:
     rows = lake.rows
     assert isinstance(rows, pd.DataFrame) and set(rows.columns) == {"row", "title", "how", "streams", "tables"}
     assert rows.L1(pair="llama").query.id == "L1" and rows.title.str.len().min() > 5
-    assert lake.models["model"].tolist() == ["llama/it", "llama/pt"] and lake.models["blocks"].tolist() == [3, 3]
+    assert lake.models["model"].tolist() == ["llama-it", "llama-pt"] and lake.models["blocks"].tolist() == [3, 3]
     assert set(lake.streams["recipe"]) == {"native", "teacher"}
     known = lake.tables.set_index("table")
     assert (
@@ -103,14 +103,14 @@ def test_texts_of_prompts_come_from_the_set_or_from_its_tokens(lake: Lake, tmp_p
 
 
 def test_one_prompt_of_a_capture(lake: Lake) -> None:
-    whole = lake.dataset("llama/it", "native")
+    whole = lake.dataset("llama-it", "native")
     names = whole["prompt_id"].values.tolist()
-    some = lake.dataset("llama/it", "native", prompt=names[3])
+    some = lake.dataset("llama-it", "native", prompt=names[3])
     assert set(some["prompt"].values.tolist()) == {3}
     assert np.array_equal(some.resid.values, whole.resid.values[whole["prompt"].values == 3], equal_nan=True)
-    assert set(lake.dataset("llama/it", "native", prompt=[names[0], names[5]])["prompt"].values.tolist()) == {0, 5}
+    assert set(lake.dataset("llama-it", "native", prompt=[names[0], names[5]])["prompt"].values.tolist()) == {0, 5}
     with pytest.raises(LakeError, match=f"no prompt '{names[3]}x' among the 24 of this capture; did you mean "):
-        lake.dataset("llama/it", "native", prompt=f"{names[3]}x")
+        lake.dataset("llama-it", "native", prompt=f"{names[3]}x")
 
 
 def test_directions_are_unit_vectors_of_each_layer(lake: Lake) -> None:

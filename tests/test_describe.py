@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 def test_every_family(pairs, family):
     model, entry = load_model(pairs(family).it), tiny.FAMILIES[family]
     found = json.loads(json.dumps(describe(model)))
-    assert (found["model"], found["class"]) == (f"{family}/it", type(model.hf).__name__)
+    assert (found["model"], found["class"]) == (f"{family}-it", type(model.hf).__name__)
     assert (found["blocks"], found["d_model"], found["vocab"], found["max_positions"]) == (3, 32, 300, 128)
     assert found["norm_placement"] == entry.placement and found["head"]["norm"] == entry.norm
     assert ("norm(mlp_out)" in found["mlp_out"]) == bool(entry.post_norms)
@@ -137,7 +137,7 @@ def check(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str,
 
 def test_command(check, llama):
     code, out, _ = check("llama")
-    assert code == 0 and "llama/pt\n" in out and "llama/it\n" in out and out.rstrip().endswith("captured as a pair")
+    assert code == 0 and "llama-pt\n" in out and "llama-it\n" in out and out.rstrip().endswith("captured as a pair")
     assert out.count("head(resid[:, L]) is the model's logits") == 2
     code, out, _ = check(str(llama.it.path), "--json", "--dtype", "bfloat16")
     (found,) = json.loads(out)

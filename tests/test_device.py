@@ -63,7 +63,7 @@ def test_ranks_share_the_gpus_of_a_machine(machine) -> None:
 def test_a_capture_says_and_records_the_device(tmp_path: Path, llama, capfd, machine) -> None:
     layout = tiny.capture(tmp_path / "lake", llama, tiny.BARE)
     assert "weights, on cpu" in " ".join(capfd.readouterr().err.split())
-    path = find_capture(layout, "llama/it", "bare")
+    path = find_capture(layout, "llama-it", "bare")
     assert Capture(path).manifest["provenance"]["device"] == "cpu"
     with pytest.raises(LakeError, match="devices here: cpu"):
         load_model(llama.it, "cuda")

@@ -103,7 +103,7 @@ def test_weights_that_do_not_fit(llama, monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(
-        LakeError, match="model llama/it: its weights do not fit into the memory of cpu; --device-map auto"
+        LakeError, match="model llama-it: its weights do not fit into the memory of cpu; --device-map auto"
     ):
         load_model(llama.it)
 
@@ -122,7 +122,7 @@ def test_commands_pass_it_on(tmp_path, llama, monkeypatch, capsys):
     for place in ("streams.capture_pair", "model.describe", "model.load"):
         monkeypatch.setattr(f"actlake.capture.{place}.load_model", load)
     for words in (
-        ["capture", "llama", "it", "--prompts", "tiny", "--max-new-tokens", "2"],
+        ["capture", "llama-it", "--prompts", "tiny", "--max-new-tokens", "2"],
         ["verify", "--reforward", "1"],
         ["model", "check", "llama"],
     ):

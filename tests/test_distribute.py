@@ -90,8 +90,8 @@ def catalog_of(pair, folder: Path) -> Path:
 
 
 def scope(lake: Layout, stream: str) -> Scope:
-    names = {variant: find_capture(lake, f"llama/{variant}", stream).stem for variant in ("pt", "it")}
-    return Scope("llama", names, stream)
+    names = {variant: find_capture(lake, f"llama-{variant}", stream).stem for variant in ("pt", "it")}
+    return tiny.scope("llama", names, stream)
 
 
 def made(lake: Layout) -> dict[str, bytes]:

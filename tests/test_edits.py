@@ -1,7 +1,7 @@
 """Edits against full forwards of the untouched Hugging Face models with hooks written here; each no-op is one, bit for bit."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -27,7 +27,7 @@ from actlake.capture.edit.replay import Start, load_late, load_mlps, open_start,
 from actlake.capture.model.load import Model, load_model
 from actlake.capture.model.partial import Donor, load_donor
 from actlake.store.captures.reader import Capture
-from actlake.store.core.catalog import StreamSpec, load_catalog
+from actlake.store.core.catalog import StreamSpec
 from actlake.store.core.errors import LakeError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -72,16 +72,16 @@ def scenes(tmp_path_factory, pairs) -> Callable[[str], Scene]:
     def scene(family: str) -> Scene:
         pair = pairs(family)
         layout = tiny.capture(root / family, pair, SHARED)
-        catalog = replace(load_catalog(), pairs={family: pair})
-        starts = {v: open_start(layout, f"{family}/{v}", "shared", 1) for v in ("pt", "it")}
+        catalog = tiny.catalog_of(pair)
+        starts = {v: open_start(layout, f"{family}-{v}", "shared", 1) for v in ("pt", "it")}
         captures = {v: Capture(start.path) for v, start in starts.items()}
         hf = {v: AutoModelForCausalLM.from_pretrained(pair.model(v).path, attn_implementation="sdpa") for v in starts}
         return Scene(
-            load_late(layout, f"{family}/pt", 1, catalog),
+            load_late(layout, f"{family}-pt", 1, catalog),
             starts,
             captures,
-            load_mlps(layout, f"{family}/it", (1, 3), catalog),
-            load_mlps(layout, f"{family}/pt", (1, 3), catalog),
+            load_mlps(layout, f"{family}-it", (1, 3), catalog),
+            load_mlps(layout, f"{family}-pt", (1, 3), catalog),
             hf,
             {v: model.eval().get_submodule(tiny.FAMILIES[family].blocks) for v, model in hf.items()},
             captures["pt"].array("step")[:],
@@ -297,9 +297,9 @@ def test_every_edit_has_a_noop_that_is_tested():
 def test_noops_in_bfloat16(tmp_path):
     pair = tiny.make_pair(tmp_path / "pair", "gemma3", torch.bfloat16)
     layout = tiny.capture(tmp_path / "lake", pair, SHARED, variants=("it", "pt"))
-    catalog = replace(load_catalog(), pairs={"gemma3": pair})
-    late, start = load_late(layout, "gemma3/pt", 1, catalog), open_start(layout, "gemma3/pt", "shared", 1)
-    own = load_mlps(layout, "gemma3/pt", (1, 3), catalog)
+    catalog = tiny.catalog_of(pair)
+    late, start = load_late(layout, "gemma3-pt", 1, catalog), open_start(layout, "gemma3-pt", "shared", 1)
+    own = load_mlps(layout, "gemma3-pt", (1, 3), catalog)
     plain = replay_whole(late, start).arrays
     for edit in (Scale(UNITS, 1.0), Inject(UNITS, 0.0), Graft(own), RandomGraft(own), BoundaryPatch(1, start.states)):
         found = replay_whole(late, start, [edit]).arrays
@@ -401,11 +401,11 @@ def test_slots_lay_states_out_as_the_batch_is():
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (lambda s: Scale(random_units((0,), WIDTH), 2.0), "edit Scale of llama/pt: block 0 is outside the blocks that run, 1 to 2"),
-        (lambda s: Zero(blocks=(3,)), "edit Zero of llama/pt: block 3 is outside"),
-        (lambda s: Graft(s.donor, (1, 5)), "edit Graft of llama/pt: block 5 is outside"),
-        (lambda s: Graft(Donor("llama/it", {1: s.donor.mlps[1]}), (1, 2)), "donor llama/it: no MLP of block 2 is loaded, only of 1"),
-        (lambda s: BoundaryPatch(0, resid(s, 1)), "boundary patch of llama/pt: no boundary 0; .* 1 to 3"),
+        (lambda s: Scale(random_units((0,), WIDTH), 2.0), "edit Scale of llama-pt: block 0 is outside the blocks that run, 1 to 2"),
+        (lambda s: Zero(blocks=(3,)), "edit Zero of llama-pt: block 3 is outside"),
+        (lambda s: Graft(s.donor, (1, 5)), "edit Graft of llama-pt: block 5 is outside"),
+        (lambda s: Graft(Donor("llama-it", {1: s.donor.mlps[1]}), (1, 2)), "donor llama-it: no MLP of block 2 is loaded, only of 1"),
+        (lambda s: BoundaryPatch(0, resid(s, 1)), "boundary patch of llama-pt: no boundary 0; .* 1 to 3"),
         (lambda s: Scale(UNITS, 2.0, site="norm"), "unknown site 'norm'; expected one of mlp, attn, block"),
         (lambda s: Scale({1: 2 * UNITS[1]}, 2.0), "the direction of block 1 has shape .32,. and norm 2, expected one vector"),
         (lambda s: Scale({1: np.full(WIDTH, np.nan)}, 2.0), "norm nan"),
@@ -431,7 +431,7 @@ def test_donor_of_another_shape(scenes, tmp_path):
         ({"hidden_size": 64}, r"\(64, 64\)"),
     ):
         donor = load_donor(tiny.spec(tiny.make_model(tmp_path / says, **sizes), "wide", "it"), (1, 2))
-        with pytest.raises(LakeError, match=f"donor wide/it: the MLP of block 1 doesn't fit into llama/pt: .*{says}"):
+        with pytest.raises(LakeError, match=f"donor wide/it: the MLP of block 1 doesn't fit into llama-pt: .*{says}"):
             replay_whole(scene.late, scene.starts["pt"], [Graft(donor)])
     narrow = load_donor(scene.late.spec, (1, 2), dtype="bfloat16")
     with pytest.raises(LakeError, match=r"torch\.bfloat16 .* expected torch\.float32"):

@@ -67,7 +67,7 @@ def test_scaled_mlp_outputs_reach_the_analysis_as_the_block_adds_them(tmp_path, 
     layout = tiny.capture(tmp_path / "lake", tiny.PairSpec("granite", granite, None, {}), tiny.BARE, variants=("pt",))
     arrays, attrs = read_head(layout, "granite", "pt")
     assert attrs["post_norm_eps"] is None and np.allclose(arrays["post_norm_weight"], 0.22)
-    capture = Capture(find_capture(layout, "granite/pt", "bare"))
+    capture = Capture(find_capture(layout, "granite-pt", "bare"))
     resid, mlp = capture.array("resid")[:], capture.array("mlp_out")[:]
     entered: list[torch.Tensor] = []
     hf = AutoModelForCausalLM.from_pretrained(granite.path)

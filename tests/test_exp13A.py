@@ -15,7 +15,7 @@ from actlake.analyze.lens.head import Head
 from actlake.analyze.lens.topk import exchanged
 from actlake.analyze.text.word_class import COLLAPSED, GROUPS, alone, in_context
 from actlake.lake import Lake
-from actlake.queries.engine.context import Context, Scope
+from actlake.queries.engine.context import Context
 from actlake.queries.makers import ensure, jobs_of
 from actlake.queries.rows.registry import find, published
 from actlake.store.artifacts.streams import read_stream
@@ -220,10 +220,10 @@ def moved(pair: PairSpec, folder: Path, *without: str) -> PairSpec:
 def test_a_tokenizer_that_is_missing_or_another_is_named(tmp_path: Path, llama: PairSpec) -> None:
     prompts = tiny.prompt_set(texts(3))
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, tiny.TEACHER, prompts=prompts)
-    tiny.forget_vocab(layout, "llama", "pt", "it")  # as a lake of an older version
-    refused(layout, None, "model llama/it: no weights found; looked in")
+    tiny.forget_vocab(layout, "llama-pt", "llama-it")  # as a lake of an older version
+    refused(layout, None, "model llama-it: no weights found; looked in")
     lacking = catalog(tmp_path / "a", moved(llama, tmp_path / "lacking", "tokenizer*", "chat_template*", "special*"))
-    refused(layout, lacking, "model llama/it: can't load its tokenizer: ")
+    refused(layout, lacking, "model llama-it: can't load its tokenizer: ")
     other = moved(llama, tmp_path / "other", "tokenizer.json")
     file = json.loads((llama.it.path / "tokenizer.json").read_text())
     ids = file["model"]["vocab"]
@@ -242,7 +242,7 @@ def test_an_unknown_condition_is_refused(lake: Lake, pair: PairSpec) -> None:
 
 def test_a_vocabulary_from_elsewhere_is_told_by_its_pair(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path / "lake", create=True)
-    need = ("vocab", "", Scope("theirs", {"pt": "teacher-a", "it": "teacher-b"}, "teacher"))
+    need = ("vocab", "", tiny.scope("theirs", {"pt": "teacher-a", "it": "teacher-b"}, "teacher"))
     with pytest.raises(LakeError, match="`actlake table add vocab FILE --pair theirs`"):
         jobs_of(Context(layout), need)
     rows = pd.DataFrame({"token_id": [0, 1], "token_text": ["a", "b"], "word_class": ["FUNCTION", "CONTENT"]})

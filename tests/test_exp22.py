@@ -35,7 +35,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, PairSpec]:
 
 def probes(lake: Lake, variant: str, prompt: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Weight and bias for the output of each block but the last, in float64: those that are kept for the prompt."""
-    (path,) = [path for path, record in list_probes(lake.layout) if record["variant"] == variant]
+    (path,) = [path for path, record in list_probes(lake.layout) if record["model"] == f"llama-{variant}"]
     fold = fold_of([prompt], 2)[0]
     weight, bias = (torch.as_tensor(array[fold]).double() for array in read_probes(path)[:2])
     return list(zip(weight[1:], bias[1:], strict=True))
@@ -43,7 +43,7 @@ def probes(lake: Lake, variant: str, prompt: str) -> list[tuple[torch.Tensor, to
 
 def stack(lake: Lake, pair: PairSpec, variant: str, lens: str) -> pd.DataFrame:
     """One row per answer token from the sixth on, everything in float64 from the model itself."""
-    names = lake.captures.query("variant == @variant").iloc[0]
+    names = lake.captures.query(f"model == 'llama-{variant}'").iloc[0]
     stream = read_stream(lake.layout, names["stream"])
     model = AutoModelForCausalLM.from_pretrained(pair.model(variant).path).double()
     kept: list[torch.Tensor] = []
@@ -159,7 +159,7 @@ def test_a_capture_without_logits_is_refused_and_one_without_all_residuals_goes_
 ) -> None:
     bare = ProfileSpec("bare", ("resid",), "none", "auto", 16)
     lake = Lake(tiny.capture(tmp_path / "bare", llama, tiny.NATIVE, profile=bare).root)
-    with pytest.raises(LakeError, match="endpoint needs .* did not keep: `actlake capture llama --profile full`"):
+    with pytest.raises(LakeError, match="endpoint needs .* did not keep: `actlake capture llama-.. --profile full`"):
         lake.run("exp22")
     lean = ProfileSpec("lean", ("resid",), "auto", "auto", 16, boundaries=("last",), scalars=("lens",))
     lake = Lake(tiny.capture(tmp_path / "lean", llama, tiny.NATIVE, profile=lean).root)

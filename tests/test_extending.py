@@ -71,7 +71,7 @@ def test_a_notebook_adds_a_table_and_a_row(lake_copy: Layout, tmp_path: Path) ->
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text("rows: [./my_rows]\n")
     lake = actlake.open(lake_copy.root, catalog=catalog)
-    resid = lake.capture("llama/it", "native")["resid"].values
+    resid = lake.capture("llama-it", "native")["resid"].values
     found = lake.sql(
         "SELECT token, layer, kurtosis FROM kurtosis WHERE variant = 'it' AND stream LIKE 'native%' ORDER BY ALL"
     )

@@ -192,7 +192,7 @@ def test_first_divergence_by_a_plain_loop(answers: list[tuple[list[int], list[in
 def test_events_of_a_lake(scenes, family: str) -> None:
     scene = scenes(family)
     streams = {
-        v: read_stream(scene.lake.layout, find_capture(scene.lake.layout, f"{family}/{v}", "raw").stem)
+        v: read_stream(scene.lake.layout, find_capture(scene.lake.layout, f"{family}-{v}", "raw").stem)
         for v in ("pt", "it")
     }
     expected = []
@@ -233,13 +233,13 @@ def test_cells_of_one_model_are_its_stored_logits_and_a_replay_of_its_own_state(
     scene, layout = scenes(family), scenes(family).lake.layout
     found = scene.lake.sql("SELECT * FROM factorial WHERE upstream = late AND readout = 'native' ORDER BY prompt").df()
     for variant, tokens in (("pt", scene.events["token_pt"]), ("it", scene.events["token"])):
-        capture = Capture(find_capture(layout, f"{family}/{variant}", "raw"))
+        capture = Capture(find_capture(layout, f"{family}-{variant}", "raw"))
         mine = found[found["late"] == variant]
         ids, logits = capture.array("topk_id")[:][tokens], capture.array("topk_logit")[:][tokens]
         assert np.array_equal(ids[:, 0], mine["top1"]) and np.array_equal(ids[:, 0], mine[f"{variant}_token"])
         assert np.abs(logits[:, 0] - mine[f"{variant}_logit"]).max() < 1e-5
-        model = load_late(layout, f"{family}/{variant}", ONSET, load_catalog(scene.catalog))
-        again = replay_whole(model, open_start(layout, f"{family}/{variant}", "raw", ONSET), logits="full").arrays[
+        model = load_late(layout, f"{family}-{variant}", ONSET, load_catalog(scene.catalog))
+        again = replay_whole(model, open_start(layout, f"{family}-{variant}", "raw", ONSET), logits="full").arrays[
             "logits"
         ][tokens]
         assert np.abs(again[np.arange(len(mine)), mine["it_token"]] - mine["it_logit"]).max() < 1e-5

@@ -192,7 +192,7 @@ def test_any_change_of_what_only_a_record_says_is_found(work, pattern):
 
 
 def test_verify_finds_another_provenance(lake_copy):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     provenance = json.loads((path / "manifest.json").read_bytes())["provenance"]
     tiny.edit_json(path / "manifest.json", provenance=provenance | {"batch": 5})
     assert [problem for problem in verify(lake_copy, path).problems if "provenance: batch: found 5" in problem]

@@ -65,8 +65,8 @@ def check_sizes(pair: PairSpec, stream: StreamSpec, prompts: PromptSet, profile:
     before = foreseen(pair, stream, prompts, profile)
     layout = tiny.capture(lake, pair, stream, profile=profile, variants=("it",), prompts=prompts)
     sizes, manifest = (
-        arrays(layout, f"{pair.name}/it", stream.name),
-        read_manifest(find_capture(layout, f"{pair.name}/it", stream.name)),
+        arrays(layout, f"{pair.name}-it", stream.name),
+        read_manifest(find_capture(layout, f"{pair.name}-it", stream.name)),
     )
     after = foreseen(pair, stream, prompts, profile, layout)
     assert after.exact and after.site_bytes == {name: sizes[name] for name in after.site_bytes}
@@ -247,7 +247,7 @@ def test_command_prints_a_row_for_each_capture(plan, tmp_path):
 
 
 def test_command_as_json_says_what_is_then_captured(plan):
-    words = ("llama", "it", "--prompts", "tiny", "--max-new-tokens", "3", "--batch", "4")
+    words = ("llama-it", "--prompts", "tiny", "--max-new-tokens", "3", "--batch", "4")
     code, out, _ = plan("plan", *words, "--profile", "full", "--json")
     (row,) = json.loads(out)
     assert code == 0 and not row["exact"]

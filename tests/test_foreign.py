@@ -138,7 +138,7 @@ def test_foreign_and_captured_rows_stand_side_by_side(lake_copy: Layout, tmp_pat
     assert number(found, "cg_raw")["estimate"] == pytest.approx(0.5)
     assert mine.sql("SELECT count(*) FROM lens WHERE stream = 'native-theirs'").fetchall() == [(8,)]
     with pytest.raises(
-        LakeError, match=r"table delta has no rows of llama, it, native-theirs.*`actlake table add delta FILE"
+        LakeError, match=r"table delta has no rows of llama-it, native-theirs.*`actlake table add delta FILE"
     ):
         mine.run("L1", pair="llama", prompts="theirs")
     native = mine.run("L2", pair="llama", prompts="tiny").streams["pt"]
@@ -224,11 +224,11 @@ def test_the_command_tells_what_came_in(tmp_path: Path) -> None:
     run, lake = CliRunner(env={"COLUMNS": "200"}).invoke, str(tmp_path / "lake")
     file = write(tmp_path, profile())
     done = run(app, ["table", "add", "delta", str(file), "--pair", "theirs", "--stream", "native", "--lake", lake])
-    assert done.exit_code == 0 and "20 rows of theirs/it/native; theirs/pt/native, added" in done.output
+    assert done.exit_code == 0 and "20 rows of theirs-it/native; theirs-pt/native, added" in done.output
     every = run(app, ["run", "--all", "--lake", lake, "--out", str(tmp_path / "out"), "--json"])
     told = json.loads(every.output)
     assert {found["row"] for found in told["answers"]} == {"L1", "0J"}
-    assert "actlake table add lens FILE --pair theirs" in told["refused"]["L2"]
+    assert "actlake table add lens FILE --model theirs-" in told["refused"]["L2"]
     refused = run(app, ["table", "add", "delta", str(file), "--lake", str(tmp_path / "other")])
     assert "give it with --pair" in str(refused.exception) and not (tmp_path / "other").exists()
 

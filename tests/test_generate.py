@@ -101,7 +101,7 @@ def test_cached_steps_are_the_replay(pairs, tmp_path, family):
     """An edited model that is made to write a capture's tokens gives, step by step, the logits that a replay of the capture
     gives under the same edit."""
     layout = tiny.capture(tmp_path / "lake", pairs(family), tiny.NATIVE, variants=("pt",))
-    start = open_start(layout, f"{family}/pt", "native", 1)
+    start = open_start(layout, f"{family}-pt", "native", 1)
     late, model = load_suffix(pairs(family).pt, 1), load_model(pairs(family).pt)
     ids = torch.from_numpy(start.token_id[slice(*start.spans([1])[0])].astype(np.int64))
     options = {"max_new_tokens": len(ids) - 3, "do_sample": False, "pad_token_id": tiny.PAD, "eos_token_id": None}

@@ -14,7 +14,6 @@ from actlake.lake import Lake
 from actlake.queries.answer import estimates
 from actlake.queries.answer.answer import scoped
 from actlake.queries.answer.sentences import say
-from actlake.queries.engine.context import Scope
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows.findings import reference, split
 from actlake.queries.rows.registry import find
@@ -30,7 +29,7 @@ ROWS = ("0C", "0D", "0E", "0F", "0H", "exp12", "exp15")
 SWEEP = {"0D": "A1"}
 SHAPE, PROMPTS = Shape(34, default_windows(34)), 24
 STREAMS = {"pt": "native-set-pt", "it": "native-set-it"}
-SCOPE = Scope("made", STREAMS, "native")
+SCOPE = tiny.scope("made", STREAMS, "native")
 CATEGORIES = ("SAFETY", "GOV-FORMAT", "CONTENT-REASON", "CONTENT-FACT")
 CLASSES = ("structural", "punctuation", "discourse", "content", "function", "other")
 MOVED = ("structural", "content", "function_to_content", "content_to_function")

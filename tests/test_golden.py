@@ -27,7 +27,7 @@ def test_golden_json_has_all_rows_pairs_and_kinds() -> None:
     assert {"lens", "delta", "outputs", "scores", "graft", "weights", "geometry", "commitment"} <= tables
     assert {name.split("/")[0] for name in names} == {"answers", "captures", "models", "directions", "tables"}
     for array in ("token_id", "resid", "mlp_out", "attn_entropy", "topk_logit"):
-        assert f"captures/gemma3/it/teacher-golden/{array}" in names
+        assert f"captures/gemma3-it/teacher-golden/{array}" in names
 
 
 VALUES = np.random.default_rng(1).standard_normal(500).astype(np.float32)
@@ -80,10 +80,10 @@ def test_the_report_names_what_differs_by_how_much_and_what_to_do() -> None:
     )
     value = new["entries"][name]["estimate"]["values"][0]
     new["entries"][name]["estimate"]["values"][0] = value * 1.01
-    del new["entries"]["captures/pocket/it/native-golden/resid"]
+    del new["entries"]["captures/pocket-it/native-golden/resid"]
     said = golden.report(old, new)
     assert f"{name}: estimate {value * 1.01:.6g}" in said and f"was {value:.6g}" in said
-    assert "captures/pocket/it/native-golden/resid: missing now" in said
+    assert "captures/pocket-it/native-golden/resid: missing now" in said
     assert said.startswith("2 of ") and "golden.py --write" in said and "bit by bit" in said
     elsewhere = {**new, "fingerprint": {**old["fingerprint"], "arithmetic": "other"}}
     assert "within 0.0001" in golden.report(old, elsewhere)

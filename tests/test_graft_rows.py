@@ -44,7 +44,7 @@ def catalog(folder: Path, pair: PairSpec, windows: str = "") -> Path:
 
 
 def scope(layout: Layout, pair: str, kind: str = "teacher") -> Scope:
-    return Scope(pair, {v: find_capture(layout, f"{pair}/{v}", kind).stem for v in ("pt", "it")}, kind)
+    return tiny.scope(pair, {v: find_capture(layout, f"{pair}-{v}", kind).stem for v in ("pt", "it")}, kind)
 
 
 def table(layout: Layout, sql: str) -> pd.DataFrame:
@@ -209,10 +209,10 @@ def test_tuned_rows_read_everything_through_the_hosts_probes(lakes: Callable, pa
     ensure(lake.layout, [("graft", "D_mid_tuned", names)], catalog=lake._catalog)
     found = table(lake.layout, "FROM graft WHERE condition = 'D_mid' AND lens = 'tuned' AND layer >= 0")
     assert found[["js_host", "js_target"]].isna().all(axis=None)
-    host = ("llama", "it", names.streams["it"])
+    host = ("llama-it", names.streams["it"])
     chosen = choose(Context(lake.layout), host)
     streams = {v: read_stream(lake.layout, names.streams[v]) for v in ("pt", "it")}
-    real = torch.from_numpy(read_head(lake.layout, "llama", "it")[0]["real_token"])
+    real = torch.from_numpy(read_head(lake.layout, "llama-it")[0]["real_token"])
     for prompt, prompt_id in enumerate(streams["it"].prompt_ids):
         probes, _ = next(chosen.readers(np.array([prompt_id])))
         its, pts = streams["it"].tokens[prompt], streams["pt"].tokens[prompt]
@@ -483,19 +483,19 @@ def test_rows_share_conditions_and_a_second_question_costs_nothing(
 
     monkeypatch.setattr(replays, "replay_whole", counted)
     lake.run("exp11")
-    assert ran == [("llama/pt", start, "Graft") for start, _ in WINDOWS.values()]  # raw and tuned of one replay
+    assert ran == [("llama-pt", start, "Graft") for start, _ in WINDOWS.values()]  # raw and tuned of one replay
     ran.clear()
     made = Counter(path.parent.name for path in lake.run("exp14").computed)
     made.pop("it")  # IT's probes, which exp11 does not read; nor its lens and delta
     assert made == {"graft": 6, "mechanism": 4, "lens": 2, "delta": 1}  # D three times raw and tuned
-    assert ran == [("llama/pt", 2, "Graft"), *(("llama/it", start, "Graft") for start, _ in WINDOWS.values())]
+    assert ran == [("llama-pt", 2, "Graft"), *(("llama-it", start, "Graft") for start, _ in WINDOWS.values())]
     ran.clear()
     lake.run("exp16_BD")
     lake.run("exp11")
     assert not ran
     # Other windows are other content, and take the place of the rows before.
     other = Lake(layout.root, catalog=catalog(tmp_path / "other", pairs("llama"), "late: [1, 3]"))
-    assert other.run("exp11").computed and ran == [("llama/pt", 1, "Graft")]
+    assert other.run("exp11").computed and ran == [("llama-pt", 1, "Graft")]
     starts = "SELECT DISTINCT window_start FROM graft WHERE condition = 'B_late' AND lens = 'raw'"
     assert table(layout, starts).iloc[:, 0].tolist() == [1]
 
@@ -525,7 +525,7 @@ def test_what_is_missing_is_named(tmp_path: Path, pairs: Callable) -> None:
     with pytest.raises(LakeError, match="expected B .* or D"):
         graft.graft_table(Context(layout, catalog=file), native, "A_late")
     tiny.capture(layout.root, pair, tiny.TEACHER, prompts=prompts)
-    refused(Lake(layout.root), "model llama/pt: no weights found; looked in")
+    refused(Lake(layout.root), "model llama-pt: no weights found; looked in")
     wrong = catalog(tmp_path / "wrong", pair, "late: [2, 9]")
     refused(Lake(layout.root, catalog=wrong), "pair llama: window late [2, 9) of")
     lean = replace(tiny.FULL, boundaries=(0, 2, 3))

@@ -122,7 +122,7 @@ def plain(llama):
 def with_settings(llama, folder, **settings):
     shutil.copytree(llama.it.path, folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tiny.EOS, **settings}))
-    return tiny.spec(folder, "llama", "it")
+    return tiny.spec(folder, "llama-it")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -151,7 +151,7 @@ def test_a_setting_in_the_config_changes_nothing(llama, plain, tmp_path, name):
     shutil.copytree(llama.it.path, tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").unlink()
     tiny.edit_json(tmp_path / "m" / "config.json", **{name: SETTINGS[name]})
-    assert told(load_model(tiny.spec(tmp_path / "m", "llama", "it"))) == plain
+    assert told(load_model(tiny.spec(tmp_path / "m", "llama-it"))) == plain
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_setting_in_the_config_changes_nothing(llama, plain, tmp_path, name):
 def test_a_broken_file_is_one_line(llama, tmp_path, content, message):
     shutil.copytree(llama.it.path, tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_bytes(content)
-    pair = type(llama)("llama", None, tiny.spec(tmp_path / "m", "llama", "it"), {})
+    pair = type(llama)("llama", None, tiny.spec(tmp_path / "m", "llama-it"), {})
     for attempt in (
         lambda: load_model(pair.it),
         lambda: tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, variants=("it",)),
@@ -182,7 +182,7 @@ def test_a_broken_file_is_one_line(llama, tmp_path, content, message):
 def test_stop_ids_are_those_of_the_files(llama, tmp_path):
     """Of generation_config.json, else of the config; ids that no token has are none."""
     shutil.copytree(llama.it.path, tmp_path / "m")
-    spec, file = tiny.spec(tmp_path / "m", "llama", "it"), tmp_path / "m" / "generation_config.json"
+    spec, file = tiny.spec(tmp_path / "m", "llama-it"), tmp_path / "m" / "generation_config.json"
 
     def found():
         return declared(spec, str(spec.path), AutoConfig.from_pretrained(spec.path))
@@ -203,7 +203,7 @@ def test_the_recipe_says_greedy_and_with_which_stops(llama, tmp_path):
         spec = with_settings(llama, tmp_path / f"m{number}", **settings)
         pair = type(llama)("llama", None, spec, {})
         layout = tiny.capture(tmp_path / f"lake{number}", pair, tiny.NATIVE, variants=("it",))
-        recipe = read_stream(layout, Capture(find_capture(layout, "llama/it", "native")).manifest["stream"]).recipe
+        recipe = read_stream(layout, Capture(find_capture(layout, "llama-it", "native")).manifest["stream"]).recipe
         made = recipe["continuation"]
         assert (made["decoding"], made["turn_end"]) == ("greedy", tiny.EOS)
         assert made["stops"] == sorted(settings.get("eos_token_id", [tiny.EOS]))

@@ -152,7 +152,7 @@ def stranger(victim, tmp_path) -> Layout:
 
 
 def capture_of(layout: Layout) -> Path:
-    return min(layout.root.glob("captures/*/*/*.zarr"))
+    return min(layout.root.glob("captures/*/*.zarr"))
 
 
 def change(file: Path, edit: Callable[[Any], Any], root: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_frame_that_says_another_size(stranger, name, at, value):
     reader = {
         "token_id": lambda: open_capture(capture_of(stranger)),
         "resid": lambda: values(open_capture(capture_of(stranger))),
-        "unembed": lambda: read_head(stranger, "llama", "it"),
+        "unembed": lambda: read_head(stranger, "llama-it"),
         "weight": lambda: read_probes(next(stranger.root.glob("probes/*/*/*.zarr"))),
     }[name]
     with limited():
@@ -300,7 +300,7 @@ def test_names_in_records_never_leave_their_folder(stranger, name):
 
 def spoil_names(stranger: Layout, record: str, name: str) -> Path:
     """Make a record of a lake name a file that nobody should write; returns the record."""
-    path, model = capture_of(stranger), stranger.model("llama", "it")
+    path, model = capture_of(stranger), stranger.model("llama-it")
     named = {name: {"sha256": hashlib.sha256(EVIL).hexdigest(), "bytes": len(EVIL)}}
     if record == "manifest.json":
         change(path / record, lambda r: r["files"].update(named), stranger.root)
@@ -412,7 +412,7 @@ def test_pulling_a_spoilt_lake_copies_good_files_or_is_refused(victim, tmp_path,
 
 
 def test_what_may_be_null_must_still_be_there(stranger):
-    file = next(stranger.root.glob("captures/*/*/*.zarr/manifest.json"))
+    file = next(stranger.root.glob("captures/*/*.zarr/manifest.json"))
     change(file, lambda record: record["variables"]["resid"].pop("min"), stranger.root)
     line = refusal(lambda: verify(stranger, file.parent))
     assert line and f"{file}: variables.resid.min: missing; restore" in line
@@ -432,7 +432,7 @@ def test_streams_that_point_at_each_other_or_elsewhere(stranger):
 
 @pytest.mark.parametrize(
     "place",
-    ["captures", "tables/lens", "streams/x.json", "tables/lens/x.parquet", "lake.json", "captures/llama/it/x.zarr"],
+    ["captures", "tables/lens", "streams/x.json", "tables/lens/x.parquet", "lake.json", "captures/llama-it/x.zarr"],
 )
 def test_links_that_leave_the_lake_are_not_followed(stranger, tmp_path, place):
     file = stranger.root / place
@@ -499,7 +499,7 @@ class Bomb:
 
 def test_no_pickle_is_ever_loaded(lake, tmp_path):
     template = made_template(names=("resid",))
-    path = lake.capture("made", "pt", template.stream.name)
+    path = lake.capture("made-pt", template.stream.name)
     create_capture(path, template)
     file, ran = prompt_file(path, 0), tmp_path / "ran"
     np.savez(file, **{"attn_entropy/prompt": np.array([0]), "attn_entropy/values": np.array([Bomb(ran)], dtype=object)})
@@ -705,7 +705,7 @@ def test_what_a_terminal_would_act_on_is_not_sent_to_it(stranger):
         path / "zarr.json", lambda r: r["attributes"].update(note="\x1b]0;owned\x07[red]x\x9b2J\u202e"), stranger.root
     )
     run = CliRunner().invoke
-    show = run(main.app, ["show", f"llama/it/{path.stem}", "--lake", str(stranger.root)])
+    show = run(main.app, ["show", f"llama-it/{path.stem}", "--lake", str(stranger.root)])
     sql = run(main.app, ["sql", "SELECT '\x1b[2J' || chr(27) AS x FROM captures", "--lake", str(stranger.root)])
     for done, text in ((show, "]0;owned"), (sql, "[2J")):
         assert done.exit_code == 0 and text in done.output

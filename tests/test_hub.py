@@ -99,7 +99,7 @@ def test_a_revision_is_a_lake_of_its_own(hub):
 
 
 def test_only_the_bytes_that_are_asked_for_are_sent(hub, captured):
-    path = find_capture(captured, "llama/it", "native")
+    path = find_capture(captured, "llama-it", "native")
     layout = Layout.open("hf://datasets/org/lake")
     array = Capture(layout.root / path.relative_to(captured.root), lake=layout.files).array("resid")
     hub.requests.clear()

@@ -49,16 +49,16 @@ def test_open_catalog(catalog: Path, captured: Layout, monkeypatch: pytest.Monke
     pd.testing.assert_frame_equal(table.drop(columns="path"), ours.captures.drop(columns="path"))
     assert lake.captures.discover()["shape"] == table.shape
     plain = xr.open_zarr(find := captured.root / f"captures/{list(lake)[1]}.zarr", consolidated=True)
-    for name in (list(lake)[1], "llama/it/native"):
+    for name in (list(lake)[1], "llama-it/native"):
         source = lake[name]
         data = source.read()
         assert isinstance(data, xr.Dataset) and data.resid.chunks and data.sizes == plain.sizes, find
         xr.testing.assert_equal(data.resid.drop_vars(data.resid.coords), plain.resid.drop_vars(plain.resid.coords))
         assert source.to_dask().equals(data) and source.discover()["metadata"]["shapes"]["resid"] == plain.resid.shape
-    assert "prompts" in lake._entries["llama/it/native"].describe()["description"]
-    assert "llama/it/nothing" not in lake and "nothing" not in lake
+    assert "prompts" in lake._entries["llama-it/native"].describe()["description"]
+    assert "llama-it/nothing" not in lake and "nothing" not in lake
     with pytest.raises(KeyError):
-        lake["llama/it/nothing"]
+        lake["llama-it/nothing"]
 
 
 def test_lakes_of_a_catalog_without_sources(catalog: Path, captured: Layout) -> None:

@@ -61,7 +61,7 @@ class Killer:
         """The finished lake is the undisturbed one, and its capture passes."""
         assert lake_tree(lake) == self.expected
         layout = Layout.open(lake)
-        report = verify(layout, find_capture(layout, "llama/it", "native"))
+        report = verify(layout, find_capture(layout, "llama-it", "native"))
         assert report.ok, report.problems
 
     def close(self) -> None:
@@ -81,14 +81,14 @@ def lake_tree(lake: Path) -> dict[str, bytes]:
 
 def phase(lake: Path) -> str:
     """How far a killed capture had come, by what it left."""
-    if next(lake.glob("captures/*/*/*.zarr/manifest.json"), None):
+    if next(lake.glob("captures/*/*.zarr/manifest.json"), None):
         return "sealed"
-    records = len(list(lake.glob("captures/*/*/*.zarr/.progress/shard-*.json")))
+    records = len(list(lake.glob("captures/*/*.zarr/.progress/shard-*.json")))
     if records:
         return "written" if records == 10 else "writing"
-    if next(lake.glob("captures/*/*/*.zarr"), None):
+    if next(lake.glob("captures/*/*.zarr"), None):
         return "writing"
-    if next(lake.glob("captures/*/*/.*.zarr.*"), None):
+    if next(lake.glob("captures/*/.*.zarr.*"), None):
         return "allocating"
     if next(lake.glob("streams/*.json"), None):
         return "stream"

@@ -33,8 +33,8 @@ def test_columns_are_those_of_the_tables(captured, reads, by):
         for name in ("lens", "delta")
     }
     reads.clear()
-    capture = lake.dataset("llama/it", "native", by=by)
-    found = {"lens": lazy.lens(capture, lake.head("llama/it")), "delta": lazy.delta(capture)}
+    capture = lake.dataset("llama-it", "native", by=by)
+    found = {"lens": lazy.lens(capture, lake.head("llama-it")), "delta": lazy.delta(capture)}
     assert not reads
     for name, dataset in found.items():
         assert dataset.sizes == {"token": capture.sizes["token"], "layer": capture.sizes["layer"] + 1}
@@ -50,11 +50,11 @@ def test_columns_are_those_of_the_tables(captured, reads, by):
 
 
 def test_other_captures_are_refused(captured):
-    capture = Lake(captured.root).dataset("llama/it", "native")
+    capture = Lake(captured.root).dataset("llama-it", "native")
     with pytest.raises(ValueError, match="resid is not there at each of the 4 boundaries"):
         lazy.delta(capture.isel(boundary=slice(0, 2)))
     with pytest.raises(LakeError, match="by='prompt': expected layer"):
-        Lake(captured.root).dataset("llama/it", "native", by="prompt")
+        Lake(captured.root).dataset("llama-it", "native", by="prompt")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def huge(tmp_path_factory) -> Layout:
 
 @pytest.mark.parametrize("row", ["lens", "delta", "mean"])
 def test_graphs_of_large_captures_stay_small(huge, reads, row):
-    path = find_capture(huge, "huge/it", "raw")
+    path = find_capture(huge, "huge-it", "raw")
     capture = open_capture(path, allow_unsealed=True, by="layer" if row == "mean" else "token")
     head = tiny.head(2560, 64)
     expression = {

@@ -44,7 +44,7 @@ def test_tables_equal_those_of_a_full_capture(tmp_path, pairs, family, name):
 
 
 def test_kept_residuals_are_those_of_a_full_capture(lean, captured):
-    one, two = (Capture(find_capture(layout, "llama/it", "native")) for layout in (captured, lean))
+    one, two = (Capture(find_capture(layout, "llama-it", "native")) for layout in (captured, lean))
     kept = two.array("boundary")[:].tolist()
     assert kept == [0, default_windows(3)["late"][0], 3] == [0, 2, 3] and two.manifest["boundaries"] == kept
     assert np.array_equal(one.array("resid")[:][:, kept], two.array("resid")[:])
@@ -57,7 +57,7 @@ def test_kept_residuals_are_those_of_a_full_capture(lean, captured):
 def test_scalars_of_a_narrow_model_are_float32(tmp_path, pairs):
     """Residuals and logits of a bfloat16 model are widened, what is computed from them is not, and verify knows."""
     layout = tiny.capture(tmp_path / "lake", pairs("llama"), tiny.RAW, variants=("it",), profile=LEAN, dtype="bfloat16")
-    stored = Capture(find_capture(layout, "llama/it", "raw"))
+    stored = Capture(find_capture(layout, "llama-it", "raw"))
     assert verify(layout, stored.path).problems == []
     for name in stored.manifest["sizes"]:
         attrs = dict(stored.array(name).array.attrs)
@@ -112,7 +112,7 @@ def test_attention_outputs_can_be_kept(tmp_path, pairs):
     stored = Capture(
         find_capture(
             tiny.capture(tmp_path / "lake", pairs("llama"), tiny.RAW, variants=("it",), profile=profile),
-            "llama/it",
+            "llama-it",
             "raw",
         )
     )

@@ -44,10 +44,10 @@ def test_a_class_without_sdpa_runs_eager_and_says_so(tmp_path: Path, monkeypatch
     assert found["attention_kernel"] == "eager"
     assert dict(lines(found))["attention"].endswith("; eager (its own code): this class has no sdpa")
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
-    path = find_capture(layout, f"{family}/it", "raw")
+    path = find_capture(layout, f"{family}-it", "raw")
     options = loaded_as(Capture(path).manifest["provenance"], path)
     assert options == {"dtype": "float32", "attention": "eager"}
-    check_identity(layout, load_late(layout, f"{family}/it", 1, catalog(pair), **options), 1)
+    check_identity(layout, load_late(layout, f"{family}-it", 1, catalog(pair), **options), 1)
 
 
 # --- dtype -----------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_the_dtype_is_that_of_the_module(tmp_path: Path, family: str, dtype: str
     assert identify(spec)["dtype"] == model.record["dtype"] == dtype
     assert identify(spec)["sha256"] == model.record["sha256"]
     layout = tiny.capture(tmp_path / "lake", PairSpec(family, None, spec, {}), tiny.RAW, variants=("it",))
-    path = find_capture(layout, f"{family}/it", "raw")
+    path = find_capture(layout, f"{family}-it", "raw")
     manifest = Capture(path).manifest
     assert manifest["source_dtype"] == manifest["provenance"]["dtype"] == dtype
     again = reforward(layout, load_model(spec, dtype=dtype), path, 2)
@@ -410,18 +410,18 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     """A model whose outputs depend on padding: a warning at sealing, in `show`, and in answers that use the capture."""
     pair = tiny.make_pair(tmp_path / "pair")
     quiet = tiny.capture(tmp_path / "quiet", pair, tiny.RAW, variants=("pt",), prompts=tiny.prompt_set(tiny.TEXTS[:1]))
-    manifest = Capture(find_capture(quiet, "llama/pt", "raw")).manifest
+    manifest = Capture(find_capture(quiet, "llama-pt", "raw")).manifest
     assert manifest["noise_floor"]["prompts"] == 1 and noise_warning(manifest) is None
     forward = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 0.02 * x.shape[1]))
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12)))
     said = capsys.readouterr().err
     assert said.count("warning: capture llama/") == 3 and "depends on padding" in said
-    path = find_capture(layout, "llama/it", "native")
+    path = find_capture(layout, "llama-it", "native")
     warning = noise_warning(Capture(path).manifest)
-    assert warning and warning.startswith("capture llama/it/native-tiny-") and "--batch 1" in warning
+    assert warning and warning.startswith("capture llama-it/native-tiny-") and "--batch 1" in warning
     assert warning in answer(layout, find("exp16"), "llama").sentence
-    main.app(["show", "llama/it/native", "--lake", str(layout.root)], standalone_mode=False)
+    main.app(["show", "llama-it/native", "--lake", str(layout.root)], standalone_mode=False)
     assert "depends on padding" in capsys.readouterr().out
     main.app(["ls", "--lake", str(layout.root)], standalone_mode=False)
     assert capsys.readouterr().out.count("noisy: `actlake show` says more") == 3
@@ -472,14 +472,14 @@ def test_text_of_a_class_that_has_none_for_text_alone(tmp_path: Path, family: st
     pair = PairSpec(family, None, spec, {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",), batch=1)
     hf = AutoModelForImageTextToText.from_pretrained(spec.path).eval()
-    capture = Capture(find_capture(layout, f"{family}/it", "raw"))
+    capture = Capture(find_capture(layout, f"{family}-it", "raw"))
     ids = torch.as_tensor(capture.array("token_id")[: capture.offset()[1]].astype("int64"))[None]
     with torch.no_grad():
         states = hf(input_ids=ids, output_hidden_states=True).hidden_states
     for boundary in range(3):  # Hugging Face norms the last one
         found = torch.from_numpy(capture.array("resid")[: capture.offset()[1]][:, boundary])
         assert torch.allclose(found, states[boundary][0], atol=1e-5)
-    check_identity(layout, load_late(layout, f"{family}/it", 1, catalog(pair)), 1)
+    check_identity(layout, load_late(layout, f"{family}-it", 1, catalog(pair)), 1)
 
 
 @pytest.mark.parametrize(

@@ -81,15 +81,15 @@ def case(locked: Case, tmp_path: Path) -> Case:
 
 
 def test_a_reference_names_the_capture_its_hash_and_what_made_it(captured: Layout) -> None:
-    path = find_capture(captured, "llama/it", "native")
+    path = find_capture(captured, "llama-it", "native")
     manifest = read_manifest(path)
     assert manifest
-    done = invoke(app, ["cite", "llama/it/native", "--lake", str(captured.root)])
+    done = invoke(app, ["cite", "llama-it/native", "--lake", str(captured.root)])
     assert done.exit_code == 0, done.output
     first = done.output.splitlines()[0].split()[1]
-    assert first == f"actlake:llama/it/{path.stem}@sha256:{manifest['capture_sha256']}"
+    assert first == f"actlake:llama-it/{path.stem}@sha256:{manifest['capture_sha256']}"
     record = json.loads(invoke(app, ["cite", first, "--lake", str(captured.root), "--json"]).output)
-    model = json.loads((captured.model("llama", "it") / "model.json").read_text())
+    model = json.loads((captured.model("llama-it") / "model.json").read_text())
     assert record["reference"] == first and record["prompts"] == {"name": "tiny", "sha256": tiny.prompt_set().sha256}
     assert record["model"] == {name: model[name] for name in ("id", "revision", "sha256")}
     stream = json.loads((captured.streams / f"{path.stem}.json").read_text())
@@ -101,13 +101,13 @@ def test_a_reference_names_the_capture_its_hash_and_what_made_it(captured: Layou
 
 def test_a_reference_to_something_else_is_refused(captured: Layout, lake_copy: Layout) -> None:
     lake = ["--lake", str(lake_copy.root)]
-    path = find_capture(lake_copy, "llama/it", "native")
-    other = invoke(app, ["cite", f"actlake:llama/it/{path.stem}@sha256:{'0' * 64}", *lake])
+    path = find_capture(lake_copy, "llama-it", "native")
+    other = invoke(app, ["cite", f"actlake:llama-it/{path.stem}@sha256:{'0' * 64}", *lake])
     assert isinstance(other.exception, LakeError) and "not the capture referred to" in str(other.exception)
-    wrong = invoke(app, ["cite", "actlake:llama/it/native@sha256:12", *lake])
+    wrong = invoke(app, ["cite", "actlake:llama-it/native@sha256:12", *lake])
     assert isinstance(wrong.exception, LakeError) and "64 digits" in str(wrong.exception)
     (path / "manifest.json").unlink()
-    unsealed = invoke(app, ["cite", "llama/it/native", *lake])
+    unsealed = invoke(app, ["cite", "llama-it/native", *lake])
     assert isinstance(unsealed.exception, LakeError) and "not sealed" in str(unsealed.exception)
 
 
@@ -122,7 +122,7 @@ def test_the_lock_file_has_every_hash(locked: Case) -> None:
     text = (Path(registry.__file__).parent / "L1.sql").read_bytes()
     assert l1["query_sha256"] == hashlib.sha256(text).hexdigest()
     for row, streams in ((l1, {"pt": "native", "it": "native"}), (exp16, {"pt": "teacher", "it": "native"})):
-        paths = [find_capture(locked.made.layout, f"made/{variant}", stream) for variant, stream in streams.items()]
+        paths = [find_capture(locked.made.layout, f"made-{variant}", stream) for variant, stream in streams.items()]
         manifests = {"/".join(path.parts[-3:]).removesuffix(".zarr"): read_manifest(path) for path in paths}
         assert row["captures"] == {name: found["capture_sha256"] for name, found in manifests.items() if found}
         for name, sha in row["files"].items():
@@ -215,7 +215,7 @@ def test_a_table_that_is_no_table_any_more(case: Case) -> None:
 
 def test_a_capture_that_was_replaced_is_named(case: Case) -> None:
     layout = Layout.open(case.lake)
-    path = find_capture(layout, "made/pt", "native")
+    path = find_capture(layout, "made-pt", "native")
     before = read_manifest(path)
     shutil.rmtree(path)
     stream, key = case.made.stream["native", "pt"], ("native", "pt")
@@ -225,7 +225,7 @@ def test_a_capture_that_was_replaced_is_named(case: Case) -> None:
     first, second = case.reproduce(1)
     assert second["same"]  # it reads the teacher's stream
     (wrong,) = first["inputs"]
-    assert wrong["what"] == f"capture made/pt/{stream.name}" and "actlake capture made pt" in wrong["repair"]
+    assert wrong["what"] == f"capture made-pt/{stream.name}" and "actlake capture made pt" in wrong["repair"]
     assert (wrong["expected"], wrong["found"]) == (before["capture_sha256"], after["capture_sha256"])
     # Tables of the former capture are still there, and no row of theirs is read.
     assert not first["problem"] and "largest difference of an estimate" in first["answer"]
@@ -234,11 +234,11 @@ def test_a_capture_that_was_replaced_is_named(case: Case) -> None:
 
 def test_a_missing_capture_an_unknown_row_and_no_lake(case: Case) -> None:
     record = json.loads(case.file.read_text())
-    shutil.rmtree(find_capture(Layout.open(case.lake), "made/pt", "teacher"))
+    shutil.rmtree(find_capture(Layout.open(case.lake), "made-pt", "teacher"))
     done = case.run("reproduce", str(case.file))
     assert isinstance(done.exception, LakeError)
     assert re.search(
-        "exp16: capture made/pt/teacher.* is not in the lake .*`actlake capture made pt", str(done.exception)
+        "exp16: capture made-pt/teacher.* is not in the lake .*`actlake capture made pt", str(done.exception)
     )
     record["rows"][0]["row"] = "L99"
     case.file.write_text(json.dumps(record))
@@ -307,7 +307,7 @@ def test_a_table_put_into_the_folder_by_hand_is_refused(case: Case) -> None:
 
 
 def test_lock_of_all_rows_and_where_it_cannot_be_written(case: Case, tmp_path: Path) -> None:
-    shutil.rmtree(find_capture(Layout.open(case.lake), "made/pt", "teacher"))  # rows on it want a model that can be run
+    shutil.rmtree(find_capture(Layout.open(case.lake), "made-pt", "teacher"))  # rows on it want a model that can be run
     out = ["--out", str(tmp_path / "out")]
     done = case.run("run", "--all", *out, "--lock", str(tmp_path / "deep" / "all.lock"))
     assert done.exit_code == 0, done.output
@@ -388,7 +388,7 @@ def spoil(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (lambda r: spoil(r, pairs=["../made"]), "pairs"),
         (lambda r: spoil(r, prompts="a b"), "prompts"),
         (lambda r: spoil(r, query_sha256=None), "query_sha256: .* found nothing"),
-        (lambda r: spoil(r, captures={"made/pt/../../x": "0" * 64}), "captures"),
+        (lambda r: spoil(r, captures={"made-pt/../../x": "0" * 64}), "captures"),
         (lambda r: spoil(r, captures={"made/both/x": "0" * 64}), "captures"),
         (lambda r: spoil(r, files={"tables/../../../etc/passwd": "0" * 64}), "files"),
         (lambda r: spoil(r, files={"/etc/passwd": "0" * 64}), "files"),

@@ -4,44 +4,73 @@ import json
 from pathlib import Path
 
 import pytest
-from actlake.capture.streams.names import models_named, one_pair
+from actlake.capture.streams.names import asked_pairs, one_pair
 from actlake.cli.main import app
 from actlake.lake import Lake
+from actlake.store.core.catalog import Catalog, load_catalog
 from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from tiny import CORPUS, make_pair
 from typer.testing import CliRunner
+
+CATALOG = """
+models: {base: {path: base}, sft: {path: sft}, dpo: {path: dpo}, lone: {path: lone}}
+pairs:
+  a: {pt: {path: x}, it: {path: y}}
+  b: {pt: base, it: sft}
+  c: {pt: sft, it: dpo}
+chains: {stages: [base, sft, dpo]}
+"""
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Catalog:
+    (tmp_path / "c.yaml").write_text(CATALOG)
+    return load_catalog(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize(
     "names, found",
     [
-        (["a"], {"a": ()}),
+        (["a"], {"a": ("pt", "it")}),
         (["a/it"], {"a": ("it",)}),
+        (["a-it"], {"a": ("it",)}),  # in one pair only: it stands for its role there
         (["a", "it"], {"a": ("it",)}),
         (["a", "it", "pt"], {"a": ("pt", "it")}),
-        (["a/it", "a/pt"], {"a": ("pt", "it")}),
-        (["a/it", "a"], {"a": ()}),
-        (["a", "b/pt", "c"], {"a": (), "b": ("pt",), "c": ()}),
+        (["a/it", "a-pt"], {"a": ("pt", "it")}),
+        (["a/it", "a"], {"a": ("pt", "it")}),
+        (["a", "b/pt", "c"], {"a": ("pt", "it"), "b": ("pt",), "c": ("pt", "it")}),
+        (["sft"], {"sft": ("it",)}),  # in two pairs: on its own
+        (["stages"], {"b": ("pt",), "sft": ("it",), "c": ("it",)}),
+        (["lone"], {"lone": ("it",)}),
     ],
 )
-def test_names_are_pairs_and_roles(names: list[str], found: dict[str, tuple[str, ...]]) -> None:
-    assert models_named(names) == found
+def test_names_are_models_pairs_roles_and_chains(
+    known: Catalog, names: list[str], found: dict[str, tuple[str, ...]]
+) -> None:
+    assert {pair: roles for pair, (_, roles) in asked_pairs(names, known, None).items()} == found
 
 
 @pytest.mark.parametrize(
     "names, problem",
     [
         (["it"], "it is a role"),
-        (["a/base"], "'a/base': expected PAIR or PAIR/ROLE"),
-        (["a/"], "'a/': expected PAIR"),
-        (["/it"], "'/it': expected PAIR"),
+        (["a/base"], "'a/base': expected MODEL, PAIR, PAIR/ROLE or CHAIN"),
+        (["a/"], "'a/': expected MODEL, PAIR"),
+        (["/it"], "unknown pair ''"),
+        (["[red]a"], r"unknown pair, model or chain '\[red\]a'"),
+        (["stage"], "unknown pair, model or chain 'stage'.*did you mean 'stages'"),
     ],
 )
-def test_wrong_names_are_refused(names: list[str], problem: str) -> None:
+def test_wrong_names_are_refused(known: Catalog, lake: Layout, names: list[str], problem: str) -> None:
     with pytest.raises(LakeError, match=problem):
-        models_named(names)
+        asked_pairs(names, known, None)
     with pytest.raises(LakeError, match="takes one pair, found a, b"):
-        one_pair(["a", "b"], "generate")
+        one_pair(["a", "b"], "generate", known, lake)
+    with pytest.raises(LakeError, match="generate: model sft is in the pairs b, c: name PAIR/ROLE"):
+        one_pair(["sft"], "generate", known, lake)
+    with pytest.raises(LakeError, match="generate: model lone is in no pair"):
+        one_pair(["lone"], "generate", known, lake)
 
 
 @pytest.fixture
@@ -67,7 +96,7 @@ def run(*words: str) -> str:
 
 def captured(lake: Path = Path("lake")) -> set[str]:
     table = Lake(lake).captures
-    return {f"{row.pair}/{row.variant}" for row in table.itertuples()}
+    return set(table["model"])
 
 
 SHORT = ("--max-new-tokens", "3", "--device", "cpu")
@@ -76,24 +105,24 @@ SHORT = ("--max-new-tokens", "3", "--device", "cpu")
 @pytest.mark.parametrize(
     "words, found",
     [
-        (["half"], {"half/it"}),
-        (["half", "it"], {"half/it"}),
-        (["two/pt"], {"two/pt"}),
-        (["two", "pt"], {"two/pt"}),
-        (["two", "half"], {"two/pt", "two/it", "half/it"}),
+        (["half"], {"half-it"}),
+        (["half", "it"], {"half-it"}),
+        (["two/pt"], {"two-pt"}),
+        (["two", "pt"], {"two-pt"}),
+        (["two", "half"], {"two-pt", "two-it", "half-it"}),
     ],
 )
 def test_capture_and_plan_take_the_same_words(place: Path, words: list[str], found: set[str]) -> None:
     planned = json.loads(run("plan", *words, *SHORT, "--profile", "full", "--json"))
-    assert {f"{row['pair']}/{row['variant']}" for row in planned} == found
+    assert {row["model"] for row in planned} == found
     said = run("capture", *words, *SHORT)
     assert captured() == found
-    assert ("next: actlake run" in said) == (found != {"two/pt"}) and 'actlake sql "SELECT' in said
+    assert ("next: actlake run" in said) == (found != {"two-pt"}) and 'actlake sql "SELECT' in said
 
 
 def test_generate_push_and_pull_take_them_too(place: Path) -> None:
     run("capture", "two", "half", *SHORT)
-    for words in (["half"], ["half/it"], ["two", "pt"], ["two/pt"]):
+    for words in (["half"], ["half-it"], ["half/it"], ["two", "pt"], ["two/pt"], ["two-pt"]):
         done = json.loads(run("generate", *words, "--prompts", "core", *SHORT, "--json"))
         assert len(done["conditions"]) == 1
         assert done["conditions"][0]["variant"] == ("pt" if words[0].startswith("two") else "it")
@@ -104,11 +133,11 @@ def test_generate_push_and_pull_take_them_too(place: Path) -> None:
         == 4
     )
     run("push", "there", "half", "two/pt")
-    assert captured(Path("there")) == {"half/it", "two/pt"}
-    run("pull", "there", "two/pt", "--lake", "mine")
-    assert captured(Path("mine")) == {"two/pt"}
-    run("pull", "there", "half", "it", "--lake", "mine")
-    assert captured(Path("mine")) == {"half/it", "two/pt"}
+    assert captured(Path("there")) == {"half-it", "two-pt"}
+    run("pull", "there", "two-pt", "--lake", "mine")
+    assert captured(Path("mine")) == {"two-pt"}
+    run("pull", "there", "half-it", "--lake", "mine")
+    assert captured(Path("mine")) == {"half-it", "two-pt"}
 
 
 def test_misspelt_names_say_what_they_may_mean(place: Path) -> None:
@@ -120,15 +149,15 @@ def test_misspelt_names_say_what_they_may_mean(place: Path) -> None:
         ["score", "haIf"],
         ["fit-lens", "haIf"],
     ):
-        with pytest.raises(LakeError, match=r"unknown pair 'haIf': .*; did you mean 'half'\?"):
+        with pytest.raises(LakeError, match=r"unknown pair, model or chain 'haIf': .*; did you mean 'half'\?"):
             run(*words)
     for words in (["push", "there", "haIf"], ["push", "there", "haIf/it"]):
-        with pytest.raises(LakeError, match=r"no captures of pair 'haIf'; it has half; did you mean 'half'\?"):
+        with pytest.raises(LakeError, match=r"unknown pair,? .*'haIf': .*; did you mean 'half'\?"):
             run(*words)
     with pytest.raises(LakeError, match=r"unknown pair 'haIf'.*did you mean 'half'"):
         run("run", "L1", "--pair", "haIf")
-    with pytest.raises(LakeError, match="'half/it' names a model; name its pair, half"):
-        run("run", "L1", "--pair", "half/it")
+    with pytest.raises(LakeError, match="'half-it' names a model; name a pair: it is in half"):
+        run("run", "L1", "--pair", "half-it")
     with pytest.raises(LakeError, match="pair half has no variant 'pt'; it has it"):
         run("capture", "half/pt")
     with pytest.raises(LakeError, match="half has it only; scores compares two models"):
@@ -143,6 +172,6 @@ def test_a_pair_of_the_lake_alone_is_known(place: Path) -> None:
     assert "was there already" in run("capture", "half", *SHORT)  # with the lake's own files
     run("capture", "half", *SHORT, "--stream", "raw")
     assert len(Lake("lake").captures) == 2
-    (place / "lake/models/half/it/weights.json").unlink()
+    (place / "lake/models/half-it/weights.json").unlink()
     with pytest.raises(LakeError, match="pair half: the lake has it, but not its weights"):
         run("capture", "half", *SHORT)

@@ -19,7 +19,7 @@ from actlake.analyze.tuned.recipes import Adam
 from actlake.lake import Lake
 from actlake.queries.answer.asking import answer_all
 from actlake.queries.engine import passes
-from actlake.queries.engine.context import Context, Scope
+from actlake.queries.engine.context import Context
 from actlake.queries.probes import choice as probe_choice
 from actlake.queries.probes.choice import choose
 from actlake.queries.rows.registry import find
@@ -349,7 +349,7 @@ def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lak
 
 def trained(lake: Lake, variant: str) -> list[Probes]:
     """The probes that the row used, by fold."""
-    names = ("llama", variant, find_capture(lake.layout, f"llama/{variant}", "native").stem)
+    names = ("llama", variant, find_capture(lake.layout, f"llama-{variant}", "native").stem)
     return choose(Context(lake.layout), names).folds
 
 
@@ -430,24 +430,24 @@ def test_missing_sites_and_streams_say_the_command(tmp_path: Path, llama: PairSp
     refused(lake, "0A", "directions need mlp_out, which this capture left out: capture with the profile full")
     refused(lake, "0H", "run `actlake capture llama --stream teacher --prompts tiny`")
     refused(lake, "exp10", "Run `actlake capture llama --stream teacher --prompts tiny`")
-    refused(lake, "L3", "this lake has none of llama/pt (`actlake capture llama --with-weights` keeps them there)")
+    refused(lake, "L3", "this lake has none of llama-pt (`actlake capture llama --with-weights` keeps them there)")
     lean = replace(tiny.FULL, sites=("resid",), boundaries=(0, 3))
     layout = tiny.capture(tmp_path / "lean", llama, tiny.NATIVE, profile=lean, prompts=tiny.prompt_set(texts(30)))
     refused(Lake(layout.root), "L8", "geometry needs the residual at every boundary")
 
 
 def test_other_texts_and_other_shapes(observed: Lake, tmp_path: Path) -> None:
-    names = {v: find_capture(observed.layout, f"llama/{v}", "native").stem for v in ("pt", "it")}
+    names = {v: find_capture(observed.layout, f"llama-{v}", "native").stem for v in ("pt", "it")}
     with pytest.raises(LakeError, match="different continuations"):
-        directions_table(Context(observed.layout), Scope("llama", names, "native"), "contrast")
-    teacher = {v: find_capture(observed.layout, f"llama/{v}", "teacher").stem for v in ("pt", "it")}
+        directions_table(Context(observed.layout), tiny.scope("llama", names, "native"), "contrast")
+    teacher = {v: find_capture(observed.layout, f"llama-{v}", "teacher").stem for v in ("pt", "it")}
     with pytest.raises(LakeError, match="both captures read one answer"):
-        directions_table(Context(observed.layout), Scope("llama", teacher, "teacher"), "stability")
+        directions_table(Context(observed.layout), tiny.scope("llama", teacher, "teacher"), "stability")
     with pytest.raises(LakeError, match="expected one of stability, spread"):
-        directions_table(Context(observed.layout), Scope("llama", names, "native"), "sideways")
+        directions_table(Context(observed.layout), tiny.scope("llama", names, "native"), "sideways")
     wide = tiny.make_model(tmp_path / "wide", hidden_size=48)
     pair = tiny.make_pair(tmp_path / "pair")
-    pair = replace(pair, it=tiny.spec(wide, "llama", "it"))
+    pair = replace(pair, it=tiny.spec(wide, "llama-it"))
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, prompts=tiny.prompt_set(texts(12)))
     refused(Lake(layout.root), "0A", "directions compare models of one shape")
 
@@ -484,7 +484,7 @@ def test_where_weights_come_from(
     shutil.rmtree(tmp_path / "hub")
     shutil.rmtree(tmp_path / "lake" / "tables")
     # The lake's own copy comes first.
-    write_weights(fresh.layout, "llama", "pt", llama.pt.path, ["model.safetensors"], "1234")
+    write_weights(fresh.layout, "llama-pt", llama.pt.path, ["model.safetensors"], "1234")
     pd.testing.assert_frame_equal(fresh.run("L3", pair="llama").table, table)
 
 

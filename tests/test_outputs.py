@@ -16,7 +16,7 @@ from actlake.capture.streams.streams import greedy as engine
 from actlake.capture.streams.streams import steered
 from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.queries.engine.context import Context, Scope
+from actlake.queries.engine.context import Context
 from actlake.queries.generation.generate import plan, setting_of, write
 from actlake.queries.generation.models import hosts, steering
 from actlake.queries.makers import ensure
@@ -24,7 +24,8 @@ from actlake.store.artifacts.directions import read_directions
 from actlake.store.captures.reader import Capture, list_captures
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
-from actlake.store.tables.sql import connect, same_prompts, stream_table
+from actlake.store.tables.sql import connect
+from actlake.store.tables.streams import same_prompts, stream_table
 from test_graft_rows import catalog
 from test_observed_rows import texts
 from transformers import AutoModelForCausalLM
@@ -55,7 +56,7 @@ def kit(layout, made, **options):
 
 
 def scope_of(layout):
-    return Scope("llama", same_prompts(stream_table(layout), "llama", "native", None), "native")
+    return tiny.scope("llama", same_prompts(stream_table(layout), "llama", "native", None), "native")
 
 
 def prompts_in(made, count=12):
@@ -275,7 +276,7 @@ def test_a_steered_text_is_captured_like_any_other(lake, made):
     (done,) = write(
         plan(mine, "llama", [setting_of(mine, "llama", "it", [STEER], "native")], prompts_in(made), None, NEW)
     )
-    stream = steered(lake, "llama", "it", done.key[:6])
+    stream = steered(lake, "llama-it", done.key[:6])
     tiny.capture(lake.root, made[2], stream, prompts=prompts_in(made))
     for variant in ("pt", "it"):
         found = list_captures(lake).query("variant == @variant and stream.str.startswith('steered')")
@@ -290,7 +291,7 @@ def test_a_steered_text_is_captured_like_any_other(lake, made):
     with pytest.raises(LakeError, match="has no text for prompt 'new' of set tiny as it is now; `actlake generate`"):
         tiny.capture(lake.root, made[2], stream, prompts=other)
     with pytest.raises(LakeError, match="no condition begins with 'zz'"):
-        steered(lake, "llama", "it", "zz")
+        steered(lake, "llama-it", "zz")
 
 
 def command(lake, made, *words):

@@ -13,7 +13,7 @@ import torch
 from actlake.analyze.residual.directions import PARTS, parts
 from actlake.capture.edit import replay
 from actlake.lake import Lake
-from actlake.queries.engine.context import Context, Scope
+from actlake.queries.engine.context import Context
 from actlake.queries.makers import ensure
 from actlake.queries.probes.choice import choose
 from actlake.queries.replayed import patching
@@ -146,7 +146,7 @@ def test_rows_are_those_of_whole_models_with_a_hook(lakes: Callable, family: str
 def test_without_a_patch_the_host_is_the_lens(lakes: Callable, lens: str) -> None:
     lake, _ = lakes("llama")
     names = scope(lake.layout, "llama")
-    needs = [("patching", lens, names), ("lens", lens, Scope("llama", {"pt": names.streams["pt"]}, "teacher"))]
+    needs = [("patching", lens, names), ("lens", lens, tiny.scope("llama", {"pt": names.streams["pt"]}, "teacher"))]
     ensure(lake.layout, needs, catalog=lake._catalog)
     both = table(
         lake.layout,
@@ -278,7 +278,7 @@ def test_what_is_missing_is_named(tmp_path: Path, lakes: Callable) -> None:
     with pytest.raises(LakeError, match=r"patching\(logit\): the lens is raw or tuned"):
         Patching(kit, names, "logit")
     with pytest.raises(LakeError, match="capture both"):
-        Patching(kit, Scope("llama", {"pt": names.streams["pt"]}, "teacher"), "raw")
+        Patching(kit, tiny.scope("llama", {"pt": names.streams["pt"]}, "teacher"), "raw")
     with pytest.raises(LakeError, match="read different continuations"):
         Patching(kit, scope(lake.layout, "llama", "native"), "raw")
     prompts = tiny.prompt_set(texts(12))
@@ -286,7 +286,7 @@ def test_what_is_missing_is_named(tmp_path: Path, lakes: Callable) -> None:
     with pytest.raises(LakeError, match="Run `actlake capture llama --stream teacher --prompts tiny`"):
         Lake(alone.root, catalog=lake._catalog).run("exp10_P3")
     both = tiny.capture(alone.root, pair, tiny.TEACHER, prompts=prompts)
-    with pytest.raises(LakeError, match="model llama/pt: no weights found; looked in"):
+    with pytest.raises(LakeError, match="model llama-pt: no weights found; looked in"):
         Lake(both.root).run("exp10_P3")
     few = tiny.capture(tmp_path / "few", pair, tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(6)))
     with pytest.raises(LakeError, match="6 prompts have an answer; the regression needs 10"):

@@ -102,9 +102,9 @@ def test_a_stream_says_what_was_dropped(tmp_path, llama, capfd):
     folder = tmp_path / "pt"
     shutil.copytree(llama.pt.path, folder)
     around("<|bos|> $A <|eos|>").save_pretrained(folder)
-    pair = PairSpec("llama", tiny.spec(folder, "llama", "pt"), None, {})
+    pair = PairSpec("llama", tiny.spec(folder, "llama-pt"), None, {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("pt",))
-    stream = read_stream(layout, Capture(find_capture(layout, "llama/pt", "raw")).manifest["stream"])
+    stream = read_stream(layout, Capture(find_capture(layout, "llama-pt", "raw")).manifest["stream"])
     assert stream.recipe["dropped"] == [tiny.EOS]
     for row, start in zip(stream.tokens, stream.starts, strict=True):
         assert row[0] == tiny.BOS and tiny.EOS not in row[:start]
@@ -191,7 +191,7 @@ def test_an_option_and_a_catalog_allow_control_tokens(tmp_path, llama):
     )
     assert load_catalog(catalog).stream("loose") == StreamSpec("loose", "raw", "none", 0, "2025-01-31", True)
     (tmp_path / "p.jsonl").write_text('{"id": "a", "text": "the <|user|> said"}\n')
-    words = ["capture", "llama", "pt", "--catalog", str(catalog), "--prompts", str(tmp_path / "p.jsonl")]
+    words = ["capture", "llama-pt", "--catalog", str(catalog), "--prompts", str(tmp_path / "p.jsonl")]
     words += ["--lake", str(tmp_path / "lake")]
     strict = CliRunner().invoke(app, [*words, "--stream", "strict"])
     assert isinstance(strict.exception, LakeError) and "prompt 'a' of set p: its text holds" in str(strict.exception)
@@ -213,10 +213,10 @@ def test_a_prompt_of_another_models_tokens_is_refused_before_anything_is_loaded(
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(folder)
-    pair = PairSpec("llama", None, tiny.spec(folder, "llama", "it"), {})
+    pair = PairSpec("llama", None, tiny.spec(folder, "llama-it"), {})
     monkeypatch.setattr("actlake.capture.streams.capture_pair.load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(
-        LakeError, match=r"prompt 'z' of set tiny: token id 300 \('zebra'\), llama/it has 300 embeddings"
+        LakeError, match=r"prompt 'z' of set tiny: token id 300 \('zebra'\), llama-it has 300 embeddings"
     ):
         tiny.capture(
             tmp_path / "lake", pair, tiny.RAW, variants=("it",), prompts=tiny.prompt_set([("z", "", "a zebra")])
@@ -282,20 +282,20 @@ def test_a_pad_token_without_an_embedding_is_no_matter(tmp_path, llama, pad):
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id >= 300
     tokenizer.save_pretrained(folder)
-    model, plain = load_model(tiny.spec(folder, "llama", "pt")), load_model(llama.pt)
+    model, plain = load_model(tiny.spec(folder, "llama-pt")), load_model(llama.pt)
     assert 0 <= pad_id(model) < 300
     prompts = [encode(model.tokenizer, row[2], "raw") for row in tiny.TEXTS]
     assert decode(model, prompts, 6, [tiny.EOS]) == decode(plain, prompts, 6, [tiny.EOS])
     pair = PairSpec("llama", model.spec, None, {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("pt",))
-    assert len(Capture(find_capture(layout, "llama/pt", "raw")).manifest["files"]) > 0
+    assert len(Capture(find_capture(layout, "llama-pt", "raw")).manifest["files"]) > 0
 
 
 @pytest.mark.parametrize("pad", [-1, 299, 300, None])
 def test_pad_id_has_an_embedding(tmp_path, llama, pad):
     folder = tmp_path / "m"
     shutil.copytree(llama.pt.path, folder)
-    model = load_model(tiny.spec(folder, "llama", "pt"))
+    model = load_model(tiny.spec(folder, "llama-pt"))
     model = replace(model, tokenizer=Padded(pad))
     assert pad_id(model) == (pad if pad == 299 else 0)
 

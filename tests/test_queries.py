@@ -12,7 +12,6 @@ import tiny
 from actlake.queries.answer import estimates
 from actlake.queries.answer.answer import scoped
 from actlake.queries.answer.asking import answer as ask
-from actlake.queries.engine.context import Scope
 from actlake.queries.rows.registry import find, parse, published, queries
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.streams import Stream, write_stream
@@ -53,7 +52,7 @@ def put_model(layout: Layout, variant: str, unembed: np.ndarray) -> None:
         "real_token": np.ones(VOCAB, dtype=bool),
     }
     attrs = {"norm": "rms", "norm_eps": 1e-6, "softcap": None, "logit_scale": 1.0, "parallel": False}
-    write_model(layout, PAIR, variant, {"id": variant, "sha256": variant, **tiny.MODEL}, arrays, attrs)
+    write_model(layout, f"{PAIR}-{variant}", {"id": variant, "sha256": variant, **tiny.MODEL}, arrays, attrs)
 
 
 def put_capture(layout: Layout, variant: str, stream: Stream, resid: np.ndarray, mlp: np.ndarray) -> None:
@@ -64,10 +63,10 @@ def put_capture(layout: Layout, variant: str, stream: Stream, resid: np.ndarray,
         boundaries=tuple(range(LAYERS + 1)),
         layers=tuple(range(LAYERS)),
         source_dtype="float32",
-        provenance={"pair": PAIR, "variant": variant, "model_sha256": variant, "batch": 4, "dtype": "float32"},
+        provenance={"model": f"{PAIR}-{variant}", "model_sha256": variant, "batch": 4, "dtype": "float32"},
         shard=32,
     )
-    path = layout.capture(PAIR, variant, stream.name)
+    path = layout.capture(f"{PAIR}-{variant}", stream.name)
     create_capture(path, template)
     with ShardWriter(path, template) as writer:
         for shard in range(template.n_shards):
@@ -191,14 +190,14 @@ def test_0J_as_published_on_a_deep_profile(tmp_path: Path) -> None:
     drop = np.r_[rng.normal(0, 0.01, 20), -0.018, 0.0, -0.012, -0.03, -0.06, -0.03, -0.2, -0.2, -0.2]
     for variant in ("pt", "it"):
         rows = {
-            "pair": PAIR, "variant": variant, "stream": f"native-set-{variant}", "prompt_id": "a", "category": "A",
+            "model": f"{PAIR}-{variant}", "stream": f"native-set-{variant}", "prompt_id": "a", "category": "A",
             "prompt": 0, "token": 0, "position": 20, "step": 15, "layer": np.arange(len(drop)),
             "block_cos": (drop if variant == "it" else 0 * drop).astype("f4"), "mlp_cos": 0.0 * drop, "mlp_norm": 0.0 * drop,
             "resid_norm": 0.0 * drop,
         }  # fmt: skip
         write_table(layout, "delta", {"variant": variant}, [rows])
-    scope = Scope(PAIR, {v: f"native-set-{v}" for v in ("pt", "it")}, "native")
-    read = estimates.read(connect(layout), scoped(find("0J"), [scope]), find("0J"), [PAIR])
+    scope = tiny.scope(PAIR, {v: f"native-set-{v}" for v in ("pt", "it")}, "native")
+    read = estimates.read(connect(layout, None, {PAIR: scope.models}), scoped(find("0J"), [scope]), find("0J"), [PAIR])
     found = estimates.table_of([read[PAIR]], find("0J")).set_index("measure")["estimate"]
     base = drop[6:15].astype("f4")
     for name, bound in {

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_kill import Killer
 
-STREAM = "captures/llama/it"
+STREAM = "captures/llama-it"
 
 
 @given(st.integers(0, 60), st.integers(1, 9))
@@ -73,9 +73,9 @@ def test_ranks_make_the_same_store_as_one(tmp_path, captured, llama, order):
         assert sealed == [rank == order[-1]]
     assert tiny.tree(layout.root / STREAM) == tiny.tree(captured.root / STREAM)
     assert tiny.tree(layout.root / "models") == {
-        name: data for name, data in tiny.tree(captured.root / "models").items() if name.startswith("llama/it")
+        name: data for name, data in tiny.tree(captured.root / "models").items() if name.startswith("llama-it")
     }
-    assert verify(layout, find_capture(layout, "llama/it", "native")).ok
+    assert verify(layout, find_capture(layout, "llama-it", "native")).ok
 
 
 def test_more_ranks_than_rows(tmp_path, captured, llama):
@@ -117,7 +117,7 @@ def test_another_world_is_refused(tmp_path, llama):
 
 def test_two_processes_of_one_rank_are_refused(tmp_path, llama):
     layout = capture(tmp_path / "lake", llama, Rank(0, 2))
-    path = find_capture(layout, "llama/it", "native")
+    path = find_capture(layout, "llama-it", "native")
     with (
         try_lock(path / ".progress" / "rank-1.lock") as mine,
         pytest.raises(LakeError, match="another process is writing the rows of rank 1 of 2"),
@@ -139,7 +139,7 @@ def test_seal_says_whose_rows_are_missing(tmp_path, captured, llama, monkeypatch
     assert not list_captures(layout).sealed.any()
     ((path, manifest),) = seal_captures(layout)
     assert manifest["n_tokens"] > 0 and tiny.tree(layout.root / STREAM) == tiny.tree(captured.root / STREAM)
-    assert seal_captures(layout, "llama/it/native") == [(path, manifest)]
+    assert seal_captures(layout, "llama-it/native") == [(path, manifest)]
     with pytest.raises(LakeError, match="no unsealed capture here"):
         seal_captures(layout)
 
@@ -161,10 +161,10 @@ def test_ranks_at_the_same_time(tmp_path, captured, llama):
 
 def test_a_rank_that_is_faster_leaves_a_slower_ones_head_alone(tmp_path, captured, monkeypatch):
     """The faster one does all of it while the slower one has begun."""
-    arrays, attrs = read_head(captured, "llama", "it")
+    arrays, attrs = read_head(captured, "llama-it")
     attrs.pop("format_version")
     left = ("head_files", "vocab_sha256")  # the vocabulary comes after the model
-    record = {key: value for key, value in read_model(captured, "llama", "it").items() if key not in left}
+    record = {key: value for key, value in read_model(captured, "llama-it").items() if key not in left}
     layout, create, turns = Layout.open(tmp_path / "lake", create=True), zarr.create_group, []
 
     def faster_first(path: Path, **options: Any) -> zarr.Group:
@@ -173,15 +173,15 @@ def test_a_rank_that_is_faster_leaves_a_slower_ones_head_alone(tmp_path, capture
         if len(turns) == 1:
             with monkeypatch.context() as other:
                 other.setattr(files.platform, "node", lambda: "faster")
-                models.write_model(layout, "llama", "it", record, arrays, attrs)
+                models.write_model(layout, "llama-it", record, arrays, attrs)
         return group
 
     monkeypatch.setattr(models.zarr, "create_group", faster_first)
-    models.write_model(layout, "llama", "it", record, arrays, attrs)
+    models.write_model(layout, "llama-it", record, arrays, attrs)
     assert len(turns) == 2
     alone = Layout.open(tmp_path / "alone", create=True)
-    models.write_model(alone, "llama", "it", record, arrays, attrs)
-    assert tiny.tree(layout.model("llama", "it")) == tiny.tree(alone.model("llama", "it"))
+    models.write_model(alone, "llama-it", record, arrays, attrs)
+    assert tiny.tree(layout.model("llama-it")) == tiny.tree(alone.model("llama-it"))
 
 
 @pytest.mark.slow

@@ -82,20 +82,20 @@ def test_a_lake_on_s3_is_the_lake(pushed, captured):
 
 def test_shards_stay_where_they_are(pushed):
     lake = Lake(pushed)
-    capture = Capture(find_capture(lake.layout, "llama/it", "native"), lake=lake.layout.files)
+    capture = Capture(find_capture(lake.layout, "llama-it", "native"), lake=lake.layout.files)
     assert np.isfinite(capture.array("resid")[:]).all()
     assert not [file for file in lake.layout.root.rglob("resid/c/*/*/*") if file.is_file()]
 
 
 @pytest.mark.parametrize("stream", ["native", "teacher"])
 def test_plain_xarray_opens_the_url(pushed, captured, stream):
-    path = find_capture(captured, "llama/pt", stream)
+    path = find_capture(captured, "llama-pt", stream)
     with xr.open_zarr(f"{pushed}/{path.relative_to(captured.root)}") as found, xr.open_zarr(path) as expected:
         assert found.load().identical(expected.load())
 
 
 def test_plain_xarray_opens_the_url_of_a_web_server(web, captured):
-    path = find_capture(captured, "llama/it", "native")
+    path = find_capture(captured, "llama-it", "native")
     with xr.open_zarr(f"{web.url}/lake/{path.relative_to(captured.root)}") as found, xr.open_zarr(path) as expected:
         assert found.load().identical(expected.load())
 
@@ -183,7 +183,7 @@ def test_two_ranks_with_a_mirror_each_make_the_same_store(bucket, captured, llam
         tiny.capture(f"{bucket}/lake", llama, tiny.NATIVE, variants=("it",), rank=Rank(rank, 2, rank, "test"))
     monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "third"))
     back = open_store(f"{bucket}/lake")
-    name = find_capture(captured, "llama/it", "native").relative_to(captured.root).as_posix()
+    name = find_capture(captured, "llama-it", "native").relative_to(captured.root).as_posix()
     assert {file: back.read(file) for file in back.find(name)} == {
         file: (captured.root / file).read_bytes() for file in open_store(captured.root).find(name)
     }
@@ -213,7 +213,7 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
     layout = Layout.open(tmp_path / "www" / "lake", create=True)
     template = Template(tiny.synthetic_stream(rows), sizes, tuple(range(5)), tuple(range(4)), "float32", tiny.MADE)
     write_stream(layout, template.stream)
-    path = layout.capture("made", "pt", template.stream.name)
+    path = layout.capture("made-pt", template.stream.name)
     tiny.write_capture(path, template)
     manifest = seal(path)
     write_index(open_store(layout.root))
@@ -224,7 +224,7 @@ def test_one_prompt_over_http_touches_only_its_bytes(tmp_path):
     }
     with served(tmp_path / "www") as server:
         lake = Lake(f"{server.url}/lake")
-        ds = lake.dataset("made/pt", template.stream.name)
+        ds = lake.dataset("made-pt", template.stream.name)
         for prompt in (0, 5, 11):
             first, last = template.stream.offset[prompt : prompt + 2].tolist()
             server.requests.clear()
@@ -264,7 +264,7 @@ def test_an_index_with_another_content_is_refused(web):
 
 def test_many_threads_may_open_a_lake_that_is_not_here_yet(web, captured, cache_folder):
     layout = Lake(f"{web.url}/lake").layout
-    path, here = find_capture(layout, "llama/it", "native"), find_capture(captured, "llama/it", "native")
+    path, here = find_capture(layout, "llama-it", "native"), find_capture(captured, "llama-it", "native")
     expected = open_capture(here).token_id.values
     web.wait, before = 0.02, len(web.requests)
     with ThreadPoolExecutor(8) as threads:
@@ -281,7 +281,7 @@ def test_servers_that_fail_for_a_while_are_asked_again(web, captured, monkeypatc
     web.failures += [503, 500, 502]
     assert same(arrays(lake.layout), arrays(captured))
     web.failures += [503] * 4000
-    path = find_capture(lake.layout, "llama/it", "native")
+    path = find_capture(lake.layout, "llama-it", "native")
     with pytest.raises(LakeError, match=r"out of reach .*503"):
         Capture(path, lake=lake.layout.files).array("resid")[:]
     web.failures.clear()
@@ -319,7 +319,7 @@ def test_no_lake_and_no_rights_are_told(bucket, s3_server, tmp_path):
 
 
 def test_damage_at_the_origin_is_named(pushed, captured, cache_folder):
-    path = find_capture(captured, "llama/it", "native").relative_to(captured.root).as_posix()
+    path = find_capture(captured, "llama-it", "native").relative_to(captured.root).as_posix()
     place = open_store(pushed)
     for name in (f"{path}/resid/c/1/0/0", f"{path}/token_id/c/0"):
         data = bytearray(place.read(name))

@@ -18,7 +18,7 @@ from actlake.capture.edit.replay import borrowed, load_late, load_mlps, open_sta
 from actlake.capture.model.load import load_model
 from actlake.capture.model.partial import load_donor, load_suffix
 from actlake.store.captures.reader import Capture, find_capture
-from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, StreamSpec, load_catalog
+from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, StreamSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from safetensors.torch import load_file, save_file
@@ -30,7 +30,7 @@ BLOCK = re.compile(r"(?:layers|h)\.(\d+)\.")
 
 
 def catalog(pair: PairSpec) -> Catalog:
-    return replace(load_catalog(), pairs={pair.name: pair})
+    return tiny.catalog_of(pair)
 
 
 @pytest.fixture(scope="module")
@@ -61,27 +61,27 @@ def check_identity(layout: Layout, model: Any, boundary: int) -> None:
 def test_identity_is_bit_exact(lakes, pairs, family):
     layout, pair = lakes(family), pairs(family)
     for boundary in range(3):
-        check_identity(layout, load_late(layout, f"{family}/it", boundary, catalog(pair)), boundary)
+        check_identity(layout, load_late(layout, f"{family}-it", boundary, catalog(pair)), boundary)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_wrapper", "gpt2", "deepseek_v2"])
 def test_one_model_serves_all_later_boundaries(lakes, pairs, family):
-    whole, late = load_model(pairs(family).it), load_late(lakes(family), f"{family}/it", 1, catalog(pairs(family)))
+    whole, late = load_model(pairs(family).it), load_late(lakes(family), f"{family}-it", 1, catalog(pairs(family)))
     for boundary in range(3):
         check_identity(lakes(family), whole, boundary)
     for boundary in (2, 1):
         check_identity(lakes(family), late, boundary)
     with pytest.raises(LakeError, match="can't begin at boundary 0; what is loaded begins at 1 to 2"):
-        replay_whole(late, open_start(lakes(family), f"{family}/it", "raw", 0))
+        replay_whole(late, open_start(lakes(family), f"{family}-it", "raw", 0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_stays_within_the_noise_floor(tmp_path, family):
     pair = tiny.make_pair(tmp_path / "pair", family, torch.bfloat16)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
-    capture = stored(layout, f"{family}/it")
+    capture = stored(layout, f"{family}-it")
     found = replay_whole(
-        load_late(layout, f"{family}/it", 1, catalog(pair)), open_start(layout, f"{family}/it", "raw", 1)
+        load_late(layout, f"{family}-it", 1, catalog(pair)), open_start(layout, f"{family}-it", "raw", 1)
     )
     for name, floor in capture.manifest["noise_floor"]["max_abs"].items():
         assert np.abs(found.arrays[name] - capture.array(name)[:][:, 1:]).max() <= floor
@@ -129,7 +129,7 @@ def test_donors_load_alone(tmp_path, pairs, family):
     )
     donor, hf = load_donor(tiny.spec(folder, family, "pt"), (1, 2)), AutoModelForCausalLM.from_pretrained(spec.path)
     blocks = hf.get_submodule(tiny.FAMILIES[family].blocks)
-    assert donor.name == f"{family}/pt" and list(donor.mlps) == [1, 2]
+    assert donor.name == f"{family}-pt" and list(donor.mlps) == [1, 2]
     for layer, mlp in donor.mlps.items():
         ours, theirs = mlp.state_dict(), blocks[layer].mlp.state_dict()
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -140,7 +140,7 @@ def test_only_late_blocks_run(lakes, pairs):
     model = load_model(pairs("llama").it)
     for layer, mlp in enumerate(model.parts.mlps):
         mlp.register_forward_hook(lambda *_, layer=layer: counts.__setitem__(layer, counts[layer] + 1))
-    start = open_start(layout, "llama/it", "raw", 2)
+    start = open_start(layout, "llama-it", "raw", 2)
     replay_whole(model, start)
     assert counts == [0, 0, len(start.plan)]
 
@@ -148,11 +148,11 @@ def test_only_late_blocks_run(lakes, pairs):
 def test_chosen_tokens_and_prompts(lakes, pairs):
     layout = lakes("llama")
     model, start = (
-        load_late(layout, "llama/it", 1, catalog(pairs("llama"))),
-        open_start(layout, "llama/it", "raw", 1),
+        load_late(layout, "llama-it", 1, catalog(pairs("llama"))),
+        open_start(layout, "llama-it", "raw", 1),
     )
     whole = replay_whole(model, start, keep=("resid", "mlp_out"), logits="full")
-    continuation = stored(layout, "llama/it").array("step")[:] >= 0
+    continuation = stored(layout, "llama-it").array("step")[:] >= 0
     some = replay_whole(
         model, start, keep=("resid",), logits="full", tokens=continuation, boundaries=(1, 3), prompts={4, 1}
     )
@@ -171,8 +171,8 @@ def test_first_tokens_only(lakes, pairs):
     """What follows a token can't change it, so shortened prompts give the same values but for rounding."""
     layout = lakes("gemma3")
     model, start = (
-        load_late(layout, "gemma3/it", 2, catalog(pairs("gemma3"))),
-        open_start(layout, "gemma3/it", "raw", 2),
+        load_late(layout, "gemma3-it", 2, catalog(pairs("gemma3"))),
+        open_start(layout, "gemma3-it", "raw", 2),
     )
     short = replace(start, lengths=np.maximum(1, start.lengths // 2))
     whole, found = replay_whole(model, start), replay_whole(model, short)
@@ -182,7 +182,7 @@ def test_first_tokens_only(lakes, pairs):
 
 def test_pieces_follow_the_plan_and_are_read_ahead(lakes, pairs, monkeypatch):
     layout, read = lakes("llama"), []
-    start = open_start(layout, "llama/it", "raw", 2)
+    start = open_start(layout, "llama-it", "raw", 2)
     states = start.states
 
     class Watched:
@@ -199,7 +199,7 @@ def test_pieces_follow_the_plan_and_are_read_ahead(lakes, pairs, monkeypatch):
 
 def test_replays_of_one_model_in_turn(lakes, pairs):
     layout, model = lakes("llama"), load_model(pairs("llama").it)
-    starts = [open_start(layout, "llama/it", "raw", boundary) for boundary in (1, 2)]
+    starts = [open_start(layout, "llama-it", "raw", boundary) for boundary in (1, 2)]
     for one, two in zip(replay(model, starts[0]), replay(model, starts[1]), strict=True):
         assert not any("forward" in vars(block) for block in model.parts.blocks)  # between batches the model is whole
         assert same_bits(np.ascontiguousarray(one.arrays["resid"][:, 1:]), two.arrays["resid"])
@@ -207,8 +207,8 @@ def test_replays_of_one_model_in_turn(lakes, pairs):
 
 def test_weights_from_the_lake(tmp_path, llama):
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, variants=("it",), with_weights=True)
-    check_identity(layout, load_late(layout, "llama/it", 1), 1)
-    assert list(load_mlps(layout, "llama/it", (0, 2)).mlps) == [0, 1]
+    check_identity(layout, load_late(layout, "llama-it", 1), 1)
+    assert list(load_mlps(layout, "llama-it", (0, 2)).mlps) == [0, 1]
 
 
 def test_gguf(tmp_path):
@@ -227,7 +227,7 @@ def test_boundary_that_is_not_stored(tmp_path, llama):
     profile = replace(tiny.FULL, boundaries=(0, "last"))
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, variants=("it",), profile=profile)
     with pytest.raises(LakeError) as caught:
-        open_start(layout, "llama/it", "raw", 2)
+        open_start(layout, "llama-it", "raw", 2)
     assert re.search(
         r"boundary 2 is not stored in this capture \(it has 0, 3\).*`actlake capture llama it --stream raw --prompts tiny"
         r" --profile full --lake OTHER` keeps all",
@@ -240,18 +240,18 @@ def test_capture_of_some_positions(tmp_path, lakes):
 
     shutil.copytree(lakes("llama").root, tmp_path / "lake")
     layout = Layout.open(tmp_path / "lake")
-    path = find_capture(layout, "llama/it", "raw")
+    path = find_capture(layout, "llama-it", "raw")
     zarr.open_group(path, mode="r+")["position"][3] += 1
     with pytest.raises(LakeError, match="holds only some positions; a replay needs the residual of all"):
-        open_start(layout, "llama/it", "raw", 1)
+        open_start(layout, "llama-it", "raw", 1)
 
 
 def test_streams_that_disagree(captured, tmp_path, llama):
-    pt, it = (open_start(captured, f"llama/{variant}", "native", 1) for variant in ("pt", "it"))
+    pt, it = (open_start(captured, f"llama-{variant}", "native", 1) for variant in ("pt", "it"))
     with pytest.raises(LakeError, match=r"prompt 0 has other tokens than in .* from position 1 on"):
         borrowed(pt, it)
     shared = tiny.capture(tmp_path / "lake", llama, StreamSpec("shared", "raw", "it", 6))
-    pt, it = (open_start(shared, f"llama/{variant}", "shared", 1) for variant in ("pt", "it"))
+    pt, it = (open_start(shared, f"llama-{variant}", "shared", 1) for variant in ("pt", "it"))
     borrowed(pt, it)
     with pytest.raises(LakeError, match="has 5 prompts"):
         borrowed(pt, replace(it, lengths=it.lengths[:-1]))
@@ -260,10 +260,10 @@ def test_streams_that_disagree(captured, tmp_path, llama):
 def test_states_of_another_capture(tmp_path, llama):
     """Both read the bare prompts and then go their own ways; on the prompts one's states can begin the other's replay."""
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW)
-    pt, it = (open_start(layout, f"llama/{variant}", "raw", 1) for variant in ("pt", "it"))
+    pt, it = (open_start(layout, f"llama-{variant}", "raw", 1) for variant in ("pt", "it"))
     lengths = [
         np.flatnonzero(steps == 0)[0] + 1
-        for steps in np.split(stored(layout, "llama/pt").array("step")[:], pt.offset[1:-1])
+        for steps in np.split(stored(layout, "llama-pt").array("step")[:], pt.offset[1:-1])
     ]
     pt, it = replace(pt, lengths=np.array(lengths)), replace(it, lengths=np.array(lengths))
     assert not np.array_equal(pt.token_id, it.token_id)
@@ -279,31 +279,31 @@ def test_states_of_another_capture(tmp_path, llama):
 def test_few_boundaries_are_enough(tmp_path, llama):
     profile = replace(tiny.FULL, boundaries=(2, "last"))
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, variants=("it",), profile=profile)
-    found = replay_whole(load_suffix(llama.it, 2), open_start(layout, "llama/it", "raw", 2))
-    assert same_bits(found.arrays["resid"], stored(layout, "llama/it").array("resid")[:])
+    found = replay_whole(load_suffix(llama.it, 2), open_start(layout, "llama-it", "raw", 2))
+    assert same_bits(found.arrays["resid"], stored(layout, "llama-it").array("resid")[:])
 
 
 def test_missing_weights(lakes, pairs, tmp_path):
     layout = lakes("llama")
     for given, says in ((None, "no catalog was given"), (catalog(pairs("gpt2")), "catalog.yaml")):
-        with pytest.raises(LakeError, match=f"model llama/it: no weights found; looked in .*weights and .*{says}"):
-            load_late(layout, "llama/it", 1, given)
+        with pytest.raises(LakeError, match=f"model llama-it: no weights found; looked in .*weights and .*{says}"):
+            load_late(layout, "llama-it", 1, given)
     hub = replace(pairs("llama").it, path=None, hub="nobody/nothing")
     with pytest.raises(LakeError, match="not on this machine; fetch them with `hf download nobody/nothing`"):
-        load_late(layout, "llama/it", 1, catalog(replace(pairs("llama"), it=hub)))
+        load_late(layout, "llama-it", 1, catalog(replace(pairs("llama"), it=hub)))
     gone = replace(pairs("llama").it, path=tmp_path / "gone")
     with pytest.raises(LakeError, match=r"gone has no config\.json"):
-        load_mlps(layout, "llama/it", (1, 3), catalog(replace(pairs("llama"), it=gone)))
+        load_mlps(layout, "llama-it", (1, 3), catalog(replace(pairs("llama"), it=gone)))
     other = replace(pairs("llama"), it=replace(pairs("llama").pt, variant="it"))
     with pytest.raises(LakeError, match="its weights are not those that the lake's captures were made from"):
-        load_late(layout, "llama/it", 1, catalog(other))
+        load_late(layout, "llama-it", 1, catalog(other))
 
 
 def test_incomplete_weights(tmp_path, pairs):
     folder = cut_checkpoint(pairs("llama").it.path, tmp_path / "cut", lambda name: "layers.2.mlp.up" not in name)
     for load in (lambda spec: load_suffix(spec, 1), lambda spec: load_donor(spec, (1, 2))):
         with pytest.raises(LakeError, match=r"lacks 1 weights .*layers\.2\.mlp\.up_proj"):
-            load(tiny.spec(folder, "llama", "it"))
+            load(tiny.spec(folder, "llama-it"))
 
 
 @pytest.mark.parametrize(
@@ -316,11 +316,11 @@ def test_incomplete_weights(tmp_path, pairs):
         (lambda model, start, spec: next(replay(model, start, tokens=np.ones(3, bool))), "tokens marks 3 tokens"),
         (
             lambda model, start, spec: next(replay(load_suffix(spec, 2, dtype="bfloat16"), start)),
-            "its residual has dtype float32, llama/it has dtype bfloat16",
+            "its residual has dtype float32, llama-it has dtype bfloat16",
         ),
         (
             lambda model, start, spec: next(replay(load_suffix(spec, 2, attention="eager"), start)),
-            "its residual has attention sdpa, llama/it has attention eager",
+            "its residual has attention sdpa, llama-it has attention eager",
         ),
         (lambda model, start, spec: load_suffix(spec, 3), "no block 3; it has blocks 0 to 2"),
         (lambda model, start, spec: load_donor(spec, range(2, 4)), "no block 3; it has blocks 0 to 2"),
@@ -330,12 +330,12 @@ def test_incomplete_weights(tmp_path, pairs):
         (lambda model, start, spec: next(replay(model, start, boundaries=(0,))), "no boundary 0; expected 2 to 3"),
         (
             lambda model, start, spec: next(replay(model, replace(start, states=np.zeros((1, 8), np.float32)))),
-            "its residual has width 8, llama/it has width 32",
+            "its residual has width 8, llama-it has width 32",
         ),
     ],
 )
 def test_what_is_refused(lakes, pairs, call, says):
-    start = open_start(lakes("llama"), "llama/it", "raw", 2)
+    start = open_start(lakes("llama"), "llama-it", "raw", 2)
     with pytest.raises(LakeError, match=re.escape(says)):
         call(load_suffix(pairs("llama").it, 2), start, pairs("llama").it)
 
@@ -344,7 +344,7 @@ def test_what_is_refused(lakes, pairs, call, says):
 def test_a_model_that_computes_otherwise_is_refused_before_it_is_used(lakes, pairs, edits):
     """With edits a batch is run without them first; the stored states of another capture are nobody's own to compare with."""
     layout, model = lakes("llama"), load_model(pairs("llama").it)
-    start = open_start(layout, "llama/it", "raw", 1)
+    start = open_start(layout, "llama-it", "raw", 1)
     with torch.no_grad():
         model.parts.mlps[2].up_proj.weight.mul_(1.01)
     with pytest.raises(

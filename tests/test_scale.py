@@ -29,7 +29,7 @@ def test_the_lake_is_what_it_says(lakes: dict[int, actlake.Lake]) -> None:
         manifest = read_manifest(Path(table.path[0])) or {}
         shards = [name for name in manifest["files"] if "/c/" in name and name.split("/")[0] in scale.SIZES]
         assert manifest["n_shards"] == rows and len(shards) == rows * len(scale.SIZES)
-        found = lake.dataset("pair0/it", "native")
+        found = lake.dataset("pair0-it", "native")
         assert found.resid.shape == (rows * scale.SHARD - 100, scale.LAYERS + 1, scale.WIDTH)
 
 

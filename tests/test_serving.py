@@ -79,9 +79,9 @@ def test_a_served_lake_is_read_by_actlake_and_by_plain_xarray(answered: Layout, 
         plain = xr.open_zarr(f"{url}/{name}")
         assert np.array_equal(plain.resid.values, xr.open_zarr(answered.root / name).resid.values, equal_nan=True)
         assert np.array_equal(
-            there.dataset("llama/it", "native").resid[:5].values, plain.resid[:5].values, equal_nan=True
+            there.dataset("llama-it", "native").resid[:5].values, plain.resid[:5].values, equal_nan=True
         )
-        pulled = run(app, ["pull", url, "llama/it", "--lake", str(tmp_path / "part")])
+        pulled = run(app, ["pull", url, "llama-it", "--lake", str(tmp_path / "part")])
         assert pulled.exit_code == 0, pulled.output
     assert "can't hand out" not in capsys.readouterr().err
 
@@ -139,15 +139,15 @@ def test_serve_as_a_command(answered: Layout) -> None:
 
 def test_a_server_without_ranges_is_named_and_serves_all_the_same(answered: Layout, tmp_path: Path, capsys) -> None:
     with running(without_ranges(answered.root)) as url:
-        done = run(app, ["pull", url, "llama/it", "--lake", str(tmp_path / "part")])
+        done = run(app, ["pull", url, "llama-it", "--lake", str(tmp_path / "part")])
         assert done.exit_code == 0, done.exception or done.output
         assert done.output.count("can't hand out parts of files") == 1
         assert "nginx, caddy and S3 can, and `actlake serve LAKE` does" in " ".join(done.output.split())
         part, whole = Lake(tmp_path / "part"), Lake(answered.root)
-        found = part.capture("llama/it", "native").resid.values
-        assert np.array_equal(found, whole.capture("llama/it", "native").resid.values, equal_nan=True)
+        found = part.capture("llama-it", "native").resid.values
+        assert np.array_equal(found, whole.capture("llama-it", "native").resid.values, equal_nan=True)
         there = Lake(url)
-        assert np.array_equal(there.dataset("llama/it", "native").resid[:3].values, found[:3], equal_nan=True)
+        assert np.array_equal(there.dataset("llama-it", "native").resid[:3].values, found[:3], equal_nan=True)
 
 
 def test_nobody_is_told_to_delete_what_lies_elsewhere(answered: Layout, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_nobody_is_told_to_delete_what_lies_elsewhere(answered: Layout, tmp_path
         commands = (
             ["sql", "SELECT count(*) FROM delta", "--lake", url],
             ["run", "L1", "--lake", url, "--pair", "llama", "--out", str(tmp_path / "out")],
-            ["pull", url, "llama/it", "--lake", str(tmp_path / "part")],
+            ["pull", url, "llama-it", "--lake", str(tmp_path / "part")],
         )
         for words in commands:
             said = str(run(app, words).exception)
@@ -166,7 +166,7 @@ def test_nobody_is_told_to_delete_what_lies_elsewhere(answered: Layout, tmp_path
             assert str(tmp_path / "mirrors") not in said.partition("; if only its copy here")[0], said
         tiny.flip(model, 40)
         with pytest.raises(LakeError, match="nothing there is to be deleted"):
-            Lake(url).head("llama/it")
+            Lake(url).head("llama-it")
     with pytest.raises(LakeError, match="delete the"):  # a lake of one's own
         Lake(answered.root).sql("SELECT count(*) FROM delta").fetchall()
 
@@ -198,10 +198,10 @@ def test_tables_of_a_remote_lake_are_fetched_not_made_again(
 
 def test_a_copy_of_a_part_says_once_what_brings_the_rest(answered: Layout, tmp_path: Path) -> None:
     with running(LakeServer(answered.root)) as url:
-        assert run(app, ["pull", url, "llama/it", "--lake", str(tmp_path / "part")]).exit_code == 0
+        assert run(app, ["pull", url, "llama-it", "--lake", str(tmp_path / "part")]).exit_code == 0
         refused = run(app, ["run", "exp16", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")])
         said = str(refused.exception)
-        assert said == f"exp16: this copy lacks pt; `actlake pull {url} llama/pt` brings it, if it is there"
+        assert said == f"exp16: this copy lacks pt; `actlake pull {url} llama-pt` brings it, if it is there"
         every = run(
             app, ["run", "--all", "--no-generate", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")]
         )
@@ -210,7 +210,7 @@ def test_a_copy_of_a_part_says_once_what_brings_the_rest(answered: Layout, tmp_p
             and every.output.count("this copy lacks pt") == 1
             and "actlake capture" not in every.output
         )
-        assert run(app, ["pull", url, "llama/pt", "--lake", str(tmp_path / "part")]).exit_code == 0
+        assert run(app, ["pull", url, "llama-pt", "--lake", str(tmp_path / "part")]).exit_code == 0
     again = run(app, ["run", "exp16", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")])
     assert again.exit_code == 0, again.exception
 
@@ -219,7 +219,7 @@ def test_slices_of_a_copy_read_only_what_they_need(answered: Layout, tmp_path: P
     part = Layout.open(tmp_path / "part", create=True)
     done = run(app, ["pull", str(answered.root), "--lake", str(part.root), "--limit", "2", "--site", "resid"])
     assert done.exit_code == 0, done.exception
-    here, whole = Lake(part.root).dataset("llama/it", "native"), Lake(answered.root).dataset("llama/it", "native")
+    here, whole = Lake(part.root).dataset("llama-it", "native"), Lake(answered.root).dataset("llama-it", "native")
     count = int((whole["prompt"].values < 2).sum())
     for layer in (0, 2):
         found = here.resid.sel(boundary=layer)[:count]

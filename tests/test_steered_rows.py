@@ -16,7 +16,6 @@ from actlake.lake import Lake
 from actlake.queries.answer import estimates
 from actlake.queries.answer.answer import scoped
 from actlake.queries.answer.sentences import say
-from actlake.queries.engine.context import Scope
 from actlake.queries.figures.figure import draw
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows import index, registry
@@ -34,7 +33,7 @@ from typer.testing import CliRunner
 ROWS = ("A1", "A1_rand", "A1_notmpl", "A2", "A5a", "0I", "exp10_P4")
 SHAPE, PROMPTS = Shape(34, default_windows(34)), 40
 STREAMS = {"pt": "native-set-pt", "it": "native-set-it"}
-SCOPE = Scope("made", STREAMS, "native")
+SCOPE = tiny.scope("made", STREAMS, "native")
 CATEGORIES = ("SAFETY", "GOV-FORMAT", "CONTENT-REASON", "CONTENT-FACT")
 OF_ALL = ("str", "coherent", "tokens", "ended", "nll_pt", "nll_it", "words")
 run = CliRunner(env={"COLUMNS": "400"}).invoke

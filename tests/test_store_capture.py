@@ -47,7 +47,7 @@ def made_template(lengths=(5, 1, 9, 4), layers=2, d=4, vocab=7, k=3, shard=4, na
 
 def sealed(layout: Layout, template: Template, order=None):
     write_stream(layout, template.stream)
-    path = layout.capture("made", "pt", template.stream.name)
+    path = layout.capture("made-pt", template.stream.name)
     tiny.write_capture(path, template, order)
     seal(path)
     return path
@@ -96,7 +96,7 @@ def test_order_of_writing_does_not_matter(tmp_path):
 
 def test_sealing_refuses_missing_rows(lake):
     template = made_template()
-    path = lake.capture("made", "pt", template.stream.name)
+    path = lake.capture("made-pt", template.stream.name)
     tiny.write_capture(path, template, order=(0, 3))
     before = tiny.tree(path)
     with pytest.raises(LakeError, match=r"3 of 5 shard rows are missing \(first: 1\)"):
@@ -107,7 +107,7 @@ def test_sealing_refuses_missing_rows(lake):
 
 def test_what_is_not_written_reads_as_nan(lake):
     template = made_template()
-    path = lake.capture("made", "pt", template.stream.name)
+    path = lake.capture("made-pt", template.stream.name)
     tiny.write_capture(path, template, order=(1,))
     capture = Capture(path, allow_unsealed=True)
     written = np.zeros(template.stream.n_tokens, bool)
@@ -129,7 +129,7 @@ def test_half_written_leftovers_do_not_reach_the_seal(lake, tmp_path):
     template = made_template()
     clean = tiny.tree(sealed(Layout.open(tmp_path / "clean", create=True), template))
     write_stream(lake, template.stream)
-    path = lake.capture("made", "pt", template.stream.name)
+    path = lake.capture("made-pt", template.stream.name)
     tiny.write_capture(path, template, order=(0, 1))
     for name in ("resid/c/2/0/0.0123abcd.partial", "zarr.0123abcd.partial", ".manifest.json.7.tmp", "resid/c/2/0/0"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def test_manifest_says_what_is_there(lake):
     for name, values in whole(template).items():
         assert manifest["variables"][name] == {"min": values.min(), "max": values.max(), "nonfinite": 0}
     row = list_captures(lake).iloc[0]
-    assert (row.pair, row.variant, row.prompts, row.tokens, row.sealed) == ("made", "pt", 4, 19, True)
+    assert (row.pair, row.variant, row.prompts, row.tokens, row.sealed) == ("made-pt", 4, 19, True)
     assert row.bytes == manifest["bytes"] and row.path == str(path)
 
 
@@ -198,7 +198,7 @@ def test_chunk_size_rule(shard, row):
 
 def test_another_configuration_is_refused_and_nothing_lost(lake):
     template = made_template()
-    path = lake.capture("made", "pt", template.stream.name)
+    path = lake.capture("made-pt", template.stream.name)
     tiny.write_capture(path, template, order=(0, 1))
     before = tiny.tree(path)
     for other, key in (
@@ -215,7 +215,7 @@ def test_another_configuration_is_refused_and_nothing_lost(lake):
 
 def test_plain_xarray_opens_a_capture_without_actlake(captured, llama):
     """Another process that never imports actlake: dims, dtypes, coordinates, values, selection and grouping."""
-    path = find_capture(captured, "llama/it", "native")
+    path = find_capture(captured, "llama-it", "native")
     script = textwrap.dedent(
         """
         import json, sys, warnings
@@ -270,7 +270,7 @@ def test_plain_xarray_opens_a_capture_without_actlake(captured, llama):
 
 def test_our_dataset_is_the_plain_one_and_lazy(captured):
     for variant, stream in (("it", "native"), ("pt", "teacher")):
-        path = find_capture(captured, f"llama/{variant}", stream)
+        path = find_capture(captured, f"llama-{variant}", stream)
         ours, plain = open_capture(path), xr.open_zarr(path)
         xr.testing.assert_identical(ours.compute(), plain.compute())
         assert set(ours.coords) == set(plain.coords)
@@ -280,7 +280,7 @@ def test_our_dataset_is_the_plain_one_and_lazy(captured):
 
 
 def test_consolidated_metadata_is_that_of_the_arrays(captured):
-    path = find_capture(captured, "llama/it", "native")
+    path = find_capture(captured, "llama-it", "native")
     consolidated = zarr.open_group(path, mode="r", use_consolidated=True)
     plain = zarr.open_group(path, mode="r", use_consolidated=False)
     assert sorted(consolidated.array_keys()) == sorted(plain.array_keys())
@@ -289,11 +289,11 @@ def test_consolidated_metadata_is_that_of_the_arrays(captured):
 
 
 def test_find_capture_takes_a_unique_prefix(captured):
-    path = find_capture(captured, "llama/pt", "native")
-    assert find_capture(captured, "llama/pt", path.stem) == find_capture(captured, "llama/pt", path.stem[:-2]) == path
-    for stream, problem in (("nothing", "no capture of llama/pt"), ("", "several captures of llama/pt")):
+    path = find_capture(captured, "llama-pt", "native")
+    assert find_capture(captured, "llama-pt", path.stem) == find_capture(captured, "llama-pt", path.stem[:-2]) == path
+    for stream, problem in (("nothing", "no capture of llama-pt"), ("", "several captures of llama-pt")):
         with pytest.raises(LakeError, match=f"{problem} on a stream that starts with '{stream}'"):
-            find_capture(captured, "llama/pt", stream)
-    for model in ("llama", "llama/xx", "../pt/pt", "llama/pt/it"):
+            find_capture(captured, "llama-pt", stream)
+    for model in ("llama", "llama/xx", "../pt/pt", "llama-pt/it"):
         with pytest.raises(LakeError):
             find_capture(captured, model, "native")

@@ -47,7 +47,7 @@ def problems(layout, path) -> str:
 
 
 def test_good_captures_pass(captured):
-    for model, stream in (("llama/it", "native"), ("llama/pt", "native"), ("llama/pt", "teacher")):
+    for model, stream in (("llama-it", "native"), ("llama-pt", "native"), ("llama-pt", "teacher")):
         path, done = find_capture(captured, model, stream), list[int]()
         report = verify(captured, path, done.append)
         assert report.ok and report.problems == []
@@ -60,7 +60,7 @@ def test_good_captures_pass(captured):
 
 @pytest.mark.parametrize("name", SITES)
 def test_flipped_byte_in_a_shard(lake_copy, name):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     file = shard_of(path, name, 1)
     size, whole = file.stat().st_size, Capture(path).array(name)[:]
     spots = random.Random(name).sample(range(size), 2)
@@ -88,7 +88,7 @@ def test_flipped_byte_in_a_shard(lake_copy, name):
 
 @pytest.mark.parametrize("name", COORDINATES)
 def test_flipped_byte_in_a_coordinate(lake_copy, name):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     file = shard_of(path, name, 0)
     for at in (0, file.stat().st_size - 1):
         tiny.flip(file, at)
@@ -102,7 +102,7 @@ def test_flipped_byte_in_a_coordinate(lake_copy, name):
 
 @pytest.mark.parametrize("name", ["zarr.json", "resid/zarr.json", "token_id/zarr.json", "prompt_id/zarr.json"])
 def test_damaged_metadata(lake_copy, name):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     size = (path / name).stat().st_size
     for at in (0, size // 3, size // 2, size - 2):
         tiny.flip(path / name, at)
@@ -123,7 +123,7 @@ def test_damaged_metadata(lake_copy, name):
 
 
 def test_damaged_manifest(lake_copy):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     good = (path / "manifest.json").read_bytes()
     (path / "manifest.json").write_bytes(good[:100])
     for read in (lambda: verify(lake_copy, path), lambda: open_capture(path)):
@@ -141,7 +141,7 @@ def test_damaged_manifest(lake_copy):
 @pytest.mark.parametrize("name", [*SITES, "token_id", "prompt_id"])
 @pytest.mark.parametrize("how", ["truncated", "emptied", "missing"])
 def test_truncated_and_missing_files(lake_copy, name, how):
-    path = find_capture(lake_copy, "llama/pt", "teacher")
+    path = find_capture(lake_copy, "llama-pt", "teacher")
     file = shard_of(path, name, 0)
     data = file.read_bytes()
     if how == "missing":
@@ -159,7 +159,7 @@ def test_truncated_and_missing_files(lake_copy, name, how):
 
 def test_every_kind_of_file_is_watched(lake_copy):
     """One flipped byte in each file of a capture in turn; none gets past verify."""
-    path = find_capture(lake_copy, "llama/pt", "native")
+    path = find_capture(lake_copy, "llama-pt", "native")
     pick = random.Random(5)
     files = [f for f in path.rglob("*") if f.is_file() and f.name != "manifest.json"]
     for file in pick.sample(files, 25):
@@ -169,7 +169,7 @@ def test_every_kind_of_file_is_watched(lake_copy):
 
 
 def test_extra_files_are_named(lake_copy):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     (path / "resid" / "c" / "99").mkdir()
     (path / "resid" / "c" / "99" / "0").write_text("x")
     assert problems(lake_copy, path) == f"{path}/resid/c/99/0: not in the manifest"
@@ -177,7 +177,7 @@ def test_extra_files_are_named(lake_copy):
 
 def test_exchanged_shards_are_found(lake_copy):
     """Two good shards of one array in each other's place: every checksum inside holds, the manifest's does not."""
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     one, two = shard_of(path, "resid", 0), shard_of(path, "resid", 1)
     data = one.read_bytes()
     one.write_bytes(two.read_bytes())
@@ -213,7 +213,7 @@ def widened(tmp_path_factory):
 def test_low_halves_are_checked_even_when_the_hash_is_right(widened, tmp_path):
     shutil.copytree(widened.root, tmp_path / "copy")
     layout = type(widened).open(tmp_path / "copy")
-    path = find_capture(layout, "llama/pt", "bare")
+    path = find_capture(layout, "llama-pt", "bare")
     assert verify(layout, path).ok
 
     def dirty(block):
@@ -224,7 +224,7 @@ def test_low_halves_are_checked_even_when_the_hash_is_right(widened, tmp_path):
 
 
 def test_values_are_checked_even_when_the_hash_is_right(lake_copy):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
 
     def spoil(block):
         block[0, 0, 0], block[1, 0, 0] = np.nan, 1e9
@@ -236,7 +236,7 @@ def test_values_are_checked_even_when_the_hash_is_right(lake_copy):
 
 
 def test_coordinates_are_checked_against_the_stream(lake_copy):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     array = zarr.open_array(path / "step", mode="r+")
     array[5] = 3
     record_again(path, shard_of(path, "step", 0))
@@ -245,7 +245,7 @@ def test_coordinates_are_checked_against_the_stream(lake_copy):
 
 def test_shard_that_another_program_spoiled(lake_copy):
     """The manifest's hash fits the file, and the file is no shard."""
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     file = shard_of(path, "mlp_out", 2)
     file.write_bytes(b"no shard")
     record_again(path, file)
@@ -253,7 +253,7 @@ def test_shard_that_another_program_spoiled(lake_copy):
 
 
 def test_missing_or_damaged_stream_is_a_problem_of_the_capture(lake_copy):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     stream = lake_copy.streams / f"{path.stem}.parquet"
     tiny.flip(stream, stream.stat().st_size // 2)
     assert f"{stream}: bytes differ" in problems(lake_copy, path)
@@ -262,33 +262,33 @@ def test_missing_or_damaged_stream_is_a_problem_of_the_capture(lake_copy):
 
 
 def test_damaged_head_names_its_file(lake_copy):
-    arrays, _ = read_head(lake_copy, "llama", "it")
+    arrays, _ = read_head(lake_copy, "llama-it")
     assert set(arrays) == {"norm_weight", "unembed", "real_token"}
-    for file in (lake_copy.model("llama", "it") / "head.zarr").rglob("c/0*"):
+    for file in (lake_copy.model("llama-it") / "head.zarr").rglob("c/0*"):
         for found in (f for f in (file, *file.rglob("*")) if f.is_file()):
             tiny.flip(found, found.stat().st_size // 2)
             with pytest.raises(CorruptError) as caught:
-                read_head(lake_copy, "llama", "it")
+                read_head(lake_copy, "llama-it")
             assert str(caught.value).startswith(f"{found}: ")
             tiny.flip(found, found.stat().st_size // 2)
 
 
 def test_reforward_is_exact_on_the_same_machine(captured, llama):
     model = load_model(llama.it)
-    outcome = reforward(captured, model, find_capture(captured, "llama/it", "native"), 3)
+    outcome = reforward(captured, model, find_capture(captured, "llama-it", "native"), 3)
     assert outcome.exact and outcome.ok and outcome.prompts == 3
     assert outcome.worst == dict.fromkeys(("resid", "mlp_out", "logsumexp"), 0.0)
-    assert reforward(captured, model, find_capture(captured, "llama/it", "native"), 99).prompts == len(tiny.TEXTS)
+    assert reforward(captured, model, find_capture(captured, "llama-it", "native"), 99).prompts == len(tiny.TEXTS)
 
 
 def test_reforward_tells_changed_weights(captured, llama, tmp_path):
-    path = find_capture(captured, "llama/it", "native")
+    path = find_capture(captured, "llama-it", "native")
     shutil.copytree(llama.it.path, tmp_path / "it")
     weights = load_file(tmp_path / "it" / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1.0
     save_file(weights, tmp_path / "it" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LakeError, match="was captured from another checkpoint"):
-        reforward(captured, load_model(tiny.spec(tmp_path / "it", "llama", "it")), path, 2)
+        reforward(captured, load_model(tiny.spec(tmp_path / "it", "llama-it")), path, 2)
     # The same files, but a model that computes something else.
     model = load_model(llama.it)
     with torch.no_grad():
@@ -298,7 +298,7 @@ def test_reforward_tells_changed_weights(captured, llama, tmp_path):
 
 
 def test_leftover_records_of_a_kill_after_sealing_are_harmless(lake_copy, llama):
-    path = find_capture(lake_copy, "llama/it", "native")
+    path = find_capture(lake_copy, "llama-it", "native")
     clean = tiny.tree(path)
     (path / ".progress").mkdir()
     (path / ".progress" / "shard-000000.json").write_text("{}")
@@ -312,7 +312,7 @@ def test_sealing_twice_gives_the_same_bytes(lake):
     from test_store_capture import made_template
 
     template = made_template()
-    path = lake.capture("made", "pt", template.stream.name)
+    path = lake.capture("made-pt", template.stream.name)
     tiny.write_capture(path, template)
     zarr.consolidate_metadata(str(path))
     shutil.copytree(path, path.with_name("again.zarr"))

@@ -20,17 +20,17 @@ from actlake.store.format.shards import Grid
 from actlake.store.tables.sql import connect
 
 
-def path_of(lake, model="llama/it", stream="native") -> Path:
+def path_of(lake, model="llama-it", stream="native") -> Path:
     return find_capture(lake, model, stream)
 
 
 def scopes(lake) -> dict[str, Scope]:
     """The native captures (of different texts) and the teacher ones (of one answer)."""
     found = {
-        kind: {variant: path_of(lake, f"llama/{variant}", kind).stem for variant in ("pt", "it")}
+        kind: {variant: path_of(lake, f"llama-{variant}", kind).stem for variant in ("pt", "it")}
         for kind in ("native", "teacher")
     }
-    return {kind: Scope("llama", streams) for kind, streams in found.items()}
+    return {kind: tiny.scope("llama", streams) for kind, streams in found.items()}
 
 
 def needs(lake):
@@ -123,7 +123,7 @@ class Seen(Job):
 
 def test_rows_are_those_of_the_capture(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 2000)
-    pt, it = (Capture(path_of(fresh, f"llama/{variant}", "teacher")) for variant in ("pt", "it"))
+    pt, it = (Capture(path_of(fresh, f"llama-{variant}", "teacher")) for variant in ("pt", "it"))
     one, two = Seen(tmp_path / "one", pt, it), Seen(tmp_path / "two", pt)
     assert sweep.run([one, two]) == [tmp_path / "one", tmp_path / "two"]
     assert len(one.rows) > 2 and all(a is b for a, b in zip(one.shared, two.shared, strict=True))
@@ -151,7 +151,7 @@ def test_what_comes_first_is_done_first(fresh, tmp_path):
 def test_an_error_leaves_no_table(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
     before = tiny.tree(fresh.root)
-    kit, names = Context(fresh), ("llama", "it", path_of(fresh).stem)
+    kit, names = Context(fresh), ("llama-it", path_of(fresh).stem)
     jobs = [raw_lens_table(kit, names), Seen(tmp_path / "x", kit.capture(names), fail=True)]
     with pytest.raises(RuntimeError, match="in the middle"):
         sweep.run(jobs)
@@ -160,7 +160,7 @@ def test_an_error_leaves_no_table(fresh, tmp_path, monkeypatch):
 
 def test_one_that_fails_is_taken_out_and_the_others_go_on(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
-    kit, names = Context(fresh), ("llama", "it", path_of(fresh).stem)
+    kit, names = Context(fresh), ("llama-it", path_of(fresh).stem)
     capture, seen = kit.capture(names), []
 
     class Failing(Seen):
@@ -189,7 +189,7 @@ def test_one_that_fails_is_taken_out_and_the_others_go_on(fresh, tmp_path, monke
 
 def test_a_failure_without_blocks_spares_the_others_too(fresh, tmp_path, llama):
     tiny.capture(fresh.root, llama, tiny.BARE, prompts=tiny.prompt_set(tiny.TEXTS[:3], "few"), variants=("it",))
-    captures = [Capture(path_of(fresh, "llama/it", kind)) for kind in ("native", "bare-few")]
+    captures = [Capture(path_of(fresh, "llama-it", kind)) for kind in ("native", "bare-few")]
     apart, fine = Seen(tmp_path / "apart", *captures), Seen(tmp_path / "fine", captures[0])
     failed: dict[Path, LakeError] = {}
     assert sweep.run([apart, fine], failed) == [fine.path] and list(failed) == [apart.path]
@@ -197,7 +197,7 @@ def test_a_failure_without_blocks_spares_the_others_too(fresh, tmp_path, llama):
 
 def test_captures_of_other_prompts_are_not_read_side_by_side(fresh, tmp_path, llama):
     tiny.capture(fresh.root, llama, tiny.BARE, prompts=tiny.prompt_set(tiny.TEXTS[:3], "few"), variants=("it",))
-    captures = [Capture(path_of(fresh, "llama/it", kind)) for kind in ("native", "bare-few")]
+    captures = [Capture(path_of(fresh, "llama-it", kind)) for kind in ("native", "bare-few")]
     with pytest.raises(LakeError, match="captures of different prompts can't be read side by side"):
         sweep.run([Seen(tmp_path / "x", *captures)])
 

@@ -80,7 +80,7 @@ def test_from_a_web_server(full, tmp_path):
 def test_only_what_was_asked_for_moves(full, tmp_path):
     carry(full, tmp_path / "copy", variants=("pt",), streams=("native",))
     copy, lake = Lake(tmp_path / "copy"), Lake(full.root)
-    assert copy.captures["stream"].tolist() == [find_capture(full, "llama/pt", "native").stem]
+    assert copy.captures["stream"].tolist() == [find_capture(full, "llama-pt", "native").stem]
     assert good(tmp_path / "copy")
     sql = "SELECT * FROM lens WHERE variant = 'pt' AND starts_with(stream, 'native') ORDER BY ALL"
     before = tiny.tree(tmp_path / "copy")
@@ -95,7 +95,7 @@ def test_only_what_was_asked_for_moves(full, tmp_path):
 def test_parts_hold_what_they_say_and_add_up(full, tmp_path_factory, data):
     """Whatever parts are pulled one after the other: what is held is right, the rest is refused, the whole is the whole."""
     folder = tmp_path_factory.mktemp("parts") / "copy"
-    ids = Capture(find_capture(full, "llama/it", "native")).array("prompt_id")[:].tolist()
+    ids = Capture(find_capture(full, "llama-it", "native")).array("prompt_id")[:].tolist()
     for _ in range(data.draw(st.integers(1, 3))):
         carry(
             full,
@@ -143,8 +143,8 @@ def test_a_part_says_what_it_lacks_and_opens_in_plain_xarray(full, tmp_path):
     carry(full, tmp_path / "copy", sites=("resid",), boundaries=(0, 3))
     copy = Lake(tmp_path / "copy")
     assert copy.captures["lacks"].str.contains("resid at 2 of 4 boundaries").all()
-    path = find_capture(copy.layout, "llama/it", "native")
-    with xr.open_zarr(path) as part, xr.open_zarr(find_capture(full, "llama/it", "native")) as whole:
+    path = find_capture(copy.layout, "llama-it", "native")
+    with xr.open_zarr(path) as part, xr.open_zarr(find_capture(full, "llama-it", "native")) as whole:
         assert part.resid.isel(boundary=[0, 3]).load().equals(whole.resid.isel(boundary=[0, 3]).load())
         assert part.resid.isel(boundary=1).isnull().all()  # never a number that is none
     shown = command("ls", "--lake", str(tmp_path / "copy"))
@@ -184,7 +184,7 @@ def _first(full: Layout, tmp_path: Path) -> Plan:
 
 def test_damage_is_not_passed_on(full, tmp_path):
     shutil.copytree(full.root, tmp_path / "bad")
-    path = find_capture(Layout.open(tmp_path / "bad"), "llama/it", "native")
+    path = find_capture(Layout.open(tmp_path / "bad"), "llama-it", "native")
     file = path / "resid" / "c" / "1" / "0" / "0"
     tiny.flip(file, 40)
     for target in (tmp_path / "copy",):
@@ -196,7 +196,7 @@ def test_damage_is_not_passed_on(full, tmp_path):
 
 def test_damage_at_the_target_is_mended(full, tmp_path):
     carry(full, tmp_path / "copy")
-    file = find_capture(Layout.open(tmp_path / "copy"), "llama/it", "native") / "mlp_out" / "c" / "0" / "0" / "0"
+    file = find_capture(Layout.open(tmp_path / "copy"), "llama-it", "native") / "mlp_out" / "c" / "0" / "0" / "0"
     tiny.flip(file, 30)
     assert not carry(full, tmp_path / "copy").todo and not good(tmp_path / "copy")
     plan = carry(full, tmp_path / "copy", check=True)
@@ -254,7 +254,7 @@ def test_the_weights_stay_unless_asked_for(llama, tmp_path):
     assert tiny.tree(tmp_path / "copy") == tiny.tree(layout.root)
 
 
-@pytest.mark.parametrize("pattern", ["captures/*/*/*.zarr/manifest.json", "streams/*.json", "models/*/*/model.json"])
+@pytest.mark.parametrize("pattern", ["captures/*/*.zarr/manifest.json", "streams/*.json", "models/*/*/model.json"])
 def test_check_replaces_a_damaged_record_at_the_target(full, tmp_path, pattern):
     """What messages about damaged files advise: `actlake pull COPY --check`."""
     carry(full, tmp_path / "lake")

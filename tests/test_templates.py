@@ -299,14 +299,14 @@ def test_parts_are_captured_and_recorded(tmp_path, llama):
     folder = tmp_path / "it"
     shutil.copytree(llama.it.path, folder)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}" + SMOLVLM)
-    pair = PairSpec("llama", llama.pt, tiny.spec(folder, "llama", "it"), {})
+    pair = PairSpec("llama", llama.pt, tiny.spec(folder, "llama-it"), {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE)
-    stream = read_stream(layout, Capture(find_capture(layout, "llama/it", "native")).manifest["stream"])
+    stream = read_stream(layout, Capture(find_capture(layout, "llama-it", "native")).manifest["stream"])
     assert stream.recipe["content"] == "parts" and stream.recipe["continuation"]["turn_end"] is None
     tokenizer = load_tokenizer(pair.it)
     for (_, _, text), row, start in zip(tiny.TEXTS, stream.tokens, stream.starts, strict=True):
         assert f"User: {text}<end_of_utterance>" in tokenizer.decode(row[:start])
-    raw = read_stream(layout, Capture(find_capture(layout, "llama/pt", "native")).manifest["stream"])
+    raw = read_stream(layout, Capture(find_capture(layout, "llama-pt", "native")).manifest["stream"])
     assert "content" not in raw.recipe
 
 
@@ -408,7 +408,7 @@ def test_templates_are_found_wherever_they_lie(tmp_path, llama, file, content):
     folder = tmp_path / "m"
     shutil.copytree(llama.it.path, folder)
     (folder / "chat_template.jinja").unlink()
-    spec = tiny.spec(folder, "llama", "it")
+    spec = tiny.spec(folder, "llama-it")
     assert load_tokenizer(spec).chat_template is None
     target = folder / file
     target.parent.mkdir(exist_ok=True)
@@ -425,7 +425,7 @@ def test_a_broken_template_file_is_one_line(tmp_path, llama):
     (folder / "chat_template.jinja").unlink()
     for content in (b"{", b"\xff", b'{"chat_template": NaN}'):
         (folder / "chat_template.json").write_bytes(content)
-        refused(lambda: load_tokenizer(tiny.spec(folder, "llama", "it")), "chat_template.json", "JSON")
+        refused(lambda: load_tokenizer(tiny.spec(folder, "llama-it")), "chat_template.json", "JSON")
 
 
 # --- dates -----------------------------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_streams_of_other_days_are_other_streams(tmp_path, llama):
     folder = tmp_path / "it"
     shutil.copytree(llama.it.path, folder)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ strftime_now('%d %b') }}" + tiny.CHAT[15:])
-    pair = PairSpec("llama", None, tiny.spec(folder, "llama", "it"), {})
+    pair = PairSpec("llama", None, tiny.spec(folder, "llama-it"), {})
     bare = StreamSpec("bare", "chat", "none", 0)
     days = (None, DATE, "2024-07-27")
     found = []
@@ -476,12 +476,12 @@ def test_a_teachers_day_is_part_of_what_it_says(tmp_path, llama):
     folder = tmp_path / "it"
     shutil.copytree(llama.it.path, folder)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ strftime_now('%d %b') }}" + tiny.CHAT[15:])
-    pair = PairSpec("llama", llama.pt, tiny.spec(folder, "llama", "it"), {})
+    pair = PairSpec("llama", llama.pt, tiny.spec(folder, "llama-it"), {})
     keys = set()
     for number, (day, double) in enumerate(((None, False), ("2031-12-05", False), (None, True), (DATE, False))):
         spec = StreamSpec("teacher", "native", "it", 2, day)
         layout = tiny.capture(tmp_path / f"lake{number}", pair, spec, double_bos=double)
-        recipe = read_stream(layout, Capture(find_capture(layout, "llama/pt", "teacher")).manifest["stream"]).recipe
+        recipe = read_stream(layout, Capture(find_capture(layout, "llama-pt", "teacher")).manifest["stream"]).recipe
         assert "date" not in recipe and recipe["continuation"]["date"] == (day or DATE)
         keys.add(recipe["key"])
     assert len(keys) == 3

@@ -66,11 +66,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 
 def names(lake: Lake, variant: str, stream: str = "native") -> tuple[str, str, str]:
-    return ("llama", variant, find_capture(lake.layout, f"llama/{variant}", stream).stem)
+    return ("llama", variant, find_capture(lake.layout, f"llama-{variant}", stream).stem)
 
 
 def native(lake: Lake) -> Scope:
-    return Scope("llama", {variant: names(lake, variant)[2] for variant in ("pt", "it")}, "native")
+    return tiny.scope("llama", {variant: names(lake, variant)[2] for variant in ("pt", "it")}, "native")
 
 
 def table(lake: Lake, sql: str) -> pd.DataFrame:
@@ -100,7 +100,7 @@ def reference(forward: Forward, tokens: np.ndarray, probes: Probes | None) -> tu
 def test_rows_are_those_of_hugging_face_and_the_probes(lake: Lake, llama: PairSpec) -> None:
     answer = lake.run("tuned", "llama")
     ensure(lake.layout, [("lens", "tuned", native(lake))])
-    own = {v: lake.lenses(f"llama/{v}") for v in ("pt", "it")}  # by fold
+    own = {v: lake.lenses(f"llama-{v}") for v in ("pt", "it")}  # by fold
     rows = table(lake, "SELECT * FROM lens WHERE lens = 'tuned' AND layer >= 0 ORDER BY variant, token, layer")
     evaluated = table(lake, "SELECT * FROM lens_eval WHERE layer >= 0 ORDER BY prompt, layer")
     total = {key: [] for key in ("raw", "own", "other")}
@@ -151,19 +151,19 @@ def test_manifest_tells_the_held_out_kl_of_raw_and_tuned(lake: Lake) -> None:
 
 def test_lazy_tuned_lens_is_that_of_the_table(lake: Lake) -> None:
     ensure(lake.layout, [("lens", "tuned", native(lake))])
-    capture = lake.dataset("llama/it", "native", by="token")
+    capture = lake.dataset("llama-it", "native", by="token")
     sql = "SELECT kl_final_layer FROM lens WHERE lens = 'tuned' AND variant = 'it' ORDER BY token, layer"
     rows = table(lake, sql)["kl_final_layer"].to_numpy().reshape(capture.sizes["token"], -1)
     fold = fold_of(capture.prompt_id.values, 2)[capture.prompt.values]
-    for number, probes in enumerate(lake.lenses("llama/it")):
-        found = lazy.lens(capture, lake.head("llama/it"), probes=probes)["kl_final_layer"].values
+    for number, probes in enumerate(lake.lenses("llama-it")):
+        found = lazy.lens(capture, lake.head("llama-it"), probes=probes)["kl_final_layer"].values
         assert np.allclose(found[fold == number], rows[fold == number], atol=1e-5)
         assert not np.allclose(found[fold != number], rows[fold != number], atol=1e-2)
 
 
 def test_a_single_fold_reads_everything_and_is_judged_on_what_it_was_not_shown(lake: Lake) -> None:
     for variant in ("pt", "it"):
-        train_probes(lake.layout, f"llama/{variant}", "native", QUICK, folds=1)
+        train_probes(lake.layout, f"llama-{variant}", "native", QUICK, folds=1)
     ensure(lake.layout, [("lens", "tuned", native(lake)), ("lens_eval", "", native(lake))])
     told = {f"p{i}" for i in range(30)}
     assert set(table(lake, "SELECT DISTINCT prompt_id FROM lens WHERE lens = 'tuned'")["prompt_id"]) == told
@@ -186,7 +186,7 @@ def test_churn_of_the_tuned_lens(lake: Lake) -> None:
 @pytest.mark.parametrize("buffer", [384 << 20, 30_000])
 def test_all_rows_touch_a_chunk_twice_training_once(lake: Lake, decoded: Counter, monkeypatch, buffer: int) -> None:
     monkeypatch.setattr(probe_training, "BUFFER_BYTES", buffer)
-    train_probes(lake.layout, "llama/it", "native", QUICK)
+    train_probes(lake.layout, "llama-it", "native", QUICK)
     assert set(decoded.values()) == {1}
     decoded.clear()
     shutil.rmtree(lake.layout.root / "probes")
@@ -207,7 +207,7 @@ def test_a_capture_larger_than_the_buffer_is_one_pass_over_its_training_rows(lak
     monkeypatch.setattr(probe_training, "BUFFER_BYTES", 30_000)
     columns = Capture(lake.layout.capture(*names(lake, "it"))).columns()
     fold = fold_of(columns["prompt_id"], folds)
-    _, record = train_probes(lake.layout, "llama/it", "native", Adam(batch=16, steps=10_000), folds=folds)
+    _, record = train_probes(lake.layout, "llama-it", "native", Adam(batch=16, steps=10_000), folds=folds)
     for k in range(folds):
         usable = (columns["position"] > 0) & (fold != k)
         assert record["trained_tokens"][k] == usable.sum() // 16 * 16
@@ -229,7 +229,7 @@ def test_rows_of_a_fold_that_has_ended_do_not_wait(lake: Lake, monkeypatch) -> N
 def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monkeypatch) -> None:
     pair = tiny.make_pair(tmp_path / "pair", dtype=torch.bfloat16)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, variants=("it",), prompts=tiny.prompt_set(texts(12)))
-    path, record = train_probes(layout, "llama/it", "native", QUICK)
+    path, record = train_probes(layout, "llama-it", "native", QUICK)
     narrow = read_probes(path)
     shutil.rmtree(layout.root / "probes")
     kinds = []
@@ -240,7 +240,7 @@ def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monk
         return shuffle(blocks, capacity, seed, torch.float32)
 
     monkeypatch.setattr(probe_training, "Shuffle", wide)
-    train_probes(layout, "llama/it", "native", QUICK)
+    train_probes(layout, "llama-it", "native", QUICK)
     assert kinds == [torch.bfloat16] * 2
     assert np.array_equal(read_probes(path)[0], narrow[0])
 
@@ -251,8 +251,8 @@ def test_training_that_takes_long_is_said_before(tmp_path: Path, llama: PairSpec
     said: list[str] = []
     monkeypatch.setattr(probe_training, "run", lambda jobs: said.append(capsys.readouterr().err))
     with pytest.raises(LakeError):  # nothing was trained
-        train_probes(layout, "llama/it", "native", QUICK, device="cpu")
-    line = "training probes for the tuned lens of llama/it on cpu, a few seconds; fewer --tokens take less, and after Ctrl-C"
+        train_probes(layout, "llama-it", "native", QUICK, device="cpu")
+    line = "training probes for the tuned lens of llama-it on cpu, a few seconds; fewer --tokens take less, and after Ctrl-C"
     assert line in " ".join(said[0].split())
 
 
@@ -282,7 +282,7 @@ def test_rows_that_are_not_finite_are_left_out(lake: Lake, monkeypatch) -> None:
 def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(lake: Lake, monkeypatch, recipe, buffer: int) -> None:
     monkeypatch.setattr(probe_training, "BUFFER_BYTES", buffer)
     recipe = Adam(batch=8, steps=40, check_every=5) if buffer < 1e6 and recipe is QUICK else recipe
-    path, _ = train_probes(lake.layout, "llama/it", "native", recipe)
+    path, _ = train_probes(lake.layout, "llama-it", "native", recipe)
     whole = tiny.tree(path)
     assert {file.name for file in path.parent.iterdir()} == {path.name}
     shutil.rmtree(path)
@@ -296,9 +296,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(lake: Lake, monke
 
     monkeypatch.setattr(probe_training, "save_training", stop)
     with pytest.raises(KeyboardInterrupt):
-        train_probes(lake.layout, "llama/it", "native", recipe)
+        train_probes(lake.layout, "llama-it", "native", recipe)
     assert training_file(path).exists() and not path.exists()
-    train_probes(lake.layout, "llama/it", "native", recipe)
+    train_probes(lake.layout, "llama-it", "native", recipe)
     assert tiny.tree(path) == whole and not training_file(path).exists()
     assert checks[0] == 4 and min(checks[1:], default=5) > 4  # the second run began after the first's two looks
 
@@ -309,7 +309,7 @@ def test_a_broken_training_state_is_named(lake: Lake, monkeypatch) -> None:
         training_file(path).parent.mkdir(parents=True, exist_ok=True)
         training_file(path).write_bytes(content)
         with pytest.raises(LakeError, match="can't be read .*delete it to train from the start") as found:
-            train_probes(lake.layout, "llama/it", "native", QUICK)
+            train_probes(lake.layout, "llama-it", "native", QUICK)
         assert str(training_file(path)) in str(found.value)
 
 
@@ -319,16 +319,16 @@ def test_a_full_disk_leaves_no_half_set(lake: Lake, monkeypatch) -> None:
 
     monkeypatch.setattr("actlake.store.artifacts.probes.write_group", full)
     with pytest.raises(LakeError, match="disk full while writing"):
-        train_probes(lake.layout, "llama/it", "native", QUICK)
+        train_probes(lake.layout, "llama-it", "native", QUICK)
     assert not list((lake.layout.root / "probes").rglob("*.zarr")) and not list(
         (lake.layout.root / "probes").rglob("*.tmp")
     )
 
 
 def test_stored_probes_open_in_plain_xarray_and_say_where_they_come_from(lake: Lake) -> None:
-    path, record = train_probes(lake.layout, "llama/pt", "native", QUICK, seed=3)
+    path, record = train_probes(lake.layout, "llama-pt", "native", QUICK, seed=3)
     opened = xr.open_zarr(path)
-    probes = lake.lenses("llama/pt")
+    probes = lake.lenses("llama-pt")
     assert opened.weight.dims == ("fold", "boundary", "d_out", "d_model") and opened.weight.dtype == np.float32
     for fold in range(2):
         assert np.array_equal(opened.weight[fold], probes[fold].weight)
@@ -339,25 +339,25 @@ def test_stored_probes_open_in_plain_xarray_and_say_where_they_come_from(lake: L
     assert record["capture_sha256"] == kit.capture(where).sha256 and record["model_sha256"] == kit.head_hash(where)
     assert record["recipe"] == QUICK.record() and record["seed"] == 3 and record["folds"] == 2
     assert path.stem.startswith(f"{where[2]}-adam-")
-    again, _ = train_probes(lake.layout, "llama/pt", "native", QUICK, seed=3)
-    other, _ = train_probes(lake.layout, "llama/pt", "native", QUICK, seed=4)
+    again, _ = train_probes(lake.layout, "llama-pt", "native", QUICK, seed=3)
+    other, _ = train_probes(lake.layout, "llama-pt", "native", QUICK, seed=4)
     assert again == path != other
 
 
 @pytest.mark.parametrize("name", ["weight/c/0/1/0/0", "bias/c/1/0/0", "zarr.json", "manifest.json"])
 def test_damage_is_found(lake: Lake, name: str) -> None:
-    path, _ = train_probes(lake.layout, "llama/pt", "native", QUICK)
+    path, _ = train_probes(lake.layout, "llama-pt", "native", QUICK)
     file = path / name
     if name == "manifest.json":
         file.write_text(file.read_text().replace('"zarr.json": "', '"zarr.json": "0'))
     else:
         tiny.flip(file, file.stat().st_size // 2)
     with pytest.raises(CorruptError, match="damaged|not the bytes that were written|expected a SHA-256") as found:
-        lake.lenses("llama/pt")
+        lake.lenses("llama-pt")
     assert str(file) in str(found.value)
     file.unlink()
-    with pytest.raises(LakeError, match="missing|no probes of llama/pt"):
-        lake.lenses("llama/pt", path.stem)
+    with pytest.raises(LakeError, match="missing|no probes of llama-pt"):
+        lake.lenses("llama-pt", path.stem)
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ def test_usual_recipe_beats_the_raw_lens_at_every_layer_of_pocket(tmp_path: Path
             (
                 "lens_eval",
                 "",
-                Scope("pocket", {v: find_capture(layout, f"pocket/{v}", "native").stem for v in ("pt", "it")}),
+                tiny.scope("pocket", {v: find_capture(layout, f"pocket-{v}", "native").stem for v in ("pt", "it")}),
             )
         ],
     )
@@ -394,8 +394,8 @@ def test_probes_asked_for_go_before_the_usual_ones_and_their_rows_replace_them(l
     ensure(lake.layout, [*tuned, ("lens", "raw", native(lake)), ("lens_eval", "", native(lake))])
     usual = choose(Context(lake.layout), where)
     assert usual.before == () and usual.name in table(lake, "SELECT DISTINCT probes FROM lens_eval")["probes"].tolist()
-    small, _ = train_probes(lake.layout, "llama/it", "native", QUICK, tokens=64)
-    large, _ = train_probes(lake.layout, "llama/it", "teacher", Sgd(batch=64, steps=4))
+    small, _ = train_probes(lake.layout, "llama-it", "native", QUICK, tokens=64)
+    large, _ = train_probes(lake.layout, "llama-it", "teacher", Sgd(batch=64, steps=4))
     assert small != large != usual.path
     assert choose(Context(lake.layout), where).path == large  # of what was asked for, the most tokens
     assert ensure(lake.layout, tuned) and ensure(lake.layout, [("lens_eval", "", native(lake))])
@@ -416,7 +416,7 @@ def test_usual_probes_are_those_of_the_native_stream(lake: Lake) -> None:
 
 
 def test_probes_of_another_checkpoint_do_not_count(lake: Lake) -> None:
-    path, record = train_probes(lake.layout, "llama/it", "native", QUICK, tokens=64)
+    path, record = train_probes(lake.layout, "llama-it", "native", QUICK, tokens=64)
     weight, bias, _ = read_probes(path)
     shutil.rmtree(path)
     kept = {key: value for key, value in record.items() if key not in ("files", "probes_sha256")}
@@ -426,18 +426,18 @@ def test_probes_of_another_checkpoint_do_not_count(lake: Lake) -> None:
 
 def test_users_mistakes_are_told(lake: Lake, captured: Layout, tmp_path: Path, llama: PairSpec) -> None:
     with pytest.raises(LakeError, match="recipe 'rmsprop': expected sgd or adam"):
-        recipe_of(lake.layout, "rmsprop", "llama/it")
+        recipe_of(lake.layout, "rmsprop", "llama-it")
     with pytest.raises(LakeError, match="scale is for the recipe sgd"):
-        recipe_of(lake.layout, "adam", "llama/it", scale=0.5)
-    assert recipe_of(lake.layout, "sgd", "llama/it", batch=64) == Sgd(batch=64)
-    with pytest.raises(LakeError, match="no capture of llama/it on a stream that starts with 'web'"):
-        train_probes(lake.layout, "llama/it", "web", QUICK)
-    with pytest.raises(LakeError, match="no probes of llama/it"):
-        lake.lenses("llama/it")
+        recipe_of(lake.layout, "adam", "llama-it", scale=0.5)
+    assert recipe_of(lake.layout, "sgd", "llama-it", batch=64) == Sgd(batch=64)
+    with pytest.raises(LakeError, match="no capture of llama-it on a stream that starts with 'web'"):
+        train_probes(lake.layout, "llama-it", "web", QUICK)
+    with pytest.raises(LakeError, match="no probes of llama-it"):
+        lake.lenses("llama-it")
     same = tiny.prompt_set([row for row in texts(4) if row[0] != "p1"])  # p1 alone is in the second fold
     few = tiny.capture(tmp_path / "few", llama, tiny.NATIVE, variants=("it",), prompts=same)
     with pytest.raises(LakeError, match="3 prompts are too few for a tuned lens.*capture more"):
-        train_probes(few, "llama/it", "native", QUICK)
+        train_probes(few, "llama-it", "native", QUICK)
 
 
 def test_commands_train_and_list(lake: Lake) -> None:

@@ -14,7 +14,7 @@ from actlake.queries.answer.asking import answer_all
 from actlake.queries.rows.registry import queries
 from actlake.store.artifacts.models import read_head
 from actlake.store.core.catalog import ProfileSpec, StreamSpec
-from actlake.store.tables.sql import stream_table
+from actlake.store.tables.streams import stream_table
 from tiny import add_token, capture, make_pair, prompt_set
 
 TEXTS = [
@@ -71,7 +71,7 @@ def test_js_is_that_of_the_common_tokens(lake: tuple[Lake, str]) -> None:
     sides, logp = {}, {}
     for variant in ("pt", "it"):
         arrays, attrs = read_head(found.layout, "llama", variant)
-        data = found.capture(f"llama/{variant}", streams[variant])
+        data = found.capture(f"llama-{variant}", streams[variant])
         sides[variant] = data
         at = np.flatnonzero(data["step"].values >= 0)
         h = data["resid"].values[at].astype(np.float64)

@@ -37,14 +37,14 @@ def kept(lake: Path, pair: PairSpec, *streams, **options) -> Layout:
 
 
 def verified(layout: Layout) -> list[str]:
-    return verify_weights(layout, "llama", "it", read_weights(layout, "llama", "it")).problems
+    return verify_weights(layout, "llama-it", read_weights(layout, "llama-it")).problems
 
 
 def test_files_are_those_of_the_folder(tmp_path, pair):
     (pair.it.path / "optimizer.pt").write_bytes(b"x" * 100)
     (pair.it.path / "LICENSE").write_text("terms")
     layout = kept(tmp_path / "lake", pair, tiny.BARE)
-    folder, record = weights_folder(layout, "llama", "it"), read_weights(layout, "llama", "it")
+    folder, record = weights_folder(layout, "llama-it"), read_weights(layout, "llama-it")
     names = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {f.name for f in folder.iterdir()} == set(record["files"]) == names | {"chat_template.jinja", "LICENSE"}
     for name, entry in record["files"].items():
@@ -52,17 +52,17 @@ def test_files_are_those_of_the_folder(tmp_path, pair):
         assert entry == {"sha256": hash_file(folder / name), "bytes": (folder / name).stat().st_size}
         assert not os.path.samefile(folder / name, pair.it.path / name)  # saving over the folder leaves the lake alone
     assert record["model_sha256"] == identify(pair.it)["sha256"] and verified(layout) == []
-    assert stored_weights(layout, "llama", "pt") is None and read_weights(layout, "llama", "pt") is None
+    assert stored_weights(layout, "llama-pt") is None and read_weights(layout, "llama-pt") is None
 
 
 def test_the_lake_is_enough_to_run_again(tmp_path, pair):
     layout = kept(tmp_path / "lake", pair, tiny.NATIVE)
     sha256 = identify(pair.it)["sha256"]
     shutil.rmtree(pair.it.path)
-    spec = stored_weights(layout, "llama", "it")
+    spec = stored_weights(layout, "llama-it")
     model = load_model(spec)
-    assert (spec.name, model.record["sha256"]) == ("llama/it", sha256)
-    found = reforward(layout, model, find_capture(layout, "llama/it", "native"), 3)
+    assert (spec.name, model.record["sha256"]) == ("llama-it", sha256)
+    found = reforward(layout, model, find_capture(layout, "llama-it", "native"), 3)
     assert found.ok and found.exact
 
 
@@ -74,7 +74,7 @@ def test_weights_come_later_without_loading_anything(tmp_path, pair, monkeypatch
     )
     kept(layout.root, pair, tiny.BARE)
     after = tiny.tree(layout.root)
-    assert before.items() <= after.items() and "models/llama/it/weights.json" in after
+    assert before.items() <= after.items() and "models/llama-it/weights.json" in after
     monkeypatch.setattr(
         "actlake.capture.model.weights_copy.write_weights", lambda *_, **__: pytest.fail("they were copied again")
     )
@@ -97,7 +97,7 @@ def test_copying_goes_on_where_it_was_killed(tmp_path, pair, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             kept(tmp_path / "lake", pair, tiny.BARE)
     layout = Layout.open(tmp_path / "lake")
-    assert list_captures(layout).sealed.tolist() == [True] and stored_weights(layout, "llama", "it") is None
+    assert list_captures(layout).sealed.tolist() == [True] and stored_weights(layout, "llama-it") is None
     tiny.dead_name(done[0].parent / "model.safetensors").write_bytes(b"half")  # what a real kill leaves
     times = [file.stat().st_mtime_ns for file in done]
     kept(layout.root, pair, tiny.BARE)
@@ -108,7 +108,7 @@ def test_copying_goes_on_where_it_was_killed(tmp_path, pair, monkeypatch):
 
 def test_damage_is_named(tmp_path, pair):
     layout = kept(tmp_path / "lake", pair, tiny.BARE)
-    folder = weights_folder(layout, "llama", "it")
+    folder = weights_folder(layout, "llama-it")
     tiny.flip(folder / "model.safetensors", 5000)
     (folder / "config.json").unlink()
     (folder / "extra.json").write_text("{}")
@@ -122,7 +122,7 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, lake, pair, monkey
     monkeypatch.setattr("actlake.store.artifacts.weights.free_bytes", lambda _: 10_000)
     before = tiny.tree(lake.root)
     with pytest.raises(
-        LakeError, match=r"the weights of llama/it need \S+ KB, 10.0 KB are free.*leave --with-weights out"
+        LakeError, match=r"the weights of llama-it need \S+ KB, 10.0 KB are free.*leave --with-weights out"
     ):
         kept(lake.root, pair, tiny.BARE)
     assert tiny.tree(lake.root) == before
@@ -131,8 +131,8 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, lake, pair, monkey
 def test_room_for_capture_and_weights_is_checked_together(tmp_path, pair, monkeypatch):
     """Each of the two would fit; both do not, and nothing is written but the stream."""
     layout = kept(tmp_path / "lake", pair, tiny.BARE)
-    capture = sum(map(len, tiny.tree(find_capture(layout, "llama/it", "bare")).values()))
-    weights = sum(entry["bytes"] for entry in read_weights(layout, "llama", "it")["files"].values())
+    capture = sum(map(len, tiny.tree(find_capture(layout, "llama-it", "bare")).values()))
+    weights = sum(entry["bytes"] for entry in read_weights(layout, "llama-it")["files"].values())
     for module in ("store.artifacts.weights", "capture.run.batching"):
         monkeypatch.setattr(f"actlake.{module}.free_bytes", lambda _: weights + capture // 2)
     with pytest.raises(LakeError) as caught:
@@ -147,7 +147,7 @@ def test_room_for_capture_and_weights_is_checked_together(tmp_path, pair, monkey
 def test_room_for_the_weights_of_both_models(tmp_path, pair, monkeypatch):
     weights = sum(file.stat().st_size for file in pair.it.path.iterdir())
     monkeypatch.setattr("actlake.store.artifacts.weights.free_bytes", lambda _: int(1.5 * weights))
-    with pytest.raises(LakeError, match=r"the weights of llama/pt, llama/it need"):
+    with pytest.raises(LakeError, match=r"the weights of llama-pt, llama-it need"):
         tiny.capture(tmp_path / "lake", pair, tiny.BARE, with_weights=True)
 
 
@@ -159,12 +159,12 @@ def test_a_capture_takes_the_lakes_own_weights_when_the_folder_is_gone(tmp_path,
     tiny.capture(layout.root, pair, tiny.NATIVE)
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("taking the lake's own copy") == 1
-    assert f"model llama/it: {pair.it.path} is not here" in said
+    assert f"model llama-it: {pair.it.path} is not here" in said
     before = {path: data for path, data in tiny.tree(whole.root).items() if path.startswith("captures")}
     assert {path: data for path, data in tiny.tree(layout.root).items() if path.startswith("captures")} == before
-    shutil.rmtree(weights_folder(layout, "llama", "it"))
-    (layout.model("llama", "it") / "weights.json").unlink()
-    with pytest.raises(LakeError, match=f"model llama/it: {pair.it.path} has no config.json"):
+    shutil.rmtree(weights_folder(layout, "llama-it"))
+    (layout.model("llama-it") / "weights.json").unlink()
+    with pytest.raises(LakeError, match=f"model llama-it: {pair.it.path} has no config.json"):
         tiny.capture(layout.root, pair, tiny.TEACHER)
 
 
@@ -175,7 +175,7 @@ def test_full_disk_while_copying(tmp_path, pair, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("actlake.store.artifacts.weights._copy", full)
         with pytest.raises(
-            LakeError, match=r"disk full while copying the weights of llama/it .*run the same command again"
+            LakeError, match=r"disk full while copying the weights of llama-it .*run the same command again"
         ):
             kept(tmp_path / "lake", pair, tiny.BARE)
     assert verified(kept(tmp_path / "lake", pair, tiny.BARE)) == []
@@ -193,12 +193,12 @@ def test_a_file_that_changes_meanwhile_is_not_taken(tmp_path, pair, monkeypatch)
         patch.setattr("actlake.capture.streams.capture_pair.check_weights_fit", lambda *_: None)
         with pytest.raises(LakeError, match=r"tokenizer_config.json: not the file that was captured"):
             kept(tmp_path / "lake", pair, tiny.BARE)
-    assert stored_weights(Layout.open(tmp_path / "lake"), "llama", "it") is None
+    assert stored_weights(Layout.open(tmp_path / "lake"), "llama-it") is None
 
 
 def test_one_rank_copies(tmp_path, pair):
     layout = kept(tmp_path / "lake", pair, tiny.BARE, rank=Rank(1, 2))
-    assert read_weights(layout, "llama", "it") is None
+    assert read_weights(layout, "llama-it") is None
     kept(layout.root, pair, tiny.BARE, rank=Rank(0, 2))
     assert verified(layout) == [] and list_captures(layout).sealed.all()
 
@@ -215,7 +215,7 @@ def as_in_a_repository(folder: Path) -> Path:
 @pytest.mark.parametrize("links", [True, False])
 def test_a_hub_model_is_known_by_its_name(tmp_path, pair, monkeypatch, links):
     """The hub's cache is played by a folder."""
-    hub = ModelSpec("llama", "it", None, "owner/name", "a" * 40, None)
+    hub = ModelSpec("llama-it", None, "owner/name", "a" * 40, None)
     folder = as_in_a_repository(pair.it.path)
     monkeypatch.setattr(weights_copy, "snapshot_download", lambda *_, **__: str(folder))
     link = os.link
@@ -231,16 +231,16 @@ def test_a_hub_model_is_known_by_its_name(tmp_path, pair, monkeypatch, links):
             patch.setattr(f"actlake.capture.checkpoint.{module}.source", lambda spec: str(spec.path or folder))
         layout = kept(tmp_path / "lake", PairSpec("llama", None, hub, {}), tiny.BARE)
         sha256 = identify(hub)["sha256"]
-    shards = [file for file in read_weights(layout, "llama", "it")["files"] if file.endswith(".safetensors")]
+    shards = [file for file in read_weights(layout, "llama-it")["files"] if file.endswith(".safetensors")]
     assert shards == ["model-00001-of-00001.safetensors"]
-    stored = weights_folder(layout, "llama", "it") / shards[0]
+    stored = weights_folder(layout, "llama-it") / shards[0]
     assert os.path.samefile(stored, folder / stored.name) == links
     shutil.rmtree(folder)
-    spec = stored_weights(layout, "llama", "it")
+    spec = stored_weights(layout, "llama-it")
     assert (spec.hub, spec.revision, spec.path) == ("owner/name", "a" * 40, stored.parent)
     model = load_model(spec)
     assert model.record["sha256"] == sha256 and model.record["id"] == "owner/name"
-    assert reforward(layout, model, find_capture(layout, "llama/it", "bare"), 2).exact
+    assert reforward(layout, model, find_capture(layout, "llama-it", "bare"), 2).exact
 
 
 def test_a_hub_model_that_is_not_here(tmp_path):
@@ -255,14 +255,14 @@ def test_a_gguf_file_is_kept_as_it_is(tmp_path):
     import ggufs
 
     _, file = ggufs.make_gguf(tmp_path / "g")
-    spec = ModelSpec("llama", "it", file.parent, None, None, file.name)
+    spec = ModelSpec("llama-it", file.parent, None, None, file.name)
     layout = kept(tmp_path / "lake", PairSpec("llama", None, spec, {}), tiny.BARE)
-    assert list(read_weights(layout, "llama", "it")["files"]) == ["tiny.gguf"] and verified(layout) == []
+    assert list(read_weights(layout, "llama-it")["files"]) == ["tiny.gguf"] and verified(layout) == []
     sha256 = identify(spec)["sha256"]
     shutil.rmtree(file.parent)
-    model = load_model(stored_weights(layout, "llama", "it"))
+    model = load_model(stored_weights(layout, "llama-it"))
     assert model.record["sha256"] == sha256
-    assert reforward(layout, model, find_capture(layout, "llama/it", "bare"), 2).exact
+    assert reforward(layout, model, find_capture(layout, "llama-it", "bare"), 2).exact
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def command(tmp_path, pair, monkeypatch, capsys) -> Callable[..., tuple[int, str
 
 
 def test_commands(command, tmp_path, pair):
-    words = ("capture", "llama", "it", "--prompts", "tiny", "--max-new-tokens", "2", "--with-weights")
+    words = ("capture", "llama-it", "--prompts", "tiny", "--max-new-tokens", "2", "--with-weights")
     code, _, err = command(*words)
     assert code == 0 and " ".join(err.split()).count("The model's licence goes with them") == 1
     assert "licence" not in command(*words)[2]
@@ -294,7 +294,7 @@ def test_commands(command, tmp_path, pair):
     code, out, _ = command("verify", "--reforward", "2", "--json")
     capture, weights = json.loads(out)
     assert code == 0 and "bit for bit equal" in capture["reforward"]
-    assert (weights["capture"], weights["files"], weights["ok"]) == ("models/llama/it/weights", 6, True)
+    assert (weights["capture"], weights["files"], weights["ok"]) == ("models/llama-it/weights", 6, True)
     tiny.flip(tmp_path / "lake" / "models" / "llama" / "it" / "weights" / "tokenizer.json", 10)
     code, out, _ = command("verify")
-    assert code == 1 and "DAMAGED  models/llama/it/weights" in out
+    assert code == 1 and "DAMAGED  models/llama-it/weights" in out

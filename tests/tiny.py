@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from actlake.capture.streams.capture_pair import Options, capture_pair
 from actlake.capture.streams.prompts import Prompt, PromptSet, canonical_bytes
 from actlake.store.artifacts.streams import Stream
 from actlake.store.captures.writer import ShardWriter, Template, create_capture
-from actlake.store.core.catalog import ModelSpec, PairSpec, ProfileSpec, StreamSpec
+from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec, load_catalog
 from actlake.store.core.files import temporary_of, write_json
 from actlake.store.format.paths import Layout
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -43,9 +43,10 @@ FULL = ProfileSpec("full", ("resid", "mlp_out"), "auto", "auto", 16)
 RAW = StreamSpec("raw", "raw", "own", 6)
 NATIVE = StreamSpec("native", "native", "own", 6)
 TEACHER = StreamSpec("teacher", "native", "it", 6)
-MADE = {"pair": "made", "variant": "pt", "model_sha256": "m", "dtype": "float32", "batch": 4}  # provenance of no model
+MADE = {"model": "made-pt", "model_sha256": "m", "dtype": "float32", "batch": 4}  # provenance of no model
 # What model.json says beside id and sha256.
 MODEL = {
+    "template": "chat",
     **{"revision": None, "files": {}, "dtype": "float32", "class": "Made"},
     **dict.fromkeys(("tokenizer_sha256", "chat_template_sha256"), "t"),
 }
@@ -172,15 +173,28 @@ def make_model(
     return folder
 
 
-def spec(folder: Path, pair: str, variant: str) -> ModelSpec:
-    """The catalog's entry of a model folder."""
-    return ModelSpec(pair, variant, folder, None, None, None)
+def spec(folder: Path, name: str) -> ModelSpec:
+    """The catalog's entry of a model folder: a name that ends in -pt is a base model's."""
+    return ModelSpec(name, folder, None, None, None, "raw" if name.endswith("-pt") else "chat")
+
+
+def catalog_of(*pairs: PairSpec) -> Catalog:
+    """The packaged catalog with these pairs, and their models, in place of its own."""
+    models = {pair.model(variant).name: pair.model(variant) for pair in pairs for variant in pair.variants}
+    return replace(load_catalog(), pairs={pair.name: pair for pair in pairs}, models=models, chains={})
+
+
+def scope(pair: str, streams: dict[str, str], recipe: str = "") -> Any:
+    """A question's scope about a pair PAIR of models PAIR-pt and PAIR-it."""
+    from actlake.queries.engine.context import Scope
+
+    return Scope(pair, {variant: f"{pair}-{variant}" for variant in ("pt", "it")}, streams, recipe)
 
 
 def make_pair(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **sizes: Any) -> PairSpec:
     """A pair of random models that differ in everything but their shape."""
     found = {v: make_model(folder / v, family, seed, dtype, **sizes) for seed, v in enumerate(("pt", "it"))}
-    return PairSpec(family, spec(found["pt"], family, "pt"), spec(found["it"], family, "it"), {})
+    return PairSpec(family, spec(found["pt"], f"{family}-pt"), spec(found["it"], f"{family}-it"), {})
 
 
 def add_token(folder: Path, token: str = "<|tool|>") -> Path:
@@ -219,10 +233,10 @@ def capture(lake: Path, pair: PairSpec, *streams: StreamSpec, **options: Any) ->
     return layout
 
 
-def forget_vocab(layout: Layout, pair: str, *variants: str) -> None:
+def forget_vocab(layout: Layout, *models: str) -> None:
     """Make a lake one of a version that kept no vocabulary."""
-    for variant in variants:
-        marker = layout.model(pair, variant) / "model.json"
+    for model in models:
+        marker = layout.model(model) / "model.json"
         record = json.loads(marker.read_text())
         write_json(marker, {key: record[key] for key in record if key not in ("vocab_sha256", "record_sha256")})
         (marker.parent / "vocab.parquet").unlink()

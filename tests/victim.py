@@ -21,8 +21,9 @@ from actlake.store.captures.verify import verify
 from actlake.store.core.catalog import StreamSpec
 from actlake.store.core.schema import OUTPUTS
 from actlake.store.format.paths import Layout
-from actlake.store.tables.imported import foreign_captures
-from actlake.store.tables.sql import connect, find_tables, sql_error, stream_table, write_table
+from actlake.store.tables.names import foreign_captures
+from actlake.store.tables.sql import connect, find_tables, sql_error, write_table
+from actlake.store.tables.streams import stream_table
 
 
 @dataclass
@@ -45,23 +46,23 @@ def make_victim(lake: Path, pair: Any, *streams: StreamSpec) -> Victim:
     """Capture a pair on some streams, and put one of all else that a lake can hold beside it."""
     layout = tiny.capture(lake, pair, *streams)
     (path, *_) = sorted(Path(row.path) for row in list_captures(layout).itertuples())
-    rows = {"pair": "llama", "variant": "it", "stream": path.stem, "lens": "raw", "prompt_id": "p0", "category": "C"}
+    rows = {"model": "llama-it", "stream": path.stem, "lens": "raw", "prompt_id": "p0", "category": "C"}
     numbers = dict.fromkeys(("prompt", "token", "position", "step", "layer", "top1", "rank_target"), np.arange(40))
     floats = dict.fromkeys(
         ("kl_layer_final", "kl_final_layer", "js_next", "entropy", "p_target", "cos_final"), np.arange(40.0)
     )
     write_table(layout, "lens", {"version": 1}, [rows | numbers | floats])
-    captured = [{"pair": "other", "variant": "it", "stream": "native-other", "lens": "raw"}]
-    write_table(layout, "lens", {"foreign": {"captures": captured}}, [rows | {"pair": "other"} | numbers | floats])
-    record = {"pair": "llama", "variant": "it", "stream": path.stem, "model_sha256": "m", "capture_sha256": "c"}
+    captured = [{"model": "other-it", "stream": "native-other", "lens": "raw"}]
+    write_table(layout, "lens", {"foreign": {"captures": captured}}, [rows | {"model": "other-it"} | numbers | floats])
+    record = {"model": "llama-it", "stream": path.stem, "model_sha256": "m", "capture_sha256": "c"}
     record |= {"recipe": {"name": "adam"}, "folds": 2, "steps": [1, 2], "trained_tokens": [3, 4]}
     record |= {"kl_raw": [[2.0, 1.0, 0.5]] * 2, "kl_tuned": [[1.0, 0.5, 0.25]] * 2}
     values = np.arange(2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8) // 16  # compressible
-    write_probes(probes_path(layout, "llama", "it", "probes-x"), values, values[..., 0].copy(), record)
-    with directions_writer(layout, "llama", "own", {"version": 1}) as writer:
+    write_probes(probes_path(layout, "llama-it", "probes-x"), values, values[..., 0].copy(), record)
+    with directions_writer(layout, pair.models, "own", {"version": 1}) as writer:
         writer.put("d_mean", values[0, :, 0])
         writer.put("layer", np.arange(3))
-    condition = Condition(layout, "llama", "it", {"template": "chat", "max_new_tokens": 4})
+    condition = Condition(layout, "llama-it", {"template": "chat", "max_new_tokens": 4})
     text = dict.fromkeys(OUTPUTS.names, "x") | {"prompt_tokens": 1, "token_id": [1, 2], "tokens": 2, "ended": True}
     condition.seal("texts", condition.file("texts", [("p0", "s")]), [text], OUTPUTS, {})
     store = VerdictStore(layout.judge)
@@ -82,9 +83,9 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
         "captures ls": lambda: list_captures(layout).drop(columns="path").to_dict("list"),
         "streams ls": lambda: [len(stream_records(layout)), len(stream_table(layout))],
         "streams notes": lambda: [stream_records(layout), stream_table(layout).to_dict("list")],
-        "probes ls": lambda: probes_table(layout).drop(columns="path").to_dict("list"),
-        "outputs sql": lambda: ask(layout, "SELECT * FROM outputs ORDER BY ALL"),
-        "outputs judge": lambda: verdicts(layout),
+        "lenses ls": lambda: probes_table(layout).drop(columns="path").to_dict("list"),
+        "texts sql": lambda: ask(layout, "SELECT * FROM outputs ORDER BY ALL"),
+        "verdicts read": lambda: verdicts(layout),
         "tables sql": lambda: ask(layout, "SELECT * FROM lens ORDER BY ALL"),
         "tables where": lambda: ask(layout, "SELECT * FROM lens WHERE layer > 3 AND pair = 'llama' ORDER BY ALL"),
         "tables notes": lambda: [
@@ -100,7 +101,7 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
             if len(path.parts) == len(pattern):
                 yield str(path), layout.root / path
 
-    for name, path in each("captures", "*", "*", "*.zarr"):
+    for name, path in each("captures", "*", "*.zarr"):
         found[f"captures open {name}"] = lambda path=path: values(open_capture(path))
         found[f"captures token {name}"] = lambda path=path: values(open_capture(path, by="token")[["resid"]])
         found[f"captures columns {name}"] = lambda path=path: Capture(path).columns()
@@ -109,23 +110,23 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
         found[f"captures notes {name}"] = lambda path=path: [open_capture(path).attrs, citation(layout, path)]
     for name, path in each("streams", "*.parquet"):
         found[f"streams read {name}"] = lambda path=path: read_stream(layout, path.stem).columns
-    for name, path in each("models", "*", "*"):
-        found[f"models head {name}"] = lambda path=path: read_head(layout, *path.parts[-2:])[0]
-        found[f"models facts {name}"] = lambda path=path: read_head(layout, *path.parts[-2:])[1]
-    for name, path in each("probes", "*", "*", "*.zarr"):
-        found[f"probes read {name}"] = lambda path=path: dict(zip("wb", read_probes(path)[:2], strict=True))
-        found[f"probes notes {name}"] = lambda path=path: read_probes(path)[2]
+    for name, path in each("models", "*"):
+        found[f"models head {name}"] = lambda path=path: read_head(layout, path.name)[0]
+        found[f"models facts {name}"] = lambda path=path: read_head(layout, path.name)[1]
+    for name, path in each("lenses", "*", "*.zarr"):
+        found[f"lenses read {name}"] = lambda path=path: dict(zip("wb", read_probes(path)[:2], strict=True))
+        found[f"lenses notes {name}"] = lambda path=path: read_probes(path)[2]
     for name, path in each("directions", "*", "*.json"):
         found[f"directions read {name}"] = lambda path=path: {k: v[...] for k, v in read_directions(path)[0].items()}
         found[f"directions notes {name}"] = lambda path=path: read_directions(path)[1]
-    for name, path in each("outputs", "*", "*", "*", "condition.json"):
-        found[f"outputs read {name}"] = lambda path=path: texts(layout, path)
+    for name, path in each("texts", "*", "*", "condition.json"):
+        found[f"texts read {name}"] = lambda path=path: texts(layout, path)
     return found
 
 
 def texts(layout: Layout, marker: Path) -> list[Any]:
     """A condition's record and texts."""
-    folder = layout.outputs(*marker.parts[-4:-2]) / marker.parts[-2]
+    folder = layout.texts(marker.parts[-3]) / marker.parts[-2]
     return [read_condition(folder), read_texts(folder)]
 
 

@@ -29,7 +29,7 @@ from actlake.store.tables.sql import table_writer, write_table
 
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")
-NAMES = {"pair": "p", "variant": "it", "stream": "s"}
+NAMES = {"model": "p-it", "stream": "s"}
 MODEL = {
     "sha256": "s",
     "id": "m",
@@ -181,13 +181,13 @@ def read(layout: Layout, tables: bool = False) -> dict[str, Any]:
     while not layout.root.with_name("stop").exists() or not rounds:
         lake = actlake.open(layout.root)
         there = lake.captures
-        assert not there[["pair", "variant", "stream"]].duplicated().any()
-        sealed = {f"{row.pair}/{row.variant}/{row.stream}": row.tokens for row in there[there.sealed].itertuples()}
+        assert not there[["model", "stream"]].duplicated().any()
+        sealed = {f"{row.model}/{row.stream}": row.tokens for row in there[there.sealed].itertuples()}
         for name, tokens in sealed.items():
             found = lake.dataset(*name.rsplit("/", 1))
             assert found.sizes["token"] == tokens > 0 and np.isfinite(found.resid[:, -1].values).all()
             seen.add(name)
-        name = "pair || '/' || variant || '/' || stream"
+        name = "model || '/' || stream"
         assert sealed.items() <= dict(lake.sql(f"SELECT {name}, tokens FROM captures WHERE sealed").fetchall()).items()
         assert set(sealed) <= {row[0] for row in lake.sql(f"SELECT {name} FROM streams").fetchall()}
         if tables:  # what is missing is computed, by whoever asks

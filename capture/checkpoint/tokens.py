@@ -23,11 +23,9 @@ BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {
 SAMPLE = "The quick brown fox, 12 + 7 = 19?\n\n- Naïve café\n\tdef f(x): return x"
 
 
-def template_for(template: str, variant: str) -> str:
-    """'native' means raw text for a PT and the chat template for an IT (METHODS 1.3)."""
-    if template == "native":
-        return "raw" if variant == "pt" else "chat"
-    return template
+def template_for(template: str, own: str) -> str:
+    """What wraps a model's prompts: 'native' means its own template, raw for a base model, else chat (METHODS 1.3)."""
+    return own if template == "native" else template
 
 
 def encode(

@@ -16,7 +16,7 @@ TOKENS, TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates", *ELSEWHERE)
 
 
-def check_glance(specs: Sequence[ModelSpec], chat: Sequence[ModelSpec] = ()) -> None:
+def check_glance(specs: Sequence[ModelSpec], chat: Sequence[ModelSpec] = (), pair: str = "") -> None:
     """Raise LakeError, within a second, for a pair of models with other vocabularies and for one of `chat` without a template.
 
     What can't be decided so quickly (a model on the hub, unreadable files) passes: loading checks it.
@@ -30,7 +30,7 @@ def check_glance(specs: Sequence[ModelSpec], chat: Sequence[ModelSpec] = ()) -> 
     if len(specs) == 2 and len({bool(spec.gguf_file) for spec in specs}) == 1:
         left, right = (vocabulary(spec) for spec in specs)
         if left and right:
-            check_vocabularies(left, right, specs[0].pair)
+            check_vocabularies(left, right, pair)
 
 
 def vocabulary(spec: ModelSpec) -> dict[str, int]:

@@ -19,7 +19,7 @@ from ...store.captures.reader import Capture, find_capture
 from ...store.core.catalog import Catalog, ModelSpec
 from ...store.core.errors import LakeError
 from ...store.core.schema import SITES, TOP_K
-from ...store.format.paths import Layout, split_model
+from ...store.format.paths import Layout
 from ...store.format.zarr_groups import CheckedArray
 from ..checkpoint.causes import cause
 from ..checkpoint.loading import attention_of
@@ -97,7 +97,7 @@ class Piece:
 
 
 def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
-    """The stored residual of 'PAIR/VARIANT' at a boundary of the capture whose stream begins with `stream`.
+    """The stored residual of a model at a boundary of the capture whose stream begins with `stream`.
 
     LakeError when there is no such capture, it lacks the boundary (with the command that keeps it), or it does not hold
     all positions.
@@ -174,42 +174,39 @@ def _check_same_tokens(ours: Start, theirs: Start) -> None:
 
 
 def load_late(layout: Layout, model: str, boundary: int, catalog: Catalog | None = None, **options: Any) -> Model:
-    """Blocks from `boundary` on and the head of 'PAIR/VARIANT', from the lake's own weights or where the catalog has them.
+    """Blocks from `boundary` on and the head of a model, from the lake's own weights or where the catalog has them.
 
     Options are those of `load_suffix`; the dtype is the lake's unless given. One model serves all later boundaries too. A
     hub model must be in the hub's cache. LakeError when there are no weights, or when they are not those that the lake's
     captures were made from.
     """
     spec = find_weights(layout, model, catalog)
-    record = read_model(layout, spec.pair, spec.variant)
+    record = read_model(layout, model)
     found = load_suffix(spec, boundary, **{"dtype": record["dtype"], **options})
-    check_head(layout, spec.pair, spec.variant, found.head.norm_weight.numpy(), found.head.unembed)
+    check_head(layout, model, found.head.norm_weight.numpy(), found.head.unembed)
     return replace(found, record=record)
 
 
 def load_mlps(
     layout: Layout, model: str, window: tuple[int, int], catalog: Catalog | None = None, **options: Any
 ) -> Donor:
-    """The MLPs of blocks window[0]..window[1]-1 of 'PAIR/VARIANT', found as in `load_late`; nothing else is loaded."""
+    """The MLPs of blocks window[0]..window[1]-1 of a model, found as in `load_late`; nothing else is loaded."""
     spec = find_weights(layout, model, catalog)
-    dtype = read_model(layout, spec.pair, spec.variant)["dtype"]
+    dtype = read_model(layout, model)["dtype"]
     return load_donor(spec, range(*window), **{"dtype": dtype, **options})
 
 
 def find_weights(layout: Layout, model: str, catalog: Catalog | None) -> ModelSpec:
     """Where the weights of a model are on this machine; LakeError that names the places searched."""
-    pair, variant = split_model(model)
-    spec = stored_weights(layout, pair, variant)
+    spec = stored_weights(layout, model)
     if spec is None:
-        if catalog is None or pair not in catalog.pairs:
-            looked = (
-                f"{weights_folder(layout, pair, variant)} and {catalog.path if catalog else 'no catalog was given'}"
-            )
+        if catalog is None or model not in catalog.models:
+            looked = f"{weights_folder(layout, model)} and {catalog.path if catalog else 'no catalog was given'}"
             raise LakeError(
-                f"model {model}: no weights found; looked in {looked}: name the pair in the catalog, or put its weights into the"
+                f"model {model}: no weights found; looked in {looked}: name the model in the catalog, or put its weights into the"
                 " lake with `actlake capture --with-weights`"
             )
-        spec = catalog.pair(pair).model(variant)
+        spec = catalog.model(model)
     check_here(spec)
     return spec
 
@@ -281,10 +278,8 @@ _same_numbers: WeakKeyDictionary[Any, set[Path]] = (
 
 def _to_compare(model: Model, start: Start) -> bool:
     """True when the model's numbers have not been compared with those of its own capture yet."""
-    ours = f"{start.provenance['pair']}/{start.provenance['variant']}"
-    return (
-        start.capture is not None and model.name == ours and start.path not in _same_numbers.setdefault(model.hf, set())
-    )
+    ours = model.name == start.provenance["model"]
+    return start.capture is not None and ours and start.path not in _same_numbers.setdefault(model.hf, set())
 
 
 def _check_same_numbers(model: Model, start: Start) -> None:

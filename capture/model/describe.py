@@ -39,11 +39,13 @@ EAGER = "; eager (its own code): this class has no sdpa"
 
 
 def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
-    """The models of a pair of the catalog, or the one model at the path of a folder or a .gguf file."""
+    """A model of the catalog, those of a pair, or the one at the path of a folder or a .gguf file."""
     path = Path(name).expanduser()
     pair, _, role = name.partition("/")
     if pair in catalog.pairs and role in VARIANTS:
         return [catalog.pair(pair).model(role)]
+    if name in catalog.models:
+        return [catalog.model(name)]
     if name in catalog.pairs or not path.exists():
         if "/" in name or name.endswith(".gguf"):
             raise LakeError(f"{name}: no such model folder or .gguf file, and no pair of {catalog.path}")
@@ -52,8 +54,8 @@ def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
     if path.is_file():
         if path.suffix != ".gguf":
             raise LakeError(f"{name}: expected a model folder or a .gguf file")
-        return [ModelSpec(path.stem, "", path.parent.absolute(), None, None, path.name)]
-    return [ModelSpec(path.absolute().name, "", path.absolute(), None, None, None)]
+        return [ModelSpec(path.stem, path.parent.absolute(), None, None, path.name)]
+    return [ModelSpec(path.absolute().name, path.absolute(), None, None, None)]
 
 
 def announce(specs: Sequence[ModelSpec], tell: Callable[[str], None] = say) -> None:
@@ -78,14 +80,15 @@ def check_models(
 
     Raises LakeError for what `load_model` refuses, for tokenizers that differ and for models of different shape.
     """
-    check_glance(specs)
+    both = " and ".join(spec.name for spec in specs)
+    check_glance(specs, pair=both)
     if len(specs) == 2:
-        check_same_tokenizer(load_tokenizer(specs[0]), load_tokenizer(specs[1]), specs[0].pair)
+        check_same_tokenizer(load_tokenizer(specs[0]), load_tokenizer(specs[1]), both)
     announce(specs)
     found = [describe(load_model(spec, device, dtype, device_map=device_map)) for spec in specs]
     shapes = [f"{one['blocks']} blocks of width {one['d_model']}" for one in found]
     if len(set(shapes)) > 1:
-        raise LakeError(f"pair {specs[0].pair}: pt has {shapes[0]}, it {shapes[1]}; a pair has one architecture")
+        raise LakeError(f"pair {both}: pt has {shapes[0]}, it {shapes[1]}; a pair has one architecture")
     if len(found) == 2 and found[0]["weights"] and found[0]["weights"] == found[1]["weights"]:
         found[1]["notes"].append(
             "its weights equal those of the other model, byte for byte: tokenizers, templates or configs may differ, not training"

@@ -40,7 +40,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """PAIR/VARIANT."""
+        """The model's name in the catalog."""
         return self.spec.name
 
     @property
@@ -96,14 +96,14 @@ def context_of(config: Any) -> int | None:
     return found if found and found > 0 else None
 
 
-def stored_weights(layout: Layout, pair: str, variant: str) -> ModelSpec | None:
+def stored_weights(layout: Layout, model: str) -> ModelSpec | None:
     """The model whose own files the lake holds (`capture --with-weights`), to be loaded like any other; else None."""
-    if not read_weights(layout, pair, variant):
+    if not read_weights(layout, model):
         return None
-    record, folder = read_model(layout, pair, variant), weights_folder(layout, pair, variant)
+    record, folder = read_model(layout, model), weights_folder(layout, model)
     origin = record.get("quantized_from", {}).get("file")
     hub = None if record["files"] else record["id"]
-    return ModelSpec(pair, variant, folder, hub, record["revision"] if hub else None, origin)
+    return ModelSpec(model, folder, hub, record["revision"] if hub else None, origin, record["template"])
 
 
 def load_model(
@@ -148,7 +148,8 @@ def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dic
     """The identity of a checkpoint, without loading its weights.
 
     Keys: id, revision, files (SHA-256 each, for a local folder or GGUF file), dtype, tokenizer_sha256,
-    chat_template_sha256, quantized_from (a GGUF's name and SHA-256, there only), quantized (how another checkpoint is: method,
+    chat_template_sha256, template (of
+    native streams), quantized_from (a GGUF's name and SHA-256, there only), quantized (how another checkpoint is: method,
     bits, dequantized), and sha256 over all that determines activations. The dtype is the one that the module will have.
     """
     check_dtype(dtype)
@@ -164,6 +165,7 @@ def identify(spec: ModelSpec, dtype: str = "auto", tokenizer: Any = None) -> dic
         "dtype": dtype_of(spec, config) if dtype == "auto" else dtype,
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "chat_template_sha256": hash_json(tokenizer.chat_template),
+        "template": spec.template,
     }
     origin = [record["id"], record["revision"]]
     if spec.gguf_file:

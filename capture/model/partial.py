@@ -21,7 +21,7 @@ from .trace import first_tensor, random_states
 
 @dataclass(frozen=True)
 class Donor:
-    """The MLP modules of some blocks of a model: block number -> module. `name` is PAIR/VARIANT.
+    """The MLP modules of some blocks of a model: block number -> module. `name` is the model's.
 
     Where the MLP of a block is several modules, a ModuleList holds them.
     """

@@ -42,7 +42,7 @@ def check_here(spec: ModelSpec) -> None:
 
 def here_or_stored(layout: Layout, spec: ModelSpec) -> ModelSpec:
     """The catalog's model, or the lake's own copy of it (`--with-weights`) when this machine no longer has it."""
-    stored = stored_weights(layout, spec.pair, spec.variant)
+    stored = stored_weights(layout, spec.name)
     if stored is None:
         return spec
     try:
@@ -76,8 +76,8 @@ def files_of(spec: ModelSpec) -> tuple[Path, list[str]]:
 
 def weights_to_copy(layout: Layout, models: Sequence[ModelSpec]) -> int:
     """Bytes that `keep_weights` will take for these models; a hub model is fetched later and not counted."""
-    new = [spec for spec in models if spec.path and not read_weights(layout, spec.pair, spec.variant)]
-    return sum(bytes_to_copy(layout, spec.pair, spec.variant, *files_of(spec)) for spec in new)
+    new = [spec for spec in models if spec.path and not read_weights(layout, spec.name)]
+    return sum(bytes_to_copy(layout, spec.name, *files_of(spec)) for spec in new)
 
 
 def check_weights_fit(layout: Layout, models: Sequence[ModelSpec]) -> None:
@@ -87,7 +87,7 @@ def check_weights_fit(layout: Layout, models: Sequence[ModelSpec]) -> None:
 
 def keep_weights(layout: Layout, spec: ModelSpec, identity: dict[str, Any]) -> None:
     """Put the files of a model into the lake, once; `identity` (model.identify) says what they must be."""
-    if read_weights(layout, spec.pair, spec.variant):
+    if read_weights(layout, spec.name):
         return
     folder, names = files_of(spec)
     total = sum((folder / name).stat().st_size for name in names)
@@ -99,8 +99,7 @@ def keep_weights(layout: Layout, spec: ModelSpec, identity: dict[str, Any]) -> N
     with bar(f"weights {spec.name}", total, "bytes") as progress:
         write_weights(
             layout,
-            spec.pair,
-            spec.variant,
+            spec.name,
             folder,
             names,
             identity["sha256"],

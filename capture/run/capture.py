@@ -16,7 +16,7 @@ from ...store.artifacts.models import clear_unfinished, has_model, write_model
 from ...store.artifacts.streams import Stream, read_stream
 from ...store.captures.manifest import missing_rows, read_manifest
 from ...store.captures.writer import ShardWriter, Template, create_capture, missing_shards
-from ...store.core.catalog import PairSpec, ProfileSpec, resolve_boundaries
+from ...store.core.catalog import ProfileSpec, resolve_boundaries
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory, human_bytes, json_bytes, try_lock
 from ...store.core.progress import ERRORS, bar
@@ -76,8 +76,7 @@ def make_template(
         shard=profile.shard_tokens,
         per_prompt=tuple(site for site in profile.sites if site in PROMPT_SITES),
         provenance={
-            "pair": model.spec.pair,
-            "variant": model.spec.variant,
+            "model": model.name,
             "model_id": model.record["id"],
             "model_revision": model.record["revision"],
             "model_sha256": model.record["sha256"],
@@ -97,26 +96,24 @@ def make_template(
 
 def find_sealed(
     layout: Layout,
-    pair: PairSpec,
-    variant: str,
+    model: str,
     stream: str,
     identity: dict[str, Any],
     profile: ProfileSpec,
+    windows: Windows,
 ) -> Path | None:
     """The sealed capture that already answers this request, or None when there is none yet.
 
     Raises LakeError when one of another checkpoint or that keeps less has the name: sealed captures never change.
     """
-    path = layout.capture(pair.name, variant, stream)
+    path = layout.capture(model, stream)
     manifest = read_manifest(path)
     if manifest is None:
         return None
     shutil.rmtree(path / PROGRESS, ignore_errors=True)  # left when a kill came right after the manifest
     if manifest["provenance"]["model_sha256"] != identity["sha256"]:
-        raise LakeError(
-            f"{path}: sealed with another checkpoint or dtype of {pair.name}/{variant}; use another lake or pair name"
-        )
-    lacking = _lacking(manifest, profile, pair.windows)
+        raise LakeError(f"{path}: sealed with another checkpoint or dtype of {model}; use another lake or model name")
+    lacking = _lacking(manifest, profile, windows)
     if lacking:
         raise LakeError(
             f"{path}: sealed without {', '.join(lacking)}; a sealed capture never changes: use another lake"
@@ -163,14 +160,14 @@ def capture(
             " `actlake capture` make the model's own stream"
         )
     template = make_template(model, stream, profile, batch, windows)
-    path = layout.capture(model.spec.pair, model.spec.variant, stream.name)
+    path = layout.capture(model.name, stream.name)
     plan = batch_plan(np.diff(stream.offset).tolist(), batch)
     size = estimate(template, plan, model.head.vocab, model.device.type)
     rows = rank.rows(template.n_shards)
-    head = 0 if has_model(layout, model.spec.pair, model.spec.variant) else model.head.unembed.numel() * 4
+    head = 0 if has_model(layout, model.name) else model.head.unembed.numel() * 4
     missing = len(missing_shards(path, template.n_shards) if rank.world == 1 else rows)
     check_disk(size, missing, layout, int(head / stored_ratio(template.source_dtype)), weights)
-    write_model(layout, model.spec.pair, model.spec.variant, model.record, *head_arrays(model))
+    write_model(layout, model.name, model.record, *head_arrays(model))
     create_capture(path, template, rank.world, layout.files)
     with rank.alone(path):
         if manifest := read_manifest(path):  # by another process, meanwhile
@@ -220,7 +217,7 @@ def _seal_if_whole(layout: Layout, model: Model, path: Path, stream: Stream) -> 
             layout.files.write(noise, json_bytes(noise_floor(layout, model, path, stream)))
         if missing:
             return None
-        clear_unfinished(layout, model.spec.pair, model.spec.variant)
+        clear_unfinished(layout, model.name)
         return seal_with_noise(layout, path)
 
 

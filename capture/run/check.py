@@ -13,6 +13,7 @@ from ...store.core.catalog import Catalog
 from ...store.core.errors import LakeError
 from ...store.core.progress import bar
 from ...store.format.paths import Layout
+from ...store.tables.names import model_named, pair_named, stored_models
 
 
 def check_captures(
@@ -29,29 +30,32 @@ def check_captures(
     Without the name of one capture, the model files that the lake holds are verified, too.
     """
     if capture:
-        paths = [find_capture(layout, *split_capture(capture))]
+        model, stream = split_capture(capture)
+        paths = [find_capture(layout, model_named(model, catalog, stored_models(layout)), stream)]
     else:
         table = list_captures(layout)
-        table = table[table["sealed"] & ((table["pair"] == pair) | (pair is None))]
+        table = table[table["sealed"]]
+        if pair:
+            table = table[table["model"].isin(pair_named(pair, catalog, stored_models(layout)).values())]
         paths = [Path(path) for path in table["path"]]
     if not paths:
         raise LakeError(f"{layout}: no sealed capture to verify; `actlake ls` shows what is there")
     reports = []
     for path in paths:
         total = (read_manifest(path) or {"bytes": 0})["bytes"]
-        with bar(f"verify {path.parts[-3]}/{path.parts[-2]}", total, "bytes") as progress:
+        with bar(f"verify {path.parent.name}", total, "bytes") as progress:
             reports.append(verify(layout, path, progress.advance))
         if reforward and reports[-1].ok:
             _reforward(layout, catalog, path, reforward, (device, device_map), reports[-1])
-    for at, report in {path.parts[-3:-1]: report for path, report in zip(paths, reports, strict=True)}.items():
-        known, file = read_model(layout, *at), vocab_file(layout, *at)
+    for model, report in {path.parent.name: report for path, report in zip(paths, reports, strict=True)}.items():
+        known, file = read_model(layout, model), vocab_file(layout, model)
         if "vocab_sha256" in known and (problem := damage(layout.files.bring(file), known)):
             report.problems.append(f"{file}: {problem}; {VOCAB_REPAIR}")
-    for model in [] if capture else sorted({(path.parts[-3], path.parts[-2]) for path in paths}):
-        if record := read_weights(layout, *model):
+    for model in [] if capture else sorted({path.parent.name for path in paths}):
+        if record := read_weights(layout, model):
             total = sum(entry["bytes"] for entry in record["files"].values())
-            with bar(f"verify weights of {'/'.join(model)}", total, "bytes") as progress:
-                reports.append(verify_weights(layout, *model, record, progress.advance))
+            with bar(f"verify weights of {model}", total, "bytes") as progress:
+                reports.append(verify_weights(layout, model, record, progress.advance))
     return reports
 
 
@@ -61,9 +65,9 @@ def _reforward(
     from ..model.load import load_model, stored_weights
     from .reforward import reforward
 
-    pair, variant = path.parts[-3], path.parts[-2]
+    model = path.parent.name
     dtype = (read_manifest(path) or {})["provenance"]["dtype"]
-    spec = stored_weights(layout, pair, variant) or catalog.pair(pair).model(variant)
+    spec = stored_weights(layout, model) or catalog.model(model)
     found = reforward(layout, load_model(spec, where[0], dtype, device_map=where[1]), path, count)
     worst = ", ".join(f"{name} {value:.1e} (allowed {found.allowed[name]:.1e})" for name, value in found.worst.items())
     report.reforward = f"; {found.prompts} prompts run again: " + (

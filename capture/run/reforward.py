@@ -62,7 +62,7 @@ def seal_with_noise(layout: Layout, path: Path) -> dict[str, Any]:
 
 
 def seal_captures(layout: Layout, name: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
-    """Seal one capture ('PAIR/VARIANT/STREAM') or all that are not, and return their manifests.
+    """Seal one capture (MODEL/STREAM) or all that are not, and return their manifests.
 
     Raises LakeError that says which rank's rows are missing.
     """

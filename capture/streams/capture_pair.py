@@ -105,10 +105,10 @@ def capture_pair(
     ):
         say(remark)
     for variant in variants:
-        check_same_model(layout, pair.name, variant, sources[variant].identity)
+        check_same_model(layout, sources[variant].name, sources[variant].identity)
         for spec in streams:
             key = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)["key"]
-            _check_unfinished(layout, pair.name, variant, spec.name, prompts, key)
+            _check_unfinished(layout, sources[variant].name, spec.name, prompts, key)
             check_readable(layout, sources, variant, spec, prompts, options.double_bos, key)
     kept = [pair.model(variant) for variant in variants] if options.with_weights else []
     check_weights_fit(layout, kept)
@@ -116,17 +116,17 @@ def capture_pair(
     for variant in _order(variants, streams):
         done: set[str] = set()
         for spec in streams:
-            with explain_full_disk(f"capturing {pair.name}/{variant} into {layout}"):
+            with explain_full_disk(f"capturing {sources[variant].name} into {layout}"):
                 name, _ = ensure_stream(
                     layout, sources, variant, spec, prompts, options.double_bos, options.batch, options.rank
                 )
                 if name not in done:
                     results.append(_one(layout, pair, sources[variant], name, profile, options, kept))
             done.add(name)
-        with explain_full_disk(f"keeping the vocabulary of {pair.name}/{variant} in {layout}"):
-            _keep_vocab(layout, sources[variant], pair.name)
+        with explain_full_disk(f"keeping the vocabulary of {sources[variant].name} in {layout}"):
+            _keep_vocab(layout, sources[variant])
         if options.with_weights and options.rank.rank == 0:
-            with explain_full_disk(f"copying the weights of {pair.name}/{variant} into {layout}"):
+            with explain_full_disk(f"copying the weights of {sources[variant].name} into {layout}"):
                 keep_weights(layout, pair.model(variant), sources[variant].identity)
     return results
 
@@ -139,12 +139,10 @@ def sources_of(
     for variant in variants:
         pair.model(variant)  # a LakeError for a variant that the pair lacks
     specs = [spec for spec in (pair.pt, pair.it) if spec]
-    check_glance(
-        specs, [pair.model(v) for v in variants if any(template_for(s.template, v) == "chat" for s in streams)]
-    )
-    sources = {
-        variant: _source(pair.model(variant), loader, options) for variant in ("pt", "it") if getattr(pair, variant)
-    }
+    asked = [pair.model(variant) for variant in variants]
+    chat = [spec for spec in asked if any(template_for(one.template, spec.template) == "chat" for one in streams)]
+    check_glance(specs, chat, pair.name)
+    sources = {variant: _source(variant, pair.model(variant), loader, options) for variant in pair.variants}
     if len(sources) == 2:
         check_same_tokenizer(sources["pt"].tokenizer, sources["it"].tokenizer, pair.name)
     for spec in streams:
@@ -155,7 +153,7 @@ def sources_of(
     return sources
 
 
-def _check_unfinished(layout: Layout, pair: str, variant: str, kind: str, prompts: PromptSet, key: str) -> None:
+def _check_unfinished(layout: Layout, model: str, kind: str, prompts: PromptSet, key: str) -> None:
     """Raise LakeError for an unfinished capture whose prompts have changed: running on would leave it behind unseen.
 
     `key` is the recipe's that is asked for now.
@@ -163,7 +161,7 @@ def _check_unfinished(layout: Layout, pair: str, variant: str, kind: str, prompt
     for record in stream_records(layout):
         if (record["kind"], record["prompts"]) != (kind, prompts.name) or key in record["keys"]:
             continue
-        path, then = layout.capture(pair, variant, record["same_as"]), record["recipe"].get("prompt_set_sha256")
+        path, then = layout.capture(model, record["same_as"]), record["recipe"].get("prompt_set_sha256")
         if then != prompts.sha256 and path.exists() and not read_manifest(path):
             raise LakeError(
                 f"{path}: an unfinished capture of prompt set {prompts.name} as it was before (its file, or --limit, has"
@@ -177,11 +175,11 @@ def _order(variants: Sequence[str], streams: Sequence[StreamSpec]) -> list[str]:
     return sorted(variants, key=lambda variant: (variant not in teachers, variant != "it"))
 
 
-def _keep_vocab(layout: Layout, source: Source, pair: str) -> None:
+def _keep_vocab(layout: Layout, source: Source) -> None:
     """Keep what the model's token ids mean, if the lake does not yet."""
-    if not has_vocab(layout, pair, source.variant):
-        size = read_model(layout, pair, source.variant)["vocab"]
-        keep_vocab(layout, pair, source.variant, vocabulary(source.tokenizer, size))
+    if not has_vocab(layout, source.name):
+        size = read_model(layout, source.name)["vocab"]
+        keep_vocab(layout, source.name, vocabulary(source.tokenizer, size))
 
 
 def _one(
@@ -194,13 +192,13 @@ def _one(
     kept: Sequence[ModelSpec],
 ) -> Result:
     """One capture; the files of the `kept` models must find room beside it."""
-    sealed = find_sealed(layout, pair, source.variant, stream, source.identity, profile)
+    sealed = find_sealed(layout, source.name, stream, source.identity, profile, pair.windows)
     if sealed:
         manifest: dict[str, Any] = read_manifest(sealed) or {}
         return Result(sealed, True, True, manifest["n_tokens"], manifest["bytes"], 0.0)
     model = source.load()
-    if has_model(layout, pair.name, source.variant):  # its name there; the lake's own copy of its files bears none
-        model = replace(model, record=read_model(layout, pair.name, source.variant))
+    if has_model(layout, source.name):  # its id there; the lake's own copy of its files bears none
+        model = replace(model, record=read_model(layout, source.name))
     return capture(
         layout,
         model,
@@ -214,12 +212,13 @@ def _one(
     )
 
 
-def _source(spec: ModelSpec, loader: _Loader, options: Options) -> Source:
+def _source(variant: str, spec: ModelSpec, loader: _Loader, options: Options) -> Source:
     tokenizer = load_tokenizer(spec)
     identity = identify(spec, options.dtype, tokenizer)  # explains a config that can't be read
     config = load_config(spec)
     return Source(
-        variant=spec.variant,
+        variant=variant,
+        template=spec.template,
         identity=identity,
         tokenizer=tokenizer,
         max_positions=context_of(config),

@@ -29,8 +29,7 @@ class Forecast:
     `site_bytes` of every variable before compression.
     """
 
-    pair: str
-    variant: str
+    model: str
     stream: str
     profile: str
     exact: bool
@@ -51,8 +50,7 @@ class Forecast:
     def row(self, rate: float, disk: float) -> dict[str, Any]:
         """The line of a table of estimates; bytes before compression of each variable are `NAME (raw)`."""
         return {
-            "pair": self.pair,
-            "variant": self.variant,
+            "model": self.model,
             "stream": self.stream,
             "profile": self.profile,
             "exact": self.exact,
@@ -174,4 +172,4 @@ def _one(
     if "attn_entropy" in profile.sites:
         each["attn_entropy"] = 4 * len(stream.starts) * shape.layers * shape.heads
     head = 4 * shape.vocab * shape.width
-    return Forecast(pair.name, variant, spec.name, profile.name, exact, shape.weights, head, size, each)
+    return Forecast(pair.model(variant).name, spec.name, profile.name, exact, shape.weights, head, size, each)

@@ -1,46 +1,71 @@
-"""Names of models: PAIR or PAIR/ROLE (pocket/it), and what they stand for."""
+"""Names of models: MODEL, PAIR, PAIR/ROLE (pocket/it) or CHAIN, and what they stand for."""
 
 from collections.abc import Sequence
 
-from ...store.core.catalog import Catalog, PairSpec
+from ...store.core.catalog import Catalog, ModelSpec, PairSpec
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
-from ...store.tables.names import stored_pairs, variants_of
+from ...store.tables.names import Named, known_pairs, models_named, stored_models
 
-Models = dict[str, tuple[str, ...]]  # pair -> the variants asked for, none for those that it has
+Asked = dict[str, tuple[PairSpec, tuple[str, ...]]]  # pair -> what is known of it, and the variants asked for
 
 
-def models_named(names: Sequence[str]) -> Models:
-    """Pairs and roles out of PAIR and PAIR/ROLE; a bare pt or it after a pair's name is its role, as in `capture pocket it`.
+def named(names: Sequence[str], catalog: Catalog, layout: Layout | None) -> list[Named]:
+    """The models asked for; a bare pt or it after a pair's name is its role, as in `capture pocket it`."""
+    return models_named(joined(names), catalog, stored_models(layout) if layout else set())
 
-    LakeError for another role, and a role without a pair.
-    """
-    asked: list[tuple[str, str]] = []
+
+def joined(names: Sequence[str]) -> list[str]:
+    """The names with a bare pt or it joined to the pair before it; LakeError for one that follows no pair."""
+    found: list[str] = []
     for name in names:
-        pair, slash, role = name.partition("/")
-        if name in VARIANTS and asked and not asked[-1][1]:
-            asked[-1] = (asked[-1][0], name)
-        elif name in VARIANTS and not asked:
+        if name not in VARIANTS:
+            found.append(name)
+            continue
+        if not found:
             raise LakeError(f"{name} is a role: name its pair first, PAIR/{name}")
-        elif name in VARIANTS:
-            asked.append((asked[-1][0], name))
-        elif not pair or (slash and role not in VARIANTS):
-            raise LakeError(f"{name!r}: expected PAIR or PAIR/ROLE, for instance pocket or pocket/it")
-        else:
-            asked.append((pair, role))
-    found: dict[str, set[str]] = {}
-    for pair, role in asked:
-        found.setdefault(pair, set()).add(role)
-    return {pair: () if "" in roles else tuple(v for v in VARIANTS if v in roles) for pair, roles in found.items()}
+        pair, slash, _ = found[-1].partition("/")
+        found[-1:] = [found[-1], f"{pair}/{name}"] if slash else [f"{pair}/{name}"]
+    return found
 
 
-def one_pair(names: Sequence[str], command: str) -> tuple[str, tuple[str, ...]]:
-    """The pair of a command that takes one, and the variants asked for."""
-    found = models_named(names)
-    if len(found) != 1:
-        raise LakeError(f"{command} takes one pair, found {', '.join(found)}")
-    return next(iter(found.items()))
+def asked_pairs(names: Sequence[str], catalog: Catalog, layout: Layout | None) -> Asked:
+    """The models asked for, each with the pair that it is captured as part of.
+
+    A model that is in one pair only stands for its role there; one of no pair, or of several, is on its own.
+    """
+    pairs = known_pairs(catalog, stored_models(layout) if layout else set())
+    found: dict[str, list[Named]] = {}
+    for one in named(names, catalog, layout):
+        of = [(pair, role) for pair, models in pairs.items() for role, model in models.items() if model == one.model]
+        if not one.pair and len(of) == 1:
+            one = Named(one.model, *of[0])
+        found.setdefault(one.pair or one.model, []).append(one)
+    asked = {}
+    for name, some in found.items():
+        roles = [one.variant for one in some]
+        spec = find_pair(name, roles, catalog, layout) if some[0].pair else _alone(some[0].model, catalog, layout)
+        asked[name] = (spec, tuple(v for v in VARIANTS if v in roles) or spec.variants)
+    return asked
+
+
+def one_pair(names: Sequence[str], command: str, catalog: Catalog, layout: Layout) -> tuple[str, tuple[str, ...]]:
+    """The pair of a command that takes one, and the variants asked for by name (none for a bare pair)."""
+    pairs = known_pairs(catalog, stored_models(layout))
+    found = {(one.pair, one.variant): one for one in named(names, catalog, layout)}
+    for one in [one for one in found.values() if not one.pair]:
+        of = [(pair, role) for pair, models in pairs.items() for role, model in models.items() if model == one.model]
+        if len(of) != 1:
+            where = f"is in the pairs {', '.join(pair for pair, _ in of)}" if of else "is in no pair"
+            raise LakeError(f"{command}: model {one.model} {where}: name PAIR/ROLE")
+        del found["", ""]
+        found[of[0]] = Named(one.model, *of[0])
+    if len(every := {pair for pair, _ in found}) != 1:
+        raise LakeError(f"{command} takes one pair, found {', '.join(sorted(every))}")
+    pair = every.pop()
+    roles = tuple(role for role in VARIANTS if (pair, role) in found)
+    return pair, () if list(names) == [pair] else roles
 
 
 def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layout | None) -> PairSpec:
@@ -48,11 +73,9 @@ def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layo
     if name in catalog.pairs:
         spec = catalog.pairs[name]
     else:
-        variants_of(name, stored_pairs(layout) if layout else {}, catalog)  # a LakeError for an unknown pair
-        from ..model.load import stored_weights
-
         assert layout
-        pt, it = (stored_weights(layout, name, variant) for variant in VARIANTS)
+        models = known_pairs(catalog, stored_models(layout))[name]
+        pt, it = (_stored(models[variant], layout) if variant in models else None for variant in VARIANTS)
         if not (pt or it):
             raise LakeError(
                 f"pair {name}: the lake has it, but not its weights, and {catalog.path} does not name them: add the pair to the"
@@ -62,3 +85,21 @@ def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layo
     for variant in variants:
         spec.model(variant)
     return spec
+
+
+def _alone(model: str, catalog: Catalog, layout: Layout | None) -> PairSpec:
+    """A model on its own, as a pair of one."""
+    spec = catalog.models.get(model) or (_stored(model, layout) if layout else None)
+    if spec is None:
+        raise LakeError(
+            f"model {model}: the lake has it, but not its weights, and {catalog.path} does not name them: add the model to the"
+            " catalog"
+        )
+    base = spec.template == "raw"
+    return PairSpec(model, spec if base else None, None if base else spec, {})
+
+
+def _stored(model: str, layout: Layout) -> ModelSpec | None:
+    from ..model.load import stored_weights
+
+    return stored_weights(layout, model)

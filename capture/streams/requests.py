@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...store.core.catalog import Catalog, StreamSpec, check_date
+from ...store.core.catalog import Catalog, PairSpec, StreamSpec, check_date
 from ...store.core.errors import LakeError
 from ...store.format.paths import Layout
 from ..run.capture import Result
 from .capture_pair import Options, capture_pair, find_prompts
 from .estimate import Forecast, forecast
-from .names import find_pair, models_named
+from .names import asked_pairs
 from .prompts import PromptSet, add_prompts, read_prompts
 from .streams import steered
 
@@ -18,7 +18,7 @@ from .streams import steered
 @dataclass(frozen=True)
 class Request:
     """What to read: streams of the catalog (none: native), with a shorter continuation, another date or control tokens
-    allowed; a prompt set (None: `pocket` for the pair pocket, else `core`), its first `limit` prompts."""
+    allowed; a prompt set (None: `pocket` for the pocket models, else `core`), its first `limit` prompts."""
 
     streams: Sequence[str] = ()
     prompts: str | None = None
@@ -40,9 +40,10 @@ class Request:
             spec if spec.continuation == "none" else replace(spec, max_new_tokens=self.max_new_tokens) for spec in specs
         ]
 
-    def prompt_set(self, catalog: Catalog, layout: Layout | None, pair: str) -> PromptSet:
+    def prompt_set(self, catalog: Catalog, layout: Layout | None, pair: PairSpec) -> PromptSet:
         """The prompts for a pair."""
-        usual = "pocket" if pair == "pocket" else "core"
+        mine = all(model.startswith("pocket-") for model in pair.models.values())
+        usual = "pocket" if mine else "core"
         return find_prompts(catalog, layout, self.prompts or usual, self.limit)
 
 
@@ -59,7 +60,7 @@ def capture_models(
 
     LakeError for unknown names, before any model is loaded, and for all that `capture_pair` raises.
     """
-    wanted = models_named(names)
+    wanted = asked_pairs(names, catalog, layout)
     if outputs and replace(request, prompts=None, limit=None) != Request():
         raise LakeError(
             "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date and"
@@ -67,13 +68,12 @@ def capture_models(
         )
     if outputs and len(wanted) > 1:
         raise LakeError("--outputs: names texts of one pair; capture one at a time")
-    found = {name: find_pair(name, roles, catalog, layout) for name, roles in wanted.items()}
     results = []
-    for name, roles in wanted.items():
+    for pair, roles in wanted.values():
         who, _, key = (outputs or "").rpartition("/")
-        specs = [steered(layout, name, who or "it", key)] if outputs else request.specs(catalog)
-        prompts = request.prompt_set(catalog, layout, name)
-        results += capture_pair(layout, found[name], specs, prompts, catalog.profile(profile), roles, options)
+        specs = [steered(layout, pair, who or "it", key)] if outputs else request.specs(catalog)
+        prompts = request.prompt_set(catalog, layout, pair)
+        results += capture_pair(layout, pair, specs, prompts, catalog.profile(profile), roles, options)
     return results
 
 
@@ -86,15 +86,13 @@ def plan_captures(
     options: Options,
 ) -> list[Forecast]:
     """What capturing models by name will take, with each of some profiles (all of the catalog when none is named)."""
-    wanted = models_named(names)
-    specs = {name: find_pair(name, roles, catalog, layout) for name, roles in wanted.items()}
     return [
         one
-        for name, roles in wanted.items()
+        for pair, roles in asked_pairs(names, catalog, layout).values()
         for one in forecast(
-            specs[name],
+            pair,
             request.specs(catalog),
-            request.prompt_set(catalog, layout, name),
+            request.prompt_set(catalog, layout, pair),
             [catalog.profile(each) for each in profiles or catalog.profiles],
             roles,
             options,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...store.artifacts.streams import Stream, find_stream, read_stream, write_stream
 from ...store.artifacts.texts import find_condition, prompt_key, read_condition, read_texts
-from ...store.core.catalog import StreamSpec
+from ...store.core.catalog import PairSpec, StreamSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import bar, remark
@@ -23,17 +23,18 @@ from .greedy import greedy
 from .prompts import PromptSet
 
 WHOLE = "own"  # the kind of a stream that is only made so that others may be cut from it
-OUTPUTS = "outputs/"  # how a continuation begins that is stored texts: outputs/PAIR/VARIANT/KEY
+TEXTS = "texts/"  # how a continuation begins that is stored texts: texts/VARIANT/KEY
 
 
 @dataclass(frozen=True)
 class Source:
     """One model of a pair as streams need it: cheap facts at once, the weights only when something must be generated.
 
-    `declared` are the stop ids of its files.
+    `template` wraps its prompts in native streams; `declared` are the stop ids of its files.
     """
 
     variant: str
+    template: str
     identity: dict[str, Any]
     tokenizer: Any
     max_positions: int | None
@@ -52,7 +53,7 @@ class Source:
         found = encode_all(
             self.tokenizer,
             [prompt.text for prompt in prompts.prompts],
-            template_for(spec.template, self.variant),
+            template_for(spec.template, self.template),
             double_bos,
             spec.date,
             spec.control_tokens,
@@ -65,28 +66,28 @@ class Source:
 
 def teller_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
     """The model that writes the continuation that `variant` reads."""
-    if spec.continuation.startswith(OUTPUTS):
-        return sources[spec.continuation.split("/")[2]]
+    if spec.continuation.startswith(TEXTS):
+        return sources[spec.continuation.split("/")[1]]
     return sources[variant if spec.continuation in ("own", "none") else spec.continuation]
 
 
-def steered(layout: Layout, pair: str, variant: str, key: str) -> StreamSpec:
+def steered(layout: Layout, pair: PairSpec, variant: str, key: str) -> StreamSpec:
     """The stream recipe whose continuations are the stored texts of a condition (`actlake generate`), named by its key.
 
-    LakeError unless the key begins exactly one condition of the model.
+    LakeError unless the key begins exactly one condition of the pair's model.
     """
-    folder = find_condition(layout, pair, variant, key)
+    model = pair.model(variant)
+    folder = find_condition(layout, model.name, key)
     recipe = read_condition(folder)
-    template = "native" if recipe["template"] == template_for("native", variant) else recipe["template"]
-    told = f"{OUTPUTS}{pair}/{variant}/{folder.name}"
+    template = "native" if recipe["template"] == model.template else recipe["template"]
+    told = f"{TEXTS}{variant}/{folder.name}"
     control = recipe.get("control_tokens") == "allowed"
     return StreamSpec("steered", template, told, recipe["max_new_tokens"], recipe.get("date"), control)
 
 
 def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
     """The stored continuation of each prompt; LakeError for a prompt without one, or that was another then."""
-    _, pair, variant, key = spec.continuation.split("/")
-    folder = layout.outputs(pair, variant) / key
+    folder = layout.texts(teller.name) / spec.continuation.rpartition("/")[2]
     known = {row["prompt_sha"]: row["token_id"] for row in read_texts(folder)}
     told = []
     for prompt, ids in zip(prompts.prompts, teller.read(spec, prompts), strict=True):
@@ -108,7 +109,7 @@ def recipe_of(
     unequal numbers of embeddings, one that both read ends before the first token that either lacks: `common_vocab`.
     """
     source, teller = sources[variant], teller_of(sources, variant, spec)
-    own = template_for(spec.template, source.variant)
+    own = template_for(spec.template, source.template)
     recipe: dict[str, Any] = {
         "template": own,
         "double_bos": double_bos and own == "chat",
@@ -119,8 +120,8 @@ def recipe_of(
         **reading(source.tokenizer, own, double_bos, spec.date, spec.control_tokens),
     }
     if spec.continuation != "none":
-        told = template_for(spec.template, teller.variant)
-        if spec.continuation.startswith(OUTPUTS):
+        told = template_for(spec.template, teller.template)
+        if spec.continuation.startswith(TEXTS):
             stored = {"outputs": spec.continuation.rpartition("/")[2], "model_sha256": teller.identity["sha256"]}
             recipe |= {"max_new_tokens": spec.max_new_tokens, "continuation": stored}
         else:
@@ -173,7 +174,9 @@ def ensure_stream(
             return str(record["same_as"]), True
         # Equal by recipe under another name: only the pointer is new.
         stored = read_stream(layout, record["name"])
-        renamed = replace(stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name})
+        renamed = replace(
+            stored, kind=spec.name, recipe={**recipe, "prompt_set": prompts.name}, continuation=spec.continuation
+        )
         return write_stream(layout, renamed), True
     starts = source.read(spec, prompts, double_bos)
     for line in notes(source.name, source.tokenizer, recipe):
@@ -182,7 +185,7 @@ def ensure_stream(
         remark(f"{source.name}: its chat template asks for no date: {spec.date} changes nothing")
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
-    elif spec.continuation.startswith(OUTPUTS):
+    elif spec.continuation.startswith(TEXTS):
         told = _stored(layout, teller, spec, prompts)
     elif teller is source and "common_vocab" not in recipe:
         told = _tell(layout, teller, starts, spec, recipe, rank)
@@ -208,6 +211,7 @@ def ensure_stream(
         texts=token_texts(source.tokenizer, flat),
         special=is_special(source.tokenizer, flat),
         recipe={**recipe, "prompt_set": prompts.name},
+        continuation=spec.continuation,
     )
     name = write_stream(layout, stream)
     shutil.rmtree(_parts(layout, recipe), ignore_errors=True)

@@ -20,7 +20,10 @@ from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import FOREIGN, PUBLISHED, VIEWS, same_prompts, sql_error, tables_behind
+from ...store.tables.live import FOREIGN
+from ...store.tables.names import Pairs
+from ...store.tables.sql import VIEWS, find_tables, sql_error, tables_behind
+from ...store.tables.streams import PUBLISHED, same_prompts, sql_text
 from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, Stage
 from ..engine.passes import stage_of
@@ -133,7 +136,7 @@ class Plan:
         try:
             return cls._of(kit, query, pairs, prompts)
         except LakeError:
-            streams = kit.streams[kit.streams["pair"].isin(pairs)]
+            streams = pd.concat([kit.streams_of(pair) for pair in pairs])
             if prompts or not (streams["recipe"] == PUBLISHED).any() or not (streams["prompt_set"] == FOREIGN).all():
                 raise
             with suppress(LakeError):  # the first reason is the one to tell
@@ -163,6 +166,24 @@ class Plan:
     def jobs(self) -> list[Job]:
         """What makes the tables."""
         return [*(job for jobs in self.made_by.values() for job in jobs), *self.beside.jobs]
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs asked about, with their models."""
+        return {pair: dict(scopes[0].models) for pair, scopes in self.scopes.items()}
+
+    def tables(self, layout: Layout) -> dict[str, list[Path]]:
+        """The files of each table that hold the rows asked about, there or not, but for those from elsewhere."""
+        found: dict[str, list[Path]] = {}
+        for job in self.jobs:
+            found.setdefault(job.name, []).append(job.path)
+        for want in self.query.needs if not self.foreign else ():
+            if want.table == "judged" and not self.made_by.get(want):  # read as it is where no judge is named
+                for models in self.pairs.values():
+                    found.setdefault("judged", []).extend(
+                        find_tables(layout, "judged", {"models": models, "sweep": want.kind})
+                    )
+        return found
 
     @property
     def stage(self) -> Stage:
@@ -224,8 +245,9 @@ def scopes_of(kit: Context, query: Query, pair: str, prompts: str | None) -> lis
     if query.models > 1:
         check_both(kit, pair, query.id)
     if not query.recipes:
-        return [Scope(pair, {})]
-    return [Scope(pair, same_prompts(kit.streams, pair, recipe, prompts, there), recipe) for recipe in query.recipes]
+        return [kit.scope(pair, {})]
+    streams = kit.streams_of(pair)
+    return [kit.scope(pair, same_prompts(streams, pair, recipe, prompts, there), recipe) for recipe in query.recipes]
 
 
 def _named(want: Wanted) -> str:
@@ -234,14 +256,14 @@ def _named(want: Wanted) -> str:
 
 def _part(scope: Scope, want: Wanted) -> Scope:
     """The captures whose rows of a table are read."""
-    return Scope(scope.pair, {want.variant: scope.streams[want.variant]}, scope.recipe) if want.variant else scope
+    return scope.one(want.variant) if want.variant else scope
 
 
 def scoped(query: Query, scopes: Sequence[Scope]) -> str:
     """The query's SQL with its tables narrowed to the captures in scope; runs as it stands in `actlake sql`."""
     names = list(dict.fromkeys(wanted.table for wanted in query.needs))
     names += [view for view in VIEWS if view not in names and tables_behind(view) <= set(names)]
-    narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes)})" for name in names)
+    narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes, _lenses(query, name))})" for name in names)
     body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
     return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
 
@@ -252,43 +274,49 @@ def _pooled(query: Query, scopes: dict[str, list[Scope]]) -> str:
     if len(parts) == 1:
         return next(iter(parts.values()))
     return "\nUNION ALL BY NAME\n".join(
-        f"SELECT {_text(pair)} AS pair, * FROM (\n{sql}\n)" for pair, sql in parts.items()
+        f"SELECT {sql_text(pair)} AS pair, * FROM (\n{sql}\n)" for pair, sql in parts.items()
     )
 
 
-def _narrowed(name: str, scopes: Sequence[Scope]) -> str:
+def _lenses(query: Query, name: str) -> str:
+    """Which lenses' rows of a table a query reads: others may be in the lake, too."""
+    tables = tables_behind(name) & {"lens", "churn"}
+    if not tables:
+        return ""
+    kinds = sorted({want.kind or "raw" for want in query.needs if tables_behind(want.table) & tables})
+    return f" AND lens IN ({', '.join(map(sql_text, kinds))})"
+
+
+def _narrowed(name: str, scopes: Sequence[Scope], lenses: str) -> str:
     """One table limited to the captures in scope; several recipes are told apart by a column of that name."""
     if len(scopes) == 1:
-        return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}"
+        return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}{lenses}"
     return " UNION ALL ".join(
-        f"SELECT {_text(scope.recipe)} AS recipe, * FROM main.{name} WHERE {_where(name, scope)}" for scope in scopes
+        f"SELECT {sql_text(scope.recipe)} AS recipe, * FROM main.{name} WHERE {_where(name, scope)}{lenses}"
+        for scope in scopes
     )
 
 
 def _where(name: str, scope: Scope) -> str:
-    pair = f"pair = {_text(scope.pair)}"
+    pair = f"pair = {sql_text(scope.pair)}"
     if not scope.streams or (name in TABLES and "stream" not in TABLES[name].names):
         return pair
     if name in TABLES and "stream_pt" in TABLES[name].names:
-        return f"{pair} AND stream = {_text(scope.streams['it'])} AND stream_pt = {_text(scope.streams['pt'])}"
-    return f"{pair} AND stream IN ({', '.join(_text(stream) for stream in sorted(scope.streams.values()))})"
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+        return f"{pair} AND stream = {sql_text(scope.streams['it'])} AND stream_pt = {sql_text(scope.streams['pt'])}"
+    return f"{pair} AND stream IN ({', '.join(sql_text(stream) for stream in sorted(scope.streams.values()))})"
 
 
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 
-def _equal_weights(layout: Layout, pairs: Sequence[str]) -> list[str]:
+def _equal_weights(layout: Layout, pairs: Pairs) -> list[str]:
     """Remarks on pairs of which both models have the same weights."""
-    there = [pair for pair in pairs if all(has_model(layout, pair, variant) for variant in VARIANTS)]
-    return [
-        remark
-        for pair in there
-        if (remark := equal_weights(read_model(layout, pair, "pt"), read_model(layout, pair, "it"), pair))
-    ]
+    found = []
+    for pair, models in pairs.items():
+        records = [read_model(layout, model) for model in models.values() if has_model(layout, model)]
+        if len(records) == len(VARIANTS) and (remark := equal_weights(records[0], records[-1], pair)):
+            found.append(remark)
+    return found
 
 
 def answered(
@@ -320,11 +348,12 @@ def answered(
     table, paths = table_of(list(found.values()), query, resamples), plan.files
     shared = _pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
     more = said_beside(connection, query, plan.beside, shared, resamples)
-    captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.models})
-    notes = [*plan.without, *noise_warnings(layout, captures), *_equal_weights(layout, pairs)]
+    captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.captures})
+    notes = [*plan.without, *noise_warnings(layout, captures), *_equal_weights(layout, plan.pairs)]
     return Answer(
         query=query,
         pair="+".join(pairs),
+        models=plan.pairs,
         streams=plan.streams,
         table=table,
         sql=sql,

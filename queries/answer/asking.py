@@ -176,7 +176,12 @@ class Asking:
     ) -> Iterator[Answer | Refused]:
         if not plans:
             return
-        connection = connect(self.layout, "\n".join(plan.query.sql for plan in plans))
+        pairs = {pair: models for plan in plans for pair, models in plan.pairs.items()}
+        files: dict[str, list[Path]] = {}
+        for plan in plans:
+            for name, some in plan.tables(self.layout).items():
+                files.setdefault(name, []).extend(some)
+        connection = connect(self.layout, "\n".join(plan.query.sql for plan in plans), pairs, files)
         for plan in plans:
             started = time.perf_counter()
             try:

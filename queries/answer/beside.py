@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import duckdb
 
 from ...store.core.errors import LakeError
+from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope
 from ..engine.job import Job
 from ..makers import jobs_of
@@ -68,9 +69,7 @@ def said_beside(connection: duckdb.DuckDBPyConnection, query: Query, there: Besi
 
 
 def _shared(kit: Context, pair: str, prompts: str | None) -> Scope:
-    from ...store.tables.sql import same_prompts
-
-    return Scope(pair, same_prompts(kit.streams, pair, SHARED, prompts), SHARED)
+    return kit.scope(pair, same_prompts(kit.streams_of(pair), pair, SHARED, prompts), SHARED)
 
 
 def _jobs(kit: Context, want: Wanted, scope: Scope) -> Sequence[Job]:

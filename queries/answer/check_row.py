@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 
 from ...store.core.errors import LakeError
+from ...store.core.schema import VARIANTS
 from ...store.core.yaml_file import hint
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
@@ -27,7 +28,8 @@ def check_row(file: Path) -> Query:
     for want in query.needs:
         if want.table not in known:
             raise LakeError(f"{file}: needs table {want.table!r}, which nobody declares{hint(want.table, known)}")
-    scopes = [Scope("pair", {"pt": "pt", "it": "it"}, recipe) for recipe in query.recipes] or [Scope("pair", {})]
+    both = {variant: variant for variant in VARIANTS}
+    scopes = [Scope("pair", both, both, recipe) for recipe in query.recipes] or [Scope("pair", both, {})]
     sql = scoped(query, scopes)
     try:
         check_select(sql)

@@ -18,12 +18,13 @@ from ...store.captures.reader import find_capture
 from ...store.core.catalog import load_catalog
 from ...store.core.errors import LakeError
 from ...store.core.yaml_file import hint
-from ...store.format.paths import Layout, split_model
+from ...store.format.paths import Layout
 from ...store.remote.cache import RemoteFiles
 from ...store.tables.declared import TABLES
 from ...store.tables.live import stale_files
-from ...store.tables.sql import connect, same_prompts
-from ..engine.context import Context, Scope
+from ...store.tables.sql import connect
+from ...store.tables.streams import same_prompts
+from ..engine.context import Context
 from ..engine.passes import run
 from ..rows.index import reads
 from ..rows.registry import Query, find, queries
@@ -83,14 +84,13 @@ def rows(ask: Callable[..., Any] | None = None, catalog: Path | None = None) -> 
 def model_table(layout: Layout) -> pd.DataFrame:
     """Every model of the lake: name, class, blocks, width, vocabulary, parameters, dtype, where it came from."""
     found = []
-    for file in sorted(layout.files.bring(layout.root / "models", "model.json").glob("*/*/model.json")):
-        pair, variant = file.parts[-3:-1]
-        record = read_model(layout, pair, variant)
+    for file in sorted(layout.files.bring(layout.root / "models", "model.json").glob("*/model.json")):
+        record = read_model(layout, file.parent.name)
         named = {"blocks": "n_layers", "width": "d_model", "vocabulary": "vocab", "parameters": "parameters"}
         sizes = {name: record.get(key) for name, key in named.items()}
         found.append(
             {
-                "model": f"{pair}/{variant}",
+                "model": file.parent.name,
                 "class": record["class"],
                 **sizes,
                 "dtype": record["dtype"],
@@ -132,8 +132,7 @@ def text_table(layout: Layout, model: str | None) -> pd.DataFrame:
     connection = connect(layout, "SELECT * FROM outputs")
     if model is None:
         return connection.sql("SELECT * FROM outputs").df()
-    parameters = list(split_model(model))
-    return connection.execute("SELECT * FROM outputs WHERE pair = ? AND variant = ?", parameters).df()
+    return connection.execute("SELECT * FROM outputs WHERE model = ?", [model]).df()
 
 
 def column_table(name: str) -> pd.DataFrame:
@@ -201,7 +200,7 @@ def directions_of(kit: Context, pair: str, name: str, prompts: str | None = None
     if name not in DIRECTIONS:
         raise LakeError(f"direction {name!r}: expected one of {', '.join(DIRECTIONS)}")
     recipe = DIRECTIONS[name]
-    scope = Scope(pair, same_prompts(kit.streams, pair, recipe, prompts), recipe)
+    scope = kit.scope(pair, same_prompts(kit.streams_of(pair), pair, recipe, prompts), recipe)
     job = records(kit, scope, "own") if recipe == "native" else Contrast(kit, scope, "raw")
     run([job])
     arrays, made = read_directions(job.path, kit.layout.files)

@@ -17,7 +17,10 @@ from ...store.core.schema import FORMAT_VERSION
 from ...store.core.version import __version__
 from ...store.format.paths import NAME, Layout, check_version
 from ...store.remote.store import is_remote
-from ...store.tables.sql import find_tables, foreign_files, foreign_record, stream_table, tables_behind
+from ...store.tables.live import foreign_files, foreign_record
+from ...store.tables.names import models_of
+from ...store.tables.sql import find_tables, tables_behind
+from ...store.tables.streams import stream_table
 from ..engine.context import Names
 from ..rows.findings import Findings
 
@@ -29,10 +32,10 @@ DIGITS = (
 TINY = 1e-12  # what sums that cancel leave over
 LIBRARIES = ("duckdb", "numpy", "scipy")
 SHA256 = re.compile("[0-9a-f]{64}")
-CAPTURE = re.compile(rf"(?!.*\.\.){NAME.pattern}/(?:pt|it)/{NAME.pattern}")
+CAPTURE = re.compile(rf"(?!.*\.\.){NAME.pattern}/{NAME.pattern}")
 # A table's folder may hold files of any name; what can't be printed is no part of one.
 FILE = re.compile(
-    r"(?!.*\.\.)(?:tables|outputs|probes|directions)(?:/[^/.\x00-\x1f\x7f\ud800-\udfff][^/\x00-\x1f\x7f\ud800-\udfff]*)+"
+    r"(?!.*\.\.)(?:tables|texts|lenses|directions)(?:/[^/.\x00-\x1f\x7f\ud800-\udfff][^/\x00-\x1f\x7f\ud800-\udfff]*)+"
 )
 WHERE = re.compile(r"[\x21-\x7e]{1,1000}")  # a URL without credentials, which nobody opens unasked
 WORD = re.compile(r"[\w.+ -]{1,100}")
@@ -43,7 +46,7 @@ ANY = re.compile(r"(?s).*")
 class Locked:
     """One row of a lock file: the question, what was read for it (name -> SHA-256), and its answer as canonical CSV.
 
-    `captures` are named PAIR/VARIANT/STREAM, `files` by their path in the lake.
+    `captures` are named MODEL/STREAM, `files` by their path in the lake.
     """
 
     row: str
@@ -108,7 +111,7 @@ def canonical(answer: Findings) -> str:
 
 
 def captures_of(layout: Layout, names: Sequence[Names]) -> dict[str, str]:
-    """PAIR/VARIANT/STREAM -> capture_sha256; streams that only tables from elsewhere know are left out."""
+    """MODEL/STREAM -> capture_sha256; streams that only tables from elsewhere know are left out."""
     return {
         "/".join(name): Capture(path, lake=layout.files).sha256
         for name in names
@@ -118,18 +121,21 @@ def captures_of(layout: Layout, names: Sequence[Names]) -> dict[str, str]:
 
 def files_of(layout: Layout, answer: Findings) -> list[str]:
     """What an answer read, as paths in the lake: files of tables, also those from elsewhere, and what they are made from."""
-    found, streams = set(answer.read), {stream for _, _, stream in answer.captures}
+    found, streams = set(answer.read), {stream for _, stream in answer.captures}
     for want in answer.query.needs:
-        for name, pair in product(tables_behind(want.table), answer.pair.split("+")):
-            found |= {file for file in foreign_files(layout, name) if _is_about(file, pair, streams)}
+        for name, models in product(tables_behind(want.table), answer.models.values()):
+            found |= {file for file in foreign_files(layout, name) if _is_about(file, models, streams)}
             if name == "judged":  # read as it is where no judge is named
-                found |= set(find_tables(layout, name, {"pair": pair, "sweep": want.kind}))
+                found |= set(find_tables(layout, name, {"models": models, "sweep": want.kind}))
     return sorted(path.relative_to(layout.root).as_posix() for path in found)
 
 
-def _is_about(file: Path, pair: str, streams: set[str]) -> bool:
-    """Whether a file from elsewhere holds rows of a pair, on one of the streams if it has any."""
-    return any(one["pair"] == pair and one.get("stream") in (None, *streams) for one in foreign_record(file))
+def _is_about(file: Path, models: dict[str, str], streams: set[str]) -> bool:
+    """Whether a file from elsewhere holds rows of a pair's models, on one of the streams if it has any."""
+    return any(
+        set(models_of(one)) <= set(models.values()) and one.get("stream") in (None, *streams)
+        for one in foreign_record(file)
+    )
 
 
 def hash_of(path: Path) -> str | None:
@@ -141,8 +147,8 @@ def hash_of(path: Path) -> str | None:
 
 def _picked(layout: Layout, answer: Findings) -> str | None:
     """The prompt set that the captures of an answer are about, when it is one: others may be captured later."""
-    rows = stream_table(layout).itertuples()
-    there = [row for row in rows if (row.pair, row.variant, row.stream) in answer.captures]
+    rows = stream_table(layout, {model for model, _ in answer.captures}).itertuples()
+    there = [row for row in rows if (row.model, row.stream) in answer.captures]
     sets = {str(row.prompts) for row in there if row.recipe in answer.query.recipes}
     return sets.pop() if len(sets) == 1 else None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from ...store.core.schema import VARIANTS
 from ...store.exchange.transfer import pulled_from
 from ...store.format.paths import Layout
@@ -19,8 +21,7 @@ def lacking(layout: Layout, kit: Context, query: Query, pairs: Sequence[str]) ->
     source = pulled_from(layout)
     if not source:
         return ""
-    streams = kit.streams
-    mine = streams[streams["pair"].isin(pairs)]
+    mine = pd.concat([kit.streams_of(pair) for pair in pairs])
     there = set(mine["variant"])
     if absent := [variant for variant in VARIANTS if variant not in there]:
         options = "".join(f" {pair}/{variant}" for pair in pairs for variant in absent)

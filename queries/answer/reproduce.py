@@ -15,7 +15,7 @@ import pyarrow as pa
 from ...store.captures.reader import check_sealed
 from ...store.core.errors import CorruptError, LakeError
 from ...store.format.paths import Layout
-from ...store.tables.sql import FOREIGN
+from ...store.tables.live import FOREIGN
 from ..rows.registry import Query, find
 from .answer import Answer
 from .asking import answer_all
@@ -172,10 +172,10 @@ def _question(query: Query, locked: Locked, lock: Lock) -> Difference | None:
 def _replaced(layout: Layout, locked: Locked) -> Iterator[Difference]:
     """Captures with another hash; LakeError for one that is not there."""
     for name, expected in locked.captures.items():
-        pair, variant, stream = name.split("/")
-        path, recipe = layout.capture(pair, variant, stream), stream.split("-")[0]
+        model, stream = name.split("/")
+        path, recipe = layout.capture(model, stream), stream.split("-")[0]
         prompts = f" --prompts {locked.prompts}" if locked.prompts else ""
-        command = f"`actlake capture {pair} {variant} --stream {recipe}{prompts}`"
+        command = f"`actlake capture {model} --stream {recipe}{prompts}`"
         if not path.exists():
             raise LakeError(
                 f"{locked.row}: capture {name} of the lock file is not in the lake {layout}: {command} makes it"

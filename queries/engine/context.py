@@ -6,8 +6,8 @@ needs only its path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,15 +23,15 @@ from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
-from ...store.tables.imported import foreign_captures
-from ...store.tables.names import stored_pairs, variants_of
-from ...store.tables.sql import FOREIGN, stream_table
+from ...store.tables.live import FOREIGN
+from ...store.tables.names import Pairs, foreign_captures, pair_named, stored_models, stored_pairs
+from ...store.tables.streams import pair_streams
 from .blocks import Rows
 
 if TYPE_CHECKING:
     from ...analyze.lens.head import Head
 
-Names = tuple[str, str, str]  # pair, variant, stream
+Names = tuple[str, str]  # model, stream
 WINDOWS = ("early", "mid", "late")
 OTHER = {"pt": "it", "it": "pt"}
 T = TypeVar("T")
@@ -39,12 +39,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Scope:
-    """The captures a question is about: for one pair and stream recipe, variant -> stream name.
+    """What a question is about: for one pair and stream recipe, variant -> model and variant -> stream name.
 
     A question that reads no captures has neither recipe nor streams.
     """
 
     pair: str
+    models: dict[str, str]
     streams: dict[str, str]
     recipe: str = ""
 
@@ -54,9 +55,27 @@ class Scope:
         return self.streams["it"] if "it" in self.streams else next(iter(self.streams.values()))
 
     @property
-    def models(self) -> list[Names]:
-        """(pair, variant, stream) of each capture."""
-        return [(self.pair, variant, stream) for variant, stream in sorted(self.streams.items())]
+    def captures(self) -> list[Names]:
+        """(model, stream) of each capture."""
+        return [self.names(variant) for variant in sorted(self.streams)]
+
+    def names(self, variant: str) -> Names:
+        """(model, stream) of the pt's or the it's capture."""
+        return self.models[variant], self.streams[variant]
+
+    @property
+    def both(self) -> dict[str, Names]:
+        """Variant -> (model, stream), pt before it."""
+        return {variant: self.names(variant) for variant in VARIANTS}
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The columns that name the models in tables of a pair; None for one that the pair lacks."""
+        return {f"model_{variant}": self.models.get(variant) for variant in VARIANTS}
+
+    def one(self, variant: str) -> Scope:
+        """The capture of one of the models alone."""
+        return replace(self, streams={variant: self.streams[variant]})
 
 
 class Context:
@@ -80,7 +99,8 @@ class Context:
         self.making: list[str] = []  # tables whose jobs are being made, each for the one before
         self.capture = cache(lambda names: Capture(layout.capture(*names), lake=layout.files))
         self.foreign = cache(lambda table: foreign_captures(layout, table))
-        self._arrays = cache(lambda pair, variant: read_head(layout, pair, variant))
+        self._arrays = cache(lambda model: read_head(layout, model))
+        self._streams = cache(lambda pair: pair_streams(layout, {pair: self.models(pair)}))
 
     @cached_property
     def device(self) -> str:
@@ -94,17 +114,39 @@ class Context:
 
     @cached_property
     def streams(self) -> pd.DataFrame:
-        """What the lake has captured, as `stream_table` tells it."""
-        return stream_table(self.layout)
+        """What the lake has captured of all its pairs, as `pair_streams` tells it."""
+        return pair_streams(self.layout, self.pairs)
+
+    def streams_of(self, pair: str) -> pd.DataFrame:
+        """What the lake has captured of a pair; other pairs' files are not read."""
+        return self._streams(pair)
+
+    @cached_property
+    def stored(self) -> set[str]:
+        """The models that the lake has."""
+        return stored_models(self.layout)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of which the lake has a model: pair -> variant -> model."""
+        return stored_pairs(self.catalog, self.stored)
+
+    def models(self, pair: str) -> dict[str, str]:
+        """The models of a pair of the lake or the catalog, by variant, pt before it; LakeError for an unknown pair."""
+        return self.once(("models", pair), lambda: pair_named(pair, self.catalog, self.stored))
 
     def variants(self, pair: str) -> tuple[str, ...]:
-        """The models that a pair has in the lake or the catalog, pt before it; LakeError for an unknown pair."""
-        stored = self.once("stored pairs", lambda: stored_pairs(self.layout))
-        return variants_of(pair, stored, self.catalog)
+        """The variants that a pair has."""
+        return tuple(self.models(pair))
+
+    def scope(self, pair: str, streams: dict[str, str], recipe: str = "") -> Scope:
+        """A pair's captures on these streams, variant -> stream."""
+        return Scope(pair, self.models(pair), streams, recipe)
 
     def is_foreign(self, scope: Scope) -> bool:
         """Whether all that is known of these captures came from elsewhere, as tables."""
-        mine = self.streams[(self.streams["pair"] == scope.pair) & self.streams["stream"].isin(scope.streams.values())]
+        mine = self.streams_of(scope.pair)
+        mine = mine[mine["stream"].isin(scope.streams.values())]
         return bool(len(mine)) and bool((mine["prompt_set"] == FOREIGN).all())
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
@@ -131,34 +173,40 @@ class Context:
         """A model's head."""
         from ...analyze.lens.head import Head
 
-        return self.once(("head", *names[:2]), lambda: Head.from_arrays(*self.arrays(names)))
+        return self.once(("head", names[0]), lambda: Head.from_arrays(*self.arrays(names)))
 
     def arrays(self, names: Names) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What the lake keeps of a model: arrays and attributes of head.zarr."""
-        return self._arrays(*names[:2])
+        return self._arrays(names[0])
 
-    def common_real(self, pair: str) -> np.ndarray:
+    def common_real(self, models: Mapping[str, Names]) -> np.ndarray:
         """Tokens that are real to both models of a pair (METHODS 1.4): bool [V], V the smaller of the two vocabularies."""
 
         def compare() -> np.ndarray:
-            real = [self.arrays((pair, variant, ""))[0]["real_token"] for variant in VARIANTS]
+            real = [self.arrays(models[variant])[0]["real_token"] for variant in VARIANTS]
             size = min(map(len, real))
             return real[0][:size] & real[1][:size]
 
-        return self.once(("common real tokens", pair), compare)
+        return self.once(("common real tokens", *(models[variant][0] for variant in VARIANTS)), compare)
 
-    def common_head(self, names: Names) -> Head:
+    def common_head(self, models: Mapping[str, Names], variant: str) -> Head:
         """A model's head with the ids of `common_real` alone, so that it compares with that of the pair's other model."""
-        return self.head(names).first(len(self.common_real(names[0])))
+        return self.head(models[variant]).first(len(self.common_real(models)))
 
     def recipe(self, table: str, names: Names, head: bool = False, **more: Any) -> dict[str, Any]:
         """What determines a table of one capture, for its key and its metadata."""
         found = {**name_columns(names), "capture": self.capture(names).sha256, "version": TABLES[table].version, **more}
         return {**found, "head": self.head_hash(names)} if head else found
 
+    def side(self, table: str, scope: Scope, variant: str, **more: Any) -> dict[str, Any]:
+        """What determines a table of one capture of a pair that takes the pair's other model into account."""
+        streams, captures = {variant: scope.streams[variant]}, {variant: self.capture(scope.names(variant)).sha256}
+        named = {"models": scope.models, "variant": variant, "streams": streams}
+        return {**named, "captures": captures, "version": TABLES[table].version, **more}
+
     def head_hash(self, names: Names) -> str:
         """The hash of the model behind a capture."""
-        return str(read_model(self.layout, *names[:2])["sha256"])
+        return str(read_model(self.layout, names[0])["sha256"])
 
 
 def check_both(kit: Context, pair: str, what: str) -> None:
@@ -168,8 +216,8 @@ def check_both(kit: Context, pair: str, what: str) -> None:
 
 
 def name_columns(names: Names) -> dict[str, str]:
-    """The columns that tell a capture: pair, variant, stream."""
-    return dict(zip(("pair", "variant", "stream"), names, strict=True))
+    """The columns that tell a capture: model, stream."""
+    return dict(zip(("model", "stream"), names, strict=True))
 
 
 def all_boundaries(capture: Capture, table: str) -> None:
@@ -216,11 +264,11 @@ def pair_columns(kit: Context, models: dict[str, Names], pt: Rows, it: Rows) -> 
 
         at_pt, at_it = aligned(pt, it)
         return pair_lens(
-            kit.common_head(models["pt"]),
-            kit.common_head(models["it"]),
+            kit.common_head(models, "pt"),
+            kit.common_head(models, "it"),
             pt["resid"][at_pt],
             it["resid"][at_it],
-            mask=kit.common_real(models["pt"][0]),
+            mask=kit.common_real(models),
             device=kit.device,
         )
 

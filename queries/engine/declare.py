@@ -37,8 +37,8 @@ def table(
     With `reads`, arrays of a capture such as `resid` [n, boundary, d_model], the function turns a block of tokens into values:
     it takes (rows, context), `rows["resid"]` is the array and `rows.columns` has the token's columns, and returns a dict of
     `columns` -> array [n, layers] (grain `token x layer`: of L values a token the first is that of block 0, of L + 1 the input of
-    block 0, layer -1), or [n] (grain `token`). What tells the rows apart (pair, variant, stream, prompt, token, layer ...) is
-    added. Without `reads` it takes (context, capture or pair[, kind]) and returns the job that writes the table.
+    block 0, layer -1), or [n] (grain `token`). What tells the rows apart (model, stream, prompt, token, layer ...) is
+    added. Without `reads` it takes (context, capture or pair[, kind or variant]) and returns the job that writes the table.
 
     `version`: raise it when the numbers change; left out, it is a hash of the function's text. `about` is left to its docstring.
     Further facts are those of `Table`. LakeError for a name that another table has, and from the function for values of a

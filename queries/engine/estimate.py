@@ -111,22 +111,22 @@ def _operations(kit: Context, job: Job) -> float:
     """Multiplications of one job."""
     if job.stage == Stage.TEXTS:
         texts, budget = _texts(kit, job)
-        return 4.0 * texts * budget * _shape(kit, *job.runs[0]).parameters if texts else 0.0
+        return 4.0 * texts * budget * _shape(kit, job.runs[0]).parameters if texts else 0.0
     total = 0.0
     for capture in job.captures:
-        shape = _shape(kit, *capture.path.parts[-3:-1])
+        shape = _shape(kit, capture.path.parent.name)
         cost = shape.logit * job.lenses if job.lenses else ELEMENT * shape.width
         total += capture.n_tokens * (shape.layers + 1) * cost
     if job.stage == Stage.PROBES:
-        shape = _shape(kit, *job.runs[0])
+        shape = _shape(kit, job.runs[0])
         return job.forwards * shape.logit * shape.layers * TRAINING
-    return total + sum(2.0 * job.forwards * _shape(kit, *model).parameters for model in job.runs)
+    return total + sum(2.0 * job.forwards * _shape(kit, model).parameters for model in job.runs)
 
 
 def _steps(kit: Context, job: Job) -> float:
     """Seconds that decoding takes however fast the device is."""
     texts, budget = _texts(kit, job)
-    return -(-texts // 64) * budget * STEP * _shape(kit, *job.runs[0]).layers if texts else 0.0
+    return -(-texts // 64) * budget * STEP * _shape(kit, job.runs[0]).layers if texts else 0.0
 
 
 def _texts(kit: Context, job: Job) -> tuple[int, int]:
@@ -134,11 +134,11 @@ def _texts(kit: Context, job: Job) -> tuple[int, int]:
     return kit.once(("texts", job.path), lambda: job.generates() or (0, 0))
 
 
-def _loads(kit: Context, job: Job) -> Iterable[tuple[tuple[str, str], int]]:
+def _loads(kit: Context, job: Job) -> Iterable[tuple[str, int]]:
     """The models that a job loads, and their parameters."""
     if job.stage != Stage.PROBES:
         for model in job.runs:
-            yield model, _shape(kit, *model).parameters
+            yield model, _shape(kit, model).parameters
 
 
 def _bytes(capture: Capture) -> int:
@@ -155,12 +155,12 @@ class _Shape:
     logit: float
 
 
-def _shape(kit: Context, pair: str, variant: str) -> _Shape:
-    return kit.once(("shape", pair, variant), lambda: _read_shape(kit, pair, variant))
+def _shape(kit: Context, model: str) -> _Shape:
+    return kit.once(("shape", model), lambda: _read_shape(kit, model))
 
 
-def _read_shape(kit: Context, pair: str, variant: str) -> _Shape:
-    record = read_model(kit.layout, pair, variant)
+def _read_shape(kit: Context, model: str) -> _Shape:
+    record = read_model(kit.layout, model)
     width, vocab = int(record.get("d_model", 0)), int(record.get("vocab", 0))
     layers, parameters = int(record.get("n_layers", 0)), int(record.get("parameters", 0))
     return _Shape(layers, width, parameters, float(vocab) * (2 * width + ELEMENTWISE))

@@ -45,7 +45,7 @@ class Job:
     stays = False  # it needs the environment of the process that asks, so that no other one can do it
     reruns = False  # it runs blocks of a model; one run serves all jobs of a pass that want the same
     stage = Stage.TABLES
-    runs: tuple[tuple[str, str], ...] = ()  # pair and variant of the models that it runs, or trains probes of
+    runs: tuple[str, ...] = ()  # the models that it runs, or trains probes of
     lenses = 0.0  # what it costs, in passes of a lens over all tokens; 0: it reads no logits
     forwards = 0  # tokens that these read, or that probes are trained on, about
     source: Any = None  # the kit and the need that build.jobs_of made it of, from which it can be made again elsewhere

@@ -121,7 +121,7 @@ def feeds_of(jobs: Iterable[Job]) -> list[Feed]:
 def label_of(jobs: Iterable[Job]) -> str:
     """What a progress bar calls jobs: their names, each once, and whose captures they read."""
     every = list(jobs)
-    pairs = dict.fromkeys(capture.path.parts[-3] for job in every for capture in job.captures)
+    pairs = dict.fromkeys(capture.path.parts[-2] for job in every for capture in job.captures)
     return " ".join([", ".join(dict.fromkeys(job.name for job in every)), *pairs])
 
 

@@ -29,7 +29,7 @@ from . import figure
 
 DRAWING = (figure.__file__, findings.__file__, numbers.__file__)  # modules that decide what a figure looks like
 HEADER = 4096  # bytes of an SVG that hold its metadata
-CAPTURE_COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes"]
+CAPTURE_COLUMNS = ["model", "stream", "prompts", "tokens", "bytes"]
 
 
 def save(drawing: Figure, *paths: Path, key: str = "") -> None:
@@ -96,7 +96,7 @@ def page(
     """The whole page as text.
 
     `sentences` open it. `refused` are rows that could not be answered, with the reason. `picture` gives the PNG of an answer
-    that is drawn already. `captures` needs the columns pair, variant, stream, prompts, tokens, bytes; others, such as
+    that is drawn already. `captures` needs the columns model, stream, prompts, tokens, bytes; others, such as
     paths, are not shown, nor are captures that its `sealed` column says are unfinished.
     """
     environment = jinja2.Environment(

@@ -29,13 +29,14 @@ class Effects(TableJob):
         scores = Scores(kit, scope, sweep)
         self._settings = scores.settings
         self._named = {name: value for name, value in scores.named.items() if name != "variant"}
-        recipe = {**self._named, "from": scores.path.stem, "version": TABLES["effects"].version}
+        self._same = scores.same
+        recipe = {**self._same, "from": scores.path.stem, "version": TABLES["effects"].version}
         super().__init__(kit.layout, "effects", recipe)
         self.before, self._layout, self._scores = (scores,), kit.layout, scores.path
 
     def finish(self) -> None:
         """Compute and write the rows."""
-        drop_tables(self._layout, "effects", self._named, keep=self.path)
+        drop_tables(self._layout, "effects", self._same, keep=self.path)
         lines = [line for metric, values in self._values() for line in self._lines(metric, values)]
         names = ("variant", "metric", "arm", "dose", "name", "value", "low", "high", "n")
         columns: dict[str, Any] = {

@@ -16,7 +16,7 @@ from ...store.core.catalog import check_date
 from ...store.core.errors import LakeError
 from ...store.core.html import section, table
 from ...store.core.schema import VARIANTS
-from ...store.tables.sql import same_prompts
+from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope, check_both
 from ..engine.passes import run
 from .models import Steering, hosts, prompts_of, steering
@@ -232,8 +232,8 @@ def write(found: Plan, rank: Rank = ALONE) -> list[Written]:
 def _scope(kit: Context, pair: str, which: str | None, needed: bool) -> Scope:
     """The pair's captures on their own texts, which directions and prompts come from; none where none is needed."""
     try:
-        return Scope(pair, same_prompts(kit.streams, pair, "native", which, kit.variants(pair)), "native")
+        return kit.scope(pair, same_prompts(kit.streams_of(pair), pair, "native", which, kit.variants(pair)), "native")
     except LakeError:
         if needed:
             raise
-        return Scope(pair, {})
+        return kit.scope(pair, {})

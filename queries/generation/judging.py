@@ -116,7 +116,7 @@ class JudgedTable(TableJob):
                 f" score {scope.pair} --sweep {sweep} --judge`"
             )
         self._asked = [each for each, verdict in zip(self._asked, verdicts, strict=True) if verdict is not None]
-        self._named, self._rubrics = scores.named, judge.rubrics
+        self._named, self._same, self._rubrics = scores.named, scores.same, judge.rubrics
         made = {
             "judge": judge.model,
             "referee": referee,
@@ -124,7 +124,7 @@ class JudgedTable(TableJob):
         }
         given = hash_json([each.told(verdict) for each, verdict in self._both()])
         super().__init__(
-            kit.layout, "judged", {**self._named, **made, "verdicts": given, "version": TABLES["judged"].version}
+            kit.layout, "judged", {**self._same, **made, "verdicts": given, "version": TABLES["judged"].version}
         )
         self._layout = kit.layout
 
@@ -133,7 +133,7 @@ class JudgedTable(TableJob):
 
     def finish(self) -> None:
         """Write the lines."""
-        drop_tables(self._layout, "judged", self._named, keep=self.path)
+        drop_tables(self._layout, "judged", self._same, keep=self.path)
         lines = [
             (each, *line)
             for each, verdict in self._both()

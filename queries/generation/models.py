@@ -37,24 +37,30 @@ class Hosts:
     """The pair's models for free generation; loading one lets the one before go."""
 
     def __init__(self, kit: Context, pair: str):
-        self._kit, self._pair = kit, pair
+        self._kit, self._pair, self._names = kit, pair, kit.models(pair)
         self._model: Model | None = None
         self._donor: tuple[tuple[str, tuple[int, ...]], Donor] | None = None
         self._checked: set[str] = set()
+
+    def name(self, variant: str) -> str:
+        """The name of a model; LakeError for a variant that the pair lacks."""
+        if variant not in self._names:
+            raise LakeError(f"pair {self._pair} has no variant {variant!r}; it has {' and '.join(self._names)}")
+        return self._names[variant]
 
     def record(self, variant: str) -> dict[str, Any]:
         """What tells a model from another: the lake's record of it, or its files' where it has not been captured."""
 
         def find() -> dict[str, Any]:
-            if has_model(self._kit.layout, self._pair, variant):
-                return read_model(self._kit.layout, self._pair, variant)
+            if has_model(self._kit.layout, self.name(variant)):
+                return read_model(self._kit.layout, self.name(variant))
             return identify(self._spec(variant), tokenizer=self.tokenizer(variant))
 
-        return self._kit.once(("record", self._pair, variant), find)
+        return self._kit.once(("record", self.name(variant)), find)
 
     def config(self, variant: str) -> Any:
         """A model's text config."""
-        found = self._kit.once(("config", self._pair, variant), lambda: load_config(self._spec(variant)))
+        found = self._kit.once(("config", self.name(variant)), lambda: load_config(self._spec(variant)))
         return found.get_text_config()
 
     def shape(self) -> Shape:
@@ -69,7 +75,7 @@ class Hosts:
 
     def tokenizer(self, variant: str) -> Any:
         """A model's tokenizer."""
-        return self._kit.once(("tokenizer", self._pair, variant), lambda: load_tokenizer(self._spec(variant)))
+        return self._kit.once(("tokenizer", self.name(variant)), lambda: load_tokenizer(self._spec(variant)))
 
     def stops(self, variant: str, chat: bool) -> Stops:
         """What ends a model's continuations, after a chat prompt or raw text."""
@@ -78,18 +84,18 @@ class Hosts:
             spec = self._spec(variant)
             return find_stops(self.tokenizer(variant), declared(spec, source(spec), load_config(spec)), chat)
 
-        return self._kit.once(("stops", self._pair, variant, chat), find)
+        return self._kit.once(("stops", self.name(variant), chat), find)
 
     def check(self, variant: str) -> None:
         """LakeError unless the weights are here and those that the lake's captures were made from."""
         if variant not in self._checked:
             identity = identify(self._spec(variant), self.record(variant)["dtype"], self.tokenizer(variant))
-            check_same_model(self._kit.layout, self._pair, variant, identity)
+            check_same_model(self._kit.layout, self.name(variant), identity)
             self._checked.add(variant)
 
     def model(self, variant: str) -> Model:
         """The whole model, loaded now unless it was the last one asked for."""
-        if self._model is None or self._model.spec.variant != variant:
+        if self._model is None or self._model.name != self.name(variant):
             self._model = None  # gone before the next one comes
             self.check(variant)
             found = load_model(self._spec(variant), self._kit.device, self.record(variant)["dtype"])
@@ -107,7 +113,7 @@ class Hosts:
         return self._donor[1]
 
     def _spec(self, variant: str) -> Any:
-        return find_weights(self._kit.layout, f"{self._pair}/{variant}", self._kit.catalog)
+        return find_weights(self._kit.layout, self.name(variant), self._kit.catalog)
 
 
 def hosts(kit: Context, pair: str) -> Hosts:
@@ -167,7 +173,7 @@ class Steering:
     @property
     def _teacher(self) -> Names:
         teacher = sibling(self._kit, self._scope, "teacher")
-        return (self._scope.pair, "pt", teacher.streams["pt"])
+        return teacher.names("pt")
 
     def _found(self, name: str) -> Mapping[int, np.ndarray]:
         """All layers of a direction."""

@@ -18,7 +18,8 @@ from ...store.core.progress import ERRORS
 from ...store.core.schema import VARIANTS
 from ...store.format.parquet import read_parquet
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables, same_prompts
+from ...store.tables.sql import drop_tables
+from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, TableJob
 from ..engine.passes import announce, run
@@ -71,15 +72,11 @@ class Scores(TableJob):
         # All that one model does comes together, so that it is loaded once.
         jobs = sorted([*self.texts, *filter(None, self._choices)], key=lambda job: job.asked.variant)
         before: list[Job] = [*jobs, *(job for reader in self._nats.values() for job in reader)]
-        self.named = {
-            "pair": scope.pair,
-            "variant": "both",
-            "stream": scope.streams["it"],
-            "stream_pt": scope.streams["pt"],
-            "sweep": sweep,
-        }
+        streams = {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
+        self.named: dict[str, str | None] = {**scope.columns, "variant": "both", **streams, "sweep": sweep}
+        self.same = {"models": scope.models, **streams, "sweep": sweep}
         made = [job.path.stem + job.condition.key for job in (*jobs, *(j for r in self._nats.values() for j in r))]
-        super().__init__(kit.layout, "scores", {**self.named, "from": made, "version": TABLES["scores"].version})
+        super().__init__(kit.layout, "scores", {**self.same, "from": made, "version": TABLES["scores"].version})
         self.before, self._layout = tuple(before), kit.layout
         absent = [job for job in before if not job.path.exists()]
         if absent and not (kit.generate or self.path.exists()):
@@ -91,7 +88,7 @@ class Scores(TableJob):
     def finish(self) -> None:
         """Score every text."""
         self._tell_unscorable()
-        drop_tables(self._layout, "scores", self.named, keep=self.path)
+        drop_tables(self._layout, "scores", self.same, keep=self.path)
         moved = self._boundary()
         for place, setting in enumerate(self.settings):
             lines = list(self._lines(place, moved))
@@ -171,7 +168,7 @@ def recipe_in(kit: Context, scope: Scope) -> dict[str, Any]:
 def scope_of(kit: Context, pair: str, prompts: str | None = None) -> Scope:
     """The pair's captures on their own texts, whose prompts sweeps read."""
     check_both(kit, pair, "scores")
-    return Scope(pair, same_prompts(kit.streams, pair, "native", prompts), "native")
+    return kit.scope(pair, same_prompts(kit.streams_of(pair), pair, "native", prompts), "native")
 
 
 USUAL = ("str", "format", "answer", "alignment", "coherent", "words", "ended", "tokens")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from ...store.core.columns import BOTH, PROMPT, VARIANT, Column, label_column
+from ...store.core.columns import BOTH, MODELS, PROMPT, VARIANT, Column, label_column
 from ...store.core.errors import LakeError
-from ...store.core.schema import VARIANTS
 from ...store.tables.sql import find_tables
 from ..engine.context import Context, Scope
 from ..engine.declare import table
@@ -20,9 +19,9 @@ ARM = (
 )
 METRIC = label_column("metric", "what is measured (prompts/README.md)")
 SCORES = (
-    BOTH[0],
+    *MODELS,
     replace(VARIANT, meaning="model that wrote: pt or it; both where replies of the two are compared", fill="'both'"),
-    *BOTH[2:],
+    *BOTH[3:],
     *ARM,
     label_column("key", "hash of all that determines the texts", null="not known"),
     *PROMPT,
@@ -73,7 +72,7 @@ def judged_table(kit: Context, scope: Scope, sweep: str) -> Job | None:
 
     streams = {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
     if not os.environ.get(MODEL, "").strip() and find_tables(
-        kit.layout, "judged", {"pair": scope.pair, "sweep": sweep, **streams}
+        kit.layout, "judged", {"models": scope.models, "sweep": sweep, **streams}
     ):
         return None
     _check_written(kit, scope, sweep)
@@ -120,9 +119,9 @@ def effects_table(kit: Context, scope: Scope, sweep: str) -> Job:
 def _check_written(kit: Context, scope: Scope, sweep: str) -> None:
     """LakeError when a sweep's texts would all have to be generated and that is switched off: known before its job is made,
     which takes tokenizers."""
-    if kit.generate or any(kit.layout.outputs(scope.pair, variant).is_dir() for variant in VARIANTS):
+    if kit.generate or any(kit.layout.texts(model).is_dir() for model in scope.models.values()):
         return
-    if not find_tables(kit.layout, "scores", {"pair": scope.pair, "sweep": sweep}):
+    if not find_tables(kit.layout, "scores", {"models": scope.models, "sweep": sweep}):
         raise LakeError(
             f"scores({sweep}): the models of {scope.pair} have written nothing yet, and generating is switched off: `actlake run"
             f" {sweep} --pair {scope.pair}` makes its texts"

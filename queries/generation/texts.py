@@ -68,9 +68,9 @@ class ConditionJob(Job):
     ):
         self.kit, self.asked, self.steer = kit, asked, steer
         self.hosts: Hosts = hosts(kit, asked.pair)
-        self.condition = Condition(kit.layout, asked.pair, asked.variant, recipe)
-        self.recipe, self.runs = recipe, ((asked.pair, asked.variant),)
-        super().__init__(f"{self.kind} {asked.pair}/{asked.variant}", self.condition.file(self.kind, self.named))
+        self.condition = Condition(kit.layout, self.hosts.name(asked.variant), recipe)
+        self.recipe, self.runs = recipe, (self.hosts.name(asked.variant),)
+        super().__init__(f"{self.kind} {self.hosts.name(asked.variant)}", self.condition.file(self.kind, self.named))
         self.before = (*before, *steer.before(asked.edits))
 
     @cached_property
@@ -85,7 +85,7 @@ class ConditionJob(Job):
 
     def check_prompts(self) -> None:
         """Raise LakeError for a prompt that the model can't read and answer."""
-        config, name = self.hosts.config(self.asked.variant), f"{self.asked.pair}/{self.asked.variant}"
+        config, name = self.hosts.config(self.asked.variant), self.hosts.name(self.asked.variant)
         names = [f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in self.asked.prompts]
         limit = getattr(config, "max_position_embeddings", None)
         tokenizer = self.hosts.tokenizer(self.asked.variant)
@@ -96,11 +96,12 @@ class ConditionJob(Job):
     ) -> list[list[int]]:
         """Token ids of prompts (or of texts that stand for them) under a template; encoded once for all conditions."""
         date, control = self.asked.date, self.asked.control_tokens
-        template, texts = template_for(template, variant), tuple(texts or [prompt.text for prompt in prompts])
+        own = self.hosts.record(variant)["template"]
+        template, texts = template_for(template, own), tuple(texts or [prompt.text for prompt in prompts])
         names = [f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in prompts]
         tokenizer = self.hosts.tokenizer(variant)
         return self.kit.once(
-            ("ids", self.asked.pair, variant, template, date, control, texts),
+            ("ids", self.hosts.name(variant), template, date, control, texts),
             lambda: encode_all(tokenizer, texts, template, False, date, control, names),
         )
 
@@ -180,7 +181,8 @@ class ConditionJob(Job):
 def recipe_of(kit: Context, asked: Asked, steer: Steering) -> dict[str, Any]:
     """All that determines the texts of a condition, but for the prompts."""
     host = hosts(kit, asked.pair)
-    record, template = host.record(asked.variant), template_for(asked.template, asked.variant)
+    record = host.record(asked.variant)
+    template = template_for(asked.template, record["template"])
     found: dict[str, Any] = {
         "model": record["sha256"],
         "dtype": record["dtype"],
@@ -253,8 +255,7 @@ class Texts(ConditionJob):
     def labelled(self, row: Row) -> Row:
         """With the names of the condition and of the prompt's set."""
         return row | {
-            "pair": self.asked.pair,
-            "variant": self.asked.variant,
+            "model": self.hosts.name(self.asked.variant),
             "key": self.condition.key,
             "condition": condition_text(self.asked.edits),
             "template": self.recipe["template"],

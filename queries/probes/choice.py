@@ -14,6 +14,7 @@ from ...analyze.tuned.folds import fold_of
 from ...store.artifacts.probes import list_probes, read_probes
 from ...store.core.errors import LakeError
 from ...store.remote.files import HERE, Files
+from ...store.tables.streams import stream_table
 from ..engine.context import Context, Names
 from ..engine.job import Job
 from .spec import DEFAULT, ProbeSpec
@@ -89,8 +90,7 @@ def _choose(kit: Context, names: Names) -> Chosen:
     model = kit.head_hash(names)
     wish = ProbeSpec(_native(kit, names), DEFAULT)
     usual = wish.path(kit)
-    folder = kit.layout.probes(*names[:2])
-    sets = [(path, record) for path, record in list_probes(kit.layout) if path.parent == folder]
+    sets = list_probes(kit.layout, names[0])
     mine = [(max(record["trained_tokens"]), path) for path, record in sets if record["model_sha256"] == model]
     asked = [entry for entry in mine if entry[1] != usual]
     if asked:
@@ -99,8 +99,7 @@ def _choose(kit: Context, names: Names) -> Chosen:
         return Chosen(usual, (), kit.layout.files)
     if not kit.probes:
         raise LakeError(
-            f"probes of {names[0]}/{names[1]} are not there, and training is switched off: `actlake fit-lens"
-            f" {names[0]}/{names[1]}` makes them"
+            f"probes of {names[0]} are not there, and training is switched off: `actlake fit-lens {names[0]}` makes them"
         )
     from .training import Training
 
@@ -109,8 +108,8 @@ def _choose(kit: Context, names: Names) -> Chosen:
 
 def _native(kit: Context, names: Names) -> Names:
     """The capture on the stream `native` of the same model and prompts; the one at hand when there is none."""
-    streams = kit.streams
-    mine = streams[(streams["pair"] == names[0]) & (streams["variant"] == names[1])]
-    same = mine[mine["prompt_set"].isin(mine.loc[mine["stream"] == names[2], "prompt_set"])]
+    model, stream = names
+    mine = kit.once(("streams of model", model), lambda: stream_table(kit.layout, [model]))
+    same = mine[mine["prompt_set"].isin(mine.loc[mine["stream"] == stream, "prompt_set"])]
     native = sorted(set(same.loc[same["recipe"] == "native", "stream"]))
-    return names if not native or names[2] in native else (*names[:2], native[0])
+    return names if not native or stream in native else (model, native[0])

@@ -38,9 +38,8 @@ class ProbeSpec:
     def record(self, kit: Context) -> dict[str, Any]:
         """Everything that determines the probes."""
         return {
-            "pair": self.names[0],
-            "variant": self.names[1],
-            "stream": self.names[2],
+            "model": self.names[0],
+            "stream": self.names[1],
             "capture_sha256": kit.capture(self.names).sha256,
             "model_sha256": kit.head_hash(self.names),
             "recipe": self.recipe.record(),
@@ -51,7 +50,7 @@ class ProbeSpec:
         }
 
     def path(self, kit: Context) -> Path:
-        """Where the set lies: STREAM-RECIPE-KEY.zarr, KEY a hash of its record."""
-        pair, variant, stream = self.names
+        """Where the set lies: tuned-STREAM-RECIPE-KEY.zarr, KEY a hash of its record."""
+        model, stream = self.names
         key = hash_json(self.record(kit))[:8]
-        return probes_path(kit.layout, pair, variant, f"{stream}-{self.recipe.name}-{key}")
+        return probes_path(kit.layout, model, f"{stream}-{self.recipe.name}-{key}")

@@ -24,7 +24,7 @@ from ...store.core.errors import LakeError
 from ...store.core.files import read_json
 from ...store.core.progress import WORTH_SAYING, bar, say
 from ...store.core.schema import MANIFEST
-from ...store.format.paths import Layout, split_model
+from ...store.format.paths import Layout
 from ..engine.context import Context, all_boundaries
 from ..engine.estimate import work_of
 from ..engine.job import Job, Stage
@@ -43,9 +43,9 @@ class Training(Job):
     def __init__(self, kit: Context, wish: ProbeSpec):
         capture = kit.capture(wish.names)
         all_boundaries(capture, "lens(tuned)")
-        super().__init__(f"tuned lens {wish.names[0]}/{wish.names[1]}", wish.path(kit))
+        super().__init__(f"tuned lens {wish.names[0]}", wish.path(kit))
         self._kit, self._wish, self._rows = kit, wish, _Rows(capture, wish.seed, wish.folds)
-        self.runs = (wish.names[:2],)
+        self.runs = (wish.names[0],)
         steps = wish.folds * wish.recipe.steps * wish.recipe.batch
         self.forwards = wish.folds * wish.tokens if wish.tokens else steps
 
@@ -166,12 +166,11 @@ def train_probes(
     folds: int = 2,
     device: str = "auto",
 ) -> tuple[Path, dict[str, Any]]:
-    """Train probes of 'PAIR/VARIANT' on the capture whose stream starts with `stream`; returns the set and its manifest.
+    """Train probes of a model on the capture whose stream starts with `stream`; returns the set and its manifest.
 
     A set that is there already is kept. LakeError when there is no such capture or it has too few prompts.
     """
-    pair, variant = split_model(model)
-    names = (pair, variant, find_capture(layout, model, stream).stem)
+    names = (model, find_capture(layout, model, stream).stem)
     kit = Context(layout, device)
     job = Training(kit, ProbeSpec(names, recipe, tokens, seed, folds))
     if (work := work_of(kit, [job])).probe_seconds >= WORTH_SAYING:
@@ -188,7 +187,7 @@ def recipe_of(layout: Layout, name: str, model: str, batch: int | None = None, s
         raise LakeError(f"recipe {name!r}: expected {' or '.join(RECIPES)}")
     given: dict[str, Any] = {} if batch is None else {"batch": batch}
     if name == Sgd.name:
-        given["scale"] = scale or family_scale(read_model(layout, *split_model(model))["class"])
+        given["scale"] = scale or family_scale(read_model(layout, model)["class"])
     elif scale is not None:
         raise LakeError(f"recipe {name}: scale is for the recipe sgd")
     return RECIPES[name](**given)

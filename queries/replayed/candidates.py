@@ -24,8 +24,8 @@ class Candidates(LensCondition):
     """The rows of one condition and lens kind: layers floor(0.8 L) and up, against the host as it is."""
 
     def __init__(self, kit: Context, scope: Scope, condition: Condition, kind: str):
-        self._vocab = vocab_table(kit, scope.pair)
-        self._late = int(LATE * len(kit.capture(scope.models[0]).array("layer")[:]))
+        self._vocab = vocab_table(kit, scope)
+        self._late = int(LATE * len(kit.capture(scope.captures[0]).array("layer")[:]))
         more = {"k": K, "vocab": self._vocab.path.stem}
         super().__init__(kit, scope, "candidates", condition, kind, more, first=self._late)
         self.before = (*self.before, self._vocab)

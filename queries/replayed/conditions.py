@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...store.core.columns import CONDITION, PAIR, STREAM, STREAM_PT, VARIANT
+from ...store.core.columns import CONDITION, MODELS, STREAM, STREAM_PT, VARIANT
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 HOST = replace(VARIANT, meaning="model that runs: pt or it", fill="if(condition[1] IN ('A', 'B'), 'pt', 'it')")
-HOSTED = (PAIR, HOST, STREAM, STREAM_PT, CONDITION)  # columns of every table of conditions
+HOSTED = (*MODELS, HOST, STREAM, STREAM_PT, CONDITION)  # columns of every table of conditions
 
 
 def by_condition(kind: str) -> dict[str, str]:
@@ -59,14 +59,14 @@ class ConditionTable(LayerTable):
         first: int = -1,
     ):
         self.kit, self.condition = kit, condition
-        self.models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
+        self.scope, self.models = scope, scope.both
         captures = {variant: kit.capture(names) for variant, names in self.models.items()}
         for capture in captures.values():
             all_boundaries(capture, table)
-        self._same = {"pair": scope.pair, "streams": scope.streams, "condition": condition.name, **same}
+        self._same = {"models": scope.models, "streams": scope.streams, "condition": condition.name, **same}
         recipe = self._same | {
             "captures": {variant: capture.sha256 for variant, capture in captures.items()},
-            "models": {variant: kit.head_hash(names) for variant, names in self.models.items()},
+            "heads": {variant: kit.head_hash(names) for variant, names in self.models.items()},
             "window": list(condition.window),
             "edit": "RandomGraft" if condition.random else "Graft",
             "version": TABLES[table].version,
@@ -78,7 +78,7 @@ class ConditionTable(LayerTable):
             kit.layout, table, recipe, tuple(captures.values()), tuple(reads), self.columns, self._labels, first
         )
         self.replays: Replays
-        self.runs = ((scope.pair, condition.host),)
+        self.runs = (scope.models[condition.host],)
         self.forwards = captures[condition.host].n_tokens
         if not self.path.exists():
             self.replays = self._replays()
@@ -127,10 +127,10 @@ class ConditionTable(LayerTable):
 
     def _labels(self, pt: Rows, it: Rows) -> dict[str, Any]:
         return {
-            "pair": self.host[0],
+            **self.scope.columns,
             "variant": self.condition.host,
-            "stream": self.models["it"][2],
-            "stream_pt": self.models["pt"][2],
+            "stream": self.models["it"][1],
+            "stream_pt": self.models["pt"][1],
             "condition": self.condition.name,
             **self.labels(),
             **{name: pt.columns[name][aligned(pt, it)[0]] for name in ("prompt", "prompt_id", "category", "step")},
@@ -141,13 +141,13 @@ def check_scope(kit: Context, scope: Scope) -> None:
     """Raise LakeError unless the scope holds captures of both models that predict the same tokens step by step."""
     if set(scope.streams) != set(VARIANTS):
         raise LakeError(f"pair {scope.pair}: a graft needs captures of pt and it")
-    kit.once(("one answer", scope.pair, *sorted(scope.streams.items())), lambda: _check_answers(kit, scope))
+    kit.once(("one answer", *scope.captures), lambda: _check_answers(kit, scope))
 
 
 def _check_answers(kit: Context, scope: Scope) -> None:
     found = []
     for variant in VARIANTS:
-        columns = kit.capture((scope.pair, variant, scope.streams[variant])).columns()
+        columns = kit.capture(scope.names(variant)).columns()
         answer = columns["step"] >= 0
         found.append([columns["prompt"][answer], columns["step"][answer], following(columns)[answer]])
     if not all(np.array_equal(a, b) for a, b in zip(*found, strict=True)):
@@ -159,5 +159,5 @@ def _check_answers(kit: Context, scope: Scope) -> None:
 
 def window_of(kit: Context, scope: Scope, name: str) -> tuple[int, int]:
     """The blocks of a window: the catalog's, or the rule of METHODS 1.6."""
-    layers = len(kit.capture((scope.pair, "pt", scope.streams["pt"])).array("layer")[:])
+    layers = len(kit.capture(scope.names("pt")).array("layer")[:])
     return kit.windows(scope.pair, layers)[name]

@@ -45,24 +45,23 @@ class EventTable(TableJob):
     def __init__(self, kit: Context, scope: Scope, table: str, windows: Sequence[str], **more: str):
         if set(scope.streams) != set(VARIANTS):
             raise LakeError(f"pair {scope.pair}: table {table} compares pt and it; capture both")
-        self.kit, self.pair, self.streams = kit, scope.pair, scope.streams
-        self.names = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
+        self.kit, self.scope, self.pair, self.streams, self.names = kit, scope, scope.pair, scope.streams, scope.both
         captures = {variant: kit.capture(names) for variant, names in self.names.items()}
         self.layers = len(captures["it"].array("layer")[:])
         every = kit.windows(scope.pair, self.layers)
         self.windows = {name: every[name] for name in windows}
-        self._same = {"pair": scope.pair, "streams": scope.streams, **more}
+        self._same = {"models": scope.models, "streams": scope.streams, **more}
         recipe = self._same | {
             "captures": {variant: capture.sha256 for variant, capture in captures.items()},
-            "models": {variant: kit.head_hash(names) for variant, names in self.names.items()},
+            "heads": {variant: kit.head_hash(names) for variant, names in self.names.items()},
             "event": self.event,
             "windows": self.windows,
             "version": TABLES[table].version,
         }
         super().__init__(kit.layout, table, recipe)
-        self.before = tuple(Tokens(kit, names) for names in scope.models)
+        self.before = tuple(Tokens(kit, names) for names in scope.captures)
         if self.runs_models:
-            self.runs = tuple(names[:2] for names in scope.models)
+            self.runs = tuple(scope.models.values())
             self.forwards = sum(capture.n_tokens for capture in captures.values())
         if not self.path.exists():
             self.check()
@@ -72,12 +71,17 @@ class EventTable(TableJob):
 
         Rows made with other windows give way.
         """
-        found = connect(self.kit.layout, "first_diff").execute(
+        found = connect(
+            self.kit.layout,
+            "first_diff",
+            {self.pair: self.scope.models},
+            {"tokens": [job.path for job in self.before]},
+        ).execute(
             "SELECT * FROM first_diff WHERE pair = ? AND stream = ? AND stream_pt = ? ORDER BY prompt",
             [self.pair, self.streams["it"], self.streams["pt"]],
         )
         events = found.df()
-        common = np.flatnonzero(self.kit.common_real(self.pair))  # a token that one of them lacks has no logit there
+        common = np.flatnonzero(self.kit.common_real(self.names))  # a token that one of them lacks has no logit there
         events = events[events["it_token"].isin(common) & events["pt_token"].isin(common)].reset_index(drop=True)
         drop_tables(self.kit.layout, self.name, self._same, keep=self.path)
         if len(events):
@@ -88,14 +92,14 @@ class EventTable(TableJob):
         raise NotImplementedError
 
     def model(self, variant: str) -> str:
-        """PAIR/VARIANT."""
-        return f"{self.pair}/{variant}"
+        """The name of a variant's model."""
+        return self.names[variant][0]
 
     def start(self, variant: str, boundary: int) -> Start:
         """The stored residual of a variant at a boundary."""
         from ...capture.edit.replay import open_start
 
-        return open_start(self.kit.layout, self.model(variant), self.streams[variant], boundary)
+        return open_start(self.kit.layout, *self.names[variant], boundary)
 
     def stored(self, variant: str, events: pd.DataFrame, boundaries: Sequence[int]) -> Pieces:
         """Residuals of the events as the capture of a variant has them."""
@@ -152,7 +156,7 @@ class EventTable(TableJob):
         """Places of some events and what a replay of the shared prefixes gives there, as in `replay`."""
         from ...capture.edit.replay import replay
 
-        variant = start.path.parent.name
+        variant = next(v for v, (model, _) in self.names.items() if model == start.path.parent.name)
         lengths, tokens = np.ones_like(start.lengths), tokens_of(events, variant)
         lengths[events["prompt"]] = tokens - start.offset[events["prompt"]] + 1
         start, wanted = replace(start, lengths=lengths), np.isin(np.arange(len(start.token_id)), tokens)
@@ -167,13 +171,13 @@ class EventTable(TableJob):
         """
         from ...analyze.residual.two_tokens import choose
 
-        mask = self.kit.common_real(self.pair)
+        mask = self.kit.common_real(self.names)
         tokens = events[["it_token", "pt_token"]].to_numpy()
         found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in heads]
         for at, resid in pieces:
             for head, told in zip(heads, found, strict=True):
                 read = choose(
-                    self.kit.common_head(self.names[head]), resid, tokens[at], mask=mask, device=self.kit.device
+                    self.kit.common_head(self.names, head), resid, tokens[at], mask=mask, device=self.kit.device
                 )
                 told.append((at, *read))
         joined = [[np.concatenate(part) for part in zip(*told, strict=True)] for told in found]
@@ -183,7 +187,12 @@ class EventTable(TableJob):
         """One row an event: logits [events, 2] of IT's and PT's token, the top token if it is known, what else is said."""
         self.add(
             {
-                **{"pair": self.pair, "variant": "both", "stream": self.streams["it"], "stream_pt": self.streams["pt"]},
+                **{
+                    **self.scope.columns,
+                    "variant": "both",
+                    "stream": self.streams["it"],
+                    "stream_pt": self.streams["pt"],
+                },
                 **{name: events[name].to_numpy() for name in LABELS},
                 "event": self.event,
                 **more,

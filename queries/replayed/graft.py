@@ -53,7 +53,7 @@ class LensCondition(ConditionTable):
     ):
         self.lens = kind
         if kind == "tuned":
-            chosen = choose(kit, (scope.pair, condition.host, scope.streams[condition.host]))
+            chosen = choose(kit, scope.names(condition.host))
             more, self.before = {"probes": chosen.name, **more}, chosen.before
         super().__init__(kit, scope, table, condition, {"lens": kind}, more, first)
 
@@ -125,8 +125,8 @@ class GraftTable(LensCondition):
         if self.lens == "tuned":
             return found | dict.fromkeys(("js_host", "js_target"), np.full_like(cross, np.nan))
         host = np.concatenate([np.zeros_like(cross[:, :after]), by_host(changed, own)["js"]], axis=1)
-        near, far = (self.kit.common_head(self.models[who]) for who in (self.condition.host, self.condition.other))
-        both = self.kit.common_real(self.host[0])
+        near, far = (self.kit.common_head(self.models, who) for who in (self.condition.host, self.condition.other))
+        both = self.kit.common_real(self.models)
         target = pair_lens(near, far, changed, theirs, mask=both, device=self.kit.device)["js"]
         apart = pair_columns(self.kit, self.models, pt, it)["js"][:, :after]
         return found | {"js_host": host, "js_target": np.concatenate([apart, target], axis=1)}

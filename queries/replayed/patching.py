@@ -73,17 +73,17 @@ class Patching(TableJob):
             raise LakeError(f"patching({kind}): the lens is raw or tuned")
         if set(scope.streams) != set(VARIANTS):
             raise LakeError(f"pair {scope.pair}: patching puts IT's states into the PT; capture both")
-        self._kit, self._pair, self._streams, self._lens = kit, scope.pair, scope.streams, kind or "raw"
+        self._kit, self._scope, self._lens = kit, scope, kind or "raw"
         contrast = Contrast(kit, scope, self._lens)
         own = records(kit, sibling(kit, scope, "native"), "own")
         self._groups = [contrast.path, own.path]
         self._captures = dict(zip(VARIANTS, contrast.captures, strict=True))
-        self._same = {"pair": scope.pair, "streams": scope.streams, "lens": self._lens}
-        names = self._names = (scope.pair, "pt", scope.streams["pt"])
+        self._same = {"models": scope.models, "streams": scope.streams, "lens": self._lens}
+        names = self._names = scope.names("pt")
         recipe = {
             **self._same,
             "captures": {variant: capture.sha256 for variant, capture in self._captures.items()},
-            "model": kit.head_hash(names),
+            "heads": {"pt": kit.head_hash(names)},
             "directions": [path.stem for path in self._groups],
             **SIZES,
             "seed": SEED,
@@ -91,7 +91,7 @@ class Patching(TableJob):
         }
         recipe |= {"probes": choose(kit, names).name} if kind == "tuned" else {}
         super().__init__(kit.layout, "patching", recipe)
-        self.before, self.runs = (contrast, own), (names[:2],)
+        self.before, self.runs = (contrast, own), (names[0],)
         self.forwards = (
             10 * SIZES["prompts"] * SIZES["tokens"] * SIZES["layers"]
         )  # a row reads the prompt up to its token
@@ -99,7 +99,7 @@ class Patching(TableJob):
             from ...capture.checkpoint.configs import load_config
             from ...capture.edit.replay import find_weights
 
-            load_config(find_weights(kit.layout, f"{scope.pair}/pt", kit.catalog))
+            load_config(find_weights(kit.layout, names[0], kit.catalog))
             for variant in VARIANTS:
                 self._start(variant, 0)
 
@@ -117,7 +117,7 @@ class Patching(TableJob):
         stored = at_tokens(self._captures["pt"].array("resid"), tokens["pt"])
         host, prefixes = self._kl(stored, columns["prompt_id"]), prefixes_of(self._start("pt", 0), columns)
         model = self._model(layers[0] + 1)
-        with bar(f"patching {self._pair}", len(layers) * int(prefixes.lengths.sum())) as progress:
+        with bar(f"patching {self._scope.pair}", len(layers) * int(prefixes.lengths.sum())) as progress:
             for layer in layers:
                 theirs = at_tokens(self._start("it", layer + 1).states, tokens["it"])
                 ours = stored[:, layer + 1]
@@ -134,7 +134,7 @@ class Patching(TableJob):
     def _start(self, variant: str, boundary: int) -> Start:
         from ...capture.edit.replay import open_start
 
-        return open_start(self._kit.layout, f"{self._pair}/{variant}", self._streams[variant], boundary)
+        return open_start(self._kit.layout, *self._scope.names(variant), boundary)
 
     def _model(self, boundary: int) -> Model:
         """The PT's blocks from a boundary on, loaded as for the capture."""
@@ -142,7 +142,7 @@ class Patching(TableJob):
 
         kit, capture = self._kit, self._captures["pt"]
         options = loaded_as(capture.manifest["provenance"], capture.path)
-        return load_late(kit.layout, f"{self._pair}/pt", boundary, kit.catalog, device=kit.device, **options)
+        return load_late(kit.layout, self._names[0], boundary, kit.catalog, device=kit.device, **options)
 
     def _patched(self, prefixes: Start, boundary: int, prompt: np.ndarray, last: np.ndarray) -> Start:
         """The prefixes with what enters block `boundary`, the last state of each replaced by that of `last` [rows, d]."""
@@ -162,8 +162,8 @@ class Patching(TableJob):
     def _write(self, columns: dict[str, np.ndarray], layer: int, kl: np.ndarray, host: np.ndarray) -> None:
         """Rows of one patched layer: kl [tokens * parts, L], host [tokens, L], a row group per layer read."""
         known: dict[str, Any] = {name: np.repeat(columns[name], len(PARTS)) for name in LABELS}
-        known |= {"pair": self._pair, "variant": "both", "lens": self._lens, "patch_layer": layer}
-        known |= {"stream": self._streams["it"], "stream_pt": self._streams["pt"]}
+        known |= {**self._scope.columns, "variant": "both", "lens": self._lens, "patch_layer": layer}
+        known |= {"stream": self._scope.streams["it"], "stream_pt": self._scope.streams["pt"]}
         known["patch"] = np.tile(PARTS, len(host))
         for read in range(kl.shape[1]):
             found = {"kl_final_layer": kl[:, read], "kl_host": np.repeat(host[:, read], len(PARTS))}

@@ -33,7 +33,7 @@ class Replays:
     def __init__(self, kit: Context, models: dict[str, Names]):
         self._kit, self._wanted = kit, list[Condition]()
         self._starts = {variant: _open(kit, names) for variant, names in models.items()}
-        self._names = {variant: "/".join(names[:2]) for variant, names in models.items()}
+        self._names = {variant: names[0] for variant, names in models.items()}
         self._loaded: dict[Any, Any] = {}  # (what, variant) -> a host or donor, or the error that loading it ended with
         self._last: tuple[Any, dict[str, np.ndarray]] = (None, {})
 
@@ -127,9 +127,8 @@ def _open(kit: Context, names: Names) -> Start:
     """A capture as replays start from it; LakeError when there are no weights to run."""
     from ...capture.edit.replay import find_weights, open_start
 
-    model = "/".join(names[:2])
-    find_weights(kit.layout, model, kit.catalog)
-    return open_start(kit.layout, model, names[2], 0)
+    find_weights(kit.layout, names[0], kit.catalog)
+    return open_start(kit.layout, *names, 0)
 
 
 def _here(start: Start, rows: Rows, boundary: int) -> Start:

@@ -54,7 +54,7 @@ class Writeout(EventTable):
             parallel=bool(attrs["parallel"]),
             device=self.kit.device,
         )
-        named = {"pair": self.pair, "variant": host, "stream": self.streams["it"], "stream_pt": self.streams["pt"]}
+        named = {**self.scope.columns, "variant": host, "stream": self.streams["it"], "stream_pt": self.streams["pt"]}
         labels = {name: events[name].to_numpy() for name in LABELS}
         for place, layer in enumerate(range(first, self.layers)):
             support, against, rest = (found[name][:, place] for name in ("support", "against", "rest"))

@@ -31,12 +31,13 @@ class Findings:
     `table` has one line per estimate: measure, dimensions, estimate, low, high (95 %, units of the measure), n, unit (what n
     counts: prompts, as a rule), method. `sql` is the statement behind it, as `actlake sql` accepts it. `published` holds
     the study's figures for this model, `sentence` the finding; `computed` are the files made for it. `captures` are
-    those it is about (pair, variant, stream), `read` the files of its tables and of what they are made from, `layout` the
+    those it is about (model, stream), `read` the files of its tables and of what they are made from, `layout` the
     lake.
     """
 
     query: Query
     pair: str
+    models: dict[str, dict[str, str]]  # of each pair, by variant
     streams: dict[str, str]
     table: pd.DataFrame
     sql: str
@@ -45,7 +46,7 @@ class Findings:
     computed: list[Path]
     rows: int
     seconds: float
-    captures: list[tuple[str, str, str]]
+    captures: list[tuple[str, str]]
     read: list[Path]
     layout: Layout
 

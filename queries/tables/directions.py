@@ -39,15 +39,16 @@ class DirectionsTable(TableJob):
         lines: Callable[[list[Arrays]], Iterable[Line]],
     ):
         self._named = {
-            "pair": scope.pair,
+            **scope.columns,
             "variant": "both",
             "stream": scope.streams["it"],
             "stream_pt": scope.streams["pt"],
             "kind": kind,
         }
+        self._same = {"models": scope.models, **{name: self._named[name] for name in ("stream", "stream_pt", "kind")}}
         made = [job.path for job in before]
         super().__init__(
-            kit.layout, "directions", {**self._named, "from": [path.stem for path in made], "version": VERSION}
+            kit.layout, "directions", {**self._same, "from": [path.stem for path in made], "version": VERSION}
         )
         self.before, self._layout = before, kit.layout
         self._groups = [job.path for job in before if isinstance(job, Group)]
@@ -58,7 +59,7 @@ class DirectionsTable(TableJob):
         lines = list(self._lines([read_directions(path, self._layout.files)[0] for path in self._groups]))
         columns = dict(zip(("name", "layer", "other", "draw", "value", "n"), zip(*lines, strict=True), strict=True))
         values = np.asarray(columns.pop("value"), np.float64)
-        drop_tables(self._layout, "directions", self._named, keep=self.path)
+        drop_tables(self._layout, "directions", self._same, keep=self.path)
         self.add({**self._named, **{name: list(column) for name, column in columns.items()}, "value": values})
 
 
@@ -155,11 +156,11 @@ def _forced(kit: Context, scope: Scope, name: str, kind: str) -> Job:
 def _splits(kit: Context, scope: Scope) -> Job:
     """0H: calibration sets by how unlikely PT finds IT's answer."""
     teacher = sibling(kit, scope, "teacher")
-    before = (records(kit, scope, "own"), raw_lens_table(kit, (scope.pair, "pt", teacher.streams["pt"])))
+    before = (records(kit, scope, "own"), raw_lens_table(kit, teacher.names("pt")))
 
     def lines(groups: list[Arrays]) -> Iterator[Line]:
         prompts, n = groups[0]["prompt"][:], len(groups[0]["prompt"][:])
-        sets = calibration(kit, (scope.pair, "pt", teacher.streams["pt"]), prompts)
+        sets = calibration(kit, teacher.names("pt"), prompts)
         weight = np.concatenate([np.ones((1, n)), kernels.resamples(n, RESAMPLES)])
         pairs = [(a, b) for a in sets for b in sets if list(sets).index(a) < list(sets).index(b)]
         for layer, d in _layers(groups[0]):
@@ -177,11 +178,11 @@ def calibration(kit: Context, teacher: Names, prompts: np.ndarray) -> dict[str, 
 
 def _nats(kit: Context, names: Names) -> np.ndarray:
     """Mean negative log-likelihood [P] of the continuation of each prompt under a captured model, nats a token."""
-    pair, variant, stream = names
-    found = connect(kit.layout, "lens").execute(
-        "SELECT prompt, avg(-ln(greatest(p_target, 1e-38))) FROM lens WHERE pair = ? AND variant = ? AND stream = ?"
-        " AND lens = 'raw' AND step >= 0 AND layer = (SELECT max(layer) FROM lens WHERE pair = ?) GROUP BY prompt",
-        [pair, variant, stream, pair],
+    table = {"lens": [raw_lens_table(kit, names).path]}
+    found = connect(kit.layout, "lens", {}, table).execute(
+        "SELECT prompt, avg(-ln(greatest(p_target, 1e-38))) FROM lens WHERE model = ? AND stream = ?"
+        " AND lens = 'raw' AND step >= 0 AND layer = (SELECT max(layer) FROM lens WHERE model = ?) GROUP BY prompt",
+        [*names, names[0]],
     )
     nats = np.full(len(kit.capture(names).array("prompt_id")[:]), np.nan)
     for prompt, value in found.fetchall():

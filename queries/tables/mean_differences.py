@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,13 @@ GRADIENTS = 1024  # tokens whose KL gradients are averaged
 class Group(Job):
     """A job whose result is one group of directions, written to while blocks come."""
 
-    def __init__(self, kit: Context, pair: str, kind: str, captures: tuple[Capture, Capture], **recipe: Any):
+    def __init__(self, kit: Context, scope: Scope, kind: str, captures: tuple[Capture, Capture], **recipe: Any):
         names = {variant: capture.path.stem for variant, capture in zip(VARIANTS, captures, strict=True)}
         hashes = {variant: capture.sha256 for variant, capture in zip(VARIANTS, captures, strict=True)}
         recipe |= {"streams": names, "captures": hashes, "version": VERSION}
-        super().__init__(f"directions({kind})", directions_file(kit.layout, pair, kind, recipe))
+        super().__init__(f"directions({kind})", directions_file(kit.layout, scope.models, kind, recipe))
         self.captures = captures
-        self._open = lambda: directions_writer(kit.layout, pair, kind, recipe)
+        self._open = lambda: directions_writer(kit.layout, scope.models, kind, recipe)
         self._opened = ExitStack()
         self.writer: DirectionsWriter
 
@@ -62,7 +63,7 @@ class Records(Group):
 
     splits = True
 
-    def __init__(self, kit: Context, pair: str, kind: str, captures: tuple[Capture, Capture], tokens: np.ndarray):
+    def __init__(self, kit: Context, scope: Scope, kind: str, captures: tuple[Capture, Capture], tokens: np.ndarray):
         for capture in captures:
             if "mlp_out" not in capture:
                 raise LakeError(
@@ -70,12 +71,12 @@ class Records(Group):
                     " another lake"
                 )
         same_shape(*captures)
-        super().__init__(kit, pair, kind, captures, site="mlp_out", tokens=int(tokens.sum()), cap=int(tokens.max()))
+        super().__init__(kit, scope, kind, captures, site="mlp_out", tokens=int(tokens.sum()), cap=int(tokens.max()))
         self.reads = ("mlp_out",)
         self._tokens, self._kept = tokens, np.flatnonzero(tokens)
         if len(self._kept) < FEWEST_RECORDS:
             raise LakeError(
-                f"pair {pair}: {len(self._kept)} prompts have answers of {kernels.SHORTEST} tokens or more from both models;"
+                f"pair {scope.pair}: {len(self._kept)} prompts have answers of {kernels.SHORTEST} tokens or more from both;"
                 f" directions need {FEWEST_RECORDS}: capture more prompts, or longer answers (--max-new-tokens)"
             )
 
@@ -129,7 +130,7 @@ class Contrast(Group):
     lenses = 1.2
 
     def __init__(self, kit: Context, scope: Scope, lens: str):
-        models = [(scope.pair, variant, scope.streams[variant]) for variant in VARIANTS]
+        models = list(scope.both.values())
         captures = (kit.capture(models[0]), kit.capture(models[1]))
         for capture in captures:
             all_boundaries(capture, "directions(contrast)")
@@ -140,7 +141,10 @@ class Contrast(Group):
                 " tokenizers; the regression needs one text"
             )
         told = told_by(captures[1])
-        recipe: dict[str, Any] = {"lens": lens, "heads": {names[1]: kit.head_hash(names) for names in models}}
+        recipe: dict[str, Any] = {
+            "lens": lens,
+            "heads": {variant: kit.head_hash(names) for variant, names in scope.both.items()},
+        }
         self._lens: Callable[..., dict[str, np.ndarray]] = raw_lens
         self._chosen: Chosen | None = None
         if lens == "tuned":
@@ -148,7 +152,7 @@ class Contrast(Group):
             recipe["probes"] = [found.name for found in chosen]
             self._lens, self._chosen = tuned_columns, chosen[1]
             self.before = tuple(job for found in chosen for job in found.before)
-        super().__init__(kit, scope.pair, "contrast", captures, **recipe)
+        super().__init__(kit, scope, "contrast", captures, **recipe)
         self.reads = ("resid",)
         self._kit, self._models = kit, models
         prompts = np.flatnonzero(told)
@@ -243,8 +247,7 @@ def same_text(pt: Capture, it: Capture) -> bool:
 
 def sibling(kit: Context, scope: Scope, recipe: str) -> Scope:
     """The captures of the same pair and prompts on another stream recipe; LakeError with the command that makes them."""
-    streams = kit.streams
-    streams = streams[streams["pair"] == scope.pair]
+    streams = kit.streams_of(scope.pair)
     mine = streams[(streams["variant"] == "it") & (streams["stream"] == scope.streams["it"])].iloc[0]
     same = streams[["prompt_set", "max_new_tokens"]].eq(mine[["prompt_set", "max_new_tokens"]]).all(axis=1)
     there = streams[same & (streams["recipe"] == recipe)]
@@ -253,12 +256,12 @@ def sibling(kit: Context, scope: Scope, recipe: str) -> Scope:
             f"pair {scope.pair}: this also needs captures of pt and it on stream {recipe!r} for the same prompts; run"
             f" `actlake capture {scope.pair} --stream {recipe} --prompts {mine['prompts']}`"
         )
-    return Scope(scope.pair, dict(zip(there["variant"], there["stream"], strict=True)), recipe)
+    return replace(scope, streams=dict(zip(there["variant"], there["stream"], strict=True)), recipe=recipe)
 
 
 def records(kit: Context, own: Scope, kind: str) -> Records:
     """The record differences of a pair: `own` texts, or those `it` or `pt` told, which the other one is forced to read."""
-    told = [told_by(kit.capture((own.pair, variant, own.streams[variant]))) for variant in VARIANTS]
+    told = [told_by(kit.capture(own.names(variant))) for variant in VARIANTS]
     if len(told[0]) != len(told[1]):
         raise LakeError(
             f"pair {own.pair}: {len(told[0])} prompts of PT against {len(told[1])} of IT; capture both on the same"
@@ -271,8 +274,8 @@ def records(kit: Context, own: Scope, kind: str) -> Records:
     }
     recipe = {"own": own.recipe or "native", "forced_pt": "teacher", "forced_it": "reverse"}[kind]
     scope = own if kind == "own" else sibling(kit, own, recipe)
-    captures = [kit.capture((scope.pair, variant, scope.streams[variant])) for variant in VARIANTS]
+    captures = [kit.capture(scope.names(variant)) for variant in VARIANTS]
     if kind == "own" and same_text(captures[0], captures[1]):
         raise LakeError(f"pair {own.pair}: both captures read one answer; the mean direction needs each model's own")
     tokens = np.where(shortest >= kernels.SHORTEST, counts[kind], 0)
-    return Records(kit, own.pair, kind, (captures[0], captures[1]), tokens)
+    return Records(kit, own, kind, (captures[0], captures[1]), tokens)

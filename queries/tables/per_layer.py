@@ -23,7 +23,7 @@ from ...store.core.columns import (
     TOKEN_TEXT,
     Column,
 )
-from ...store.core.schema import VARIANTS, scalars
+from ...store.core.schema import scalars
 from ...store.tables.declared import TABLES
 from ..engine.blocks import Rows
 from ..engine.context import (
@@ -58,7 +58,7 @@ class Tokens(TableJob):
     def finish(self) -> None:
         """Copy the stream's columns."""
         columns = self._kit.capture(self._names).columns()
-        stream = read_stream(self._kit.layout, self._names[2])
+        stream = read_stream(self._kit.layout, self._names[1])
         where = {**name_columns(self._names), "token": np.arange(stream.n_tokens)}
         self.add({**where, **columns, **stream.columns, "token_text": stream.texts})
 
@@ -136,7 +136,7 @@ def delta_table(kit: Context, names: Names) -> LayerTable:
 )
 def pair_lens_table(kit: Context, scope: Scope) -> LayerTable:
     """The table `pair_lens`: both models at the same layer and (prompt, step); LakeError without all residuals of both."""
-    models = {variant: (scope.pair, variant, scope.streams[variant]) for variant in VARIANTS}
+    models = scope.both
     captures = {variant: kit.capture(names) for variant, names in models.items()}
     for capture in captures.values():
         all_boundaries(capture, "pair_lens")
@@ -145,14 +145,14 @@ def pair_lens_table(kit: Context, scope: Scope) -> LayerTable:
         return pair_columns(kit, models, pt, it)
 
     def named(pt: Rows, it: Rows) -> dict[str, Any]:
-        where = {"pair": scope.pair, "variant": "both", "stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
+        where = {**scope.columns, "variant": "both", "stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
         return {**where, **{name: values[aligned(pt, it)[0]] for name, values in label(pt).items()}}
 
     recipe = {
         "captures": {variant: capture.sha256 for variant, capture in captures.items()},
         "heads": {variant: kit.head_hash(names) for variant, names in models.items()},
         "streams": scope.streams,
-        "pair": scope.pair,
+        "models": scope.models,
         "version": TABLES["pair_lens"].version,
     }
     return LayerTable(kit.layout, "pair_lens", recipe, tuple(captures.values()), ("resid",), compute, named)

@@ -114,10 +114,10 @@ class Attention(TableJob):
     def __init__(self, kit: Context, names: Names):
         capture = kit.capture(names)
         if "attn_entropy" not in capture:
-            pair, _, stream = names
+            model, stream = names
             raise LakeError(
                 f"{capture.path}: no attn_entropy, which can only be taken while the model runs: capture it into another lake,"
-                f" `actlake capture {pair} --stream {stream.split('-')[0]} --profile attention --lake OTHER`"
+                f" `actlake capture {model} --stream {stream.split('-')[0]} --profile attention --lake OTHER`"
             )
         super().__init__(kit.layout, "attention", kit.recipe("attention", names))
         self._capture = capture

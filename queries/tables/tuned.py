@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, TOKEN, Column, by_lens, label_column
+from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, SIDE, TOKEN, Column, by_lens, label_column
 from ...store.core.columns import PROMPT as PROMPTS
 from ...store.core.errors import LakeError
 from ...store.tables.sql import drop_tables
 from ..engine.blocks import Rows
-from ..engine.context import OTHER, Context, Names, all_boundaries, label, name_columns
+from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label
 from ..engine.declare import table
 from ..engine.job import LayerTable, TableJob
 from ..engine.task_parts import Columns
@@ -34,7 +34,7 @@ class TunedTable(LayerTable):
         all_boundaries(capture, f"{table}(tuned)")
         chosen = choose(kit, names)
         recipe = kit.recipe(table, names, head=True, lens="tuned", probes=chosen.name)
-        self._same = {name: recipe[name] for name in ("pair", "variant", "stream", "lens")}
+        self._same = {name: recipe[name] for name in ("model", "stream", "lens")}
         super().__init__(
             kit.layout,
             table,
@@ -102,7 +102,7 @@ def tuned_lens(kit: Context, names: Names) -> TunedTable:
 @table(
     "lens_eval",
     [
-        *MODEL,
+        *SIDE,
         label_column("probe_variant", "model whose probes read", fill="variant"),
         Column("probes", "text", "name of the set of probes", fill="'published'"),
         *PROMPTS,
@@ -115,6 +115,7 @@ def tuned_lens(kit: Context, names: Names) -> TunedTable:
     ],
     "Raw and tuned lens on prompts that the probes were not trained on.",
     "probes x variant x prompt x layer",
+    of="side",
     version=2,
     lenses=2.0,
 )
@@ -124,15 +125,17 @@ class Evaluation(TableJob):
 
     reads, splits = ("resid",), True
 
-    def __init__(self, kit: Context, names: Names):
-        self._kit, self._names = kit, names
+    def __init__(self, kit: Context, scope: Scope, variant: str):
+        self._kit, self._names = kit, (names := scope.names(variant))
         self.captures = (kit.capture(names),)
         all_boundaries(self.captures[0], "lens_eval")
-        of = {names[1]: names} | ({other[1]: other} if (other := _other(kit, names)) else {})
-        self._chosen = {variant: choose(kit, of[variant]) for variant in sorted(of, reverse=True)}
-        self._same = name_columns(names)
-        probes = {variant: chosen.name for variant, chosen in self._chosen.items()}
-        super().__init__(kit.layout, "lens_eval", kit.recipe("lens_eval", names, head=True, probes=probes))
+        of = {variant: names} | _other(kit, scope, variant)
+        self._chosen = {reader: choose(kit, of[reader]) for reader in sorted(of, reverse=True)}
+        self._named = {**scope.columns, "variant": variant, "stream": names[1]}
+        self._same = {"models": scope.models, "variant": variant, "streams": {variant: names[1]}}
+        probes = {reader: chosen.name for reader, chosen in self._chosen.items()}
+        head = {variant: kit.head_hash(names)}
+        super().__init__(kit.layout, "lens_eval", kit.side("lens_eval", scope, variant, heads=head, probes=probes))
         self._held: list[pd.DataFrame] = []
         self.before = tuple(job for chosen in self._chosen.values() for job in chosen.before)
 
@@ -155,7 +158,8 @@ class Evaluation(TableJob):
     def finish(self) -> None:
         """Write all prompts, and delete what other probes gave on the same captures."""
         if self._held:
-            self.add({str(name): column.to_numpy() for name, column in pd.concat(self._held).items()})
+            found = {str(name): column.to_numpy() for name, column in pd.concat(self._held).items()}
+            self.add({**self._named, **found})
         drop_tables(self._kit.layout, "lens_eval", self._same, keep=self.path)
 
     def _measure(self, names: Names, resid: np.ndarray, prompt: dict[str, np.ndarray]) -> Iterator[pd.DataFrame]:
@@ -164,8 +168,7 @@ class Evaluation(TableJob):
 
         _, first, index, count = np.unique(prompt["prompt"], return_index=True, return_inverse=True, return_counts=True)
         layers, head = resid.shape[1], self._kit.head(names)
-        place: dict[str, Any] = dict(zip(("pair", "variant", "stream"), names, strict=True))
-        place |= {name: np.tile(values[first], layers) for name, values in prompt.items()}
+        place: dict[str, Any] = {name: np.tile(values[first], layers) for name, values in prompt.items()}
         place |= {"n": np.tile(count, layers), "layer": np.repeat(np.arange(-1, layers - 1), len(count))}
 
         def means(read: np.ndarray, kind: str) -> dict[str, np.ndarray]:
@@ -182,10 +185,10 @@ class Evaluation(TableJob):
             yield pd.DataFrame({**place, **tuned, "probe_variant": variant, "probes": chosen.name})
 
 
-def _other(kit: Context, names: Names) -> Names | None:
+def _other(kit: Context, scope: Scope, variant: str) -> dict[str, Names]:
     """A capture of the pair's other model on the same prompts, its native one first; it says which probes are its own."""
-    mine = kit.streams[kit.streams["pair"] == names[0]]
-    sets = mine.loc[(mine["variant"] == names[1]) & (mine["stream"] == names[2]), "prompt_set"]
-    others = mine[(mine["variant"] == OTHER[names[1]]) & mine["prompt_set"].isin(sets)]
+    mine, other = kit.streams_of(scope.pair), OTHER[variant]
+    sets = mine.loc[(mine["variant"] == variant) & (mine["stream"] == scope.streams[variant]), "prompt_set"]
+    others = mine[(mine["variant"] == other) & mine["prompt_set"].isin(sets)]
     found = sorted((row.recipe != "native", str(row.stream)) for row in others.itertuples())
-    return (names[0], OTHER[names[1]], found[0][1]) if found else None
+    return {other: (scope.models[other], found[0][1])} if found else {}

@@ -8,7 +8,7 @@ from typing import Any
 from ...store.artifacts.models import has_model, read_model
 from ...store.artifacts.weights import read_weights, weights_folder
 from ...store.core.catalog import ModelSpec
-from ...store.core.columns import LAYER, PAIR, Column, label_column
+from ...store.core.columns import LAYER, MODELS, Column, label_column
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_files
 from ...store.core.progress import bar
@@ -26,7 +26,7 @@ WEIGHTS = "*.safetensors"
 @table(
     "weights",
     [
-        PAIR,
+        *MODELS,
         label_column("grouping", "how weights are grouped: by module, or as in the PT/IT study (seed)", fill="'seed'"),
         LAYER,
         label_column("group", "group of weights; layer -1: outside the blocks"),
@@ -46,36 +46,35 @@ class Weights(TableJob):
     def __init__(self, kit: Context, scope: Scope):
         pair = scope.pair
         check_both(kit, pair, "table weights")
-        found = {variant: checkpoint(kit.layout, _spec(kit, pair, variant)) for variant in VARIANTS}
+        found = {variant: checkpoint(kit.layout, _spec(kit, scope.models[variant])) for variant in VARIANTS}
         recipe = {
-            "pair": pair,
+            "models": scope.models,
             "files": {v: identity for v, (_, identity) in found.items()},
             "version": TABLES["weights"].version,
         }
         super().__init__(kit.layout, "weights", recipe)
-        self._layout, self._pair, (self._pt, self._it) = kit.layout, pair, (found[variant][0] for variant in VARIANTS)
+        self._scope, self._layout, (self._pt, self._it) = scope, kit.layout, (found[variant][0] for variant in VARIANTS)
 
     def finish(self) -> None:
         """Compare tensor by tensor, then pool twice."""
         from ...capture.model.checkpoint_diff import group_changes, tensor_changes, total_parameters
 
-        with bar(f"weights {self._pair}", total_parameters(self._pt), "weights") as progress:
+        with bar(f"weights {self._scope.pair}", total_parameters(self._pt), "weights") as progress:
             changes = list(tensor_changes(self._pt, self._it, progress.advance))
-        drop_tables(self._layout, "weights", {"pair": self._pair}, keep=self.path)
+        drop_tables(self._layout, "weights", {"models": self._scope.models}, keep=self.path)
         for grouping in ("module", "seed"):
             columns = group_changes(changes, grouping)
-            self.add({"pair": self._pair, "grouping": grouping, **columns})
+            self.add({**self._scope.columns, "grouping": grouping, **columns})
 
 
-def _spec(kit: Context, pair: str, variant: str) -> ModelSpec:
+def _spec(kit: Context, model: str) -> ModelSpec:
     """A model as the catalog names it, or of the lake's own files; LakeError when neither has it."""
-    known = kit.catalog.pairs.get(pair)
-    if known and getattr(known, variant):
-        return known.model(variant)
-    if read_weights(kit.layout, pair, variant):
-        return ModelSpec(pair, variant, weights_folder(kit.layout, pair, variant), None, None, None)
+    if model in kit.catalog.models:
+        return kit.catalog.model(model)
+    if read_weights(kit.layout, model):
+        return ModelSpec(model, weights_folder(kit.layout, model), None, None, None)
     raise LakeError(
-        f"table weights compares the models' own files; this lake has none of {pair}/{variant} (`actlake capture {pair}"
+        f"table weights compares the models' own files; this lake has none of {model} (`actlake capture {model}"
         f" --with-weights` keeps them there), and {kit.catalog.path} does not name the model"
     )
 
@@ -87,11 +86,11 @@ def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
     LakeError when there is none, or when it is not what the lake's captures were made from.
     """
     name = spec.name
-    record = read_model(layout, spec.pair, spec.variant) if has_model(layout, spec.pair, spec.variant) else {}
-    stored = read_weights(layout, spec.pair, spec.variant) or {"files": {}}
+    record = read_model(layout, name) if has_model(layout, name) else {}
+    stored = read_weights(layout, name) or {"files": {}}
     kept = {file: entry["sha256"] for file, entry in stored["files"].items() if file.endswith(".safetensors")}
     if kept:
-        return weights_folder(layout, spec.pair, spec.variant), kept
+        return weights_folder(layout, name), kept
     if spec.gguf_file:
         raise LakeError(f"model {name}: {spec.gguf_file} is GGUF; weights are compared from safetensors only")
     found: Any
@@ -107,6 +106,6 @@ def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
     if known != found:
         raise LakeError(
             f"model {name}: the catalog's weights ({folder}) are not those that the lake's captures were made from; name the same"
-            " checkpoint, or give the other one another pair name"
+            " checkpoint, or give the other one another name"
         )
     return folder, found

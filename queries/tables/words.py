@@ -10,14 +10,13 @@ import numpy as np
 from ...analyze.text.word_class import alone, in_context
 from ...store.artifacts.models import has_model, read_model
 from ...store.artifacts.vocab import has_vocab, read_vocab
-from ...store.core.columns import IS_SPECIAL, MODEL, PAIR, PLACE, TOKEN, TOKEN_ID, TOKEN_TEXT, Column
+from ...store.core.columns import IS_SPECIAL, MODELS, PLACE, SIDE, TOKEN, TOKEN_ID, TOKEN_TEXT, Column
 from ...store.core.errors import LakeError
-from ...store.core.schema import VARIANTS
 from ...store.format.parquet import read_parquet
 from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
 from ..engine.blocks import following
-from ..engine.context import Context, Names, Scope, name_columns
+from ..engine.context import Context, Scope
 from ..engine.declare import table
 from ..engine.job import TableJob
 
@@ -31,26 +30,26 @@ class Vocab(TableJob):
     keeps no vocabulary, takes the model's tokenizer.
     """
 
-    def __init__(self, kit: Context, pair: str):
-        models = [variant for variant in VARIANTS if has_model(kit.layout, pair, variant)]
-        if not models:
-            raise LakeError(f"table vocab needs a model of pair {pair}; the lake has captured none")
-        records = {variant: read_model(kit.layout, pair, variant) for variant in models}
-        recipe = {"pair": pair, "models": {variant: record["sha256"] for variant, record in records.items()}}
+    def __init__(self, kit: Context, scope: Scope):
+        there = {variant: model for variant, model in scope.models.items() if has_model(kit.layout, model)}
+        if not there:
+            raise LakeError(f"table vocab needs a model of pair {scope.pair}; the lake has captured none")
+        records = {variant: read_model(kit.layout, model) for variant, model in there.items()}
+        recipe = {"models": scope.models, "heads": {variant: record["sha256"] for variant, record in records.items()}}
         super().__init__(kit.layout, "vocab", recipe | {"version": TABLES["vocab"].version})
-        self._kit, self._pair, self._models = kit, pair, models
-        self._tokenizer = None
-        if not self.path.exists() and not has_vocab(kit.layout, pair, models[-1]):
-            self._tokenizer = _tokenizer(kit, f"{pair}/{models[-1]}", records[models[-1]]["tokenizer_sha256"])
+        self._kit, self._scope, self._models = kit, scope, list(there.values())
+        self._tokenizer, last = None, list(there)[-1]
+        if not self.path.exists() and not has_vocab(kit.layout, there[last]):
+            self._tokenizer = _tokenizer(kit, there[last], records[last]["tokenizer_sha256"])
 
     def finish(self) -> None:
         """Classify every id."""
-        size = max(self._kit.head((self._pair, variant, "")).vocab for variant in self._models)
+        size = max(self._kit.head((model, "")).vocab for model in self._models)
         texts, known = self._texts(size)
         classes = [alone(text) if there else OTHER for text, there in zip(texts, known, strict=True)]
-        drop_tables(self._kit.layout, "vocab", {"pair": self._pair}, keep=self.path)
+        drop_tables(self._kit.layout, "vocab", {"models": self._scope.models}, keep=self.path)
         columns = {"token_text": texts, "is_special": ~known, "word_class": classes}
-        self.add({"pair": self._pair, "token_id": np.arange(size), **columns})
+        self.add({**self._scope.columns, "token_id": np.arange(size), **columns})
 
     def _texts(self, size: int) -> tuple[list[str], np.ndarray]:
         """What each id below `size` adds to a running text, and whether it stands for text, bool [size]."""
@@ -59,10 +58,10 @@ class Vocab(TableJob):
 
             return running_texts(self._tokenizer, size), is_text(self._tokenizer, size)
         texts, known, real = [""] * size, np.zeros(size, bool), np.zeros(size, bool)
-        for variant in self._models[::-1]:
-            table = read_vocab(self._kit.layout, self._pair, variant)
+        for model in self._models[::-1]:
+            table = read_vocab(self._kit.layout, model)
             for place, row in enumerate(table.to_pylist() if table else []):
-                if variant == self._models[-1] or (row["real"] and not real[place]):
+                if model == self._models[-1] or (row["real"] and not real[place]):
                     texts[place], real[place] = row["text"], row["real"]
                     known[place] = row["real"] and not row["special"]
         return texts, known
@@ -72,15 +71,15 @@ class Vocab(TableJob):
         return read_parquet(self.path, TABLES["vocab"].schema, columns=[name])[name].to_numpy()
 
 
-def vocab_table(kit: Context, pair: str) -> Vocab:
+def vocab_table(kit: Context, scope: Scope) -> Vocab:
     """The job that makes a pair's rows. LakeError when its tokenizer is not found, or is not that of the lake's captures."""
-    return kit.once(("vocab", pair), lambda: Vocab(kit, pair))
+    return kit.once(("vocab", *scope.models.values()), lambda: Vocab(kit, scope))
 
 
 @table(
     "vocab",
     [
-        PAIR,
+        *MODELS,
         TOKEN_ID,
         TOKEN_TEXT,
         IS_SPECIAL,
@@ -94,7 +93,7 @@ def vocab_table(kit: Context, pair: str) -> Vocab:
 )
 def pair_vocab(kit: Context, scope: Scope) -> Vocab:
     """`vocab_table` for the pair of a question."""
-    return vocab_table(kit, scope.pair)
+    return vocab_table(kit, scope)
 
 
 def _tokenizer(kit: Context, model: str, sha256: str) -> Any:
@@ -112,7 +111,7 @@ def _tokenizer(kit: Context, model: str, sha256: str) -> Any:
     if tokenizer_hash(found) != sha256:
         raise LakeError(
             f"model {model}: its tokenizer is not the one that the lake's captures were made with; name the same checkpoint,"
-            " or give the other one another pair name"
+            " or give the other one another name"
         )
     return found
 
@@ -120,7 +119,7 @@ def _tokenizer(kit: Context, model: str, sha256: str) -> Any:
 @table(
     "words",
     [
-        *MODEL,
+        *SIDE,
         *TOKEN,
         *PLACE,
         Column("target", "int32", "id of the next token"),
@@ -128,14 +127,16 @@ def _tokenizer(kit: Context, model: str, sha256: str) -> Any:
     ],
     "The class of every token of an answer.",
     "answer token",
+    of="side",
     version=1,
 )
 class Words(TableJob):
     """The class of each target of a capture's answers in the answer's text; the stream's own texts lack some blanks."""
 
-    def __init__(self, kit: Context, names: Names):
-        self._kit, self._names, self._vocab = kit, names, vocab_table(kit, names[0])
-        super().__init__(kit.layout, "words", kit.recipe("words", names, vocab=self._vocab.path.stem))
+    def __init__(self, kit: Context, scope: Scope, variant: str):
+        self._kit, self._names, self._vocab = kit, scope.names(variant), vocab_table(kit, scope)
+        self._named = {**scope.columns, "variant": variant, "stream": scope.streams[variant]}
+        super().__init__(kit.layout, "words", kit.side("words", scope, variant, vocab=self._vocab.path.stem))
         self.before = (self._vocab,)
 
     def finish(self) -> None:
@@ -149,5 +150,5 @@ class Words(TableJob):
             found = in_context(["" if special[index] else texts[index] for index in ids])
             classes += [OTHER if special[index] else name for index, name in zip(ids, found, strict=True)]
         kept = {name: values[answer] for name, values in columns.items()}
-        named = {**name_columns(self._names), **kept, "token": answer}
+        named = {**self._named, **kept, "token": answer}
         self.add({**named, "target": target[answer], "target_class": classes})

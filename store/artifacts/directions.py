@@ -40,10 +40,10 @@ DIRECTION_DIMS = {
 }
 
 
-def directions_file(layout: Layout, pair: str, kind: str, recipe: dict[str, Any]) -> Path:
+def directions_file(layout: Layout, models: Mapping[str, str], kind: str, recipe: dict[str, Any]) -> Path:
     """The JSON file of the group of this kind and recipe; the group is the folder beside it that ends in .zarr."""
-    key = hash_json({"kind": kind, "pair": pair, **recipe})[:16]
-    return layout.directions(pair) / f"{kind}-{key}.json"
+    key = hash_json({"kind": kind, "models": dict(models), **recipe})[:16]
+    return layout.directions(models) / f"{kind}-{key}.json"
 
 
 class DirectionsWriter:
@@ -102,17 +102,19 @@ class DirectionsWriter:
 
 
 @contextmanager
-def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, Any]) -> Iterator[DirectionsWriter]:
+def directions_writer(
+    layout: Layout, models: Mapping[str, str], kind: str, recipe: dict[str, Any]
+) -> Iterator[DirectionsWriter]:
     """Write one group atomically: it appears at the end of the block, and whatever raises inside leaves nothing behind.
 
     The recipe (captures, models, positions, versions) goes into the group's attributes and the JSON file.
     """
-    marker = directions_file(layout, pair, kind, recipe)
+    marker = directions_file(layout, models, kind, recipe)
     folder, temporary = marker.with_suffix(".zarr"), temporary_of(marker)
     marker.parent.mkdir(parents=True, exist_ok=True)
-    about = {"format_version": FORMAT_VERSION, "kind": kind, "pair": pair, "recipe": recipe}
+    about = {"format_version": FORMAT_VERSION, "kind": kind, "models": dict(models), "recipe": recipe}
     try:
-        with explain_full_disk(f"writing directions of {pair}"):
+        with explain_full_disk(f"writing {marker}"):
             writer = DirectionsWriter(temporary, about)
             yield writer
             writer.flush()
@@ -132,7 +134,7 @@ def directions_writer(layout: Layout, pair: str, kind: str, recipe: dict[str, An
 def read_directions(marker: Path, files: Files = HERE) -> tuple[Mapping[str, CheckedArray], dict[str, Any]]:
     """The arrays of a group, read by slicing, and its recipe; LakeError when it is not there, CorruptError on damage."""
     record = read_record(marker, "directions")
-    made = hash_json({"kind": record["kind"], "pair": record["pair"], **record["recipe"]})[:16]
+    made = hash_json({"kind": record["kind"], "models": record["models"], **record["recipe"]})[:16]
     if marker.stem != f"{record['kind']}-{made}":
         raise CorruptError(f"{marker}: damaged, it says {record['kind']}-{made}; {REPAIRS['directions']}")
     folder = files.bring(marker.with_suffix(".zarr"))

@@ -31,8 +31,7 @@ HEAD_DIMS = {
 
 def write_model(
     layout: Layout,
-    pair: str,
-    variant: str,
+    model: str,
     record: dict[str, Any],
     arrays: dict[str, np.ndarray],
     attrs: dict[str, Any],
@@ -42,26 +41,26 @@ def write_model(
     `arrays` are float32 (bool for real_token) with the names and dims of HEAD_DIMS; `attrs` say norm, norm_eps, softcap,
     logit_scale, parallel and post_norm_eps.
     """
-    if check_same_model(layout, pair, variant, record):
+    if check_same_model(layout, model, record):
         return
-    folder = layout.model(pair, variant)
+    folder = layout.model(model)
     marker, mine = folder / "model.json", temporary_of(folder / "head")
     try:
         files = write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
         with layout.locked():
-            if not check_same_model(layout, pair, variant, record):  # else another process was faster
+            if not check_same_model(layout, model, record):  # else another process was faster
                 shutil.rmtree(folder / "head.zarr", ignore_errors=True)  # what a kill left before its marker
                 mine.rename(folder / "head.zarr")
-                named = {"format_version": FORMAT_VERSION, "pair": pair, "variant": variant}
-                write_json(marker, sealed({**named, **record, "head_files": files}))
+                named = {"format_version": FORMAT_VERSION, **record, "model": model}
+                write_json(marker, sealed({**named, "head_files": files}))
         layout.files.publish(folder / "head.zarr", marker)
     finally:
         shutil.rmtree(mine, ignore_errors=True)
 
 
-def clear_unfinished(layout: Layout, pair: str, variant: str) -> None:
+def clear_unfinished(layout: Layout, model: str) -> None:
     """Delete what killed processes left of a model's head."""
-    clear_dead(layout.model(pair, variant))
+    clear_dead(layout.model(model))
 
 
 def write_group(
@@ -92,9 +91,9 @@ def write_group(
     return hash_files((file for file in path.rglob("*") if file.is_file()), path)
 
 
-def has_model(layout: Layout, pair: str, variant: str) -> bool:
+def has_model(layout: Layout, model: str) -> bool:
     """True when the lake holds a model of this name."""
-    return (layout.model(pair, variant) / "model.json").exists()
+    return (layout.model(model) / "model.json").exists()
 
 
 def weights_of(record: dict[str, Any]) -> tuple[str, ...]:
@@ -112,39 +111,39 @@ def equal_weights(pt: dict[str, Any], it: dict[str, Any], pair: str) -> str:
     return f"pt and it of {pair} have equal weights: what differs comes from their texts, templates or configs, not from training"
 
 
-def check_same_model(layout: Layout, pair: str, variant: str, record: dict[str, Any]) -> bool:
+def check_same_model(layout: Layout, model: str, record: dict[str, Any]) -> bool:
     """True when the lake holds this checkpoint, False when it has none of the name; LakeError when it holds another."""
-    marker = layout.model(pair, variant) / "model.json"
-    if not has_model(layout, pair, variant):
+    marker = layout.model(model) / "model.json"
+    if not has_model(layout, model):
         return False
-    found = read_model(layout, pair, variant)
+    found = read_model(layout, model)
     if found["sha256"] != record["sha256"]:
-        old, new = (f"{model['id']}, {model['dtype']}, {model['sha256'][:12]}" for model in (found, record))
+        old, new = (f"{one['id']}, {one['dtype']}, {one['sha256'][:12]}" for one in (found, record))
         raise LakeError(
-            f"{marker}: the lake holds {pair}/{variant} from other files or in another dtype ({old}; now {new}): give the"
-            " new checkpoint another pair name, or use another lake"
+            f"{marker}: the lake holds {model} from other files or in another dtype ({old}; now {new}): give the"
+            " new checkpoint another name, or use another lake"
         )
     return True
 
 
-def read_model(layout: Layout, pair: str, variant: str) -> dict[str, Any]:
+def read_model(layout: Layout, model: str) -> dict[str, Any]:
     """model.json of one model; LakeError when the lake has none."""
-    return read_record(layout.model(pair, variant) / "model.json", "model")
+    return read_record(layout.model(model) / "model.json", "model")
 
 
-def read_head(layout: Layout, pair: str, variant: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_head(layout: Layout, model: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and attributes of head.zarr; a damaged chunk is a CorruptError that names the file."""
-    path = layout.files.bring(layout.model(pair, variant) / "head.zarr")
+    path = layout.files.bring(layout.model(model) / "head.zarr")
     if not path.is_dir():
-        raise LakeError(f"{path}: missing; capture {pair}/{variant} again to restore it")
-    group, arrays = _open_head(layout, pair, variant)
+        raise LakeError(f"{path}: missing; capture {model} again to restore it")
+    group, arrays = _open_head(layout, model)
     attrs = dict(group.attrs)
     check_record(attrs, "head", path / "zarr.json")
     return {name: checked(path, group, name)[...] for name in arrays}, attrs
 
 
-def _open_head(layout: Layout, pair: str, variant: str) -> tuple[zarr.Group, dict[str, Described]]:
-    path, record = layout.files.bring(layout.model(pair, variant) / "head.zarr"), read_model(layout, pair, variant)
+def _open_head(layout: Layout, model: str) -> tuple[zarr.Group, dict[str, Described]]:
+    path, record = layout.files.bring(layout.model(model) / "head.zarr"), read_model(layout, model)
     group, arrays = open_group(path, record["head_files"].get("zarr.json", "nothing"))
     check_dims(
         path, arrays, HEAD_DIMS, lengths_of(record, {"vocab": "vocab", "d_model": "d_model", "layer": "n_layers"})
@@ -155,16 +154,16 @@ def _open_head(layout: Layout, pair: str, variant: str) -> tuple[zarr.Group, dic
     return group, arrays
 
 
-def check_head(layout: Layout, pair: str, variant: str, norm_weight: Any, unembed: Any) -> None:
+def check_head(layout: Layout, model: str, norm_weight: Any, unembed: Any) -> None:
     """Raise LakeError unless a head's norm and the first rows of its unembedding are, bit for bit, those in the lake.
 
     A cheap way to tell a checkpoint from another without hashing its files.
     """
-    path = layout.files.bring(layout.model(pair, variant) / "head.zarr")
-    group, _ = _open_head(layout, pair, variant)
+    path = layout.files.bring(layout.model(model) / "head.zarr")
+    group, _ = _open_head(layout, model)
     norm, rows = checked(path, group, "norm_weight")[:], checked(path, group, "unembed")[:SAMPLE]
     if not (np.array_equal(norm, np.asarray(norm_weight)) and np.array_equal(rows, np.asarray(unembed[:SAMPLE]))):
         raise LakeError(
-            f"model {pair}/{variant}: its weights are not those that the lake's captures were made from (norm or unembedding"
-            " differ); name the same checkpoint, or give the other one another pair name"
+            f"model {model}: its weights are not those that the lake's captures were made from (norm or unembedding"
+            " differ); name the same checkpoint, or give the other one another name"
         )

@@ -22,7 +22,7 @@ from ..core.files import (
 from ..core.schema import FORMAT_VERSION, MANIFEST
 from ..format.npz import read_npz
 from ..format.parquet import first_line
-from ..format.paths import Layout, check_version, split_model
+from ..format.paths import Layout, check_version
 from ..format.records import REPAIRS, check_record, is_whole
 from ..format.zarr_groups import checked, open_group
 from ..format.zarr_metadata import check_dims
@@ -39,9 +39,9 @@ Curve = list[dict[str, Any]]
 Training = list[tuple[dict[str, np.ndarray], Curve]]  # of each fold
 
 
-def probes_path(layout: Layout, pair: str, variant: str, name: str) -> Path:
+def probes_path(layout: Layout, model: str, name: str) -> Path:
     """Zarr group of one set of probes."""
-    return layout.probes(pair, variant) / f"{name}.zarr"
+    return layout.lenses(model) / f"tuned-{name}.zarr"
 
 
 def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[str, Any], lake: Files = HERE) -> None:
@@ -52,7 +52,7 @@ def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[
     """
     temporary = temporary_of(path)
     arrays = {"weight": weight, "bias": bias, "boundary": np.arange(bias.shape[1], dtype=np.int32)}
-    named = {name: record[name] for name in ("pair", "variant", "stream", "model_sha256", "capture_sha256")}
+    named = {name: record[name] for name in ("model", "stream", "model_sha256", "capture_sha256")}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with explain_full_disk(f"writing {path}"):
@@ -93,9 +93,9 @@ def read_probes(path: Path, lake: Files = HERE) -> tuple[np.ndarray, np.ndarray,
     return weight, bias, record
 
 
-def list_probes(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
-    """Every sealed set with its manifest, by path."""
-    sets = sorted(layout.files.bring(layout.root / "probes", MANIFEST).glob(f"*/*/[!.]*.zarr/{MANIFEST}"))
+def list_probes(layout: Layout, model: str = "*") -> list[tuple[Path, dict[str, Any]]]:
+    """Every sealed set with its manifest, or those of a model, by path."""
+    sets = sorted(layout.files.bring(layout.root / "lenses", MANIFEST).glob(f"{model}/tuned-*.zarr/{MANIFEST}"))
     return [(file.parent, _record(file)) for file in sets]
 
 
@@ -117,12 +117,11 @@ def _record(file: Path) -> dict[str, Any]:
 
 
 def probes_table(layout: Layout) -> pd.DataFrame:
-    """One row per set: pair, variant, name, recipe, folds, tokens and steps (of a fold), kl_raw, kl_tuned (held-out, mean
+    """One row per set: model, name, recipe, folds, tokens and steps (of a fold), kl_raw, kl_tuned (held-out, mean
     over folds and layers), path."""
     rows = [
         {
-            "pair": record["pair"],
-            "variant": record["variant"],
+            "model": record["model"],
             "name": path.stem,
             "recipe": record["recipe"]["name"],
             "folds": record["folds"],
@@ -134,15 +133,15 @@ def probes_table(layout: Layout) -> pd.DataFrame:
         }
         for path, record in list_probes(layout)
     ]
-    columns = ["pair", "variant", "name", "recipe", "folds", "tokens", "steps", "kl_raw", "kl_tuned", "path"]
+    columns = ["model", "name", "recipe", "folds", "tokens", "steps", "kl_raw", "kl_tuned", "path"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def find_probes(layout: Layout, model: str, name: str = "") -> Path:
-    """The set of 'PAIR/VARIANT' whose name starts with `name`; LakeError if none or several do."""
-    folder = layout.probes(*split_model(model))
-    names = [path.stem for path, _ in list_probes(layout) if path.parent == folder]
-    found = [name] if name in names else [known for known in names if known.startswith(name)]
+    """The set of a model whose name starts with `name`; LakeError if none or several do."""
+    folder = layout.lenses(model)
+    names = [path.stem for path, _ in list_probes(layout, model)]
+    found = [name] if name in names else [known for known in names if known.startswith((name, f"tuned-{name}"))]
     if len(found) != 1:
         raise LakeError(
             f"{'no' if not found else 'several'} probes of {model} have a name that starts with {name!r}; there:"

@@ -1,7 +1,7 @@
 """Streams: frozen token sequences, named by what they are and by the hash of their content."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import hash_file, write_atomic, write_json
-from ..core.schema import FORMAT_VERSION, STREAM_SCHEMA
+from ..core.schema import FORMAT_VERSION, STREAM_SCHEMA, VARIANTS
 from ..format.parquet import read_parquet
 from ..format.paths import Layout, check_name
 from ..format.records import REPAIRS, SEAL, read_record, sealed
@@ -24,7 +24,8 @@ class Stream:
     """Token sequences of a prompt set, one after the other on a flat token axis.
 
     `tokens[p]` is the whole sequence of prompt p (int32), `starts[p]` the number of its prompt tokens; what follows is
-    the continuation. `texts` and `special` belong to the flat token axis. `recipe` says how the stream was made.
+    the continuation. `texts` and `special` belong to the flat token axis. `recipe` says how the stream was
+    made, `continuation` whose words follow the prompts, as the catalog says it.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Stream:
     texts: Sequence[str]
     special: np.ndarray
     recipe: dict[str, Any] = field(default_factory=dict)
+    continuation: str = "own"
 
     @cached_property
     def offset(self) -> np.ndarray:
@@ -125,6 +127,7 @@ def _write_stream(layout: Layout, stream: Stream) -> str:
         "same_as": holder,
         **{key: value for key, value in before.items() if key != SEAL},
         "keys": sorted({*before.get("keys", []), stream.recipe.get("key", "")}),
+        "written_by": sorted({*before.get("written_by", []), _writer(stream)}),
     }
     path = layout.streams / f"{stream.name}.parquet"
     if holder == stream.name and not (before and path.exists()):
@@ -137,9 +140,18 @@ def _write_stream(layout: Layout, stream: Stream) -> str:
     return str(holder)
 
 
-def stream_records(layout: Layout) -> list[dict[str, Any]]:
-    """The STREAM.json of every stream in the lake, sorted by name."""
-    return [_record(path) for path in sorted(layout.streams.glob("*.json"))]
+def _writer(stream: Stream) -> str:
+    """Who wrote the continuations: own for each model its own, or the role of a pair's model and its hash, 'it:SHA256'."""
+    if stream.continuation not in VARIANTS:
+        return "own"
+    return f"{stream.continuation}:{stream.recipe['continuation']['model_sha256']}"
+
+
+def stream_records(layout: Layout, like: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """The STREAM.json of every stream in the lake, or of those with the content of some by name, sorted by name."""
+    # Streams of one content have names that end alike.
+    ends = ["*"] if like is None else sorted({f"*-{name.rpartition('-')[2]}" for name in like})
+    return [_record(path) for path in sorted({path for end in ends for path in layout.streams.glob(f"{end}.json")})]
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Free-running texts: a folder per condition, named by all that determines its texts, with a Parquet file per prompt set.
 
-LAKE/outputs/PAIR/VARIANT/KEY/condition.json says what the condition is; a file KIND-HASH.parquet holds one line per prompt
+LAKE/texts/MODEL/KEY/condition.json says what the condition is; a file KIND-HASH.parquet holds one line per prompt
 (`texts` what was told, `nats-...` how likely a model finds it, `choices` what it chose). Batches under way lie in `.parts`.
 """
 
@@ -32,10 +32,10 @@ def prompt_key(ids: Sequence[int]) -> str:
 class Condition:
     """The folder of one condition; `recipe` is everything that determines its texts, but for the prompts."""
 
-    def __init__(self, layout: Layout, pair: str, variant: str, recipe: dict[str, Any]):
+    def __init__(self, layout: Layout, model: str, recipe: dict[str, Any]):
         self.key = hash_json(recipe)[:16]
-        self.pair, self.variant, self.recipe = pair, variant, recipe
-        self.folder, self._files = layout.outputs(pair, variant) / self.key, layout.files
+        self.model, self.recipe = model, recipe
+        self.folder, self._files = layout.texts(model) / self.key, layout.files
 
     def file(self, kind: str, prompts: Sequence[tuple[str, str]]) -> Path:
         """The file of this kind for these prompts, (prompt id, hash of its tokens) each, in order."""
@@ -60,7 +60,7 @@ class Condition:
     def keep(self, kind: str, rows: Sequence[Row]) -> None:
         """Keep a finished batch, so that a kill costs nothing that is done."""
         data = canonical_json(list(rows))
-        with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
+        with explain_full_disk(f"writing texts of {self.model}"):
             part = self.folder / ".parts" / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.json"
             write_atomic(part, data)
             self._files.publish(part)
@@ -74,13 +74,13 @@ class Condition:
         table = pa.Table.from_pylist(list(rows), schema.with_metadata(about))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_of(path)
-        with explain_full_disk(f"writing texts of {self.pair}/{self.variant}"):
+        with explain_full_disk(f"writing texts of {self.model}"):
             try:
                 with parquet_writer(temporary, table.schema) as writer:
                     writer.write_table(table)
                 sync_file(temporary)
                 if not (marker := self.folder / "condition.json").exists():
-                    named = {"pair": self.pair, "variant": self.variant, "recipe": self.recipe}
+                    named = {"model": self.model, "recipe": self.recipe}
                     write_json(marker, {"format_version": FORMAT_VERSION, **named})
                 temporary.replace(path)
                 self._files.publish(marker, path)
@@ -95,17 +95,17 @@ class Condition:
             (self.folder / ".parts").rmdir()
 
 
-def find_condition(layout: Layout, pair: str, variant: str, key: str) -> Path:
+def find_condition(layout: Layout, model: str, key: str) -> Path:
     """The folder of the condition whose key begins with `key`; LakeError unless exactly one does."""
-    folder = layout.outputs(pair, variant)
+    folder = layout.texts(model)
     there = sorted(path.parent.name for path in folder.glob("*/condition.json"))
     found = [name for name in there if name.startswith(key)]
     if len(found) != 1:
         what = "several conditions begin" if found else "no condition begins"
         some = ", ".join(there[:4]) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
         raise LakeError(
-            f"outputs of {pair}/{variant}: {what} with {key!r}; there: {some or 'none'}. `actlake generate` makes them, `actlake"
-            ' sql "SELECT DISTINCT key, variant, condition FROM outputs"` lists them'
+            f"texts of {model}: {what} with {key!r}; there: {some or 'none'}. `actlake generate` makes them, `actlake"
+            ' sql "SELECT DISTINCT key, model, condition FROM outputs"` lists them'
         )
     return folder / found[0]
 
@@ -131,5 +131,5 @@ def read_texts(folder: Path) -> list[Row]:
 
 def output_files(layout: Layout, fetch: bool = True) -> list[Path]:
     """Every file of texts in the lake, for SQL; of a remote lake those that are here, unless `fetch`."""
-    folder = layout.root / "outputs"
-    return sorted((layout.files.bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/*/texts-*.parquet"))
+    folder = layout.root / "texts"
+    return sorted((layout.files.bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/texts-*.parquet"))

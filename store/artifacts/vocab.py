@@ -30,25 +30,25 @@ SCHEMA = pa.schema(
 )
 
 
-def vocab_file(layout: Layout, pair: str, variant: str) -> Path:
+def vocab_file(layout: Layout, model: str) -> Path:
     """Where a model's vocabulary lies."""
-    return layout.model(pair, variant) / FILE
+    return layout.model(model) / FILE
 
 
-def has_vocab(layout: Layout, pair: str, variant: str) -> bool:
+def has_vocab(layout: Layout, model: str) -> bool:
     """Whether the lake keeps the vocabulary of a model; lakes of older versions don't."""
-    return "vocab_sha256" in read_model(layout, pair, variant)
+    return "vocab_sha256" in read_model(layout, model)
 
 
-def keep_vocab(layout: Layout, pair: str, variant: str, columns: dict[str, Any]) -> None:
+def keep_vocab(layout: Layout, model: str, columns: dict[str, Any]) -> None:
     """Keep the vocabulary (columns of SCHEMA) of a model of the lake that has none yet; its record then bears the hash."""
-    if has_vocab(layout, pair, variant):
+    if has_vocab(layout, model):
         return
     sink = io.BytesIO()
     pq.write_table(pa.table(columns, schema=SCHEMA), sink, compression="zstd")
-    path, marker = vocab_file(layout, pair, variant), layout.model(pair, variant) / "model.json"
+    path, marker = vocab_file(layout, model), layout.model(model) / "model.json"
     with layout.locked():
-        record = read_model(layout, pair, variant)
+        record = read_model(layout, model)
         if "vocab_sha256" in record:  # another process was faster
             return
         write_atomic(path, sink.getvalue())
@@ -61,12 +61,12 @@ def with_vocab(record: dict[str, Any], sha256: str) -> dict[str, Any]:
     return sealed({**{name: value for name, value in record.items() if name != SEAL}, "vocab_sha256": sha256})
 
 
-def read_vocab(layout: Layout, pair: str, variant: str) -> pa.Table | None:
+def read_vocab(layout: Layout, model: str) -> pa.Table | None:
     """The vocabulary of a model, by id; None when the lake keeps none. CorruptError for one that is damaged or no vocabulary."""
-    record = read_model(layout, pair, variant)
+    record = read_model(layout, model)
     if "vocab_sha256" not in record:
         return None
-    path = layout.files.bring(vocab_file(layout, pair, variant))
+    path = layout.files.bring(vocab_file(layout, model))
     if problem := damage(path, record):
         raise CorruptError(f"{path}: {problem}; {REPAIR}")
     found = read_parquet(path, SCHEMA, REPAIR)
@@ -76,16 +76,14 @@ def read_vocab(layout: Layout, pair: str, variant: str) -> pa.Table | None:
     return found
 
 
-def decode(layout: Layout, pair: str, variant: str, ids: Iterable[int]) -> str:
+def decode(layout: Layout, model: str, ids: Iterable[int]) -> str:
     """The text of token ids; LakeError for an id that the model lacks, and where the lake keeps no vocabulary of it."""
-    table = read_vocab(layout, pair, variant)
+    table = read_vocab(layout, model)
     if table is None:
-        raise LakeError(
-            f"the lake keeps no vocabulary of {pair}/{variant}: a new `actlake capture {pair}/{variant}` keeps it"
-        )
+        raise LakeError(f"the lake keeps no vocabulary of {model}: a new `actlake capture {model}` keeps it")
     wanted = [int(index) for index in ids]
     if wrong := [index for index in wanted if not 0 <= index < len(table)]:
-        raise LakeError(f"{pair}/{variant} has no token {wrong[0]}; its ids are 0 to {len(table) - 1}")
+        raise LakeError(f"{model} has no token {wrong[0]}; its ids are 0 to {len(table) - 1}")
     return b"".join(table["bytes"].take(pa.array(wanted, pa.int64())).to_pylist()).decode(errors="replace")
 
 

@@ -15,20 +15,20 @@ from ..format.records import read_record
 RECORD = "weights.json"
 
 
-def weights_folder(layout: Layout, pair: str, variant: str) -> Path:
+def weights_folder(layout: Layout, model: str) -> Path:
     """Where a model's own files lie, if the lake has them."""
-    return layout.model(pair, variant) / "weights"
+    return layout.model(model) / "weights"
 
 
-def read_weights(layout: Layout, pair: str, variant: str) -> dict[str, Any] | None:
+def read_weights(layout: Layout, model: str) -> dict[str, Any] | None:
     """weights.json of a model: `files` (name -> sha256 and bytes) and `model_sha256`; None when the lake lacks them."""
-    path = layout.model(pair, variant) / RECORD
+    path = layout.model(model) / RECORD
     return read_record(path, "weights") if path.exists() else None
 
 
-def bytes_to_copy(layout: Layout, pair: str, variant: str, source: Path, names: Sequence[str]) -> int:
+def bytes_to_copy(layout: Layout, model: str, source: Path, names: Sequence[str]) -> int:
     """Bytes of the files of a model that are not in the lake yet."""
-    folder = weights_folder(layout, pair, variant)
+    folder = weights_folder(layout, model)
     return sum((source / name).stat().st_size for name in names if not (folder / name).exists())
 
 
@@ -44,8 +44,7 @@ def check_room(layout: Layout, models: str, needed: int) -> None:
 
 def write_weights(
     layout: Layout,
-    pair: str,
-    variant: str,
+    model: str,
     source: Path,
     names: Sequence[str],
     model_sha256: str,
@@ -58,8 +57,8 @@ def write_weights(
     Each file appears whole, by rename, and the record last. `link` makes hard links where the file system can: only for
     files that nobody changes in place. LakeError when a file's bytes are not the `known` ones (name -> SHA-256).
     """
-    check_room(layout, f"{pair}/{variant}", bytes_to_copy(layout, pair, variant, source, names))
-    folder = weights_folder(layout, pair, variant)
+    check_room(layout, f"{model}", bytes_to_copy(layout, model, source, names))
+    folder = weights_folder(layout, model)
     files: dict[str, dict[str, Any]] = {}
     for name in names:
         target = folder / name
@@ -78,9 +77,9 @@ def write_weights(
         if progress:
             progress(files[name]["bytes"])
     record = {"format_version": FORMAT_VERSION, "model_sha256": model_sha256, "files": files}
-    write_json(layout.model(pair, variant) / RECORD, record)
+    write_json(layout.model(model) / RECORD, record)
     clear_dead(folder)  # a kill in the middle of a file
-    layout.files.publish(folder, layout.model(pair, variant) / RECORD)
+    layout.files.publish(folder, layout.model(model) / RECORD)
     return record
 
 

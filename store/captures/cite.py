@@ -1,6 +1,7 @@
 """Immutable references: a capture's name together with the hash of its content, and what stands behind it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ REFERENCE = re.compile(rf"(?:{SCHEME})?([^@]+)(?:@sha256:([0-9a-f]{{64}}))?")
 VERSIONS = ("actlake", "torch", "transformers")
 
 
-def find_cited(layout: Layout, text: str) -> Path:
+def find_cited(layout: Layout, text: str, model_named: Callable[[str], str] = str) -> Path:
     """The sealed capture of a reference, or of a name without a hash, which may be shortened like any capture's.
+
+    `model_named` says which model PAIR/ROLE is.
 
     LakeError for text that is neither, a capture that is not there or not sealed, or one with another hash.
     """
     match = REFERENCE.fullmatch(text)
     if not match:
-        raise LakeError(
-            f"{text!r}: expected PAIR/VARIANT/STREAM or actlake:PAIR/VARIANT/STREAM@sha256:HASH (64 digits)"
-        )
-    path = find_capture(layout, *split_capture(match[1]))
+        raise LakeError(f"{text!r}: expected MODEL/STREAM or actlake:MODEL/STREAM@sha256:HASH (64 digits)")
+    model, stream = split_capture(match[1])
+    path = find_capture(layout, model_named(model), stream)
     found = str(check_sealed(path)["capture_sha256"])
     if match[2] and match[2] != found:
         raise LakeError(f"{path}: this is not the capture referred to: its sha256 is {found}, expected {match[2]}")
@@ -38,7 +40,7 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
     that is not sealed, CorruptError when its list of files is damaged.
     """
     manifest = check_sealed(path)
-    made, name = manifest["provenance"], f"{made_by(path)}/{path.stem}"
+    made, name = manifest["provenance"], f"{path.parent.name}/{path.stem}"
     file = layout.streams / f"{path.stem}.json"
     stream = read_record(file, "stream")
     return {
@@ -53,11 +55,6 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
         "versions": {key: made[key] for key in VERSIONS if key in made},
         "format_version": manifest["format_version"],
     }
-
-
-def made_by(path: Path) -> str:
-    """PAIR/VARIANT of the capture at a path."""
-    return "/".join(path.parts[-3:-1])
 
 
 def citation_lines(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -124,14 +124,14 @@ def noise_warning(manifest: Mapping[str, Any]) -> str | None:
     name = max(far, key=lambda name: far[name] / (largest(manifest, name) or 1.0))
     made, most = manifest["provenance"], largest(manifest, name)
     return (
-        f"capture {made['pair']}/{made['variant']}/{manifest['stream']}: {name} of a prompt in a batch differs by up to"
+        f"capture {made['model']}/{manifest['stream']}: {name} of a prompt in a batch differs by up to"
         f" {far[name]:.2g} from the same prompt alone (largest value {most:.2g}, rounding explains {allowed * most:.1g}): what"
         " the model computes depends on padding, as sparse attention may; capturing with --batch 1 avoids it"
     )
 
 
-def noise_warnings(layout: Layout, captures: Iterable[tuple[str, str, str]]) -> list[str]:
-    """The noise warnings of those captures (pair, variant, stream) that have one."""
+def noise_warnings(layout: Layout, captures: Iterable[tuple[str, str]]) -> list[str]:
+    """The noise warnings of those captures (model, stream) that have one."""
     found = (read_manifest(layout.capture(*names)) for names in captures)
     return [warning for manifest in found if manifest and (warning := noise_warning(manifest))]
 

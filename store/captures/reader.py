@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +15,9 @@ import zarr
 from ..artifacts.streams import stream_records
 from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.files import bytes_below
-from ..core.schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES
+from ..core.schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES, VARIANTS
 from ..format.partial import read_partial
-from ..format.paths import Layout, check_name, split_model
+from ..format.paths import Layout, check_name
 from ..format.records import read_record
 from ..format.zarr_groups import CheckedArray, checked, open_group
 from ..format.zarr_metadata import Described, check_dims
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 DASK_BLOCK = 1 << 27  # bytes of one layer's tokens in a dask block: large enough to keep graphs small
-COLUMNS = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
+COLUMNS = ["model", "stream", "prompts", "tokens", "bytes", "sealed", "path"]
 
 
 def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer", lake: Files = HERE) -> xr.Dataset:
@@ -210,11 +210,11 @@ def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
 
 
 def list_captures(layout: Layout) -> pd.DataFrame:
-    """Every capture of the lake: pair, variant, stream, prompts, tokens, bytes on disk, sealed, path; where there are copies of
+    """Every capture of the lake: model, stream, prompts, tokens, bytes on disk, sealed, path; where there are copies of
     a part, what they lack, and where values depend on the batch far more than rounding does, a warning."""
     rows = []
-    for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
-        row: dict[str, Any] = {"pair": path.parts[-3], "variant": path.parts[-2], "stream": path.stem}
+    for path in sorted((layout.root / "captures").glob("*/*.zarr")):
+        row: dict[str, Any] = {"model": path.parts[-2], "stream": path.stem}
         for what, name in row.items():
             check_name(name, f"{path}: {what}")
         if sealed := (path / MANIFEST).exists():
@@ -225,6 +225,15 @@ def list_captures(layout: Layout) -> pd.DataFrame:
     # A copy that lacks something is the exception, and so is the column; likewise a warning.
     exceptions = [name for name in ("lacks", "warning") if any(row[name] for row in rows)]
     return pd.DataFrame(rows, columns=[*COLUMNS, *exceptions])
+
+
+def captured_streams(layout: Layout, models: Iterable[str] | None = None) -> dict[str, set[str]]:
+    """Model -> the streams that it has sealed captures on, of all models or of some; no manifest is read."""
+    found: dict[str, set[str]] = {}
+    for model in ["*"] if models is None else models:
+        for file in layout.root.glob(f"captures/{model}/*.zarr/{MANIFEST}"):
+            found.setdefault(file.parts[-3], set()).add(file.parent.stem)
+    return found
 
 
 def _file_mark(file: Path) -> tuple[int, ...]:
@@ -247,33 +256,31 @@ def _sizes(path: Path, *_marks: tuple[int, ...]) -> dict[str, Any]:
     return {**sizes, "lacks": partial.lacks(manifest) if partial else "", "warning": warning}
 
 
-def capture_names(layout: Layout, pair: str, variant: str) -> dict[str, str]:
+def capture_names(layout: Layout, model: str) -> dict[str, str]:
     """Stream name -> stream name of the capture that holds it, for one model; aliases of equal content included."""
-    there = {path.stem for path in layout.capture(pair, variant, "x").parent.glob("*.zarr")}
-    names = {name: name for name in there}
-    for record in stream_records(layout):
-        if record["same_as"] in there:
-            names[record["name"]] = record["same_as"]
-    return names
+    there = {path.stem for path in layout.capture(model, "x").parent.glob("*.zarr")}
+    return {name: name for name in there} | {
+        record["name"]: record["same_as"] for record in stream_records(layout, there) if record["same_as"] in there
+    }
 
 
 def split_capture(name: str) -> tuple[str, str]:
-    """'PAIR/VARIANT/STREAM' -> ('PAIR/VARIANT', 'STREAM'); the stream may be shortened, or left out of a model with one."""
-    pair, _, rest = name.partition("/")
-    variant, _, stream = rest.partition("/")
-    return f"{pair}/{variant}", stream
+    """'MODEL/STREAM' or 'PAIR/ROLE/STREAM' -> the model's name and the stream's, which may be shortened, or left out of a model
+    with one capture."""
+    model, _, stream = name.partition("/")
+    role, _, rest = stream.partition("/")
+    return (f"{model}/{role}", rest) if role in VARIANTS else (model, stream)
 
 
 def find_capture(layout: Layout, model: str, stream: str) -> Path:
-    """The capture of 'PAIR/VARIANT' whose stream name starts with `stream`; LakeError if none or several do."""
-    pair, variant = split_model(model)
-    names = capture_names(layout, pair, variant)
+    """The capture of a model whose stream name starts with `stream`; LakeError if none or several do."""
+    names = capture_names(layout, model)
     exact = {names[stream]} if stream in names else {names[name] for name in names if name.startswith(stream)}
     if len(exact) != 1:
         have = ", ".join(sorted(names)) or "none"
         problem = "no capture" if not exact else "several captures"
         raise LakeError(
             f"{problem} of {model} on a stream that starts with {stream!r}; captured streams: {have}."
-            + ("" if exact else f" `actlake capture {pair} --stream {stream.split('-')[0]}` makes it")
+            + ("" if exact else f" `actlake capture {model} --stream {stream.split('-')[0]}` makes it")
         )
-    return layout.capture(pair, variant, exact.pop())
+    return layout.capture(model, exact.pop())

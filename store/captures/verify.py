@@ -60,13 +60,12 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
 
 def verify_weights(
     layout: Layout,
-    pair: str,
-    variant: str,
+    model: str,
     record: dict[str, Any],
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Re-hash a model's own files that the lake holds, as `record` (weights.json) has them."""
-    folder = weights_folder(layout, pair, variant)
+    folder = weights_folder(layout, model)
     report = Report(capture=folder.relative_to(layout.root).as_posix())
     _check_files(layout.files, folder, record, report, progress, REPAIRS["weights"])
     return report

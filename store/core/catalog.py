@@ -1,4 +1,4 @@
-"""The catalog: which pairs, prompt sets, streams, profiles and lakes there are. catalog.yaml explains itself."""
+"""The catalog: which models, pairs, chains, prompt sets, streams, profiles and lakes there are. catalog.yaml explains itself."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date as calendar
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,8 @@ from .yaml_file import NodeReader, compose, hint, kind_of, listed
 T = TypeVar("T")
 PACKAGED = Path(__file__).parent.parent.parent / "catalog.yaml"
 ROWS = "rows"
-SECTIONS = ("pairs", "prompts", "streams", "profiles", "conditions", "lakes", ROWS)
+SECTIONS = ("models", "pairs", "chains", "prompts", "streams", "profiles", "conditions", "lakes", ROWS)
+KINDS = ("models", "pairs", "chains")  # of what commands take by one name
 INTAKE = ("sources", "metadata")  # sections that intake reads, not actlake
 TEMPLATES = ("raw", "chat", "native")
 CONTROL_TOKENS = ("refuse", "allow")
@@ -35,20 +37,16 @@ NEW_TOKENS = 64  # length of a continuation when the stream does not say
 class ModelSpec:
     """Where a model comes from: a local folder (`path`) or a Hugging Face repository (`hub`).
 
-    Both only for a lake's own copy of a hub model: it is loaded from the folder and known by the hub's name.
+    Both only for a lake's own copy of a hub model: it is loaded from the folder and known by the hub's name. `template` is
+    what `native` streams wrap its prompts in: raw or chat.
     """
 
-    pair: str
-    variant: str
+    name: str
     path: Path | None
     hub: str | None
     revision: str | None
     gguf_file: str | None
-
-    @property
-    def name(self) -> str:
-        """PAIR/VARIANT; a model without a catalog entry has no variant."""
-        return f"{self.pair}/{self.variant}" if self.variant else self.pair
+    template: str = "chat"
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,11 @@ class PairSpec:
         if found is None:
             raise LakeError(f"pair {self.name} has no variant {variant!r}; it has {' and '.join(self.variants)}")
         return found
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Variant -> name of its model."""
+        return {variant: self.model(variant).name for variant in self.variants}
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,19 @@ class Catalog:
     """Everything catalog.yaml names, checked; each lookup raises a LakeError that lists what is known."""
 
     path: Path
+    models: dict[str, ModelSpec]
     pairs: dict[str, PairSpec]
+    chains: dict[str, tuple[str, ...]]  # names of models, the base first
     prompts: dict[str, Path]
     streams: dict[str, StreamSpec]
     profiles: dict[str, ProfileSpec]
     conditions: dict[str, ConditionSpec]
     lakes: dict[str, str]
     rows: dict[str, Path]  # folders of .sql files, by what the catalog calls them
+
+    def model(self, name: str) -> ModelSpec:
+        """The model of this name."""
+        return self._find("model", self.models, name)
 
     def pair(self, name: str) -> PairSpec:
         """The pair of this name."""
@@ -214,15 +223,45 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     file = Path(path) if path is not None else here if here.is_file() else PACKAGED
     found = _read(file)
     packaged = {} if _is_packaged(file) else _read(PACKAGED)
+    for kind in KINDS:  # a name of the catalog's own is no other kind of thing because the packaged one has it
+        mine = set().union(*(found.get(other, {}) for other in KINDS if other != kind))
+        packaged[kind] = {name: entry for name, entry in packaged.get(kind, {}).items() if name not in mine}
+    models = packaged["models"].keys() | found.get("models", {}).keys()
+    packaged["pairs"] = {
+        name: entry for name, entry in packaged["pairs"].items() if models >= set(entry.models.values())
+    }
     mine_first = {section: {**found.get(section, {}), **packaged.get(section, {})} for section in SECTIONS}
-    return replace(_EMPTY, path=file, **{name: some | found.get(name, {}) for name, some in mine_first.items()})
+    merged = {name: some | found.get(name, {}) for name, some in mine_first.items()}
+    return replace(_EMPTY, path=file, **_resolved(merged))
+
+
+def _resolved(merged: dict[str, dict]) -> dict[str, dict]:
+    """The sections with pairs and chains of models; LakeError for one of a model that no catalog names."""
+    entries, models = merged["pairs"], merged["models"]
+    for name, entry in [*entries.items(), *merged["chains"].items()]:
+        if lacking := [model for model in entry.models.values() if model not in models]:
+            near = hint(lacking[0], models)
+            raise LakeError(f"{entry.where}: {name} names the model {lacking[0]!r}, which no catalog has{near}")
+    bases, tuned = ({entry.models[v] for entry in entries.values() if v in entry.models} for v in VARIANTS)
+    models = {
+        name: spec if spec.template else replace(spec, template="raw" if name in bases - tuned else "chat")
+        for name, spec in models.items()
+    }
+
+    def both(entry: _Group) -> tuple[ModelSpec | None, ModelSpec | None]:
+        pt, it = (models[entry.models[v]] if v in entry.models else None for v in VARIANTS)
+        return pt, it
+
+    pairs = {name: PairSpec(name, *both(entry), entry.windows) for name, entry in entries.items()}
+    chains = {name: tuple(entry.models.values()) for name, entry in merged["chains"].items()}
+    return {**merged, "models": models, "pairs": pairs, "chains": chains}
 
 
 def _is_packaged(file: Path) -> bool:
     return file.resolve() == PACKAGED.resolve()
 
 
-_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {}, {})
+_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {}, {}, {}, {})
 
 
 def _read(file: Path) -> dict[str, dict]:
@@ -231,7 +270,9 @@ def _read(file: Path) -> dict[str, dict]:
     if root is None:
         raise LakeError(f"{file}: the catalog is empty; expected one or more of {listed(SECTIONS)}")
     parsers: dict[str, Callable[[str, Node], object]] = {
+        "models": reader.model,
         "pairs": reader.pair,
+        "chains": reader.chain,
         "prompts": reader.prompt_set,
         "streams": reader.stream,
         "profiles": reader.profile,
@@ -243,11 +284,32 @@ def _read(file: Path) -> dict[str, dict]:
     rows = (
         {} if folders is None else {part.value: reader.rows(part) for part in reader.list(folders, ROWS, "[./my_rows]")}
     )
-    return {ROWS: rows} | {
+    found: dict[str, dict[str, Any]] = {ROWS: rows} | {
         section: {name: parsers[section](name, node) for name, node in reader.mapping(entries, section).items()}
         for section, entries in sections.items()
         if section in parsers
     }
+    for name, (spec, node) in reader.inline.items():
+        if name in found.get("models", {}):
+            raise reader.error(
+                node, f"model {name}: named twice, here inside a pair and in the section models; rename one"
+            )
+        found.setdefault("models", {})[name] = spec
+    for one, other in combinations(KINDS, 2):
+        if both := found.get(one, {}).keys() & found.get(other, {}).keys():
+            raise LakeError(
+                f"{file}: {min(both)} is a name in {one} and in {other}; commands could not tell which is meant: rename one"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A pair or chain as it stands in a file: names of its models, by variant or place, and the line it begins on."""
+
+    models: dict[str, str]
+    windows: dict[str, tuple[int, int]]
+    where: str
 
 
 class _Reader(NodeReader):
@@ -256,6 +318,7 @@ class _Reader(NodeReader):
     def __init__(self, file: Path):
         super().__init__(file)
         self.folder = file.absolute().parent
+        self.inline: dict[str, tuple[ModelSpec, Node]] = {}  # models that stand inside a pair
         # An installed package's own folder is no place for data.
         self.lake_folder = Path.cwd() if _is_packaged(file) else self.folder
 
@@ -271,29 +334,52 @@ class _Reader(NodeReader):
             raise self.error(node, f"{ROWS}: {folder}: no such folder")
         return folder
 
-    def pair(self, name: str, node: Node) -> PairSpec:
+    def pair(self, name: str, node: Node) -> _Group:
         what = f"pair {name}"
-        entry = self.mapping(node, what, ("pt", "it", "windows"))
-        if not entry.keys() & {"pt", "it"}:
+        entry = self.mapping(node, what, (*VARIANTS, "windows"))
+        if not entry.keys() & set(VARIANTS):
             raise self.error(node, f"{what} names no model; expected pt, it or both")
-        pt, it = (self.model(name, v, entry[v]) if v in entry else None for v in ("pt", "it"))
+        models = {}
+        for variant in VARIANTS:
+            if isinstance(entry.get(variant), ScalarNode):
+                models[variant] = self.text(entry[variant], f"{what}, {variant}")
+            elif variant in entry:
+                models[variant] = f"{name}-{variant}"
+                self.inline[models[variant]] = self._model(models[variant], f"{what}, {variant}", entry[variant]), node
+        if len(set(models.values())) < len(models):
+            raise self.error(node, f"{what}: pt and it are one model, {models['pt']}; a pair has two")
         windows = self.mapping(entry["windows"], f"{what}, windows") if "windows" in entry else {}
-        return PairSpec(name, pt, it, {w: self.window(n, f"{what}, window {w}") for w, n in windows.items()})
+        read = {w: self.window(n, f"{what}, window {w}") for w, n in windows.items()}
+        return _Group(models, read, f"{self.file}:{node.start_mark.line + 1}")
 
-    def model(self, pair: str, variant: str, node: Node) -> ModelSpec:
-        what = f"pair {pair}, {variant}"
-        entry = self.mapping(node, what, ("path", "hub", "revision", "gguf_file"))
+    def chain(self, name: str, node: Node) -> _Group:
+        what = f"chain {name}"
+        found = tuple(self.text(part, f"{what}, a model") for part in self.list(node, what, "[base, sft, dpo]"))
+        if len(found) < 2 or len(set(found)) < len(found):
+            raise self.error(node, f"{what}: expected two models or more, each once, found {listed(found)}")
+        return _Group(
+            {str(place): model for place, model in enumerate(found)}, {}, f"{self.file}:{node.start_mark.line + 1}"
+        )
+
+    def model(self, name: str, node: Node) -> ModelSpec:
+        return self._model(name, f"model {name}", node)
+
+    def _model(self, name: str, what: str, node: Node) -> ModelSpec:
+        entry = self.mapping(node, what, ("path", "hub", "revision", "gguf_file", "template"))
         if ("path" in entry) == ("hub" in entry):
             raise self.error(node, f"{what}: expected either path (a folder) or hub (OWNER/NAME)")
         if "revision" in entry and "hub" not in entry:
             raise self.error(entry["revision"], f"{what}: a folder has no revision; only a hub model has")
+        template = (
+            self.choice(entry.pop("template"), f"{what}, template", ("raw", "chat")) if "template" in entry else ""
+        )
         path = self.local(entry["path"], f"{what}, path") if "path" in entry else None
         texts = {key: self.text(value, f"{what}, {key}") for key, value in entry.items() if key != "path"}
         if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", texts["hub"], re.ASCII):
             raise self.error(entry["hub"], f"{what}, hub is {texts['hub']!r}, expected OWNER/NAME")
         if Path(texts.get("gguf_file", "")).is_absolute() or ".." in Path(texts.get("gguf_file", "")).parts:
             raise self.error(entry["gguf_file"], f"{what}, gguf_file: expected the name of a file inside the folder")
-        return ModelSpec(pair, variant, path, texts.get("hub"), texts.get("revision"), texts.get("gguf_file"))
+        return ModelSpec(name, path, texts.get("hub"), texts.get("revision"), texts.get("gguf_file"), template)
 
     def window(self, node: Node, what: str) -> tuple[int, int]:
         if not isinstance(node, SequenceNode) or len(node.value) != 2:

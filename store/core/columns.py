@@ -80,8 +80,13 @@ PAIR = label_column("pair", "name of the pair")
 VARIANT = label_column("variant", "model of the pair: pt or it; both in tables that compare the two")
 STREAM = label_column("stream", "stream that was read; of a pair the IT's", fill="'published'")
 STREAM_PT = label_column("stream_pt", "stream that the PT read", fill="stream")
-MODEL = (PAIR, VARIANT, STREAM)
-BOTH = (*MODEL, STREAM_PT)
+MODEL = (label_column("model", "name of the model"), STREAM)
+MODELS = (
+    label_column("model_pt", "name of the pair's base model", null="the pair has none"),
+    label_column("model_it", "name of the pair's post-trained model", null="the pair has none"),
+)
+SIDE = (*MODELS, VARIANT, STREAM)  # of one capture, with the pair's other model taken into account
+BOTH = (*SIDE, STREAM_PT)
 LENS = label_column("lens", "lens: raw or tuned", fill="'raw'")
 PROMPT = (
     label_column("prompt", "index of the prompt in its set", "int32", null=ALL),

@@ -14,7 +14,7 @@ from .columns import (
     schema_of,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER = "lake.json"  # makes a folder a lake
 PROGRESS = ".progress"  # folder of the records of a capture under way
 TEMPLATE = "template.json"  # in it: what fixes the capture's arrays, and that it has begun
@@ -124,10 +124,9 @@ def chunk_tokens(shard: int, row_bytes: int) -> int:
 
 
 STREAM_SCHEMA = schema_of([*TOKEN, *PLACE, TOKEN_ID, IS_SPECIAL, IS_CONTINUATION, TOKEN_TEXT])
-# Free-running texts, one line a prompt and condition; the files lie in outputs/, SQL knows them as the table `outputs`.
+# Free-running texts, one line a prompt and condition; the files lie in texts/, SQL knows them as the table `outputs`.
 OUTPUT_COLUMNS = (
-    Column("pair", "string", "name of the pair"),
-    Column("variant", "string", "model of the pair that wrote: pt or it"),
+    Column("model", "string", "name of the model that wrote"),
     Column("key", "string", "hash of all that determines the texts"),
     Column("condition", "string", "edits under which the model wrote"),
     Column("template", "string", "template of the prompt: raw or chat"),

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from ..artifacts.vocab import FILE as VOCAB
 from ..artifacts.vocab import with_vocab
 from ..captures.manifest import check_list, check_whole
+from ..core.catalog import Catalog, load_catalog
 from ..core.errors import KEEPER, CorruptError, LakeError
 from ..core.files import json_bytes, parse_json
-from ..core.schema import MANIFEST, MARKER, PARTIAL, VARIABLES
+from ..core.schema import MANIFEST, MARKER, PARTIAL, VARIABLES, VARIANTS
 from ..core.yaml_file import hint, listed
 from ..format.parquet import first_line
 from ..format.partial import Held, Partial, parse_partial
@@ -28,6 +29,8 @@ from ..remote.files import is_shard
 from ..remote.opening import open_store
 from ..remote.range_file import RangeFile
 from ..remote.store import Entry, Store, transfers
+from ..tables.live import FOREIGN
+from ..tables.names import models_named, models_of, stored_pairs
 from .selection import Item, Plan, Selection, Unit
 
 
@@ -49,8 +52,12 @@ def origin_of(place: Layout | str) -> Store:
 class Planner:
     """Compares two places and lists what a transfer has to move."""
 
-    def __init__(self, source: Store, target: Store, wish: Selection, check: bool = False):
-        """`check` reads what the target has and compares hashes; else a file of the right size counts as there."""
+    def __init__(
+        self, source: Store, target: Store, wish: Selection, check: bool = False, catalog: Catalog | None = None
+    ):
+        """`check` reads what the target has and compares hashes; else a file of the right size counts as there. `catalog`
+        says which models names stand for, beside the source."""
+        self._catalog, self._wanted = catalog, set[str]()
         self.source, self.target, self.wish, self.check = source, target, wish, check
         self.notes: list[str] = []
 
@@ -66,33 +73,41 @@ class Planner:
             if not self.target.empty():
                 raise LakeError(f"{self.target}: the place is not empty and not a lake; name an empty or new one")
             start.records[MARKER] = marker
-        self._check_names()
+        self._find_models()
         captures = self._captures()
         streams = {unit.manifest["stream"] for unit in captures}
         made = self._made() if self.wish.tables else []
         units = [start, *self._prompts(), *self._streams(streams), *self._models(captures), *captures, *made]
         return Plan(self.source, self.target, units, self.notes)
 
-    def _check_names(self) -> None:
-        """LakeError for a pair that the source has no captures of."""
-        known = [folder.split("/")[1] for folder in self.source.list("captures")[0]] if self.wish.named else []
-        for pair in self.wish.named:
-            if pair not in known:
-                raise LakeError(
-                    f"{self.source}: no captures of pair {pair!r}; it has {listed(known)}{hint(pair, known)}"
-                )
+    def _find_models(self) -> None:
+        """Turn names into models; LakeError for one that the source has no captures of."""
+        there = {folder.split("/")[1] for folder in self.source.list("captures")[0]}
+        catalog, variants = self._catalog or load_catalog(), self.wish.variants or VARIANTS
+        pairs = stored_pairs(catalog, there)
+        self._wanted = there
+        if not (self.wish.names or self.wish.variants):
+            return
+        try:
+            asked = models_named(self.wish.names or list(pairs), catalog, there, variants)
+        except LakeError as error:
+            raise LakeError(f"{self.source}: {error}") from error
+        self._wanted = {one.model for one in asked}
+        for name in self.wish.names:
+            if not there & {one.model for one in models_named([name], catalog, there, variants)}:
+                have = f"{listed(pairs)} (models {listed(sorted(there))})"
+                raise LakeError(f"{self.source}: no captures of {name!r}; it has {have}{hint(name, {*pairs, *there})}")
 
     def _captures(self) -> list[Unit]:
         groups = [
             group
-            for pair in self.source.list("captures")[0]
-            for variant in self.source.list(pair)[0]
-            if self.wish.model(*variant.split("/")[1:])
-            for group in self.source.list(variant)[0]
+            for folder in self.source.list("captures")[0]
+            if folder.split("/")[1] in self._wanted
+            for group in self.source.list(folder)[0]
             if group.endswith(".zarr") and not Path(group).name.startswith(".") and self.wish.stream(Path(group).stem)
         ]
         found = [unit for unit in transfers().map(self._capture, groups) if unit]
-        if (self.wish.streams or self.wish.named or self.wish.cuts) and not found:
+        if (self.wish.streams or self.wish.names or self.wish.cuts) and not found:
             raise LakeError(f"{self.source}: no sealed capture is what was asked for; `actlake ls` shows what there is")
         return found
 
@@ -144,7 +159,7 @@ class Planner:
             raise LakeError(
                 f"{self.target}/{folder}: another capture has this name there (sha256 {found[:12]}, here"
                 f" {manifest['capture_sha256'][:12]}), and sealed captures never change: use another lake, or leave it out with"
-                " --pair and --stream"
+                " --stream, or by naming what you want"
             )
         return True
 
@@ -274,18 +289,17 @@ class Planner:
             yield unit
 
     def _models(self, captures: list[Unit]) -> Iterator[Unit]:
-        wanted = {tuple(unit.name.split("/")[1:3]) for unit in captures}
+        wanted = {unit.name.split("/")[1] for unit in captures}
         there, found = self.target.find("models"), self.source.find("models")
         for name in (name for name in found if name.endswith("/model.json")):
-            pair, variant = name.split("/")[1:3]
-            if not (self.wish.whole or (pair, variant) in wanted):
+            if not (self.wish.whole or name.split("/")[1] in wanted):
                 continue
             data, folder = self.source.record(name) or b"", name.rpartition("/")[0]
             record, unit = parse_record(data, "model", f"{self.source}/{name}"), Unit("models", folder)
             known = self._known("model", name) if name in there else None
             if known and known["sha256"] != record["sha256"]:
                 raise LakeError(
-                    f"{self.target}/{name}: another checkpoint has this name there; leave it out with --pair"
+                    f"{self.target}/{name}: another checkpoint has this name there; name only what you want"
                 )
             self._hashed(unit, f"{folder}/head.zarr", record["head_files"], found, there)
             if not known:
@@ -326,12 +340,12 @@ class Planner:
                 unit.items.append(Item(name, size, sha256))
 
     def _made(self) -> Iterator[Unit]:
-        """What was made of captures: tables, probes, directions, texts."""
+        """What was made of captures: tables, lenses, directions, texts, verdicts."""
         tables = self.source.find("tables")
         if not self.wish.whole:
             tables = {name: entry for name, entry in tables.items() if self._is_about(name)}
         yield self._plain("tables", tables)
-        for area in ("probes", "directions", "outputs"):
+        for area in ("lenses", "directions", "texts", "verdicts"):
             found = {name: entry for name, entry in self.source.find(area).items() if self._is_of_model(name)}
             yield self._plain(area, found)
 
@@ -351,10 +365,10 @@ class Planner:
         return unit
 
     def _is_of_model(self, name: str) -> bool:
-        parts = name.split("/")
-        if self.wish.whole or parts[1] == "judge":
+        area, folder, *_ = name.split("/")
+        if self.wish.whole or area == "verdicts":
             return self.wish.whole
-        return self.wish.model(parts[1], parts[2] if parts[0] != "directions" else "")
+        return bool(self._wanted & {folder, *folder.split("--")})
 
     def _is_about(self, name: str) -> bool:
         """Whether a table is about models and streams that were asked for, by the recipe in its metadata."""
@@ -368,9 +382,11 @@ class Planner:
                 repair = "delete it" if self.source.local else KEEPER
                 raise CorruptError(f"{self.source}/{name}: can't be read as a table ({words}); {repair}") from error
         streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
-        return self.wish.model(str(recipe.get("pair", "")), str(recipe.get("variant", "")).replace("both", "")) and (
-            not streams or any(map(self.wish.stream, streams))
-        )
+        told = recipe.get("models")
+        models = {*(told.values() if isinstance(told, dict) else ()), recipe.get("model")}
+        if isinstance(found := recipe.get(FOREIGN), dict):
+            models |= {model for one in found.get("captures", ()) for model in models_of(one)}
+        return bool(self._wanted & models) and (not streams or any(map(self.wish.stream, streams)))
 
 
 def _check_marker(data: bytes, where: str) -> None:

@@ -11,12 +11,13 @@ from ..remote.store import Store
 class Selection:
     """Which part of a lake to move; empty means all of it.
 
-    `streams` are beginnings of streams' names. `sites` are variables of captures, `boundaries` numbers (with the blocks that
-    end there), `prompts` prompt ids, `limit` the first so many: any of these makes copies of a part. Tables can be left out;
+    `names` are models, pairs (of which `variants` picks), PAIR/ROLE or chains. `streams` are beginnings of streams' names.
+    `sites` are variables of captures, `boundaries` numbers (with the blocks that end there), `prompts` prompt ids, `limit` the
+    first so many: any of these makes copies of a part. Tables can be left out;
     models' own files go only on request, since their licences go with them.
     """
 
-    pairs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
@@ -25,20 +26,6 @@ class Selection:
     limit: int | None = None
     tables: bool = True
     weights: bool = False
-    models: tuple[tuple[str, tuple[str, ...]], ...] = ()  # pairs, each with its variants (none: all that it has)
-
-    def model(self, pair: str, variant: str) -> bool:
-        """Whether a model belongs to it; a pair's own things have the variant ''."""
-        some = not self.pairs or pair in self.pairs
-        if self.models:
-            roles = dict(self.models).get(pair)
-            some = roles is not None and (not variant or not roles or variant in roles)
-        return some and (not variant or not self.variants or variant in self.variants)
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """The pairs that are asked for by name."""
-        return (*self.pairs, *dict(self.models))
 
     def stream(self, name: str) -> bool:
         """Whether a stream does."""
@@ -47,7 +34,7 @@ class Selection:
     @property
     def whole(self) -> bool:
         """Whether it is the whole lake."""
-        return not (self.pairs or self.models or self.variants or self.streams)
+        return not (self.names or self.variants or self.streams)
 
     @property
     def cuts(self) -> bool:

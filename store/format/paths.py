@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..remote.store import is_remote
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LAKE = {"format": "actlake", "format_version": FORMAT_VERSION}  # what its marker says
 MEND = f"write {json.dumps(LAKE)} into it, which every lake has there"
-LINK_LEVELS = 4  # captures/PAIR/VARIANT/STREAM.zarr
+LINK_LEVELS = 4  # directions/MODEL-A--MODEL-B/KIND-KEY.zarr
 
 
 def check_name(name: str, what: str) -> str:
@@ -26,14 +26,6 @@ def check_name(name: str, what: str) -> str:
     if not NAME.fullmatch(name) or ".." in name:
         raise LakeError(f"{what} {name!r} is not a valid name: use letters, digits, '_', '.' and '-'")
     return name
-
-
-def split_model(model: str) -> tuple[str, str]:
-    """'PAIR/pt' -> ('PAIR', 'pt'); anything else is a LakeError."""
-    pair, slash, variant = model.partition("/")
-    if not slash or variant not in VARIANTS:
-        raise LakeError(f"model {model!r}: expected PAIR/pt or PAIR/it, for instance pocket/it")
-    return check_name(pair, "pair"), variant
 
 
 @dataclass(frozen=True)
@@ -94,14 +86,13 @@ class Layout:
         with try_lock(self.root / MARKER, wait=True):
             yield
 
-    def model(self, pair: str, variant: str) -> Path:
+    def model(self, model: str) -> Path:
         """Folder of one model's metadata and head."""
-        return self.root / "models" / check_name(pair, "pair") / check_name(variant, "variant")
+        return self.root / "models" / check_name(model, "model")
 
-    def capture(self, pair: str, variant: str, stream: str) -> Path:
+    def capture(self, model: str, stream: str) -> Path:
         """Zarr group of one capture."""
-        folder = self.root / "captures" / check_name(pair, "pair") / check_name(variant, "variant")
-        return folder / f"{check_name(stream, 'stream')}.zarr"
+        return self.root / "captures" / check_name(model, "model") / f"{check_name(stream, 'stream')}.zarr"
 
     @property
     def streams(self) -> Path:
@@ -116,19 +107,20 @@ class Layout:
     @property
     def judge(self) -> Path:
         """Folder of what LLM judges answered."""
-        return self.files.bring(self.root / "outputs" / "judge")
+        return self.files.bring(self.root / "verdicts")
 
-    def directions(self, pair: str) -> Path:
-        """Folder of one pair's directions."""
-        return self.files.bring(self.root / "directions" / check_name(pair, "pair"), "*.json")
+    def directions(self, models: Mapping[str, str]) -> Path:
+        """Folder of the directions from a base model to another (variant -> model)."""
+        pt, it = (check_name(models[variant], "model") for variant in VARIANTS)
+        return self.files.bring(self.root / "directions" / f"{pt}--{it}", "*.json")
 
-    def probes(self, pair: str, variant: str) -> Path:
-        """Folder of one model's tuned-lens probes."""
-        return self.root / "probes" / check_name(pair, "pair") / check_name(variant, "variant")
+    def lenses(self, model: str) -> Path:
+        """Folder of one model's lenses."""
+        return self.root / "lenses" / check_name(model, "model")
 
-    def outputs(self, pair: str, variant: str) -> Path:
+    def texts(self, model: str) -> Path:
         """Folder of one model's free-running texts, a folder per condition."""
-        return self.files.bring(self.root / "outputs" / check_name(pair, "pair") / check_name(variant, "variant"))
+        return self.files.bring(self.root / "texts" / check_name(model, "model"))
 
     def table(self, name: str) -> Path:
         """Folder of one table's Parquet files."""
@@ -195,10 +187,15 @@ def check_version(record: object, where: object, repair: str = "") -> None:
     version = record.get("format_version") if isinstance(record, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise LakeError(
-            f"{where}: no format_version; expected a number up to {FORMAT_VERSION}: this is not a lake's file"
+            f"{where}: no format_version; expected {FORMAT_VERSION}: this is not a lake's file"
             + (f"; {repair}" if repair else "")
         )
     if version > FORMAT_VERSION:
         raise LakeError(
-            f"{where}: format version {version}, this actlake reads up to {FORMAT_VERSION}: upgrade with `pip install -U actlake`"
+            f"{where}: format version {version}, this actlake reads {FORMAT_VERSION}: upgrade with `pip install -U actlake`"
+        )
+    if version < FORMAT_VERSION:
+        raise LakeError(
+            f"{where}: format version {version}, this actlake reads {FORMAT_VERSION} and converts no older lake: capture into a"
+            " new one"
         )

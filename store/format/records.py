@@ -60,7 +60,7 @@ def is_whole(value: object, least: int = 0, most: int = COUNT) -> bool:
 
 
 def is_name(value: object) -> bool:
-    """Whether a value can name a pair, stream or table."""
+    """Whether a value can name a model, stream or table."""
     return isinstance(value, str) and len(value) <= 200 and bool(NAME.fullmatch(value)) and ".." not in value
 
 
@@ -68,7 +68,7 @@ TEXT = Rule("text", lambda value: isinstance(value, str))
 TEXT_OR_NULL = Rule("text or null", lambda value: value is None or isinstance(value, str))
 HASH = _text(SHA256, "a SHA-256 (64 hexadecimal digits)")
 NAMED = Rule("a name (letters, digits, '_', '.' and '-')", is_name)
-VARIANT = Rule("pt or it", lambda value: value in VARIANTS)
+MODELS = dict.fromkeys(VARIANTS, NAMED)  # of a pair
 FILE = _text(INSIDE, "the path of a file inside the folder")
 VARIABLE = _text(ARRAY, "the name of an array")
 WHOLE = Rule("a whole number", is_whole)
@@ -124,8 +124,7 @@ HASHES = Each(FILE, HASH)
 FILES = Each(FILE, {"sha256": HASH, "bytes": WHOLE}, _are_files)
 EXTREMES = Each(VARIABLE, {"min": NUMBER_OR_NULL, "max": NUMBER_OR_NULL, "nonfinite": WHOLE})
 MADE = {
-    "pair": NAMED,
-    "variant": VARIANT,
+    "model": NAMED,
     "model_sha256": TEXT,
     "dtype": TEXT,
     "batch": SOME,
@@ -147,8 +146,7 @@ TEMPLATE = {
     "per_prompt?": Many(VARIABLE),
 }
 CAPTURED = {
-    "pair": NAMED,
-    **dict.fromkeys(("stream?", "stream_pt?"), NAMED),
+    **dict.fromkeys(("model?", "model_pt?", "model_it?", "stream?", "stream_pt?"), NAMED),
     **dict.fromkeys(("variant?", "lens?", "kind?", "condition?", "sweep?"), TEXT),
 }
 LINE = {
@@ -191,12 +189,13 @@ RECORDS: dict[str, dict[str, Any]] = {
             **dict.fromkeys(("prompt_set_sha256?", "tokenizer_sha256?", "date?"), TEXT),
         },
         "keys": Many(TEXT),
+        "written_by": Many(TEXT),
         "same_as": NAMED,
         "parquet_sha256?": HASH,
     },
     "model": {
-        "pair": NAMED,
-        "variant": VARIANT,
+        "model": NAMED,
+        "template": one_of("raw", "chat"),
         "id": TEXT,
         "revision": TEXT_OR_NULL,
         "files": HASHES,
@@ -223,8 +222,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "post_norm_eps?": NUMBER_OR_NULL,
     },
     "probes": {
-        "pair": NAMED,
-        "variant": VARIANT,
+        "model": NAMED,
         "stream": NAMED,
         "model_sha256": TEXT,
         "capture_sha256": TEXT,
@@ -235,10 +233,9 @@ RECORDS: dict[str, dict[str, Any]] = {
         "files": HASHES,
         "probes_sha256": HASH,
     },
-    "directions": {"kind": NAMED, "pair": NAMED, "recipe": OBJECT, "files": HASHES},
+    "directions": {"kind": NAMED, "models": MODELS, "recipe": OBJECT, "files": HASHES},
     "condition": {
-        "pair": NAMED,
-        "variant": VARIANT,
+        "model": NAMED,
         "recipe": {"template": TEXT, "max_new_tokens": WHOLE, "date?": TEXT},
     },
     # Batches of texts under way, and of continuations.

@@ -21,11 +21,20 @@ from .opening import open_store
 from .store import LARGEST_RECORD, AccessError, Entry, safe, side_by_side, transfers
 
 TAGS = ".origin.json"
-AREAS = ("streams", "prompts", "models", "probes", "directions", "tables", "outputs")  # listed whole, brought in part
+AREAS = (
+    "streams",
+    "prompts",
+    "models",
+    "lenses",
+    "directions",
+    "tables",
+    "texts",
+    "verdicts",
+)  # listed whole, brought in part
 FEW = 16 << 20  # bytes that are brought without a progress bar
 # What says which captures, streams and models there are.
 RECORD = re.compile(
-    rf"{MARKER}|streams/[^/]+\.json|models/[^/]+/[^/]+/[^/]+\.json|captures/[^/]+/[^/]+/[^/]+/({MANIFEST}|{PARTIAL})"
+    rf"{MARKER}|streams/[^/]+\.json|models/[^/]+/[^/]+\.json|captures/[^/]+/[^/]+/({MANIFEST}|{PARTIAL})"
 )
 HIDDEN = re.compile(r"(^|/)\.[^/]*\.(tmp|training)(/|$)")
 
@@ -106,9 +115,8 @@ class RemoteFiles(Files):
 
     def _list_captures(self) -> None:
         """Captures by folder: a listing of all their shards would take a lab's lake minutes."""
-        pairs, _ = self.store.list("captures")
-        variants = [folder for folders, _ in transfers().map(self.store.list, pairs) for folder in folders]
-        groups = [folder for folders, _ in transfers().map(self.store.list, variants) for folder in folders]
+        models, _ = self.store.list("captures")
+        groups = [folder for folders, _ in transfers().map(self.store.list, models) for folder in folders]
         groups = [group for group in groups if group.endswith(".zarr") and not Path(group).name.startswith(".")]
         found = set()
         for group, (_, files) in zip(groups, transfers().map(self.store.list, groups), strict=True):
@@ -117,7 +125,7 @@ class RemoteFiles(Files):
             if records or self.store.entry(f"{group}/{PROGRESS}/{TEMPLATE}"):
                 found.add(group)
             self.listed |= records
-        for folder in (self.root / "captures").glob("*/*/[!.]*.zarr"):
+        for folder in (self.root / "captures").glob("*/[!.]*.zarr"):
             name = self._name(folder)
             unsealed = (folder / MANIFEST).exists() and f"{name}/{MANIFEST}" not in self.listed
             if name not in found or unsealed:

@@ -19,7 +19,7 @@ from ..core.schema import VARIABLES
 from .folder import Folder
 from .store import Store
 
-SHARD = re.compile(r"captures/[^/]+/[^/]+/[^/]+\.zarr/([^/]+)/c/.+")
+SHARD = re.compile(r"captures/[^/]+/[^/]+\.zarr/([^/]+)/c/.+")
 T = TypeVar("T")
 
 

@@ -32,7 +32,8 @@ def _no_columns(kind: str) -> dict[str, str]:
 class Table:
     """What is known of a table before it is computed.
 
-    `of` is what one file of it is about: a `capture`, or a `pair` of them. `kinds` are those that free SQL gets without naming
+    `of` is what one file of it is about: a `capture`, a `pair` of them, or a `side`: one capture of a pair, with the other
+    model taken into account, made of (context, pair, variant). `kinds` are those that free SQL gets without naming
     them, `kind_columns` the columns by which a kind's rows are known. `how` says what it takes (HOW), of every kind or kind by
     kind. `version` is that of the code that makes it: raise it when its numbers change, and rows made before do not count any
     more. `lenses` is its cost in passes of a lens over all tokens.

@@ -16,6 +16,7 @@ from ..core.files import hash_json
 from ..core.schema import MANIFEST
 from ..format.parquet import about
 from ..format.paths import Layout
+from ..format.records import check_record
 from .declared import TABLES
 
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
@@ -29,6 +30,19 @@ def table_key(name: str, recipe: dict[str, Any]) -> str:
 def live_files(layout: Layout, name: str) -> list[Path]:
     """A table's files whose rows count, sorted by name; CorruptError for one that bears another file's name."""
     return [file for file in _files(layout, name) if not stale(layout, name, file)]
+
+
+def foreign_record(file: Path) -> list[dict[str, str]]:
+    """The captures that a file from elsewhere stands for: models, and where the table has them stream, lens ..."""
+    found = about(file)
+    check_record(found, FOREIGN, file)
+    return list((found or {})[FOREIGN]["captures"])
+
+
+def foreign_files(layout: Layout, name: str) -> list[Path]:
+    """The files of a table that were brought in from elsewhere (see tables.imported)."""
+    pattern = f"{FOREIGN}-*.parquet"
+    return sorted(layout.files.bring(layout.table(name), pattern).glob(pattern))
 
 
 def stale_files(layout: Layout, name: str) -> dict[Path, str]:
@@ -79,19 +93,18 @@ def _recipe(file: Path, _changed: int, _size: int) -> dict[str, Any] | None:
 
 def _inputs(layout: Layout, recipe: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Captures and models of a recipe that the lake has under the same name: what it is, the recipe's hash, the lake's."""
-    pair = recipe.get("pair")
-    if not isinstance(pair, str):
-        return
-    streams = recipe.get("streams") or {recipe.get("variant"): recipe.get("stream")}
-    captures = recipe.get("captures") or {recipe.get("variant"): recipe.get("capture")}
-    for variant, sha256 in captures.items():
-        stream = streams.get(variant)
-        if sha256 and variant and stream and (found := _capture_sha256(layout.capture(pair, variant, stream))):
-            yield f"capture {pair}/{variant}/{stream}", sha256, found
-    models = recipe.get("models") or recipe.get("heads") or {recipe.get("variant"): recipe.get("head")}
-    for variant, sha256 in models.items():
-        if sha256 and variant and has_model(layout, pair, variant):
-            yield f"model {pair}/{variant}", sha256, str(read_model(layout, pair, variant)["sha256"])
+    of = recipe.get("models") or {"": recipe.get("model")}
+    streams = recipe.get("streams") or {"": recipe.get("stream")}
+    captures = recipe.get("captures") or {"": recipe.get("capture")}
+    heads = recipe.get("heads") or {"": recipe.get("head")}
+    for variant, model in of.items() if isinstance(of, dict) else ():
+        if not isinstance(model, str):
+            continue
+        stream, sha256 = streams.get(variant), captures.get(variant)
+        if sha256 and stream and (found := _capture_sha256(layout.capture(model, stream))):
+            yield f"capture {model}/{stream}", sha256, found
+        if (sha256 := heads.get(variant)) and has_model(layout, model):
+            yield f"model {model}", sha256, str(read_model(layout, model)["sha256"])
 
 
 def _capture_sha256(path: Path) -> str:

@@ -1,37 +1,125 @@
-"""Pairs and models by name: those of a lake and of the catalog, and what a misspelt one may have meant."""
+"""Models, pairs and chains by name: those of a lake and of the catalog, and what a misspelt one may have meant."""
 
-from ..captures.reader import list_captures
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
 from ..core.catalog import Catalog
 from ..core.errors import LakeError
 from ..core.schema import VARIANTS
 from ..core.yaml_file import hint, listed
-from ..format.paths import Layout
+from ..format.paths import Layout, check_name
 from .declared import TABLES
-from .sql import foreign_files, foreign_record
+from .live import foreign_files, foreign_record
+
+Pairs = dict[str, dict[str, str]]  # pair -> variant -> model
 
 
-def stored_pairs(layout: Layout) -> dict[str, set[str]]:
-    """Pair -> its variants in the lake: captured, kept as models, or known from tables of somebody else (which may name none)."""
-    captured = list_captures(layout)
-    models = {(path.parts[-3], path.parts[-2]) for path in layout.root.glob("models/*/*/model.json")}
-    found: dict[str, set[str]] = {}
-    for pair, variant in {*zip(captured["pair"], captured["variant"], strict=True), *models}:
-        found.setdefault(pair, set()).add(variant)
-    for record in (
-        record for name in TABLES for file in foreign_files(layout, name) for record in foreign_record(file)
-    ):
-        named = set(VARIANTS) if "stream_pt" in record else {record.get("variant", "")} & set(VARIANTS)
-        found.setdefault(record["pair"], set()).update(named)
-    return found
+@dataclass(frozen=True)
+class Named:
+    """A model that a name asks for, and the pair and variant that it was asked as, if any."""
+
+    model: str
+    pair: str = ""
+    variant: str = ""
 
 
-def variants_of(pair: str, stored: dict[str, set[str]], catalog: Catalog) -> tuple[str, ...]:
-    """The models of a pair, pt before it, of a lake's pairs (`stored_pairs`) and the catalog's; LakeError for an unknown pair."""
-    if "/" in pair:
-        raise LakeError(f"{pair!r} names a model; name its pair, {pair.partition('/')[0]}")
-    if pair not in stored and pair not in catalog.pairs:
-        where = f"the lake has {listed(stored)}, {catalog.path} {listed(catalog.pairs)}"
-        raise LakeError(f"unknown pair {pair!r}: {where}{hint(pair, [*stored, *catalog.pairs])}")
-    spec = catalog.pairs.get(pair)
-    named = {variant for variant in VARIANTS if spec and getattr(spec, variant)}
-    return tuple(variant for variant in VARIANTS if variant in stored.get(pair, set()) | named)
+def stored_models(layout: Layout) -> set[str]:
+    """Models of a lake: captured, kept, or known from tables of somebody else."""
+    there = {path.parent.name for path in layout.root.glob("captures/*/*.zarr")}
+    there |= {path.parent.name for path in layout.root.glob("models/*/model.json")}
+    return there | {
+        model for name in TABLES for capture in foreign_captures(layout, name) for model in models_of(capture)
+    }
+
+
+def foreign_captures(layout: Layout, name: str) -> list[dict[str, str]]:
+    """The captures that foreign files of a table stand for: models, and where the table has them stream, lens ..."""
+    return [capture for path in foreign_files(layout, name) for capture in foreign_record(path)]
+
+
+def models_of(capture: Mapping[str, str]) -> Iterator[str]:
+    """The models that rows from elsewhere are about."""
+    return (capture[name] for name in ("model", "model_pt", "model_it") if capture.get(name))
+
+
+def known_pairs(catalog: Catalog, there: set[str]) -> Pairs:
+    """The catalog's pairs; and X of models X-pt and X-it of a lake (`there`), where these are in no pair of the catalog."""
+    found = {name: dict(spec.models) for name, spec in catalog.pairs.items()}
+    named = {model for models in found.values() for model in models.values()}
+    for model in sorted(there - named):
+        pair, _, variant = model.rpartition("-")
+        if pair and variant in VARIANTS:
+            found.setdefault(pair, {}).setdefault(variant, model)
+    return {name: {v: models[v] for v in VARIANTS if v in models} for name, models in found.items()}
+
+
+def stored_pairs(catalog: Catalog, there: set[str]) -> Pairs:
+    """The pairs of which a lake has a model; `there` are its models."""
+    return {name: of for name, of in known_pairs(catalog, there).items() if there & set(of.values())}
+
+
+def pair_named(name: str, catalog: Catalog, there: set[str]) -> dict[str, str]:
+    """The models of a pair by variant; LakeError for an unknown pair. `there` are the models of the lake."""
+    pairs = known_pairs(catalog, there)
+    if name in pairs:
+        return pairs[name]
+    if name in {*there, *catalog.models}:
+        of = [pair for pair, models in pairs.items() if name in models.values()]
+        add = "" if of else f"; {catalog.path} names pairs as `pairs: {{NAME: {{pt: MODEL, it: MODEL}}}}`"
+        raise LakeError(f"{name!r} names a model; name a pair: it is in {listed(of)}{add}")
+    if "/" in name:
+        raise LakeError(f"{name!r} names a model; name its pair, {name.partition('/')[0]}")
+    here = stored_pairs(catalog, there)
+    where = f"the lake has {listed(here)}, {catalog.path} {listed(catalog.pairs)}"
+    raise LakeError(f"unknown pair {name!r}: {where}{hint(name, pairs)}")
+
+
+def models_named(
+    names: Sequence[str], catalog: Catalog, there: set[str], variants: Sequence[str] = VARIANTS
+) -> list[Named]:
+    """What MODEL, PAIR, PAIR/ROLE and CHAIN ask for, each model once; of pairs only these variants.
+
+    `there` are the models of the lake. LakeError for a name of neither the lake nor the catalog.
+    """
+    found: dict[Named, None] = {}
+    pairs = known_pairs(catalog, there)
+    for name in names:
+        pair, slash, role = name.partition("/")
+        if slash and role not in VARIANTS:
+            raise LakeError(
+                f"{name!r}: expected MODEL, PAIR, PAIR/ROLE or CHAIN, for instance pocket-it, pocket or pocket/it"
+            )
+        if slash or name in pairs:
+            models = pair_named(pair, catalog, there)
+            if role and role not in models:
+                raise LakeError(f"pair {pair} has no variant {role!r}; it has {' and '.join(models)}")
+            roles = [role] if role else [variant for variant in models if variant in variants]
+            found |= dict.fromkeys(Named(models[variant], pair, variant) for variant in roles)
+        elif name in catalog.chains:
+            found |= dict.fromkeys(map(Named, catalog.chains[name]))
+        elif name in {*there, *catalog.models}:
+            found[Named(check_name(name, "model"))] = None
+        else:
+            known = [*pairs, *catalog.chains, *sorted({*there, *catalog.models})]
+            here = f"the lake has {listed(stored_pairs(catalog, there))}, " if there else ""
+            raise LakeError(
+                f"unknown pair, model or chain {name!r}: {here}{catalog.path} {listed(catalog.pairs)}{hint(name, known)}"
+            )
+    paired = {one.model for one in found if one.pair}
+    return [one for one in found if one.pair or one.model not in paired]
+
+
+def model_named(name: str, catalog: Catalog, there: set[str]) -> str:
+    """The model that MODEL or PAIR/ROLE names (pocket-it, pocket/it); LakeError for another name."""
+    found = models_named([name], catalog, there)
+    if len(found) != 1:
+        raise LakeError(f"{name!r} names {len(found)} models; name one of {' or '.join(one.model for one in found)}")
+    return found[0].model
+
+
+def pair_table(pairs: Pairs) -> pd.DataFrame:
+    """The table `pairs`: a row per pair and variant, with the model's name."""
+    rows = [(pair, variant, model) for pair, models in sorted(pairs.items()) for variant, model in models.items()]
+    return pd.DataFrame(rows, columns=["pair", "variant", "model"], dtype=object)

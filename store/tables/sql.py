@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, lru_cache
@@ -20,18 +20,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..artifacts.streams import stream_records
 from ..artifacts.texts import output_files
-from ..captures.reader import capture_names, list_captures
+from ..captures.reader import COLUMNS, list_captures
+from ..core.catalog import load_catalog
 from ..core.columns import Column, schema_of
 from ..core.errors import CorruptError, LakeError, SqlError
 from ..core.files import canonical_json, free_bytes, full_disk, human_bytes, place, sync_file, temporary_of
-from ..core.schema import OUTPUT_COLUMNS, OUTPUTS, VARIANTS
+from ..core.schema import OUTPUT_COLUMNS, OUTPUTS
 from ..format.parquet import AGAIN, about, check_parquet, check_rows, first_line, parquet_writer
 from ..format.paths import Layout
-from ..format.records import check_record
 from .declared import TABLES
-from .live import FOREIGN, live_files, table_key
+from .live import foreign_files, live_files, table_key
+from .names import Pairs, pair_table, stored_models, stored_pairs
+from .streams import PAIRED, history, pair_streams, sql_text, stream_table
 
 T = TypeVar("T")
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
@@ -40,16 +41,15 @@ VIEW_COLUMN = re.compile(r"column (\w+)(?: \(([^)]*)\))?: (.*)")  # in the heade
 HISTORY = Column(
     "history", "string", "shared: both models read one answer; own: each read its own. Never average over both"
 )
-_CAPTURE = (
-    Column("pair", "string", "name of the pair"),
-    Column("variant", "string", "model of the pair: pt or it"),
-)
+_PAIR = Column("pair", "string", "name of the pair", null="the model is in none")
+_VARIANT = Column("variant", "string", "model of the pair: pt or it", null="the model is in no pair")
+_MODEL = Column("model", "string", "name of the model")
 # Small tables made of records, by name: what they are, and their columns.
 SMALL_TABLES = {
     "captures": (
         "Every capture of the lake.",
         (
-            *_CAPTURE,
+            _MODEL,
             Column("stream", "string", "stream that the model read"),
             Column("prompts", "int64", "prompts of the stream", "prompts"),
             Column("tokens", "int64", "tokens of the stream", "tokens"),
@@ -58,10 +58,13 @@ SMALL_TABLES = {
             Column("path", "string", "folder of the capture"),
         ),
     ),
+    "pairs": ("The models of every pair.", (_PAIR, _VARIANT, _MODEL)),
     "streams": (
         "Every stream that a model read, by each name it can be asked by.",
         (
-            *_CAPTURE,
+            _PAIR,
+            _VARIANT,
+            _MODEL,
             Column("recipe", "string", "what the stream is: raw, native, teacher, reverse ..., as in the catalog"),
             Column("prompts", "string", "name of the prompt set"),
             Column("stream", "string", "name of the stream in tables"),
@@ -84,7 +87,7 @@ MISTAKES = (
 )
 CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # the rest of the process needs memory, too
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
-PUBLISHED = "published"  # the stream of rows from elsewhere whose texts are not known: it answers rows of every recipe
+NO_CAPTURES, NO_STREAMS = (pd.DataFrame(columns=columns, dtype=object) for columns in (COLUMNS, PAIRED))
 
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
@@ -183,12 +186,12 @@ def drop_tables(layout: Layout, name: str, recipe: dict[str, Any], keep: Path) -
 
 
 def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    rows = max(len(value) for value in group.values() if not isinstance(value, str | int))
+    rows = max(len(value) for value in group.values() if not isinstance(value, str | int | None))
     arrays = []
     for column in schema:
         value = group[column.name]
-        if isinstance(value, str | int):
-            value = pa.repeat(pa.scalar(value), rows)
+        if isinstance(value, str | int | None):
+            value = pa.repeat(pa.scalar(value), rows) if value is not None else pa.nulls(rows)
         # NaN marks "not defined here" in kernels; SQL's word for that is NULL.
         array = pa.array(value, from_pandas=True) if not isinstance(value, pa.Array) else value
         arrays.append(
@@ -199,107 +202,80 @@ def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def foreign_record(file: Path) -> list[dict[str, str]]:
-    """The captures that a file from elsewhere stands for: pair, and where the table has them variant, stream, lens ..."""
-    found = about(file)
-    check_record(found, FOREIGN, file)
-    return list((found or {})[FOREIGN]["captures"])
-
-
-def foreign_files(layout: Layout, name: str) -> list[Path]:
-    """The files of a table that were brought in from elsewhere (see tables.imported)."""
-    pattern = f"{FOREIGN}-*.parquet"
-    return sorted(layout.files.bring(layout.table(name), pattern).glob(pattern))
-
-
-def stream_table(layout: Layout) -> pd.DataFrame:
-    """One row per model and stream name it can be asked by, captured or known from foreign tables alone.
-
-    Columns: pair, variant, recipe, prompts, stream, name, prompt_set (SHA-256, or "foreign"), max_new_tokens, n_prompts.
-    `stream` is the name tables carry; `name` may be an alias of equal content (IT's teacher stream is its native one).
-    """
-    records = {record["name"]: record for record in stream_records(layout)}
-    sealed = list_captures(layout).query("sealed")
-    rows = []
-    for pair, variant in sorted(set(zip(sealed["pair"], sealed["variant"], strict=True))):
-        there = set(sealed.query("pair == @pair and variant == @variant")["stream"])
-        for name, stream in sorted(capture_names(layout, pair, variant).items()):
-            if stream in there and name in records:
-                record = records[name]
-                rows.append(
-                    {
-                        "pair": pair,
-                        "variant": variant,
-                        "recipe": record["kind"],
-                        "prompts": record["prompts"],
-                        "stream": stream,
-                        "name": name,
-                        "prompt_set": record["recipe"].get("prompt_set_sha256", ""),
-                        "max_new_tokens": record["recipe"].get("max_new_tokens", 0),
-                        "n_prompts": record["n_prompts"],
-                    }
-                )
-    rows += [_foreign_stream(*names) for names in _foreign_models(layout)]
-    columns = ["pair", "variant", "recipe", "prompts", "stream", "name", "prompt_set", "max_new_tokens", "n_prompts"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _foreign_models(layout: Layout) -> list[tuple[str, str, str]]:
-    """(pair, variant, stream) of everything that foreign tables hold."""
-    found = set()
-    for name in TABLES:
-        for path in foreign_files(layout, name):
-            for capture in foreign_record(path):
-                if "stream_pt" in capture:
-                    found |= {(capture["pair"], "pt", capture["stream_pt"]), (capture["pair"], "it", capture["stream"])}
-                elif "stream" in capture:
-                    found.add((capture["pair"], capture["variant"], capture["stream"]))
-    return sorted(found)
-
-
-def _foreign_stream(pair: str, variant: str, stream: str) -> dict[str, Any]:
-    """A row of `stream_table`: the recipe is what a stream's name begins with, as for captured ones."""
-    recipe, _, prompts = stream.partition("-")
-    named = {"pair": pair, "variant": variant, "recipe": recipe, "prompts": prompts, "stream": stream, "name": stream}
-    return {**named, "prompt_set": FOREIGN, "max_new_tokens": 0, "n_prompts": 0}
-
-
-def connect(layout: Layout, sql: str | None = None) -> duckdb.DuckDBPyConnection:
+def connect(
+    layout: Layout,
+    sql: str | None = None,
+    pairs: Pairs | None = None,
+    files: Mapping[str, Sequence[Path]] | None = None,
+) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection that sees the lake's tables as views and nothing else.
 
-    `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it.
+    `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it. `pairs` are
+    those that rows are told apart by (left out: all that the lake and the usual catalog have), `files` the only ones that are
+    read of a table, beside those from elsewhere (left out: all that count).
 
-    Views: one per table of the schema (empty when nothing is computed yet), `captures`, `streams` and the SQL views.
+    Views: one per table of the schema (empty when nothing is computed yet), with columns pair and variant; `pairs`,
+    `captures`, `streams` and the SQL views. A model in no pair has rows with neither, one in two pairs has its rows twice.
     No other file, no network, no Python variables, and the configuration is locked. Raises CorruptError for a table file
     that is no Parquet file or lacks columns of its table.
     """
-    read = tables_read(sql)
-    for name in read:
-        layout.files.bring(layout.table(name))
-    files = {name: live_files(layout, name) if name in read else [] for name in TABLES}
-    files[TEXTS] = output_files(layout, True) if sql is None or TEXTS in tables_in(sql) else []
+    read, named = tables_read(sql), set(known_tables()) if sql is None else tables_in(sql)
+    behind = named | {name for view in named & VIEWS.keys() for name in tables_in(VIEWS[view])}
+    pairs = stored_pairs(load_catalog(), stored_models(layout)) if pairs is None else pairs
+    found = {name: _files_read(layout, name, files) if name in read else [] for name in TABLES}
+    found[TEXTS] = output_files(layout, True) if TEXTS in named else []
     connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
-    for name, frame in (("captures", list_captures(layout)), ("streams", stream_table(layout))):
+    small = {"pairs": pair_table(pairs)}
+    small["streams"] = streams = _all_streams(layout, pairs) if behind & {"streams", "pair_lens"} else NO_STREAMS
+    small["captures"] = list_captures(layout) if "captures" in named else NO_CAPTURES
+    for name, frame in small.items():
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
     for name, columns in {**{name: table.columns for name, table in TABLES.items()}, TEXTS: OUTPUT_COLUMNS}.items():
         try:
-            rows = _scan(files[name], columns)
+            rows = _paired(_scan(found[name], columns), columns)
             if name == "pair_lens":
-                rows = f"SELECT *, {_history(layout)} AS {HISTORY.name} FROM ({rows})"
+                rows = f"SELECT *, {history(layout, streams)} AS {HISTORY.name} FROM ({rows})"
             connection.execute(f'CREATE VIEW "{name}" AS {rows}')
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
-            folder = layout.root / "outputs" if name == TEXTS else layout.table(name)
+            folder = layout.root / "texts" if name == TEXTS else layout.table(name)
             raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
     for name, view in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {view}")
     _comment(connection, tables_in(sql or ""))
-    connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in files.values() for file in some)}]")
+    connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in found.values() for file in some)}]")
     connection.execute("SET enable_progress_bar = false")  # its widget would stay in a notebook's output
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _all_streams(layout: Layout, pairs: Pairs) -> pd.DataFrame:
+    """The table `streams`: those of pairs, and of models that are in none."""
+    mine = pair_streams(layout, pairs)
+    alone = stored_models(layout) - {model for models in pairs.values() for model in models.values()}
+    rest = stream_table(layout, alone).assign(pair=None, variant=None)[PAIRED] if alone else mine
+    return mine if rest is mine or rest.empty else rest if mine.empty else pd.concat([mine, rest], ignore_index=True)
+
+
+def _files_read(layout: Layout, name: str, files: Mapping[str, Sequence[Path]] | None) -> list[Path]:
+    """The files of a table that a connection reads."""
+    if files is None:
+        layout.files.bring(layout.table(name))
+        return live_files(layout, name)
+    return sorted({*(file for file in files.get(name, ()) if file.exists()), *foreign_files(layout, name)})
+
+
+def _paired(rows: str, columns: Sequence[Column]) -> str:
+    """Rows with the pair, and of one model's rows the variant, that their models are."""
+    if any(column.name == "model" for column in columns):
+        return f"SELECT p.pair, p.variant, t.* FROM ({rows}) AS t LEFT JOIN pairs AS p ON p.model = t.model"
+    return (
+        f"SELECT p.pair, t.* FROM ({rows}) AS t LEFT JOIN (SELECT pair, any_value(model) FILTER (variant = 'pt') AS model_pt,"
+        " any_value(model) FILTER (variant = 'it') AS model_it FROM pairs GROUP BY pair) AS p"
+        " ON p.model_pt IS NOT DISTINCT FROM t.model_pt AND p.model_it IS NOT DISTINCT FROM t.model_it"
+    )
 
 
 @cache
@@ -339,35 +315,6 @@ def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]
         wait([done], timeout=5)
         raise
     return done.result()
-
-
-def _history(layout: Layout) -> str:
-    """SQL of a column of `pair_lens`: `shared` where both models read an answer by one and the same, `own` where each read its
-    own; NULL where streams from elsewhere do not say."""
-    writers = {record["name"]: _writer_of(record) for record in stream_records(layout)}
-    streams = stream_table(layout)
-    known = {(row.pair, row.variant, row.stream): (row.stream, row.recipe) for row in streams.itertuples()}
-    cases = []
-    for (pair, variant, stream), (_, recipe) in sorted(known.items()):
-        for other in sorted({name for (p, v, name) in known if (p, v) == (pair, "it")} if variant == "pt" else set()):
-            if stream in writers and other in writers:
-                history = "shared" if writers[stream] == writers[other] else "own"
-            elif PUBLISHED in (recipe, other):
-                continue
-            else:
-                history = "shared" if recipe == "teacher" or other.startswith("reverse") else "own"
-            cases.append(f"WHEN stream_pt = {_sql_text(stream)} AND stream = {_sql_text(other)} THEN '{history}'")
-    return f"CASE {' '.join(dict.fromkeys(cases))} END" if cases else "NULL::VARCHAR"
-
-
-def _writer_of(record: dict[str, Any]) -> tuple[Any, ...]:
-    """Who wrote the continuations of a stream: a model in a template, or stored texts; nothing where there are none."""
-    found = record["recipe"].get("continuation") or {}
-    return tuple(found.get(key) for key in ("model_sha256", "template", "outputs"))
-
-
-def _sql_text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _files(layout: Layout, texts: bool) -> dict[str, list[Path]]:
@@ -416,9 +363,9 @@ def _comment(connection: duckdb.DuckDBPyConnection, names: set[str]) -> None:
     known, found = described(), []
     for name in dict.fromkeys(table for table, _ in there):
         kind = "TABLE" if name in SMALL_TABLES else "VIEW"
-        found.append(f'COMMENT ON {kind} "{name}" IS {_sql_text(known[name][0])}')
+        found.append(f'COMMENT ON {kind} "{name}" IS {sql_text(known[name][0])}')
     for table, column in there:
-        found.append(f'COMMENT ON COLUMN "{table}"."{column}" IS {_sql_text(known[table][1][column].comment)}')
+        found.append(f'COMMENT ON COLUMN "{table}"."{column}" IS {sql_text(known[table][1][column].comment)}')
     connection.execute("; ".join(found))
 
 
@@ -430,10 +377,14 @@ def described() -> dict[str, tuple[str, dict[str, Column]]]:
     every = {name: (table.about, table.columns) for name, table in TABLES.items()} | SMALL_TABLES
     every["pair_lens"] = (every["pair_lens"][0], (*every["pair_lens"][1], HISTORY))
     every[TEXTS] = ("What models wrote under edits, a text a row.", OUTPUT_COLUMNS)
-    found = {name: (words, {column.name: column for column in columns}) for name, (words, columns) in every.items()}
+    found = {
+        name: (words, {column.name: column for column in (_PAIR, _VARIANT, *columns)})
+        for name, (words, columns) in every.items()
+    }
     for name, view in VIEWS.items():
         header = [line.removeprefix("--").strip() for line in view.splitlines() if line.startswith("--")]
-        known = {column.name: column for behind in sorted(tables_behind(name)) for column in TABLES[behind].columns}
+        behind = [column for table in sorted(tables_behind(name)) for column in TABLES[table].columns]
+        known = {column.name: column for column in (_PAIR, _VARIANT, *behind)}
         own = [Column(m[1], "string", m[3], m[2] or "") for line in header if (m := VIEW_COLUMN.fullmatch(line))]
         found[name] = (header[0], known | {column.name: column for column in own})
     return found
@@ -513,42 +464,3 @@ def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
 def known_tables() -> list[str]:
     """Names that SQL can use."""
     return [*TABLES, TEXTS, *VIEWS, *SMALL_TABLES]
-
-
-def same_prompts(
-    streams: pd.DataFrame, pair: str, recipe: str, prompts: str | None, variants: Sequence[str] = VARIANTS
-) -> dict[str, str]:
-    """variant -> stream for the captures of `pair` that answer a question on `recipe`.
-
-    All `variants` must have been captured on the same prompt set with the same continuation budget. LakeError when none
-    or several such groups are in the lake; `prompts` (a prompt-set name or a prefix of a stream name) picks one. Rows from
-    elsewhere on the stream `published` stand in where nothing else of the recipe is there.
-    """
-    rows = streams[(streams["pair"] == pair) & streams["recipe"].isin([recipe, PUBLISHED])]
-    if prompts:
-        rows = rows[(rows["prompts"] == prompts) | rows["name"].str.startswith(prompts)]
-    if (rows["recipe"] == recipe).any():
-        rows = rows[rows["recipe"] == recipe]
-    groups = [
-        group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(variants)
-    ]
-    if len(groups) != 1 or groups[0]["variant"].duplicated().any():
-        have = (
-            ", ".join(f"{row.variant}:{row.name_}" for row in rows.rename(columns={"name": "name_"}).itertuples())
-            or "none"
-        )
-        if not groups and len(rows) and (rows["prompt_set"] == FOREIGN).all():
-            raise LakeError(
-                f"pair {pair}: this question needs rows of pt and it; there, from elsewhere: {have}. Bring in the other"
-                " variant's: `actlake table add TABLE FILE`"
-            )
-        if not groups:
-            known = streams.loc[streams["pair"] == pair, "prompts"].unique()
-            named = prompts or (known[0] if len(known) == 1 else "")
-            who = " and ".join(variants)
-            raise LakeError(
-                f"pair {pair}: needs sealed captures of {who} on stream {recipe!r}; there: {have}."
-                f" Run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`"
-            )
-        raise LakeError(f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts NAME")
-    return dict(zip(groups[0]["variant"], groups[0]["stream"], strict=True))
