@@ -304,7 +304,8 @@ def lens_rows(model: str, head: Head, boundaries: int, device: str, small: bool)
 
     def read(how: str, part: slice = slice(None)) -> np.ndarray:
         with arithmetic(how):
-            found = lens(head, resid[part], none[part], device=device, js_next=False, preview=how == "bfloat16")
+            narrow = head.to(device, torch.bfloat16) if how == "bfloat16" else head
+            found = lens(narrow, resid[part], none[part], device=device, js_next=False)
         return found["kl_final_layer"]
 
     error = {how: float(np.abs(read(how, few) - exact).max()) for how in ("float32", "TF32", "bfloat16")}

@@ -8,17 +8,21 @@ probes' products (2 * d * d * tokens for each boundary but the last) and the log
 version takes a layer at a time, materialises tokens x V log-probabilities and computes the same columns from them.
 """
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
-from actlake.analyze.lens.divergence import entropy, js, kl
 from actlake.analyze.lens.head import Head
 from actlake.analyze.lens.logit_lens import lens, pair_lens
 from actlake.analyze.lens.streaming_softmax import CPU
 from actlake.analyze.lens.tuned_lens import Probes
 from measure import Row, in_turn, main, median_ratio
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from distances import entropy, js, kl  # noqa: E402
 
 WIDTH, VOCAB, BOUNDARIES, TOKENS = 576, 49152, 8, 384
 REPEATS = 5

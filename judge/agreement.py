@@ -1,12 +1,12 @@
 """How well a judge agrees with people: a gold set of verdicts, and Cohen's kappa against it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..analyze.stats.bootstrap import kappa
 from ..capture.streams.prompts import read_rows
 from ..store.core.errors import LakeError
 from .judge import UNJUDGED, Item, Verdict
@@ -42,8 +42,6 @@ class Agreement:
     unjudged: float
     kappa: float | None
     weighted: bool
-    judge_shares: Mapping[str, float]
-    gold_shares: Mapping[str, float]
 
     def __str__(self) -> str:
         kappa = "not defined" if self.kappa is None else f"{self.kappa:.2f} (target {TARGET:.2f})"
@@ -83,29 +81,17 @@ def agreement(verdicts: Sequence[Verdict], gold: Sequence[Gold], rubrics: Mappin
 
 def _agreement(rubric: Rubric, pairs: list[tuple[str, str]]) -> Agreement:
     judged = [(label, answer) for label, answer in pairs if label != UNJUDGED]
-    labels, answers = [label for label, _ in judged], [answer for _, answer in judged]
+    columns = [
+        [int(rubric.answers[name]) if rubric.scale else name for name in column] for column in zip(*judged, strict=True)
+    ]
+    agreed = kappa(*columns, quadratic=rubric.scale) if judged else math.nan
     return Agreement(
         rubric.name,
         len(judged),
         1 - len(judged) / len(pairs),
-        _kappa(labels, answers, rubric),
+        None if math.isnan(agreed) else agreed,
         rubric.scale,
-        {name: labels.count(name) / len(judged) for name in rubric.answers} if judged else {},
-        {name: answers.count(name) / len(judged) for name in rubric.answers} if judged else {},
     )
-
-
-def _kappa(labels: list[str], answers: list[str], rubric: Rubric) -> float | None:
-    if len({*labels, *answers}) < 2:
-        return None
-    from sklearn.metrics import cohen_kappa_score  # a second to load
-
-    if not rubric.scale:
-        return float(cohen_kappa_score(labels, answers))
-    # All steps are named: else steps that nobody gave would shrink the distance between the others.
-    steps = sorted(int(value) for value in rubric.answers.values())
-    numbers = [np.array([int(rubric.answers[name]) for name in column]) for column in (labels, answers)]
-    return float(cohen_kappa_score(*numbers, labels=list(range(steps[0], steps[-1] + 1)), weights="quadratic"))
 
 
 def _checked(record: Mapping[str, Any], where: str, rubrics: Mapping[str, Rubric]) -> Gold:

@@ -14,7 +14,6 @@ from actlake.analyze.lens.head import Head
 from actlake.analyze.lens.logit_lens import lens, pair_lens
 from actlake.analyze.lens.topk import churn
 from actlake.analyze.residual.delta import delta
-from actlake.analyze.residual.direct import mlp_direct_effects
 from actlake.analyze.residual.mechanism import mlp_mechanism
 from actlake.analyze.residual.ridge import Moments, kl_gradient
 from actlake.analyze.residual.two_tokens import choose
@@ -53,7 +52,6 @@ KERNELS: dict[str, Callable[[Any], Any]] = {
     "pair_lens": lambda a: pair_lens(HEAD, HEAD, a.resid, a.resid * 2, mask=a.mask),
     "delta": lambda a: delta(a.resid, a.mlp, post_norm=(a.norm, 1e-6)),
     "writeout": lambda a: writeout(HEAD, a.resid, a.mlp, a.ids),
-    "direct": lambda a: mlp_direct_effects(HEAD, a.resid[:, -1], a.mlp, a.ids),
     "mechanism": lambda a: mlp_mechanism(HEAD, a.resid[:, 1:], a.mlp, a.target),
     "choose": lambda a: choose(HEAD, a.resid, a.ids, mask=a.mask),
     "churn": lambda a: churn(HEAD, a.resid),

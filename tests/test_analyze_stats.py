@@ -11,20 +11,28 @@ from actlake.analyze.stats.bootstrap import (
     Interval,
     Quantity,
     Sample,
-    bootstrap_diff,
-    bootstrap_mean,
     cohens_d,
     intervals,
     kappa,
-    over_seeds,
-    spearman,
+    rank_correlation,
 )
 from actlake.store.core.errors import LakeError
 from scipy import stats
+from sklearn.metrics import cohen_kappa_score
 
 
 def ones(x: np.ndarray) -> np.ndarray:
     return np.ones_like(x)
+
+
+def bootstrap_mean(total: np.ndarray, count: np.ndarray, **options) -> Interval:
+    """Interval of one mean."""
+    return intervals([Quantity((Sample.mean(total, count),))], **options)[0]
+
+
+def bootstrap_diff(total_a, count_a, total_b, count_b, **options) -> Interval:
+    """Interval of a paired difference of two means."""
+    return intervals([Quantity((Sample.mean(total_a, count_a),), (Sample.mean(total_b, count_b),))], **options)[0]
 
 
 def test_prompt_mean_is_scipys_own_bca() -> None:
@@ -186,31 +194,14 @@ def test_families_count_alike_and_tokens_do_when_asked() -> None:
         Quantity((samples[0],), (samples[1],))
 
 
-def test_spearman_is_scipys() -> None:
+def test_rank_correlation_is_scipys() -> None:
     r = np.random.default_rng(12)
-    x = r.integers(0, 6, 40).astype(float)
-    y = x + r.normal(0, 2, 40)
-    got, p = spearman(x, y)
-    want = stats.spearmanr(x, y)
-    assert (got.estimate, p) == pytest.approx((want.statistic, want.pvalue))
-    ci = stats.bootstrap(
-        (x, y), lambda a, b: stats.spearmanr(a, b).statistic, vectorized=False, paired=True, n_resamples=2000,
-        rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    assert (got.low, got.high) == pytest.approx(tuple(ci), abs=1e-9)
-    assert (got.n, got.unit) == (40, "prompts")
-    flat, p = spearman(np.ones(9), np.arange(9.0), unit="layers")
-    assert np.isnan([flat.estimate, flat.low, p]).all() and (flat.method, flat.unit) == ("none", "layers")
-    with pytest.raises(ValueError, match="as long as each other"):
-        spearman(np.ones(3), np.ones(4))
-
-
-def test_seeds_get_students_interval() -> None:
-    values = np.array([0.3, 0.34, 0.29, 0.4, 0.31])
-    got = over_seeds(values)
-    want = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
-    assert (got.low, got.high) == pytest.approx(want) and (got.n, got.unit, got.method) == (5, "seeds", "t")
-    assert over_seeds(np.full(3, 2.0)).high == 2.0 and over_seeds(np.ones(1)).method == "none"
+    x = r.integers(0, 6, (3, 40)).astype(float)
+    y = x + r.normal(0, 2, (3, 40))
+    want = [stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(rank_correlation(x, y), want)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(rank_correlation(np.ones(9), np.arange(9.0)))
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (5, 40), (30, 7)])
@@ -237,6 +228,12 @@ def test_kappa_by_hand_and_where_it_is_undefined() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.isnan(kappa(["yes"] * 3, ["yes"] * 3))
+    r = np.random.default_rng(13)
+    a, b = r.integers(1, 6, 50), r.integers(1, 6, 50)
+    b[:30] = a[:30]
+    for weights in (None, "quadratic"):
+        assert kappa(a, b, quadratic=bool(weights)) == pytest.approx(cohen_kappa_score(a, b, weights=weights))
+    assert kappa([1, 5], [5, 1], quadratic=True) == -1.0 and np.isnan(kappa([2], [2], quadratic=True))
     with pytest.raises(LakeError, match="kappa: no items"):
         kappa([], [])
     with pytest.raises(ValueError, match="2 labels against 1"):

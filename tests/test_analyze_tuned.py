@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from actlake.analyze.lens import tuned_lens
-from actlake.analyze.lens.divergence import kl
 from actlake.analyze.lens.head import Head
 from actlake.analyze.lens.logit_lens import lens
 from actlake.analyze.lens.streaming_softmax import Block
@@ -17,6 +16,7 @@ from actlake.analyze.lens.tuned_lens import Objective, Probes, Trainer, train
 from actlake.analyze.tuned.folds import fold_of
 from actlake.analyze.tuned.recipes import Adam, Recipe, Sgd, family_scale
 from actlake.analyze.tuned.shuffle_buffer import Shuffle
+from distances import kl
 from hypothesis import given
 from hypothesis import strategies as st
 from test_analyze_lens import HEADS, assert_same, make_head, make_resid, reference, reference_logits

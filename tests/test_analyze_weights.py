@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 from actlake.capture.model import checkpoint_diff
-from actlake.capture.model.checkpoint_diff import bare_name, module_group, seed_groups, total_parameters, weight_change
+from actlake.capture.model.checkpoint_diff import (
+    bare_name,
+    group_changes,
+    module_group,
+    seed_groups,
+    tensor_changes,
+    total_parameters,
+)
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from safetensors.torch import load_file, save_file
@@ -19,6 +26,11 @@ from transformers import AutoModelForCausalLM
 
 CLASSES = {"Norm": "norms", "Router": "router", "Experts": "experts"}
 PARTS = {"self_attn": "attention", "attn": "attention", "attention": "attention", "mlp": "mlp"}
+
+
+def weight_change(pt: Path, it: Path, grouping: str = "module") -> dict[str, np.ndarray]:
+    """RMS of IT - PT per layer and group of two checkpoint folders."""
+    return group_changes(list(tensor_changes(pt, it)), grouping)
 
 
 def folders(pair: PairSpec) -> tuple[Path, Path]:

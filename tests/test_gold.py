@@ -32,7 +32,6 @@ def test_kappa_of_classes_by_hand(tmp_path: Path) -> None:
     (found,) = agreement(verdicts(*(label for label, _ in pairs)), gold, RUBRICS)
     assert found.kappa == pytest.approx(0.4, abs=1e-12) and not found.weighted
     assert (found.n, found.unjudged) == (50, 0.0)
-    assert found.judge_shares == {"0": 0.4, "1": 0.6} and found.gold_shares == {"0": 0.5, "1": 0.5}
     assert str(found) == "S2: kappa 0.40 (target 0.70) over 50 replies, 0% unjudged"
 
 
@@ -52,7 +51,6 @@ def test_unjudged_replies_are_counted_and_left_out(tmp_path: Path) -> None:
     )
     found = {a.rubric: a for a in agreement(verdicts("REFUSE", "3", "COMPLY", UNJUDGED, UNJUDGED), gold, RUBRICS)}
     assert (found["S1"].n, found["S1"].kappa) == (2, 1.0) and found["S1"].unjudged == pytest.approx(1 / 3)
-    assert found["S1"].gold_shares == {"REFUSE": 0.5, "COMPLY": 0.5, "INCOHERENT": 0.0}
     # One answer throughout: chance agrees fully, and kappa is 0/0.
     assert (found["G1"].n, found["G1"].kappa) == (1, None) and "kappa not defined over 1 replies" in str(found["G1"])
     assert (found["S2"].n, found["S2"].kappa, found["S2"].unjudged) == (0, None, 1.0)

@@ -19,7 +19,7 @@ class Head:
     """What turns a residual into logits: norm, unembed, bias, scale, soft cap, in this order.
 
     unembed [V, d]; norm_weight [d], the effective multiplier (Gemma's 1 + w already added); norm_bias [d];
-    bias [V]; float32 (`unembed` may be narrower, for previews). norm is "rms" or "layer". logit_scale multiplies
+    bias [V]; float32 (`unembed` may be narrower). norm is "rms" or "layer". logit_scale multiplies
     the logits; softcap c bends them to c * tanh(z / c). ValueError, one line, when shapes do not fit together.
     Source: METHODS 0 and 3.1.
     """
@@ -150,6 +150,12 @@ class Head:
         z = torch.einsum("n...d,nd->n...", h, self.unembed[token].float())
         bias = None if self.bias is None else self.bias[token].view(-1, *[1] * (z.ndim - 1))
         return self._finish(z, bias)
+
+    def logits_of(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits [T, K] of the tokens ids int64 [T, K] for residuals [T, d], float32; no other token is computed."""
+        count = ids.shape[1]
+        rows = self.normed(x).repeat_interleave(count, dim=0)
+        return self.score(rows, ids.reshape(-1)).reshape(-1, count)
 
     def _finish(self, z: Tensor, bias: Tensor | None) -> Tensor:
         if bias is not None:

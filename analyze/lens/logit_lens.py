@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.arrays import Array, as_tensor
 from .head import Head
-from .streaming_softmax import Block, Chains, Progress
+from .streaming_softmax import Block, Progress, StreamingSoftmax
 from .tuned_lens import Probes
 
 FLOATS = ("kl_layer_final", "kl_final_layer", "js_next", "entropy", "p_target", "cos_final")
@@ -24,7 +24,6 @@ def lens(
     mask: Array | None = None,
     device: str = "cpu",
     js_next: bool = True,
-    preview: bool = False,
     block: Block | None = None,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
@@ -40,15 +39,14 @@ def lens(
     `probes` make it the tuned lens: they translate the residuals of all boundaries but the last, so that p_L stays the
     model's own distribution; h_l in cos_final is then the translated one. Without, it is the raw lens.
 
-    `preview` multiplies in bfloat16: faster, with errors of up to tenths of a nat. `block` bounds the memory.
-    `progress` is called with the number of tokens done so far. ValueError on shapes that do not fit.
-    Source: METHODS 3.1, 3.2 and 4 (L2).
+    `block` bounds the memory. `progress` is called with the number of tokens done so far. ValueError on shapes that do
+    not fit. Source: METHODS 3.1, 3.2 and 4 (L2).
     """
     resid, target = _residuals(resid, head, "resid"), as_tensor(target)
     tokens, boundaries, _ = resid.shape
     if target.shape != (tokens,) or (tokens and not -1 <= int(target.min()) <= int(target.max()) < head.vocab):
         raise ValueError(f"lens: target must hold {tokens} ids from -1 to {head.vocab - 1}")
-    chains = Chains([head], boundaries, mask=mask, device=device, js=js_next, preview=preview, block=block)
+    chains = StreamingSoftmax([head], boundaries, mask=mask, device=device, js=js_next, block=block)
     probes = None if probes is None else probes.to(chains.device)
     out = {name: np.full((tokens, boundaries), np.nan, np.float32) for name in FLOATS}
     out |= {name: np.zeros((tokens, boundaries), np.int32) for name in INTEGERS}
@@ -70,7 +68,6 @@ def pair_lens(
     *,
     mask: Array | None = None,
     device: str = "cpu",
-    preview: bool = False,
     block: Block | None = None,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
@@ -85,7 +82,7 @@ def pair_lens(
     shape = tuple(resid_pt.shape[:2])
     if tuple(resid_it.shape[:2]) != shape:
         raise ValueError(f"pair_lens: PT has {shape} rows and IT {tuple(resid_it.shape[:2])}; they must align")
-    chains = Chains([head_pt, head_it], 2, mask=mask, device=device, js=True, preview=preview, block=block)
+    chains = StreamingSoftmax([head_pt, head_it], 2, mask=mask, device=device, js=True, block=block)
     rows = [resid.flatten(0, 1) for resid in (resid_pt, resid_it)]
     names = {"js": "js_next", "kl_pt_it": "kl_layer_final", "kl_it_pt": "kl_final_layer"}
     out = {name: np.empty(len(rows[0]), np.float32) for name in names}

@@ -63,11 +63,11 @@ def usual_block(device: str) -> Block:
     return CPU if device == "cpu" else ACCELERATOR
 
 
-class Chains:
+class StreamingSoftmax:
     """Heads on their device, the tiling and the work memory for blocks of chains of `length` members.
 
-    One head reads all members, or each member has its own. mask: bool [V], tokens that count. `preview` multiplies
-    in bfloat16. ValueError when the vocabularies differ or the mask does not fit.
+    One head reads all members, or each member has its own. mask: bool [V], tokens that count. ValueError when the
+    vocabularies differ or the mask does not fit.
     """
 
     def __init__(
@@ -78,11 +78,10 @@ class Chains:
         mask: Array | None,
         device: str,
         js: bool,
-        preview: bool,
         block: Block | None,
     ) -> None:
         self.device = torch.device(device)
-        self.heads = [h.to(device, torch.bfloat16 if preview else None) for h in heads]
+        self.heads = [h.to(device) for h in heads]
         self.vocab, self.length = heads[0].vocab, length
         if any(h.vocab != self.vocab for h in heads):
             raise ValueError(f"lens: vocabularies of {[h.vocab for h in heads]} logits do not compare")

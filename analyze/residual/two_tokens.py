@@ -7,7 +7,6 @@ import torch
 
 from ..core.arrays import Array, as_tensor
 from ..lens.head import Head
-from .direct import logits_of
 
 ROWS = 1 << 24  # elements of logits at a time (float32: 64 MB)
 
@@ -36,7 +35,7 @@ def choose(
         part = slice(start, start + step)
         h, both = resid[part].to(device, torch.float32), tokens[part].to(device)
         rows = both.repeat_interleave(boundaries, dim=0)
-        logits[part] = logits_of(head, h.flatten(0, 1), rows).view(-1, boundaries, 2).cpu().numpy()
+        logits[part] = head.logits_of(h.flatten(0, 1), rows).view(-1, boundaries, 2).cpu().numpy()
         whole = head.logits(h[:, -1])
         if dropped is not None:
             whole[:, dropped] = -torch.inf

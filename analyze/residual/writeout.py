@@ -9,7 +9,6 @@ from torch import Tensor
 from ..core.arrays import Array, as_tensor
 from ..lens.head import Head
 from .delta import added, cosine
-from .direct import logits_of
 
 
 @torch.no_grad()
@@ -48,9 +47,9 @@ def writeout(
         r = resid[:, layer if parallel else layer + 1].to(device, torch.float32)
         r = r if parallel else r - u
         back = _against(u, r)
-        before = logits_of(head, r, ids)
+        before = head.logits_of(r, ids)
         for name, part in (("support", u), ("against", back), ("rest", u - back)):
-            out[name][:, layer] = (logits_of(head, r + part, ids) - before).cpu().numpy()
+            out[name][:, layer] = (head.logits_of(r + part, ids) - before).cpu().numpy()
         out["cos"][:, layer] = cosine(u.double(), r.double()).float().cpu().numpy()
     return out
 

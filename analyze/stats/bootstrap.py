@@ -1,4 +1,4 @@
-"""The statistics of the project: BCa intervals with the prompt as the unit that is resampled, ranks, seeds.
+"""The statistics of the project: BCa intervals with the prompt as the unit that is resampled, ranks, agreement.
 
 `scipy.stats.bootstrap` resamples and corrects; this module defines what is estimated. All estimates of a question are
 one vector-valued statistic, so that they share one set of resamples.
@@ -26,10 +26,10 @@ NOTHING = 1e-6
 class Interval:
     """An estimate with its confidence limits, the n units behind it, and how the limits were found.
 
-    method: "BCa"; "percentile" where BCa is undefined (no spread, or a jackknife without any); "t" over seeds; "none"
-    (limits NaN) with fewer than two units, or where a tail's share of the resamples has no estimate, as of a ratio whose
-    denominator few prompts hold; "undefined: ..." with an estimate of NaN. Limits that leave out the estimate, as BCa's may
-    of few or lopsided units, are widened to it.
+    method: "BCa"; "percentile" where BCa is undefined (no spread, or a jackknife without any); "none" (limits NaN) with
+    fewer than two units, or where a tail's share of the resamples has no estimate, as of a ratio whose denominator few
+    prompts hold; "undefined: ..." with an estimate of NaN. Limits that leave out the estimate, as BCa's may of few or
+    lopsided units, are widened to it.
     """
 
     estimate: float
@@ -131,59 +131,10 @@ def intervals(
     return [found[number] for number in range(len(quantities))]
 
 
-def bootstrap_mean(
-    total: np.ndarray, count: np.ndarray, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Interval of one mean over strata of pooled means, prompts resampled; total, count: [P, K] as in `Sample`."""
-    return intervals([Quantity((Sample.mean(total, count),))], level=level, n_resamples=n_resamples, seed=seed)[0]
-
-
-def bootstrap_diff(
-    total_a: np.ndarray,
-    count_a: np.ndarray,
-    total_b: np.ndarray,
-    count_b: np.ndarray,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Interval of mean a - mean b, paired: every resample takes the same prompts for both (row p is the same prompt)."""
-    quantity = Quantity((Sample.mean(total_a, count_a),), (Sample.mean(total_b, count_b),))
-    return intervals([quantity], level=level, n_resamples=n_resamples, seed=seed)[0]
-
-
-def spearman(x: np.ndarray, y: np.ndarray, *, unit: str = "prompts", seed: int = 0) -> tuple[Interval, float]:
-    """Spearman's rank correlation of x, y [n] with a paired BCa interval, and its two-sided p value.
-
-    NaN without limits where either does not vary. ValueError on lengths that differ. Source: METHODS 6 (0D); scipy.
-    """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"spearman: x {x.shape} and y {y.shape} must be as long as each other")
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Interval(np.nan, np.nan, np.nan, len(x), "none", unit), np.nan
-    whole = stats.spearmanr(x, y)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        low, high, method = limits((x, y), rank_correlation, 0.95, 2000, len(x), seed, paired=True)
-    return Interval(float(whole.statistic), float(low), float(high), len(x), str(method), unit), float(whole.pvalue)
-
-
 def rank_correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Spearman's correlation along an axis of x, y [..., n]; NaN where either does not vary."""
     a, b = (stats.rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, y))
     return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
-
-
-def over_seeds(values: np.ndarray, *, level: float = 0.95) -> Interval:
-    """The mean of one estimate per seed [n] with Student's t interval: how far the choice of a seed moves it."""
-    values = np.asarray(values, dtype=np.float64)
-    mean, n = float(values.mean()), len(values)
-    if n < 2:
-        return Interval(mean, np.nan, np.nan, n, "none", "seeds")
-    half = float(stats.sem(values) * stats.t.ppf((1 + level) / 2, n - 1))
-    return Interval(mean, mean - half, mean + half, n, "t", "seeds")
 
 
 def cohens_d(a: np.ndarray, b: np.ndarray) -> float:
@@ -201,11 +152,11 @@ def cohens_d(a: np.ndarray, b: np.ndarray) -> float:
     return float((a.mean() - b.mean()) / np.sqrt(pooled)) if pooled > 0 else np.nan
 
 
-def kappa(a: Sequence[str | int], b: Sequence[str | int]) -> float:
+def kappa(a: Sequence[str | int], b: Sequence[str | int], *, quadratic: bool = False) -> float:
     """Cohen's kappa: how far two raters' labels of the same items [n] agree beyond chance, at most 1.
 
-    NaN where all labels are one and the same. LakeError without any item, ValueError on lengths that differ. Source:
-    METHODS 18; sklearn.metrics.cohen_kappa_score.
+    `quadratic`: labels are numbers on one scale, and a disagreement counts as its squared distance. NaN where all labels
+    are one and the same. LakeError without any item, ValueError on lengths that differ. Source: METHODS 18; Cohen 1968.
     """
     if len(a) != len(b):
         raise ValueError(f"kappa: {len(a)} labels against {len(b)}; both raters must label the same items")
@@ -213,11 +164,12 @@ def kappa(a: Sequence[str | int], b: Sequence[str | int]) -> float:
         raise LakeError(
             "kappa: no items that both raters labelled, expected at least 1; check that their ids are the same"
         )
-    from sklearn.metrics import cohen_kappa_score  # 1 s to import
-
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of a single label, which NaN reports
-        return float(cohen_kappa_score(list(a), list(b)))
+    labels, codes = np.unique([*a, *b], return_inverse=True)
+    observed = np.zeros((len(labels), len(labels)))
+    np.add.at(observed, (codes[: len(a)], codes[len(a) :]), 1 / len(a))
+    chance = np.outer(observed.sum(1), observed.sum(0))
+    apart = (labels[:, None] - labels) ** 2 if quadratic else 1 - np.eye(len(labels))
+    return float(1 - (apart * observed).sum() / (apart * chance).sum()) if len(labels) > 1 else np.nan
 
 
 def limits(

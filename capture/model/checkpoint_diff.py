@@ -53,17 +53,6 @@ class Change:
     parameters: int
 
 
-def weight_change(
-    pt: Path, it: Path, grouping: str = "module", progress: Callable[[int], None] | None = None
-) -> dict[str, np.ndarray]:
-    """RMS of IT - PT per layer and group of two checkpoint folders.
-
-    Returns columns of equal length: layer int32 (-1 outside the blocks), group (text), rms and rms_pt (RMS of PT's own
-    weights) float64, parameters int64; see `group_changes`. LakeError as in `tensor_changes`.
-    """
-    return group_changes(list(tensor_changes(pt, it, progress)), grouping)
-
-
 def tensor_changes(pt: Path, it: Path, progress: Callable[[int], None] | None = None) -> Iterator[Change]:
     """Compare two folders of safetensors tensor by tensor, a bounded block of rows at a time; no model is built.
 
@@ -108,7 +97,8 @@ def group_changes(changes: list[Change], grouping: str = "module") -> dict[str, 
     grouping 'module': each tensor is in the group of the module it belongs to, norms in 'norms' wherever they are.
     'seed': by substrings of the name, as the study does, so that its figures can be had: a tensor may be in several
     groups (post_attention_layernorm in 'attn' and 'norm', a gated MLP's gate_proj in 'mlp' and 'router') or in none.
-    Columns as in `weight_change`. ValueError for another grouping. Source: METHODS 4 (L3), 21.
+    Returns columns of equal length: layer int32 (-1 outside the blocks), group (text), rms and rms_pt (RMS of PT's own
+    weights) float64, parameters int64. ValueError for another grouping. Source: METHODS 4 (L3), 21.
     """
     if grouping not in ("module", "seed"):
         raise ValueError(f"weights: grouping {grouping!r}, expected module or seed")
