@@ -1,7 +1,7 @@
 """What steering does to a vector: the operators of METHODS 5.2 and the random vectors that match them in size.
 
 Tensors [..., d] in, the same shape out, computed in their dtype. Directions are unit vectors [d] of that dtype. An edit of
-edit.edits applies them inside a forward; on a stored final residual they need no model (residual.direct).
+edit.edits applies them inside a forward; on a stored final residual they need no model.
 """
 
 from __future__ import annotations

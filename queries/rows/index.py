@@ -24,8 +24,8 @@ A row is a named question: one `.sql` file in `queries/rows/` with a header. Thi
   model, edits, template and prompt, so nothing is generated twice; once the texts exist the row is offline. `actlake run
   --no-generate` answers such a row only when its texts exist.
 
-What is linear in stored arrays needs no replay: `actlake.analyze.residual.direct` reads MLP outputs and edited final
-residuals through the head.
+What is linear in stored arrays needs no replay: `Head.logits_of` reads the logits of chosen tokens off any residual,
+edited or not.
 
 The last column counts the study's figures beside the row's own (`actlake run ROW --published`). Those of an LLM judge
 need `actlake score --judge` first.
