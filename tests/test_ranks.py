@@ -12,7 +12,7 @@ import tiny
 import zarr
 from actlake.capture.run.ranks import ALONE, Rank
 from actlake.capture.run.reforward import seal_captures
-from actlake.capture.streams.streams import greedy
+from actlake.capture.streams import greedy
 from actlake.store.artifacts import models
 from actlake.store.artifacts.models import read_head, read_model
 from actlake.store.captures.reader import find_capture, list_captures
