@@ -115,7 +115,9 @@ def reproduce(
     generate: GenerateOption = True,
     tolerance: Annotated[
         float,
-        typer.Option(help="How far apart numbers may be: 1e-6, say, where tables are made again elsewhere.", min=0),
+        typer.Option(
+            help="Largest difference allowed, for instance 1e-6 where tables are computed on another machine.", min=0
+        ),
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -183,7 +185,7 @@ def list_rows(
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The rows of the experiment index: what each asks, what it reads, and whether models must run for it. Needs no lake.
+    """The rows of the experiment index: its question, what it reads, and whether models must run for it. Needs no lake.
 
     Rows of your own are .sql files in a folder that the catalog names, `rows: [./my_rows]`.
     """

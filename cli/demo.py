@@ -21,7 +21,7 @@ STREAMS = ("native", "teacher")
 
 @dataclass(frozen=True)
 class Done:
-    """What the demo did: its steps with seconds and bytes, the answers, and where the page lies."""
+    """What the demo did: its steps with seconds and bytes, the answers, and where the page is."""
 
     steps: list[Step]
     answers: list[Answer]

@@ -75,5 +75,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C
-            Terminal(stderr=True).print("stopped; what is written stays: the same command goes on from there")
+            Terminal(stderr=True).print("stopped; what is written stays: the same command continues from there")
         raise

@@ -128,7 +128,7 @@ def capture(
 ) -> None:
     """Read models on token streams into the lake; what a stream needs (continuations, say) is made first.
 
-    Interrupted? Run the same command again: it goes on where it stopped and seals the same bytes.
+    Interrupted? Run the same command again: it continues where it stopped and seals the same bytes.
 
     Several GPUs or machines: start the command once for each with --rank R --world N, or under torchrun or srun. Ranks write
     disjoint shard rows and never talk; the last to finish seals, or `actlake seal` does. A model that is larger than one
@@ -212,7 +212,7 @@ def seal(
     capture: Annotated[str | None, typer.Argument(help=CAPTURE + " Every unsealed one when left out.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Seal captures whose ranks have all come to their end; says which rows are missing where one has not."""
+    """Seal captures whose ranks have all finished; lists the shards still to be written."""
     sealed = where.open().seal(capture)
     if as_json:
         return print_table(sealed, True)
@@ -249,7 +249,8 @@ def fit_lens(
 ) -> None:
     """Train a tuned lens from a stored capture, so that each layer predicts the final distribution. Loads no model.
 
-    Interrupted? The same command goes on from a minute before. Rows that need a tuned lens use what was trained here, the
+    Interrupted? The same command continues from the state saved last, at most a minute old.
+    Rows that need a tuned lens use what was trained here, the
     most tokens first, before the lens they train by themselves. `actlake ls lenses` lists them.
     """
     found = where.open().fit_lens(
@@ -316,7 +317,7 @@ def generate(
     layers: 20-33, 3+5, a window (early, mid, late), all. direction: d_mean, d_conv, content, random, rotated, d_mean_top,
     d_mean_bottom, d_mean_random, from the lake's captures. site: mlp, attn, block.
 
-    Interrupted? Run the same command again: it goes on where it stopped. Several GPUs: once for each with --rank R --world N,
+    Interrupted? Run the same command again: it continues where it stopped. Several GPUs: once for each with --rank R --world N,
     or under torchrun or srun. Texts that equal conditions or other prompt sets
     share are taken from the lake.
     """
@@ -338,7 +339,7 @@ def generate(
         table.add_row(one.key, one.variant, escape(one.condition), *counts)
     out.print(table)
     saved = found.asked - sum(one.generated for one in done)
-    out.print(f"{saved:,} of {found.asked:,} texts asked for did not have to be generated", highlight=False)
+    out.print(f"{saved:,} of {found.asked:,} texts were already in the lake", highlight=False)
     for one in done:
         for row in one.rows[:show]:
             out.print(f"\n[bold]{one.key} {escape(row['prompt_id'])}[/]\n{escape(row['text'])}", highlight=False)
@@ -381,7 +382,7 @@ def score(
 ) -> None:
     """Score what models wrote: form, answers, refusals, coherence, structure, and with --judge what an LLM says of it.
 
-    Texts that are not there yet are generated. The judge's verdicts stay in the lake: nothing is asked twice. Before it is
+    Texts that are not there yet are generated. The judge's verdicts stay in the lake: nothing is judged twice. Before it is
     called, it prints how many calls and tokens that takes. Rows (`actlake run exp12`) show the verdicts beside the rest.
     """
     from ..capture.streams.names import one_pair
@@ -415,7 +416,7 @@ def score(
 def _agree(yes: bool) -> "Callable[[Cost], bool]":
     def agree(cost: "Cost") -> bool:
         line(cost)
-        return yes or not cost.calls or typer.confirm("go on?", default=False)
+        return yes or not cost.calls or typer.confirm("continue?", default=False)
 
     return agree
 

@@ -137,7 +137,7 @@ def cite(
 def push(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonOption = False) -> None:
     """Copy this lake, or a part of it, to another place: only what is missing there moves, checked by its hashes.
 
-    Interrupted? The same command goes on. A part of captures (--site, --boundary, --prompt, --limit) makes a valid lake that
+    Interrupted? Run the same command again. A part of captures (--site, --boundary, --prompt, --limit) makes a valid lake that
     says what it lacks; a later push or pull adds to it.
     """
     plan = where.open().push(url, part.selection, **_options(moving, as_json))
@@ -149,7 +149,7 @@ def push(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonO
 def pull(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonOption = False) -> None:
     """Copy another lake, or a part of it, into this one (made if need be): only what is missing here moves, hashes checked.
 
-    Interrupted? The same command goes on. A part of captures (--site, --boundary, --prompt, --limit) makes a valid lake that
+    Interrupted? Run the same command again. A part of captures (--site, --boundary, --prompt, --limit) makes a valid lake that
     says what it lacks; a later pull adds to it.
     """
     there, here = origin_of(load_catalog(where.catalog).lakes.get(url, url)), origin_of(where.place)

@@ -318,9 +318,9 @@ def test_the_scheduler_goes_away(source, tmp_path, small, local, taken):
 def test_other_errors_are_told_as_they_are(status):
     """Unless the client has lost its scheduler, which may show as anything."""
     client = SimpleNamespace(status=status, scheduler=SimpleNamespace(address="tcp://here:1"))
-    with pytest.raises(ValueError if status == "running" else LakeError), scheduler.told(client):
+    with pytest.raises(ValueError if status == "running" else LakeError), scheduler.clear_errors(client):
         raise ValueError("a bug")
-    with pytest.raises(LakeError, match="mine"), scheduler.told(client):
+    with pytest.raises(LakeError, match="mine"), scheduler.clear_errors(client):
         raise LakeError("mine")
 
 

@@ -328,7 +328,7 @@ def test_the_command(lake, made, tmp_path):
     assert code == 0 and "1 conditions, 1 distinct: 4 texts, 4 to generate, at most 20 tokens" in text
     assert not (lake.root / "outputs").exists()
     code, text = command(lake, made, *words, "--show", "1")
-    assert code == 0 and "0 of 4 texts asked for did not have to be generated" in text
+    assert code == 0 and "0 of 4 texts were already in the lake" in text
     code, text = command(lake, made, *words, "--json")
     found = json.loads(text)
     assert code == 0 and found["missing"] == 0 and found["conditions"][0]["generated"] == 0

@@ -1,4 +1,4 @@
-"""Making streams: prompts under a template, followed by what a model says."""
+"""Making streams: prompts under a template, followed by a model's greedy continuation."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -182,7 +182,7 @@ def ensure_stream(
     for line in notes(source.name, source.tokenizer, recipe):
         remark(line)
     if spec.date and recipe["template"] == "chat" and "date" not in recipe:
-        remark(f"{source.name}: its chat template asks for no date: {spec.date} changes nothing")
+        remark(f"{source.name}: its chat template reads no date: {spec.date} changes nothing")
     if spec.continuation == "none":
         told: list[Any] = [[] for _ in starts]
     elif spec.continuation.startswith(TEXTS):

@@ -125,13 +125,13 @@ class Plan:
     made_by: dict[Wanted, list[Job]] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
     beside: Beside = field(default_factory=Beside)  # the same row where both models read the same text
-    foreign: bool = False  # only rows from elsewhere: what they hold is answered, whatever other tables the row reads
+    foreign: bool = False  # only imported rows: they are answered, whatever other tables the row reads
 
     @classmethod
     def make(cls, kit: Context, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
         """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all.
 
-        Where tables of other streams came from elsewhere, but those of this row on the stream `published`, these are read.
+        Where tables of other streams are imported, but those of this row are on the stream `published`, these are read.
         """
         try:
             return cls._of(kit, query, pairs, prompts)
@@ -217,7 +217,7 @@ class Plan:
         self._leave_out(missing)
 
     def _leave_out(self, missing: dict[Wanted, LakeError]) -> None:
-        """Note what is done without; LakeError for a table that has to be there, and when none is left."""
+        """Note which tables are missing; LakeError for a table that the row needs, and when none is left."""
         for want, error in missing.items():
             if not (want.optional or self.foreign) or not self.made_by.keys() - missing.keys():
                 raise error
@@ -260,7 +260,7 @@ def _part(scope: Scope, want: Wanted) -> Scope:
 
 
 def scoped(query: Query, scopes: Sequence[Scope]) -> str:
-    """The query's SQL with its tables narrowed to the captures in scope; runs as it stands in `actlake sql`."""
+    """The query's SQL with its tables narrowed to the captures in scope; `actlake sql` accepts it."""
     names = list(dict.fromkeys(wanted.table for wanted in query.needs))
     names += [view for view in VIEWS if view not in names and tables_behind(view) <= set(names)]
     narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes, _lenses(query, name))})" for name in names)
@@ -269,7 +269,7 @@ def scoped(query: Query, scopes: Sequence[Scope]) -> str:
 
 
 def _pooled(query: Query, scopes: dict[str, list[Scope]]) -> str:
-    """One statement for one pair, or for several, told apart by a column `pair`."""
+    """One statement for one pair, or for several with a column `pair`."""
     parts = {pair: scoped(query, found) for pair, found in scopes.items()}
     if len(parts) == 1:
         return next(iter(parts.values()))
@@ -288,7 +288,7 @@ def _lenses(query: Query, name: str) -> str:
 
 
 def _narrowed(name: str, scopes: Sequence[Scope], lenses: str) -> str:
-    """One table limited to the captures in scope; several recipes are told apart by a column of that name."""
+    """One table limited to the captures in scope; several recipes get a column `recipe`."""
     if len(scopes) == 1:
         return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}{lenses}"
     return " UNION ALL ".join(

@@ -87,7 +87,7 @@ class Asking:
 
     @property
     def asked(self) -> int:
-        """How many rows were asked for."""
+        """Number of requested rows."""
         return len(self.order)
 
     def forecast(self) -> list[Forecast]:
@@ -266,7 +266,7 @@ def answer_all(
 ) -> tuple[list[Answer], list[Refused], float]:
     """Answer what the store can answer of many queries; see `asking.Asking`, which gives each answer when it is ready.
 
-    Returns the answers in the order asked for, what could not be answered (its captures lack something, or a model does
+    Returns the answers in the order of the request, what could not be answered (its captures lack something, or a model does
     not load), and the seconds that the tables took. Raises LakeError only for what concerns them all, such as damaged files.
     """
     asking = Asking(layout, queries, pair, prompts, device, catalog, generate, probes, engine)

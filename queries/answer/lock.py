@@ -37,7 +37,7 @@ CAPTURE = re.compile(rf"(?!.*\.\.){NAME.pattern}/{NAME.pattern}")
 FILE = re.compile(
     r"(?!.*\.\.)(?:tables|texts|lenses|directions)(?:/[^/.\x00-\x1f\x7f\ud800-\udfff][^/\x00-\x1f\x7f\ud800-\udfff]*)+"
 )
-WHERE = re.compile(r"[\x21-\x7e]{1,1000}")  # a URL without credentials, which nobody opens unasked
+WHERE = re.compile(r"[\x21-\x7e]{1,1000}")  # a URL without credentials; it is never opened by itself
 WORD = re.compile(r"[\w.+ -]{1,100}")
 ANY = re.compile(r"(?s).*")
 
@@ -111,7 +111,7 @@ def canonical(answer: Findings) -> str:
 
 
 def captures_of(layout: Layout, names: Sequence[Names]) -> dict[str, str]:
-    """MODEL/STREAM -> capture_sha256; streams that only tables from elsewhere know are left out."""
+    """MODEL/STREAM -> capture_sha256; streams of imported tables alone are left out."""
     return {
         "/".join(name): Capture(path, lake=layout.files).sha256
         for name in names
@@ -120,7 +120,7 @@ def captures_of(layout: Layout, names: Sequence[Names]) -> dict[str, str]:
 
 
 def files_of(layout: Layout, answer: Findings) -> list[str]:
-    """What an answer read, as paths in the lake: files of tables, also those from elsewhere, and what they are made from."""
+    """What an answer read, as paths in the lake: files of tables, imported ones too, and what they are made from."""
     found, streams = set(answer.read), {stream for _, stream in answer.captures}
     for want in answer.query.needs:
         for name, models in product(tables_behind(want.table), answer.models.values()):

@@ -1,4 +1,4 @@
-"""What can be asked next: the rows for which a lake has the captures."""
+"""The rows that a lake has the captures for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .answer import scopes_of
 
 
 def next_questions(layout: Layout, pairs: Sequence[str], catalog: Path | None) -> list[str]:
-    """What can be asked of pairs that have just been captured: a line each, and SQL."""
+    """The questions that pairs just captured can answer: a line each, and SQL."""
     kit, lines = Context(layout, "cpu", catalog), []
     for pair in pairs:
         ready = [query.id for query in queries(catalog).values() if _is_ready(kit, query, pair)]

@@ -25,7 +25,7 @@ from .lock import DIGITS, TINY, Lock, Locked, canonical, captures_of, files_of, 
 NUMBERS = ("estimate", "low", "high")
 SHOWN = 2  # inputs named in a row's line; --json has them all
 Key = tuple[tuple[str, str], ...]
-Lines = dict[Key, dict[str, str]]  # dimensions -> what is told of the estimate, as text
+Lines = dict[Key, dict[str, str]]  # dimensions -> columns of the estimate, as text
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def reproduce(
     """
     queries = [find(locked.row) for locked in lock.rows]
     replaced = [list(_replaced(layout, locked)) for locked in lock.rows]
-    # What is there, only elsewhere, is not made again.
+    # What the lake has under another key is not computed again.
     hashed = cache(lambda name: hash_of(layout.files.bring(layout.root / name)))
     before = [{name: hashed(name) for name in locked.files} for locked in lock.rows]
     done = [Compared(query.id, "+".join(locked.pairs)) for query, locked in zip(queries, lock.rows, strict=True)]
@@ -136,12 +136,12 @@ def _answers(
             together.setdefault((tuple(locked.pairs), locked.prompts), []).append(place)
     found: dict[int, Answer] = {}
     for (pairs, prompts), places in together.items():
-        asked = {queries[place].id: queries[place] for place in places}
+        again = {queries[place].id: queries[place] for place in places}
         try:
-            answers, refused, _ = answer_all(layout, list(asked.values()), pairs, prompts, device, catalog, generate)
+            answers, refused, _ = answer_all(layout, list(again.values()), pairs, prompts, device, catalog, generate)
         except (duckdb.Error, pa.ArrowException, CorruptError) as error:  # a table that is no Parquet file any more
             words = str(error).splitlines()[0]
-            answers, reasons = [], dict.fromkeys(asked, words)
+            answers, reasons = [], dict.fromkeys(again, words)
         else:
             reasons = {no.query.id: no.reason for no in refused}
         known = {answer.query.id: answer for answer in answers}
@@ -165,7 +165,7 @@ def _question(query: Query, locked: Locked, lock: Lock) -> Difference | None:
         f"question {query.id}.sql",
         locked.query_sha256,
         query.sha256,
-        f"it was asked by actlake {made}, this is {here}: use the version of then",
+        f"it was answered by actlake {made}, this is {here}: use that version",
     )
 
 
@@ -248,7 +248,7 @@ def _compare(then: Lines, now: Lines, tolerance: float = 0.0) -> str:
     lines = [key for key in every if not (key in then and key in now and _equal(then[key], now[key], tolerance))]
     if not lines:
         return ""
-    said = f"other answer: {len(lines)} of {len(every)} lines differ"
+    difference = f"other answer: {len(lines)} of {len(every)} lines differ"
     shared = [key for key in lines if key in then and key in now]
     for name in NUMBERS:
         apart = [(_gap(then[key][name], now[key][name], tolerance), key) for key in shared]
@@ -257,12 +257,12 @@ def _compare(then: Lines, now: Lines, tolerance: float = 0.0) -> str:
             what = "an estimate" if name == "estimate" else f"the limit {name}"
             size = f"{gap:.3g}" if math.isfinite(gap) else "from nothing to a number"
             values = f"{_clean(then[key][name]) or 'none'} then, {now[key][name] or 'none'} now"
-            return f"{said}; largest difference of {what} {size} ({_words(key)}: {values})"
+            return f"{difference}; largest difference of {what} {size} ({_words(key)}: {values})"
     key = lines[0]
     if key in then and key in now:
         name = next(name for name in MEASURED if then[key][name] != now[key][name])
-        return f"{said}; {name} of {_words(key)}: {_clean(then[key][name])} then, {now[key][name]} now"
-    return f"{said}; {_words(key)} is in {'the lock file' if key in then else 'the answer now'} alone"
+        return f"{difference}; {name} of {_words(key)}: {_clean(then[key][name])} then, {now[key][name]} now"
+    return f"{difference}; {_words(key)} is in {'the lock file' if key in then else 'the answer now'} alone"
 
 
 def _equal(one: dict[str, str], two: dict[str, str], tolerance: float) -> bool:

@@ -1,4 +1,4 @@
-"""The sentence of an answer: a row's template filled with its numbers, and never saying the contrary of one of them."""
+"""The sentence of an answer: a row's template filled with its numbers; it never contradicts one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..rows.registry import Query
 
 FIELD = re.compile(r"\{(\w+)(?:@(\w+))?(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
-ELSE = "||"  # in an optional part: what stands there instead
+ELSE = "||"  # in an optional part: the alternative
 SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\[{])")
 NO_INTERVAL = "[no interval]"
 DUST = 1e-6  # what sums of float32 leave of nothing
@@ -24,8 +24,8 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
     {name} is that measure's estimate and interval; {name@arm} is that of one arm of the contrast, whose difference is meant
     otherwise. {name?a|b|c} is a when the interval is above zero, b when it is below, c when it holds zero. Without an
     interval the sign of the estimate decides, and the number says so: c would deny it. [...] is left out where a measure in
-    it is not known, and [...||otherwise] gives way to what follows. With `listed` a sentence none of whose measures is known is
-    left out, and one that lacks some gives way to a list of those there are.
+    it is not known, [...||otherwise] is replaced by what follows the bars. With `listed` a sentence without any known measure
+    is left out, and one that lacks some is replaced by a list of those there are.
     """
     scalars = table[table["layer"].isna()] if "layer" in table else table
     compared = {match[1] for match in FIELD.finditer(template) if match[3] is not None}

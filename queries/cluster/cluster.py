@@ -1,6 +1,6 @@
 """Jobs over the workers of a dask.distributed scheduler: the tables that one process makes, to the last bit.
 
-A pass of the sweep keeps its blocks. They are dealt out in runs of TASK_BYTES, each one a task whose worker writes what the
+A pass keeps its blocks. They are distributed in runs of TASK_BYTES, each one a task whose worker writes what the
 blocks gave to each job into a part file; when all parts of a job are there, one more task joins them in their order. A job
 that does not split is a task of its own. Few tasks are with the scheduler at a time, so that its graph stays small.
 Workers make the jobs again from the lake's files, which all must see at the same path or URL.
@@ -29,7 +29,7 @@ from ..engine.passes import cost_of, feeds_of, label_of, missing_of, passes, pro
 from ..engine.running import fail, ready
 from ..engine.task_parts import drop_parts, part_file, parts_folder
 from ..makers import Need
-from .scheduler import PATIENCE, address_of, check_workers, told
+from .scheduler import PATIENCE, address_of, check_workers, clear_errors
 from .worker import Call, Done, join, parts, tidy, whole, work
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ class Cluster:
         """Do the jobs (of build.jobs_of) whose result is not there, and those they need; returns the new results.
 
         Errors are as for sweep.run. A LakeError too when the scheduler or its workers are lost for good; what was done until
-        then is kept, and the next call goes on from there.
+        then is kept, and the next call continues from there.
         """
         missing = missing_of(jobs, failed)
         if not missing:
             return []
         sources = _sources(jobs)
         kit = next(iter(sources.values()))[0]
-        with told(self._client):
+        with clear_errors(self._client):
             check_workers(self._client, kit.layout)
             call = _call(kit)
             try:
@@ -82,7 +82,7 @@ class Cluster:
                     one.read([job for job in reading if not job.stays])
                     one.whole([job for job in others if not job.stays])
                     one.run()
-                    kit.layout.files.refresh()  # where the lake is elsewhere, so is what the workers made
+                    kit.layout.files.refresh()  # in a remote lake the workers' files are remote, too
                     run([job for job in (*reading, *others) if job.stays and ready(job, failed)], failed)
             finally:
                 if self._client.status == "running":
@@ -209,7 +209,7 @@ class _Pass:
 
         if self._running:
             try:
-                with self._client.as_current(), suppress(CancelledError):  # which is told with the task itself
+                with self._client.as_current(), suppress(CancelledError):  # which the task itself reports
                     wait(list(self._running), timeout=1, return_when="FIRST_COMPLETED")
             except TimeoutError:
                 self._watch()

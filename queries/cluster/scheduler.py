@@ -46,12 +46,12 @@ def address_of(client: "Client") -> str:
 
 
 @contextmanager
-def told(client: "Client") -> Iterator[None]:
+def clear_errors(client: "Client") -> Iterator[None]:
     """Turn the loss of a scheduler, or of worker after worker, inside the block into a LakeError."""
     from distributed import CancelledError, KilledWorker
     from distributed.comm import CommClosedError
 
-    address, again = address_of(client), "what is done is kept: run this again to go on from there"
+    address, again = address_of(client), "what is done is kept: run this again to continue"
     try:
         yield
     except KilledWorker as error:
@@ -81,8 +81,8 @@ def check_workers(client: "Client", layout: Layout) -> None:
         return _check_reach(client, layout)
     with _marked(layout) as name:
         found = client.run(_looker(), str(layout.root), name, on_error="return")
-    for worker, said in found.items():
-        version, lake, same = said if isinstance(said, tuple) else (f"none ({said})", False, False)
+    for worker, answer in found.items():
+        version, lake, same = answer if isinstance(answer, tuple) else (f"none ({answer})", False, False)
         if version != __version__:
             problem = f"its actlake is {version}, here it is {__version__}: install the same version there"
         elif not lake:
@@ -107,8 +107,8 @@ def _check_reach(client: "Client", layout: Layout) -> None:
             return version, str(error)
         return version, ""
 
-    for worker, said in client.run(look, layout.address, on_error="return").items():
-        version, problem = said if isinstance(said, tuple) else (f"none ({said})", "")
+    for worker, answer in client.run(look, layout.address, on_error="return").items():
+        version, problem = answer if isinstance(answer, tuple) else (f"none ({answer})", "")
         if version != __version__:
             problem = f"its actlake is {version}, here it is {__version__}: install the same version there"
         if problem:
@@ -130,7 +130,7 @@ def _marked(layout: Layout) -> Iterator[str]:
 
 
 def _looker() -> Callable[[str, str], tuple[str, bool, bool]]:
-    """A function to be sent as it stands, for workers that may lack this module."""
+    """A function sent by value, for workers that may lack this module."""
     marker = MARKER
 
     def look(root: str, mark: str) -> tuple[str, bool, bool]:

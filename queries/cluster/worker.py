@@ -60,9 +60,9 @@ class Bench:
         self._jobs: dict[str, Job] = {}
         self._held = ExitStack()
 
-    def job(self, asked: Asked) -> Job:
+    def job(self, request: Asked) -> Job:
         """A job, made anew."""
-        need, place = asked
+        need, place = request
         waiting = jobs_of(self.kit, need)
         while waiting:
             job = waiting.pop()
@@ -74,22 +74,22 @@ class Bench:
             " is the catalog another one there?"
         )
 
-    def jobs(self, asked: Sequence[Asked], failed: Failed) -> list[Job]:
-        """Jobs to compute parts of, kept with the models they run until others are asked for."""
-        if not {place for _, place in asked} <= self._jobs.keys():
+    def jobs(self, requests: Sequence[Asked], failed: Failed) -> list[Job]:
+        """Jobs to compute parts of, kept with the models they run until other jobs are requested."""
+        if not {place for _, place in requests} <= self._jobs.keys():
             self.close()
-            for one in asked:
+            for one in requests:
                 try:
                     job = self._jobs[one[1]] = self.job(one)
                     self._held.enter_context(job.loaded())
                 except LakeError as error:
                     failed[self.root / one[1]] = error
             self.feeds = feeds_of(self._jobs.values())
-        return [self._jobs[place] for _, place in asked if place in self._jobs]
+        return [self._jobs[place] for _, place in requests if place in self._jobs]
 
-    def has(self, asked: Sequence[Asked]) -> bool:
+    def has(self, requests: Sequence[Asked]) -> bool:
         """Whether the results of all these jobs are there."""
-        return all((self.root / place).exists() for _, place in asked)
+        return all((self.root / place).exists() for _, place in requests)
 
     def close(self) -> None:
         """Drop the jobs."""
@@ -97,14 +97,14 @@ class Bench:
         self._held.close()
 
 
-def parts(bench: Bench, failed: Failed, asked: Sequence[Asked], plan: str, blocks: Sequence[range]) -> int:
+def parts(bench: Bench, failed: Failed, requests: Sequence[Asked], plan: str, blocks: Sequence[range]) -> int:
     """Compute the part of each job that a run of blocks gives; returns the tokens read."""
     prompts, tokens = range(blocks[0].start, blocks[-1].stop), list[int]()
-    going = RunningJobs([job for job in bench.jobs(asked, failed) if not job.path.exists()], failed)
+    running = RunningJobs([job for job in bench.jobs(requests, failed) if not job.path.exists()], failed)
     writers: dict[Job, Callable[[Columns], None]] = {}
 
     def open_part(job: Job) -> None:
-        writers[job] = going.enter(job, part_writer(part_file(job.path, plan, prompts), bench.files))
+        writers[job] = running.enter(job, part_writer(part_file(job.path, plan, prompts), bench.files))
 
     def step(job: Job, *rows: Rows) -> None:
         if part := job.part(*rows):
@@ -112,13 +112,13 @@ def parts(bench: Bench, failed: Failed, asked: Sequence[Asked], plan: str, block
 
     for feed in bench.feeds:
         feed.seek(prompts.start)
-    with going:
-        going.each(open_part)
-        read(going, bench.feeds, blocks, step, tokens.append)
+    with running:
+        running.each(open_part)
+        read(running, bench.feeds, blocks, step, tokens.append)
     return sum(tokens)
 
 
-def join(bench: Bench, failed: Failed, asked: Sequence[Asked], plan: str, runs: Sequence[range]) -> int:
+def join(bench: Bench, failed: Failed, requests: Sequence[Asked], plan: str, runs: Sequence[range]) -> int:
     """Make the result of a job of its parts."""
 
     def take(job: Job) -> None:
@@ -126,21 +126,21 @@ def join(bench: Bench, failed: Failed, asked: Sequence[Asked], plan: str, runs: 
             for part in read_part(bench.files.fetch(part_file(job.path, plan, prompts))):
                 job.join(part)
 
-    with RunningJobs([bench.job(one) for one in asked], failed) as going:
-        going.each(going.open)
-        going.each(take)
-        going.each(lambda job: job.finish())
+    with RunningJobs([bench.job(one) for one in requests], failed) as running:
+        running.each(running.open)
+        running.each(take)
+        running.each(lambda job: job.finish())
     return 0
 
 
-def whole(bench: Bench, failed: Failed, asked: Sequence[Asked], blocks: Sequence[range]) -> int:
+def whole(bench: Bench, failed: Failed, requests: Sequence[Asked], blocks: Sequence[range]) -> int:
     """Do all of a job, which may read these blocks; returns the tokens read."""
     tokens = list[int]()
-    with RunningJobs([bench.job(one) for one in asked], failed) as going:
-        going.each(going.open)
+    with RunningJobs([bench.job(one) for one in requests], failed) as running:
+        running.each(running.open)
         if blocks:
-            read(going, feeds_of(going), blocks, lambda job, *rows: job.block(*rows), tokens.append)
-        going.each(lambda job: job.finish())
+            read(running, feeds_of(running), blocks, lambda job, *rows: job.block(*rows), tokens.append)
+        running.each(lambda job: job.finish())
     return sum(tokens)
 
 
@@ -148,7 +148,7 @@ _turn = threading.Lock()  # tasks of one process take turns: each has all its th
 _bench: Bench | None = None
 
 
-def work(call: Call, share: Callable[..., int], asked: Sequence[Asked], *given: object) -> Done:
+def work(call: Call, share: Callable[..., int], requests: Sequence[Asked], *given: object) -> Done:
     """One task: `share` is parts, join or whole. What it is for may be there already, from another call."""
     global _bench
     from distributed import get_worker
@@ -162,12 +162,12 @@ def work(call: Call, share: Callable[..., int], asked: Sequence[Asked], *given: 
                 _bench = Bench(call)
             if share is not parts:  # what other workers made just now counts
                 _bench.files.refresh()
-            done.tokens = 0 if _bench.has(asked) else share(_bench, failed, asked, *given)
+            done.tokens = 0 if _bench.has(requests) else share(_bench, failed, requests, *given)
             done.failed = {path.relative_to(_bench.root).as_posix(): error for path, error in failed.items()}
         except LakeError as error:
             done.stop = error
         except FileNotFoundError:
-            if not (_bench and _bench.has(asked)):  # else the other call has cleared the parts away
+            if not (_bench and _bench.has(requests)):  # else the other call has cleared the parts away
                 raise
     done.seconds = time.perf_counter() - started
     return done

@@ -34,7 +34,7 @@ class Rows:
         return self.tokens.stop - self.tokens.start
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What `make` returns, made for the first job that asks under this key and shared with the others."""
+        """What `make` returns, computed once per key and shared between jobs."""
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]

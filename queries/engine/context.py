@@ -144,13 +144,13 @@ class Context:
         return Scope(pair, self.models(pair), streams, recipe)
 
     def is_foreign(self, scope: Scope) -> bool:
-        """Whether all that is known of these captures came from elsewhere, as tables."""
+        """Whether these captures are known from imported tables alone."""
         mine = self.streams_of(scope.pair)
         mine = mine[mine["stream"].isin(scope.streams.values())]
         return bool(len(mine)) and bool((mine["prompt_set"] == FOREIGN).all())
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What `make` returns, made for the first builder that asks under this key and shared with the others."""
+        """What `make` returns, computed once per key and shared between jobs."""
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]

@@ -1,4 +1,4 @@
-"""What jobs take, said before they run: tables, texts and probes that are missing, and about how many seconds.
+"""Estimated cost of jobs before they run: missing tables, texts and probes, and seconds.
 
 An estimate counts logits (tokens x boundaries x vocabulary), times what a logit costs in multiplications, by the speed of a
 matrix product that is measured here, once. It is meant to tell seconds from minutes from hours.
@@ -81,14 +81,14 @@ def work_of(kit: Context, jobs: Sequence[Job], stage: Stage | None = None) -> Wo
         return Work()
     by = {at: [job for job in missing if job.stage == at] for at in Stage}
     captures = {capture.path for job in by[Stage.TABLES] for capture in job.captures}
-    told = [found for job in by[Stage.TEXTS] if (found := _texts(kit, job))[0]]
+    counts = [found for job in by[Stage.TEXTS] if (found := _texts(kit, job))[0]]
     return Work(
         tuple(dict.fromkeys(job.name.partition("(")[0] for job in by[Stage.TABLES])),
         len(captures),
         _seconds(kit, by[Stage.TABLES]),
-        sum(count for count, _ in told),
-        len(told),
-        sum(count * budget for count, budget in told),
+        sum(count for count, _ in counts),
+        len(counts),
+        sum(count * budget for count, budget in counts),
         _seconds(kit, by[Stage.TEXTS]),
         tuple(dict.fromkeys(job.name.rpartition(" ")[2] for job in by[Stage.PROBES])),
         _seconds(kit, by[Stage.PROBES]),

@@ -35,14 +35,14 @@ class Job:
     without `reads` in the same one.
 
     A job that `splits` says with `part` what a block gives, whatever came before it, and takes that in the order of the
-    blocks with `join`: parts may be computed elsewhere. Any other job has a `block` of its own.
+    blocks with `join`: parts may be computed by other processes. Any other job has a `block` of its own.
     """
 
     captures: tuple[Capture, ...] = ()
     reads: tuple[str, ...] = ()
     before: tuple["Job", ...] = ()
     splits = False
-    stays = False  # it needs the environment of the process that asks, so that no other one can do it
+    stays = False  # it needs this process's environment, so that no other process can run it
     reruns = False  # it runs blocks of a model; one run serves all jobs of a pass that want the same
     stage = Stage.TABLES
     runs: tuple[str, ...] = ()  # the models that it runs, or trains probes of

@@ -25,16 +25,16 @@ def announce(jobs: Sequence[Job]) -> None:
     """Say what will be generated for some jobs, before it starts; nothing when all texts are there."""
     before = {job.path: job for top in jobs if not top.path.exists() for job in top.before if not job.path.exists()}
     missing = [found for job in before.values() if (found := job.generates())]
-    if told := sum(count for count, _ in missing):
+    if texts := sum(count for count, _ in missing):
         tokens = sum(count * budget for count, budget in missing)
-        what = f"generating {told:,} texts under {len(missing)} conditions, at most {tokens:,} tokens"
+        what = f"generating {texts:,} texts under {len(missing)} conditions, at most {tokens:,} tokens"
         ERRORS.print(what, highlight=False)
 
 
 def run(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> list[Path]:
     """Do the jobs whose result is not there, those they need first before them; returns the new results.
 
-    A job that raises a LakeError goes into `failed` by its path, with those that need it, and the others go on; without
+    A job that raises a LakeError goes into `failed` by its path, with those that need it, and the others continue; without
     `failed` it stops them all. A damaged capture does so anyway. Captures that a job reads side by side must be of the same
     prompts.
     """
@@ -71,9 +71,9 @@ def passes(missing: dict[Path, Job]) -> Iterator[tuple[list[Job], list[Job]]]:
 
 def alone(job: Job, failed: dict[Path, LakeError] | None) -> None:
     """Do a job that gets no blocks."""
-    with RunningJobs([job], failed) as going:
-        going.each(going.open)
-        going.each(lambda job: job.finish())
+    with RunningJobs([job], failed) as running:
+        running.each(running.open)
+        running.each(lambda job: job.finish())
 
 
 def missing_of(jobs: Sequence[Job], failed: dict[Path, LakeError] | None = None) -> dict[Path, Job]:

@@ -1,4 +1,4 @@
-"""Run jobs: a failed job and those that depend on it are skipped, the others go on."""
+"""Run jobs: a failed job and those that depend on it are skipped, the others continue."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -23,7 +23,7 @@ def ready(job: "Job", failed: dict[Path, LakeError] | None) -> bool:
 
 
 def fail(job: "Job", error: LakeError, failed: dict[Path, LakeError] | None) -> None:
-    """Note why a job failed, or raise that where nobody notes it."""
+    """Record why a job failed; without a record, raise it."""
     if failed is None:
         raise error
     failed[job.path] = error

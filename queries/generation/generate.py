@@ -158,7 +158,7 @@ def plan(
             check_both(kit, pair, f"sweep {each}")
         every += settings(each, hosts(kit, pair).shape()) if isinstance(each, str) else [each]
     for setting in every:
-        steer.before(setting.edits)  # a wrong direction is told of first
+        steer.before(setting.edits)  # a wrong direction is reported first
     chosen = prompts or prompts_of(kit, scope)
     budget = max_new_tokens or budget_of(kit, scope)
     read = {} if prompts else recipe_in(kit, scope)

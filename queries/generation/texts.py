@@ -232,7 +232,7 @@ class Texts(ConditionJob):
                 remark(line)
 
         def still(indices: Sequence[int]) -> Sequence[int]:
-            known = self.condition.parts(self.kind)  # another process may have told some
+            known = self.condition.parts(self.kind)  # another process may have written some
             return [index for index in indices if prompt_key(ids[index]) not in known]
 
         for indices, told in decoded(model, ids, budget, stops, self.asked.batch, edits, self.real(), still):

@@ -54,7 +54,7 @@ class Query:
 
     `models: 1`: the row has a meaning for one model, too, and answers a pair that has only one.
 
-    `stream: native, teacher`: tables hold the captures of both recipes, told apart by a column `recipe` that every table
+    `stream: native, teacher`: tables hold the captures of both recipes, with a column `recipe` that every table
     of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
 
     For readers: `about` says what is computed, a paragraph and a list of the measures; `positions` which tokens, prompts and
