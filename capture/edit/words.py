@@ -90,7 +90,7 @@ class EditSpec:
 
     @property
     def direction(self) -> tuple[str, int] | None:
-        """Name of its direction, and the seed of a random one."""
+        """Name of its direction, and the random seed of one that is drawn."""
         name = self["direction"]
         return (name, int(self["seed"]) if name in SEEDED else SEED) if name else None
 
