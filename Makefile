@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/actlake  # the root is the package: mypy wants it under its name
-	MYPYPATH=$(VENV)/src $(BIN)/mypy $(addprefix -p actlake.,store analyze capture judge queries cli lake intake_driver models.pocket benchmarks)
+	MYPYPATH=$(VENV)/src $(BIN)/mypy $(addprefix -p actlake.,store analyze capture judge queries cli page lake edits intake_driver models.pocket benchmarks)
 
 bench: $(VENV)/.installed-dev
 	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/run_all.py
@@ -42,7 +42,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	elif $(BIN)/python -c '$(ANSWERS)' '$(TORCH_URL)' 2>/dev/null; then \
 	  echo "torch from $(TORCH_URL) ..." && $(BIN)/python $(PIP) --extra-index-url '$(TORCH_URL)' torch; \
 	else echo "no torch to be had at $(TORCH_URL): it comes from where pip looks (TORCH_INDEX=URL names another index)"; fi
-	$(BIN)/python $(PIP) -e .
+	$(BIN)/python $(PIP) -e '.[capture]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

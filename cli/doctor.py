@@ -2,8 +2,8 @@
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..store.captures.reader import list_captures
@@ -39,9 +39,9 @@ def doctor_lines(lake: str, catalog: Path | None) -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     lines += [(name, _version(name)) for name in PACKAGES]
-    if find_spec("torch"):
-        from ..analyze.core.device import devices, pick
+    from ..analyze.core.device import devices, pick
 
+    with suppress(ModuleNotFoundError):  # a reader's environment has no torch
         lines.append(("devices", f"{', '.join(map(_device_words, devices()))}; --device auto is {pick()}"))
     lines.append(("disk", f"{human_bytes(free_bytes(Path.cwd()))} free here"))
     try:

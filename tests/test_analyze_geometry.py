@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skdim
-from actlake.analyze.residual.geometry import METRICS, geometry
+from actlake.analyze.residual.geometry import METRICS, geometry, levina_bickel, two_nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,3 +132,14 @@ def test_jackknife_intervals_of_L8_cover() -> None:
         assert np.mean([holds for holds, *_ in found.values()]) > 0.9
     # The plain percentiles of subsamples miss what all points give.
     assert min(plain for *_, plain in found.values()) < 0.6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_estimators_of_dimension_are_scikit_dimensions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    near = np.sort(rng.gamma(seed + 1.0, size=(60 + seed, 20)), axis=1)
+    assert two_nn(near[:, 0], near[:, 1]) == pytest.approx(
+        skdim.id.TwoNN(dist=True).fit(near[:, :2]).dimension_, rel=1e-12
+    )
+    mle = skdim.id.MLE().fit(near, precomputed_knn_arrays=(near, None), n_neighbors=20).dimension_
+    assert levina_bickel(near) == pytest.approx(mle, rel=1e-12)

@@ -251,3 +251,14 @@ def test_no_estimate_lies_outside_its_interval(shape: str) -> None:
     moved = Interval(1.0, 1.5, 2.0, 9, "BCa")
     assert (moved.low, moved.high) == (1.0, 2.0)
     assert np.isnan(Interval(1.0, np.nan, np.nan, 1, "none").low)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_is_scikit_learns(seed: int) -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(1, 3 + seed, 40).tolist() for _ in range(2))
+    assert kappa(a, b) == pytest.approx(cohen_kappa_score(a, b), abs=1e-12)
+    weighted = cohen_kappa_score(a, b, labels=list(range(8)), weights="quadratic")
+    assert kappa(a, b, quadratic=True) == pytest.approx(weighted, abs=1e-12)

@@ -54,7 +54,7 @@ def installs(folder: Path, *settings: str) -> tuple[list[str], str]:
 def test_torch_comes_first_and_from_the_index_that_answers(index: str, tmp_path: Path) -> None:
     asked, said = installs(tmp_path / "work" / "venv", f"TORCH_INDEX={index}")
     assert len(asked) == 3 and asked[0].endswith(f"-c constraints.txt --extra-index-url {index} torch")
-    assert asked[1].endswith("-e .") and asked[2].endswith("-e .[dev]") and f"torch from {index}" in said
+    assert asked[1].endswith("-e .[capture]") and asked[2].endswith("-e .[dev]") and f"torch from {index}" in said
     assert not any("index" in line for line in asked[1:])
 
 

@@ -13,6 +13,7 @@ from actlake.queries.rows import index
 ROOT = Path(__file__).parent.parent
 NEEDED = (
     "catalog.yaml",
+    "py.typed",
     "models/pocket/it/model.safetensors",
     "models/pocket/it/tokenizer.json",
     "models/pocket/pt/model.safetensors",

@@ -24,10 +24,15 @@ FUNCTIONS = ("delta", "geometry")  # of actlake.analyze
 
 def members(name: str, found: Any) -> Iterator[str]:
     """A line for each public method and property of a class."""
-    yield from (f"{name}.{each.name}" for each in (fields(found) if is_dataclass(found) else ()))
+    held = [each.name for each in fields(found)] if is_dataclass(found) else []
+    yield from (f"{name}.{each}" for each in held)
     for member in sorted(dir(found)):
         value = inspect.getattr_static(found, member)
-        if member.startswith("_") or value.__class__.__name__ in ("getset_descriptor", "method_descriptor"):
+        if (
+            member.startswith("_")
+            or member in held
+            or value.__class__.__name__ in ("getset_descriptor", "method_descriptor")
+        ):
             continue
         value = getattr(value, "__func__", value)
         yield f"{name}.{member}{inspect.signature(value) if inspect.isfunction(value) else ''}"
@@ -85,7 +90,8 @@ def test_errors_come_out_of_other_processes_as_they_were(kind: type[actlake.Lake
 
 
 def test_edits_are_the_words_that_the_parser_takes() -> None:
-    from actlake.capture.edit.words import OPERATORS, parse_edit
+    from actlake.capture.edit.edits import EDITS
+    from actlake.capture.edit.words import parse_edit
     from actlake.edits import Graft, Inject, Matched, RandomGraft, Scale, Skip, Zero
 
     made = [
@@ -98,7 +104,7 @@ def test_edits_are_the_words_that_the_parser_takes() -> None:
         RandomGraft(layers="late"),
     ]
     found = [parse_edit(str(edit), 4, {"late": (2, 4)}) for edit in made]
-    assert {one.kind for one in found} == set(OPERATORS)
+    assert {one.kind for one in found} == set(EDITS)
     assert found[0] == parse_edit("scale:layers=2-3,direction=d_mean,alpha=0", 4, {"late": (2, 4)})
     assert found[1]["seed"] == "3" and found[1].layers == (2, 3) and found[3]["site"] == "attn"
 

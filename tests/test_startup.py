@@ -63,3 +63,87 @@ def test_declaring_tables_loads_nothing() -> None:
     code = f"import sys, actlake; from actlake.store.tables.declared import TABLES; n = len(TABLES); print(n, *({{*{HEAVY}}} & sys.modules.keys()))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split() == [str(len(TABLES))]
+
+
+# What the extra `capture` and the others bring: a reader's environment has none of it.
+ABSENT = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "accelerate",
+    "skdim",
+    "sklearn",
+    "openai",
+    "distributed",
+)
+BLOCKED = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def without_extras(code: str, *words: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    """Python code in a process in which the packages of the extras can't be imported."""
+    done = subprocess.run([sys.executable, "-c", BLOCKED + code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == ok, done.stderr
+    return done
+
+
+def test_a_lake_is_read_asked_and_drawn_without_the_extras(where: list[str], tmp_path: Path) -> None:
+    code = f"""
+import actlake
+lake = actlake.open({where[1]!r}, catalog={where[3]!r})
+for table in (lake.captures, lake.models, lake.streams, lake.prompts, lake.tables, lake.rows, lake.texts()):
+    assert "<table" in table._repr_html_()
+data = lake.dataset("llama/it", "native")
+assert data.resid[:5].values.shape[0] == 5
+ids = lake.tokens("llama/it", "native")["token_id"][:4]
+assert lake.decode(ids, "llama/it")
+assert lake.sql("SELECT count(*) FROM delta").fetchall()[0][0] > 0
+answer = lake.rows.L2(pair="llama", generate=False)
+assert "<img" in answer._repr_html_() and "IT" in answer.sentence and answer.sql and len(answer.table)
+assert [path.suffix for path in answer.save({str(tmp_path)!r})] == [".csv", ".png", ".svg", ".sql"]
+answer.lock({str(tmp_path / "L2.lock")!r})
+assert [one.same for one in lake.reproduce({str(tmp_path / "L2.lock")!r}, generate=False)] == [True]
+found = lake.run_all(["L1", "exp16"], "llama", generate=False)
+assert len(found.answers) == 2 and found.page({str(tmp_path / "page.html")!r}).stat().st_size > 10000
+assert lake.cite("llama/it/native")["reference"].startswith("actlake:")
+assert all(report.ok for report in lake.verify()) and lake.gc().empty
+"""
+    without_extras(code)
+
+
+def test_what_needs_an_extra_says_so_in_a_line(where: list[str]) -> None:
+    calls = (
+        'lake.capture("llama")',
+        'lake.plan("llama")',
+        'lake.head("llama/it")',
+        'lake.fit_lens("llama/it")',
+        'lake.generate("llama/it", ["none"])',
+        'lake.run("exp10_P3", "llama")',
+        'lake.sql("SELECT count(*) FROM patching")',
+    )
+    code = f"""
+import actlake
+lake = actlake.open({where[1]!r}, catalog={where[3]!r})
+for call in {calls!r}:
+    try:
+        eval(call)
+    except actlake.LakeError as error:
+        print(call, "|", error, "|", error.repair)
+"""
+    lines = without_extras(code).stdout.splitlines()
+    assert [line.partition(" | ")[0] for line in lines] == list(calls)
+    for line in lines:
+        assert "needs the package" in line and line.endswith("| pip install 'actlake[capture]'"), line
+    command = "from actlake.cli.main import main; main()"
+    for words in (["capture", "llama", *where], ["model", "check", "llama", *where[2:]]):
+        said = without_extras(command, *words, ok=False).stderr.splitlines()
+        assert len(said) == 1 and said[0].startswith("error: ") and "pip install 'actlake[capture]'" in said[0], said
+    said = without_extras(command, "doctor", *where).stdout
+    assert "lake " in said and "devices" not in said and "Traceback" not in said

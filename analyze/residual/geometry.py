@@ -6,6 +6,8 @@ import numpy as np
 
 METRICS = ("twonn", "mle", "lpca", "participation_ratio", "effective_rank", "pc1", "pc5", "pc10")
 NEIGHBOURS = 20  # of the MLE estimator, scikit-dimension's default
+DISCARDED = 0.1  # share of the ratios that TwoNN leaves out, likewise
+LEADING = 0.05  # share of the largest eigenvalue from which on lPCA counts one, likewise
 MOST_POINTS = 2000  # the study's limit; the cost grows with the cube
 FEWEST_POINTS = 30  # so that a subsample of 80 % still has more points than NEIGHBOURS
 # Squared distance, as a share of the mean squared norm, below which two points are one: float32 rounding, not geometry.
@@ -58,8 +60,6 @@ def _gram(x: np.ndarray) -> np.ndarray:
 
 def _metrics(gram: np.ndarray, rounding: float) -> dict[str, float]:
     """The metrics of the points with these inner products; those that are undefined are left out."""
-    from skdim.id import MLE, TwoNN, lPCA  # it brings scikit-learn and numba, which take seconds to import
-
     spectrum = _spectrum(gram)
     if spectrum.sum() <= rounding:
         return {}
@@ -69,14 +69,32 @@ def _metrics(gram: np.ndarray, rounding: float) -> dict[str, float]:
         "effective_rank": float(np.exp(-(weight * np.log(weight)).sum())),
         **{f"pc{k}": weight[:k].sum() for k in (1, 5, 10)},
     }
-    with np.errstate(divide="ignore"):  # it compares neighbours of the list, and wants two
-        found["lpca"] = float(lPCA(fit_explained_variance=True).fit(np.append(spectrum, 0.0)).dimension_)
+    found["lpca"] = float((spectrum > LEADING * spectrum[0]).sum())
     near = _nearest(gram, rounding)
     if near is not None:
-        found["twonn"] = float(TwoNN(dist=True).fit(near[:, :2]).dimension_)
-        # Estimators check their points even where the distances are given; any array of that length does.
-        found["mle"] = float(MLE().fit(near, precomputed_knn_arrays=(near, None), n_neighbors=NEIGHBOURS).dimension_)
+        found["twonn"] = two_nn(near[:, 0], near[:, 1])
+        found["mle"] = levina_bickel(near)
     return found
+
+
+def two_nn(first: np.ndarray, second: np.ndarray) -> float:
+    """Intrinsic dimension from the distances [points] to the two nearest neighbours, Facco et al. 2017.
+
+    The slope, through the origin, of -log(1 - F) over log(second / first), F the empirical distribution of the ratios, without
+    the largest tenth of them.
+    """
+    ratio = np.sort(second / first)[: int(len(first) * (1 - DISCARDED))]
+    x, y = np.log(ratio), -np.log1p(-np.arange(1, len(ratio) + 1) / len(first))
+    return float(x @ y / (x @ x))
+
+
+def levina_bickel(near: np.ndarray) -> float:
+    """Intrinsic dimension from the distances [points, k] to the k nearest neighbours, ascending; Levina and Bickel 2005.
+
+    The inverse of the mean over points of their inverse estimates (MacKay and Ghahramani), each (k - 1) / sum log(r_k / r_j).
+    """
+    inverse = np.log(near[:, -1:] / near).sum(axis=1) / (near.shape[1] - 1)
+    return float(1 / inverse.mean())
 
 
 def _spectrum(gram: np.ndarray) -> np.ndarray:

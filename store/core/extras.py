@@ -10,7 +10,7 @@ EXTRAS = {
     "torch": "capture",
     "transformers": "capture",
     "safetensors": "capture",
-    "huggingface_hub": "capture",
+    "huggingface_hub": "hub",
     "accelerate": "capture",
     "gguf": "gguf",
     "distributed": "cluster",

@@ -24,7 +24,9 @@ class Other(Store):
         try:
             fs, base = url_to_fs(self.url, use_listings_cache=False, **apart)
         except ImportError as error:
-            raise LakeError(f"lake {self}: {self.scheme}:// needs another package: {str(error).rstrip('.')}") from error
+            repair = "pip install 'actlake[hub]'" if self.scheme == "hf" else ""
+            problem = f"lake {self}: {self.scheme}:// needs another package: {str(error).rstrip('.')}"
+            raise LakeError(problem, repair=repair) from error
         except (ValueError, OSError, KeyError) as error:
             raise LakeError(f"lake {self}: can't be opened ({scrubbed(str(error))})") from error
         self.fs: AbstractFileSystem = fs
