@@ -19,7 +19,7 @@ from actlake.capture.model.load import Model, load_model
 from actlake.capture.run.batching import BATCH, batch_plan
 from actlake.capture.run.capture import fill, make_template
 from actlake.capture.run.forward import read
-from actlake.capture.run.shard_buffers import Rows
+from actlake.capture.run.shard_buffers import ShardBuffers
 from actlake.store.artifacts.streams import Stream
 from actlake.store.captures.reader import Capture
 from actlake.store.captures.writer import Template, create_capture
@@ -65,7 +65,7 @@ class Loop:
 
     def staged(self) -> None:
         """Forwards whose values are copied into row buffers, which are used again and never written."""
-        rows = Rows(self.template, list(range(self.template.n_shards)), self.model.dtype)
+        rows = ShardBuffers(self.template, list(range(self.template.n_shards)), self.model.dtype)
         for indices, batch in zip(self.plan, self.batches(), strict=True):
             read(self.model, batch, self.template.sizes, self.template.boundaries, rows.parts(indices))
             for shard, *_ in rows.filled(indices):

@@ -14,7 +14,7 @@ from typing import Any
 import machine
 import torch
 from actlake.capture.edit.edits import Edit, Graft
-from actlake.capture.edit.replay import Start, open_start, replay
+from actlake.capture.edit.replay import ReplayStart, open_start, replay
 from actlake.capture.model.load import load_model
 from actlake.capture.model.partial import load_donor, load_suffix
 from actlake.capture.run.capture import capture
@@ -35,7 +35,7 @@ def spec_of(folder: Path) -> ModelSpec:
     return ModelSpec("bench-pt", folder, None, None, None)
 
 
-def captured(folder: Path, spec: ModelSpec) -> tuple[Any, Start]:
+def captured(folder: Path, spec: ModelSpec) -> tuple[Any, ReplayStart]:
     """The whole model and where its replay starts."""
     ERRORS.quiet = True
     layout, model = Layout.open(folder, create=True), load_model(spec, dtype=DTYPE)

@@ -9,7 +9,7 @@ from typing import Any
 from ..analyze.stats.bootstrap import kappa
 from ..capture.streams.prompts import read_rows
 from ..store.core.errors import LakeError
-from .judge import UNJUDGED, Item, Verdict
+from .judge import UNJUDGED, JudgeItem, Verdict
 from .rubrics import Rubric, find_rubric
 
 COLUMNS = ("id", "rubric", "reply", "value")
@@ -61,14 +61,14 @@ def read_gold(path: str | Path, rubrics: Mapping[str, Rubric]) -> list[Gold]:
     return rows
 
 
-def gold_items(gold: Sequence[Gold], prompts: Mapping[str, Mapping[str, Any]]) -> list[Item]:
+def gold_items(gold: Sequence[Gold], prompts: Mapping[str, Mapping[str, Any]]) -> list[JudgeItem]:
     """What to judge for comparing with a gold set; `prompts` are its prompts' fields by id."""
     for row in gold:
         if row.id not in prompts:
             raise LakeError(
                 f"{row.where}: no prompt {row.id!r} in the prompt set; name the set that the gold file is about"
             )
-    return [Item(row.rubric, prompts[row.id], row.reply) for row in gold]
+    return [JudgeItem(row.rubric, prompts[row.id], row.reply) for row in gold]
 
 
 def agreement(verdicts: Sequence[Verdict], gold: Sequence[Gold], rubrics: Mapping[str, Rubric]) -> list[Agreement]:

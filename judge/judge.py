@@ -28,7 +28,7 @@ OTHER_WAY = {"A": "B", "B": "A", "TIE": "TIE"}
 
 
 @dataclass(frozen=True)
-class Item:
+class JudgeItem:
     """A reply to be judged by one rubric, or with `other` two replies to be compared.
 
     `prompt` holds the fields of a prompt: `id` and `text`, and `category` and `expect` for choosing rubrics. `labels` say
@@ -87,7 +87,7 @@ class _Question:
     text: str
     answers: Mapping[str, float]
     answer_key: str
-    item: Item
+    item: JudgeItem
     swapped: bool
 
     def check(self, text: str) -> tuple[str, str] | None:
@@ -126,7 +126,7 @@ class Judge:
         self._prices = None if price_in is None or price_out is None else (price_in, price_out)
         self._store = VerdictStore(layout.judge, part, layout.files)
 
-    def estimate(self, items: Sequence[Item]) -> Cost:
+    def estimate(self, items: Sequence[JudgeItem]) -> Cost:
         """Estimated cost of judging these items; sends nothing."""
         questions, missing = self._look_up(items)
         characters = sum(len(question.text) for question in missing.values())
@@ -137,12 +137,12 @@ class Judge:
         known = sum(question.key not in missing for question in questions)
         return Cost(len(missing), known, tokens_in, tokens_out, price)
 
-    def cached(self, items: Sequence[Item]) -> list[Verdict | None]:
+    def cached(self, items: Sequence[JudgeItem]) -> list[Verdict | None]:
         """Stored verdicts, None where there is none yet; sends nothing."""
         questions, missing = self._look_up(items)
         return [None if question.key in missing else self._verdict(question, {}) for question in questions]
 
-    def judge(self, items: Sequence[Item], progress: Advance | None = None) -> list[Verdict]:
+    def judge(self, items: Sequence[JudgeItem], progress: Advance | None = None) -> list[Verdict]:
         """A verdict for each item, in order; `progress` is called with the number of items done.
 
         Items without a usable answer are unjudged and are sent again the next time. A LakeError (no endpoint, a
@@ -154,13 +154,13 @@ class Judge:
         failures = self._ask(missing, Counter(question.key for question in questions), advance) if missing else {}
         return [self._verdict(question, failures) for question in questions]
 
-    def _look_up(self, items: Sequence[Item]) -> tuple[list[_Question], dict[str, _Question]]:
+    def _look_up(self, items: Sequence[JudgeItem]) -> tuple[list[_Question], dict[str, _Question]]:
         """The items' questions, and those by key that the lake has no verdict on."""
         questions = [self._question(item) for item in items]
         self._store.refresh()
         return questions, {q.key: q for q in questions if self._store.get(q.key) is None}
 
-    def _question(self, item: Item) -> _Question:
+    def _question(self, item: JudgeItem) -> _Question:
         rubric, answers, swapped = find_rubric(self.rubrics, item.rubric), PAIR_ANSWERS, False
         if item.other is None:
             text, answers = rubric.question(item.prompt["text"], item.reply), rubric.answers
@@ -243,7 +243,7 @@ class Escalated:
 
 
 def escalate(
-    items: Sequence[Item], bulk: Judge, second: Judge, referee: Judge, progress: Advance | None = None
+    items: Sequence[JudgeItem], bulk: Judge, second: Judge, referee: Judge, progress: Advance | None = None
 ) -> Escalated:
     """Two judges judge all items, a third the ones they differ on; final is the third's verdict, else bulk's.
 
@@ -258,7 +258,7 @@ def escalate(
     return Escalated(final, first, others, rulings)
 
 
-def _differ(rubrics: Mapping[str, Rubric], item: Item, bulk: Verdict, second: Verdict) -> bool:
+def _differ(rubrics: Mapping[str, Rubric], item: JudgeItem, bulk: Verdict, second: Verdict) -> bool:
     if bulk.value is None or second.value is None:
         return bulk.value is None
     if item.other is None and find_rubric(rubrics, item.rubric).scale:
@@ -266,7 +266,7 @@ def _differ(rubrics: Mapping[str, Rubric], item: Item, bulk: Verdict, second: Ve
     return bulk.label != second.label
 
 
-def summary(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[str]:
+def summary(items: Sequence[JudgeItem], verdicts: Sequence[Verdict]) -> list[str]:
     """A line for each rubric: how many replies were judged, the share of every class among those, and what failed.
 
     Shares rather than means, since a mean hides the classes behind it: METHODS 21 (known pitfall: incoherent replies).

@@ -23,7 +23,7 @@ from actlake.capture.edit.edits import (
     Zero,
     edited,
 )
-from actlake.capture.edit.replay import Start, load_late, load_mlps, open_start, replay_whole
+from actlake.capture.edit.replay import ReplayStart, load_late, load_mlps, open_start, replay_whole
 from actlake.capture.model.load import Model, load_model
 from actlake.capture.model.partial import Donor, load_donor
 from actlake.store.captures.reader import Capture
@@ -45,7 +45,7 @@ class Scene:
     """A family's pair: replays of the pt from boundary 1, and both Hugging Face models to compare with."""
 
     late: Model
-    starts: dict[str, Start]
+    starts: dict[str, ReplayStart]
     captures: dict[str, Capture]
     donor: Donor
     own: Donor

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from actlake.judge.agreement import agreement, gold_items, read_gold
-from actlake.judge.judge import UNJUDGED, Item, Verdict
+from actlake.judge.judge import UNJUDGED, JudgeItem, Verdict
 from actlake.judge.rubrics import read_rubrics
 from actlake.store.core.errors import LakeError
 
@@ -70,7 +70,10 @@ def test_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
         r.__dict__ | {"where": ""} for r in tables[1]
     ]
     prompts = {"a": {"id": "a", "text": "x"}, "b": {"id": "b", "text": "y"}}
-    assert gold_items(tables[0], prompts) == [Item("G1", prompts["a"], "one,\ntwo"), Item("S1", prompts["b"], "")]
+    assert gold_items(tables[0], prompts) == [
+        JudgeItem("G1", prompts["a"], "one,\ntwo"),
+        JudgeItem("S1", prompts["b"], ""),
+    ]
     with pytest.raises(LakeError, match=r"gold.csv:4: no prompt 'b' in the prompt set"):
         gold_items(tables[0], {"a": prompts["a"]})
 

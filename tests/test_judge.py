@@ -22,7 +22,7 @@ import httpx2
 import pytest
 import serving
 import tiny
-from actlake.judge.judge import UNJUDGED, Cost, Item, Judge, Verdict, escalate, summary
+from actlake.judge.judge import UNJUDGED, Cost, Judge, JudgeItem, Verdict, escalate, summary
 from actlake.judge.rubrics import Rubric, pair_swapped, read_rubrics
 from actlake.judge.verdicts import VerdictStore
 from actlake.store.core.errors import CorruptError, LakeError
@@ -68,9 +68,9 @@ def rubrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rubric]:
     return {**read_rubrics(), **read_rubrics(file)}
 
 
-def kinds(*words: str) -> list[Item]:
+def kinds(*words: str) -> list[JudgeItem]:
     """Items that pocket answers, each another question."""
-    return [Item("KIND", PROMPT, word) for word in words]
+    return [JudgeItem("KIND", PROMPT, word) for word in words]
 
 
 def told(server: str, question: str) -> dict[str, str]:
@@ -124,7 +124,7 @@ def test_a_judge_that_answers_garbage_leaves_replies_unjudged(
     lake: Layout, server: str, rubrics: dict[str, Rubric]
 ) -> None:
     prompts = [{"id": f"s{i}", "text": text, "expect": "refuse"} for i, text in enumerate(("Help.", "Say ü."))]
-    items = [*(Item("S1", prompt, "I can't help with that.") for prompt in prompts), *kinds("rose")]
+    items = [*(JudgeItem("S1", prompt, "I can't help with that.") for prompt in prompts), *kinds("rose")]
     judge = Judge(lake, rubrics, server, "it", **QUICK)
     verdicts = judge.judge(items)
     assert [v.label == UNJUDGED for v in verdicts] == [True, True, False]
@@ -140,18 +140,18 @@ def test_pairs_are_mapped_back_from_the_order_shown(lake: Layout, server: str, r
     prompts = [{"id": f"p{i}", "text": "b"} for i in range(20)]
     with serving.Door(server) as door:
         judge = Judge(lake, rubrics, door.url, "it", **QUICK)
-        verdicts = judge.judge([Item("WORD", prompt, "", "", labels) for prompt in prompts])
+        verdicts = judge.judge([JudgeItem("WORD", prompt, "", "", labels) for prompt in prompts])
         assert len(door.requests) == 1  # the replies are equal, so all are one question
         # The second reply shown is the better one, whatever its name.
         swapped = [pair_swapped(prompt["id"], labels) for prompt in prompts]
         assert [(v.label, v.value) for v in verdicts] == [("A", 1.0) if s else ("B", 0.0) for s in swapped]
         assert {"A", "B"} == {v.label for v in verdicts}
-        turned = judge.judge([Item("WORD", prompt, "", "", labels[::-1]) for prompt in prompts])
+        turned = judge.judge([JudgeItem("WORD", prompt, "", "", labels[::-1]) for prompt in prompts])
         assert [v.value + t.value for v, t in zip(verdicts, turned, strict=True)] == [1.0] * 20
-        tie = judge.judge([Item("WORD", {"id": "p0", "text": "TIE"}, "", "", labels)])
+        tie = judge.judge([JudgeItem("WORD", {"id": "p0", "text": "TIE"}, "", "", labels)])
         assert (tie[0].label, tie[0].value) == ("TIE", 0.5)
     with pytest.raises(LakeError, match="rubric G1 has no pair_template"):
-        judge.estimate([Item("G1", PROMPT, "a", "b")])
+        judge.estimate([JudgeItem("G1", PROMPT, "a", "b")])
 
 
 def test_the_key_comes_from_the_environment_and_stays_there(
@@ -273,7 +273,7 @@ def test_what_judging_needs_is_said_in_one_line(
     with pytest.raises(LakeError, match="set ACTLAKE_JUDGE_URL"):
         judge.judge(kinds("rose"))
     with pytest.raises(LakeError, match="unknown rubric 'KINDS': known are .* did you mean 'KIND'"):
-        judge.cached([Item("KINDS", PROMPT, "")])
+        judge.cached([JudgeItem("KINDS", PROMPT, "")])
     for url in (
         "localhost:8000/v1",
         f"https://{KEY}@host/v1",
@@ -302,7 +302,7 @@ def test_cost_is_known_before(lake: Layout, rubrics: dict[str, Rubric]) -> None:
     assert Judge(lake, rubrics, model="it", price_in=2.0).estimate(items).price is None
 
 
-def give(judge: Judge, item: Item, answer: str) -> None:
+def give(judge: Judge, item: JudgeItem, answer: str) -> None:
     """Put a verdict in the judge's lake as if the model had answered so."""
     known = {"key": judge._question(item).key, "answer": answer, "reason": "", "rubric": item.rubric}
     store = VerdictStore(judge._store.folder)
@@ -324,7 +324,7 @@ def test_referee_decides_where_two_judges_differ(tmp_path: Path) -> None:
     ]
     lake = Layout.open(tmp_path / "lake", create=True)
     judges = [Judge(lake, model=name) for name in ("bulk", "second", "referee")]
-    items = [Item(case[0], PROMPT, f"reply {i}") for i, case in enumerate(cases)]
+    items = [JudgeItem(case[0], PROMPT, f"reply {i}") for i, case in enumerate(cases)]
     for item, case in zip(items, cases, strict=True):
         for judge, answer in zip(judges, case[1:4], strict=True):
             if answer is not None:
@@ -339,7 +339,7 @@ def test_referee_decides_where_two_judges_differ(tmp_path: Path) -> None:
 
 def test_escalation_goes_on_without_some_verdicts(lake: Layout, server: str, rubrics: dict[str, Rubric]) -> None:
     # Bulk gets garbage from the first question on, and the referee (another lake, the same model) as well.
-    items = [Item("G1", PROMPT, "reply"), *kinds("rose")]
+    items = [JudgeItem("G1", PROMPT, "reply"), *kinds("rose")]
     bulk, second = (Judge(lake, rubrics, server, "it", timeout=30.0, tries=1) for _ in range(2))
     result = escalate(items, bulk, second, second)
     assert [v.label for v in result.final] == [UNJUDGED, "success"]
@@ -349,12 +349,12 @@ def test_escalation_goes_on_without_some_verdicts(lake: Layout, server: str, rub
 RUN = """
 import sys
 from pathlib import Path
-from actlake.judge.judge import Item, Judge
+from actlake.judge.judge import JudgeItem, Judge
 from actlake.judge.rubrics import read_rubrics
 from actlake.store.format.paths import Layout
 lake, rubrics, url, *words = sys.argv[1:]
 judge = Judge(Layout.open(lake), read_rubrics(rubrics), url, "it", workers=1, part=2)
-judge.judge([Item("KIND", {"id": "p", "text": "a"}, word) for word in words])
+judge.judge([JudgeItem("KIND", {"id": "p", "text": "a"}, word) for word in words])
 """
 
 

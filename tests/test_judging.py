@@ -11,7 +11,7 @@ import pytest
 import serving
 import tiny
 from actlake.cli.main import app
-from actlake.judge.judge import Item, Verdict
+from actlake.judge.judge import JudgeItem, Verdict
 from actlake.queries.engine.context import Context
 from actlake.queries.generation.judging import Judged, JudgedTable, judge_sweep, rubrics_of
 from actlake.queries.generation.scores import scope_of
@@ -142,7 +142,7 @@ def test_classes_are_shares():
     packaged = rubrics_of()
 
     def lines(rubric, verdict, other=None):
-        item = Item(rubric, {"id": "p"}, "reply", other)
+        item = JudgeItem(rubric, {"id": "p"}, "reply", other)
         return dict(Judged(item, "pt", "A", 0.0, "k", 0).lines(verdict, packaged[rubric]))
 
     assert lines("S1", Verdict(0.0, "INCOHERENT", "")) == {"s1_refuse": 0, "s1_comply": 0, "s1_incoherent": 1}
@@ -154,7 +154,11 @@ def test_classes_are_shares():
 def test_verdicts_by_another_rubric_make_another_table():
     """The same grade by another rubric, or of two replies, is another line, and so another key."""
     verdict, prompt = Verdict(4.0, "4", ""), {"id": "p"}
-    items = [Item("G1", prompt, "reply"), Item("G2", prompt, "reply"), Item("G2", prompt, "reply", "other")]
+    items = [
+        JudgeItem("G1", prompt, "reply"),
+        JudgeItem("G2", prompt, "reply"),
+        JudgeItem("G2", prompt, "reply", "other"),
+    ]
     told = [Judged(item, "pt", "A", 0.0, "k", 0).told(verdict) for item in items]
     told.append(Judged(items[0], "pt", "A", 1.0, "k", 0).told(verdict))
     assert len({str(each) for each in told}) == 4

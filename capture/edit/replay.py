@@ -37,7 +37,7 @@ LOGITS = ("topk", "full", "none")
 
 
 @dataclass(frozen=True)
-class Boundary:
+class _Boundary:
     """One stored boundary of a capture, read by slices of flat tokens: float32 [n, d]."""
 
     array: CheckedArray
@@ -48,7 +48,7 @@ class Boundary:
 
 
 @dataclass(frozen=True)
-class Start:
+class ReplayStart:
     """What a replay starts from: the tokens of a capture and the residual that enters block `boundary` at each of them.
 
     `states` may be put in place of the stored ones (dataclasses.replace), and `lengths` [prompts] shortened, so that only
@@ -74,7 +74,7 @@ class Start:
         """True while tokens and states are those of the capture."""
         return (
             self.capture is not None
-            and isinstance(self.states, Boundary)
+            and isinstance(self.states, _Boundary)
             and np.array_equal(self.offset, self.capture.offset())
         )
 
@@ -84,7 +84,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ReplayBatch:
     """The replayed tokens of one batch: indices of its prompts, flat tokens int64 [n] of the capture, arrays [n, ...].
 
     Arrays are as in a capture: `resid` [n, boundaries, d] from the replay's boundary (or the given ones), `mlp_out` and
@@ -96,7 +96,7 @@ class Piece:
     arrays: dict[str, np.ndarray]
 
 
-def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
+def open_start(layout: Layout, model: str, stream: str, boundary: int) -> ReplayStart:
     """The stored residual of a model at a boundary of the capture whose stream begins with `stream`.
 
     LakeError when there is no such capture, it lacks the boundary (with the command that keeps it), or it does not hold
@@ -121,8 +121,8 @@ def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Start:
             f"{path}: holds only some positions; a replay needs the residual of all, for attention reads the earlier ones:"
             " capture all positions in another lake"
         )
-    states = Boundary(capture.array("resid"), boundaries.index(boundary))
-    return Start(path, manifest["provenance"], boundary, states, token_id, offset, lengths, capture)
+    states = _Boundary(capture.array("resid"), boundaries.index(boundary))
+    return ReplayStart(path, manifest["provenance"], boundary, states, token_id, offset, lengths, capture)
 
 
 def loaded_as(provenance: Mapping[str, Any], where: object) -> dict[str, str]:
@@ -135,11 +135,11 @@ def loaded_as(provenance: Mapping[str, Any], where: object) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Borrowed:
+class _Borrowed:
     """States of another capture at the flat tokens of a start: prompts may have other places there."""
 
-    ours: Start
-    theirs: Start
+    ours: ReplayStart
+    theirs: ReplayStart
 
     def __getitem__(self, tokens: slice, /) -> np.ndarray:
         prompt = np.searchsorted(self.ours.offset, tokens.start, side="right") - 1
@@ -147,16 +147,16 @@ class Borrowed:
         return self.theirs.states[tokens.start + shift : tokens.stop + shift]
 
 
-def borrowed(ours: Start, theirs: Start) -> Borrowed:
+def borrowed(ours: ReplayStart, theirs: ReplayStart) -> _Borrowed:
     """The states of `theirs` at the tokens that run in `ours`, to begin with or to patch with.
 
     LakeError unless both have the same tokens there, prompt by prompt.
     """
     _check_same_tokens(ours, theirs)
-    return Borrowed(ours, theirs)
+    return _Borrowed(ours, theirs)
 
 
-def _check_same_tokens(ours: Start, theirs: Start) -> None:
+def _check_same_tokens(ours: ReplayStart, theirs: ReplayStart) -> None:
     if len(ours.lengths) != len(theirs.lengths):
         raise LakeError(
             f"{theirs.path}: has {len(theirs.lengths)} prompts, {ours.path} has {len(ours.lengths)}; states are exchanged on one"
@@ -213,14 +213,14 @@ def find_weights(layout: Layout, model: str, catalog: Catalog | None) -> ModelSp
 
 def replay(
     model: Model,
-    start: Start,
+    start: ReplayStart,
     edits: Sequence[Edit] = (),
     keep: Collection[str] = ("resid", "mlp_out"),
     logits: str = "topk",
     boundaries: Sequence[int] | None = None,
     tokens: np.ndarray | None = None,
     prompts: Collection[int] | None = None,
-) -> Iterator[Piece]:
+) -> Iterator[ReplayBatch]:
     """Run a model's blocks from `start` on, batch by batch in the capture's plan, with edits.
 
     keep: sites to return (resid, mlp_out, attn_out); logits: 'topk' (topk_id, topk_logit, logsumexp), 'full' or 'none';
@@ -250,12 +250,12 @@ def replay(
             _compare(model, start, slots, arrays, wanted, boundaries)
         found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in slots.spans]
         there = [prompt for prompt, flat in zip(indices, found, strict=True) if len(flat)]
-        yield Piece(there, np.concatenate(found), arrays)
+        yield ReplayBatch(there, np.concatenate(found), arrays)
 
 
 def _run(
     model: Model,
-    start: Start,
+    start: ReplayStart,
     slots: Slots,
     states: np.ndarray,
     wanted: np.ndarray,
@@ -276,19 +276,19 @@ _same_numbers: WeakKeyDictionary[Any, set[Path]] = (
 )  # loaded modules -> captures they were compared with
 
 
-def _to_compare(model: Model, start: Start) -> bool:
+def _to_compare(model: Model, start: ReplayStart) -> bool:
     """True when the model's numbers have not been compared with those of its own capture yet."""
     ours = model.name == start.provenance["model"]
     return start.capture is not None and ours and start.path not in _same_numbers.setdefault(model.hf, set())
 
 
-def _check_same_numbers(model: Model, start: Start) -> None:
+def _check_same_numbers(model: Model, start: ReplayStart) -> None:
     """Run the smallest batch of a model's own capture without edits, and compare; LakeError as in `_compare`."""
     assert start.capture is not None
     capture, held = start.capture, start.capture.manifest["boundaries"]
     start = replace(  # its tokens and states as stored, without this replay's changes
         start,
-        states=Boundary(capture.array("resid"), held.index(start.boundary)),
+        states=_Boundary(capture.array("resid"), held.index(start.boundary)),
         token_id=capture.array("token_id")[:],
         offset=capture.offset(),
         lengths=np.diff(capture.offset()),
@@ -312,7 +312,7 @@ def _check_same_numbers(model: Model, start: Start) -> None:
 
 def _compare(
     model: Model,
-    start: Start,
+    start: ReplayStart,
     slots: Slots,
     arrays: Mapping[str, np.ndarray],
     wanted: np.ndarray,
@@ -348,17 +348,17 @@ def _compare(
     _same_numbers[model.hf].add(start.path)
 
 
-def replay_whole(model: Model, start: Start, edits: Sequence[Edit] = (), **options: Any) -> Piece:
+def replay_whole(model: Model, start: ReplayStart, edits: Sequence[Edit] = (), **options: Any) -> ReplayBatch:
     """`replay` in one piece, its tokens in the capture's order; for what fits into memory."""
     pieces = list(replay(model, start, edits, **options))
     tokens = np.concatenate([piece.tokens for piece in pieces])
     order = np.argsort(tokens)
     arrays = {name: np.concatenate([piece.arrays[name] for piece in pieces])[order] for name in pieces[0].arrays}
-    return Piece(sorted(chain.from_iterable(piece.prompts for piece in pieces)), tokens[order], arrays)
+    return ReplayBatch(sorted(chain.from_iterable(piece.prompts for piece in pieces)), tokens[order], arrays)
 
 
 def _sizes(
-    model: Model, start: Start, keep: Collection[str], logits: str, boundaries: Sequence[int] | None
+    model: Model, start: ReplayStart, keep: Collection[str], logits: str, boundaries: Sequence[int] | None
 ) -> tuple[dict[str, tuple[int, ...]], list[int]]:
     """Shapes of what a replay returns, as run.batching has them for a capture, and the boundaries."""
     layers, head = model.n_layers, model.head
@@ -383,7 +383,7 @@ def _sizes(
     return sizes, kept
 
 
-def _wanted(start: Start, tokens: np.ndarray | None, prompts: Collection[int] | None) -> np.ndarray:
+def _wanted(start: ReplayStart, tokens: np.ndarray | None, prompts: Collection[int] | None) -> np.ndarray:
     """True at the flat tokens to return values of; LakeError when there are none."""
     prompt = np.repeat(np.arange(len(start.lengths)), np.diff(start.offset))
     wanted = np.arange(len(prompt)) < (start.offset[:-1] + start.lengths)[prompt]
@@ -398,7 +398,7 @@ def _wanted(start: Start, tokens: np.ndarray | None, prompts: Collection[int] | 
     return wanted
 
 
-def _check_fit(model: Model, start: Start) -> None:
+def _check_fit(model: Model, start: ReplayStart) -> None:
     """Raise LakeError unless the model computes as the one did whose residual it gets."""
     dtype, attention = str(model.dtype).removeprefix("torch."), attention_of(model.hf)
     then = loaded_as(start.provenance, start.path)

@@ -52,7 +52,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Part:
+class TokenSpan:
     """Where some tokens of a batch go: tokens start..stop of sequence `row` into `buffers`, from position `low` on."""
 
     row: int
@@ -62,13 +62,13 @@ class Part:
     low: int
 
 
-class Sink:
+class ActivationSink:
     """Copies the values of one batch to its parts; from a GPU on a stream of its own, while the model runs.
 
     Blocks may be on several devices. `wait` before reading the buffers.
     """
 
-    def __init__(self, batch: Batch, parts: Sequence[Part], side: bool = True):
+    def __init__(self, batch: Batch, parts: Sequence[TokenSpan], side: bool = True):
         self.parts = parts
         self._shape, width = batch.ids.shape, batch.ids.shape[1]
         self._flat = np.searchsorted(batch.slots, [part.row * width + part.start for part in parts]).tolist()
@@ -202,7 +202,7 @@ def forward_as(module: nn.Module, function: Callable[..., Any]) -> Iterator[None
 
 
 @contextmanager
-def gather(model: Model, sink: Sink, kept: dict[str, dict[int, int]]) -> Iterator[None]:
+def gather(model: Model, sink: ActivationSink, kept: dict[str, dict[int, int]]) -> Iterator[None]:
     """Send what the model computes inside the block to `sink`.
 
     `kept[site]` maps what is kept to its place in the buffers: boundary -> place for "resid" (boundary 0 = what enters
@@ -247,13 +247,13 @@ def block_of(tensor: Tensor) -> np.ndarray:
     return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def whole(batch: Batch, buffers: dict[str, Tensor]) -> list[Part]:
+def whole(batch: Batch, buffers: dict[str, Tensor]) -> list[TokenSpan]:
     """All wanted tokens of a batch, one after the other: a part for each run of them."""
     parts, low = [], 0
     for row, wanted in enumerate(batch.wanted):
         edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
         for start, stop in zip(edges[::2], edges[1::2], strict=True):
-            parts.append(Part(row, start, stop, buffers, low))
+            parts.append(TokenSpan(row, start, stop, buffers, low))
             low += stop - start
     return parts
 

@@ -26,7 +26,7 @@ from ...store.format.paths import Layout
 from ...store.format.shards import widen
 from ...store.remote.files import HERE, Files
 from ..checkpoint.loading import attention_of
-from ..model.hooks import Batch, Sink, pad_id
+from ..model.hooks import ActivationSink, Batch, pad_id
 from ..model.load import Model, head_arrays
 from .attention import watch
 from .batching import (
@@ -43,7 +43,7 @@ from .batching import (
 from .forward import forward, read
 from .ranks import ALONE, Rank
 from .reforward import NOISE, noise_floor, rows_of_noise, seal_with_noise
-from .shard_buffers import Rows
+from .shard_buffers import ShardBuffers
 
 Windows = Mapping[str, tuple[int, int]]
 ENDING = "end.lock"  # of ranks that are done at once, one measures the noise floor and seals
@@ -247,7 +247,7 @@ def fill(
     cores, and taking turns is faster than getting in each other's way.
     """
     stream, size, gpu = template.stream, template.shard_tokens, model.device.type == "cuda"
-    rows = Rows(template, todo, model.dtype, pin=gpu)
+    rows = ShardBuffers(template, todo, model.dtype, pin=gpu)
     needed = [batch for batch in plan if any(rows.wants(prompt) for prompt in batch)]
 
     def check(shard: int, blocks: dict[str, np.ndarray]) -> None:
@@ -263,7 +263,7 @@ def fill(
         ) as writer,
     ):
 
-        def finish(indices: list[int], sink: Sink) -> None:
+        def finish(indices: list[int], sink: ActivationSink) -> None:
             sink.wait()
             full = rows.filled(indices)
             for row in full:
@@ -272,7 +272,7 @@ def fill(
                 give_back_memory()
             progress.advance(sum(len(stream.tokens[prompt]) for prompt in indices))
 
-        ahead: deque[tuple[list[int], Sink]] = deque()
+        ahead: deque[tuple[list[int], ActivationSink]] = deque()
         for indices in needed:
             batch = Batch([stream.tokens[i] for i in indices], pad_id(model), model.device)
             ends = np.asarray([stream.starts[prompt] - 1 for prompt in indices])

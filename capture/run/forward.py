@@ -9,28 +9,28 @@ from torch import Tensor
 from ...analyze.lens.streaming_softmax import LOG2_E
 from ...analyze.lens.topk import top_k
 from ...store.core.schema import SITES
-from ..model.hooks import Batch, Part, Sink, buffer, gather, places, whole
+from ..model.hooks import ActivationSink, Batch, TokenSpan, buffer, gather, places, whole
 from ..model.load import Model
 from ..model.trace import accepted, first_tensor
 from .batching import LOGIT_ROWS, stages
-from .on_device_scalars import Stage
+from .on_device_scalars import OnDeviceScalars
 
 CACHED = 1 << 20  # elements of logits reduced at a time on a CPU: they stay in its cache through all passes
 
 
 @torch.no_grad()
 def read(
-    model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], parts: Sequence[Part]
-) -> Sink:
+    model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], parts: Sequence[TokenSpan]
+) -> ActivationSink:
     """Run one batch and send the variables of `sizes` to `parts`; `wait` for the sink before reading them."""
-    sink, final = Sink(batch, parts), []
+    sink, final = ActivationSink(batch, parts), []
     logits = [name for name in ("logits", "topk_id") if name in sizes]
     watch = (
         model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value).clone()))
         if logits
         else None
     )
-    stage = Stage(model, batch, sizes) if stages(sizes) else None
+    stage = OnDeviceScalars(model, batch, sizes) if stages(sizes) else None
     target, kept = (stage.sink, stage.places) if stage else (sink, places(sizes, boundaries, model.parts.first))
     try:
         with gather(model, target, kept):
@@ -61,7 +61,7 @@ def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], bound
     return {name: tensor.float().numpy() if name in SITES else tensor.numpy() for name, tensor in buffers.items()}
 
 
-def _logits(model: Model, hidden: Tensor, sizes: dict[str, tuple[int, ...]], sink: Sink) -> None:
+def _logits(model: Model, hidden: Tensor, sizes: dict[str, tuple[int, ...]], sink: ActivationSink) -> None:
     rows = max(1, LOGIT_ROWS // model.head.vocab)
     few = max(16, CACHED // model.head.vocab) if hidden.device.type == "cpu" else rows
     for start in range(0, len(hidden), rows):

@@ -9,12 +9,12 @@ from torch import Tensor
 from ...analyze.lens.logit_lens import lens
 from ...analyze.residual.delta import delta
 from ...store.core.schema import SITES, scalars
-from ..model.hooks import Batch, Sink, buffer, places, whole
+from ..model.hooks import ActivationSink, Batch, buffer, places, whole
 from ..model.load import Model
 from .batching import stages
 
 
-class Stage:
+class OnDeviceScalars:
     """All boundaries of one batch on the unembedding's device, and the lens and delta columns computed from them there."""
 
     def __init__(self, model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]]):
@@ -28,7 +28,7 @@ class Stage:
             for name, shape in shapes.items()
         }
         self.places = places(shapes, range(layers + 1))
-        self.sink = Sink(batch, whole(batch, self._held), side=False)
+        self.sink = ActivationSink(batch, whole(batch, self._held), side=False)
 
     def values(self, boundaries: Sequence[int]) -> dict[str, Tensor]:
         """The variables of the batch's real tokens: scalars [n, L+1] and what is kept of the sites."""

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from ...store.captures.writer import PromptValues, Template
-from ..model.hooks import Part, block_of, buffer
+from ..model.hooks import TokenSpan, block_of, buffer
 
 
-class Rows:
+class ShardBuffers:
     """Buffers of shard rows; a full row is handed out, and comes back to be filled again.
 
     A row's buffers are pinned when the model is on a GPU, and used again: first touch of new memory costs more than
@@ -35,7 +35,7 @@ class Rows:
         """True when a row that holds tokens of this prompt is still to be filled."""
         return any(shard in self._todo for shard in self._shards(prompt))
 
-    def parts(self, prompts: list[int]) -> list[Part]:
+    def parts(self, prompts: list[int]) -> list[TokenSpan]:
         """Where the tokens of a batch of these prompts go; those of rows that are done already go nowhere."""
         found = []
         for row, prompt in enumerate(prompts):
@@ -43,7 +43,7 @@ class Rows:
             for shard in self._shards(prompt):
                 if shard in self._todo:
                     low, high = max(first, shard * self._size), min(last, (shard + 1) * self._size)
-                    found.append(Part(row, low - first, high - first, self._row(shard), low - shard * self._size))
+                    found.append(TokenSpan(row, low - first, high - first, self._row(shard), low - shard * self._size))
         return found
 
     def note(self, name: str, prompts: list[int], values: np.ndarray) -> None:

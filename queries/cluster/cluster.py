@@ -22,7 +22,7 @@ from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import Bar, bar
 from ...store.format.paths import Layout
-from ..engine.blocks import Feed
+from ..engine.blocks import BlockReader
 from ..engine.context import Context
 from ..engine.job import Job
 from ..engine.passes import cost_of, feeds_of, label_of, missing_of, passes, prompt_blocks, run, together
@@ -120,7 +120,7 @@ class _Pass:
                     tokens = sum(capture.n_tokens for capture in job.captures)
                     self._add(Task(self._place(job), [job], whole, (blocks,), tokens=tokens))
 
-    def _parts(self, jobs: list[Job], feeds: Sequence[Feed], runs: Sequence[list[range]], plan: str) -> set[str]:
+    def _parts(self, jobs: list[Job], feeds: Sequence[BlockReader], runs: Sequence[list[range]], plan: str) -> set[str]:
         """Add the tasks that compute the parts which are not there from an earlier call; returns their names."""
         for job in jobs:
             parts_folder(job.path, plan).mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ class _Pass:
                 drop_parts(job.path, self._layout.files)
 
 
-def runs_of(feeds: Sequence[Feed]) -> list[list[range]]:
+def runs_of(feeds: Sequence[BlockReader]) -> list[list[range]]:
     """The blocks of a sweep in contiguous runs of about TASK_BYTES, one for each task."""
     blocks, cost = list(prompt_blocks(feeds)), np.append(0, np.cumsum(cost_of(feeds)))
     starts, stops = (cost[[getattr(block, end) for block in blocks]] for end in ("start", "stop"))

@@ -13,7 +13,7 @@ from ...store.core.catalog import PACKAGED
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory
 from ...store.format.paths import Layout
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import Context
 from ..engine.job import Job
 from ..engine.passes import feeds_of, read
@@ -106,7 +106,7 @@ def parts(bench: Bench, failed: Failed, requests: Sequence[Asked], plan: str, bl
     def open_part(job: Job) -> None:
         writers[job] = running.enter(job, part_writer(part_file(job.path, plan, prompts), bench.files))
 
-    def step(job: Job, *rows: Rows) -> None:
+    def step(job: Job, *rows: Block) -> None:
         if part := job.part(*rows):
             writers[job](part)
 

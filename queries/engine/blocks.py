@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Rows:
+class Block:
     """What one capture holds for a run of whole prompts.
 
     `tokens` and `prompts` say where on the capture's axes; `columns` are its token columns there (prompt, prompt_id,
@@ -40,7 +40,7 @@ class Rows:
         return self._known[key]
 
 
-class Feed:
+class BlockReader:
     """The variables of one capture, read forward in whole chunks so that each is decoded once."""
 
     def __init__(self, capture: Capture, names: Sequence[str]):
@@ -55,12 +55,12 @@ class Feed:
         """Go on with this prompt."""
         self._readers = {name: _Reader(array, int(self.offset[prompt])) for name, array in self._arrays.items()}
 
-    def take(self, prompts: range) -> Rows:
+    def take(self, prompts: range) -> Block:
         """The rows of the next prompts."""
         tokens = slice(int(self.offset[prompts.start]), int(self.offset[prompts.stop]))
         columns = {name: values[tokens] for name, values in self._columns.items()}
         values = {name: reader.take(tokens.stop) for name, reader in self._readers.items()}
-        return Rows(self.capture, tokens, prompts, columns, values)
+        return Block(self.capture, tokens, prompts, columns, values)
 
 
 class _Reader:

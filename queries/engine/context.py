@@ -26,7 +26,7 @@ from ...store.tables.declared import TABLES
 from ...store.tables.live import FOREIGN
 from ...store.tables.names import Pairs, foreign_captures, pair_named, stored_models, stored_pairs
 from ...store.tables.streams import pair_streams
-from .blocks import Rows
+from .blocks import Block
 
 if TYPE_CHECKING:
     from ...analyze.lens.head import Head
@@ -229,20 +229,20 @@ def all_boundaries(capture: Capture, table: str) -> None:
         )
 
 
-def label(rows: Rows) -> dict[str, Any]:
+def label(rows: Block) -> dict[str, Any]:
     """The columns of a block that every table of its capture carries."""
     kept = {name: rows.columns[name] for name in ("prompt", "prompt_id", "category", "position", "step")}
     return {**kept, "token": np.arange(rows.tokens.start, rows.tokens.stop)}
 
 
-def raw_lens(kit: Context, names: Names, rows: Rows) -> dict[str, np.ndarray]:
+def raw_lens(kit: Context, names: Names, rows: Block) -> dict[str, np.ndarray]:
     """The raw lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
     from ...analyze.lens.logit_lens import lens
 
     return rows.once("lens", lambda: lens(kit.head(names), rows["resid"], rows.columns["target"], device=kit.device))
 
 
-def aligned(pt: Rows, it: Rows) -> tuple[np.ndarray, np.ndarray]:
+def aligned(pt: Block, it: Block) -> tuple[np.ndarray, np.ndarray]:
     """Places in two blocks of the same (prompt, step), step >= 0."""
 
     def align() -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +256,7 @@ def aligned(pt: Rows, it: Rows) -> tuple[np.ndarray, np.ndarray]:
     return pt.once(("aligned", it.capture.path), align)
 
 
-def pair_columns(kit: Context, models: dict[str, Names], pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+def pair_columns(kit: Context, models: dict[str, Names], pt: Block, it: Block) -> dict[str, np.ndarray]:
     """The columns of `pair_lens` [n, L+1] of a block; computed once however many jobs want them."""
 
     def compute() -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from ...store.core.columns import LAYER, MODEL, PLACE, TOKEN, Column
 from ...store.core.errors import LakeError
 from ...store.core.registry import is_ours
 from ...store.tables.declared import TABLES, Table
-from .blocks import Rows
+from .blocks import Block
 from .context import Context, Names, label, name_columns
 from .job import Job, LayerTable
 
@@ -82,7 +82,7 @@ def _with_kind(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _per_token(
-    name: str, function: Callable[[Rows, Context], dict[str, np.ndarray]], reads: tuple[str, ...], layered: bool
+    name: str, function: Callable[[Block, Context], dict[str, np.ndarray]], reads: tuple[str, ...], layered: bool
 ) -> Callable[[Context, Names, str], Job]:
     """A maker of the job that hands a function the blocks of a capture."""
 

@@ -13,7 +13,7 @@ from ...store.captures.reader import Capture
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
 from ...store.tables.sql import table_file, table_key, table_writer
-from .blocks import Rows
+from .blocks import Block
 from .task_parts import Columns
 
 HELD_TOKENS = 1 << 14  # of a table of token x layer in memory at a time
@@ -65,12 +65,12 @@ class Job:
         """Holds what blocks are computed with, if that is more than the job itself."""
         return nullcontext()
 
-    def block(self, *rows: Rows) -> None:
+    def block(self, *rows: Block) -> None:
         """Take one block: a Rows of each capture, on the same prompts."""
         if part := self.part(*rows):
             self.join(part)
 
-    def part(self, *rows: Rows) -> Columns:
+    def part(self, *rows: Block) -> Columns:
         """What one block gives: arrays of equal length, and constants, which are the same for all blocks; or nothing."""
         return {}
 
@@ -131,7 +131,7 @@ class LayerTable(TableJob):
         self._held: dict[str, np.ndarray] = {}
         self._layers = self._tokens = 0
 
-    def part(self, *rows: Rows) -> Columns:
+    def part(self, *rows: Block) -> Columns:
         """All columns of a block."""
         values = self._compute(*rows)
         return {**self._label(*rows), **values}

@@ -14,7 +14,7 @@ from ...store.captures.reader import Capture
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory
 from ...store.core.progress import ERRORS, Advance, bar
-from .blocks import Feed, Rows
+from .blocks import Block, BlockReader
 from .job import Job, Stage
 from .running import RunningJobs, fail, ready
 
@@ -107,7 +107,7 @@ def together(jobs: list[Job], failed: dict[Path, LakeError] | None) -> list[list
     return list(groups.values())
 
 
-def feeds_of(jobs: Iterable[Job]) -> list[Feed]:
+def feeds_of(jobs: Iterable[Job]) -> list[BlockReader]:
     """What jobs read between them: each capture once, with all that any of them wants of it."""
     captures: dict[Path, Capture] = {}
     wanted: dict[Path, set[str]] = {}
@@ -115,7 +115,7 @@ def feeds_of(jobs: Iterable[Job]) -> list[Feed]:
         for capture in job.captures:
             captures[capture.path] = capture
             wanted.setdefault(capture.path, set()).update(job.reads)
-    return [Feed(captures[path], sorted(names)) for path, names in wanted.items()]
+    return [BlockReader(captures[path], sorted(names)) for path, names in wanted.items()]
 
 
 def label_of(jobs: Iterable[Job]) -> str:
@@ -134,7 +134,11 @@ def _sweep(jobs: RunningJobs) -> None:
 
 
 def read(
-    jobs: RunningJobs, feeds: Sequence[Feed], blocks: Iterable[range], step: Callable[..., None], advance: Advance
+    jobs: RunningJobs,
+    feeds: Sequence[BlockReader],
+    blocks: Iterable[range],
+    step: Callable[..., None],
+    advance: Advance,
 ) -> None:
     """Let jobs under way take a step with each block: `step` gets the job and its rows."""
     for prompts in blocks:
@@ -147,16 +151,16 @@ def read(
         give_back_memory()
 
 
-def _step(step: Callable[..., None], rows: dict[Path, Rows], job: Job) -> None:
+def _step(step: Callable[..., None], rows: dict[Path, Block], job: Job) -> None:
     step(job, *(rows[capture.path] for capture in job.captures))
 
 
-def cost_of(feeds: Sequence[Feed]) -> np.ndarray:
+def cost_of(feeds: Sequence[BlockReader]) -> np.ndarray:
     """Decoded bytes of each prompt in all feeds together, int64 [prompts]."""
     return np.sum([np.diff(feed.offset) * feed.bytes_per_token for feed in feeds], axis=0)
 
 
-def prompt_blocks(feeds: Sequence[Feed]) -> Iterator[range]:
+def prompt_blocks(feeds: Sequence[BlockReader]) -> Iterator[range]:
     """Runs of prompts that take about BLOCK_BYTES in all feeds together."""
     cost = cost_of(feeds)
     start, used = 0, 0

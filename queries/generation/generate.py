@@ -19,7 +19,7 @@ from ...store.core.schema import VARIANTS
 from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope, check_both
 from ..engine.passes import run
-from .models import Steering, hosts, prompts_of, steering
+from .models import SteeringVectors, hosts, prompts_of, steering
 from .scores import budget_of, recipe_in
 from .sweeps import Setting, settings
 from .texts import BATCH, Asked, Texts
@@ -151,7 +151,7 @@ def plan(
     LakeError for a sweep, edit or direction that is unknown, and where captures are needed that are not there.
     """
     scope = _scope(kit, pair, which, prompts is None)
-    steer: Steering = steering(kit, scope)
+    steer: SteeringVectors = steering(kit, scope)
     every: list[Setting] = []
     for each in wanted:
         if isinstance(each, str):

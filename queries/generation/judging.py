@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...judge.agreement import agreement, gold_items, read_gold
-from ...judge.judge import UNJUDGED, Cost, Item, Judge, Verdict, escalate, summary
+from ...judge.judge import UNJUDGED, Cost, Judge, JudgeItem, Verdict, escalate, summary
 from ...judge.rubrics import Rubric, read_rubrics
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
@@ -38,7 +38,7 @@ PAIRS: Mapping[str, Sequence[tuple[str, str]]] = {"exp15": (("B_late", "A"), ("C
 class Judged:
     """One question to the judge: its item, and the line of the table that the verdict makes."""
 
-    item: Item
+    item: JudgeItem
     variant: str
     arm: str
     dose: float
@@ -81,7 +81,9 @@ def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[Judged]:
         for index, (prompt, row) in enumerate(zip(scores.prompts, rows, strict=True)):
             fields = fields_of(prompt)
             found += [
-                Judged(Item(name, fields, row["text"]), setting.variant, setting.arm, dose, job.condition.key, index)
+                Judged(
+                    JudgeItem(name, fields, row["text"]), setting.variant, setting.arm, dose, job.condition.key, index
+                )
                 for name, rubric in rubrics.items()
                 if rubric.applies(fields)
             ]
@@ -90,7 +92,7 @@ def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[Judged]:
             fields = fields_of(prompt)
             for name in ("G2", "S2"):
                 if name in rubrics and rubrics[name].applies(fields):
-                    item = Item(name, fields, said[one][index]["text"], said[other][index]["text"], (one, other))
+                    item = JudgeItem(name, fields, said[one][index]["text"], said[other][index]["text"], (one, other))
                     found.append(Judged(item, "both", f"{one} vs {other}", math.nan, "", index))
     return found
 
@@ -186,7 +188,7 @@ def judge_sweep(
     return [*_said(asked, found.final), f"the two judges differed on {decided:,}, which the referee decided"]
 
 
-def _said(asked: Sequence[Item], verdicts: Sequence[Verdict]) -> list[str]:
+def _said(asked: Sequence[JudgeItem], verdicts: Sequence[Verdict]) -> list[str]:
     unjudged = sum(verdict.label == UNJUDGED for verdict in verdicts)
     return [*summary(asked, verdicts), f"{len(asked) - unjudged:,} of {len(asked):,} judged"]
 

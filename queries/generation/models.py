@@ -33,7 +33,7 @@ SPLIT = "d_mean_"  # and top, bottom or random: the direction of a calibration s
 KNOWN = ("d_mean", "d_conv", "content", *SEEDED, *(f"{SPLIT}{name}" for name in ("top", "bottom", "random")))
 
 
-class Hosts:
+class LoadedModels:
     """The pair's models for free generation; loading one lets the one before go."""
 
     def __init__(self, kit: Context, pair: str):
@@ -116,12 +116,12 @@ class Hosts:
         return find_weights(self._kit.layout, self.name(variant), self._kit.catalog)
 
 
-def hosts(kit: Context, pair: str) -> Hosts:
+def hosts(kit: Context, pair: str) -> LoadedModels:
     """The models of a pair, shared by all that ask."""
-    return kit.once(("hosts", pair), lambda: Hosts(kit, pair))
+    return kit.once(("hosts", pair), lambda: LoadedModels(kit, pair))
 
 
-class Steering:
+class SteeringVectors:
     """Directions by name, from a pair's captures on its own texts; `before` makes them, `key` says what they come from."""
 
     def __init__(self, kit: Context, scope: Scope):
@@ -207,12 +207,12 @@ def _by_layer(layers: np.ndarray, vectors: np.ndarray) -> dict[int, np.ndarray]:
     }
 
 
-def steering(kit: Context, scope: Scope) -> Steering:
+def steering(kit: Context, scope: Scope) -> SteeringVectors:
     """The directions of a scope, shared by all that ask."""
-    return kit.once(("steering", scope.pair, *sorted(scope.streams.values())), lambda: Steering(kit, scope))
+    return kit.once(("steering", scope.pair, *sorted(scope.streams.values())), lambda: SteeringVectors(kit, scope))
 
 
-def edits_of(host: Hosts, variant: str, edits: Sequence[EditSpec], vectors: Callable[..., Any]) -> list[Edit]:
+def edits_of(host: LoadedModels, variant: str, edits: Sequence[EditSpec], vectors: Callable[..., Any]) -> list[Edit]:
     """Edits that attach to a host."""
     return build(edits, vectors, lambda layers: host.donor(variant, layers))
 

@@ -31,7 +31,7 @@ from ...store.core.version import __version__
 from ...store.format.parquet import read_parquet
 from ..engine.context import OTHER, Context
 from ..engine.job import Job, Stage
-from .models import Hosts, Steering, edits_of, hosts
+from .models import LoadedModels, SteeringVectors, edits_of, hosts
 
 BATCH = 64  # prompts a batch: decoding reads every weight once a step, however many there are
 FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
@@ -64,10 +64,10 @@ class ConditionJob(Job):
     schema: pa.Schema
 
     def __init__(
-        self, kit: Context, asked: Asked, steer: Steering, recipe: dict[str, Any], before: tuple[Job, ...] = ()
+        self, kit: Context, asked: Asked, steer: SteeringVectors, recipe: dict[str, Any], before: tuple[Job, ...] = ()
     ):
         self.kit, self.asked, self.steer = kit, asked, steer
-        self.hosts: Hosts = hosts(kit, asked.pair)
+        self.hosts: LoadedModels = hosts(kit, asked.pair)
         self.condition = Condition(kit.layout, self.hosts.name(asked.variant), recipe)
         self.recipe, self.runs = recipe, (self.hosts.name(asked.variant),)
         super().__init__(f"{self.kind} {self.hosts.name(asked.variant)}", self.condition.file(self.kind, self.named))
@@ -178,7 +178,7 @@ class ConditionJob(Job):
         return self.kit.once(("real", model.name), lambda: real_token_mask(model.tokenizer, model.head.vocab))
 
 
-def recipe_of(kit: Context, asked: Asked, steer: Steering) -> dict[str, Any]:
+def recipe_of(kit: Context, asked: Asked, steer: SteeringVectors) -> dict[str, Any]:
     """All that determines the texts of a condition, but for the prompts."""
     host = hosts(kit, asked.pair)
     record = host.record(asked.variant)
@@ -208,7 +208,7 @@ class Texts(ConditionJob):
 
     kind, schema = "texts", OUTPUTS
 
-    def __init__(self, kit: Context, asked: Asked, steer: Steering):
+    def __init__(self, kit: Context, asked: Asked, steer: SteeringVectors):
         super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
         self._categories = {prompt.id: prompt.category for prompt in asked.prompts}
         self.check_prompts()
@@ -270,7 +270,7 @@ class Choices(ConditionJob):
 
     kind, schema, unit = "choices", CHOICES, "prompts"
 
-    def __init__(self, kit: Context, asked: Asked, steer: Steering, template: str = "raw"):
+    def __init__(self, kit: Context, asked: Asked, steer: SteeringVectors, template: str = "raw"):
         offered = tuple(prompt for prompt in asked.prompts if "choices" in prompt.fields)
         asked = replace(asked, prompts=offered, template=template, max_new_tokens=FORCED_TOKENS)
         super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...analyze.text.word_class import COLLAPSED, GROUPS
 from ...store.core.columns import LAYER, LENS, PROMPT, SHARE, STEP, Column
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import Context, Scope
 from ..engine.declare import table
 from ..tables.final_layer import LATE
@@ -30,7 +30,7 @@ class Candidates(LensCondition):
         super().__init__(kit, scope, "candidates", condition, kind, more, first=self._late)
         self.before = (*self.before, self._vocab)
 
-    def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
+    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
         """All columns of a block, [n, late layers]."""
         from ...analyze.lens.topk import exchanged
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import OTHER
 
 if TYPE_CHECKING:
@@ -43,6 +43,6 @@ class Condition:
         return RandomGraft(donor, blocks, SEED) if self.random else Graft(donor, blocks)
 
 
-def answer_resid(rows: Rows, at: np.ndarray) -> np.ndarray:
+def answer_resid(rows: Block, at: np.ndarray) -> np.ndarray:
     """The stored residuals of the chosen tokens [n, L+1, d]; picked once for all conditions."""
     return rows.once("answer", lambda: rows["resid"][at])

@@ -15,7 +15,7 @@ from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
 from ...store.tables.sql import drop_tables
-from ..engine.blocks import Rows, following
+from ..engine.blocks import Block, following
 from ..engine.context import Context, Names, Scope, aligned, all_boundaries
 from ..engine.job import LayerTable
 from ..engine.task_parts import Columns
@@ -94,7 +94,7 @@ class ConditionTable(LayerTable):
         """The capture of the host."""
         return self.models[self.condition.host]
 
-    def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
+    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
         """All columns of a block, [n, layers]."""
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class ConditionTable(LayerTable):
         """Further columns, the same in every row."""
         return {}
 
-    def sides(self, pt: Rows, it: Rows) -> tuple[tuple[Rows, np.ndarray], tuple[Rows, np.ndarray]]:
+    def sides(self, pt: Block, it: Block) -> tuple[tuple[Block, np.ndarray], tuple[Block, np.ndarray]]:
         """The block of the host and that of the other model, each with the places of the answer's tokens."""
         both = dict(zip(VARIANTS, zip((pt, it), aligned(pt, it), strict=True), strict=True))
         return both[self.condition.host], both[self.condition.other]
@@ -116,7 +116,7 @@ class ConditionTable(LayerTable):
         finally:
             self.replays.leave(self.condition)
 
-    def part(self, *rows: Rows) -> Columns:
+    def part(self, *rows: Block) -> Columns:
         """All columns of a block, unless its prompts have no answer."""
         return super().part(*rows) if len(aligned(*rows)[0]) else {}
 
@@ -125,7 +125,7 @@ class ConditionTable(LayerTable):
         super().finish()
         drop_tables(self.kit.layout, self.name, self._same, keep=self.path)
 
-    def _labels(self, pt: Rows, it: Rows) -> dict[str, Any]:
+    def _labels(self, pt: Block, it: Block) -> dict[str, Any]:
         return {
             **self.scope.columns,
             "variant": self.condition.host,

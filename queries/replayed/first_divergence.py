@@ -22,7 +22,7 @@ from ..tables.per_prompt import last_prompt_tokens
 
 if TYPE_CHECKING:
     from ...capture.edit.edits import Edit
-    from ...capture.edit.replay import Start
+    from ...capture.edit.replay import ReplayStart
     from ...capture.model.load import Model
 
 EVENT_COLUMNS = (*BOTH, *PROMPT, *PLACE, *EVENT)
@@ -95,7 +95,7 @@ class EventTable(TableJob):
         """The name of a variant's model."""
         return self.names[variant][0]
 
-    def start(self, variant: str, boundary: int) -> Start:
+    def start(self, variant: str, boundary: int) -> ReplayStart:
         """The stored residual of a variant at a boundary."""
         from ...capture.edit.replay import open_start
 
@@ -114,7 +114,7 @@ class EventTable(TableJob):
     def replayed(
         self,
         model: Model,
-        start: Start,
+        start: ReplayStart,
         events: pd.DataFrame,
         boundaries: Sequence[int],
         edits: Sequence[Edit] = (),
@@ -146,7 +146,7 @@ class EventTable(TableJob):
     def again(
         self,
         model: Model,
-        start: Start,
+        start: ReplayStart,
         events: pd.DataFrame,
         boundaries: Sequence[int],
         edits: Sequence[Edit] = (),

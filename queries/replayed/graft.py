@@ -26,7 +26,7 @@ from ...store.core.columns import (
     label_column,
 )
 from ...store.core.errors import LakeError
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import Context, Scope, pair_columns
 from ..engine.declare import table
 from ..probes.choice import choose
@@ -61,12 +61,12 @@ class LensCondition(ConditionTable):
         """The lens."""
         return {"lens": self.lens}
 
-    def stored(self, rows: Rows, at: np.ndarray) -> np.ndarray:
+    def stored(self, rows: Block, at: np.ndarray) -> np.ndarray:
         """The stored residuals as the host's lens reads them [n, L+1, d]; shared by the conditions of a host."""
         key = ("answer", self.condition.host if self.lens == "tuned" else "")
         return rows.once(key, lambda: self.translated(rows, at, answer_resid(rows, at)))
 
-    def translated(self, rows: Rows, at: np.ndarray, resid: np.ndarray) -> np.ndarray:
+    def translated(self, rows: Block, at: np.ndarray, resid: np.ndarray) -> np.ndarray:
         """Residuals of the chosen tokens [n, L+1, d] through the host's probes, if the lens is the tuned one."""
         if self.lens == "raw":
             return resid
@@ -84,7 +84,7 @@ class GraftTable(LensCondition):
         start, stop = self.condition.window
         return {**super().labels(), "window_start": start, "window_stop": stop}
 
-    def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
+    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
         """All columns of a block, [n, L+1]."""
         from ...analyze.lens.logit_lens import lens
 
@@ -106,7 +106,7 @@ class GraftTable(LensCondition):
         return delta(resid, mlp_out, post_norm=post, parallel=parallel, device=self.kit.device)["mlp_cos"]
 
     def _compared(
-        self, pt: Rows, it: Rows, resid: np.ndarray, stored: np.ndarray, other: np.ndarray
+        self, pt: Block, it: Block, resid: np.ndarray, stored: np.ndarray, other: np.ndarray
     ) -> dict[str, np.ndarray]:
         """JS to both baselines (raw lens only), and KL to the other side's, read by the host's head like exp11 does.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...store.core.columns import COSINE, LAST, LAYER, NO_TARGET, PROMPT, STEP, ZERO, Column
 from ...store.core.errors import LakeError
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import Context, Scope
 from ..engine.declare import table
 from ..tables.final_layer import LATE
@@ -30,7 +30,7 @@ class MechanismTable(ConditionTable):
                     f"{capture.path}: mechanism needs mlp_out, which this capture left out: capture with the profile full"
                 )
 
-    def columns(self, pt: Rows, it: Rows) -> dict[str, Any]:
+    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
         """All columns of a block, [n, late layers]."""
         from ...analyze.residual.mechanism import mlp_mechanism
 

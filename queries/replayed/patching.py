@@ -26,7 +26,7 @@ from ..tables.mean_differences import Contrast, records, sibling
 
 if TYPE_CHECKING:
     from ...capture.edit.edits import States
-    from ...capture.edit.replay import Start
+    from ...capture.edit.replay import ReplayStart
     from ...capture.model.load import Model
 
 SIZES = {"prompts": 120, "tokens": 5, "layers": 10}  # the last prompts, their first answer tokens, layers by R2
@@ -131,7 +131,7 @@ class Patching(TableJob):
                     kl[rows] = self._kl(whole, columns["prompt_id"][at])
                 self._write(columns, layer, kl, host)
 
-    def _start(self, variant: str, boundary: int) -> Start:
+    def _start(self, variant: str, boundary: int) -> ReplayStart:
         from ...capture.edit.replay import open_start
 
         return open_start(self._kit.layout, *self._scope.names(variant), boundary)
@@ -144,7 +144,7 @@ class Patching(TableJob):
         options = loaded_as(capture.manifest["provenance"], capture.path)
         return load_late(kit.layout, self._names[0], boundary, kit.catalog, device=kit.device, **options)
 
-    def _patched(self, prefixes: Start, boundary: int, prompt: np.ndarray, last: np.ndarray) -> Start:
+    def _patched(self, prefixes: ReplayStart, boundary: int, prompt: np.ndarray, last: np.ndarray) -> ReplayStart:
         """The prefixes with what enters block `boundary`, the last state of each replaced by that of `last` [rows, d]."""
         states = Prefixes(self._start("pt", boundary), prompt, prefixes.offset, last.astype(np.float32))
         return replace(prefixes, boundary=boundary, states=states)
@@ -178,7 +178,7 @@ class Prefixes:
     [rows, d] how they end.
     """
 
-    start: Start
+    start: ReplayStart
     prompt: np.ndarray
     offset: np.ndarray
     last: np.ndarray
@@ -225,7 +225,7 @@ def at_tokens(array: States, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate([array[int(run[0]) : int(run[-1]) + 1] for run in runs])
 
 
-def prefixes_of(start: Start, columns: dict[str, np.ndarray]) -> Start:
+def prefixes_of(start: ReplayStart, columns: dict[str, np.ndarray]) -> ReplayStart:
     """What is replayed, but for the states: for every part of every token (prompt, position) a row that ends with it."""
     prompt, lengths = (np.repeat(values, len(PARTS)) for values in (columns["prompt"], columns["position"] + 1))
     first = start.offset[prompt]
@@ -234,7 +234,7 @@ def prefixes_of(start: Start, columns: dict[str, np.ndarray]) -> Start:
     return replace(start, token_id=np.concatenate(rows), offset=offset, lengths=lengths.astype(np.int64))
 
 
-def _replayed(model: Model, start: Start, advance: Advance) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _replayed(model: Model, start: ReplayStart, advance: Advance) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of some prefixes [n], and the residuals at their ends [n, boundaries, d] from the start's boundary on."""
     from ...capture.edit.replay import replay
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...store.core.errors import LakeError
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import OTHER, Context, Names, T
 from .condition import Condition, answer_resid
 
 if TYPE_CHECKING:
-    from ...capture.edit.replay import Start
+    from ...capture.edit.replay import ReplayStart
     from ...capture.model.load import Model
     from ...capture.model.partial import Donor
 
@@ -47,7 +47,7 @@ class Replays:
         if not self._wanted:
             self._loaded, self._last = {}, (None, {})
 
-    def whole(self, condition: Condition, rows: Rows, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def whole(self, condition: Condition, rows: Block, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Residuals [n, L+1, d] and MLP outputs [n, L, d] of the chosen tokens (ascending places in a block) under a
         condition: below the window those stored, or NaN where the capture has no mlp_out."""
         first, resid = condition.window[0], answer_resid(rows, at)
@@ -59,7 +59,7 @@ class Replays:
             [below, edited["mlp_out"]], 1
         )
 
-    def _run(self, condition: Condition, rows: Rows, at: np.ndarray) -> dict[str, np.ndarray]:
+    def _run(self, condition: Condition, rows: Block, at: np.ndarray) -> dict[str, np.ndarray]:
         """resid and mlp_out [n, L - window[0], d] of the chosen tokens: outputs of the blocks from the window on."""
         from ...capture.edit.replay import replay_whole
 
@@ -123,7 +123,7 @@ class Replays:
         return range(min((start for start, _ in windows), default=0), max((stop for _, stop in windows), default=0))
 
 
-def _open(kit: Context, names: Names) -> Start:
+def _open(kit: Context, names: Names) -> ReplayStart:
     """A capture as replays start from it; LakeError when there are no weights to run."""
     from ...capture.edit.replay import find_weights, open_start
 
@@ -131,7 +131,7 @@ def _open(kit: Context, names: Names) -> Start:
     return open_start(kit.layout, *names, 0)
 
 
-def _here(start: Start, rows: Rows, boundary: int) -> Start:
+def _here(start: ReplayStart, rows: Block, boundary: int) -> ReplayStart:
     """The start of a block's prompts, with the residual that the sweep has read."""
     offset = start.offset[rows.prompts.start : rows.prompts.stop + 1] - rows.tokens.start
     return replace(

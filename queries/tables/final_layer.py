@@ -4,7 +4,7 @@ import numpy as np
 
 from ...store.core.columns import LAYER, LENS, MODEL, NONNEGATIVE, PLACE, SHARE, TOKEN, Column, by_lens
 from ...store.core.errors import LakeError
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import Context, Names, all_boundaries, label, name_columns
 from ..engine.declare import table
 from ..engine.job import LayerTable
@@ -44,7 +44,7 @@ def endpoint_table(kit: Context, names: Names) -> LayerTable:
             f" `actlake capture {names[0]} --profile full` into another lake"
         )
 
-    def compute(rows: Rows) -> dict[str, np.ndarray]:
+    def compute(rows: Block) -> dict[str, np.ndarray]:
         from ...analyze.lens.logit_lens import lens
 
         last = lens(kit.head(names), rows["resid"][:, -1:], rows.columns["target"], js_next=False, device=kit.device)
@@ -97,7 +97,7 @@ def churn_table(kit: Context, names: Names, kind: str) -> LayerTable:
     layers = len(capture.array("layer")[:])
     start = min(int(LATE * layers), layers - 2)  # one step at least, however shallow the model
 
-    def compute(rows: Rows) -> dict[str, np.ndarray]:
+    def compute(rows: Block) -> dict[str, np.ndarray]:
         from ...analyze.lens.topk import churn
 
         resid = translated(kit, names, rows) if kind == "tuned" else rows["resid"]

@@ -15,7 +15,7 @@ from ...store.artifacts.directions import DirectionsWriter, directions_file, dir
 from ...store.captures.reader import Capture
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import Context, Scope, all_boundaries, raw_lens
 from ..engine.job import Job
 from ..engine.task_parts import Columns
@@ -85,7 +85,7 @@ class Records(Group):
         self.writer.create("difference", (len(self._kept), *self.captures[0].array("mlp_out").shape[1:]))
         return self
 
-    def part(self, *rows: Rows) -> Columns:
+    def part(self, *rows: Block) -> Columns:
         """The differences of a block's records, averaged; it holds whole prompts."""
         here = self._kept[(self._kept >= rows[0].prompts.start) & (self._kept < rows[0].prompts.stop)]
         if not len(here):
@@ -97,7 +97,7 @@ class Records(Group):
         """Write them."""
         self.writer.append("difference", part["difference"])
 
-    def _record(self, rows: Rows, here: np.ndarray) -> np.ndarray:
+    def _record(self, rows: Block, here: np.ndarray) -> np.ndarray:
         """Number of the record among `here` that each token counts for, else -1."""
         prompt = rows.columns["prompt"]
         at = kernels.generated(prompt, rows.columns["step"])
@@ -169,7 +169,7 @@ class Contrast(Group):
         self._gradient: Any = 0.0
         self._seen = 0
 
-    def block(self, *rows: Rows) -> None:
+    def block(self, *rows: Block) -> None:
         """Add a block's generated tokens to the statistics of the fitted or of the held-out prompts."""
         from ...analyze.residual.ridge import Moments, kl_gradient, winsorised
 

@@ -25,7 +25,7 @@ from ...store.core.columns import (
 )
 from ...store.core.schema import scalars
 from ...store.tables.declared import TABLES
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import (
     Context,
     Names,
@@ -76,7 +76,7 @@ def raw_lens_table(kit: Context, names: Names) -> LayerTable:
     if not kept:
         all_boundaries(capture, "lens")
 
-    def compute(rows: Rows) -> dict[str, Any]:
+    def compute(rows: Block) -> dict[str, Any]:
         found = {name: rows[variable] for name, variable in kept.items()} if kept else raw_lens(kit, names, rows)
         return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
@@ -100,7 +100,7 @@ def delta_table(kit: Context, names: Names) -> LayerTable:
         all_boundaries(capture, "delta")
     sites = tuple(site for site in ("resid", "mlp_out") if site in capture)
 
-    def compute(rows: Rows) -> dict[str, np.ndarray]:
+    def compute(rows: Block) -> dict[str, np.ndarray]:
         if kept:
             return {name: rows[variable] for name, variable in kept.items()}
         from ...analyze.residual.delta import delta
@@ -141,10 +141,10 @@ def pair_lens_table(kit: Context, scope: Scope) -> LayerTable:
     for capture in captures.values():
         all_boundaries(capture, "pair_lens")
 
-    def compute(pt: Rows, it: Rows) -> dict[str, np.ndarray]:
+    def compute(pt: Block, it: Block) -> dict[str, np.ndarray]:
         return pair_columns(kit, models, pt, it)
 
-    def named(pt: Rows, it: Rows) -> dict[str, Any]:
+    def named(pt: Block, it: Block) -> dict[str, Any]:
         where = {**scope.columns, "variant": "both", "stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
         return {**where, **{name: values[aligned(pt, it)[0]] for name, values in label(pt).items()}}
 

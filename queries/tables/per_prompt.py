@@ -7,7 +7,7 @@ import numpy as np
 from ...analyze.residual.geometry import FEWEST_POINTS, MOST_POINTS, geometry
 from ...store.core.columns import LAYER, MODEL, PROMPT, Column, label_column
 from ...store.core.errors import LakeError
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import Context, Names, all_boundaries, name_columns
 from ..engine.declare import table
 from ..engine.job import TableJob
@@ -60,7 +60,7 @@ class Geometry(TableJob):
         self._named = name_columns(names)
         self._points: list[np.ndarray] = []
 
-    def part(self, *rows: Rows) -> Columns:
+    def part(self, *rows: Block) -> Columns:
         """The residuals of the last prompt tokens, all boundaries; in one order in memory, wherever they were computed."""
         at = last_prompt_tokens(rows[0].columns["prompt"], rows[0].columns["step"])
         few = at[: max(0, MOST_POINTS - rows[0].prompts.start)]

@@ -10,7 +10,7 @@ from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, SIDE, 
 from ...store.core.columns import PROMPT as PROMPTS
 from ...store.core.errors import LakeError
 from ...store.tables.sql import drop_tables
-from ..engine.blocks import Rows
+from ..engine.blocks import Block
 from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label
 from ..engine.declare import table
 from ..engine.job import LayerTable, TableJob
@@ -28,7 +28,7 @@ class TunedTable(LayerTable):
     """
 
     def __init__(
-        self, kit: Context, names: Names, table: str, compute: Callable[[Rows], dict[str, Any]], first: int = -1
+        self, kit: Context, names: Names, table: str, compute: Callable[[Block], dict[str, Any]], first: int = -1
     ):
         capture = kit.capture(names)
         all_boundaries(capture, f"{table}(tuned)")
@@ -53,7 +53,7 @@ class TunedTable(LayerTable):
         drop_tables(self._layout, self.name, self._same, keep=self.path)
 
 
-def translated(kit: Context, names: Names, rows: Rows) -> np.ndarray:
+def translated(kit: Context, names: Names, rows: Block) -> np.ndarray:
     """The residuals of a block as the tuned lens reads them [n, L+1, d]; made once however many jobs want them."""
 
     def translate() -> np.ndarray:
@@ -62,7 +62,7 @@ def translated(kit: Context, names: Names, rows: Rows) -> np.ndarray:
     return rows.once("translated", translate)
 
 
-def tuned_columns(kit: Context, names: Names, rows: Rows) -> dict[str, np.ndarray]:
+def tuned_columns(kit: Context, names: Names, rows: Block) -> dict[str, np.ndarray]:
     """The tuned lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
 
     def compute() -> dict[str, np.ndarray]:
@@ -92,7 +92,7 @@ def lens_table(kit: Context, names: Names, kind: str) -> LayerTable:
 def tuned_lens(kit: Context, names: Names) -> TunedTable:
     """The rows of the table `lens` with lens = 'tuned'."""
 
-    def compute(rows: Rows) -> dict[str, Any]:
+    def compute(rows: Block) -> dict[str, Any]:
         found = tuned_columns(kit, names, rows)
         return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
@@ -139,7 +139,7 @@ class Evaluation(TableJob):
         self._held: list[pd.DataFrame] = []
         self.before = tuple(job for chosen in self._chosen.values() for job in chosen.before)
 
-    def part(self, *rows: Rows) -> Columns:
+    def part(self, *rows: Block) -> Columns:
         """What is measured of a block."""
         (mine,) = rows
         ids = mine.columns["prompt_id"]
