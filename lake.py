@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from .page.make import Make
 from .page.share import Share
 from .store.core.extras import needs
 from .store.tables.names import stored_models, stored_pairs
-from .store.tables.sql import check_select, connect, interruptible, sql_error, tables_in
+from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, sql_error, tables_in
 
 if TYPE_CHECKING:
     from .queries.answer.answer import Answer
@@ -49,8 +50,11 @@ class Lake(Make, Share):
             raise sql_error(error, self.layout) from error
 
     @needs()
-    def sql_frame(self, text: str, limit: int = 0, compute: bool = True) -> pd.DataFrame:
-        """What `sql` answers as a pandas DataFrame of `limit` rows at most (0: all); Ctrl-C stops the query."""
+    def sql_frame(self, text: str, limit: int = 0, compute: bool = True, timeout: float | None = None) -> pd.DataFrame:
+        """What `sql` answers as a pandas DataFrame of `limit` rows at most (0: all); Ctrl-C stops the query.
+
+        LakeError when the query itself takes more than `timeout` seconds (an hour unless said, 0: no limit).
+        """
         connection = self._connection(text, compute)
 
         def read() -> pd.DataFrame:
@@ -58,7 +62,7 @@ class Lake(Make, Share):
             return (found.limit(limit) if limit else found).df()
 
         try:
-            return interruptible(connection, read)
+            return interruptible(connection, read, (SQL_SECONDS if timeout is None else timeout) or math.inf)
         except duckdb.Error as error:
             raise sql_error(error, self.layout) from error
 

@@ -155,6 +155,9 @@ def sql(
             help="Compute what is missing of the tables named; without, only what is there is read.",
         ),
     ] = True,
+    timeout: Annotated[
+        float | None, typer.Option(help="Stop the query after N seconds (0: never). [default: 3600]", min=0)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Any other question: SELECT over tokens, lens, delta, pair_lens, commitment, captures, streams, outputs (DuckDB's SQL).
@@ -166,7 +169,7 @@ def sql(
     Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """
     with where.opened() as lake:
-        frame = lake.sql_frame(text, rows + 1 if rows else 0, compute)
+        frame = lake.sql_frame(text, rows + 1 if rows else 0, compute, timeout)
     cut = bool(rows) and len(frame) > rows
     print_table(frame.head(rows) if cut else frame, as_json)
     if cut:

@@ -1,12 +1,13 @@
 """Edits in words: what is understood, that equal ones have one text, and what is refused."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 import pytest
 import torch
+from actlake import edits
 from actlake.capture.edit.edits import EDITS, Graft, Inject, Matched, OutputEdit, RandomGraft, Scale, Skip, Zero, edit
-from actlake.capture.edit.words import build, condition_text, parse_edit, parse_edits, parse_layers, runs
+from actlake.capture.edit.words import build, condition_text, parse_edit, parse_edits, parse_layers, runs, settings_of
 from actlake.capture.model.partial import Donor
 from actlake.queries.generation.sweeps import ALPHAS, SWEEPS, Shape, settings
 from actlake.store.core.catalog import default_windows
@@ -181,3 +182,14 @@ def test_every_sweep_fits_every_depth(n_layers):
             assert all(0 <= layer < n_layers for edit in setting.edits for layer in edit.layers)
     with pytest.raises(LakeError, match="unknown sweep 'A9'"):
         settings("A9", shape)
+
+
+def test_the_public_edits_take_what_those_in_words_take():
+    given = {"layers": "late", "direction": "random", "alpha": 0.5, "beta": 2}
+    for name in edits.__all__:
+        kind = getattr(edits, name)
+        words = str(kind(**{each.name: given[each.name] for each in fields(kind) if each.default is MISSING}))
+        known = settings_of(EDITS[words.partition(":")[0]])
+        assert {each.name for each in fields(kind)} == set(known.names), name
+        assert parse(words).text
+    assert {str(getattr(edits, name).__name__) for name in edits.__all__} == {kind.__name__ for kind in EDITS.values()}

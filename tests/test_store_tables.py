@@ -1,5 +1,6 @@
 """Tables: what is written comes back through SQL, nothing else can be reached, and the commitment view on hand-made rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -8,11 +9,21 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.store.core.errors import LakeError
+from actlake.store.core.columns import Column
+from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables import sql as tables
 from actlake.store.tables.declared import TABLES
-from actlake.store.tables.sql import check_select, connect, sql_error, table_file, table_key, tables_in, write_table
+from actlake.store.tables.sql import (
+    check_select,
+    connect,
+    interruptible,
+    sql_error,
+    table_file,
+    table_key,
+    tables_in,
+    write_table,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -356,3 +367,30 @@ def test_boundary_zero_does_not_count_as_a_layer(lake):
     rows = lens_rows(3, layer=[-1, 0, 1], top1=[5, 7, 7])
     write_table(lake, "lens", {}, [rows])
     assert connect(lake).sql("SELECT layer FROM commitment WHERE rule = 'top1'").fetchall() == [(0,)]
+
+
+def test_a_column_that_older_files_lack_is_null_in_them(lake, monkeypatch):
+    write_table(lake, "lens", {"capture": "old"}, [lens_rows(2)])
+    wider = replace(TABLES["lens"], columns=(*TABLES["lens"].columns, Column("surprise", "float32", "new", "nats")))
+    monkeypatch.setitem(TABLES._known, "lens", wider)
+    connection = connect(lake)
+    assert connection.sql("SELECT count(*), count(surprise) FROM lens").fetchall() == [(2, 0)]
+    write_table(lake, "lens", {"capture": "new"}, [{**lens_rows(3), "surprise": np.ones(3, np.float32)}])
+    assert connect(lake).sql("SELECT count(*), sum(surprise) FROM lens").fetchall() == [(5, 3.0)]
+
+
+def test_one_broken_file_closes_the_statements_that_read_its_table_alone(lake):
+    write_table(lake, "lens", {"capture": "c"}, [lens_rows(2)])
+    lake.table("delta").mkdir(parents=True)
+    (lake.table("delta") / "broken.parquet").write_bytes(b"PAR1 not really")
+    for sql in ("SELECT count(*) FROM captures", "SELECT count(*) FROM lens", "SELECT 'delta' AS delta FROM lens"):
+        connect(lake, sql).sql(sql).fetchall()
+    with pytest.raises(CorruptError, match=r"broken\.parquet: not a Parquet file"):
+        connect(lake, "SELECT count(*) FROM delta")
+
+
+def test_a_query_that_takes_too_long_is_stopped(lake):
+    connection = connect(lake, "SELECT 1")
+    with pytest.raises(LakeError, match="SQL: stopped after 0.3 s; a longer limit"):
+        interruptible(connection, lambda: connection.sql("SELECT count(*) FROM range(1000000000000)").fetchall(), 0.3)
+    assert interruptible(connection, lambda: connection.sql("SELECT 1").fetchall(), 60) == [(1,)]

@@ -88,6 +88,7 @@ MISTAKES = (
 CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # the rest of the process needs memory, too
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 NO_CAPTURES, NO_STREAMS = (pd.DataFrame(columns=columns, dtype=object) for columns in (COLUMNS, PAIRED))
+SQL_SECONDS = 3600.0  # that a query may take unless more is asked for
 
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
