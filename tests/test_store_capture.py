@@ -4,19 +4,35 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
+import torch
 import xarray as xr
 import zarr
+from actlake.capture.model.hooks import Batch, Sink, buffer
+from actlake.capture.model.hooks import whole as parts_of
+from actlake.queries.engine.blocks import Feed
 from actlake.store.artifacts.streams import write_stream
 from actlake.store.captures.manifest import read_manifest, seal
 from actlake.store.captures.reader import Capture, find_capture, list_captures, open_capture
 from actlake.store.captures.verify import verify
 from actlake.store.captures.writer import Template, create_capture, missing_shards
 from actlake.store.core.errors import LakeError
-from actlake.store.core.schema import CHUNK_TOKENS, SHARD_RAW_LIMIT, SHARD_TOKENS, VARIABLES, chunk_tokens, shard_tokens
+from actlake.store.core.schema import (
+    CHUNK_TOKENS,
+    SHARD_RAW_LIMIT,
+    SHARD_TOKENS,
+    SITES,
+    VARIABLES,
+    Site,
+    Variable,
+    chunk_tokens,
+    shard_tokens,
+)
+from actlake.store.format.partial import cut_shard
 from actlake.store.format.paths import Layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,6 +99,47 @@ def test_any_capture_comes_back_in_any_slice(tmp_path_factory, data):
     report = verify(layout, path)
     assert report.ok, report.problems
     assert report.files == len(tiny.tree(path)) - 1
+
+
+def test_a_site_may_have_any_axes_after_the_layer(tmp_path, monkeypatch):
+    """One per head [token, layer, head, d_head] is written, read in any slice, cut to layers and swept like the others."""
+    site = Site("heads", ("layer", "head", "d_head"), "output of each head", "attention")
+    monkeypatch.setitem(SITES, site.name, site)
+    monkeypatch.setitem(VARIABLES, site.name, Variable(site.name, ("token", *site.axes), "float32", site.meaning))
+    shape = site.shape({"layer": 3, "head": 2, "d_head": 5})
+    template = replace(made_template(layers=3, names=("resid",)), sizes={"resid": (4, 4), "heads": shape})
+    path = sealed(Layout.open(tmp_path / "lake", create=True), template)
+    values, capture = whole(template)["heads"], Capture(path)
+    array = capture.array("heads")
+    assert np.array_equal(array[:], values) and np.array_equal(array[3:9, 1], values[3:9, 1])
+    for by in ("layer", "token"):
+        dataset = open_capture(path, by=by)
+        assert np.array_equal(dataset["heads"][2:7, :, 1].values, values[2:7, :, 1])
+        assert dataset["heads"].dims == ("token", *site.axes)
+    feed = Feed(capture, ["heads"])
+    blocks = [feed.take(range(first, first + 2))["heads"] for first in (0, 2)]
+    assert np.array_equal(np.concatenate(blocks), values)
+    file = path / "heads" / "c" / "0" / "0" / "0" / "0"
+    data = file.read_bytes()
+    (file).write_bytes(b"".join(cut_shard(array.array, lambda a, b: data[a:b], len(data), [1], "heads")))
+    cut = zarr.open_array(path / "heads", mode="r")[: template.shard_tokens]
+    assert np.array_equal(cut[:, 1], values[: template.shard_tokens, 1]) and np.isnan(cut[:, [0, 2]]).all()
+
+
+def test_buffers_of_any_axes():
+    """What hooks fill is layer by layer in memory, whatever follows the layer."""
+    sizes = {"mlp_out": (2, 8), "attn_out": (2, 2, 4)}
+    made = {name: buffer(name, size, 3, torch.float32) for name, size in sizes.items()}
+    assert {name: tuple(value.shape) for name, value in made.items()} == {
+        "mlp_out": (3, 2, 8),
+        "attn_out": (3, 2, 2, 4),
+    }
+    batch = Batch([np.array([1, 2, 3])], 0, torch.device("cpu"))
+    sink = Sink(batch, parts_of(batch, made), side=False)
+    value = torch.arange(24.0).reshape(1, 3, 8)
+    for name in made:
+        sink.padded(name, 1, value)
+        assert torch.equal(made[name][:, 1].reshape(3, 8), value[0])
 
 
 def test_order_of_writing_does_not_matter(tmp_path):

@@ -372,9 +372,8 @@ def _sizes(
         raise LakeError(
             f"replay from boundary {start.boundary}: no boundary {wrong[0]}; expected {known[0]} to {layers}"
         )
-    sizes: dict[str, tuple[int, ...]] = {
-        site: (len(kept) if site == "resid" else layers - start.boundary, head.d_model) for site in keep
-    }
+    lengths = {"boundary": len(kept), "layer": layers - start.boundary, "d_model": head.d_model}
+    sizes: dict[str, tuple[int, ...]] = {site: SITES[site].shape(lengths) for site in keep}
     k = min(TOP_K, head.vocab)
     if logits == "topk":
         sizes |= {"topk_id": (k,), "topk_logit": (k,), "logsumexp": ()}

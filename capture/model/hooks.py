@@ -81,8 +81,9 @@ class ActivationSink:
             event.synchronize()
 
     def padded(self, name: str, index: int, value: Tensor) -> None:
-        """Keep layer `index` of a site from hidden states [batch, width, d], or the same in one row of tokens."""
-        value = value.reshape(*self._shape, value.shape[-1])
+        """Keep layer `index` of a site from values [batch, width, *rest], or the same in one row of tokens."""
+        rest = [part.buffers[name].shape[2:] for part in self.parts[:1]]
+        value = value.reshape(*self._shape, *(rest or [value.shape[-1:]])[0])
         self._copy(
             [part.buffers[name][part.low : part.low + part.stop - part.start, index] for part in self.parts],
             [value[part.row, part.start : part.stop] for part in self.parts],
@@ -209,24 +210,22 @@ def gather(model: Model, sink: ActivationSink, kept: dict[str, dict[int, int]]) 
     block 0, l+1 = what leaves block l), block -> place for the other sites.
     """
 
-    branch = {"mlp_out": model.parts.mlp, "attn_out": model.parts.attention}
     with ExitStack() as stack:
         for name, places in kept.items():
             for index, place in places.items():
                 keep = partial(sink.padded, name, place)
-                if name == "resid":
-                    stack.enter_context(at_boundary(model.parts.blocks, index, model.parts.first, keep))
+                if branch := SITES[name].branch:
+                    stack.enter_context(at_outputs(getattr(model.parts, branch)(index).outs, keep))
                 else:
-                    stack.enter_context(at_outputs(branch[name](index).outs, keep))
+                    stack.enter_context(at_boundary(model.parts.blocks, index, model.parts.first, keep))
         yield
 
 
 def places(sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], first: int = 0) -> dict[str, dict[int, int]]:
     """For `gather`: which boundaries and blocks (`first` and on) the sites among `sizes` keep, and where."""
     found = {name: {first + place: place for place in range(sizes[name][0])} for name in sizes if name in SITES}
-    if "resid" in found:
-        found["resid"] = {boundary: place for place, boundary in enumerate(boundaries)}
-    return found
+    at = {boundary: place for place, boundary in enumerate(boundaries)}
+    return {name: kept if SITES[name].branch else at for name, kept in found.items()}
 
 
 def buffer(
@@ -239,7 +238,7 @@ def buffer(
     if name not in SITES:
         return torch.empty((tokens, *size), dtype=getattr(torch, VARIABLES[name].dtype), pin_memory=pin)
     kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    return torch.empty((size[0], tokens, size[1]), dtype=kept, pin_memory=pin, device=device).transpose(0, 1)
+    return torch.empty((size[0], tokens, *size[1:]), dtype=kept, pin_memory=pin, device=device).transpose(0, 1)
 
 
 def block_of(tensor: Tensor) -> np.ndarray:

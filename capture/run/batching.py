@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -47,9 +48,8 @@ def capture_sizes(
     profile: ProfileSpec, n_layers: int, d_model: int, vocab: int, boundaries: Sequence[int]
 ) -> dict[str, tuple[int, ...]]:
     """Variable -> shape after the token axis, for what a profile keeps of a model of this shape."""
-    sizes: dict[str, tuple[int, ...]] = {
-        site: (len(boundaries) if site == "resid" else n_layers, d_model) for site in profile.sites if site in SITES
-    }
+    lengths = {"boundary": len(boundaries), "layer": n_layers, "d_model": d_model}
+    sizes = {name: SITES[name].shape(lengths) for name in profile.sites if name in SITES}
     for table in profile.scalars:
         sizes |= dict.fromkeys(scalars(table).values(), (n_layers + 1,))
     if profile.logits == "full":
@@ -121,7 +121,7 @@ def _device_bytes(template: Template, plan: list[list[int]], vocab: int, device:
     lengths = np.diff(template.stream.offset)
     padded = max((len(batch) * int(lengths[batch].max()) for batch in plan), default=0)
     boundaries = len(template.layers) + 1
-    width = next((size[-1] for name, size in template.sizes.items() if name in SITES), 0)
+    width = max((prod(size[1:]) for name, size in template.sizes.items() if name in SITES), default=0)
     wide = 2 if template.source_dtype in ("bfloat16", "float16") else 4
     # Logits once as they are, once as float32, once more while the largest are chosen.
     phases = [padded * width * wide * IN_FLIGHT, min(padded * vocab, LOGIT_ROWS) * (wide + 8)]

@@ -20,7 +20,7 @@ from ...store.core.catalog import ProfileSpec, resolve_boundaries
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory, human_bytes, json_bytes, try_lock
 from ...store.core.progress import ERRORS, bar
-from ...store.core.schema import PROGRESS, PROMPT_SITES, SITES, VARIABLES, scalars
+from ...store.core.schema import PROGRESS, PROMPT_SITES, VARIABLES, scalars
 from ...store.core.version import __version__
 from ...store.format.paths import Layout
 from ...store.format.shards import widen
@@ -306,14 +306,15 @@ def check_finite(
         if finite.all():
             continue
         spots = np.argwhere(~finite)
-        layered = len(VARIABLES[name].dims) == 3 or VARIABLES[name].dims[-1] == "lens_layer"
-        where = spots[np.argmin(spots[:, 1])] if layered else spots[0]
+        variable = VARIABLES[name]
+        where = spots[np.argmin(spots[:, 1])] if variable.layered else spots[0]
         token = start + int(where[0])
         prompt = int(stream.columns["prompt"][token])
         layer = ""
-        if layered:
-            number = boundaries[where[1]] if name == "resid" and boundaries else where[1] - (name not in SITES)
-            layer = f", {VARIABLES[name].dims[1]} {number}"
+        if variable.layered:
+            axis = variable.dims[1]
+            number = boundaries[where[1]] if axis == "boundary" and boundaries else where[1] - (axis == "lens_layer")
+            layer = f", {axis} {number}"
         raise LakeError(
             f"{model}: {name} is {block[tuple(where)]}{layer}, prompt {stream.prompt_ids[prompt]!r}, position"
             f" {stream.columns['position'][token]} (token {stream.texts[token]!r}); rows before it are safe. Another dtype may"

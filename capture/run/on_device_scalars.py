@@ -20,9 +20,12 @@ class OnDeviceScalars:
     def __init__(self, model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]]):
         self._model, self._batch, self._sizes = model, batch, sizes
         layers, width = model.n_layers, model.head.d_model
-        sites = ["resid", *(["mlp_out"] if "delta" in stages(sizes) or "mlp_out" in sizes else [])]
-        sites += ["attn_out"] if "attn_out" in sizes else []
-        shapes: dict[str, tuple[int, ...]] = {name: (layers + (name == "resid"), width) for name in sites}
+        lengths = {"boundary": layers + 1, "layer": layers, "d_model": width}
+        shapes = {
+            name: site.shape(lengths)
+            for name, site in SITES.items()
+            if name == "resid" or name in sizes or (name == "mlp_out" and "delta" in stages(sizes))
+        }
         self._held = {
             name: buffer(name, shape, batch.n_tokens, model.dtype, device=model.head_device)
             for name, shape in shapes.items()
@@ -48,7 +51,7 @@ class OnDeviceScalars:
         for name in SITES:
             if name in self._sizes:
                 held = self._held[name]
-                found[name] = held[:, list(boundaries)] if name == "resid" else held
+                found[name] = held if SITES[name].branch else held[:, list(boundaries)]
         return found
 
     def _targets(self) -> Tensor:

@@ -60,9 +60,9 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer", la
             coordinates[name] = (variable.dims, array[...], attributes)
             continue
         rows = _shard_rows(capture) if apart else _dask_rows(array)
-        chunks = (rows, *((1,) if array.ndim == 3 else ()), -1)[: array.ndim]
+        chunks = (rows, *((1,) if variable.layered else ()), *(-1,) * array.ndim)[: array.ndim]
         if by == "token":
-            chunks = (_shard_rows(capture), -1, -1)[: array.ndim]
+            chunks = (_shard_rows(capture), *(-1,) * (array.ndim - 1))
         lazy = da.from_array(array, chunks=chunks, name=f"{name}-{by}-{path.stem}-{_token(path)}", asarray=False)
         data[name] = (variable.dims, lazy, attributes)
     attributes = {key: value for key, value in capture.group.attrs.items() if key != "coordinates"}

@@ -15,7 +15,7 @@ from yaml.nodes import Node, ScalarNode, SequenceNode
 from .columns import SCALARS
 from .errors import LakeError
 from .redact import shown
-from .schema import VARIANTS
+from .schema import PROMPT_SITES, SITES, VARIANTS
 from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
@@ -27,7 +27,6 @@ INTAKE = ("sources", "metadata")  # sections that intake reads, not actlake
 TEMPLATES = ("raw", "chat", "native")
 CONTROL_TOKENS = ("refuse", "allow")
 CONTINUATIONS = ("none", "own", "pt", "it")
-SITES = ("resid", "mlp_out", "attn_out", "attn_entropy")
 LOGITS = ("auto", "topk", "full", "none")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 NEW_TOKENS = 64  # length of a continuation when the stream does not say
@@ -424,7 +423,7 @@ class _Reader(NodeReader):
         keys = ("sites", "boundaries", "scalars", "logits", "dtype", "shard_tokens")
         entry = self.mapping(node, what, keys, ("sites",))
         names = tuple(
-            self.choice(site, f"{what}, a site", SITES)
+            self.choice(site, f"{what}, a site", (*SITES, *PROMPT_SITES))
             for site in self.list(entry["sites"], f"{what}, sites", "[resid, mlp_out]")
         )
         scalars: tuple[str, ...] = ()

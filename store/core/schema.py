@@ -1,5 +1,6 @@
 """Names, dimensions, dtypes and chunk shapes of the lake, each said once; docs/FORMAT.md is the same in prose."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .columns import (
@@ -61,18 +62,48 @@ class Variable:
         return self.name in PROMPT_SITES
 
     @property
+    def layered(self) -> bool:
+        """Whether it has a value of each layer or boundary."""
+        return self.dims[1:2] in (("layer",), ("boundary",), ("lens_layer",)) and self.dims[0] == "token"
+
+    @property
     def derived(self) -> bool:
         """Computed in float32 from what the model computed, so never a widened bfloat16."""
         return self.name == "logsumexp" or self.dims[-1] == "lens_layer"
 
 
+@dataclass(frozen=True)
+class Site:
+    """What a capture can keep of every token and layer.
+
+    `axes` follow the token: `layer` or `boundary`, then any. `branch`: the modules of a block whose output it is, a method of
+    the model's structure; empty: the residual stream at each boundary.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+    branch: str = ""
+
+    def shape(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
+        """Its shape after the token, from the lengths of its axes."""
+        return tuple(lengths[axis] for axis in self.axes)
+
+
+SITES = {
+    site.name: site
+    for site in (
+        Site("resid", ("boundary", "d_model"), "residual stream at each boundary"),
+        Site("mlp_out", ("layer", "d_model"), "output of the MLP module", "mlp"),
+        Site("attn_out", ("layer", "d_model"), "output of the attention module", "attention"),
+    )
+}
+PROMPT_SITES = ("attn_entropy",)  # of a prompt's last token alone
 TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special")
 VARIABLES = {
     variable.name: variable
     for variable in (
-        Variable("resid", ("token", "boundary", "d_model"), "float32", "residual stream at each boundary"),
-        Variable("mlp_out", ("token", "layer", "d_model"), "float32", "output of the MLP module"),
-        Variable("attn_out", ("token", "layer", "d_model"), "float32", "output of the attention module"),
+        *(Variable(site.name, ("token", *site.axes), "float32", site.meaning) for site in SITES.values()),
         Variable("logits", ("token", "vocab"), "float32", "next-token logits", unit="nats"),
         Variable("topk_id", ("token", "k"), "int32", "token ids of the largest logits, descending"),
         Variable("topk_logit", ("token", "k"), "float32", "the largest logits, descending", unit="nats"),
@@ -98,8 +129,6 @@ VARIABLES = {
         Variable("lens_layer", ("lens_layer",), "int32", "layer as in tables: block index, -1 = input of block 0"),
     )
 }
-SITES = ("resid", "mlp_out", "attn_out")
-PROMPT_SITES = ("attn_entropy",)
 
 
 def shard_tokens(bytes_per_token: int) -> int:

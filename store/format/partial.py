@@ -121,7 +121,7 @@ def cut_shard(
     another layout than docs/FORMAT.md has.
     """
     grid = Grid.of(array)
-    if grid is None or len(grid.counts) != 3:
+    if grid is None or len(grid.counts) < 3:
         raise LakeError(f"{where}: shards of {array.basename} can't be cut to layers; pull it whole")
     length = prod(grid.counts) * 16 + CHECKSUM
     table = np.frombuffer(read(max(size - length, 0), size), dtype=np.uint8)
@@ -136,11 +136,12 @@ def cut_shard(
     new = np.full_like(old, ABSENT)
     spans, at = list[tuple[int, int]](), 0
     for place in sorted(places):
-        for spot in np.ndindex(grid.counts[0], 1, grid.counts[2]):
-            start, count = old[spot[0], place, spot[2]].tolist()
+        for chunk, *rest in np.ndindex(grid.counts[0], *grid.counts[2:]):
+            spot = (chunk, place, *rest)
+            start, count = old[spot].tolist()
             if start == ABSENT:
                 continue
-            new[spot[0], place, spot[2]] = at, count
+            new[spot] = at, count
             at += count
             if spans and spans[-1][1] == start:
                 spans[-1] = (spans[-1][0], start + count)

@@ -182,10 +182,9 @@ class Grid:
         memory, so that chunks are decoded in place.
         """
         shape = [axis.stop - axis.start for axis in box]
-        out = (
-            np.empty(shape[1:2] + shape[:1] + shape[2:], self.dtype) if len(shape) == 3 else np.empty(shape, self.dtype)
-        )
-        out = out.swapaxes(0, 1) if len(shape) == 3 else out
+        layered = len(shape) >= 3
+        out = np.empty([*shape[1:2], *shape[:1], *shape[2:]] if layered else shape, self.dtype)
+        out = out.swapaxes(0, 1) if layered else out
         if not out.size:
             return out
         layers = [range(axis.start // c, -(-axis.stop // c)) for axis, c in zip(box[1:], self.chunk[1:], strict=True)]
