@@ -2,15 +2,13 @@
 
 A pass keeps its blocks. They are distributed in runs of TASK_BYTES, each one a task whose worker writes what the
 blocks gave to each job into a part file; when all parts of a job are there, one more task joins them in their order. A job
-that does not split is a task of its own. Few tasks are with the scheduler at a time, so that its graph stays small.
+that does not split is a task of its own.
 Workers make the jobs again from the lake's files, which all must see at the same path or URL.
 """
 
-import statistics
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +35,8 @@ if TYPE_CHECKING:
 
 TASK_BYTES = 256 << 20  # of decoded values that a task reads
 MOST_TASKS = 4096  # of a sweep; of larger ones each task reads more
-AHEAD = 2  # tasks a worker at the scheduler
 RETRIES = 2  # of a task that raised what is no LakeError; dying workers are counted by dask (allowed-failures)
-SLOW = 3.0  # times the median task, and at the end another worker tries too
+POLL = 0.1  # seconds between looks at what came to an end
 
 Sources = dict[Path, tuple[Context, Need]]  # what the job of each path is made of
 
@@ -99,9 +96,7 @@ class _Pass:
     ):
         self._client, self._call, self._layout, self._sources, self._failed = client, call, layout, sources, failed
         self._waiting: dict[str, Task] = {}
-        self._running: dict[Future[Done], tuple[Task, float]] = {}
-        self._seconds: list[float] = []  # of the tasks that computed parts
-        self._slow: dict[Future[Done], str] = {}  # tasks that another worker does again, and who was given them first
+        self._running: dict[Future[Done], Task] = {}
         self._seen = time.monotonic()  # when there were workers
 
     def read(self, jobs: Sequence[Job]) -> None:
@@ -150,109 +145,71 @@ class _Pass:
         self._waiting[task.name] = task
 
     def run(self) -> None:
-        """See all tasks through."""
+        """See all tasks through: those that wait for no other go to the scheduler at once, the rest as these end."""
+        from distributed import as_completed
+
         tasks = list(self._waiting.values())
         jobs = {job.path: job for task in tasks for job in task.jobs}
-        with bar(label_of(jobs.values()), sum(task.tokens for task in tasks)) as progress:
+        with bar(label_of(jobs.values()), sum(task.tokens for task in tasks)) as progress, self._client.as_current():
+            self._ended = as_completed()
             try:
-                while self._waiting or self._running:
-                    self._submit()
-                    for future in self._ended():
-                        self._take(future, progress)
+                self._submit()
+                while self._running:
+                    if self._ended.has_ready():
+                        self._take(next(self._ended), progress)
+                        self._submit()
+                    else:
+                        self._watch()
             finally:
                 if self._client.status == "running":
-                    self._client.cancel([*self._running, *self._slow])
+                    self._client.cancel(list(self._running))
         for path in self._failed or ():
             drop_parts(path, self._layout.files)
 
     def _submit(self) -> None:
-        """Hand the scheduler as many tasks as keep its workers busy."""
-        room = AHEAD * max(1, len(self._client.nthreads())) - len(self._running)
-        for task in list(self._waiting.values()):
-            if room <= 0:
-                return
-            if task.after:
-                continue
-            del self._waiting[task.name]
-            task.jobs = [job for job in task.jobs if job.path not in (self._failed or {}) and ready(job, self._failed)]
-            if task.jobs:
-                self._start(task)
-                room -= 1
-            else:
-                self._over(task)
+        """Hand the scheduler the tasks that wait for no other."""
+        while ready_now := [task for task in self._waiting.values() if not task.after]:
+            for task in ready_now:
+                del self._waiting[task.name]
+                task.jobs = [
+                    job for job in task.jobs if job.path not in (self._failed or {}) and ready(job, self._failed)
+                ]
+                if task.jobs:
+                    self._start(task)
+                else:
+                    self._over(task)
 
-    def _start(self, task: Task, again: str = "") -> None:
-        """Hand a task to the scheduler, for other workers than those that have been at one too long."""
-        slow = {worker for future, worker in self._slow.items() if not future.done()}
+    def _start(self, task: Task) -> None:
         asked = [(self._sources[job.path][1], self._place(job)) for job in task.jobs]
+        key = f"actlake-{self._call.key}-{task.name}"
         future = self._client.submit(
-            work,
-            self._call,
-            task.share,
-            asked,
-            *task.given,
-            key=f"actlake-{self._call.key}-{task.name}{again}",
-            workers=[worker for worker in self._client.nthreads() if worker not in slow] if slow else None,
-            allow_other_workers=bool(slow),
-            retries=RETRIES,
-            pure=False,
+            work, self._call, task.share, asked, *task.given, key=key, retries=RETRIES, pure=False
         )
-        self._running[future] = (task, time.monotonic())
+        self._running[future] = task
+        self._ended.add(future)
 
     def _over(self, task: Task) -> None:
         for other in self._waiting.values():
             other.after.discard(task.name)
 
-    def _ended(self) -> "list[Future[Done]]":
-        """Tasks that came to an end within a while."""
-        from distributed import CancelledError, wait
-
-        if self._running:
-            try:
-                with self._client.as_current(), suppress(CancelledError):  # which the task itself reports
-                    wait(list(self._running), timeout=1, return_when="FIRST_COMPLETED")
-            except TimeoutError:
-                self._watch()
-        return [future for future in self._running if future.done()]
-
     def _watch(self) -> None:
-        """Stop when there are no workers; once no task waits, let another worker try what takes too long with one."""
-        now = time.monotonic()
-        if workers := self._client.nthreads():
-            self._seen = now
-        elif now - self._seen > PATIENCE:
+        """Wait a moment; LakeError when the scheduler is gone, or has had no workers for a while."""
+        time.sleep(POLL)
+        if self._client.status != "running":
+            next(iter(self._running)).result()  # raises what dask has to say of it
+        if self._client.nthreads():
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > PATIENCE:
             raise LakeError(
                 f"scheduler {address_of(self._client)}: no worker left for {PATIENCE:.0f} s; start some, and run this again: what"
                 " is done is kept"
             )
-        if any(not task.after for task in self._waiting.values()) or not self._seconds:
-            return
-        at = {key: worker for worker, keys in self._client.processing().items() for key in keys}
-        idle = len(set(workers) - set(at.values()))
-        for future, (task, started) in list(self._running.items()):
-            late = now - started > SLOW * max(1.0, statistics.median(self._seconds))
-            twins = [other for other, _ in self._running.values() if other is task]
-            if idle > 0 and late and task.share is parts and len(twins) == 1 and future.key in at:
-                self._slow[future] = at[future.key]
-                self._start(task, "-again")
-                idle -= 1
 
     def _take(self, future: "Future[Done]", progress: Bar) -> None:
         """See what came of a task."""
-        if future not in self._running:  # its twin was faster
-            return
-        task, _ = self._running.pop(future)
-        self._seen = time.monotonic()
-        twins = [other for other, (same, _) in self._running.items() if same is task]
-        if future.status == "error" and twins:
-            return
-        done = future.result()
+        task, done = self._running.pop(future), future.result()
         if done.stop:
             raise done.stop
-        for twin in twins:
-            del self._running[twin]  # what it writes is the same, if it ever does
-        if task.share is parts:
-            self._seconds.append(done.seconds)
         progress.advance(task.tokens)
         self._over(task)
         for job in task.jobs:
