@@ -1,5 +1,6 @@
 """Tables and rows from outside the package: a notebook's decorator, entry points of packages, folders that the catalog names."""
 
+import linecache
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import actlake
 import numpy as np
 import pytest
+from actlake.capture.edit.edits import EDITS
 from actlake.queries.answer.check_row import check_row
 from actlake.queries.engine.context import Context, Scope
 from actlake.queries.makers import jobs_of
@@ -232,3 +234,19 @@ def test_every_column_of_sql_has_a_meaning(lake: Layout) -> None:
     assert not [(table, column) for table, column, comment in columns if not comment]
     units = {column: comment for table, column, comment in columns if table == "lens"}
     assert "(nats)" in units["entropy"] and "NULL: at the last layer" in units["js_next"]
+
+
+def test_the_examples_of_the_guide_run(lake_copy: Layout) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    known = dict(EDITS)
+    try:
+        for block in blocks:
+            module = {"__name__": "guide"}
+            linecache.cache["guide.py"] = (len(block), None, block.splitlines(True), "guide.py")
+            exec(compile(block, "guide.py", "exec"), module)
+        assert len(blocks) == 2 and "clamp" in EDITS
+    finally:
+        EDITS._known = known
+    rows = actlake.open(lake_copy.root).sql("SELECT count(*), count(kurtosis) FROM resid_kurtosis").fetchall()
+    assert rows[0][0] == rows[0][1] > 0
