@@ -11,9 +11,10 @@ from pathlib import Path
 import actlake
 import numpy as np
 import pytest
+import tiny
 from actlake.capture.edit.edits import EDITS
 from actlake.queries.answer.check_row import check_row
-from actlake.queries.engine.context import Context, Scope
+from actlake.queries.engine.context import Context
 from actlake.queries.makers import jobs_of
 from actlake.queries.rows.registry import find, queries
 from actlake.store.core.errors import LakeError
@@ -73,7 +74,7 @@ def test_a_notebook_adds_a_table_and_a_row(lake_copy: Layout, tmp_path: Path) ->
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text("rows: [./my_rows]\n")
     lake = actlake.open(lake_copy.root, catalog=catalog)
-    resid = lake.capture("llama-it", "native")["resid"].values
+    resid = lake.dataset("llama-it", "native")["resid"].values
     found = lake.sql(
         "SELECT token, layer, kurtosis FROM kurtosis WHERE variant = 'it' AND stream LIKE 'native%' ORDER BY ALL"
     )
@@ -141,11 +142,12 @@ def test_tables_that_need_each_other(captured: Layout) -> None:
 
         @actlake.table(one, [KURTOSIS], version=1)
         def maker(context, names, other=other):
-            return jobs_of(context, (other, "", Scope(names[0], {names[1]: names[2]})))[0]
+            return jobs_of(context, (other, "", scope))[0]
 
-    names = next(iter(Context(captured).streams.itertuples()))
+    stream = next(row.stream for row in Context(captured).streams.itertuples() if row.model == "llama-it")
+    scope = tiny.scope("llama", {"it": stream})
     with pytest.raises(LakeError, match="tables need each other: a -> b -> a"):
-        jobs_of(Context(captured), ("a", "", Scope(names.pair, {names.variant: names.stream})))
+        jobs_of(Context(captured), ("a", "", scope))
 
 
 @pytest.mark.parametrize(
