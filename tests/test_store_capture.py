@@ -12,9 +12,9 @@ import tiny
 import torch
 import xarray as xr
 import zarr
-from actlake.capture.model.hooks import Batch, Sink, buffer
+from actlake.capture.model.hooks import ActivationSink, Batch, buffer
 from actlake.capture.model.hooks import whole as parts_of
-from actlake.queries.engine.blocks import Feed
+from actlake.queries.engine.blocks import BlockReader
 from actlake.store.artifacts.streams import write_stream
 from actlake.store.captures.manifest import read_manifest, seal
 from actlake.store.captures.reader import Capture, find_capture, list_captures, open_capture
@@ -116,7 +116,7 @@ def test_a_site_may_have_any_axes_after_the_layer(tmp_path, monkeypatch):
         dataset = open_capture(path, by=by)
         assert np.array_equal(dataset["heads"][2:7, :, 1].values, values[2:7, :, 1])
         assert dataset["heads"].dims == ("token", *site.axes)
-    feed = Feed(capture, ["heads"])
+    feed = BlockReader(capture, ["heads"])
     blocks = [feed.take(range(first, first + 2))["heads"] for first in (0, 2)]
     assert np.array_equal(np.concatenate(blocks), values)
     file = path / "heads" / "c" / "0" / "0" / "0" / "0"
@@ -135,7 +135,7 @@ def test_buffers_of_any_axes():
         "attn_out": (3, 2, 2, 4),
     }
     batch = Batch([np.array([1, 2, 3])], 0, torch.device("cpu"))
-    sink = Sink(batch, parts_of(batch, made), side=False)
+    sink = ActivationSink(batch, parts_of(batch, made), side=False)
     value = torch.arange(24.0).reshape(1, 3, 8)
     for name in made:
         sink.padded(name, 1, value)
