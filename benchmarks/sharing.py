@@ -31,11 +31,11 @@ from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture
 from actlake.store.captures.writer import Template, create_capture, encode_row, grid_of, shard_record, write_row
 from actlake.store.core.files import json_bytes, write_atomic
+from actlake.store.core.hashes import user_cache
 from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
-from actlake.store.remote.cache import cache_folder
 from actlake.store.remote.files import is_shard
 from actlake.store.remote.opening import open_store
 from machine import peak_memory, reset_peak_memory
@@ -243,7 +243,7 @@ def opening(kind: str, url: str, requests: list[Any]) -> list[Row]:
         seconds = list[float]()
         for _ in range(OPENINGS):
             if state == "cold":
-                shutil.rmtree(cache_folder(), ignore_errors=True)
+                shutil.rmtree(user_cache(), ignore_errors=True)
             requests.clear()
             seconds.append(timed(lambda: Lake(url).captures))
         note = f"two captures; {len(requests)} requests"

@@ -273,6 +273,14 @@ class Moving:
         bool,
         typer.Option("--check", help="Hash what is there already, and replace what is damaged. Reads all of it."),
     ] = False
+    take: Annotated[
+        str | None,
+        typer.Option(
+            "--take",
+            metavar="theirs|mine",
+            help="Whose wins where both lakes have other content under one name; the other is kept below kept/.",
+        ),
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would move, and how long it takes; move nothing.")
     ] = False

@@ -68,7 +68,7 @@ def show(capture: CaptureArgument, where: Where, as_json: JsonOption = False) ->
     if as_json:
         return print_json(record)
     line(lake.dataset(*split_capture(capture)))
-    for key in ("capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
+    for key in ("record_sha256", "capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
         out.print(f"{key:15} {record.get(key)}", highlight=False)
     if warning := record and noise_warning(record):
         line(f"warning: {warning}", style="yellow")
@@ -203,7 +203,7 @@ def serve(
 def _options(moving: Moving, as_json: bool) -> dict[str, Any]:
     """Arguments of `lake.push`, `pull` and `sync`; for people, what will move is printed first."""
     shown = None if as_json else partial(_show, speed=moving.speed)
-    return {"check": moving.check, "dry_run": moving.dry_run, "show": shown}
+    return {"check": moving.check, "take": moving.take, "dry_run": moving.dry_run, "show": shown}
 
 
 def _show(plan: Plan, speed: float) -> None:

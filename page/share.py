@@ -54,7 +54,7 @@ class Share(Look):
         """Remove table files that are never read any more (as `stale()` lists them); the table of what was removed."""
         found = self.stale()
         for row in [] if dry_run else found.itertuples():
-            (self.layout.table(str(row.table)) / str(row.file)).unlink(missing_ok=True)
+            self.layout.files.remove(self.layout.table(str(row.table)) / str(row.file))
         return found
 
     def push(
@@ -63,6 +63,7 @@ class Share(Look):
         what: Selection = ALL,
         *,
         check: bool = False,
+        take: str | None = None,
         dry_run: bool = False,
         show: Show | None = None,
     ) -> Plan:
@@ -70,12 +71,13 @@ class Share(Look):
 
         `url` is a folder, a URL, or a name of the catalog's lakes. With `check` what is there already is hashed, and replaced
         where it is damaged. With `dry_run` nothing moves. `show` is called with what will move, before it does. Returns that.
-        Interrupted, the same call goes on.
+        Interrupted, the same call goes on. What has one name and other content in both lakes is refused and listed (of tables the
+        target keeps its own); `take` decides, "mine" for this lake, "theirs" for the other: what loses is kept below kept/.
         LakeError for a place out of reach, CorruptError for a file that is not what its record says.
         """
-        return _carry_out(
-            Planner(origin_of(self.layout), self._there(url), what, check, self.catalog).plan(), dry_run, show
-        )
+        winner = _winner(take, mine="source")
+        planner = Planner(origin_of(self.layout), self._there(url), what, check, self.catalog, winner)
+        return _carry_out(planner.plan(), dry_run, show)
 
     def pull(
         self,
@@ -83,13 +85,13 @@ class Share(Look):
         what: Selection = ALL,
         *,
         check: bool = False,
+        take: str | None = None,
         dry_run: bool = False,
         show: Show | None = None,
     ) -> Plan:
         """Copy another lake, or a part of it, into this one; as `push` does, the other way."""
-        return pull_lake(
-            self._there(url), origin_of(self.layout), what, self.catalog, check=check, dry_run=dry_run, show=show
-        )
+        source, target = self._there(url), origin_of(self.layout)
+        return pull_lake(source, target, what, self.catalog, check=check, take=take, dry_run=dry_run, show=show)
 
     def sync(
         self,
@@ -97,6 +99,7 @@ class Share(Look):
         what: Selection = ALL,
         *,
         check: bool = False,
+        take: str | None = None,
         dry_run: bool = False,
         show: Show | None = None,
     ) -> list[Plan]:
@@ -105,8 +108,8 @@ class Share(Look):
             raise LakeError("sync moves whole captures: take a part of some with pull or push")
         here, there = origin_of(self.layout), self._there(url)
         plans = [
-            Planner(there, here, what, check, self.catalog).plan(),
-            Planner(here, there, what, catalog=self.catalog).plan(),
+            Planner(there, here, what, check, self.catalog, _winner(take, mine="target")).plan(),
+            Planner(here, there, what, catalog=self.catalog, take=_winner(take, mine="source")).plan(),
         ]
         return [_carry_out(plan, dry_run, show) for plan in plans]
 
@@ -142,14 +145,24 @@ def pull_lake(
     catalog: Catalog | None = None,
     *,
     check: bool = False,
+    take: str | None = None,
     dry_run: bool = False,
     show: Show | None = None,
 ) -> Plan:
     """Copy a lake, or a part of it, to a place that need not be a lake yet."""
-    plan = _carry_out(Planner(source, target, what, check, catalog).plan(), dry_run, show)
+    plan = Planner(source, target, what, check, catalog, _winner(take, mine="target")).plan()
+    _carry_out(plan, dry_run, show)
     if not dry_run:
         note_source(plan)
     return plan
+
+
+def _winner(take: str | None, mine: str) -> str:
+    """Which end of a transfer wins, source or target; `mine` is this lake's end."""
+    if take not in (None, "theirs", "mine"):
+        raise LakeError(f"take {take!r}: expected theirs (the other lake's) or mine (this lake's)")
+    other = "target" if mine == "source" else "source"
+    return "" if take is None else mine if take == "mine" else other
 
 
 def _carry_out(plan: Plan, dry_run: bool, show: Show | None) -> Plan:

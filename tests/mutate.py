@@ -165,9 +165,8 @@ def crc(data: bytes) -> bytes:
 
 def _records(root: Path, file: Path) -> list[Path]:
     """The records that have a file's hash."""
-    near = [folder / "manifest.json" for folder in file.parents]
+    near = [folder / name for folder in file.parents for name in ("manifest.json", "record.json")]
     near += [folder.with_name("model.json") for folder in file.parents if folder.name == "head.zarr"]
-    near += [folder.with_suffix(".json") for folder in file.parents if folder.suffix == ".zarr"]
     near += [file.with_suffix(".json")] if file.suffix == ".parquet" else []
     others = [record for record in near if record.is_relative_to(root) and record.is_file() and record != file]
     itself = file.suffix == ".json" and SEAL.encode() in file.read_bytes()
@@ -179,19 +178,15 @@ def _rehash(found: Any, record: Path, file: Path) -> None:
     sha256 = hashlib.sha256(data).hexdigest()
     if file == record:
         pass
-    elif record.name == "manifest.json":
-        name = file.relative_to(record.parent).as_posix()
-        whole = isinstance(next(iter(found["files"].values())), dict)
-        found["files"][name] = {"sha256": sha256, "bytes": len(data)} if whole else sha256
+    elif record.name in ("manifest.json", "record.json"):
+        found["files"][file.relative_to(record.parent).as_posix()] = {"sha256": sha256, "bytes": len(data)}
     elif record.name == "model.json":
-        found["head_files"][file.relative_to(record.with_name("head.zarr")).as_posix()] = sha256
-    elif file.suffix == ".parquet":
-        found["parquet_sha256"] = sha256
+        name = file.relative_to(record.with_name("head.zarr")).as_posix()
+        found["head_files"][name] = {"sha256": sha256, "bytes": len(data)}
     else:
-        found["files"][file.relative_to(record.with_suffix(".zarr")).as_posix()] = sha256
-    for key in ("capture_sha256", "probes_sha256"):
-        if record.name == "manifest.json" and (key == "probes_sha256") == ("probes_sha256" in found):
-            found[key] = hashlib.sha256(canonical(found["files"])).hexdigest()
+        found["parquet_sha256"] = sha256
+    if record.name == "manifest.json":
+        found["capture_sha256"] = hashlib.sha256(canonical(found["files"])).hexdigest()
     if "bytes" in found:
         found["bytes"] = sum(entry["bytes"] for entry in found["files"].values())
 

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import working
 from actlake.judge.verdicts import VerdictStore
-from actlake.store.artifacts.directions import directions_file, read_directions
+from actlake.store.artifacts.directions import directions_path, read_directions
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import list_probes, read_probes
 from actlake.store.artifacts.streams import stream_records
@@ -241,7 +241,7 @@ def test_what_several_processes_add_to_has_it_all(lake):
     told = at_once(lake, "together", 3)
     (record,) = stream_records(lake)
     assert record["keys"] == sorted(key for each in told for key in each["keys"])
-    condition = Condition(lake, "p", "it", {"made": 1})
+    condition = Condition(lake, "p-it", {"made": 1})
     known = condition.known("texts")
     assert {sha: row["text"] for sha, row in known.items()} == {f"{i}": f"says {i}" for i in range(12)}
     assert len(list(condition.folder.glob("texts-*.parquet"))) == 20 and not (condition.folder / ".parts").exists()
@@ -260,9 +260,9 @@ def unsealed(tmp_path_factory) -> Path:
     layout = Layout.open(tmp_path_factory.mktemp("unsealed") / "lake", create=True)
     stream = tiny.synthetic_stream([("a", "C", [1, 2, 3], [4, 5]), ("b", "C", [1, 2], [3])])
     sizes = {"resid": (3, 8), "mlp_out": (2, 8)}
-    template = tiny.Template(stream, sizes, (0, 1, 2), (0, 1), "float32", tiny.MADE | {"pair": "p", "variant": "it"}, 4)
+    template = tiny.Template(stream, sizes, (0, 1, 2), (0, 1), "float32", tiny.MADE | {"model": "p-it"}, 4)
     working.write_stream(layout, stream)
-    tiny.write_capture(layout.capture("p", "it", stream.name), template)
+    tiny.write_capture(layout.capture("p-it", stream.name), template)
     return layout.root
 
 
@@ -302,9 +302,14 @@ def test_what_was_killed_can_be_read_when_made_again(lake):
     """The things of `working` are what they say: else the tests above compare nothing."""
     for task in MADE:
         getattr(working, task)(lake)
-    assert read_head(lake, "p", "it")[0]["unembed"].shape == (9000, 8)
+    assert read_head(lake, "p-it")[0]["unembed"].shape == (9000, 8)
     assert len(list_probes(lake)) == 1 and read_probes(list_probes(lake)[0][0])[0].shape == (2, 3, 4, 4)
-    assert read_directions(directions_file(lake, "p", "own", {"made": 1}))[0]["difference"][:].sum() == 40
+    assert (
+        read_directions(directions_path(lake, {"pt": "p-pt", "it": "p-it"}, "own", {"made": 1}))[0]["difference"][
+            :
+        ].sum()
+        == 40
+    )
     assert connect(lake).sql("SELECT text FROM outputs ORDER BY 1").fetchall() == [(f"says {i}",) for i in "abc"]
 
 

@@ -87,7 +87,7 @@ def test_a_reference_names_the_capture_its_hash_and_what_made_it(captured: Layou
     done = invoke(app, ["cite", "llama-it/native", "--lake", str(captured.root)])
     assert done.exit_code == 0, done.output
     first = done.output.splitlines()[0].split()[1]
-    assert first == f"actlake:llama-it/{path.stem}@sha256:{manifest['capture_sha256']}"
+    assert first == f"actlake:llama-it/{path.stem}@sha256:{manifest['record_sha256']}"
     record = json.loads(invoke(app, ["cite", first, "--lake", str(captured.root), "--json"]).output)
     model = json.loads((captured.model("llama-it") / "model.json").read_text())
     assert record["reference"] == first and record["prompts"] == {"name": "tiny", "sha256": tiny.prompt_set().sha256}
@@ -124,7 +124,7 @@ def test_the_lock_file_has_every_hash(locked: Case) -> None:
     for row, streams in ((l1, {"pt": "native", "it": "native"}), (exp16, {"pt": "teacher", "it": "native"})):
         paths = [find_capture(locked.made.layout, f"made-{variant}", stream) for variant, stream in streams.items()]
         manifests = {"/".join(path.parts[-3:]).removesuffix(".zarr"): read_manifest(path) for path in paths}
-        assert row["captures"] == {name: found["capture_sha256"] for name, found in manifests.items() if found}
+        assert row["captures"] == {name: found["record_sha256"] for name, found in manifests.items() if found}
         for name, sha in row["files"].items():
             assert hashlib.sha256((locked.lake / name).read_bytes()).hexdigest() == sha
         assert hashlib.sha256(row["table"].encode()).hexdigest() == row["table_sha256"]
@@ -221,12 +221,12 @@ def test_a_capture_that_was_replaced_is_named(case: Case) -> None:
     stream, key = case.made.stream["native", "pt"], ("native", "pt")
     put_capture(layout, "pt", stream, case.made.resid[key][::-1], case.made.mlp[key])
     after = read_manifest(path)
-    assert before and after and before["capture_sha256"] != after["capture_sha256"]
+    assert before and after and before["record_sha256"] != after["record_sha256"]
     first, second = case.reproduce(1)
     assert second["same"]  # it reads the teacher's stream
     (wrong,) = first["inputs"]
     assert wrong["what"] == f"capture made-pt/{stream.name}" and "actlake capture made pt" in wrong["repair"]
-    assert (wrong["expected"], wrong["found"]) == (before["capture_sha256"], after["capture_sha256"])
+    assert (wrong["expected"], wrong["found"]) == (before["record_sha256"], after["record_sha256"])
     # Tables of the former capture are still there, and no row of theirs is read.
     assert not first["problem"] and "largest difference of an estimate" in first["answer"]
     assert len(case.table("delta")) == 4 and len(stale_files(layout, "delta")) == 1

@@ -246,7 +246,7 @@ def test_stability_and_stored_directions(rows: Callable, observed: Lake, referen
     difference, counts = reference.own()
     kept, n = counts[counts > 0], len(difference)
     assert n >= 30
-    arrays, recipe = read_directions(next((observed.layout.root / "directions/llama").glob("own-*.json")))
+    arrays, recipe = read_directions(next((observed.layout.root / "directions/llama-pt--llama-it").glob("own-*.zarr")))
     assert recipe["tokens"] == kept.sum()
     for layer in range(LAYERS):
         d = difference[:, layer]

@@ -18,6 +18,7 @@ from actlake.store.captures.reader import Capture, find_capture, open_capture
 from actlake.store.captures.verify import verify
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.core.files import hash_file, hash_json
+from actlake.store.format.records import sealed
 from safetensors.torch import load_file, save_file
 
 SITES = ("resid", "mlp_out", "topk_id", "topk_logit", "logsumexp")
@@ -134,7 +135,7 @@ def test_damaged_manifest(lake_copy):
     record["files"].popitem()
     (path / "manifest.json").write_text(json.dumps(record))
     for read in (lambda: verify(lake_copy, path), lambda: open_capture(path)):
-        with pytest.raises(CorruptError, match="manifest.json: its list of files is damaged"):
+        with pytest.raises(CorruptError, match="manifest.json: its content is damaged"):
             read()
 
 
@@ -200,7 +201,7 @@ def record_again(path, file) -> None:
     manifest["files"][file.relative_to(path).as_posix()] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
     manifest["bytes"] = sum(entry["bytes"] for entry in manifest["files"].values())
     manifest["capture_sha256"] = hash_json(manifest["files"])
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 @pytest.fixture(scope="module")

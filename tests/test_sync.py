@@ -6,19 +6,27 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import xarray as xr
 from actlake.cli.main import app
 from actlake.lake import Lake
+from actlake.store.artifacts.directions import directions_path, directions_writer, read_directions
+from actlake.store.artifacts.texts import Condition
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.captures.verify import verify
 from actlake.store.core.errors import CorruptError, LakeError
+from actlake.store.core.files import hash_file, write_json
+from actlake.store.core.schema import OUTPUTS
 from actlake.store.exchange import transfer as moving
 from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Plan, Selection
 from actlake.store.exchange.transfer import move, write_index
+from actlake.store.format.parquet import parquet_writer
 from actlake.store.format.paths import Layout
+from actlake.store.format.records import sealed
 from actlake.store.remote.opening import open_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -265,3 +273,107 @@ def test_check_replaces_a_damaged_record_at_the_target(full, tmp_path, pattern):
     plan = carry(full, tmp_path / "lake", check=True)
     assert any(file.name in note and "is replaced" in note for note in plan.notes)
     assert tiny.tree(tmp_path / "lake") == tiny.tree(full.root)
+
+
+MODELS = {"pt": "llama-pt", "it": "llama-it"}
+
+
+def numbers(lake: Layout) -> list:
+    return Lake(lake.root).sql("SELECT layer, avg(entropy) FROM lens GROUP BY layer ORDER BY layer").fetchall()
+
+
+def content(lake: Layout) -> dict[str, bytes]:
+    return {name: data for name, data in tiny.tree(lake.root).items() if name != "pulled.json"}
+
+
+def two(full: Layout, tmp_path: Path) -> tuple[Layout, Layout]:
+    for name in ("mine", "theirs"):
+        shutil.copytree(full.root, tmp_path / name)
+    return Layout.open(tmp_path / "mine"), Layout.open(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("words", [("pull", "theirs", "mine"), ("push", "mine", "theirs"), ("sync", "mine", "theirs")])
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_nothing_of_one_name_and_other_content_is_overwritten(full, tmp_path, words, check):
+    """Prompts, texts, probes and directions of the same name in both lakes; equal sizes hide nothing."""
+    mine, theirs = two(full, tmp_path)
+    for lake, letter in ((mine, "a"), (theirs, "b")):
+        (lake.root / "prompts").mkdir(exist_ok=True)
+        (lake.root / "prompts" / "study.jsonl").write_text(f'{{"id": "p", "text": "{letter}"}}\n')
+        with directions_writer(lake, MODELS, "own", {"version": 1}) as writer:
+            writer.put("norm", np.full(2, ord(letter)))
+        condition = Condition(lake, "llama-it", {"template": "chat", "max_new_tokens": 4})
+        text = dict.fromkeys(OUTPUTS.names, letter) | {
+            "prompt_tokens": 1,
+            "token_id": [1, 2],
+            "tokens": 2,
+            "ended": True,
+        }
+        condition.seal("texts", condition.file("texts", [("p0", "s")]), [text], OUTPUTS, {})
+    before = content(mine), content(theirs)
+    verb, at, other = words
+    done = command(
+        verb, str(tmp_path / ("theirs" if verb == "pull" else other)), "--lake", str(tmp_path / "mine"), *check
+    )
+    said = str(done.exception)
+    assert isinstance(done.exception, LakeError) and "Nothing was moved" in said and "--take" in said
+    assert all(
+        part in said for part in ("prompts/study.jsonl", "directions/llama-pt--llama-it/own-", "texts/llama-it/")
+    )
+    assert (content(mine), content(theirs)) == before
+
+
+def test_one_side_wins_on_request_and_the_other_is_kept(full, tmp_path):
+    mine, theirs = two(full, tmp_path)
+    for lake, letter in ((mine, "a"), (theirs, "b")):
+        with directions_writer(lake, MODELS, "own", {"version": 1}) as writer:
+            writer.put("norm", np.full(2, ord(letter)))
+        (lake.root / "prompts").mkdir(exist_ok=True)
+        (lake.root / "prompts" / "study.jsonl").write_text(letter)
+    path = directions_path(mine, MODELS, "own", {"version": 1})
+    done = command("pull", str(theirs.root), "--lake", str(mine.root), "--take", "mine")
+    assert done.exit_code == 0 and read_directions(path)[0]["norm"][:].tolist() == [97, 97]
+    done = command("pull", str(theirs.root), "--lake", str(mine.root), "--take", "theirs")
+    assert done.exit_code == 0 and read_directions(path)[0]["norm"][:].tolist() == [98, 98]
+    assert (mine.root / "prompts" / "study.jsonl").read_text() == "b"
+    (kept,) = (mine.root / "kept").glob(f"*/{path.relative_to(mine.root)}")
+    assert read_directions(kept)[0]["norm"][:].tolist() == [97, 97]
+    assert [file.read_text() for file in (mine.root / "kept").glob("*/prompts/study.jsonl")] == ["a"]
+    wrong = command("pull", str(theirs.root), "--lake", str(mine.root), "--take", "ours")
+    assert "expected theirs" in str(wrong.exception)
+
+
+def test_tables_of_other_content_stay_and_are_counted(full, tmp_path):
+    mine, theirs = two(full, tmp_path)
+    expected = numbers(mine)
+    file = min((theirs.root / "tables" / "lens").glob("*.parquet"))
+    rows = pq.read_table(file)
+    with parquet_writer(file, rows.schema) as writer:
+        writer.write_table(
+            rows.set_column(
+                rows.schema.get_field_index("entropy"),
+                rows.schema.field("entropy"),
+                pa.array(np.full(len(rows), 9, np.float32)),
+            )
+        )
+    for check in ((), ("--check",)):
+        done = command("pull", str(theirs.root), "--lake", str(mine.root), *check)
+        assert done.exit_code == 0 and "tables: 1 of other content under the same name" in done.output
+        assert numbers(mine) == expected
+
+
+def test_a_stream_of_equal_tokens_in_other_bytes_is_the_same_stream(full, tmp_path):
+    """Two labs, two versions of pyarrow: the footer differs, the tokens don't."""
+    mine, theirs = two(full, tmp_path)
+    for file in theirs.streams.glob("*.parquet"):
+        pq.write_table(pq.read_table(file), file, compression="snappy")
+        record = json.loads(file.with_suffix(".json").read_bytes()) | {"parquet_sha256": hash_file(file)}
+        del record["record_sha256"]
+        write_json(file.with_suffix(".json"), sealed(record))
+    assert good(tmp_path / "theirs")
+    before = content(mine), content(theirs)
+    for words in (("pull",), ("push",), ("sync",), ("sync", "--check")):
+        done = command(words[0], str(theirs.root), "--lake", str(mine.root), *words[1:])
+        assert done.exit_code == 0, done.exception
+        assert (content(mine), content(theirs)) == before
+    assert good(tmp_path / "mine") and good(tmp_path / "theirs")

@@ -344,12 +344,12 @@ def test_stored_probes_open_in_plain_xarray_and_say_where_they_come_from(lake: L
     assert again == path != other
 
 
-@pytest.mark.parametrize("name", ["weight/c/0/1/0/0", "bias/c/1/0/0", "zarr.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["weight/c/0/1/0/0", "bias/c/1/0/0", "zarr.json", "record.json"])
 def test_damage_is_found(lake: Lake, name: str) -> None:
     path, _ = train_probes(lake.layout, "llama-pt", "native", QUICK)
     file = path / name
-    if name == "manifest.json":
-        file.write_text(file.read_text().replace('"zarr.json": "', '"zarr.json": "0'))
+    if name == "record.json":
+        file.write_text(file.read_text().replace('"folds": 2', '"folds": 3'))
     else:
         tiny.flip(file, file.stat().st_size // 2)
     with pytest.raises(CorruptError, match="damaged|not the bytes that were written|expected a SHA-256") as found:
@@ -419,9 +419,10 @@ def test_probes_of_another_checkpoint_do_not_count(lake: Lake) -> None:
     path, record = train_probes(lake.layout, "llama-it", "native", QUICK, tokens=64)
     weight, bias, _ = read_probes(path)
     shutil.rmtree(path)
-    kept = {key: value for key, value in record.items() if key not in ("files", "probes_sha256")}
-    write_probes(path, weight, bias, {**kept, "model_sha256": "0" * 64})
-    assert choose(Context(lake.layout), names(lake, "it")).path != path
+    facts = {key: record[key] for key in ("steps", "trained_tokens", "kl_raw", "kl_tuned")}
+    spec = ProbeSpec(names(lake, "it"), QUICK, tokens=64).record(Context(lake.layout))
+    other = write_probes(lake.layout, {**spec, "model_sha256": "0" * 64}, weight, bias, facts)
+    assert choose(Context(lake.layout), names(lake, "it")).path not in (path, other)
 
 
 def test_users_mistakes_are_told(lake: Lake, captured: Layout, tmp_path: Path, llama: PairSpec) -> None:

@@ -20,6 +20,7 @@ from actlake.store.captures.writer import ShardWriter, Template, create_capture
 from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec, load_catalog
 from actlake.store.core.files import temporary_of, write_json
 from actlake.store.format.paths import Layout
+from actlake.store.format.records import sealed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -238,7 +239,7 @@ def forget_vocab(layout: Layout, *models: str) -> None:
     for model in models:
         marker = layout.model(model) / "model.json"
         record = json.loads(marker.read_text())
-        write_json(marker, {key: record[key] for key in record if key not in ("vocab_sha256", "record_sha256")})
+        write_json(marker, sealed({key: record[key] for key in record if key != "vocab_sha256"}))
         (marker.parent / "vocab.parquet").unlink()
 
 
@@ -255,8 +256,9 @@ def dead_name(path: Path) -> Path:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Change some keys of a JSON file in place."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change some keys of a JSON file in place; a record of a lake gets its own hash again."""
+    record = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps(sealed(record) if "record_sha256" in record else record))
 
 
 def flip(path: Path, at: int) -> None:

@@ -12,7 +12,7 @@ import tiny
 from actlake.judge.verdicts import VerdictStore
 from actlake.store.artifacts.directions import directions_writer, read_directions
 from actlake.store.artifacts.models import read_head
-from actlake.store.artifacts.probes import probes_path, probes_table, read_probes, write_probes
+from actlake.store.artifacts.probes import probes_table, read_probes, write_probes
 from actlake.store.artifacts.streams import read_stream, stream_records
 from actlake.store.artifacts.texts import Condition, read_condition, read_texts
 from actlake.store.captures.cite import citation
@@ -54,11 +54,12 @@ def make_victim(lake: Path, pair: Any, *streams: StreamSpec) -> Victim:
     write_table(layout, "lens", {"version": 1}, [rows | numbers | floats])
     captured = [{"model": "other-it", "stream": "native-other", "lens": "raw"}]
     write_table(layout, "lens", {"foreign": {"captures": captured}}, [rows | {"model": "other-it"} | numbers | floats])
-    record = {"model": "llama-it", "stream": path.stem, "model_sha256": "m", "capture_sha256": "c"}
-    record |= {"recipe": {"name": "adam"}, "folds": 2, "steps": [1, 2], "trained_tokens": [3, 4]}
-    record |= {"kl_raw": [[2.0, 1.0, 0.5]] * 2, "kl_tuned": [[1.0, 0.5, 0.25]] * 2}
+    recipe = {"model": "llama-it", "stream": path.stem, "model_sha256": "m", "capture_sha256": "c"}
+    recipe |= {"recipe": {"name": "adam"}, "folds": 2}
+    facts = {"steps": [1, 2], "trained_tokens": [3, 4]}
+    facts |= {"kl_raw": [[2.0, 1.0, 0.5]] * 2, "kl_tuned": [[1.0, 0.5, 0.25]] * 2}
     values = np.arange(2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8) // 16  # compressible
-    write_probes(probes_path(layout, "llama-it", "probes-x"), values, values[..., 0].copy(), record)
+    write_probes(layout, recipe, values, values[..., 0].copy(), facts)
     with directions_writer(layout, pair.models, "own", {"version": 1}) as writer:
         writer.put("d_mean", values[0, :, 0])
         writer.put("layer", np.arange(3))
@@ -116,7 +117,7 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
     for name, path in each("lenses", "*", "*.zarr"):
         found[f"lenses read {name}"] = lambda path=path: dict(zip("wb", read_probes(path)[:2], strict=True))
         found[f"lenses notes {name}"] = lambda path=path: read_probes(path)[2]
-    for name, path in each("directions", "*", "*.json"):
+    for name, path in each("directions", "*", "*.zarr"):
         found[f"directions read {name}"] = lambda path=path: {k: v[...] for k, v in read_directions(path)[0].items()}
         found[f"directions notes {name}"] = lambda path=path: read_directions(path)[1]
     for name, path in each("texts", "*", "*", "condition.json"):

@@ -96,27 +96,27 @@ def head(layout: Layout) -> None:
     """A model's head."""
     arrays = {"norm_weight": np.ones(8, np.float32), "unembed": np.ones((9000, 8), np.float32)}
     arrays["real_token"] = np.ones(9000, bool)
-    write_model(layout, "p", "it", MODEL, arrays, {"norm": "rms", "norm_eps": 1e-6})
+    write_model(layout, "p-it", MODEL, arrays, {"norm": "rms", "norm_eps": 1e-6})
 
 
 def probes(layout: Layout) -> None:
     """A set of tuned-lens probes."""
-    record = {**NAMES, "model_sha256": "m", "capture_sha256": "c", "recipe": {"name": "adam"}, "folds": 2}
-    record |= {"steps": [1, 1], "trained_tokens": [9, 9], "kl_raw": [[2.0] * 3] * 2, "kl_tuned": [[1.0] * 3] * 2}
+    recipe = {**NAMES, "model_sha256": "m", "capture_sha256": "c", "recipe": {"name": "adam"}, "folds": 2}
+    facts = {"steps": [1, 1], "trained_tokens": [9, 9], "kl_raw": [[2.0] * 3] * 2, "kl_tuned": [[1.0] * 3] * 2}
     weight, bias = np.ones((2, 3, 4, 4), np.float32), np.ones((2, 3, 4), np.float32)
-    write_probes(layout.probes("p", "it") / "s-adam-1.zarr", weight, bias, record)
+    write_probes(layout, recipe, weight, bias, facts)
 
 
 def directions(layout: Layout) -> None:
     """A group of directions."""
-    with directions_writer(layout, "p", "own", {"made": 1}) as writer:
+    with directions_writer(layout, {"pt": "p-pt", "it": "p-it"}, "own", {"made": 1}) as writer:
         writer.put("difference", np.ones((5, 2, 4)))
         writer.put("norm", np.ones(2))
 
 
 def outputs(layout: Layout, prompts: tuple[str, ...] = ("a", "b", "c")) -> None:
     """The texts of some prompts under one condition: batches, then the file."""
-    condition = Condition(layout, "p", "it", {"made": 1})
+    condition = Condition(layout, "p-it", {"made": 1})
     for sha in prompts:
         condition.keep("texts", [{"prompt_sha": sha, "text": f"says {sha}"}])
     known = condition.known("texts")

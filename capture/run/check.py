@@ -11,7 +11,9 @@ from ...store.captures.reader import find_capture, list_captures, split_capture
 from ...store.captures.verify import Report, verify, verify_weights
 from ...store.core.catalog import Catalog
 from ...store.core.errors import LakeError
+from ...store.core.files import hash_file
 from ...store.core.progress import bar
+from ...store.exchange.whole_lake import verify_rest
 from ...store.format.paths import Layout
 from ...store.tables.names import model_named, pair_named, stored_models
 
@@ -27,7 +29,8 @@ def check_captures(
 ) -> list[Report]:
     """Verify one capture, those of a pair, or every sealed one; with `reforward`, run that many prompts of each again.
 
-    Without the name of one capture, the model files that the lake holds are verified, too.
+    Without the name of one capture, the model files that the lake holds are verified, too; without that of a pair all else that
+    it holds: models, streams, lenses, directions, texts, tables.
     """
     if capture:
         model, stream = split_capture(capture)
@@ -47,10 +50,13 @@ def check_captures(
             reports.append(verify(layout, path, progress.advance))
         if reforward and reports[-1].ok:
             _reforward(layout, catalog, path, reforward, (device, device_map), reports[-1])
-    for model, report in {path.parent.name: report for path, report in zip(paths, reports, strict=True)}.items():
-        known, file = read_model(layout, model), vocab_file(layout, model)
-        if "vocab_sha256" in known and (problem := damage(layout.files.bring(file), known)):
-            report.problems.append(f"{file}: {problem}; {VOCAB_REPAIR}")
+    if capture or pair:
+        for model, report in {path.parent.name: report for path, report in zip(paths, reports, strict=True)}.items():
+            known, file = read_model(layout, model), vocab_file(layout, model)
+            if "vocab_sha256" in known and (problem := damage(layout.files.bring(file), known, hash_file)):
+                report.problems.append(f"{file}: {problem}; {VOCAB_REPAIR}")
+    else:
+        reports += verify_rest(layout)
     for model in [] if capture else sorted({path.parent.name for path in paths}):
         if record := read_weights(layout, model):
             total = sum(entry["bytes"] for entry in record["files"].values())

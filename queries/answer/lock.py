@@ -111,7 +111,7 @@ def canonical(answer: Findings) -> str:
 
 
 def captures_of(layout: Layout, names: Sequence[Names]) -> dict[str, str]:
-    """MODEL/STREAM -> capture_sha256; streams of imported tables alone are left out."""
+    """MODEL/STREAM -> hash of the capture's record; streams of imported tables alone are left out."""
     return {
         "/".join(name): Capture(path, lake=layout.files).sha256
         for name in names

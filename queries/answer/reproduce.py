@@ -15,6 +15,7 @@ import pyarrow as pa
 from ...store.captures.reader import check_sealed
 from ...store.core.errors import CorruptError, LakeError
 from ...store.format.paths import Layout
+from ...store.format.records import SEAL
 from ...store.tables.live import FOREIGN
 from ..rows.registry import Query, find
 from .answer import Answer
@@ -180,7 +181,7 @@ def _replaced(layout: Layout, locked: Locked) -> Iterator[Difference]:
             raise LakeError(
                 f"{locked.row}: capture {name} of the lock file is not in the lake {layout}: {command} makes it"
             )
-        if (found := check_sealed(path)["capture_sha256"]) != expected:
+        if (found := check_sealed(path)[SEAL]) != expected:
             repair = f"put that capture back, or delete {path} and {command}"
             yield Difference(f"capture {name}", expected, found, repair)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...analyze.tuned.recipes import Adam, Recipe
 from ...store.artifacts.probes import probes_path
-from ...store.core.files import hash_json
 from ..engine.context import Context, Names
 
 if TYPE_CHECKING:
@@ -50,7 +49,5 @@ class ProbeSpec:
         }
 
     def path(self, kit: Context) -> Path:
-        """Where the set lies: tuned-STREAM-RECIPE-KEY.zarr, KEY a hash of its record."""
-        model, stream = self.names
-        key = hash_json(self.record(kit))[:8]
-        return probes_path(kit.layout, model, f"{stream}-{self.recipe.name}-{key}")
+        """The group of the set."""
+        return probes_path(kit.layout, self.record(kit))

@@ -18,12 +18,10 @@ from ...analyze.tuned.folds import fold_of
 from ...analyze.tuned.recipes import RECIPES, Recipe, Sgd, family_scale
 from ...analyze.tuned.shuffle_buffer import Shuffle
 from ...store.artifacts.models import read_model
-from ...store.artifacts.probes import load_training, save_training, write_probes
+from ...store.artifacts.probes import load_training, read_facts, save_training, write_probes
 from ...store.captures.reader import Capture, find_capture
 from ...store.core.errors import LakeError
-from ...store.core.files import read_json
 from ...store.core.progress import WORTH_SAYING, bar, say
-from ...store.core.schema import MANIFEST
 from ...store.format.paths import Layout
 from ..engine.context import Context, all_boundaries
 from ..engine.estimate import work_of
@@ -72,7 +70,7 @@ class Training(Job):
                 save=lambda: save_training(self.path, [(trainer.state(), trainer.curve) for trainer in trainers]),
                 progress=progress.advance,
             )
-        record = self._wish.record(self._kit) | {
+        facts = {
             "steps": [trainer.done for trainer in trainers],
             "trained_tokens": [trainer.seen for trainer in trainers],
             "held_out_tokens": [len(check) for check in checks],
@@ -83,7 +81,7 @@ class Training(Job):
             "torch": torch.__version__,
         }
         weight, bias = (np.stack([getattr(p, name).cpu().numpy() for p in found]) for name in ("weight", "bias"))
-        write_probes(self.path, weight, bias, record, self._kit.layout.files)
+        write_probes(self._kit.layout, self._wish.record(self._kit), weight, bias, facts)
 
 
 class _Rows:
@@ -178,7 +176,7 @@ def train_probes(
             f"training {work.parts(kit.device)[0]}; fewer --tokens take less, and after Ctrl-C the same command goes on"
         )
     run([job])
-    return job.path, read_json(job.path / MANIFEST)
+    return job.path, read_facts(layout.files, job.path)
 
 
 def recipe_of(layout: Layout, name: str, model: str, batch: int | None = None, scale: float | None = None) -> Recipe:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...analyze.residual import directions as kernels
-from ...store.artifacts.directions import DirectionsWriter, directions_file, directions_writer
+from ...store.artifacts.directions import DirectionsWriter, directions_path, directions_writer
 from ...store.captures.reader import Capture
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
@@ -38,7 +38,7 @@ class Group(Job):
         names = {variant: capture.path.stem for variant, capture in zip(VARIANTS, captures, strict=True)}
         hashes = {variant: capture.sha256 for variant, capture in zip(VARIANTS, captures, strict=True)}
         recipe |= {"streams": names, "captures": hashes, "version": VERSION}
-        super().__init__(f"directions({kind})", directions_file(kit.layout, scope.models, kind, recipe))
+        super().__init__(f"directions({kind})", directions_path(kit.layout, scope.models, kind, recipe))
         self.captures = captures
         self._open = lambda: directions_writer(kit.layout, scope.models, kind, recipe)
         self._opened = ExitStack()

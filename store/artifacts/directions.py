@@ -1,10 +1,5 @@
-"""Directions of a pair: small Zarr groups, named by what determines them, that plain xarray opens.
+"""Directions of a pair: small Zarr groups, named by what determines them, that plain xarray opens."""
 
-A group is written under a temporary name, record by record where it is large, and gets its name and then a JSON file
-beside it, with the hash of each file, when it is whole. Without that file it counts as absent.
-"""
-
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +8,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from ..core.errors import CorruptError, LakeError
-from ..core.files import explain_full_disk, hash_files, hash_json, temporary_of, write_json
+from ..core.errors import CorruptError
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
-from ..format.records import REPAIRS, read_record
+from ..format.records import REPAIRS
 from ..format.zarr_groups import CheckedArray, checked, compressors, open_group, quiet_zarr
 from ..format.zarr_metadata import check_dims
 from ..remote.files import HERE, Files
+from .artifact import key_of, read, writing
 
 CHUNK_BYTES = 32 << 20  # of an array that grows by records, in memory until a chunk is full
 DIRECTION_DIMS = {
@@ -40,10 +35,9 @@ DIRECTION_DIMS = {
 }
 
 
-def directions_file(layout: Layout, models: Mapping[str, str], kind: str, recipe: dict[str, Any]) -> Path:
-    """The JSON file of the group of this kind and recipe; the group is the folder beside it that ends in .zarr."""
-    key = hash_json({"kind": kind, "models": dict(models), **recipe})[:16]
-    return layout.directions(models) / f"{kind}-{key}.json"
+def directions_path(layout: Layout, models: Mapping[str, str], kind: str, recipe: dict[str, Any]) -> Path:
+    """The group of this kind and recipe."""
+    return layout.directions(models) / f"{kind}-{key_of({'kind': kind, 'models': dict(models), **recipe})}.zarr"
 
 
 class DirectionsWriter:
@@ -107,39 +101,26 @@ def directions_writer(
 ) -> Iterator[DirectionsWriter]:
     """Write one group atomically: it appears at the end of the block, and whatever raises inside leaves nothing behind.
 
-    The recipe (captures, models, positions, versions) goes into the group's attributes and the JSON file.
+    The recipe (captures, models, positions, versions) goes into the group's attributes and its record.
     """
-    marker = directions_file(layout, models, kind, recipe)
-    folder, temporary = marker.with_suffix(".zarr"), temporary_of(marker)
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    about = {"format_version": FORMAT_VERSION, "kind": kind, "models": dict(models), "recipe": recipe}
-    try:
-        with explain_full_disk(f"writing {marker}"):
-            writer = DirectionsWriter(temporary, about)
-            yield writer
-            writer.flush()
-            with quiet_zarr():
-                zarr.consolidate_metadata(str(temporary))
-            files = hash_files((file for file in temporary.rglob("*") if file.is_file()), temporary)
-            with layout.locked():
-                if not marker.exists():  # else another process was faster
-                    shutil.rmtree(folder, ignore_errors=True)  # what a kill left before its JSON file
-                    temporary.rename(folder)
-                    write_json(marker, {**about, "files": files})
-            layout.files.publish(folder, marker)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    whole = {"kind": kind, "models": dict(models), **recipe}
+    with writing(layout, directions_path(layout, models, kind, recipe), whole, {}) as folder:
+        writer = DirectionsWriter(folder, {"format_version": FORMAT_VERSION, "recipe": whole})
+        yield writer
+        writer.flush()
+        with quiet_zarr():
+            zarr.consolidate_metadata(str(folder))
 
 
-def read_directions(marker: Path, files: Files = HERE) -> tuple[Mapping[str, CheckedArray], dict[str, Any]]:
-    """The arrays of a group, read by slicing, and its recipe; LakeError when it is not there, CorruptError on damage."""
-    record = read_record(marker, "directions")
-    made = hash_json({"kind": record["kind"], "models": record["models"], **record["recipe"]})[:16]
-    if marker.stem != f"{record['kind']}-{made}":
-        raise CorruptError(f"{marker}: damaged, it says {record['kind']}-{made}; {REPAIRS['directions']}")
-    folder = files.bring(marker.with_suffix(".zarr"))
-    if not folder.is_dir():
-        raise LakeError(f"{folder}: missing; delete {marker.name} and run the question again")
-    group, arrays = open_group(folder, record["files"].get("zarr.json", "nothing"))
-    check_dims(folder, arrays, DIRECTION_DIMS)
-    return {name: checked(folder, group, name) for name in arrays}, record["recipe"]
+def read_directions(path: Path, files: Files = HERE) -> tuple[Mapping[str, CheckedArray], dict[str, Any]]:
+    """The arrays of a group, read by slicing, and its recipe; LakeError when it is not there, CorruptError on damage.
+
+    The hash of every file is checked before its numbers are used.
+    """
+    found = read(files, path, "directions")
+    if path.stem != (name := f"{found.record['recipe']['kind']}-{found.record['key']}"):
+        raise CorruptError(f"{path}: damaged, its record is that of {name}; {REPAIRS['directions']}")
+    found.check()
+    group, arrays = open_group(path, found.record["files"]["zarr.json"]["sha256"])
+    check_dims(path, arrays, DIRECTION_DIMS)
+    return {name: checked(path, group, name) for name in arrays}, found.record["recipe"]

@@ -9,12 +9,14 @@ import numpy as np
 import zarr
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import clear_dead, hash_files, temporary_of, write_json
+from ..core.files import clear_dead, temporary_of, write_json
+from ..core.hashes import known_hash
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
 from ..format.records import REPAIRS, check_record, read_record, sealed
 from ..format.zarr_groups import checked, compressors, open_group, quiet_zarr
 from ..format.zarr_metadata import Described, check_dims, lengths_of
+from .artifact import files_of, problems
 
 ROWS = 4096  # rows of the unembedding per chunk
 SAMPLE = 256  # rows of it that tell a checkpoint from another
@@ -46,7 +48,8 @@ def write_model(
     folder = layout.model(model)
     marker, mine = folder / "model.json", temporary_of(folder / "head")
     try:
-        files = write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
+        write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
+        files = files_of(mine)
         with layout.locked():
             if not check_same_model(layout, model, record):  # else another process was faster
                 shutil.rmtree(folder / "head.zarr", ignore_errors=True)  # what a kill left before its marker
@@ -69,8 +72,8 @@ def write_group(
     dims: Mapping[str, tuple[str, ...]],
     attrs: dict[str, Any],
     chunks: Callable[[tuple[int, ...]], tuple[int, ...]],
-) -> dict[str, str]:
-    """Write a small Zarr group, each array with its `dims`, in chunks made of its shape; returns the hashes of its files."""
+) -> None:
+    """Write a small Zarr group, each array with its `dims`, in chunks made of its shape."""
     with quiet_zarr():
         group = zarr.create_group(
             path, zarr_format=3, overwrite=True, attributes={"format_version": FORMAT_VERSION, **attrs}
@@ -88,7 +91,6 @@ def write_group(
             )
             array[...] = values
         zarr.consolidate_metadata(str(path))
-    return hash_files((file for file in path.rglob("*") if file.is_file()), path)
 
 
 def has_model(layout: Layout, model: str) -> bool:
@@ -144,7 +146,9 @@ def read_head(layout: Layout, model: str) -> tuple[dict[str, np.ndarray], dict[s
 
 def _open_head(layout: Layout, model: str) -> tuple[zarr.Group, dict[str, Described]]:
     path, record = layout.files.bring(layout.model(model) / "head.zarr"), read_model(layout, model)
-    group, arrays = open_group(path, record["head_files"].get("zarr.json", "nothing"))
+    if problem := next(problems(path, record["head_files"], "head", known_hash), None):
+        raise CorruptError(problem)
+    group, arrays = open_group(path, record["head_files"]["zarr.json"]["sha256"])
     check_dims(
         path, arrays, HEAD_DIMS, lengths_of(record, {"vocab": "vocab", "d_model": "d_model", "layer": "n_layers"})
     )

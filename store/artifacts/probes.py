@@ -1,7 +1,6 @@
 """Tuned-lens probes in the lake: sealed Zarr groups with their provenance, and the state of a training under way."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +8,16 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import (
-    explain_full_disk,
-    hash_files,
-    hash_json,
-    parse_json,
-    read_json,
-    sync_file,
-    temporary_of,
-    write_json,
-)
-from ..core.schema import FORMAT_VERSION, MANIFEST
+from ..core.files import explain_full_disk, parse_json, sync_file, temporary_of
+from ..core.schema import RECORD
 from ..format.npz import read_npz
 from ..format.parquet import first_line
-from ..format.paths import Layout, check_version
-from ..format.records import REPAIRS, check_record, is_whole
+from ..format.paths import Layout
+from ..format.records import REPAIRS
 from ..format.zarr_groups import checked, open_group
 from ..format.zarr_metadata import check_dims
 from ..remote.files import HERE, Files
+from .artifact import Artifact, key_of, read, read_sealed, writing
 from .models import write_group
 
 PROBE_DIMS = {
@@ -34,86 +25,69 @@ PROBE_DIMS = {
     "bias": ("fold", "boundary", "d_out"),
     "boundary": ("boundary",),
 }
-FOLDS = 1000  # more than anyone trains
 Curve = list[dict[str, Any]]
 Training = list[tuple[dict[str, np.ndarray], Curve]]  # of each fold
 
 
-def probes_path(layout: Layout, model: str, name: str) -> Path:
-    """Zarr group of one set of probes."""
-    return layout.lenses(model) / f"tuned-{name}.zarr"
+def probes_path(layout: Layout, recipe: dict[str, Any]) -> Path:
+    """Zarr group of the set that a recipe makes: tuned-STREAM-RECIPE-KEY.zarr, KEY the first 8 digits of the recipe's."""
+    name = f"tuned-{recipe['stream']}-{recipe['recipe']['name']}-{key_of(recipe)[:8]}"
+    return layout.lenses(recipe["model"]) / f"{name}.zarr"
 
 
-def write_probes(path: Path, weight: np.ndarray, bias: np.ndarray, record: dict[str, Any], lake: Files = HERE) -> None:
-    """Seal probes of F folds and the boundaries 0 .. L-1 (weight [F, L, d, d], bias [F, L, d], float32) under `path`.
+def write_probes(
+    layout: Layout, recipe: dict[str, Any], weight: np.ndarray, bias: np.ndarray, facts: dict[str, Any]
+) -> Path:
+    """Seal probes of F folds and the boundaries 0 .. L-1 (weight [F, L, d, d], bias [F, L, d], float32); returns their group.
 
-    The group appears whole, with a manifest of `record` and the hash of every file, by one rename. What is there already
-    stays. The training state beside it goes. A full disk is a LakeError and leaves nothing behind.
+    `recipe` is all that determines them, `facts` what came of it. What is there already stays. The training state beside it
+    goes. A full disk is a LakeError and leaves nothing behind.
     """
-    temporary = temporary_of(path)
+    path = probes_path(layout, recipe)
     arrays = {"weight": weight, "bias": bias, "boundary": np.arange(bias.shape[1], dtype=np.int32)}
-    named = {name: record[name] for name in ("model", "stream", "model_sha256", "capture_sha256")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with explain_full_disk(f"writing {path}"):
-            files = write_group(temporary, arrays, PROBE_DIMS, named, lambda shape: (1, 1, *shape[2:])[: len(shape)])
-            sealed = {"format_version": FORMAT_VERSION, **record, "files": files, "probes_sha256": hash_json(files)}
-            write_json(temporary / MANIFEST, sealed)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if not (path / MANIFEST).exists():  # else another process was faster
-                    shutil.rmtree(path, ignore_errors=True)
-                    temporary.rename(path)
-            lake.publish(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(layout, path, recipe, facts) as folder:
+        write_group(folder, arrays, PROBE_DIMS, recipe, lambda shape: (1, 1, *shape[2:])[: len(shape)])
     training_file(path).unlink(missing_ok=True)
+    return path
 
 
 def read_probes(path: Path, lake: Files = HERE) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """weight [F, L, d, d] and bias [F, L, d], float32, and the manifest of a sealed set.
+    """weight [F, L, d, d] and bias [F, L, d], float32, and what is on record of a sealed set.
 
     Every file is hashed before its numbers are used. LakeError when there is no such set, CorruptError on damage.
     """
-    record = _record(lake.bring(path) / MANIFEST)
-    again = f"restore it, or delete {path} and train again"
-    if hash_json(record.get("files")) != record.get("probes_sha256"):
-        raise CorruptError(f"{path / MANIFEST}: damaged; {again}")
-    present = (file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
-    found, wanted = hash_files(present, path), record["files"]
-    if wrong := [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]:
-        here, then = (files.get(wrong[0], "nothing") for files in (found, wanted))
-        raise CorruptError(
-            f"{path / wrong[0]}: missing, or not the bytes that were written (found {here}, expected {then}); {again}"
-        )
-    group, arrays = open_group(path, wanted.get("zarr.json", "nothing"))
+    found = read(lake, path, "probes")
+    found.check()
+    record = _facts(found)
+    group, arrays = open_group(path, found.record["files"]["zarr.json"]["sha256"])
     check_dims(path, arrays, PROBE_DIMS, {"fold": record["folds"], "boundary": len(record["kl_raw"][0])})
     weight, bias = (checked(path, group, name)[...] for name in ("weight", "bias"))
     return weight, bias, record
 
 
 def list_probes(layout: Layout, model: str = "*") -> list[tuple[Path, dict[str, Any]]]:
-    """Every sealed set with its manifest, or those of a model, by path."""
-    sets = sorted(layout.files.bring(layout.root / "lenses", MANIFEST).glob(f"{model}/tuned-*.zarr/{MANIFEST}"))
-    return [(file.parent, _record(file)) for file in sets]
+    """Every sealed set with what is on record of it, or those of a model, by path."""
+    sets = sorted(layout.files.bring(layout.root / "lenses", RECORD).glob(f"{model}/tuned-*.zarr/{RECORD}"))
+    return [(file.parent, read_facts(layout.files, file.parent)) for file in sets]
 
 
-def _record(file: Path) -> dict[str, Any]:
-    """A set's manifest; where an older version wrote one number for all folds, as a list."""
-    found = read_json(file, repair=REPAIRS["probes"])
-    if isinstance(found, dict) and is_whole(found.get("folds"), 1, FOLDS):
-        found |= {key: [found[key]] * found["folds"] for key in ("steps", "trained_tokens") if is_whole(found.get(key))}
-    check_version(found, file, REPAIRS["probes"])
-    check_record(found, "probes", file)
+def read_facts(lake: Files, path: Path) -> dict[str, Any]:
+    """What is on record of a set: its recipe (`recipe` is that of the training) and what came of it."""
+    return _facts(read_sealed(lake, path, "probes"))
+
+
+def _facts(found: Artifact) -> dict[str, Any]:
+    file, record = found.folder / RECORD, {**found.record, **found.record["recipe"]}
+    if not file.parent.stem.endswith(f"-{found.record['key'][:8]}"):
+        raise CorruptError(f"{file}: key: found {found.record['key']} in a folder of another; {REPAIRS['probes']}")
     for key in ("steps", "trained_tokens", "kl_raw", "kl_tuned"):
-        if (count := len(found[key])) != found["folds"]:
-            raise CorruptError(f"{file}: {key}: expected {found['folds']} folds, found {count}; {REPAIRS['probes']}")
-    if len(layers := {len(kl) for key in ("kl_raw", "kl_tuned") for kl in found[key]}) != 1 or 0 in layers:
+        if (count := len(record[key])) != record["folds"]:
+            raise CorruptError(f"{file}: {key}: expected {record['folds']} folds, found {count}; {REPAIRS['probes']}")
+    if len(layers := {len(kl) for key in ("kl_raw", "kl_tuned") for kl in record[key]}) != 1 or 0 in layers:
         raise CorruptError(
             f"{file}: kl_raw, kl_tuned: expected one number a boundary in each fold; {REPAIRS['probes']}"
         )
-    return dict(found)
+    return record
 
 
 def probes_table(layout: Layout) -> pd.DataFrame:

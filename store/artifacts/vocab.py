@@ -1,7 +1,7 @@
 """What a model's token ids mean, kept beside its head: vocab.parquet, so that words are read without checkpoint or tokenizer."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import hash_file, write_atomic, write_json
+from ..core.hashes import known_hash
 from ..format.parquet import read_parquet
 from ..format.paths import Layout
 from ..format.records import SEAL, sealed
@@ -87,11 +88,11 @@ def decode(layout: Layout, model: str, ids: Iterable[int]) -> str:
     return b"".join(table["bytes"].take(pa.array(wanted, pa.int64())).to_pylist()).decode(errors="replace")
 
 
-def damage(path: Path, record: dict[str, Any]) -> str:
+def damage(path: Path, record: dict[str, Any], hashed: Callable[[Path], str] = known_hash) -> str:
     """How a vocabulary differs from what its model's record says, or why it is not plausible; '' when it is good."""
     if not path.is_file():
         return "missing"
-    if (sha256 := hash_file(path)) != record["vocab_sha256"]:
+    if (sha256 := hashed(path)) != record["vocab_sha256"]:
         return f"bytes differ from the recorded hash (found {sha256}, expected {record['vocab_sha256']})"
     try:
         footer = pq.read_metadata(path)

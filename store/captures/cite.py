@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.errors import LakeError
 from ..format.paths import Layout
-from ..format.records import read_record
+from ..format.records import SEAL, read_record
 from .reader import check_sealed, find_capture, split_capture
 
 SCHEME = "actlake:"
@@ -27,7 +27,7 @@ def find_cited(layout: Layout, text: str, model_named: Callable[[str], str] = st
         raise LakeError(f"{text!r}: expected MODEL/STREAM or actlake:MODEL/STREAM@sha256:HASH (64 digits)")
     model, stream = split_capture(match[1])
     path = find_capture(layout, model_named(model), stream)
-    found = str(check_sealed(path)["capture_sha256"])
+    found = str(check_sealed(path)[SEAL])
     if match[2] and match[2] != found:
         raise LakeError(f"{path}: this is not the capture referred to: its sha256 is {found}, expected {match[2]}")
     return path
@@ -44,7 +44,7 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
     file = layout.streams / f"{path.stem}.json"
     stream = read_record(file, "stream")
     return {
-        "reference": f"{SCHEME}{name}@sha256:{manifest['capture_sha256']}",
+        "reference": f"{SCHEME}{name}@sha256:{manifest[SEAL]}",
         "capture": name,
         "capture_sha256": manifest["capture_sha256"],
         "model": {"id": made.get("model_id"), "revision": made.get("model_revision"), "sha256": made["model_sha256"]},

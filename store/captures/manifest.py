@@ -11,7 +11,7 @@ from ..core.errors import CorruptError, LakeError
 from ..core.files import clear_dead, hash_file, hash_json, json_bytes, try_lock, write_json
 from ..core.schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from ..format.paths import Layout
-from ..format.records import REPAIRS, read_record, told
+from ..format.records import REPAIRS, read_record, sealed, told
 from ..format.zarr_groups import quiet_zarr
 from ..remote.files import HERE, Files
 from .writer import gather_prompts, missing_shards, shard_record, wreck_lock
@@ -83,6 +83,7 @@ def _seal(path: Path, count: int, extra: dict[str, Any], lake: Files) -> dict[st
         "capture_sha256": hash_json(files),
         **extra,
     }
+    record = sealed(record)
     if not lake.seal(path, json_bytes(record)):
         return read_manifest(path) or record
     write_json(path / MANIFEST, record)

@@ -18,7 +18,7 @@ from ..core.files import bytes_below
 from ..core.schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES, VARIANTS
 from ..format.partial import read_partial
 from ..format.paths import Layout, check_name
-from ..format.records import read_record
+from ..format.records import SEAL, read_record
 from ..format.zarr_groups import CheckedArray, checked, open_group
 from ..format.zarr_metadata import Described, check_dims
 from ..remote.files import HERE, Files
@@ -152,8 +152,8 @@ class Capture:
 
     @property
     def sha256(self) -> str:
-        """The capture's content hash; empty while it is not sealed."""
-        return str(self.manifest.get("capture_sha256", ""))
+        """The hash of the capture's record, which stands for all of it; empty while it is not sealed."""
+        return str(self.manifest.get(SEAL, ""))
 
 
 def _template(path: Path) -> dict[str, Any]:

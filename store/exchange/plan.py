@@ -31,6 +31,7 @@ from ..remote.range_file import RangeFile
 from ..remote.store import Entry, Store, transfers
 from ..tables.live import FOREIGN
 from ..tables.names import models_named, models_of, stored_pairs
+from .conflicts import Compared
 from .selection import Item, Plan, Selection, Unit
 
 
@@ -53,12 +54,20 @@ class Planner:
     """Compares two places and lists what a transfer has to move."""
 
     def __init__(
-        self, source: Store, target: Store, wish: Selection, check: bool = False, catalog: Catalog | None = None
+        self,
+        source: Store,
+        target: Store,
+        wish: Selection,
+        check: bool = False,
+        catalog: Catalog | None = None,
+        take: str = "",
     ):
         """`check` reads what the target has and compares hashes; else a file of the right size counts as there. `catalog`
-        says which models names stand for, beside the source."""
+        says which models names stand for, beside the source. `take`: whose wins where the lakes have other content under one
+        name, `source` or `target`; empty refuses that."""
         self._catalog, self._wanted = catalog, set[str]()
         self.source, self.target, self.wish, self.check = source, target, wish, check
+        self.compared = Compared(source, target, check, take)
         self.notes: list[str] = []
 
     def plan(self) -> Plan:
@@ -78,7 +87,8 @@ class Planner:
         streams = {unit.manifest["stream"] for unit in captures}
         made = self._made() if self.wish.tables else []
         units = [start, *self._prompts(), *self._streams(streams), *self._models(captures), *captures, *made]
-        return Plan(self.source, self.target, units, self.notes)
+        self.compared.refuse()
+        return Plan(self.source, self.target, units, [*self.notes, *self.compared.notes()])
 
     def _find_models(self) -> None:
         """Turn names into models; LakeError for one that the source has no captures of."""
@@ -120,7 +130,9 @@ class Planner:
         check_whole(manifest, where)
         check_list(manifest, where)
         unit = Unit("captures", folder, manifest=manifest)
-        there = self._same_capture(folder, manifest)
+        there = self._same_capture(unit, manifest)
+        if there is None:
+            return unit
         have = self._partial(self.target, folder, manifest) if there else None
         source = self._partial(self.source, folder, manifest)
         if there and have is None and not self.check:
@@ -149,19 +161,16 @@ class Planner:
         data, where = place.record(f"{folder}/{PARTIAL}"), f"{place}/{folder}/{PARTIAL}"
         return None if data is None else parse_partial(parse_record(data, "partial", where), manifest, where)
 
-    def _same_capture(self, folder: str, manifest: dict[str, Any]) -> bool:
-        """Whether the target has this capture sealed; LakeError when it has another one of its name."""
-        known = self._known("manifest", f"{folder}/{MANIFEST}")
+    def _same_capture(self, unit: Unit, manifest: dict[str, Any]) -> bool | None:
+        """Whether the target has this capture sealed; None when it has another one of its name, which stays."""
+        known = self._known("manifest", f"{unit.name}/{MANIFEST}")
         if known is None:
             return False
-        found = known["capture_sha256"]
-        if found != manifest["capture_sha256"]:
-            raise LakeError(
-                f"{self.target}/{folder}: another capture has this name there (sha256 {found[:12]}, here"
-                f" {manifest['capture_sha256'][:12]}), and sealed captures never change: use another lake, or leave it out with"
-                " --stream, or by naming what you want"
-            )
-        return True
+        found, sha256 = known["capture_sha256"], manifest["capture_sha256"]
+        if found == sha256:
+            return True
+        words = f"another capture has this name there (sha256 {found[:12]}, here {sha256[:12]})"
+        return False if self.compared.differs(unit, unit.name, words, found) else None
 
     def _known(self, kind: str, name: str) -> dict[str, Any] | None:
         """A record of the target, None when it has none; where damage is looked for, a damaged one is replaced."""
@@ -178,7 +187,8 @@ class Planner:
 
     def _fill(self, unit: Unit, manifest: dict[str, Any], source: Partial | None, have: Partial | None) -> None:
         """The files of a capture that the target lacks."""
-        there, files = self.target.find(unit.name), {**manifest["files"], **(source.files if source else {})}
+        there = {} if unit.name in unit.keep else self.target.find(unit.name)
+        files = {**manifest["files"], **(source.files if source else {})}
         for file, entry in files.items():
             if source and not source.has(file):
                 if unit.partial is None:
@@ -260,7 +270,7 @@ class Planner:
 
     def _prompts(self) -> Iterator[Unit]:
         if self.wish.whole:
-            yield self._plain("prompts", self.source.find("prompts"))
+            yield from self.compared.units("prompts", lambda name: True)
 
     def _streams(self, captured: set[str]) -> Iterator[Unit]:
         """Token files of the captures' streams, and the records of all names that their content goes by."""
@@ -271,22 +281,43 @@ class Planner:
             if not self.wish.whole and record["same_as"] not in captured:
                 continue
             unit = Unit("streams", name)
-            tokens = f"streams/{record['name']}.parquet"
-            if record["same_as"] == record["name"]:
-                size = (found[tokens].size or 0) if tokens in found else 0
-                sha256 = record.get("parquet_sha256")
-                if tokens not in found:
-                    raise LakeError(f"{self.source}/{tokens}: missing, though it is recorded; restore it")
-                if self._is_there(tokens, {"sha256": sha256, "bytes": size}, there.get(tokens)):
-                    unit.there += size
-                else:
-                    unit.items.append(Item(tokens, size, sha256))
             known = self._known("stream", name) if name in there else None
-            if known:
-                data = json_bytes(sealed({**record, "keys": sorted({*known["keys"], *record["keys"]})}))
-            if not known or json_bytes(known) != data:
+            if known and known["content_sha256"] != record["content_sha256"]:
+                words = f"another stream has this name there ({known['content_sha256'][:12]})"
+                if not self.compared.differs(unit, name, words, known["content_sha256"]):
+                    continue
+                known = None
+            before = known
+            own = record["same_as"] == record["name"] and not (known and known["same_as"] != known["name"])
+            if own and not self._has_tokens(unit, record, known, found, there):
+                known = known and {**known, "parquet_sha256": record.get("parquet_sha256")}
+            if known:  # equal tokens in another writer's bytes are the same stream
+                data = json_bytes(sealed({**known, "keys": sorted({*known["keys"], *record["keys"]})}))
+            if not before or json_bytes(before) != data:
                 unit.records[name] = data
             yield unit
+
+    def _has_tokens(
+        self,
+        unit: Unit,
+        record: dict[str, Any],
+        known: dict[str, Any] | None,
+        found: dict[str, Entry],
+        there: dict[str, Entry],
+    ) -> bool:
+        """Whether the target has a stream's token file, as its own record (`known`) says; else it is to move."""
+        tokens = f"streams/{record['name']}.parquet"
+        if tokens not in found:
+            raise LakeError(f"{self.source}/{tokens}: missing, though it is recorded; restore it")
+        size = found[tokens].size or 0
+        mine = (
+            {"sha256": known.get("parquet_sha256"), "bytes": (there.get(tokens) or found[tokens]).size} if known else {}
+        )
+        if known and self._is_there(tokens, mine, there.get(tokens)):
+            unit.there += size
+            return True
+        unit.items.append(Item(tokens, size, record.get("parquet_sha256")))
+        return False
 
     def _models(self, captures: list[Unit]) -> Iterator[Unit]:
         wanted = {unit.name.split("/")[1] for unit in captures}
@@ -301,16 +332,34 @@ class Planner:
                 raise LakeError(
                     f"{self.target}/{name}: another checkpoint has this name there; name only what you want"
                 )
-            self._hashed(unit, f"{folder}/head.zarr", record["head_files"], found, there)
+            self._head(unit, folder, record, known, found, there)
+            self._vocabulary(unit, folder, record, known, found, there)
             if not known:
                 unit.records[name] = data
-            sha256 = record.get("vocab_sha256")
-            if sha256 and (not known or known.get("vocab_sha256", sha256) == sha256):
-                self._hashed(unit, folder, {VOCAB: sha256}, found, there)
-                if known and "vocab_sha256" not in known:
-                    unit.records[name] = json_bytes(with_vocab(known, sha256))
             self._weights(unit, folder, found, there)
             yield unit
+
+    def _head(self, unit: Unit, folder: str, record: Any, known: Any, found: Any, there: Any) -> None:
+        """The head's files; the same checkpoint's head in another writer's bytes stays as the target has it."""
+        files = {file: entry["sha256"] for file, entry in record["head_files"].items()}
+        if known and known["head_files"] != record["head_files"]:
+            mine = [file for file in known["head_files"] if f"{folder}/head.zarr/{file}" in there]
+            unit.there += sum(there[f"{folder}/head.zarr/{file}"].size or 0 for file in mine)
+            if len(mine) == len(known["head_files"]):
+                return
+            raise LakeError(
+                f"{self.target}/{folder}/head.zarr: lacks files, and the head of {self.source} has other bytes: delete the"
+                " model's folder there, or restore it from the lake that it came from"
+            )
+        self._hashed(unit, f"{folder}/head.zarr", files, found, there)
+
+    def _vocabulary(self, unit: Unit, folder: str, record: Any, known: Any, found: Any, there: Any) -> None:
+        """The vocabulary, where the target's model has none, or the same."""
+        sha256 = record.get("vocab_sha256")
+        if sha256 and (not known or known.get("vocab_sha256", sha256) == sha256):
+            self._hashed(unit, folder, {VOCAB: sha256}, found, there)
+            if known and "vocab_sha256" not in known:
+                unit.records[f"{folder}/model.json"] = json_bytes(with_vocab(known, sha256))
 
     def _weights(self, unit: Unit, folder: str, found: dict[str, Entry], there: dict[str, Entry]) -> None:
         marker = f"{folder}/weights.json"
@@ -341,28 +390,9 @@ class Planner:
 
     def _made(self) -> Iterator[Unit]:
         """What was made of captures: tables, lenses, directions, texts, verdicts."""
-        tables = self.source.find("tables")
-        if not self.wish.whole:
-            tables = {name: entry for name, entry in tables.items() if self._is_about(name)}
-        yield self._plain("tables", tables)
+        yield from self.compared.units("tables", lambda name: self.wish.whole or self._is_about(name))
         for area in ("lenses", "directions", "texts", "verdicts"):
-            found = {name: entry for name, entry in self.source.find(area).items() if self._is_of_model(name)}
-            yield self._plain(area, found)
-
-    def _plain(self, kind: str, found: dict[str, Entry]) -> Unit:
-        """Files that are written once under a name of their content; records come last."""
-        unit, there = Unit(kind, kind), self.target.find(kind)
-        for name in sorted(found, key=lambda name: (name.endswith(".json"), name)):
-            entry = found[name]
-            if any(part.startswith(".") for part in name.split("/")):
-                continue
-            if name in there and there[name].size == entry.size:
-                unit.there += entry.size or 0
-            elif name.endswith(".json") and name.count(".zarr/") == 0 or name.endswith(f"/{MANIFEST}"):
-                unit.records[name] = self.source.record(name) or b""
-            else:
-                unit.items.append(Item(name, entry.size or 0))
-        return unit
+            yield from self.compared.units(area, self._is_of_model)
 
     def _is_of_model(self, name: str) -> bool:
         area, folder, *_ = name.split("/")

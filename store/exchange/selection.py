@@ -61,6 +61,7 @@ class Unit:
     items: list[Item] = field(default_factory=list)
     records: dict[str, bytes] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
+    keep: dict[str, str] = field(default_factory=dict)  # files and folders that give way -> where they are kept
     there: int = 0  # bytes that the target has already
     partial: Partial | None = None
     manifest: dict[str, Any] = field(default_factory=dict)

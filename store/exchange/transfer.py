@@ -73,6 +73,8 @@ def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:
             cuts[name] = _move_cut(plan, unit, item, open_array(name.partition("/c/")[0]))
         advance(item.size)
 
+    for name, kept in unit.keep.items():
+        _keep(plan.target, name, kept)
     side_by_side(one, unit.items)
     if unit.partial:
         files = {**unit.partial.files, **cuts}
@@ -83,6 +85,15 @@ def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:
         advance(len(data))
     for name in unit.drop:
         plan.target.delete(name)
+
+
+def _keep(place: Store, name: str, kept: str) -> None:
+    """Put a file or folder that gives way under another name, where it is found again."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in list(place.find(name)) or [name]:
+            place.get(file, Path(folder) / "file")
+            place.put(f"{kept}{file[len(name) :]}", Path(folder) / "file")
+    place.delete(name)
 
 
 def _move_file(source: Store, target: Store, item: Item) -> None:

@@ -90,6 +90,12 @@ def check_parquet(
     return names
 
 
+def torn(file: Path) -> str:
+    """How a file's bytes differ from the checksum that it bears; empty when they don't."""
+    found = file.stat()
+    return _torn(file, found.st_mtime_ns, found.st_size)
+
+
 @lru_cache(maxsize=1 << 14)
 def _torn(file: Path, _changed: int, _size: int) -> str:
     """How a file's bytes differ from its checksum; remembered as long as the file is not changed."""

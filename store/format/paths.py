@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.errors import LakeError
 from ..core.files import read_json, try_lock, write_json
-from ..core.schema import FORMAT_VERSION, MARKER, VARIANTS
+from ..core.schema import FORMAT_VERSION, MARKER, RECORD, VARIANTS
 from ..remote.cache import RemoteFiles
 from ..remote.files import Files
 from ..remote.store import is_remote
@@ -18,7 +18,6 @@ from ..remote.store import is_remote
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LAKE = {"format": "actlake", "format_version": FORMAT_VERSION}  # what its marker says
 MEND = f"write {json.dumps(LAKE)} into it, which every lake has there"
-LINK_LEVELS = 4  # directions/MODEL-A--MODEL-B/KIND-KEY.zarr
 
 
 def check_name(name: str, what: str) -> str:
@@ -112,7 +111,7 @@ class Layout:
     def directions(self, models: Mapping[str, str]) -> Path:
         """Folder of the directions from a base model to another (variant -> model)."""
         pt, it = (check_name(models[variant], "model") for variant in VARIANTS)
-        return self.files.bring(self.root / "directions" / f"{pt}--{it}", "*.json")
+        return self.files.bring(self.root / "directions" / f"{pt}--{it}", RECORD)
 
     def lenses(self, model: str) -> Path:
         """Folder of one model's lenses."""
@@ -150,20 +149,26 @@ def writing(url: str | Path) -> Iterator[Layout]:
 
 
 def check_links(root: Path) -> None:
-    """Raise LakeError for a link among a lake's files and folders, four levels deep, that leads out of it.
+    """Raise LakeError for a link among a lake's files and folders that leads out of it.
 
-    A lake may come from a stranger: what is read and written through it stays inside. Files further down are known by hash.
+    A lake may come from a stranger: what is read and written through it stays inside. Only the chunks of arrays, which are
+    known by hash and may be a million, are not looked at.
     """
     real, level = root.resolve(), [root]
-    for _ in range(LINK_LEVELS):
-        entries = [entry for folder in level for entry in _entries(folder)]
-        for entry in entries:
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(real):
-                raise LakeError(
-                    f"{entry.path}: a link that leaves the lake (to {os.readlink(entry.path)}); `cp -rL` makes a copy of a lake"
-                    " with what its links lead to"
-                )
-        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    while level:
+        below = list[Path]()
+        for folder in level:
+            entries = _entries(folder)
+            array = any(entry.name == "zarr.json" for entry in entries)
+            for entry in entries:
+                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(real):
+                    raise LakeError(
+                        f"{entry.path}: a link that leaves the lake (to {os.readlink(entry.path)}); `cp -rL` makes a copy of a"
+                        " lake with what its links lead to"
+                    )
+                if entry.is_dir(follow_symlinks=False) and not (array and entry.name == "c"):
+                    below.append(Path(entry.path))
+        level = below
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

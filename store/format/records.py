@@ -20,6 +20,7 @@ LARGEST = 16 << 20  # bytes of a record
 LARGEST_MANIFEST = 256 << 20  # names every shard of a capture
 COUNT = 2**53  # no number of tokens, bytes or weights is larger
 SHA256 = re.compile("[0-9a-f]{64}")
+SEAL = "record_sha256"
 # Of a file inside a folder: no '..', no absolute path, no drive or scheme, nothing that can't be printed.
 PART = r"(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f\ud800-\udfff]{1,200}"
 INSIDE = re.compile(rf"{PART}(?:/{PART}){{0,99}}")
@@ -158,6 +159,8 @@ LINE = {
     "ended?": FLAG,
 }
 NOISE = {"prompts": WHOLE, "max_abs": Each(VARIABLE, NUMBER)}
+KEY = _text(re.compile("[0-9a-f]{16}"), "16 hexadecimal digits")
+SEALED = {"recipe": OBJECT, "key": KEY, "files": FILES, SEAL: HASH}
 # A key that ends in ? may be missing.
 RECORDS: dict[str, dict[str, Any]] = {
     "manifest": {
@@ -167,6 +170,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "files": FILES,
         "bytes": WHOLE,
         "capture_sha256": HASH,
+        SEAL: HASH,
         "noise_floor?": NOISE,
     },
     "partial": {
@@ -191,6 +195,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "keys": Many(TEXT),
         "written_by": Many(TEXT),
         "same_as": NAMED,
+        SEAL: HASH,
         "parquet_sha256?": HASH,
     },
     "model": {
@@ -210,7 +215,8 @@ RECORDS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("n_layers?", "d_model?", "vocab?", "parameters?"), WHOLE),
         "special_ids?": Many(WHOLE),
         "vocab_sha256?": HASH,
-        "head_files": HASHES,
+        "head_files": FILES,
+        SEAL: HASH,
     },
     "weights": {"model_sha256": TEXT, "files": FILES},
     "head": {
@@ -222,18 +228,19 @@ RECORDS: dict[str, dict[str, Any]] = {
         "post_norm_eps?": NUMBER_OR_NULL,
     },
     "probes": {
-        "model": NAMED,
-        "stream": NAMED,
-        "model_sha256": TEXT,
-        "capture_sha256": TEXT,
-        "recipe": {"name": TEXT},
-        "folds": SOME,
+        **SEALED,
+        "recipe": {
+            "model": NAMED,
+            "stream": NAMED,
+            "model_sha256": TEXT,
+            "capture_sha256": TEXT,
+            "recipe": {"name": NAMED},
+            "folds": SOME,
+        },
         **dict.fromkeys(("steps", "trained_tokens"), Many(WHOLE)),
         **dict.fromkeys(("kl_raw", "kl_tuned"), Many(Many(NUMBER))),
-        "files": HASHES,
-        "probes_sha256": HASH,
     },
-    "directions": {"kind": NAMED, "models": MODELS, "recipe": OBJECT, "files": HASHES},
+    "directions": {**SEALED, "recipe": {"kind": NAMED, "models": MODELS}},
     "condition": {
         "model": NAMED,
         "recipe": {"template": TEXT, "max_new_tokens": WHOLE, "date?": TEXT},
@@ -255,13 +262,12 @@ REPAIRS = {
     "weights": "restore the file, or delete it and weights.json and run `actlake capture --with-weights` again",
     "head": "restore head.zarr, or delete the model's folder and run the same `actlake capture` again",
     "probes": "restore the file, or delete the probes' folder and run `actlake probes train` again",
-    "directions": "delete the file and run the question again",
+    "directions": "delete its folder and run the question again",
     "condition": "restore the file, or delete its folder and run `actlake generate` again",
     "lines": "delete the file and run the same command again",
     "tokens": "delete the file and run the same command again",
     "foreign": "delete the file and bring the table in with `actlake table add` again",
 }
-SEAL = "record_sha256"  # not in records of older versions
 # Records that no version is in.
 UNVERSIONED = ("shard", "noise")
 
@@ -309,7 +315,7 @@ def check_record(record: object, kind: str, where: object) -> None:
 
     So is a record that has its own hash and another content.
     """
-    wrong = misfit(record, RECORDS[kind] | {f"{SEAL}?": HASH}, "")
+    wrong = misfit(record, {f"{SEAL}?": HASH} | RECORDS[kind], "")
     if not wrong and isinstance(record, dict) and SEAL in record and (found := sealed(record)[SEAL]) != record[SEAL]:
         wrong = f"its content is damaged (found {found}, expected {SEAL} {record[SEAL]})"
     if wrong:

@@ -1,7 +1,6 @@
 """The files of a lake at a URL: small files are kept in a folder of this machine, as far as they were asked for."""
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import REWORD, CorruptError, LakeError
-from ..core.files import hash_file, read_json, remove, try_lock, write_atomic, write_json
+from ..core.files import read_json, remove, try_lock, write_atomic, write_json
+from ..core.hashes import known_hash, user_cache
 from ..core.progress import ERRORS, bar
 from ..core.schema import MANIFEST, MARKER, PARTIAL, PROGRESS, TEMPLATE
 from .files import Files, RemoteFile, T, is_shard
@@ -39,13 +39,6 @@ RECORD = re.compile(
 HIDDEN = re.compile(r"(^|/)\.[^/]*\.(tmp|training)(/|$)")
 
 
-def cache_folder() -> Path:
-    """Where remote lakes are kept: $ACTLAKE_CACHE, else actlake/ in the user's cache folder."""
-    if here := os.environ.get("ACTLAKE_CACHE"):
-        return Path(here).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "actlake"
-
-
 class RemoteFiles(Files):
     """The files of a lake at a URL, as of the last `refresh`."""
 
@@ -55,7 +48,7 @@ class RemoteFiles(Files):
         self.store = open_store(url)
         mark = sha256(f"{self.store.url} {self.store.endpoint}".encode()).hexdigest()[:12]
         name = re.sub(r"[^A-Za-z0-9]+", "-", str(self.store)).strip("-")[-60:]
-        self.root = cache_folder() / f"{name}-{mark}"
+        self.root = user_cache() / f"{name}-{mark}"
         self.listed: dict[str, Entry] = {}
         self._tags: dict[str, str] = {}
         self._lock = threading.RLock()  # one thread at a time writes here
@@ -186,7 +179,7 @@ class RemoteFiles(Files):
         if name in self._tags:  # a server that tells no mark leaves records in doubt
             return self._tags[name] != _mark(entry) or (not entry.tag and name.endswith(".json"))
         if sha256:
-            return hash_file(file) != sha256
+            return known_hash(file) != sha256
         return name.endswith(".json")  # what was made here has the same content as there, records apart
 
     def _note(self, names: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from ..core.files import hash_json
 from ..core.schema import MANIFEST
 from ..format.parquet import about
 from ..format.paths import Layout
-from ..format.records import check_record
+from ..format.records import SEAL, check_record
 from .declared import TABLES
 
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
@@ -118,4 +118,4 @@ def _capture_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _sha256_of(path: Path, *_mark: int) -> str:
-    return str((read_manifest(path) or {}).get("capture_sha256", ""))
+    return str((read_manifest(path) or {}).get(SEAL, ""))

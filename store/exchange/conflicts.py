@@ -1,0 +1,155 @@
+"""What has one name and other content in two lakes: nothing of it is overwritten.
+
+What people or models made (prompts, captures, texts, verdicts, lenses, directions) is refused and listed; of derived tables the
+target keeps its own, and they are counted. On request one side wins, and what loses is kept below kept/ under its own hash.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CorruptError, LakeError
+from ..core.hashes import known_hash
+from ..core.schema import RECORD
+from ..format.parquet import torn
+from ..format.records import SEAL, parse_record
+from ..remote.folder import Folder
+from ..remote.store import Entry, Store
+from .selection import Item, Unit
+
+KEPT = "kept"  # where what lost against another of its name is
+LISTED = 12  # names in a refusal
+KINDS = {"lenses": "probes", "directions": "directions"}  # areas whose folders have a record -> its kind
+DERIVED = "tables"
+
+
+class Compared:
+    """Two lakes compared: what is equal, and what has one name and other content."""
+
+    def __init__(self, source: Store, target: Store, check: bool, take: str = ""):
+        """`take`: `source` or `target` wins where content differs; empty refuses that."""
+        self.source, self.target, self.check, self.take = source, target, check, take
+        self.refused: list[str] = []
+        self.kept = 0  # tables of the target's own
+
+    def differs(self, unit: Unit, name: str, what: str, sha256: str, loses: tuple[str, ...] = ()) -> bool:
+        """Take note of another content under a name of the target's; True when the source's wins.
+
+        `sha256` is the target's, `loses` are the names of what gives way then (the name itself, unless given).
+        """
+        if self.take == "source":
+            unit.keep |= {one: f"{KEPT}/{sha256[:16]}/{one}" for one in loses or (name,)}
+            return True
+        if not self.take:
+            self.refused.append(f"{name}: {what}")
+        return False
+
+    def refuse(self) -> None:
+        """LakeError when there is something that nobody decided on."""
+        if self.refused:
+            more = f"; and {len(self.refused) - LISTED} more" if len(self.refused) > LISTED else ""
+            raise LakeError(
+                f"{self.target}/{'; '.join(self.refused[:LISTED])}{more}. Nothing was moved: --take theirs or --take mine"
+                " decides, and what loses is kept below kept/; or use another lake"
+            )
+
+    def notes(self) -> Iterator[str]:
+        """What was left as it was, in one line."""
+        if self.kept:
+            yield f"tables: {self.kept} of other content under the same name; the target keeps its own (--take decides)"
+
+    # --- what was made of captures, and prompt sets ----------------------------------------------------------------
+
+    def units(self, area: str, wanted: Callable[[str], bool]) -> Iterator[Unit]:
+        """The artifacts of an area as units to move, records last."""
+        found, there = self.source.find(area), self.target.find(area)
+        folders = [name.rpartition("/")[0] for name in found if name.endswith(f"/{RECORD}") and area in KINDS]
+        for folder in folders:
+            if wanted(folder) and not _hidden(folder):
+                yield self._sealed(area, folder, there)
+        whole = Unit(area, area)
+        for name in sorted(found, key=lambda name: (name.endswith(".json"), name)):
+            if not _hidden(name) and wanted(name) and not any(name.startswith(f"{folder}/") for folder in folders):
+                self._file(whole, name, found[name], there.get(name))
+        yield whole
+
+    def _sealed(self, area: str, folder: str, there: Mapping[str, Entry]) -> Unit:
+        unit, kind, name = Unit(area, folder), KINDS[area], f"{folder}/{RECORD}"
+        data = self.source.record(name) or b""
+        record = parse_record(data, kind, f"{self.source}/{name}")
+        mine = self._record(name, kind) if name in there else None
+        if mine and mine[SEAL] != record[SEAL]:
+            words = f"{kind} of other content have this name there (sha256 {mine[SEAL][:12]}, here {record[SEAL][:12]})"
+            if not self.differs(unit, folder, words, mine[SEAL]):
+                return unit
+            mine = None
+        for file, entry in record["files"].items():
+            at = there.get(f"{folder}/{file}")
+            same = at is not None and mine is not None and at.size in (None, entry["bytes"])
+            if same and (not self.check or self.target.hash(f"{folder}/{file}", entry["bytes"]) == entry["sha256"]):
+                unit.there += entry["bytes"]
+            else:
+                unit.items.append(Item(f"{folder}/{file}", entry["bytes"], entry["sha256"]))
+        if mine is None:
+            unit.records[name] = data
+        return unit
+
+    def _record(self, name: str, kind: str) -> dict[str, Any] | None:
+        """A record of the target; None for a damaged one where damage is looked for."""
+        try:
+            return parse_record(self.target.record(name) or b"", kind, f"{self.target}/{name}")
+        except CorruptError:
+            if not self.check:
+                raise
+            return None
+
+    def _file(self, unit: Unit, name: str, entry: Entry, there: Entry | None) -> None:
+        """A file that is an artifact by itself, or a part of one that is known by its name."""
+        if there is None:
+            self._move(unit, name, entry)
+        elif self._equal(name, entry, there):
+            unit.there += entry.size or 0
+        elif self.check and self._broken(name):
+            self._move(unit, name, entry)
+        elif unit.kind == DERIVED and not self.take:
+            self.kept += 1
+        elif self.differs(unit, name, "other content has this name there", self._hash(self.target, name, there)):
+            self._move(unit, name, entry)
+
+    def _move(self, unit: Unit, name: str, entry: Entry) -> None:
+        if name.endswith(".json"):  # says that files are there: it comes last
+            unit.records[name] = self.source.record(name) or b""
+        else:
+            unit.items.append(Item(name, entry.size or 0))
+
+    def _equal(self, name: str, entry: Entry, there: Entry) -> bool:
+        if entry.size is not None and there.size is not None and entry.size != there.size:
+            return False
+        # Of tables, which may take a hundred GB, the target's stay in any case.
+        if name.startswith(f"{DERIVED}/") and not self.check and not self.take:
+            return True
+        return self._hash(self.source, name, entry) == self._hash(self.target, name, there)
+
+    @staticmethod
+    def _hash(store: Store, name: str, entry: Entry) -> str:
+        if isinstance(store, Folder):
+            return known_hash(store.path(name))
+        if entry.size is None:
+            return hashlib.sha256(store.read(name)).hexdigest()
+        return store.hash(name, entry.size)
+
+    def _broken(self, name: str) -> bool:
+        """Whether a file of the target is not even what was written there, by its own checksum."""
+        if not name.endswith(".parquet"):
+            return False
+        if isinstance(self.target, Folder):
+            return bool(torn(self.target.path(name)))
+        with tempfile.TemporaryDirectory() as folder:
+            self.target.get(name, Path(folder) / "file")
+            return bool(torn(Path(folder) / "file"))
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
