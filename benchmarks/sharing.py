@@ -31,12 +31,12 @@ from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture
 from actlake.store.captures.writer import Template, create_capture, encode_row, grid_of, shard_record, write_row
 from actlake.store.core.files import json_bytes, write_atomic
-from actlake.store.core.hashes import user_cache
 from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection
 from actlake.store.exchange.transfer import move, write_index
 from actlake.store.format.paths import Layout
 from actlake.store.remote.files import is_shard
+from actlake.store.remote.hashes import user_cache
 from actlake.store.remote.opening import open_store
 from machine import peak_memory, reset_peak_memory
 from measure import Row, main, medians

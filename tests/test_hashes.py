@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
-from actlake.store.core import hashes
 from actlake.store.core.files import hash_file
-from actlake.store.core.hashes import known_hash, user_cache
+from actlake.store.remote import hashes
+from actlake.store.remote.hashes import known_hash, user_cache
 
 
 @pytest.fixture

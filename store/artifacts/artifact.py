@@ -15,11 +15,11 @@ from typing import Any
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import explain_full_disk, hash_file, hash_json, temporary_of, write_json
-from ..core.hashes import known_hash
 from ..core.schema import FORMAT_VERSION, RECORD
 from ..format.paths import Layout
 from ..format.records import REPAIRS, SEAL, read_record, sealed
 from ..remote.files import Files
+from ..remote.hashes import known_hash
 
 KEY = 16  # digits
 

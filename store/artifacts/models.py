@@ -10,12 +10,12 @@ import zarr
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import clear_dead, temporary_of, write_json
-from ..core.hashes import known_hash
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
 from ..format.records import REPAIRS, check_record, read_record, sealed
 from ..format.zarr_groups import checked, compressors, open_group, quiet_zarr
 from ..format.zarr_metadata import Described, check_dims, lengths_of
+from ..remote.hashes import known_hash
 from .artifact import files_of, problems
 
 ROWS = 4096  # rows of the unembedding per chunk

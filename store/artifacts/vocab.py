@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import hash_file, write_atomic, write_json
-from ..core.hashes import known_hash
 from ..format.parquet import read_parquet
 from ..format.paths import Layout
 from ..format.records import SEAL, sealed
+from ..remote.hashes import known_hash
 from .models import read_model
 
 FILE = "vocab.parquet"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CorruptError, LakeError
-from ..core.hashes import known_hash
 from ..core.schema import RECORD
 from ..format.parquet import torn
 from ..format.records import SEAL, parse_record
 from ..remote.folder import Folder
+from ..remote.hashes import known_hash
 from ..remote.store import Entry, Store
 from .selection import Item, Unit
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from ..core.errors import REWORD, CorruptError, LakeError
 from ..core.files import read_json, remove, try_lock, write_atomic, write_json
-from ..core.hashes import known_hash, user_cache
 from ..core.progress import ERRORS, bar
 from ..core.schema import MANIFEST, MARKER, PARTIAL, PROGRESS, TEMPLATE
 from .files import Files, RemoteFile, T, is_shard
+from .hashes import known_hash, user_cache
 from .opening import open_store
 from .store import LARGEST_RECORD, AccessError, Entry, safe, side_by_side, transfers
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from .files import hash_file
+from ..core.files import hash_file
 
 SETTLED = 2_000_000_000  # nanoseconds since the last change, so that the next one has another time
 
