@@ -228,6 +228,7 @@ def report(
         list[str] | None, typer.Option("--row", help="Row to answer; may be given several times. [default: all]")
     ] = None,
     prompts: PromptsOption = None,
+    probes: ProbesOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Answer rows and write one self-contained HTML page with figures, tables and SQL.
@@ -235,7 +236,7 @@ def report(
     Rows for which models would have to write first are left to `run`, unless named.
     """
     with where.opened() as lake:
-        found = lake.run_all(rows or (), pair, prompts, generate=bool(rows))
+        found = lake.run_all(rows or (), pair, prompts, generate=bool(rows), probes=probes)
     if found.refused and (rows or not found.answers):
         raise LakeError(found.refused[0].reason)
     found.page(page)

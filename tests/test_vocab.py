@@ -1,6 +1,7 @@
 """The vocabulary that is kept with a model: words of a lens and of texts without checkpoint or tokenizer, hashed, moved, refused."""
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import tiny
 from actlake.capture.checkpoint.configs import load_tokenizer
 from actlake.capture.checkpoint.tokens import is_text, real_token_mask, running_texts, vocabulary
+from actlake.capture.run import check
 from actlake.capture.run.check import check_captures
 from actlake.lake import Lake
 from actlake.store.artifacts.models import read_model
@@ -123,6 +125,18 @@ def test_damage_is_found_by_reading_and_by_verify(lake: Lake) -> None:
     path.unlink()
     with pytest.raises(CorruptError, match="vocab.parquet: missing"):
         lake.decode([1], "llama-it")
+
+
+def test_checks_that_take_long_are_said_before(lake: Lake, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(check, "WORTH_SAYING", 0.0)
+    check_captures(lake.layout, load_catalog(lake._catalog), None, "llama", 0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"verifying \d captures?, [\d.]+ KB, a few seconds; PAIR/VARIANT/STREAM or --pair verifies less", said
+    )
+    monkeypatch.setattr(check, "WORTH_SAYING", 1e9)
+    check_captures(lake.layout, load_catalog(lake._catalog), None, "llama", 0)
+    assert "verifying" not in capsys.readouterr().err
 
 
 def hostile(lake: Lake, columns: dict, schema: pa.Schema | None = None) -> None:

@@ -1,5 +1,6 @@
 """Verifying what a lake holds: captures and their vocabularies and weights by hash, and some prompts run again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...store.artifacts.models import read_model
@@ -11,11 +12,14 @@ from ...store.captures.reader import find_capture, list_captures, split_capture
 from ...store.captures.verify import Report, verify, verify_weights
 from ...store.core.catalog import Catalog
 from ...store.core.errors import LakeError
-from ...store.core.files import hash_file
-from ...store.core.progress import bar
+from ...store.core.files import hash_file, human_bytes
+from ...store.core.progress import WORTH_SAYING, bar, say, words
 from ...store.exchange.whole_lake import verify_rest
 from ...store.format.paths import Layout
 from ...store.tables.names import model_named, pair_named, stored_models
+
+CHECKED = 60e6  # bytes of a capture that are hashed, decoded and looked at in a second
+STARTING, LOADED = 5.0, 250e6  # seconds until a model runs, and parameters that are loaded in a second
 
 
 def check_captures(
@@ -43,6 +47,7 @@ def check_captures(
         paths = [Path(path) for path in table["path"]]
     if not paths:
         raise LakeError(f"{layout}: no sealed capture to verify; `actlake ls` shows what is there")
+    _announce(layout, paths, reforward)
     reports = []
     for path in paths:
         total = (read_manifest(path) or {"bytes": 0})["bytes"]
@@ -63,6 +68,21 @@ def check_captures(
             with bar(f"verify weights of {model}", total, "bytes") as progress:
                 reports.append(verify_weights(layout, model, record, progress.advance))
     return reports
+
+
+def _announce(layout: Layout, paths: Sequence[Path], reforward: int) -> None:
+    """Say what takes longer than some seconds: hashing, and models that run again (their forwards come on top)."""
+    total = sum((read_manifest(path) or {"bytes": 0})["bytes"] for path in paths)
+    models = [path.parts[-3:-1] for path in paths] if reforward else []
+    parameters = sum(read_model(layout, *model).get("parameters", 0) for model in models)
+    seconds = total / CHECKED + len(models) * STARTING + parameters / LOADED
+    if seconds < WORTH_SAYING:
+        return
+    again = f", and {reforward} prompts of each run again (--reforward)" if reforward else ""
+    say(
+        f"verifying {len(paths)} capture{'s' * (len(paths) != 1)}, {human_bytes(total)}{again}, {words(seconds)};"
+        " PAIR/VARIANT/STREAM or --pair verifies less"
+    )
 
 
 def _reforward(
