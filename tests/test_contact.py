@@ -59,6 +59,42 @@ def test_a_figure_shows_in_a_notebook_without_pyplot() -> None:
     assert shown["image/png"].startswith(b"\x89PNG")
 
 
+def test_a_notebook_shows_lakes_answers_figures_and_bars(lake: Lake) -> None:
+    """In a kernel as Jupyter starts it, whose DuckDB and rich behave otherwise than in a terminal."""
+    jupyter = pytest.importorskip("jupyter_client")
+    pytest.importorskip("ipykernel")
+    manager = jupyter.KernelManager()
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    manager._kernel_spec = jupyter.kernelspec.KernelSpec(argv=argv, language="python", display_name="here")
+    shown: list[dict[str, str]] = []
+
+    def note(message: dict) -> None:
+        content = message["content"]
+        assert message["msg_type"] != "error", "\n".join(content["traceback"])
+        shown.append(content.get("data", {}))
+
+    manager.start_kernel()
+    try:
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=120)
+
+        def cell(code: str) -> list[dict[str, str]]:
+            shown.clear()
+            client.execute_interactive(code, timeout=120, output_hook=note)
+            return [data for data in shown if data]
+
+        (found,) = cell(f"import actlake; lake = actlake.open({str(lake.layout.root)!r}); lake")
+        assert "llama" in found["text/html"]
+        assert "data:image/png" in cell("answer = lake.run('L1', probes=False); answer")[-1]["text/html"]
+        assert cell("answer.figure()")[-1]["image/png"]
+        assert "kl" in cell("lake.sql('SELECT avg(kl_final_layer) AS kl FROM lens').df()")[-1]["text/html"]
+        bars = cell("from actlake.store.core.progress import bar\nwith bar('work', 7) as one: one.advance(7)")
+        assert "<progress max='7' value='7'>" in bars[-1]["text/html"]
+    finally:
+        manager.shutdown_kernel(now=True)
+
+
 def test_names_from_a_lake_are_no_markup_in_a_notebook(lake: Lake) -> None:
     answer = replace(lake.run("L1"), sentence="<script>alert(1)</script>")
     assert "<script>" not in answer._repr_html_() and "&lt;script&gt;" in answer._repr_html_()

@@ -246,7 +246,9 @@ def connect(
         connection.execute(f"CREATE VIEW {name} AS {view}")
     _comment(connection, tables_in(sql or ""))
     connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in found.values() for file in some)}]")
-    connection.execute("SET enable_progress_bar = false")  # its widget would stay in a notebook's output
+    # Its widget would stay in a notebook's output; where ipywidgets is missing there is none, and setting it is an error.
+    with suppress(duckdb.InvalidInputException):
+        connection.execute("SET enable_progress_bar = false")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
