@@ -73,15 +73,15 @@ def check_captures(
 def _announce(layout: Layout, paths: Sequence[Path], reforward: int) -> None:
     """Say what takes longer than some seconds: hashing, and models that run again (their forwards come on top)."""
     total = sum((read_manifest(path) or {"bytes": 0})["bytes"] for path in paths)
-    models = [path.parts[-3:-1] for path in paths] if reforward else []
-    parameters = sum(read_model(layout, *model).get("parameters", 0) for model in models)
+    models = [path.parent.name for path in paths] if reforward else []
+    parameters = sum(read_model(layout, model).get("parameters", 0) for model in models)
     seconds = total / CHECKED + len(models) * STARTING + parameters / LOADED
     if seconds < WORTH_SAYING:
         return
     again = f", and {reforward} prompts of each run again (--reforward)" if reforward else ""
     say(
         f"verifying {len(paths)} capture{'s' * (len(paths) != 1)}, {human_bytes(total)}{again}, {words(seconds)};"
-        " PAIR/VARIANT/STREAM or --pair verifies less"
+        " MODEL/STREAM or --pair verifies less"
     )
 
 
