@@ -30,6 +30,7 @@ SWEEP = {"0D": "A1"}
 SHAPE, PROMPTS = Shape(34, default_windows(34)), 24
 STREAMS = {"pt": "native-set-pt", "it": "native-set-it"}
 SCOPE = tiny.scope("made", STREAMS, "native")
+MODELS = {"model_pt": SCOPE.models["pt"], "model_it": SCOPE.models["it"]}
 CATEGORIES = ("SAFETY", "GOV-FORMAT", "CONTENT-REASON", "CONTENT-FACT")
 CLASSES = ("structural", "punctuation", "discourse", "content", "function", "other")
 MOVED = ("structural", "content", "function_to_content", "content_to_function")
@@ -78,7 +79,7 @@ class Scored:
     def __init__(self, root: Path):
         self.layout = Layout.open(root, create=True)
         self.lines = {name: lines(SWEEP.get(name, name), seed) for seed, name in enumerate(ROWS)}
-        named = {"pair": "made", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"]}
+        named = {**MODELS, "stream": STREAMS["it"], "stream_pt": STREAMS["pt"]}
         other = named | {"stream": "native-other-it", "stream_pt": "native-other-pt"}
         for place, (name, table) in enumerate(self.lines.items()):
             sweep = {"sweep": SWEEP.get(name, name)}
@@ -336,7 +337,7 @@ def test_exp12_gap_closed_is_a_ratio_of_means(tmp_path: Path) -> None:
     values = {"A": rng.random(30), "B": rng.random(30) + 0.5, "C": rng.random(30) + 2}
     columns = {"arm": np.repeat(list(values), 30).tolist(), "prompt": list(range(30)) * 3, "dose": np.full(90, np.nan)}
     columns |= {"value": np.concatenate(list(values.values())), "category": ["x"] * 90, "key": ["k"] * 90}
-    named = {"pair": "made", "variant": "it", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"], "sweep": "exp12"}
+    named = {**MODELS, "variant": "it", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"], "sweep": "exp12"}
     write_table(layout, "scores", {}, [columns | named | {"prompt_id": ["q"] * 90, "metric": "str"}])
     query = find("exp12")
     found = estimates.read(connect(layout), scoped(query, [SCOPE]), query, ["made"])["made"]

@@ -416,7 +416,7 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 0.02 * x.shape[1]))
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12)))
     said = capsys.readouterr().err
-    assert said.count("warning: capture llama/") == 3 and "depends on padding" in said
+    assert said.count("warning: capture llama-") == 3 and "depends on padding" in said
     path = find_capture(layout, "llama-it", "native")
     warning = noise_warning(Capture(path).manifest)
     assert warning and warning.startswith("capture llama-it/native-tiny-") and "--batch 1" in warning

@@ -34,6 +34,7 @@ ROWS = ("A1", "A1_rand", "A1_notmpl", "A2", "A5a", "0I", "exp10_P4")
 SHAPE, PROMPTS = Shape(34, default_windows(34)), 40
 STREAMS = {"pt": "native-set-pt", "it": "native-set-it"}
 SCOPE = tiny.scope("made", STREAMS, "native")
+MODELS = {"model_pt": SCOPE.models["pt"], "model_it": SCOPE.models["it"]}
 CATEGORIES = ("SAFETY", "GOV-FORMAT", "CONTENT-REASON", "CONTENT-FACT")
 OF_ALL = ("str", "coherent", "tokens", "ended", "nll_pt", "nll_it", "words")
 run = CliRunner(env={"COLUMNS": "400"}).invoke
@@ -89,7 +90,7 @@ class Scored:
     def __init__(self, root: Path):
         self.layout = Layout.open(root, create=True)
         self.lines = {sweep: lines(sweep, seed) for seed, sweep in enumerate(ROWS)}
-        named = {"pair": "made", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"]}
+        named = {**MODELS, "stream": STREAMS["it"], "stream_pt": STREAMS["pt"]}
         other = named | {"stream": "native-other-it", "stream_pt": "native-other-pt"}
         for place, (sweep, table) in enumerate(self.lines.items()):
             for names, rows in ((named, table), (other, lines(sweep, 99 + place))):
@@ -244,7 +245,7 @@ def test_ratios_count_prompts_that_had_none_before(scored: Scored) -> None:
 def test_a_share_of_nothing_is_undefined(tmp_path: Path, whole: float) -> None:
     """The whole IT writes nothing in the form asked for, or one reply of ten: no ratio, or one that nothing bounds above."""
     layout = Layout.open(tmp_path / "lake", create=True)
-    names = {"pair": "made", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"], "sweep": "A5a"}
+    names = {**MODELS, "stream": STREAMS["it"], "stream_pt": STREAMS["pt"], "sweep": "A5a"}
     table = lines("A5a", 7)
     form = (table["metric"] == "format") & (table["dose"] == 0)
     table.loc[form, "value"] = [whole, *[0.0] * (form.sum() - 1)]

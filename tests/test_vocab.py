@@ -131,9 +131,7 @@ def test_checks_that_take_long_are_said_before(lake: Lake, monkeypatch: pytest.M
     monkeypatch.setattr(check, "WORTH_SAYING", 0.0)
     check_captures(lake.layout, load_catalog(lake._catalog), None, "llama", 0)
     said = " ".join(capsys.readouterr().err.split())
-    assert re.search(
-        r"verifying \d captures?, [\d.]+ KB, a few seconds; MODEL/STREAM or --pair verifies less", said
-    )
+    assert re.search(r"verifying \d captures?, [\d.]+ KB, a few seconds; MODEL/STREAM or --pair verifies less", said)
     monkeypatch.setattr(check, "WORTH_SAYING", 1e9)
     check_captures(lake.layout, load_catalog(lake._catalog), None, "llama", 0)
     assert "verifying" not in capsys.readouterr().err
