@@ -122,7 +122,9 @@ class Scored:
     def table(self, name: str) -> pd.DataFrame:
         """The estimates of a row, by its packaged SQL."""
         query = find(name)
-        read = estimates.read(connect(self.layout), scoped(query, [SCOPE]), query, ["made"])
+        read = estimates.read(
+            connect(self.layout, pairs={"made": SCOPE.models}), scoped(query, [SCOPE]), query, ["made"]
+        )
         table = estimates.table_of([read["made"]], query, resamples=50)
         self.said[name] = say(query.says, table, query)
         return table
@@ -297,7 +299,7 @@ def test_0H_has_replies_beside_cosines_and_does_without(scored: Scored, ask: Cal
     assert single(table, "corrective_top_bottom")["estimate"] == pytest.approx(0.8)
     query = find("0H")
     sql = scoped(query, [SCOPE]).replace("sweep = '0H'", "sweep = 'none'")
-    found = estimates.read(connect(scored.layout), sql, query, ["made"])
+    found = estimates.read(connect(scored.layout, pairs={"made": SCOPE.models}), sql, query, ["made"])
     alone = estimates.table_of([found["made"]], query, resamples=50)
     assert set(alone["measure"]) == {"cosine", "corrective_top_bottom", "corrective_top_random"}
     assert "structural" not in say(query.says, alone, query)
@@ -340,7 +342,9 @@ def test_exp12_gap_closed_is_a_ratio_of_means(tmp_path: Path) -> None:
     named = {**MODELS, "variant": "it", "stream": STREAMS["it"], "stream_pt": STREAMS["pt"], "sweep": "exp12"}
     write_table(layout, "scores", {}, [columns | named | {"prompt_id": ["q"] * 90, "metric": "str"}])
     query = find("exp12")
-    found = estimates.read(connect(layout), scoped(query, [SCOPE]), query, ["made"])["made"]
+    found = estimates.read(connect(layout, pairs={"made": SCOPE.models}), scoped(query, [SCOPE]), query, ["made"])[
+        "made"
+    ]
     line = single(estimates.table_of([found], query, resamples=50), "gap_closed_str")
     mean = {arm: value.mean() for arm, value in values.items()}
     assert line["estimate"] == pytest.approx((mean["B"] - mean["A"]) / (mean["C"] - mean["A"]), abs=1e-6)

@@ -108,7 +108,9 @@ class Scored:
 
     def _table(self, name: str) -> pd.DataFrame:
         query = find(name)
-        read = estimates.read(connect(self.layout), scoped(query, [SCOPE]), query, ["made"])
+        read = estimates.read(
+            connect(self.layout, pairs={"made": SCOPE.models}), scoped(query, [SCOPE]), query, ["made"]
+        )
         table = estimates.table_of([read["made"]], query, resamples=50)
         self.said[name] = say(query.says, table, query)
         return table
@@ -253,7 +255,7 @@ def test_a_share_of_nothing_is_undefined(tmp_path: Path, whole: float) -> None:
     columns |= {"value": table["value"].to_numpy(), "dose": table["dose"].to_numpy()}
     write_table(layout, "scores", names, [columns])
     query = find("A5a")
-    read = estimates.read(connect(layout), scoped(query, [SCOPE]), query, ["made"])
+    read = estimates.read(connect(layout, pairs={"made": SCOPE.models}), scoped(query, [SCOPE]), query, ["made"])
     found = estimates.table_of([read["made"]], query)
     ratios = found[(found["measure"] == "format_relative") | (found["of"] == "format")]
     assert len(ratios) > 5
