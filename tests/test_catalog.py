@@ -202,7 +202,7 @@ def test_a_pair_of_one_model_says_so(tmp_path):
         (
             "lakes: {a: x}\npears: {}\n",
             2,
-            "no setting 'pears'; known are models, pairs, chains, prompts, streams, profiles, conditions, lakes, sources, metadata; did",
+            "no setting 'pears'; known are models, pairs, chains, prompts, streams, profiles, conditions, lakes, rows, sources, metadata; did",
         ),
         ("lakes:\n\npairs: {}\n", 1, "lakes is empty"),
         ("streams:\n  - a\n", 2, "streams is a list"),
