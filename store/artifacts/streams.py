@@ -141,10 +141,15 @@ def _write_stream(layout: Layout, stream: Stream) -> str:
 
 
 def _writer(stream: Stream) -> str:
-    """Who wrote the continuations: own for each model its own, or the role of a pair's model and its hash, 'it:SHA256'."""
-    if stream.continuation not in VARIANTS:
-        return "own"
-    return f"{stream.continuation}:{stream.recipe['continuation']['model_sha256']}"
+    """Whose words follow the prompts, and the hash of that model: 'own:SHA256', or of a pair's role 'it:SHA256'."""
+    if stream.continuation not in ("own", *VARIANTS):
+        return "others"
+    return f"{stream.continuation}:{stream.recipe.get('continuation', {}).get('model_sha256', '')}"
+
+
+def reads(record: dict[str, Any], sha256: str) -> bool:
+    """Whether a model goes by this name of a stream: another model's own answers may be what it was taught, of equal content."""
+    return any(writer in ("own:", f"own:{sha256}") or not writer.startswith("own:") for writer in record["written_by"])
 
 
 def stream_records(layout: Layout, like: Iterable[str] | None = None) -> list[dict[str, Any]]:

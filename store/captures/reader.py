@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from ..artifacts.streams import stream_records
+from ..artifacts.models import has_model, read_model
+from ..artifacts.streams import reads, stream_records
 from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.files import bytes_below
 from ..core.schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES, VARIANTS
@@ -259,9 +260,13 @@ def _sizes(path: Path, *_marks: tuple[int, ...]) -> dict[str, Any]:
 def capture_names(layout: Layout, model: str) -> dict[str, str]:
     """Stream name -> stream name of the capture that holds it, for one model; aliases of equal content included."""
     there = {path.stem for path in layout.capture(model, "x").parent.glob("*.zarr")}
-    return {name: name for name in there} | {
-        record["name"]: record["same_as"] for record in stream_records(layout, there) if record["same_as"] in there
+    mine = str(read_model(layout, model)["sha256"]) if has_model(layout, model) else ""
+    names = {
+        record["name"]: record["same_as"]
+        for record in stream_records(layout, there)
+        if record["same_as"] in there and (reads(record, mine) or not mine)
     }
+    return names | {name: name for name in there - set(names.values())}
 
 
 def split_capture(name: str) -> tuple[str, str]:
@@ -275,7 +280,8 @@ def split_capture(name: str) -> tuple[str, str]:
 def find_capture(layout: Layout, model: str, stream: str) -> Path:
     """The capture of a model whose stream name starts with `stream`; LakeError if none or several do."""
     names = capture_names(layout, model)
-    exact = {names[stream]} if stream in names else {names[name] for name in names if name.startswith(stream)}
+    whole = stream in {*names, *names.values()}
+    exact = {names.get(stream, stream)} if whole else {names[name] for name in names if name.startswith(stream)}
     if len(exact) != 1:
         have = ", ".join(sorted(names)) or "none"
         problem = "no capture" if not exact else "several captures"

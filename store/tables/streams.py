@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from ..artifacts.models import has_model, read_model
-from ..artifacts.streams import stream_records
+from ..artifacts.streams import reads, stream_records
 from ..captures.reader import captured_streams
 from ..core.errors import LakeError
 from ..core.schema import VARIANTS
@@ -28,6 +28,7 @@ def stream_table(layout: Layout, models: Iterable[str] | None = None) -> pd.Data
     """
     sealed = captured_streams(layout, models)
     records = stream_records(layout, {stream for there in sealed.values() for stream in there})
+    known = {model: str(read_model(layout, model)["sha256"]) for model in sealed if has_model(layout, model)}
     by_content: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_content.setdefault(record["same_as"], []).append(record)
@@ -46,6 +47,7 @@ def stream_table(layout: Layout, models: Iterable[str] | None = None) -> pd.Data
         for model, streams in sorted(sealed.items())
         for stream in sorted(streams)
         for record in by_content.get(stream, ())
+        if model not in known or reads(record, known[model])
     ]
     rows.sort(key=lambda row: (row["model"], row["name"]))
     wanted = None if models is None else set(models)
