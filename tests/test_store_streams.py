@@ -128,8 +128,8 @@ def test_damaged_missing_and_foreign_streams(lake):
         read_stream(lake, name)
     with pytest.raises(LakeError, match="no such file"):
         read_stream(lake, "raw-made-00000000")
-    tiny.edit_json(lake.streams / f"{name}.json", format_version=2)
-    with pytest.raises(LakeError, match="format version 2, this actlake reads up to 1"):
+    tiny.edit_json(lake.streams / f"{name}.json", format_version=3)
+    with pytest.raises(LakeError, match="format version 3, this actlake reads 2"):
         stream_records(lake)
 
 
