@@ -260,7 +260,7 @@ def test_lake_that_a_kill_left_before_its_marker(tmp_path):
 
 
 def test_lake_of_a_newer_format(lake_copy, llama):
-    newer = "format version 2, this actlake reads up to 1: upgrade"
+    newer = "format version 3, this actlake reads 2: upgrade"
     path = find_capture(lake_copy, "llama-it", "native")
     marks = {
         lake_copy.root / "lake.json": lambda: Layout.open(lake_copy.root),
@@ -272,7 +272,7 @@ def test_lake_of_a_newer_format(lake_copy, llama):
     }
     for file, action in marks.items():
         good = file.read_text()
-        tiny.edit_json(file, format_version=2)
+        tiny.edit_json(file, format_version=3)
         assert refused(lake_copy.root, action) == f"{file}: {newer} with `pip install -U actlake`"
         tiny.edit_json(file, format_version="new")
         assert "no format_version" in refused(lake_copy.root, action)
