@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 def test_support_of_a_captured_family(tmp_path, pairs, family):
     pair = pairs(family)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.BARE, variants=("it",))
-    arrays, attrs = read_head(layout, family, "it")
+    arrays, attrs = read_head(layout, f"{family}-it")
     head = Head.from_arrays(arrays, attrs)
     post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
     stored = Capture(find_capture(layout, f"{family}-it", "bare"))

@@ -46,7 +46,7 @@ def refused(lake: Path, action: Callable[[], object]) -> str:
 def copy(llama, tmp_path) -> PairSpec:
     """A copy of the llama pair that a test may spoil."""
     shutil.copytree(llama.pt.path.parent, tmp_path / "llama")
-    return PairSpec("llama", *(tiny.spec(tmp_path / "llama" / v, "llama", v) for v in ("pt", "it")), {})
+    return PairSpec("llama", *(tiny.spec(tmp_path / "llama" / v, f"llama-{v}") for v in ("pt", "it")), {})
 
 
 def change_weight(folder: Path, name: str, change: Callable[[torch.Tensor], object]) -> None:

@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PairSpec]:
 def scene(tmp_path: Path, whole: tuple[Path, PairSpec]) -> tuple[Layout, Path, Path]:
     """A lake, its catalog, and the folder of the PT checkpoint."""
     shutil.copytree(whole[0], tmp_path / "copy")
-    pair = PairSpec("llama", *(tiny.spec(tmp_path / "copy" / "pair" / v, "llama", v) for v in ("pt", "it")), {})
+    pair = PairSpec("llama", *(tiny.spec(tmp_path / "copy" / "pair" / v, f"llama-{v}") for v in ("pt", "it")), {})
     return Layout.open(tmp_path / "copy" / "lake"), catalog(tmp_path, pair), pair.pt.path
 
 

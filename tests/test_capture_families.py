@@ -102,7 +102,7 @@ def test_stored_logits_match_hugging_face(singles, pairs, family):
 def test_stored_head_turns_the_last_boundary_into_logits(singles, pairs, family):
     layout = singles(family)
     expected = references(layout, pairs(family).pt, family)["logits"]
-    arrays, attrs = read_head(layout, family, "pt")
+    arrays, attrs = read_head(layout, f"{family}-pt")
     x = opened(layout, family).array("resid")[:, -1].astype(np.float64)
     if attrs["norm"] == "layer":
         x = x - x.mean(-1, keepdims=True)
@@ -154,7 +154,7 @@ def test_blocks_add_what_the_stored_outputs_say(tmp_path, pairs, family):
         if norms:
             assert np.abs(parts[1].numpy() + resid[:, layer] - resid[:, layer + 1]).max() > 0.1  # not the plain output
             parts = [getattr(block, norm)(part) for norm, part in zip(norms, parts, strict=True)]
-            arrays, attrs = read_head(layout, family, "pt")
+            arrays, attrs = read_head(layout, f"{family}-pt")
             weight = (arrays["post_norm_weight"], attrs["post_norm_eps"])
             assert torch.allclose(added(torch.from_numpy(mlp[:, layer]), weight, layer), parts[1], atol=1e-5)
         assert np.abs(resid[:, layer] + sum(parts).detach().numpy() - resid[:, layer + 1]).max() < 1e-5

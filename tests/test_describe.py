@@ -50,7 +50,7 @@ def test_what_tells_families_apart(tmp_path, pairs):
     assert of("llama")["attention"] == {"full_attention": "0-2"}
     assert of("mistral")["attention"] == {"sliding_attention": "0-2", "window": 5}
     tiny.make_model(tmp_path / "g", "gemma3", num_hidden_layers=7)
-    seven = describe(load_model(tiny.spec(tmp_path / "g", "g", "pt")))
+    seven = describe(load_model(tiny.spec(tmp_path / "g", "g-pt")))
     assert seven["attention"] == {"sliding_attention": "0-4, 6", "full_attention": "5", "window": 5}
     assert seven["windows"] == {"early": (0, 3), "mid": (2, 5), "late": (4, 7)}
     assert dict(lines(seven))["attention"] == "sliding: 0-4, 6; full: 5 (window 5)"
@@ -66,7 +66,7 @@ def test_model_without_chat_template_and_bos(tmp_path):
     tokenizer.chat_template = tokenizer.bos_token = None
     (folder / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(folder)
-    found = describe(load_model(tiny.spec(folder, "m", "pt")))
+    found = describe(load_model(tiny.spec(folder, "m-pt")))
     assert found["bos"] == {"id": None, "token": None} and not found["chat_template"]
     assert dict(lines(found))["BOS"] == "none" and "raw streams only" in dict(lines(found))["chat"]
 

@@ -218,7 +218,7 @@ def test_a_mistake_on_a_worker_is_told_in_one_line(source, tmp_path, client, sma
     lake, other = copy_of(source, tmp_path / "lake"), tmp_path / "other"
     for variant in ("pt", "it"):
         tiny.make_model(other / variant, "llama", seed=5)
-    wrong = tiny.PairSpec("llama", *(tiny.spec(other / v, "llama", v) for v in ("pt", "it")), {})
+    wrong = tiny.PairSpec("llama", *(tiny.spec(other / v, f"llama-{v}") for v in ("pt", "it")), {})
     needs = [("graft", "B_late", scope(lake, "teacher")), ("pair_lens", "", scope(lake, "teacher"))]
     here = copy_of(source, tmp_path / "here")
     with pytest.raises(LakeError) as alone:

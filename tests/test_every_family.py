@@ -60,12 +60,12 @@ def test_class_is_right_or_refused_in_one_line(tmp_path, name):
 def granite(tmp_path):
     multipliers = {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0}
     tiny.make_model(tmp_path / "m", "granite", **multipliers)
-    return tiny.spec(tmp_path / "m", "granite", "pt")
+    return tiny.spec(tmp_path / "m", "granite-pt")
 
 
 def test_scaled_mlp_outputs_reach_the_analysis_as_the_block_adds_them(tmp_path, granite):
     layout = tiny.capture(tmp_path / "lake", tiny.PairSpec("granite", granite, None, {}), tiny.BARE, variants=("pt",))
-    arrays, attrs = read_head(layout, "granite", "pt")
+    arrays, attrs = read_head(layout, "granite-pt")
     assert attrs["post_norm_eps"] is None and np.allclose(arrays["post_norm_weight"], 0.22)
     capture = Capture(find_capture(layout, "granite-pt", "bare"))
     resid, mlp = capture.array("resid")[:], capture.array("mlp_out")[:]
@@ -88,7 +88,7 @@ def test_bfloat16_finds_the_multiplier_of_the_config(tmp_path):
     tiny.make_model(
         tmp_path / "m", "granite", dtype=torch.bfloat16, residual_multiplier=0.22, embedding_multiplier=12.0
     )
-    model = load_model(tiny.spec(tmp_path / "m", "granite", "pt"))
+    model = load_model(tiny.spec(tmp_path / "m", "granite-pt"))
     assert [mlp.scale for mlp in model.parts.added if mlp] == [0.22] * 3
     assert head_arrays(model)[1]["post_norm_eps"] is None
 

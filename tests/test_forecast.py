@@ -76,7 +76,7 @@ def check_sizes(pair: PairSpec, stream: StreamSpec, prompts: PromptSet, profile:
     assert before.raw >= after.raw and before.exact == (stream.continuation == "none")
     if before.size.tokens == after.size.tokens:  # no continuation stopped early
         assert before.raw == after.raw
-    head = read_head(layout, pair.name, "it")[0]["unembed"]
+    head = read_head(layout, f"{pair.name}-it")[0]["unembed"]
     assert after.head == head.nbytes
 
 

@@ -144,7 +144,7 @@ def expected(whole: Whole, lake: Lake, names: Scope, condition: str) -> pd.DataF
     letter, name, *random = condition.split("_")
     host, other = ("pt", "it") if letter == "B" else ("it", "pt")
     streams = {v: read_stream(lake.layout, names.streams[v]) for v in ("pt", "it")}
-    real = {v: read_head(lake.layout, whole.family, v)[0]["real_token"] for v in ("pt", "it")}
+    real = {v: read_head(lake.layout, f"{whole.family}-{v}")[0]["real_token"] for v in ("pt", "it")}
     rows = []
     for prompt, start in enumerate(streams[host].starts):
         tokens, n = {v: s.tokens[prompt] for v, s in streams.items()}, len(streams[host].tokens[prompt]) - start

@@ -66,7 +66,7 @@ def huge(tmp_path_factory) -> Layout:
     template = Template(
         stream, {"resid": (35, 2560), "mlp_out": (34, 2560)}, tuple(range(35)), tuple(range(34)), "bfloat16", tiny.MADE
     )
-    create_capture(layout.capture("huge", "it", stream.name), template)
+    create_capture(layout.capture("huge-it", stream.name), template)
     return layout
 
 

@@ -39,7 +39,7 @@ NO_SDPA = {
 def test_a_class_without_sdpa_runs_eager_and_says_so(tmp_path: Path, monkeypatch, family: str) -> None:
     """The capture's provenance has the kernel that ran, and a replay with it gives what is stored, bit for bit."""
     monkeypatch.setitem(tiny.FAMILIES, family, NO_SDPA[family])
-    pair = PairSpec(family, None, tiny.spec(tiny.make_model(tmp_path / "it", family), family, "it"), {})
+    pair = PairSpec(family, None, tiny.spec(tiny.make_model(tmp_path / "it", family), f"{family}-it"), {})
     found = describe(load_model(pair.it))
     assert found["attention_kernel"] == "eager"
     assert dict(lines(found))["attention"].endswith("; eager (its own code): this class has no sdpa")
@@ -81,7 +81,7 @@ def test_the_dtype_is_that_of_the_module(tmp_path: Path, family: str, dtype: str
     if single:
         held = load_file(folder / "model.safetensors")
         change(folder, **{name: held[name].float() for name in held if any(part in name for part in single)})
-    spec = tiny.spec(folder, family, "it")
+    spec = tiny.spec(folder, f"{family}-it")
     model = load_model(spec)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == loaded.dtype == getattr(torch, dtype)
@@ -105,7 +105,7 @@ def test_shards_without_a_dtype(tmp_path: Path) -> None:
     model.save_pretrained(folder, max_shard_size="40KB")
     without_dtype(folder)
     assert len(list(folder.glob("*.safetensors"))) > 2
-    assert load_model(tiny.spec(folder, "m", "pt")).record["dtype"] == "bfloat16"
+    assert load_model(tiny.spec(folder, "m-pt")).record["dtype"] == "bfloat16"
 
 
 # --- what the files hold beside --------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(llama: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> Model:
     shutil.copytree(llama, tmp_path / "m")
     spoil(tmp_path / "m")
-    return load_model(tiny.spec(tmp_path / "m", "m", "pt"))
+    return load_model(tiny.spec(tmp_path / "m", "m-pt"))
 
 
 def refused(llama: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> str:
@@ -195,7 +195,7 @@ def test_leftovers_and_parts_beside_load_with_a_note(llama, tmp_path, spoil, not
 def test_a_tied_head_may_lie_in_the_files_twice(tmp_path: Path) -> None:
     folder = tiny.make_model(tmp_path / "m", "llama_tied")
     change(folder, **{"lm_head.weight": load_file(folder / "model.safetensors")["model.embed_tokens.weight"].clone()})
-    assert not load_model(tiny.spec(folder, "m", "pt")).notes
+    assert not load_model(tiny.spec(folder, "m-pt")).notes
 
 
 # --- files that are not what they seem -------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_code_of_its_own_is_never_run(llama, tmp_path) -> None:
 def test_switches_that_change_no_number(llama, tmp_path, change) -> None:
     """What comes out is told by the checkpoint, not by what a config says of the form of outputs."""
     model = loaded(llama, tmp_path, lambda folder: tiny.edit_json(folder / "config.json", **change))
-    plain, ids = load_model(tiny.spec(llama, "m", "pt")), torch.tensor([[1, 5, 6, 7]])
+    plain, ids = load_model(tiny.spec(llama, "m-pt")), torch.tensor([[1, 5, 6, 7]])
     assert torch.equal(model.hf(input_ids=ids).logits, plain.hf(input_ids=ids).logits)
 
 
@@ -343,15 +343,15 @@ def test_a_float8_checkpoint_is_unpacked_and_recorded(tmp_path: Path) -> None:
     save_file(packed, folder / WEIGHTS, metadata={"format": "pt"})
     said = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
     tiny.edit_json(folder / "config.json", quantization_config=said)
-    pair = PairSpec("m", None, tiny.spec(folder, "m", "it"), {})
-    model, expected = load_model(pair.it), load_model(tiny.spec(tmp_path / "plain", "m", "it"))
+    pair = PairSpec("m", None, tiny.spec(folder, "m-it"), {})
+    model, expected = load_model(pair.it), load_model(tiny.spec(tmp_path / "plain", "m-it"))
     assert model.record["quantized"] == {"method": "fp8", "bits": 8, "dequantized": True}
     assert "quantized" not in expected.record
     ids = torch.tensor([[1, 5, 6, 7]])
     assert torch.equal(model.hf(input_ids=ids).logits, expected.hf(input_ids=ids).logits)
     assert dict(lines(describe(model)))["quantised"] == "fp8, 8 bits; unpacked to plain weights while it loads"
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
-    assert read_model(layout, "m", "it")["quantized"]["method"] == "fp8"
+    assert read_model(layout, "m-it")["quantized"]["method"] == "fp8"
     check_identity(layout, load_late(layout, "m/it", 1, catalog(pair)), 1)
 
 
@@ -378,10 +378,10 @@ def test_gpt_oss_as_it_is_released(tmp_path: Path, monkeypatch) -> None:
     tiny.edit_json(
         folder / "config.json", quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": left}
     )
-    pair = PairSpec("m", None, tiny.spec(folder, "m", "it"), {})
+    pair = PairSpec("m", None, tiny.spec(folder, "m-it"), {})
     model, ids = load_model(pair.it), torch.tensor([[1, 5, 6, 7]])
     assert model.record["quantized"] == {"method": "mxfp4", "bits": 4, "dequantized": True}
-    expected = load_model(tiny.spec(tmp_path / "plain", "m", "it")).hf(input_ids=ids).logits
+    expected = load_model(tiny.spec(tmp_path / "plain", "m-it")).hf(input_ids=ids).logits
     assert torch.equal(model.hf(input_ids=ids).logits, expected)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
     check_identity(layout, load_late(layout, "m/it", 1, catalog(pair), attention="eager"), 1)
@@ -468,7 +468,7 @@ def save_wrapper(folder: Path, family: str) -> Path:
 @pytest.mark.parametrize("family", WRAPPERS)
 def test_text_of_a_class_that_has_none_for_text_alone(tmp_path: Path, family: str) -> None:
     """The decoder inside is captured as any: blocks as its own hooks see them, replayed from the middle bit for bit."""
-    spec = tiny.spec(save_wrapper(tmp_path / "it", family), family, "it")
+    spec = tiny.spec(save_wrapper(tmp_path / "it", family), f"{family}-it")
     pair = PairSpec(family, None, spec, {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",), batch=1)
     hf = AutoModelForImageTextToText.from_pretrained(spec.path).eval()
@@ -497,7 +497,7 @@ def test_what_is_no_decoder_is_refused_as_that(tmp_path: Path, config, head: str
     getattr(transformers, f"AutoModelFor{head}").from_config(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(LakeError) as caught:
-        load_model(tiny.spec(tmp_path, "m", "pt"))
+        load_model(tiny.spec(tmp_path, "m-pt"))
     assert says in str(caught.value) and "captures decoders only" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -527,7 +527,7 @@ def test_old_buffers_of_gpt2_load_and_a_bias_under_their_name_does_not(tmp_path:
     save_file(
         {**held, **masks, "h.0.attn.masked_bias": torch.tensor(-1e4)}, folder / WEIGHTS, metadata={"format": "pt"}
     )
-    assert load_model(tiny.spec(folder, "m", "pt")).notes == ()
+    assert load_model(tiny.spec(folder, "m-pt")).notes == ()
     change(folder, **{"h.1.attn.bias": torch.ones(32)})
     with pytest.raises(LakeError, match=r"1 tensor that GPT2LMHeadModel does not take \(h\.1\.attn\.bias\): biases"):
-        load_model(tiny.spec(folder, "m", "pt"))
+        load_model(tiny.spec(folder, "m-pt"))

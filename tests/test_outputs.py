@@ -280,7 +280,7 @@ def test_a_steered_text_is_captured_like_any_other(lake, made):
     tiny.capture(lake.root, made[2], stream, prompts=prompts_in(made))
     for variant in ("pt", "it"):
         found = list_captures(lake).query("variant == @variant and stream.str.startswith('steered')")
-        capture = Capture(lake.capture("llama", variant, found["stream"].iloc[0]))
+        capture = Capture(lake.capture(f"llama-{variant}", found["stream"].iloc[0]))
         token, offset, step = (capture.array(name)[:] for name in ("token_id", "offset", "step"))
         for place, (row, prompt) in enumerate(zip(done.rows, prompts_in(made).prompts, strict=True)):
             ids = token[offset[place] : offset[place + 1]].tolist()

@@ -196,7 +196,7 @@ def test_tokens_are_the_first_of_the_last_answers(lakes: Callable, monkeypatch: 
         for tokens, start in zip(stream.tokens, stream.starts, strict=True):
             expected.append([flat + start + i for i in range(min(2, len(tokens) - start))])
             flat += len(tokens)
-        capture = Capture(lake.layout.capture("llama", variant, names.streams[variant]))
+        capture = Capture(lake.layout.capture(f"llama-{variant}", names.streams[variant]))
         assert first_tokens(capture).tolist() == sum([some for some in expected if some][-3:], [])
 
 

@@ -15,7 +15,7 @@ REMARK = "pt and it of twin have equal weights"
 
 def test_equal_weights_are_remarked_at_capture_and_in_answers(tmp_path, capsys):
     folder = tiny.make_model(tmp_path / "model")
-    pair = PairSpec("twin", tiny.spec(folder, "twin", "pt"), tiny.spec(folder, "twin", "it"), {})
+    pair = PairSpec("twin", tiny.spec(folder, "twin-pt"), tiny.spec(folder, "twin-it"), {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.TEACHER)
     assert REMARK in " ".join(capsys.readouterr().err.split())
     assert REMARK in Lake(layout.root).run("exp16").sentence

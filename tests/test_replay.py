@@ -109,9 +109,9 @@ def test_no_other_tensor_is_read(tmp_path, pairs, family):
         return int(block[1]) >= 2 if block else tied or not re.search(r"embed_tokens|wte|embed_in", name)
 
     folder = cut_checkpoint(spec.path, tmp_path / "late", needed)
-    late = load_suffix(tiny.spec(folder, family, "it"), 2)
+    late = load_suffix(tiny.spec(folder, f"{family}-it"), 2)
     with pytest.raises(LakeError, match="lacks .* weights"):
-        load_model(tiny.spec(folder, family, "it"))
+        load_model(tiny.spec(folder, f"{family}-it"))
     parts = [whole.parts.blocks[2], whole.parts.norm, whole.parts.unembed]
     extra = (
         whole.hf.transformer.wpe.weight.numel() if family == "gpt2" else 0
@@ -127,7 +127,7 @@ def test_donors_load_alone(tmp_path, pairs, family):
     folder = cut_checkpoint(
         spec.path, tmp_path / "mlps", lambda name: bool(re.search(r"(layers|h)\.[12]\.mlp\.", name))
     )
-    donor, hf = load_donor(tiny.spec(folder, family, "pt"), (1, 2)), AutoModelForCausalLM.from_pretrained(spec.path)
+    donor, hf = load_donor(tiny.spec(folder, f"{family}-pt"), (1, 2)), AutoModelForCausalLM.from_pretrained(spec.path)
     blocks = hf.get_submodule(tiny.FAMILIES[family].blocks)
     assert donor.name == f"{family}-pt" and list(donor.mlps) == [1, 2]
     for layer, mlp in donor.mlps.items():

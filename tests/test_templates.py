@@ -381,10 +381,10 @@ def test_named_templates():
 def test_model_check_says_what_is_wrong_with_a_template(tmp_path):
     folder = tiny.make_model(tmp_path / "m")
     (folder / "chat_template.jinja").write_text("{{ raise_exception('needs a system turn') }}")
-    found = describe(load_model(tiny.spec(folder, "m", "it")))
+    found = describe(load_model(tiny.spec(folder, "m-it")))
     assert "needs a system turn" in dict(lines(found))["chat"] and found["stop_ids"] == [tiny.EOS]
     (folder / "chat_template.jinja").write_text(VICUNA)
-    text = dict(lines(describe(load_model(tiny.spec(folder, "m", "it")))))["chat"]
+    text = dict(lines(describe(load_model(tiny.spec(folder, "m-it")))))["chat"]
     assert "USER: " in text and "no control token" in text
 
 

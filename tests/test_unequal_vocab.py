@@ -70,7 +70,7 @@ def test_js_is_that_of_the_common_tokens(lake: tuple[Lake, str]) -> None:
     streams = stream_table(found.layout).query("recipe == 'teacher'").set_index("variant")["stream"]
     sides, logp = {}, {}
     for variant in ("pt", "it"):
-        arrays, attrs = read_head(found.layout, "llama", variant)
+        arrays, attrs = read_head(found.layout, f"llama-{variant}")
         data = found.capture(f"llama-{variant}", streams[variant])
         sides[variant] = data
         at = np.flatnonzero(data["step"].values >= 0)

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 def pair(tmp_path, llama) -> PairSpec:
     """A copy of the llama pair that a test may spoil or take away."""
     shutil.copytree(llama.pt.path.parent, tmp_path / "llama")
-    return PairSpec("llama", *(tiny.spec(tmp_path / "llama" / v, "llama", v) for v in ("pt", "it")), {})
+    return PairSpec("llama", *(tiny.spec(tmp_path / "llama" / v, f"llama-{v}") for v in ("pt", "it")), {})
 
 
 def kept(lake: Path, pair: PairSpec, *streams, **options) -> Layout:
