@@ -11,8 +11,7 @@ import tiny
 import torch
 import zarr
 from actlake.capture.model.load import load_model
-from actlake.capture.run import shard_buffers
-from actlake.capture.run.capture import capture
+from actlake.capture.run import capture, shard_buffers
 from actlake.capture.streams.capture_pair import Options, find_prompts
 from actlake.capture.streams.estimate import Forecast, forecast, shape_of
 from actlake.capture.streams.prompts import PromptSet
@@ -218,8 +217,8 @@ def test_what_a_capture_would_refuse(llama, change, says):
 @pytest.fixture
 def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run `actlake plan ...` with a catalog of the llama pair; returns exit code, standard output, standard error."""
-    shard_buffers = "".join(json.dumps({"id": row[0], "text": row[2]}) + "\n" for row in tiny.TEXTS)
-    (tmp_path / "set.jsonl").write_text(shard_buffers)
+    rows = "".join(json.dumps({"id": row[0], "text": row[2]}) + "\n" for row in tiny.TEXTS)
+    (tmp_path / "set.jsonl").write_text(rows)
     (tmp_path / "catalog.yaml").write_text(
         f"pairs:\n  llama:\n    pt: {{path: {llama.pt.path}}}\n    it: {{path: {llama.it.path}}}\n"
         "prompts:\n  tiny: {path: set.jsonl}\nlakes:\n  default: lake\n"
@@ -234,7 +233,7 @@ def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, 
             return (int(stop.code or 0), *capsys.readouterr())
         return (0, *capsys.readouterr())
 
-    return capture
+    return run
 
 
 def test_command_prints_a_row_for_each_capture(plan, tmp_path):
