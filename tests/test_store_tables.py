@@ -37,8 +37,7 @@ RULES = [
 def lens_rows(layers: int, **columns: Any) -> dict[str, Any]:
     """Lens rows of one token, layer by layer (0 to L-1); columns that are not given are plain."""
     rows: dict[str, Any] = {
-        "pair": "p",
-        "variant": "it",
+        "model": "p-it",
         "stream": "s",
         "lens": "raw",
         "prompt": np.zeros(layers, np.int32),
@@ -65,10 +64,10 @@ def lens_rows(layers: int, **columns: Any) -> dict[str, Any]:
 
 def test_rows_come_back_through_sql(lake):
     rows = lens_rows(3, js_next=[0.5, np.nan, 0.25], top1=[1, 2, 3])
-    path = write_table(lake, "lens", {"capture": "c", "kernel": 1}, [rows, {**rows, "variant": "pt"}])
-    found = connect(lake).sql("SELECT * FROM lens ORDER BY variant, layer").df()
-    assert list(found.columns) == TABLES["lens"].names
-    assert found.variant.tolist() == ["it"] * 3 + ["pt"] * 3 and found.top1.tolist() == [1, 2, 3] * 2
+    path = write_table(lake, "lens", {"capture": "c", "kernel": 1}, [rows, {**rows, "model": "p-pt"}])
+    found = connect(lake).sql("SELECT * FROM lens ORDER BY model, layer").df()
+    assert list(found.columns) == ["pair", "variant", *TABLES["lens"].names]
+    assert found.model.tolist() == ["p-it"] * 3 + ["p-pt"] * 3 and found.top1.tolist() == [1, 2, 3] * 2
     assert found.js_next.isna().tolist() == [False, True, False] * 2  # NaN is SQL's NULL
     assert connect(lake).sql("SELECT avg(js_next) FROM lens").fetchall() == [(0.375,)]
     file = pq.ParquetFile(path)
@@ -141,7 +140,9 @@ def test_tables_of_an_empty_lake_are_empty_and_typed(lake):
     connection = connect(lake)
     for name, table in TABLES.items():
         relation = connection.sql(f"SELECT * FROM {name}")
-        assert relation.columns == table.names + ["history"] * (name == "pair_lens") and relation.fetchall() == []
+        joined = ["pair", "variant"] if "model" in table.names else ["pair"]
+        assert relation.columns == [*joined, *table.names, *["history"] * (name == "pair_lens")]
+        assert relation.fetchall() == []
     assert connection.sql("SELECT count(*) FROM commitment").fetchall() == [(0,)]
     assert connection.sql("SELECT count(*) FROM captures").fetchall() == [(0,)]
     assert tables_in("SELECT * FROM lens JOIN tokens USING (token)") == {"lens", "tokens"}
@@ -343,10 +344,10 @@ def test_never_committing_is_the_last_layer(lake):
 
 
 def test_commitment_keeps_models_streams_and_lenses_apart(lake):
-    for number, (variant, lens, top1) in enumerate(
-        (("it", "raw", [5, 7, 7]), ("pt", "raw", [5, 5, 7]), ("it", "tuned", [7, 7, 7]))
+    for number, (model, lens, top1) in enumerate(
+        (("p-it", "raw", [5, 7, 7]), ("p-pt", "raw", [5, 5, 7]), ("p-it", "tuned", [7, 7, 7]))
     ):
-        rows = lens_rows(3, top1=top1, variant=variant, lens=lens)
+        rows = lens_rows(3, top1=top1, model=model, lens=lens)
         write_table(
             lake,
             "lens",
@@ -355,11 +356,12 @@ def test_commitment_keeps_models_streams_and_lenses_apart(lake):
         )
     found = (
         connect(lake)
-        .sql("SELECT variant, lens, token, layer FROM commitment WHERE rule = 'top1' ORDER BY ALL")
+        .sql("SELECT model, lens, token, layer FROM commitment WHERE rule = 'top1' ORDER BY ALL")
         .fetchall()
     )
     assert found == [
-        ("it", "raw", 0, 1), ("it", "raw", 9, 0), ("it", "tuned", 0, 0), ("it", "tuned", 9, 0), ("pt", "raw", 0, 2), ("pt", "raw", 9, 0),
+        ("p-it", "raw", 0, 1), ("p-it", "raw", 9, 0), ("p-it", "tuned", 0, 0), ("p-it", "tuned", 9, 0),
+        ("p-pt", "raw", 0, 2), ("p-pt", "raw", 9, 0),
     ]  # fmt: skip
 
 

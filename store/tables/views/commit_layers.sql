@@ -18,13 +18,13 @@
 -- column cos (layer): from here on the residual's cosine with the final one is >= C
 -- column continuous (layer): KL = 0.1 for the first time, interpolated between layers (exp10)
 WITH final AS (
-    SELECT pair, variant, stream, lens, token, arg_max(top1, layer) AS final_top1, arg_max(entropy, layer) AS final_entropy
+    SELECT model, stream, lens, token, arg_max(top1, layer) AS final_top1, arg_max(entropy, layer) AS final_entropy
     FROM lens
     WHERE token IS NOT NULL
-    GROUP BY pair, variant, stream, lens, token
+    GROUP BY model, stream, lens, token
 ), packed AS (
     -- last_*: the last layer that breaks a rule, the commitment is the one after. over: bit l is set where KL_l >= T.
-    SELECT pair, variant, stream, lens, token,
+    SELECT pair, variant, model, stream, lens, token,
         any_value(prompt) AS prompt, any_value(prompt_id) AS prompt_id, any_value(category) AS category,
         any_value(position) AS position, any_value(step) AS step, max(layer)::INTEGER AS depth,
         max(layer) FILTER (top1 <> final_top1) AS last_top1,
@@ -50,15 +50,15 @@ WITH final AS (
          coalesce(bit_or(1::HUGEINT << layer) FILTER (kl_final_layer >= 0.5), 0),
          coalesce(bit_or(1::HUGEINT << layer) FILTER (kl_final_layer >= 1.0), 0)] AS over,
         list(kl_final_layer ORDER BY layer) AS curve
-    FROM lens JOIN final USING (pair, variant, stream, lens, token)
+    FROM lens JOIN final USING (model, stream, lens, token)
     WHERE layer >= 0
-    GROUP BY pair, variant, stream, lens, token
+    GROUP BY pair, variant, model, stream, lens, token
 ), tails AS (
     -- Mean and median of KL over the layers that are left, from each layer on.
     SELECT *, [list_avg(curve[l + 1:]) for l in layers] AS means, [list_median(curve[l + 1:]) for l in layers] AS medians
     FROM (SELECT *, range(depth + 1) AS layers, [0.05, 0.1, 0.2, 0.5, 1.0] AS bounds FROM packed)
 )
-SELECT pair, variant, stream, lens, prompt, prompt_id, category, token, position, step, depth,
+SELECT pair, variant, model, stream, lens, prompt, prompt_id, category, token, position, step, depth,
     least(coalesce(last_top1, -1) + 1, depth) AS top1,
     [least(coalesce(l, -1) + 1, depth) for l in last_kl] AS kl,
     [least(coalesce(l, -1) + 1, depth) for l in last_entropy] AS entropy,

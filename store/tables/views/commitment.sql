@@ -4,7 +4,7 @@
 -- The others are columns of commit_layers alone: they cost several times as much.
 WITH families AS (
     UNPIVOT (
-        SELECT pair, variant, stream, lens, prompt, prompt_id, category, token, position, step, [top1] AS top1, kl, entropy, cos
+        SELECT pair, variant, model, stream, lens, prompt, prompt_id, category, token, position, step, [top1] AS top1, kl, entropy, cos
         FROM commit_layers
     )
     ON top1, kl, entropy, cos INTO NAME family VALUE found
@@ -13,6 +13,6 @@ WITH families AS (
         ELSE [family || '_' || threshold for threshold in ['0.05', '0.1', '0.2', '0.5', '1.0']] END AS names
     FROM families
 )
-SELECT pair, variant, stream, lens, prompt, prompt_id, category, token, position, step,
+SELECT pair, variant, model, stream, lens, prompt, prompt_id, category, token, position, step,
     unnest(names) AS rule, unnest(found) AS layer
 FROM ruled
