@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from actlake.analyze.residual.directions import matched_units, random_units
+from actlake.analyze.residual.directions import random_units
 from actlake.capture.checkpoint.tokens import encode
-from actlake.capture.edit.edits import Graft, Inject, MatchedScale, RandomGraft, Scale, Zero, edited
+from actlake.capture.edit.edits import Graft, Inject, Matched, RandomGraft, Scale, Skip, Zero, edited
 from actlake.capture.edit.replay import open_start, replay_whole
 from actlake.capture.model.load import load_model
 from actlake.capture.model.partial import load_donor, load_suffix
@@ -30,8 +30,8 @@ def edits(donor):
         "block": [Scale(UNITS, -4.0, site="block")],
         "attn": [Scale(UNITS, 9.0, site="attn")],
         "inject": [Inject(UNITS, 3.0, relative=True)],
-        "matched": [MatchedScale(UNITS, matched_units(BLOCKS, WIDTH), 8.0)],
-        "skip": [Zero(site=site, blocks=BLOCKS) for site in ("mlp", "attn")],
+        "matched": [Matched(UNITS, 8.0)],
+        "skip": [Skip(blocks=BLOCKS)],
         "graft": [Graft(donor)],
         "random_graft": [RandomGraft(donor)],
         "two": [Graft(donor), Scale(UNITS, 3.0)],
@@ -123,7 +123,7 @@ def test_noops_say_what_the_model_says(pairs, prompts, family):
     for changes in (
         [Scale(UNITS, 1.0)],
         [Inject(UNITS, 0.0)],
-        [MatchedScale(UNITS, UNITS, 1.0)],
+        [Matched(UNITS, 1.0)],
         [Zero()],
         [Graft(own)],
         [RandomGraft(own)],

@@ -44,7 +44,7 @@ def arrays(layout: Layout) -> dict[str, np.ndarray]:
     for row in list_captures(layout).itertuples():
         capture = Capture(Path(row.path), lake=layout.files)
         for name in capture.group.array_keys():
-            found[f"{row.pair}/{row.variant}/{row.stream}/{name}"] = capture.array(name)[...]
+            found[f"{row.model}/{row.stream}/{name}"] = capture.array(name)[...]
     return found
 
 
@@ -74,7 +74,7 @@ def web(captured, tmp_path):
 
 def test_a_lake_on_s3_is_the_lake(pushed, captured):
     lake = Lake(pushed)
-    columns = ["pair", "variant", "stream", "prompts", "tokens", "bytes", "sealed"]
+    columns = ["model", "stream", "prompts", "tokens", "bytes", "sealed"]
     assert lake.captures[columns].equals(Lake(captured.root).captures[columns])
     assert same(arrays(lake.layout), arrays(captured))
     assert "s3://" in repr(lake)
