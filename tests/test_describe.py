@@ -182,6 +182,6 @@ def test_equal_weights_of_a_pair_are_remarked(tmp_path, pairs):
     pair = pairs("llama")
     shutil.copytree(pair.it.path, tmp_path / "copy")
     (tmp_path / "copy" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    same = [pair.it, replace(pair.it, variant="pt", path=tmp_path / "copy")]
+    same = [pair.it, replace(pair.it, name="llama-copy", path=tmp_path / "copy")]
     assert ["weights equal" in " ".join(one["notes"]) for one in check_models(same)] == [False, True]
     assert [one["notes"] for one in check_models([pair.pt, pair.it])] == [[], []]

@@ -103,7 +103,7 @@ def test_a_drill_counts_what_it_must_not_see(work):
 def table(lake) -> Path:
     floats = ("kl_layer_final", "kl_final_layer", "js_next", "entropy", "p_target", "cos_final")
     rng = np.random.default_rng(0)
-    rows = {"pair": "p", "variant": "it", "stream": "s", "lens": "raw", "prompt_id": "p0", "category": "C"}
+    rows = {"model": "p-it", "stream": "s", "lens": "raw", "prompt_id": "p0", "category": "C"}
     rows |= dict.fromkeys(("prompt", "token", "position", "step", "layer", "top1", "rank_target"), np.arange(500))
     return write_table(lake, "lens", {"version": 1}, [rows | {name: rng.random(500) for name in floats}])
 

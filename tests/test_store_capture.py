@@ -213,7 +213,7 @@ def test_manifest_says_what_is_there(lake):
     for name, values in whole(template).items():
         assert manifest["variables"][name] == {"min": values.min(), "max": values.max(), "nonfinite": 0}
     row = list_captures(lake).iloc[0]
-    assert (row.pair, row.variant, row.prompts, row.tokens, row.sealed) == ("made-pt", 4, 19, True)
+    assert (row.model, row.prompts, row.tokens, row.sealed) == ("made-pt", 4, 19, True)
     assert row.bytes == manifest["bytes"] and row.path == str(path)
 
 
