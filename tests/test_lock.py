@@ -123,7 +123,7 @@ def test_the_lock_file_has_every_hash(locked: Case) -> None:
     assert l1["query_sha256"] == hashlib.sha256(text).hexdigest()
     for row, streams in ((l1, {"pt": "native", "it": "native"}), (exp16, {"pt": "teacher", "it": "native"})):
         paths = [find_capture(locked.made.layout, f"made-{variant}", stream) for variant, stream in streams.items()]
-        manifests = {"/".join(path.parts[-3:]).removesuffix(".zarr"): read_manifest(path) for path in paths}
+        manifests = {"/".join(path.parts[-2:]).removesuffix(".zarr"): read_manifest(path) for path in paths}
         assert row["captures"] == {name: found["record_sha256"] for name, found in manifests.items() if found}
         for name, sha in row["files"].items():
             assert hashlib.sha256((locked.lake / name).read_bytes()).hexdigest() == sha
@@ -225,7 +225,7 @@ def test_a_capture_that_was_replaced_is_named(case: Case) -> None:
     first, second = case.reproduce(1)
     assert second["same"]  # it reads the teacher's stream
     (wrong,) = first["inputs"]
-    assert wrong["what"] == f"capture made-pt/{stream.name}" and "actlake capture made pt" in wrong["repair"]
+    assert wrong["what"] == f"capture made-pt/{stream.name}" and "actlake capture made-pt" in wrong["repair"]
     assert (wrong["expected"], wrong["found"]) == (before["record_sha256"], after["record_sha256"])
     # Tables of the former capture are still there, and no row of theirs is read.
     assert not first["problem"] and "largest difference of an estimate" in first["answer"]
@@ -238,7 +238,7 @@ def test_a_missing_capture_an_unknown_row_and_no_lake(case: Case) -> None:
     done = case.run("reproduce", str(case.file))
     assert isinstance(done.exception, LakeError)
     assert re.search(
-        "exp16: capture made-pt/teacher.* is not in the lake .*`actlake capture made pt", str(done.exception)
+        "exp16: capture made-pt/teacher.* is not in the lake .*`actlake capture made-pt", str(done.exception)
     )
     record["rows"][0]["row"] = "L99"
     case.file.write_text(json.dumps(record))

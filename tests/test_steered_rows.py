@@ -336,7 +336,7 @@ def test_all_rows_wait_for_texts_and_a_named_row_has_them_written(
     refused = json.loads(run(app, words).output)["refused"]
     assert "the models of llama have written nothing yet, and generating is switched off" in refused["A5a"]
     assert "`actlake run A5a --pair llama` makes its texts" in refused["A5a"]
-    assert not any(path.is_file() for path in steered.layout.root.glob("outputs/**/*"))
+    assert not any(path.is_file() for path in steered.layout.root.glob("texts/**/*"))
 
     found = steered.run("A5a")
     texts = steered.sql("SELECT * FROM outputs").df()
