@@ -103,7 +103,9 @@ def test_names_and_paths(tmp_path, llama, monkeypatch):
 
 def test_models_that_can_not_be_a_pair(tmp_path, llama):
     deeper = tiny.make_model(tmp_path / "deeper", num_hidden_layers=4)
-    with pytest.raises(LakeError, match="pair llama-pt and llama-it: pt has 3 blocks of width 32, it 4 blocks of width 32"):
+    with pytest.raises(
+        LakeError, match="pair llama-pt and llama-it: pt has 3 blocks of width 32, it 4 blocks of width 32"
+    ):
         check_models([llama.pt, replace(llama.it, path=deeper)])
     other = tiny.tokenizer()
     record = json.loads(other.backend_tokenizer.to_str())
