@@ -80,7 +80,7 @@ def hub(captured, tmp_path, monkeypatch):
 def test_a_lake_on_the_hub_is_the_lake(hub, captured, url, capfd, monkeypatch):
     monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
     lake, local = Lake(url), Lake(captured.root)
-    columns = ["pair", "variant", "stream", "tokens", "bytes", "sealed"]
+    columns = ["model", "stream", "tokens", "bytes", "sealed"]
     assert lake.captures[columns].equals(local.captures[columns])
     for row in lake.captures.itertuples():
         found = Capture(Path(row.path), lake=lake.layout.files)
@@ -94,8 +94,8 @@ def test_a_lake_on_the_hub_is_the_lake(hub, captured, url, capfd, monkeypatch):
 
 
 def test_a_revision_is_a_lake_of_its_own(hub):
-    assert set(Lake("hf://datasets/org/lake@v1").captures["variant"]) == {"pt"}
-    assert set(Lake("hf://datasets/org/lake").captures["variant"]) == {"pt", "it"}
+    assert set(Lake("hf://datasets/org/lake@v1").captures["model"]) == {"llama-pt"}
+    assert set(Lake("hf://datasets/org/lake").captures["model"]) == {"llama-pt", "llama-it"}
 
 
 def test_only_the_bytes_that_are_asked_for_are_sent(hub, captured):
@@ -114,7 +114,7 @@ def test_a_lake_is_pulled_from_the_hub(hub, captured, tmp_path):
     for file in (tmp_path / "copy").rglob("*"):
         if file.is_file():
             assert file.read_bytes() == (captured.root / file.relative_to(tmp_path / "copy")).read_bytes()
-    assert set(Lake(tmp_path / "copy").captures["variant"]) == {"pt"}
+    assert set(Lake(tmp_path / "copy").captures["model"]) == {"llama-pt"}
 
 
 def test_what_the_hub_lacks_or_refuses_is_told_at_once(hub, captured):
