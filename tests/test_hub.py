@@ -67,7 +67,7 @@ def hub(captured, tmp_path, monkeypatch):
     """A hub with the captured lake in branch main, there also in a folder, and with half of it in branch v1."""
     for place in ("main", "main/below/lake", "v1"):
         shutil.copytree(captured.root, tmp_path / "hub" / place, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "hub" / "v1" / "captures" / "llama" / "it")
+    shutil.rmtree(tmp_path / "hub" / "v1" / "captures" / "llama-it")
     server = Hub(tmp_path / "hub")
     server.start()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
