@@ -153,7 +153,7 @@ def test_a_server_without_ranges_is_named_and_serves_all_the_same(answered: Layo
 def test_nobody_is_told_to_delete_what_lies_elsewhere(answered: Layout, tmp_path: Path) -> None:
     table = sorted((answered.root / "tables" / "delta").glob("*.parquet"))[0]
     table.write_bytes(b"not a table" * 30)
-    model = answered.root / "models" / "llama" / "it" / "model.json"
+    model = answered.root / "models" / "llama-it" / "model.json"
     with running(LakeServer(answered.root)) as url:
         commands = (
             ["sql", "SELECT count(*) FROM delta", "--lake", url],

@@ -295,6 +295,6 @@ def test_commands(command, tmp_path, pair):
     capture, weights = json.loads(out)
     assert code == 0 and "bit for bit equal" in capture["reforward"]
     assert (weights["capture"], weights["files"], weights["ok"]) == ("models/llama-it/weights", 6, True)
-    tiny.flip(tmp_path / "lake" / "models" / "llama" / "it" / "weights" / "tokenizer.json", 10)
+    tiny.flip(tmp_path / "lake" / "models" / "llama-it" / "weights" / "tokenizer.json", 10)
     code, out, _ = command("verify")
     assert code == 1 and "DAMAGED  models/llama-it/weights" in out
