@@ -66,11 +66,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 
 def names(lake: Lake, variant: str, stream: str = "native") -> tuple[str, str, str]:
-    return ("llama", variant, find_capture(lake.layout, f"llama-{variant}", stream).stem)
+    return (f"llama-{variant}", find_capture(lake.layout, f"llama-{variant}", stream).stem)
 
 
 def native(lake: Lake) -> Scope:
-    return tiny.scope("llama", {variant: names(lake, variant)[2] for variant in ("pt", "it")}, "native")
+    return tiny.scope("llama", {variant: names(lake, variant)[1] for variant in ("pt", "it")}, "native")
 
 
 def table(lake: Lake, sql: str) -> pd.DataFrame:
@@ -338,7 +338,7 @@ def test_stored_probes_open_in_plain_xarray_and_say_where_they_come_from(lake: L
     where = names(lake, "pt")
     assert record["capture_sha256"] == kit.capture(where).sha256 and record["model_sha256"] == kit.head_hash(where)
     assert record["recipe"] == QUICK.record() and record["seed"] == 3 and record["folds"] == 2
-    assert path.stem.startswith(f"{where[2]}-adam-")
+    assert path.stem.startswith(f"tuned-{where[1]}-adam-")
     again, _ = train_probes(lake.layout, "llama-pt", "native", QUICK, seed=3)
     other, _ = train_probes(lake.layout, "llama-pt", "native", QUICK, seed=4)
     assert again == path != other
