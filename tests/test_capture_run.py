@@ -154,14 +154,14 @@ def test_estimate_is_what_is_written(captured, llama):
 def test_check_names_the_lowest_layer_first():
     stream = tiny.synthetic_stream([("a", "", [1, 2], [3]), ("b", "", [4, 5, 6], [])])
     block = np.zeros((6, 3, 2), np.float32)
-    check_finite("p/it", stream, 0, {"resid": block})
+    check_finite("p-it", stream, 0, {"resid": block})
     block[1, 2, 0], block[4, 1, 1] = np.nan, -np.inf
-    with pytest.raises(LakeError, match=r"^p/it: resid is -inf, boundary 1, prompt 'b', position 1 \(token '<5>'\)"):
-        check_finite("p/it", stream, 0, {"resid": block})
-    with pytest.raises(LakeError, match=r"^p/it: mlp_out is nan, layer 0, prompt 'b', position 2"):
-        check_finite("p/it", stream, 4, {"resid": block[:0], "mlp_out": np.asarray([[[0.0]], [[np.nan]]], np.float32)})
-    with pytest.raises(LakeError, match=r"^p/it: logsumexp is inf, prompt 'a', position 2"):
-        check_finite("p/it", stream, 2, {"logsumexp": np.asarray([np.inf], np.float32)})
+    with pytest.raises(LakeError, match=r"^p-it: resid is -inf, boundary 1, prompt 'b', position 1 \(token '<5>'\)"):
+        check_finite("p-it", stream, 0, {"resid": block})
+    with pytest.raises(LakeError, match=r"^p-it: mlp_out is nan, layer 0, prompt 'b', position 2"):
+        check_finite("p-it", stream, 4, {"resid": block[:0], "mlp_out": np.asarray([[[0.0]], [[np.nan]]], np.float32)})
+    with pytest.raises(LakeError, match=r"^p-it: logsumexp is inf, prompt 'a', position 2"):
+        check_finite("p-it", stream, 2, {"logsumexp": np.asarray([np.inf], np.float32)})
 
 
 def test_stored_head_is_the_models(captured, llama):

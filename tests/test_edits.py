@@ -431,7 +431,7 @@ def test_donor_of_another_shape(scenes, tmp_path):
         ({"hidden_size": 64}, r"\(64, 64\)"),
     ):
         donor = load_donor(tiny.spec(tiny.make_model(tmp_path / says, **sizes), "wide-it"), (1, 2))
-        with pytest.raises(LakeError, match=f"donor wide/it: the MLP of block 1 doesn't fit into llama-pt: .*{says}"):
+        with pytest.raises(LakeError, match=f"donor wide-it: the MLP of block 1 doesn't fit into llama-pt: .*{says}"):
             replay_whole(scene.late, scene.starts["pt"], [Graft(donor)])
     narrow = load_donor(scene.late.spec, (1, 2), dtype="bfloat16")
     with pytest.raises(LakeError, match=r"torch\.bfloat16 .* expected torch\.float32"):

@@ -35,8 +35,8 @@ def folder(tmp_path_factory) -> Path:
     return made
 
 
-def in_file(folder: Path, variant: str = "it") -> ModelSpec:
-    return ModelSpec("tiny", variant, folder, None, None, "tiny.gguf")
+def in_file(folder: Path) -> ModelSpec:
+    return ModelSpec("tiny-it", folder, None, None, "tiny.gguf")
 
 
 def pair_of(spec: ModelSpec) -> PairSpec:
@@ -194,9 +194,9 @@ def test_one_part_of_several_is_refused_from_its_header(folder, tmp_path, monkey
     writer.close()
     monkeypatch.setattr(GGUFReader, "__init__", lambda *_: pytest.fail("read by transformers"))
     with pytest.raises(LakeError) as caught:
-        load_model(ModelSpec("m", "it", tmp_path, None, None, name))
+        load_model(ModelSpec("m-it", tmp_path, None, None, name))
     other = f"m-{3 - number:05d}-of-00002.gguf"
-    assert f"model m/it: {name} is part {number} of 2, and transformers reads whole files only" in str(caught.value)
+    assert f"model m-it: {name} is part {number} of 2, and transformers reads whole files only" in str(caught.value)
     assert f"missing here: {other}: join" in str(caught.value) and "--merge m-00001-of-00002.gguf" in str(caught.value)
 
 
@@ -212,7 +212,7 @@ def test_one_part_of_several_is_refused_from_its_header(folder, tmp_path, monkey
 def test_what_is_no_whole_gguf_file_is_told_from_its_first_bytes(tmp_path, content, says) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(LakeError, match=says) as caught:
-        load_model(ModelSpec("m", "it", tmp_path, None, None, "m.gguf"))
+        load_model(ModelSpec("m-it", tmp_path, None, None, "m.gguf"))
     assert "\n" not in str(caught.value)
 
 
@@ -226,12 +226,12 @@ def test_other_vocabularies_and_a_missing_template_are_told_from_headers(tmp_pat
         writer.write_tensors_to_file()
         writer.close()
     monkeypatch.setattr(GGUFReader, "__init__", lambda *_: pytest.fail("read by transformers"))
-    pt, it = (ModelSpec("m", v, tmp_path, None, None, f"{name}.gguf") for v, name in (("pt", "a"), ("it", "b")))
+    pt, it = (ModelSpec(f"m-{v}", tmp_path, None, None, f"{name}.gguf") for v, name in (("pt", "a"), ("it", "b")))
     for run in (
         lambda: check_models([pt, it]),
         lambda: tiny.capture(tmp_path / "lake", PairSpec("m", pt, it, {}), tiny.RAW),
     ):
         with pytest.raises(LakeError, match="pair m: the tokenizers differ: '[xy]' is "):
             run()
-    with pytest.raises(LakeError, match="model m/it: template 'chat': this model's tokenizer has no chat template"):
+    with pytest.raises(LakeError, match="model m-it: template 'chat': this model's tokenizer has no chat template"):
         tiny.capture(tmp_path / "lake", PairSpec("m", None, it, {}), tiny.NATIVE, variants=("it",))

@@ -126,7 +126,7 @@ def loaded(llama: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> Mode
 def refused(llama: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> str:
     with pytest.raises(LakeError) as caught:
         loaded(llama, tmp_path, spoil)
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("model m/pt: ")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("model m-pt: ")
     return str(caught.value)
 
 
@@ -352,7 +352,7 @@ def test_a_float8_checkpoint_is_unpacked_and_recorded(tmp_path: Path) -> None:
     assert dict(lines(describe(model)))["quantised"] == "fp8, 8 bits; unpacked to plain weights while it loads"
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
     assert read_model(layout, "m-it")["quantized"]["method"] == "fp8"
-    check_identity(layout, load_late(layout, "m/it", 1, catalog(pair)), 1)
+    check_identity(layout, load_late(layout, "m-it", 1, catalog(pair)), 1)
 
 
 def test_gpt_oss_as_it_is_released(tmp_path: Path, monkeypatch) -> None:
@@ -384,7 +384,7 @@ def test_gpt_oss_as_it_is_released(tmp_path: Path, monkeypatch) -> None:
     expected = load_model(tiny.spec(tmp_path / "plain", "m-it")).hf(input_ids=ids).logits
     assert torch.equal(model.hf(input_ids=ids).logits, expected)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
-    check_identity(layout, load_late(layout, "m/it", 1, catalog(pair), attention="eager"), 1)
+    check_identity(layout, load_late(layout, "m-it", 1, catalog(pair), attention="eager"), 1)
 
 
 @pytest.mark.parametrize(

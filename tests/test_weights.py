@@ -245,9 +245,9 @@ def test_a_hub_model_is_known_by_its_name(tmp_path, pair, monkeypatch, links):
 
 def test_a_hub_model_that_is_not_here(tmp_path):
     with pytest.raises(
-        LakeError, match="model a/it: its weights are not on this machine; fetch them with `hf download o/n`"
+        LakeError, match="model a-it: its weights are not on this machine; fetch them with `hf download o/n`"
     ):
-        files_of(ModelSpec("a", "it", None, "o/n", None, None))
+        files_of(ModelSpec("a-it", None, "o/n", None, None))
 
 
 def test_a_gguf_file_is_kept_as_it_is(tmp_path):
