@@ -51,10 +51,10 @@ def ask(where: list[str], *rows: str, **options) -> Asking:
 
 
 def test_a_row_that_needs_no_probes_is_answered_before_they_are_trained(where: list[str]) -> None:
-    seen, probes = [], Path(where[1]) / "probes"
+    seen, probes = [], Path(where[1]) / "lenses"
     for found in ask(where, "L2", "tuned", "L1", "exp16"):
         assert isinstance(found, Answer)
-        seen.append((found.query.id, bool(list(probes.glob("*/*/*.zarr")))))
+        seen.append((found.query.id, bool(list(probes.glob("*/*.zarr")))))
     assert seen == [("L1", False), ("exp16", False), ("L2", True), ("tuned", True)]
     again = ask(where, "L2", "L1")
     assert [one.words for one in again.forecast()] == ["answered from what is there"] * 2
@@ -74,8 +74,8 @@ def test_without_probes_a_row_does_without_the_tuned_lens_or_is_refused(where: l
     assert [no.query.id for no in asked.refused] == ["tuned"]
     assert "training is switched off: `actlake fit-lens llama" in asked.refused[0].reason
     (found,) = asked
-    assert "cg_raw" in set(found.table["measure"]) and "(without lens(tuned): probes of llama/" in found.sentence
-    assert not (Path(where[1]) / "probes").exists()
+    assert "cg_raw" in set(found.table["measure"]) and "(without lens(tuned): probes of llama-" in found.sentence
+    assert not (Path(where[1]) / "lenses").exists()
     done = run(app, ["run", "L1", "L2", "--no-probes", *where, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0 and done.output.index("L2 ·") < done.output.index("L1 ·")  # whose table is not there yet
     lake = Lake(where[1], catalog=Path(where[3]))

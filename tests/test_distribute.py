@@ -95,7 +95,7 @@ def scope(lake: Layout, stream: str) -> Scope:
 
 def made(lake: Layout) -> dict[str, bytes]:
     """Everything that was computed in a lake."""
-    folders = ("tables", "probes", "directions")
+    folders = ("tables", "lenses", "directions")
     return {f"{name}/{file}": data for name in folders for file, data in tiny.tree(lake.root / name).items()}
 
 

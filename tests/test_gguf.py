@@ -112,8 +112,9 @@ def test_commands_take_a_gguf_file(tmp_path, folder, monkeypatch, capsys):
 
     assert json.loads(ok("model", "check", str(folder / "tiny.gguf"), "--json"))[0]["model"] == "tiny"
     ok("capture", "tiny-it", "--prompts", "tiny", "--max-new-tokens", "3")
-    (report,) = json.loads(ok("verify", "--reforward", "2", "--json"))
+    report, *rest = json.loads(ok("verify", "--reforward", "2", "--json"))
     assert report["ok"] and "bit for bit equal" in report["reforward"]
+    assert [(one["capture"], one["ok"]) for one in rest] == [("models", True), ("streams", True)]
 
 
 @pytest.mark.parametrize(
@@ -227,11 +228,11 @@ def test_other_vocabularies_and_a_missing_template_are_told_from_headers(tmp_pat
         writer.close()
     monkeypatch.setattr(GGUFReader, "__init__", lambda *_: pytest.fail("read by transformers"))
     pt, it = (ModelSpec(f"m-{v}", tmp_path, None, None, f"{name}.gguf") for v, name in (("pt", "a"), ("it", "b")))
-    for run in (
-        lambda: check_models([pt, it]),
-        lambda: tiny.capture(tmp_path / "lake", PairSpec("m", pt, it, {}), tiny.RAW),
+    for name, run in (
+        ("m-pt and m-it", lambda: check_models([pt, it])),
+        ("m", lambda: tiny.capture(tmp_path / "lake", PairSpec("m", pt, it, {}), tiny.RAW)),
     ):
-        with pytest.raises(LakeError, match="pair m: the tokenizers differ: '[xy]' is "):
+        with pytest.raises(LakeError, match=f"pair {name}: the tokenizers differ: '[xy]' is "):
             run()
     with pytest.raises(LakeError, match="model m-it: template 'chat': this model's tokenizer has no chat template"):
         tiny.capture(tmp_path / "lake", PairSpec("m", None, it, {}), tiny.NATIVE, variants=("it",))

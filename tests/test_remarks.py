@@ -45,7 +45,8 @@ def test_rows_and_tables_are_listed(lake):
     assert len(rows) == 38 and {"row", "title", "how", "streams", "tables"} <= rows[0].keys()
     assert "Attention entropy" in run(app, ["rows", "l9"]).output
     columns = json.loads(run(app, ["tables", "lens", "--json", "--lake", str(lake.root)]).output)
-    assert {"column": "kl_final_layer", "type": "FLOAT"} in columns
+    (found,) = [one for one in columns if one["column"] == "kl_final_layer"]
+    assert found["type"] == "FLOAT" and {"unit", "meaning"} <= found.keys() and found["meaning"]
     assert {"lens", "tokens"} <= {
         one["table"] for one in json.loads(run(app, ["tables", "--json", "--lake", str(lake.root)]).output)
     }

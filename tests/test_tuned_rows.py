@@ -35,6 +35,7 @@ from test_observed_rows import Forward, texts
 from typer.testing import CliRunner
 
 QUICK = choosing.DEFAULT  # that of the tests, see conftest
+PAIRS = {"llama": {"pt": "llama-pt", "it": "llama-it"}}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def native(lake: Lake) -> Scope:
 
 def table(lake: Lake, sql: str) -> pd.DataFrame:
     """What the tables hold, without computing what is missing."""
-    return connect(lake.layout).sql(sql).df()
+    return connect(lake.layout, pairs=PAIRS).sql(sql).df()
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_all_rows_touch_a_chunk_twice_training_once(lake: Lake, decoded: Counter
     train_probes(lake.layout, "llama-it", "native", QUICK)
     assert set(decoded.values()) == {1}
     decoded.clear()
-    shutil.rmtree(lake.layout.root / "probes")
+    shutil.rmtree(lake.layout.root / "lenses")
     made = ensure(
         lake.layout,
         [
@@ -231,7 +232,7 @@ def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monk
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, variants=("it",), prompts=tiny.prompt_set(texts(12)))
     path, record = train_probes(layout, "llama-it", "native", QUICK)
     narrow = read_probes(path)
-    shutil.rmtree(layout.root / "probes")
+    shutil.rmtree(layout.root / "lenses")
     kinds = []
     shuffle = probe_training.Shuffle
 
@@ -320,8 +321,8 @@ def test_a_full_disk_leaves_no_half_set(lake: Lake, monkeypatch) -> None:
     monkeypatch.setattr("actlake.store.artifacts.probes.write_group", full)
     with pytest.raises(LakeError, match="disk full while writing"):
         train_probes(lake.layout, "llama-it", "native", QUICK)
-    assert not list((lake.layout.root / "probes").rglob("*.zarr")) and not list(
-        (lake.layout.root / "probes").rglob("*.tmp")
+    assert not list((lake.layout.root / "lenses").rglob("*.zarr")) and not list(
+        (lake.layout.root / "lenses").rglob("*.tmp")
     )
 
 

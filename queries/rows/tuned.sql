@@ -18,7 +18,7 @@
 --     and every stream) and used for the other half, in all rows that use the tuned lens. On prompts they were
 --     trained on, probes of small captures look too good, and gaps between models shrink.
 --   - Probes are only as good as their text: for figures to compare with the study's (65.5 M tokens a variant),
---     capture a long text and run `actlake probes train` on it.
+--     capture a long text and run `actlake fit-lens` on it.
 --   - Which probes are used: of those that `actlake probes ls` lists as trained on request, the ones with the most
 --     tokens; else the usual ones are trained from the native stream. When a probe's training stops is decided on
 --     some of the prompts it is kept for. The last layer has no probe: its distribution is the reference.

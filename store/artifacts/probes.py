@@ -119,7 +119,7 @@ def find_probes(layout: Layout, model: str, name: str = "") -> Path:
     if len(found) != 1:
         raise LakeError(
             f"{'no' if not found else 'several'} probes of {model} have a name that starts with {name!r}; there:"
-            f" {', '.join(names) or 'none'}. `actlake probes train` makes some"
+            f" {', '.join(names) or 'none'}. `actlake fit-lens` makes some"
         )
     return folder / f"{found[0]}.zarr"
 

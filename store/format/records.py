@@ -261,7 +261,7 @@ REPAIRS = {
     "model": "restore the file, or delete the model's folder and run the same `actlake capture` again",
     "weights": "restore the file, or delete it and weights.json and run `actlake capture --with-weights` again",
     "head": "restore head.zarr, or delete the model's folder and run the same `actlake capture` again",
-    "probes": "restore the file, or delete the probes' folder and run `actlake probes train` again",
+    "probes": "restore the file, or delete the probes' folder and run `actlake fit-lens` again",
     "directions": "delete its folder and run the question again",
     "condition": "restore the file, or delete its folder and run `actlake generate` again",
     "lines": "delete the file and run the same command again",
