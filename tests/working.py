@@ -169,7 +169,7 @@ def together(layout: Layout) -> dict[str, Any]:
 
 def sealing(layout: Layout) -> None:
     """Every capture, whose rows are all there."""
-    for path in sorted((layout.root / "captures").glob("*/*/*.zarr")):
+    for path in sorted((layout.root / "captures").glob("*/*.zarr")):
         seal(path)
 
 
