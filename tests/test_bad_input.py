@@ -81,7 +81,7 @@ def test_pair_without_the_asked_variant(lake, llama):
 def test_names_that_would_leave_the_lake(lake):
     for name in ("../x", "a/b", "", ".hidden", "a b", "x..y"):
         with pytest.raises(LakeError, match="is not a valid name"):
-            lake.capture(name, "pt", "raw")
+            lake.capture(name, "raw")
         with pytest.raises(LakeError, match="is not a valid name"):
             lake.table(name)
 
@@ -274,6 +274,8 @@ def test_lake_of_a_newer_format(lake_copy, llama):
         good = file.read_text()
         tiny.edit_json(file, format_version=3)
         assert refused(lake_copy.root, action) == f"{file}: {newer} with `pip install -U actlake`"
+        tiny.edit_json(file, format_version=1)
+        assert "format version 1, this actlake reads 2 and converts no older lake" in refused(lake_copy.root, action)
         tiny.edit_json(file, format_version="new")
         assert "no format_version" in refused(lake_copy.root, action)
         file.write_text("[")
@@ -609,11 +611,11 @@ def command(catalog, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]
 
 
 COMMANDS = [
-    (["capture", "lama", "--prompts", "tiny"], "unknown pair 'lama'"),
+    (["capture", "lama", "--prompts", "tiny"], "unknown pair, model or chain 'lama'"),
     (["capture", "llama", "--prompts", "tyni"], "unknown prompt set 'tyni'"),
     (["capture", "llama", "--prompts", "tiny", "--stream", "nativ"], "unknown stream 'nativ'"),
     (["capture", "llama", "--prompts", "tiny", "--profile", "ful"], "unknown profile 'ful'"),
-    (["capture", "llama", "base", "--prompts", "tiny"], "unknown pair 'base'"),
+    (["capture", "llama", "base", "--prompts", "tiny"], "unknown pair, model or chain 'base'"),
     (["capture", "broken", "pt", "--prompts", "tiny"], "has no config.json"),
     (["capture", "llama", "--prompts", "tiny", "--max-new-tokens", "500"], "the model's context holds 128"),
     (["capture", "llama", "--prompts", "tiny", "--limit", "0"], "a limit of 0 leaves no prompts"),
@@ -680,8 +682,8 @@ def test_commands_do_their_work_and_find_damage(command, tmp_path):
     code, out, _ = command("verify", "--reforward", "2", "--json")
     (found,) = json.loads(out)
     assert code == 0 and found["ok"] and "bit for bit equal" in found["reforward"]
-    code, out, _ = command("sql", "SELECT variant, tokens FROM captures", "--json")
-    assert code == 0 and json.loads(out) == [{"variant": "it", "tokens": row["tokens"]}]
+    code, out, _ = command("sql", "SELECT model, tokens FROM captures", "--json")
+    assert code == 0 and json.loads(out) == [{"model": "llama-it", "tokens": row["tokens"]}]
     file = Path(row["path"]) / "resid" / "c" / "0" / "0" / "0"
     tiny.flip(file, 100)
     code, out, _ = command("verify")

@@ -105,7 +105,7 @@ def test_compressed_size_is_enough_and_not_far_off(tmp_path, profile):
     pair, prompts = catalog.pair("pocket"), find_prompts(catalog, None, "pocket", 40)
     kept = catalog.profile(profile)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.BARE, profile=kept, variants=("it",), prompts=prompts)
-    files = read_manifest(find_capture(layout, "pocket/it", "bare"))["files"]
+    files = read_manifest(find_capture(layout, "pocket-it", "bare"))["files"]
     stored = sum(entry["bytes"] for file, entry in files.items() if "/c/" in file)
     assert 1 <= foreseen(pair, tiny.BARE, prompts, kept, layout).size.stored / stored < 1.7
 
@@ -173,9 +173,9 @@ def test_nothing_is_loaded_and_nothing_written(tmp_path, llama, monkeypatch):
     layout = Layout.open(tmp_path / "lake", create=True)
     before = tiny.tree(tmp_path)
     found = forecast(llama, [tiny.RAW, tiny.TEACHER], tiny.prompt_set(), [FULL, LEAN], layout=layout)
-    assert [(f.variant, f.stream, f.profile) for f in found] == [
-        (variant, stream, profile)
-        for variant in ("pt", "it")
+    assert [(f.model, f.stream, f.profile) for f in found] == [
+        (model, stream, profile)
+        for model in ("llama-pt", "llama-it")
         for stream in ("raw", "teacher")
         for profile in ("full", "lean")
     ]
@@ -239,9 +239,9 @@ def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, 
 def test_command_prints_a_row_for_each_capture(plan, tmp_path):
     code, out, _ = plan("plan", "llama", "--prompts", "tiny", "--stream", "raw", "--stream", "native")
     lines, profiles = out.splitlines(), list(load_catalog().profiles)
-    shard_buffers = [f"llama/{v} {s} {p} " for v in ("pt", "it") for s in ("raw", "native") for p in profiles]
-    assert code == 0 and sum("at most" in line for line in lines) == len(shard_buffers) >= 12
-    assert all(sum(line.startswith(row) for line in lines) == 1 for row in shard_buffers)
+    rows = [f"llama-{v} {s} {p} " for v in ("pt", "it") for s in ("raw", "native") for p in profiles]
+    assert code == 0 and sum("at most" in line for line in lines) == len(rows) >= 12
+    assert all(sum(line.startswith(row) for line in lines) == 1 for row in rows)
     assert "once a model" in out and not (tmp_path / "lake").exists()
 
 
@@ -256,17 +256,17 @@ def test_command_as_json_says_what_is_then_captured(plan):
     (after,) = json.loads(out)
     assert after["exact"] and after["tokens"] == made["tokens"] == after["seconds"]
     assert after["resid (raw)"] == made["tokens"] * 4 * 32 * 4
-    assert after["raw"] <= row["raw"] and row["variant"] == "it" and row["profile"] == "full"
+    assert after["raw"] <= row["raw"] and row["model"] == "llama-it" and row["profile"] == "full"
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["lama"], "unknown pair 'lama'"),
+        (["lama"], "unknown pair, model or chain 'lama'"),
         (["llama", "--profile", "ful"], "unknown profile 'ful'"),
         (["llama", "--stream", "nativ"], "unknown stream 'nativ'"),
         (["llama", "--prompts", "tyni"], "unknown prompt set 'tyni'"),
-        (["llama", "base"], "unknown pair 'base'"),
+        (["llama", "base"], "unknown pair, model or chain 'base'"),
         (["llama", "--device", "gpu"], "device 'gpu'"),
         (["llama", "--max-new-tokens", "500"], "the model's context holds 128"),
     ],

@@ -25,13 +25,14 @@ from actlake.store.captures.reader import Capture, list_captures
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables.sql import connect
-from actlake.store.tables.streams import same_prompts, stream_table
+from actlake.store.tables.streams import pair_streams, same_prompts
 from test_graft_rows import catalog
 from test_observed_rows import texts
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 NEW = 6
+PAIR = {"pt": "llama-pt", "it": "llama-it"}
 STEER = "scale:layers=late,direction=d_mean,alpha=-3"
 
 
@@ -56,7 +57,7 @@ def kit(layout, made, **options):
 
 
 def scope_of(layout):
-    return tiny.scope("llama", same_prompts(stream_table(layout), "llama", "native", None), "native")
+    return tiny.scope("llama", same_prompts(pair_streams(layout, {"llama": PAIR}), "llama", "native", None), "native")
 
 
 def prompts_in(made, count=12):
@@ -130,7 +131,7 @@ def test_a_kill_loses_one_batch_at_most(lake, made, monkeypatch):
     mine = kit(lake, made)
     wanted = [setting_of(mine, "llama", "pt", [], "native")]
     whole = write(plan(mine, "llama", wanted, prompts_in(made), None, NEW, 12))[0].rows
-    shutil.rmtree(lake.root / "outputs")
+    shutil.rmtree(lake.root / "texts")
     decode, left = engine.decode, iter([True, True, False])
 
     def dies(model, prompts, *rest):
@@ -147,7 +148,7 @@ def test_a_kill_loses_one_batch_at_most(lake, made, monkeypatch):
     assert again.missing == 3 and again.tokens == 3 * NEW
     (done,) = write(again)
     assert done.generated == 3 and done.rows == whole
-    assert not list((lake.root / "outputs").rglob(".parts"))
+    assert not list((lake.root / "texts").rglob(".parts"))
 
 
 def test_the_key_holds_all_that_matters(lake, made):
@@ -279,7 +280,7 @@ def test_a_steered_text_is_captured_like_any_other(lake, made):
     stream = steered(lake, "llama-it", done.key[:6])
     tiny.capture(lake.root, made[2], stream, prompts=prompts_in(made))
     for variant in ("pt", "it"):
-        found = list_captures(lake).query("variant == @variant and stream.str.startswith('steered')")
+        found = list_captures(lake).query(f"model == 'llama-{variant}' and stream.str.startswith('steered')")
         capture = Capture(lake.capture(f"llama-{variant}", found["stream"].iloc[0]))
         token, offset, step = (capture.array(name)[:] for name in ("token_id", "offset", "step"))
         for place, (row, prompt) in enumerate(zip(done.rows, prompts_in(made).prompts, strict=True)):
@@ -326,7 +327,7 @@ def test_the_command(lake, made, tmp_path):
     words = ["generate", "llama", "--edit", STEER, "--prompts", str(file), "--max-new-tokens", "5", "--limit", "4"]
     code, text = command(lake, made, *words, "--dry-run")
     assert code == 0 and "1 conditions, 1 distinct: 4 texts, 4 to generate, at most 20 tokens" in text
-    assert not (lake.root / "outputs").exists()
+    assert not (lake.root / "texts").exists()
     code, text = command(lake, made, *words, "--show", "1")
     assert code == 0 and "0 of 4 texts were already in the lake" in text
     code, text = command(lake, made, *words, "--json")
@@ -334,10 +335,10 @@ def test_the_command(lake, made, tmp_path):
     assert code == 0 and found["missing"] == 0 and found["conditions"][0]["generated"] == 0
     frame = Lake(lake.root).sql("SELECT condition, count(*) AS n, max(tokens) AS most FROM outputs GROUP BY ALL").df()
     assert frame.values.tolist() == [["scale:layers=2-3,direction=d_mean,alpha=-3,site=mlp", 4, 5]]
-    text = next((lake.root / "outputs").rglob("texts-*.parquet"))
+    text = next((lake.root / "texts").rglob("texts-*.parquet"))
     about = json.loads(pq.read_schema(text).metadata[b"actlake"])
     assert about["provenance"]["models"]["it"]["sha256"] == about["recipe"]["model"] and about["provenance"]["torch"]
-    sealed = next((lake.root / "outputs").rglob("condition.json"))
+    sealed = next((lake.root / "texts").rglob("condition.json"))
     assert json.loads(sealed.read_text())["recipe"]["max_new_tokens"] == 5
 
 

@@ -15,8 +15,7 @@ SENTENCES = ["Finding one.", "Finding two.", "Finding three."]
 COMMANDS = ["actlake run L2 --pair pocket", 'actlake sql "SELECT 1 < 2"', "actlake report"]
 CAPTURES = pd.DataFrame(
     {
-        "pair": "pocket",
-        "variant": ["pt", "it", "it"],
+        "model": ["pocket-pt", "pocket-it", "pocket-it"],
         "stream": ["native-pocket-1a2b3c4d", "native-pocket-5e6f7a8b", "teacher-pocket-99999999"],
         "prompts": [240, 240, 0],
         "tokens": [17234, 20001, 0],
@@ -25,7 +24,7 @@ CAPTURES = pd.DataFrame(
         "path": "/somewhere/on/a/machine",
     }
 )
-STEPS = [Step("capture pocket/pt", 12.34, 98_765_432), Step("lens table", 0.4, 2048, True), Step("L2", 71.0)]
+STEPS = [Step("capture pocket-pt", 12.34, 98_765_432), Step("lens table", 0.4, 2048, True), Step("L2", 71.0)]
 
 
 class Reader(HTMLParser):
@@ -115,7 +114,7 @@ def test_captures_steps_and_their_sums(html: str):
     text = Reader(html).text
     assert "native-pocket-1a2b3c4d 240 17,234 98.8 MB" in text
     assert "all 37,235 99.8 MB" in text
-    assert "capture pocket/pt 12.3 s 98.8 MB" in text and "lens table 0.40 s 2.0 KB reused" in text
+    assert "capture pocket-pt 12.3 s 98.8 MB" in text and "lens table 0.40 s 2.0 KB reused" in text
     assert "L2 1 min 11 s" in text and "all 1 min 24 s" in text
     assert "teacher-pocket-99999999" not in text and "/somewhere" not in text
 
@@ -137,7 +136,7 @@ def test_hostile_names_and_texts_stay_text():
     answer.published = pd.DataFrame(
         [{"row": evil, "model": evil, "quantity": quote, "value": 1.0, "low": np.nan, "high": np.nan, "source": evil}]
     )
-    captures = CAPTURES.assign(pair=evil, variant=quote, stream=evil)
+    captures = CAPTURES.assign(model=evil, stream=quote)
     steps = [Step(evil, 1.0), Step(quote, 1.0)]
     text = render(
         [answer], title=evil, sentences=[evil, quote, evil], captures=captures, steps=steps, next_commands=[quote]

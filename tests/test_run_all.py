@@ -28,7 +28,7 @@ def test_all_rows_into_a_folder_and_what_is_missing(
 ) -> None:
     lake = tmp_path / "lake"
     shutil.copytree(made.layout.root, lake)
-    shutil.rmtree(next((lake / "captures" / "made" / "pt").glob("teacher*")))
+    shutil.rmtree(next((lake / "captures" / "made-pt").glob("teacher*")))
     passes = []
     sweep_ = sweep._sweep
     monkeypatch.setattr(sweep, "_sweep", lambda jobs: (passes.append([job.name for job in jobs]), sweep_(jobs)))

@@ -140,9 +140,8 @@ def test_tables_of_an_empty_lake_are_empty_and_typed(lake):
     connection = connect(lake)
     for name, table in TABLES.items():
         relation = connection.sql(f"SELECT * FROM {name}")
-        joined = ["pair", "variant"] if "model" in table.names else ["pair"]
-        assert relation.columns == [*joined, *table.names, *["history"] * (name == "pair_lens")]
-        assert relation.fetchall() == []
+        asked = ["pair", "variant"] if "model" in table.names else ["pair"]
+        assert relation.columns == [*asked, *table.names, *["history"] * (name == "pair_lens")] and relation.fetchall() == []
     assert connection.sql("SELECT count(*) FROM commitment").fetchall() == [(0,)]
     assert connection.sql("SELECT count(*) FROM captures").fetchall() == [(0,)]
     assert tables_in("SELECT * FROM lens JOIN tokens USING (token)") == {"lens", "tokens"}
@@ -151,8 +150,8 @@ def test_tables_of_an_empty_lake_are_empty_and_typed(lake):
 def test_captures_and_streams_are_tables(captured):
     connection = connect(captured)
     assert connection.sql(
-        "SELECT variant, count(*) FROM captures WHERE sealed GROUP BY variant ORDER BY variant"
-    ).fetchall() == [("it", 1), ("pt", 2)]
+        "SELECT model, count(*) FROM captures WHERE sealed GROUP BY model ORDER BY model"
+    ).fetchall() == [("llama-it", 1), ("llama-pt", 2)]
     rows = connection.sql("SELECT variant, recipe, split_part(stream, '-', 1) FROM streams ORDER BY ALL").fetchall()
     assert rows == [
         ("it", "native", "native"),
@@ -360,8 +359,7 @@ def test_commitment_keeps_models_streams_and_lenses_apart(lake):
         .fetchall()
     )
     assert found == [
-        ("p-it", "raw", 0, 1), ("p-it", "raw", 9, 0), ("p-it", "tuned", 0, 0), ("p-it", "tuned", 9, 0),
-        ("p-pt", "raw", 0, 2), ("p-pt", "raw", 9, 0),
+        ("p-it", "raw", 0, 1), ("p-it", "raw", 9, 0), ("p-it", "tuned", 0, 0), ("p-it", "tuned", 9, 0), ("p-pt", "raw", 0, 2), ("p-pt", "raw", 9, 0),
     ]  # fmt: skip
 
 

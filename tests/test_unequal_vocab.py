@@ -67,11 +67,11 @@ def test_a_written_row_is_answered(lake: tuple[Lake, str]) -> None:
 
 def test_js_is_that_of_the_common_tokens(lake: tuple[Lake, str]) -> None:
     found, _ = lake
-    streams = stream_table(found.layout).query("recipe == 'teacher'").set_index("variant")["stream"]
+    streams = stream_table(found.layout).query("recipe == 'teacher'").set_index("model")["stream"]
     sides, logp = {}, {}
     for variant in ("pt", "it"):
         arrays, attrs = read_head(found.layout, f"llama-{variant}")
-        data = found.capture(f"llama-{variant}", streams[variant])
+        data = found.dataset(f"llama-{variant}", streams[f"llama-{variant}"])
         sides[variant] = data
         at = np.flatnonzero(data["step"].values >= 0)
         h = data["resid"].values[at].astype(np.float64)
@@ -82,7 +82,7 @@ def test_js_is_that_of_the_common_tokens(lake: tuple[Lake, str]) -> None:
     mid = np.log((p + q) / 2)
     js = 0.5 * (p * (logp["pt"] - mid) + q * (logp["it"] - mid)).sum(-1)
     table = found.sql(
-        f"SELECT js, kl_pt_it FROM pair_lens WHERE stream = '{streams['it']}' AND stream_pt = '{streams['pt']}'"
+        f"SELECT js, kl_pt_it FROM pair_lens WHERE stream = '{streams['llama-it']}' AND stream_pt = '{streams['llama-pt']}'"
         " AND step >= 0 ORDER BY prompt, step, layer"
     ).df()
     assert np.allclose(table["js"], js.ravel(), atol=2e-6)
