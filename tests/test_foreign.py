@@ -142,9 +142,7 @@ def test_foreign_and_captured_rows_stand_side_by_side(lake_copy: Layout, tmp_pat
     ):
         mine.run("L1", pair="llama", prompts="theirs")
     native = mine.run("L2", pair="llama", prompts="tiny").streams["pt"]
-    with pytest.raises(
-        LakeError, match="the lake has rows of model llama-pt, stream .* already; choose another"
-    ):
+    with pytest.raises(LakeError, match="the lake has rows of model llama-pt, stream .* already; choose another"):
         add_table(lake_copy, "lens", write(tmp_path, frame), pair="llama", variant="pt", stream=native)
 
 

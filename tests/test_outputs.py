@@ -11,8 +11,8 @@ import torch
 from actlake.analyze.text.scores import score
 from actlake.capture.checkpoint.tokens import encode
 from actlake.capture.run.ranks import Rank
+from actlake.capture.streams import greedy as engine
 from actlake.capture.streams.prompts import Prompt
-from actlake.capture.streams.streams import greedy as engine
 from actlake.capture.streams.streams import steered
 from actlake.cli.main import app
 from actlake.lake import Lake

@@ -141,7 +141,10 @@ def test_tables_of_an_empty_lake_are_empty_and_typed(lake):
     for name, table in TABLES.items():
         relation = connection.sql(f"SELECT * FROM {name}")
         asked = ["pair", "variant"] if "model" in table.names else ["pair"]
-        assert relation.columns == [*asked, *table.names, *["history"] * (name == "pair_lens")] and relation.fetchall() == []
+        assert (
+            relation.columns == [*asked, *table.names, *["history"] * (name == "pair_lens")]
+            and relation.fetchall() == []
+        )
     assert connection.sql("SELECT count(*) FROM commitment").fetchall() == [(0,)]
     assert connection.sql("SELECT count(*) FROM captures").fetchall() == [(0,)]
     assert tables_in("SELECT * FROM lens JOIN tokens USING (token)") == {"lens", "tokens"}

@@ -225,7 +225,7 @@ def list_captures(layout: Layout) -> pd.DataFrame:
         rows.append({**row, "sealed": sealed, "path": str(path)})
     # A copy that lacks something is the exception, and so is the column; likewise a warning.
     exceptions = [name for name in ("lacks", "warning") if any(row[name] for row in rows)]
-    return pd.DataFrame(rows, columns=[*COLUMNS, *exceptions])
+    return pd.DataFrame(rows, columns=[*COLUMNS, *exceptions]).astype({"sealed": bool})  # of an empty lake, too
 
 
 def captured_streams(layout: Layout, models: Iterable[str] | None = None) -> dict[str, set[str]]:
