@@ -101,7 +101,7 @@ class Reference:
         self.runs = cache(self._runs)
 
     def _runs(self, variant: str, recipe: str) -> list[dict[str, np.ndarray]]:
-        names = capture_names(self.layout, "llama", variant)
+        names = capture_names(self.layout, f"llama-{variant}")
         stream = read_stream(self.layout, next(names[name] for name in sorted(names) if name.startswith(f"{recipe}-")))
         return [
             {**self.models[variant](tokens), "tokens": tokens, "start": start}
@@ -312,13 +312,13 @@ def test_calibration_splits(rows: Callable, reference: Reference) -> None:
 def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lake, reference: Reference) -> None:
     found, (difference, counts) = rows("exp10"), reference.own()
     runs = {v: reference.runs(v, "teacher") for v in ("pt", "it")}
-    probe_choice = {v: trained(observed, v) if lens == "tuned" else [None, None] for v in runs}
+    probes = {v: trained(observed, v) if lens == "tuned" else [None, None] for v in runs}
     fold = fold_of([name for name, *_ in texts(40)], 2)
     x, y, held = [], [], np.random.default_rng(42).permutation(40)[:8]
     gradient = np.zeros((LAYERS, D))
     for pt, it, part in zip(runs["pt"], runs["it"], fold, strict=True):
         told = {"pt": pt["resid"][pt["start"] :], "it": it["resid"][it["start"] :]}
-        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probe_choice[v][part]) for v, resid in told.items()}
+        kl = {v: kl_and_gradient(reference.models[v].hf, resid, probes[v][part]) for v, resid in told.items()}
         change = kl["it"][0] - kl["pt"][0]
         if len(change) > 4:
             change = np.clip(change, *np.percentile(change, [5, 95], axis=0))
@@ -349,7 +349,7 @@ def test_direction_of_later_convergence(lens: str, rows: Callable, observed: Lak
 
 def trained(lake: Lake, variant: str) -> list[Probes]:
     """The probes that the row used, by fold."""
-    names = ("llama", variant, find_capture(lake.layout, f"llama-{variant}", "native").stem)
+    names = (f"llama-{variant}", find_capture(lake.layout, f"llama-{variant}", "native").stem)
     return choose(Context(lake.layout), names).folds
 
 
@@ -357,8 +357,8 @@ def kl_and_gradient(hf: torch.nn.Module, resid: np.ndarray, probes: Probes | Non
     """KL(p_L || p_l) [n, layers] and the sum over tokens of its gradient in h_l, by autograd, [layers, d]."""
     h = torch.tensor(resid, requires_grad=True)
     read = h
-    if probe_choice is not None:  # boundary l + 1 is layer l; the last one has no probe
-        weight, bias = probe_choice.weight[1:].double(), probe_choice.bias[1:].double()
+    if probes is not None:  # boundary l + 1 is layer l; the last one has no probe
+        weight, bias = probes.weight[1:].double(), probes.bias[1:].double()
         read = torch.cat([torch.einsum("nld,led->nle", h[:, :-1], weight) + bias, h[:, -1:]], dim=1)
     logp = hf.lm_head(hf.model.norm(read)).log_softmax(-1)
     final = logp[:, -1:].detach()

@@ -214,12 +214,12 @@ def test_weights_from_the_lake(tmp_path, llama):
 def test_gguf(tmp_path):
     ggufs = pytest.importorskip("ggufs")
     _, file = ggufs.make_gguf(tmp_path)
-    pair = PairSpec("quantised", None, ModelSpec("quantised", "it", tmp_path, None, None, file.name), {})
+    pair = PairSpec("quantised", None, ModelSpec("quantised-it", tmp_path, None, None, file.name), {})
     layout = tiny.capture(tmp_path / "lake", pair, tiny.RAW, variants=("it",))
-    late = load_late(layout, "quantised/it", 1, catalog(pair))
+    late = load_late(layout, "quantised-it", 1, catalog(pair))
     check_identity(layout, late, 1)
     assert late.dtype == torch.bfloat16 and not list(late.parts.blocks[0].parameters())
-    donor = load_mlps(layout, "quantised/it", (1, 2), catalog(pair))
+    donor = load_mlps(layout, "quantised-it", (1, 2), catalog(pair))
     assert torch.equal(donor.mlps[1].up_proj.weight, late.parts.mlps[1].up_proj.weight)
 
 
@@ -229,7 +229,7 @@ def test_boundary_that_is_not_stored(tmp_path, llama):
     with pytest.raises(LakeError) as caught:
         open_start(layout, "llama-it", "raw", 2)
     assert re.search(
-        r"boundary 2 is not stored in this capture \(it has 0, 3\).*`actlake capture llama it --stream raw --prompts tiny"
+        r"boundary 2 is not stored in this capture \(it has 0, 3\).*`actlake capture llama-it --stream raw --prompts tiny"
         r" --profile full --lake OTHER` keeps all",
         str(caught.value),
     )
@@ -294,7 +294,7 @@ def test_missing_weights(lakes, pairs, tmp_path):
     gone = replace(pairs("llama").it, path=tmp_path / "gone")
     with pytest.raises(LakeError, match=r"gone has no config\.json"):
         load_mlps(layout, "llama-it", (1, 3), catalog(replace(pairs("llama"), it=gone)))
-    other = replace(pairs("llama"), it=replace(pairs("llama").pt, variant="it"))
+    other = replace(pairs("llama"), it=replace(pairs("llama").pt, name="llama-it"))
     with pytest.raises(LakeError, match="its weights are not those that the lake's captures were made from"):
         load_late(layout, "llama-it", 1, catalog(other))
 

@@ -108,7 +108,7 @@ def open_start(layout: Layout, model: str, stream: str, boundary: int) -> Replay
     boundaries = manifest["boundaries"] if "resid" in manifest["sizes"] else []
     if boundary not in boundaries:
         kind, _, rest = manifest["stream"].partition("-")
-        command = f"actlake capture {model.replace('/', ' ')} --stream {kind} --prompts {rest.rpartition('-')[0]}"
+        command = f"actlake capture {model} --stream {kind} --prompts {rest.rpartition('-')[0]}"
         have = ", ".join(map(str, boundaries)) or "none"
         raise LakeError(
             f"{path}: boundary {boundary} is not stored in this capture (it has {have}); a sealed capture never changes:"
