@@ -423,7 +423,7 @@ def test_too_few_prompts(captured: Layout) -> None:
 
 
 def test_missing_sites_and_streams_say_the_command(tmp_path: Path, llama: PairSpec, captured: Layout) -> None:
-    refused(Lake(captured.root), "L9", "`actlake capture llama --stream native --profile attention --lake OTHER`")
+    refused(Lake(captured.root), "L9", "`actlake capture llama-it --stream native --profile attention --lake OTHER`")
     bare = replace(tiny.FULL, sites=("resid",))
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, profile=bare, prompts=tiny.prompt_set(texts(12)))
     lake = Lake(layout.root)
