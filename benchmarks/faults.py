@@ -161,7 +161,7 @@ def fuzz_outside(work: Work, rng: Random) -> Iterator[Tally]:
         "catalogs": ("catalog.yaml", [ROOT / "catalog.yaml", work.catalog], load_catalog),
         "query files": (
             "query.sql",
-            sorted((ROOT / "queries").glob("*.sql")),
+            sorted((ROOT / "queries" / "rows").glob("*.sql")),
             lambda file: parse(file.read_text(errors="replace"), file.name),
         ),
         "prompt sets": ("prompts.jsonl", [work.folder / "tiny.jsonl"], read_prompts),
