@@ -462,7 +462,7 @@ def test_a_row_may_return_estimates_and_gets_their_differences(made: Made) -> No
     assert table.loc["it - pt", ["low", "high"]].isna().all() and table.loc["it - pt", "method"] == "none"
     assert table.loc["pt", "unit"] == "tokens" and pd.isna(table.loc["it - pt", "n"])
     more = "more" if lens["it"] > lens["pt"] else "less"  # without an interval the sign decides, and the number says so
-    number = f"{lens['it'] - lens['pt']:+.3f}".replace("-", "−")
+    number = f"{lens['it'] - lens['pt']:+.3g}".replace("-", "−")  # three significant digits
     assert found.sentence.startswith(f"gap {number} [no interval], {more}")
     assert found.figure().axes
 
