@@ -277,7 +277,7 @@ def test_a_steered_text_is_captured_like_any_other(lake, made):
     (done,) = write(
         plan(mine, "llama", [setting_of(mine, "llama", "it", [STEER], "native")], prompts_in(made), None, NEW)
     )
-    stream = steered(lake, "llama-it", done.key[:6])
+    stream = steered(lake, made[2], "it", done.key[:6])
     tiny.capture(lake.root, made[2], stream, prompts=prompts_in(made))
     for variant in ("pt", "it"):
         found = list_captures(lake).query(f"model == 'llama-{variant}' and stream.str.startswith('steered')")
@@ -292,7 +292,7 @@ def test_a_steered_text_is_captured_like_any_other(lake, made):
     with pytest.raises(LakeError, match="has no text for prompt 'new' of set tiny as it is now; `actlake generate`"):
         tiny.capture(lake.root, made[2], stream, prompts=other)
     with pytest.raises(LakeError, match="no condition begins with 'zz'"):
-        steered(lake, "llama-it", "zz")
+        steered(lake, made[2], "it", "zz")
 
 
 def command(lake, made, *words):
@@ -308,7 +308,7 @@ def command(lake, made, *words):
         (["--edit", "scale:layers=1,direction=d_mean,alpha=much"], "alpha is 'much', expected a number"),
         (["--sweep", "A9"], "unknown sweep 'A9'; expected one of A1, A1_rand"),
         (["--condition", "nothing"], "unknown condition 'nothing'"),
-        (["xy", "--edit", "none"], "generate takes one pair, found llama, xy"),
+        (["pocket", "--edit", "none"], "generate takes one pair, found llama, pocket"),
         (["--limit", "3"], "--limit: goes with --prompts"),
         (["--prompts", "none.jsonl", "--edit", "none"], "none.jsonl: no such prompt file"),
     ],
