@@ -39,6 +39,7 @@ from actlake.store.captures.writer import create_capture, prompt_file, write_pro
 from actlake.store.core.catalog import load_catalog
 from actlake.store.core.errors import LakeError
 from actlake.store.core.files import read_json
+from actlake.store.core.schema import FORMAT_VERSION
 from actlake.store.exchange.transfer import write_index
 from actlake.store.format.npz import read_npz
 from actlake.store.format.paths import Layout
@@ -307,14 +308,19 @@ def spoil_names(stranger: Layout, record: str, name: str) -> Path:
         return path / record
     if record == "partial.json":
         manifest = json.loads((path / "manifest.json").read_bytes())
-        about = {"format_version": 1, "capture_sha256": manifest["capture_sha256"], "holds": {}, "files": named}
+        about = {
+            "format_version": FORMAT_VERSION,
+            "capture_sha256": manifest["capture_sha256"],
+            "holds": {},
+            "files": named,
+        }
         (path / record).write_text(json.dumps(about))
         return path / record
     if record == "model.json":
         change(model / record, lambda r: r["head_files"].update(named), stranger.root)
         return model / record
     if record == "weights.json":
-        (model / record).write_text(json.dumps({"format_version": 1, "model_sha256": "x", "files": named}))
+        (model / record).write_text(json.dumps({"format_version": FORMAT_VERSION, "model_sha256": "x", "files": named}))
         return model / record
     stream = min(stranger.streams.glob("*.json"))
     change(stream, lambda r: r.update(name=name, same_as=name), stranger.root)
@@ -354,7 +360,7 @@ def test_names_in_records_never_leave_the_lake_that_they_are_copied_to(stranger,
 def test_a_part_that_is_not_of_its_capture(stranger, tmp_path, changes, said):
     path = capture_of(stranger)
     sha256 = json.loads((path / "manifest.json").read_bytes())["capture_sha256"]
-    record = {"format_version": 1, "capture_sha256": sha256, "holds": {}, "files": {}}
+    record = {"format_version": FORMAT_VERSION, "capture_sha256": sha256, "holds": {}, "files": {}}
     (path / "partial.json").write_text(json.dumps(record | changes))
     for reader in (
         lambda: verify(stranger, path),
@@ -401,7 +407,7 @@ def test_pulling_a_spoilt_lake_copies_good_files_or_is_refused(victim, tmp_path,
     mutate.spoil(file, rng)
     if rng.random() < 0.5:
         mutate.again(source, file)
-    wish = rng.choice([{}, {}, {"boundaries": (0,)}, {"limit": 2}, {"pairs": ("llama",)}, {"variants": ("it",)}])
+    wish = rng.choice([{}, {}, {"boundaries": (0,)}, {"limit": 2}, {"names": ("llama",)}, {"variants": ("it",)}])
     refusal(lambda: carry(str(source), target, **wish))
     assert not any(path.suffix == ".tmp" for path in tmp_path.rglob("*"))
     theirs = tiny.tree(source)
@@ -575,9 +581,9 @@ def test_spoilt_files_beside_a_lake_are_read_or_refused(tmp_path, name):
         "catalog.yaml": (ROOT / "catalog.yaml").read_bytes(),
         "rubrics.yaml": (ROOT / "prompts" / "rubrics.yaml").read_bytes(),
         "prompts.csv": b'id,text,choices\np0,hello,"[""a"", ""b""]"\np1,"a, b",\n',
-        "query.sql": (ROOT / "queries" / "L2.sql").read_bytes(),
+        "query.sql": (ROOT / "queries" / "rows" / "L2.sql").read_bytes(),
         "x.lock": json.dumps(
-            {"format": "actlake lock", "format_version": 1, "versions": {"actlake": "1"}, "rows": [LOCKED]}
+            {"format": "actlake lock", "format_version": FORMAT_VERSION, "versions": {"actlake": "1"}, "rows": [LOCKED]}
         ).encode(),
     }.get(name, b'{"id": "p0", "text": "hello", "choices": ["a", "b"]}\n{"id": "p1", "text": "x", "answer": "1"}\n')
     file, refused = tmp_path / name, 0

@@ -33,7 +33,7 @@ def test_rows_of_an_older_version_do_not_count(lake_copy, monkeypatch):
 def test_rows_of_a_replaced_capture_do_not_count(llama, tmp_path):
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW)
     before = counted(layout)
-    shutil.rmtree(layout.root / "captures" / llama.name / "it")
+    shutil.rmtree(layout.root / "captures" / "llama-it")
     tiny.capture(tmp_path / "lake", llama, tiny.RAW, batch=2)
     stale = live.stale_files(layout, "lens")
     assert len(stale) == 1 and "made from another capture" in next(iter(stale.values()))

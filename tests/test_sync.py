@@ -94,8 +94,8 @@ def test_only_what_was_asked_for_moves(full, tmp_path):
     before = tiny.tree(tmp_path / "copy")
     assert copy.sql(sql).df().equals(lake.sql(sql).df())
     assert tiny.tree(tmp_path / "copy") == before  # its table came along
-    with pytest.raises(LakeError, match="no captures of pair .qwen.; it has llama"):
-        carry(full, tmp_path / "none", pairs=("qwen",))
+    with pytest.raises(LakeError, match="no captures of 'qwen'; it has llama"):
+        carry(full, tmp_path / "none", names=("qwen",))
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -262,7 +262,7 @@ def test_the_weights_stay_unless_asked_for(llama, tmp_path):
     assert tiny.tree(tmp_path / "copy") == tiny.tree(layout.root)
 
 
-@pytest.mark.parametrize("pattern", ["captures/*/*.zarr/manifest.json", "streams/*.json", "models/*/*/model.json"])
+@pytest.mark.parametrize("pattern", ["captures/*/*.zarr/manifest.json", "streams/*.json", "models/*/model.json"])
 def test_check_replaces_a_damaged_record_at_the_target(full, tmp_path, pattern):
     """What messages about damaged files advise: `actlake pull COPY --check`."""
     carry(full, tmp_path / "lake")
