@@ -94,8 +94,10 @@ def test_only_what_was_asked_for_moves(full, tmp_path):
     before = tiny.tree(tmp_path / "copy")
     assert copy.sql(sql).df().equals(lake.sql(sql).df())
     assert tiny.tree(tmp_path / "copy") == before  # its table came along
-    with pytest.raises(LakeError, match="no captures of 'qwen'; it has llama"):
+    with pytest.raises(LakeError, match=r"unknown pair, model or chain 'qwen': the lake has llama, "):
         carry(full, tmp_path / "none", names=("qwen",))
+    with pytest.raises(LakeError, match=r"no captures of 'pocket'; it has llama \(models llama-it, llama-pt\)"):
+        carry(full, tmp_path / "none", names=("pocket",))
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
