@@ -153,9 +153,9 @@ def _captures(lake: Any) -> Entries:
         for variant in ("pt", "it"):
             for prompts, (_, _, streams) in SETS.items():
                 for stream in streams:
-                    data = lake.dataset(f"{pair}/{variant}", f"{stream}-{prompts}")
+                    data = lake.dataset(f"{pair}-{variant}", f"{stream}-{prompts}")
                     for name, array in {**data.coords, **data.data_vars}.items():
-                        found[f"captures/{pair}/{variant}/{stream}-{prompts}/{name}"] = digest(
+                        found[f"captures/{pair}-{variant}/{stream}-{prompts}/{name}"] = digest(
                             np.asarray(array.values), name in DECIDED
                         )
     return found
@@ -164,12 +164,13 @@ def _captures(lake: Any) -> Entries:
 def _models(lake: Any) -> Entries:
     """Heads and probes."""
     found = {}
-    for model in (f"{pair}/{variant}" for pair in PAIRS for variant in ("pt", "it")):
+    for model in (f"{pair}-{variant}" for pair in PAIRS for variant in ("pt", "it")):
         parts = {"head": lake.head(model)}
-        names = sorted(path.stem for path in lake.layout.lenses(model.replace("/", "-")).glob("tuned-*.zarr"))
+        names = sorted(path.stem for path in lake.layout.lenses(model).glob("tuned-*.zarr"))
         for name in names:
             parts |= {
-                f"probes/{name.rsplit('-', 1)[0]}/{fold}": one for fold, one in enumerate(lake.lenses(model, name))
+                f"probes/{name.removeprefix('tuned-').rsplit('-', 1)[0]}/{fold}": one
+                for fold, one in enumerate(lake.lenses(model, name))
             }
         for part, whole in parts.items():
             for name, value in vars(whole).items():

@@ -22,7 +22,8 @@ def test_golden_json_has_all_rows_pairs_and_kinds() -> None:
 
     names = golden.recorded()["entries"].keys()
     assert {name.split("/")[1] for name in names if name.startswith("answers/")} == queries().keys()
-    assert {name.split("/")[1] for name in names if name.startswith("captures/")} == set(golden.PAIRS)
+    models = {f"{pair}-{variant}" for pair in golden.PAIRS for variant in ("pt", "it")}
+    assert {name.split("/")[1] for name in names if name.startswith("captures/")} == models
     tables = {name.split("/")[1] for name in names if name.startswith("tables/")}
     assert {"lens", "delta", "outputs", "scores", "graft", "weights", "geometry", "commitment"} <= tables
     assert {name.split("/")[0] for name in names} == {"answers", "captures", "models", "directions", "tables"}

@@ -32,7 +32,8 @@ WITH cells AS (
     SELECT split_part(condition, '_', 2) AS "window", CASE WHEN ends_with(condition, '_random') THEN 'random' ELSE 'true' END AS graft,
         lens, prompt, step, layer, layer >= floor(0.8 * (max(layer) OVER () + 1)) AS late,
         edited.kl_layer_final - base.kl_layer_final AS dkl
-    FROM (SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM graft WHERE starts_with(condition, 'B_') AND layer >= 0) AS edited
+    FROM (SELECT * REPLACE (coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step) FROM graft
+        WHERE starts_with(condition, 'B_') AND split_part(condition, '_', 2) IN ('early', 'mid', 'late') AND layer >= 0) AS edited
     JOIN (
         SELECT lens, coalesce(prompt, -1) AS prompt, coalesce(step, -1) AS step, layer, kl_layer_final FROM lens
         WHERE variant = 'pt' AND coalesce(step >= 0, true)
