@@ -44,7 +44,9 @@ def test_what_has_no_effect_size() -> None:
     many, same = np.arange(12.0), np.array([1.0, 2.0, 3.0])
     found = effect_size(many, many)
     assert (found.estimate, found.low, found.high) == (0, 0, 0)
-    few = effect_size(same, same)  # a ninth of the resamples draw one prompt three times and have no spread to divide by
+    few = effect_size(
+        same, same
+    )  # a ninth of the resamples draw one prompt three times and have no spread to divide by
     assert few.estimate == 0 and np.isnan([few.low, few.high]).all()
     for a, b in ((np.ones(4), np.zeros(4)), (np.ones(1), np.zeros(1)), (np.full(3, np.nan), same)):
         found = effect_size(a, b)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
+from actlake.capture.edit import replay
 from actlake.cli.main import app
 from actlake.queries.answer.asking import answer, answer_all
-from actlake.queries.replayed import replays
 from actlake.queries.rows.registry import find
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
@@ -55,8 +55,8 @@ def asked(layout: Layout, file: Path) -> tuple[set[str], dict[str, str]]:
 def test_a_missing_tensor_stops_the_rows_that_need_it(scene, monkeypatch) -> None:
     layout, file, folder = scene
     drop(folder, "model.layers.2.mlp.down_proj.weight")
-    loads, load = [], replays.load_late
-    monkeypatch.setattr(replays, "load_late", lambda *a, **o: (loads.append(a[1]), load(*a, **o))[1])
+    loads, load = [], replay.load_late
+    monkeypatch.setattr(replay, "load_late", lambda *a, **o: (loads.append(a[1]), load(*a, **o))[1])
     answered, refused = asked(layout, file)
     assert answered == set(ROWS) - REPLAYED and set(refused) == REPLAYED
     for row, reason in refused.items():
@@ -103,7 +103,7 @@ def test_all_rows_with_a_broken_model(scene, tmp_path, monkeypatch) -> None:
     layout, file, folder = scene
     drop(folder, "model.layers.2.mlp.down_proj.weight")
     some = {row: find(row) for row in ("0A", "exp16", "exp23")}
-    monkeypatch.setattr("actlake.queries.rows.registry.queries", lambda: some)
+    monkeypatch.setattr("actlake.queries.rows.registry.queries", lambda *_: some)
     words = ["run", "--all", "--lake", str(layout.root), "--catalog", str(file), "--out", str(tmp_path / "out")]
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
     said = " ".join(done.stdout.split())

@@ -41,7 +41,7 @@ def needs(lake):
 @pytest.fixture
 def fresh(lake_copy):
     """A copy of the captured lake without what other tests have had computed there."""
-    for name in ("tables", "probes", "directions"):
+    for name in ("tables", "lenses", "directions"):
         shutil.rmtree(lake_copy.root / name, ignore_errors=True)
     return lake_copy
 
