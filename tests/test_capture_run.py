@@ -9,8 +9,9 @@ import tiny
 import torch
 import transformers
 from actlake.capture.model.load import identify, load_model
+from actlake.capture.run import capture as running
 from actlake.capture.run.batching import WINDOW, batch_plan, estimate
-from actlake.capture.run.capture import capture, check_finite, make_template
+from actlake.capture.run.capture import check_finite, make_template
 from actlake.store.artifacts.models import read_head, read_model
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.manifest import read_manifest
@@ -116,7 +117,7 @@ def test_two_runs_in_two_lakes_are_the_same_bytes(captured, llama, tmp_path):
     ],
 )
 def test_stopping_in_the_middle_keeps_what_is_written(tmp_path, captured, llama, monkeypatch, stop, raised):
-    calls, read = [], capture.read
+    calls, read = [], running.read
 
     def broken(*args):
         calls.append(args)
@@ -125,7 +126,7 @@ def test_stopping_in_the_middle_keeps_what_is_written(tmp_path, captured, llama,
         return read(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capture, "read", broken)
+        patch.setattr(running, "read", broken)
         with raised:
             tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, variants=("it",))
     layout = Layout.open(tmp_path / "lake")

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from actlake.capture.edit import replay
 from actlake.lake import Lake
 from actlake.queries.engine import passes
 from actlake.queries.engine.context import Context, Scope
 from actlake.queries.makers import ensure
 from actlake.queries.probes.choice import choose
-from actlake.queries.replayed import graft, replays
+from actlake.queries.replayed import graft
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import find_capture
@@ -475,13 +476,13 @@ def test_rows_share_conditions_and_a_second_question_costs_nothing(
         tmp_path / "lake", pairs("llama"), tiny.NATIVE, tiny.TEACHER, prompts=tiny.prompt_set(texts(12))
     )
     lake = Lake(layout.root, catalog=catalog(tmp_path, pairs("llama")))
-    ran, whole = [], replays.replay_whole
+    ran, whole = [], replay.replay_whole
 
     def counted(model: Any, start: Any, edits: Any, **options: Any) -> Any:
         ran.append((model.name, start.boundary, type(edits[0]).__name__))
         return whole(model, start, edits, **options)
 
-    monkeypatch.setattr(replays, "replay_whole", counted)
+    monkeypatch.setattr(replay, "replay_whole", counted)
     lake.run("exp11")
     assert ran == [("llama-pt", start, "Graft") for start, _ in WINDOWS.values()]  # raw and tuned of one replay
     ran.clear()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from actlake.lake import Lake
+from actlake.queries.engine import job
 from actlake.queries.engine import passes as sweep
 from actlake.queries.engine.context import Context, Scope
 from actlake.queries.engine.job import Job
@@ -94,7 +95,7 @@ def test_block_size_does_not_matter(fresh, tmp_path, monkeypatch):
 
 def test_row_groups_are_written_as_they_fill(fresh, monkeypatch):
     monkeypatch.setattr(sweep, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(sweep, "HELD_TOKENS", 20)
+    monkeypatch.setattr(job, "HELD_TOKENS", 20)
     ensure(fresh, needs(fresh)[:1])
     tokens = Capture(path_of(fresh)).n_tokens
     rows = connect(fresh).sql(
