@@ -657,7 +657,7 @@ def test_a_page_of_a_strangers_names_has_no_script_in_it():
     answer.table["measure"] = evil
     answer.sentence = answer.sql = evil
     captures = pd.DataFrame(
-        [dict.fromkeys(("pair", "variant", "stream"), evil) | dict.fromkeys(("prompts", "tokens", "bytes"), 1)]
+        [dict.fromkeys(("model", "stream"), evil) | dict.fromkeys(("prompts", "tokens", "bytes"), 1)]
     )
     html = page(
         [answer],

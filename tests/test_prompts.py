@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-PACKAGED = Path(module.__file__).resolve().parent.parent / "prompts"
+PACKAGED = Path(module.__file__).resolve().parents[2] / "prompts"
 SEVEN = {
     "CONTENT-FACT",
     "CONTENT-REASON",
