@@ -251,7 +251,7 @@ def test_a_missing_capture_an_unknown_row_and_no_lake(case: Case) -> None:
 def test_a_question_that_changed_is_said(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry.queries()
     changed = registry.parse((Path(registry.__file__).parent / "L1.sql").read_text() + "\n", "L1.sql")
-    monkeypatch.setattr(registry, "queries", lambda: {**known, "L1": changed})
+    monkeypatch.setattr(registry, "queries", lambda *_: {**known, "L1": changed})
     first, second = case.reproduce(1)
     (wrong,) = first["inputs"]
     assert wrong["what"] == "question L1.sql" and first["answer"] == "" and second["same"]

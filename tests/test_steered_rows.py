@@ -329,7 +329,7 @@ def test_all_rows_wait_for_texts_and_a_named_row_has_them_written(
     steered: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = {name: find(name) for name in ("L1", "A5a", "A1")}
-    monkeypatch.setattr(registry, "queries", lambda: few)
+    monkeypatch.setattr(registry, "queries", lambda *_: few)
     folders = {"--lake": "lake", "--catalog": "catalog.yaml", "--out": "out"}
     where = [part for name, folder in folders.items() for part in (name, str(tmp_path / folder))]
     words = ["run", "--all", "--no-generate", "--json", *where]
