@@ -38,7 +38,7 @@ def capture_pocket(layout: Layout) -> list[Capture]:
     catalog = load_catalog(CATALOG)
     prompts = read_prompts(catalog.prompt_path("core"), "core")
     plain = StreamSpec("plain", "native", "none", 0)
-    profile = ProfileSpec("bench", SITES, "none", "auto", None)
+    profile = ProfileSpec("bench", tuple(SITES), "none", "auto", None)
     return [Capture(result.path) for result in capture_pair(layout, catalog.pair("pocket"), [plain], prompts, profile)]
 
 
@@ -88,7 +88,7 @@ def compression(capture: Capture, name: str) -> list[Row]:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def read_blocks(capture: Capture, names: Sequence[str] = SITES) -> Blocks:
+def read_blocks(capture: Capture, names: Sequence[str] = tuple(SITES)) -> Blocks:
     """The shard rows of a capture, in memory."""
     size, count = capture.manifest["shard_tokens"], capture.manifest["n_shards"]
     return [{name: capture.array(name)[s * size : (s + 1) * size] for name in names} for s in range(count)]
