@@ -487,7 +487,7 @@ def test_rows_share_conditions_and_a_second_question_costs_nothing(
     assert ran == [("llama-pt", start, "Graft") for start, _ in WINDOWS.values()]  # raw and tuned of one replay
     ran.clear()
     made = Counter(path.parent.name for path in lake.run("exp14").computed)
-    made.pop("it")  # IT's probes, which exp11 does not read; nor its lens and delta
+    made.pop("llama-it")  # IT's probes, which exp11 does not read; nor its lens and delta
     assert made == {"graft": 6, "mechanism": 4, "lens": 2, "delta": 1}  # D three times raw and tuned
     assert ran == [("llama-pt", 2, "Graft"), *(("llama-it", start, "Graft") for start, _ in WINDOWS.values())]
     ran.clear()
