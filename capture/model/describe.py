@@ -15,7 +15,7 @@ from ...store.core.files import human_bytes
 from ...store.core.progress import WORTH_SAYING, say, words
 from ...store.core.schema import VARIANTS
 from ..checkpoint.configs import load_tokenizer
-from ..checkpoint.loading import attention_of
+from ..checkpoint.loading import attention_of, check_device_map, check_dtype
 from ..checkpoint.stops import find_stops, stop_ids
 from ..checkpoint.templates import PROBE, has_template
 from ..checkpoint.tokens import check_same_tokenizer, encode, reading, real_token_mask
@@ -80,6 +80,8 @@ def check_models(
 
     Raises LakeError for what `load_model` refuses, for tokenizers that differ and for models of different shape.
     """
+    check_dtype(dtype)
+    check_device_map(device_map, device)
     both = " and ".join(spec.name for spec in specs)
     check_glance(specs, pair=both)
     if len(specs) == 2:
