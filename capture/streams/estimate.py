@@ -18,7 +18,7 @@ from ..checkpoint.tokens import notes
 from ..run.batching import Estimate, batch_plan, capture_sizes, check_sites, estimate
 from .capture_pair import Options, sources_of
 from .prompts import PromptSet
-from .streams import Source, recipe_of, teller_of
+from .streams import Source, recipe_of, writer_of
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _stream(
     if layout and record:
         return read_stream(layout, record["name"]), True
     starts = source.read(spec, prompts, options.double_bos)
-    teller_of(sources, variant, spec).read(spec, prompts, options.double_bos)
+    writer_of(sources, variant, spec).read(spec, prompts, options.double_bos)
     for line in notes(source.name, source.tokenizer, recipe):
         remark(line)
     more = 0 if spec.continuation == "none" else spec.max_new_tokens

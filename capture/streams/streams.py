@@ -64,7 +64,7 @@ class Source:
         return found
 
 
-def teller_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
+def writer_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
     """The model that writes the continuation that `variant` reads."""
     if spec.continuation.startswith(TEXTS):
         return sources[spec.continuation.split("/")[1]]
@@ -80,24 +80,24 @@ def steered(layout: Layout, pair: PairSpec, variant: str, key: str) -> StreamSpe
     folder = find_condition(layout, model.name, key)
     recipe = read_condition(folder)
     template = "native" if recipe["template"] == model.template else recipe["template"]
-    told = f"{TEXTS}{variant}/{folder.name}"
+    continuation = f"{TEXTS}{variant}/{folder.name}"
     control = recipe.get("control_tokens") == "allowed"
-    return StreamSpec("steered", template, told, recipe["max_new_tokens"], recipe.get("date"), control)
+    return StreamSpec("steered", template, continuation, recipe["max_new_tokens"], recipe.get("date"), control)
 
 
-def _stored(layout: Layout, teller: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
+def _stored(layout: Layout, writer: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
     """The stored continuation of each prompt; LakeError for a prompt without one, or that was another then."""
-    folder = layout.texts(teller.name) / spec.continuation.rpartition("/")[2]
+    folder = layout.texts(writer.name) / spec.continuation.rpartition("/")[2]
     known = {row["prompt_sha"]: row["token_id"] for row in read_texts(folder)}
-    told = []
-    for prompt, ids in zip(prompts.prompts, teller.read(spec, prompts), strict=True):
+    written = []
+    for prompt, ids in zip(prompts.prompts, writer.read(spec, prompts), strict=True):
         if (sha := prompt_key(ids)) not in known:
             raise LakeError(
                 f"{folder}: has no text for prompt {prompt.id!r} of set {prompts.name} as it is now; `actlake generate` with"
                 f" --prompts {prompts.name} writes it"
             )
-        told.append(known[sha])
-    return told
+        written.append(known[sha])
+    return written
 
 
 def recipe_of(
@@ -108,7 +108,7 @@ def recipe_of(
     The continuation may be another model's, written after its own version of the prompt. Where the two models have
     unequal numbers of embeddings, one that both read ends before the first token that either lacks: `common_vocab`.
     """
-    source, teller = sources[variant], teller_of(sources, variant, spec)
+    source, writer = sources[variant], writer_of(sources, variant, spec)
     own = template_for(spec.template, source.template)
     recipe: dict[str, Any] = {
         "template": own,
@@ -120,21 +120,21 @@ def recipe_of(
         **reading(source.tokenizer, own, double_bos, spec.date, spec.control_tokens),
     }
     if spec.continuation != "none":
-        told = template_for(spec.template, teller.template)
+        template = template_for(spec.template, writer.template)
         if spec.continuation.startswith(TEXTS):
-            stored = {"outputs": spec.continuation.rpartition("/")[2], "model_sha256": teller.identity["sha256"]}
+            stored = {"outputs": spec.continuation.rpartition("/")[2], "model_sha256": writer.identity["sha256"]}
             recipe |= {"max_new_tokens": spec.max_new_tokens, "continuation": stored}
         else:
             recipe |= {
                 "max_new_tokens": spec.max_new_tokens,
                 "continuation": {
-                    "model_sha256": teller.identity["sha256"],
-                    "template": told,
-                    "chat_template_sha256": teller.identity["chat_template_sha256"] if told == "chat" else None,
+                    "model_sha256": writer.identity["sha256"],
+                    "template": template,
+                    "chat_template_sha256": writer.identity["chat_template_sha256"] if template == "chat" else None,
                     "batch": batch,
-                    **teller.stops(told == "chat").recipe(told == "chat"),
-                    **reading(teller.tokenizer, told, double_bos, spec.date, spec.control_tokens),
-                    **({"double_bos": True} if double_bos and told == "chat" else {}),
+                    **writer.stops(template == "chat").recipe(template == "chat"),
+                    **reading(writer.tokenizer, template, double_bos, spec.date, spec.control_tokens),
+                    **({"double_bos": True} if double_bos and template == "chat" else {}),
                 },
             }
     if common := _common_vocab(sources, spec):
@@ -165,7 +165,7 @@ def ensure_stream(
     Raises LakeError for prompts longer than the model's context.
     """
     source = sources[variant]
-    teller = teller_of(sources, variant, spec)
+    writer = writer_of(sources, variant, spec)
     recipe = recipe_of(sources, variant, spec, prompts, double_bos, batch)
     record = find_stream(layout, recipe["key"], spec.name)
     if record:
@@ -184,22 +184,22 @@ def ensure_stream(
     if spec.date and recipe["template"] == "chat" and "date" not in recipe:
         remark(f"{source.name}: its chat template reads no date: {spec.date} changes nothing")
     if spec.continuation == "none":
-        told: list[Any] = [[] for _ in starts]
+        written: list[Any] = [[] for _ in starts]
     elif spec.continuation.startswith(TEXTS):
-        told = _stored(layout, teller, spec, prompts)
-    elif teller is source and "common_vocab" not in recipe:
-        told = _tell(layout, teller, starts, spec, recipe, rank)
+        written = _stored(layout, writer, spec, prompts)
+    elif writer is source and "common_vocab" not in recipe:
+        written = _tell(layout, writer, starts, spec, recipe, rank)
     else:
         native = replace(spec, continuation="own")
         if "common_vocab" in recipe:  # then it is another stream than the one made here, and has a name of its own
-            whole = recipe_of(sources, teller.variant, native, prompts, double_bos, batch)["key"]
+            whole = recipe_of(sources, writer.variant, native, prompts, double_bos, batch)["key"]
             native = replace(native, name=(find_stream(layout, whole, WHOLE) or {"kind": WHOLE})["kind"])
-        name, _ = ensure_stream(layout, sources, teller.variant, native, prompts, double_bos, batch, rank)
+        name, _ = ensure_stream(layout, sources, writer.variant, native, prompts, double_bos, batch, rank)
         taught = read_stream(layout, name)
-        told = [row[start:].tolist() for row, start in zip(taught.tokens, taught.starts, strict=True)]
+        written = [row[start:].tolist() for row, start in zip(taught.tokens, taught.starts, strict=True)]
     if common := recipe.get("common_vocab"):
-        told = [up_to_unknown(row, common) for row in told]
-    tokens = [np.asarray([*start, *more], dtype=np.int32) for start, more in zip(starts, told, strict=True)]
+        written = [up_to_unknown(row, common) for row in written]
+    tokens = [np.asarray([*start, *more], dtype=np.int32) for start, more in zip(starts, written, strict=True)]
     flat = np.concatenate(tokens)
     stream = Stream(
         kind=spec.name,
@@ -236,7 +236,7 @@ def check_readable(
     if not find_stream(layout, key, spec.name):
         for reader in {
             variant: sources[variant],
-            (teller := teller_of(sources, variant, spec)).variant: teller,
+            (writer := writer_of(sources, variant, spec)).variant: writer,
         }.values():
             reader.read(spec, prompts, double_bos)
 
@@ -262,12 +262,12 @@ def check_prompts(
 
 
 def _tell(
-    layout: Layout, teller: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any], rank: Rank
+    layout: Layout, writer: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any], rank: Rank
 ) -> list[list[int]]:
-    stops, size = teller.stops(recipe["template"] == "chat"), recipe["continuation"]["batch"]
-    if line := stops.note(teller.name):
+    stops, size = writer.stops(recipe["template"] == "chat"), recipe["continuation"]["batch"]
+    if line := stops.note(writer.name):
         remark(line)
-    model = teller.load()
+    model = writer.load()
     with (
         bar(f"generate {model.name}", len(starts), "prompts") as progress,
         explain_memory(f"{model.name} writes", size),

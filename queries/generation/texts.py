@@ -235,7 +235,7 @@ class Texts(ConditionJob):
             known = self.condition.parts(self.kind)  # another process may have written some
             return [index for index in indices if prompt_key(ids[index]) not in known]
 
-        for indices, told in decoded(model, ids, budget, stops, self.asked.batch, edits, self.real(), still):
+        for indices, written in decoded(model, ids, budget, stops, self.asked.batch, edits, self.real(), still):
             rows = [
                 {
                     "prompt_sha": prompt_key(ids[index]),
@@ -245,12 +245,12 @@ class Texts(ConditionJob):
                     "tokens": len(tokens),
                     "ended": bool(tokens) and tokens[-1] in stops,
                 }
-                for index, tokens in zip(indices, told, strict=True)
+                for index, tokens in zip(indices, written, strict=True)
             ]
             self.condition.keep(self.kind, rows)
-            told_now = sum(map(len, told))
-            progress.shrink(len(indices) * budget - told_now)
-            progress.advance(told_now)
+            made_now = sum(map(len, written))
+            progress.shrink(len(indices) * budget - made_now)
+            progress.advance(made_now)
 
     def labelled(self, row: Row) -> Row:
         """With the names of the condition and of the prompt's set."""
@@ -288,10 +288,10 @@ class Choices(ConditionJob):
         chosen = [self.asked.prompts[place] for place in missing]
         ids = [self.ids[place] for place in missing]
         stops, said = self.recipe["stops"], dict[int, str]()
-        for indices, told in decoded(model, ids, FORCED_TOKENS, stops, self.asked.batch, edits, self.real()):
+        for indices, written in decoded(model, ids, FORCED_TOKENS, stops, self.asked.batch, edits, self.real()):
             said |= {
                 index: model.tokenizer.decode(tokens, skip_special_tokens=True)
-                for index, tokens in zip(indices, told, strict=True)
+                for index, tokens in zip(indices, written, strict=True)
             }
             progress.advance(len(indices))
         plain = self.encoded(self.asked.variant, self.asked.template, chosen)
@@ -335,12 +335,12 @@ class Nats(ConditionJob):
 
     def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Read them."""
-        told = {row["prompt_sha"]: row for row in self.texts.rows()}
+        written = {row["prompt_sha"]: row for row in self.texts.rows()}
         prompts = [self.asked.prompts[place] for place in missing]
         shas = [self.named[place][1] for place in missing]
         starts = self.encoded(self.reader, "native", prompts)
         model = self.hosts.model(self.reader)
-        replies = [up_to_unknown(_without_end(told[sha]), model.head.vocab) for sha in shas]
+        replies = [up_to_unknown(_without_end(written[sha]), model.head.vocab) for sha in shas]
         found = nats(model, starts, replies, self.asked.batch, (), progress.advance)
         self.condition.keep(
             self.kind,

@@ -88,8 +88,8 @@ def choose(kit: Context, names: Names) -> Chosen:
 
 def _choose(kit: Context, names: Names) -> Chosen:
     model = kit.head_hash(names)
-    wish = ProbeSpec(_native(kit, names), DEFAULT)
-    usual = wish.path(kit)
+    spec = ProbeSpec(_native(kit, names), DEFAULT)
+    usual = spec.path(kit)
     sets = list_probes(kit.layout, names[0])
     mine = [(max(record["trained_tokens"]), path) for path, record in sets if record["model_sha256"] == model]
     asked = [entry for entry in mine if entry[1] != usual]
@@ -103,7 +103,7 @@ def _choose(kit: Context, names: Names) -> Chosen:
         )
     from .training import Training
 
-    return Chosen(usual, (Training(kit, wish),), kit.layout.files)
+    return Chosen(usual, (Training(kit, spec),), kit.layout.files)
 
 
 def _native(kit: Context, names: Names) -> Names:

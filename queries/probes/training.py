@@ -38,27 +38,27 @@ class Training(Job):
 
     stage = Stage.PROBES
 
-    def __init__(self, kit: Context, wish: ProbeSpec):
-        capture = kit.capture(wish.names)
+    def __init__(self, kit: Context, spec: ProbeSpec):
+        capture = kit.capture(spec.names)
         all_boundaries(capture, "lens(tuned)")
-        super().__init__(f"tuned lens {wish.names[0]}", wish.path(kit))
-        self._kit, self._wish, self._rows = kit, wish, _Rows(capture, wish.seed, wish.folds)
-        self.runs = (wish.names[0],)
-        steps = wish.folds * wish.recipe.steps * wish.recipe.batch
-        self.forwards = wish.folds * wish.tokens if wish.tokens else steps
+        super().__init__(f"tuned lens {spec.names[0]}", spec.path(kit))
+        self._kit, self._spec, self._rows = kit, spec, _Rows(capture, spec.seed, spec.folds)
+        self.runs = (spec.names[0],)
+        steps = spec.folds * spec.recipe.steps * spec.recipe.batch
+        self.forwards = spec.folds * spec.tokens if spec.tokens else steps
 
     def finish(self) -> None:
         """Train, going on from where an earlier run was stopped, and seal the result."""
-        rows, recipe, seed = self._rows, self._wish.recipe, self._wish.seed
+        rows, recipe, seed = self._rows, self._spec.recipe, self._spec.seed
         feeds = [
             Shuffle(rows.blocks(fold), capacity, (seed, fold), rows.dtype)
             for fold, capacity in enumerate(rows.capacity)
         ]
         checks = rows.held_out()
-        objective = Objective(self._kit.head(self._wish.names), self._kit.device)
+        objective = Objective(self._kit.head(self._spec.names), self._kit.device)
         trainers = []
         for feed, there in zip(feeds, rows.tokens, strict=True):
-            tokens = self._wish.tokens or recipe.steps * recipe.batch
+            tokens = self._spec.tokens or recipe.steps * recipe.batch
             steps = max(1, (tokens if feed.whole else min(tokens, there)) // recipe.batch)
             trainers.append(Trainer(objective, rows.array.shape[1], recipe, steps))
         for trainer, kept in zip(trainers, load_training(self.path), strict=False):
@@ -81,7 +81,7 @@ class Training(Job):
             "torch": torch.__version__,
         }
         weight, bias = (np.stack([getattr(p, name).cpu().numpy() for p in found]) for name in ("weight", "bias"))
-        write_probes(self._kit.layout, self._wish.record(self._kit), weight, bias, facts)
+        write_probes(self._kit.layout, self._spec.record(self._kit), weight, bias, facts)
 
 
 class _Rows:

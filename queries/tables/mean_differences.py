@@ -140,7 +140,7 @@ class Contrast(Group):
                 f"{captures[0].path} and {captures[1].path}: these captures read different continuations, or with different"
                 " tokenizers; the regression needs one text"
             )
-        told = told_by(captures[1])
+        answered = answered_by(captures[1])
         recipe: dict[str, Any] = {
             "lens": lens,
             "heads": {variant: kit.head_hash(names) for variant, names in scope.both.items()},
@@ -155,15 +155,15 @@ class Contrast(Group):
         super().__init__(kit, scope, "contrast", captures, **recipe)
         self.reads = ("resid",)
         self._kit, self._models = kit, models
-        prompts = np.flatnonzero(told)
+        prompts = np.flatnonzero(answered)
         if len(prompts) < FEWEST_RECORDS:
             raise LakeError(
                 f"pair {scope.pair}: {len(prompts)} prompts have an answer; the regression needs {FEWEST_RECORDS}"
             )
         held = np.random.default_rng(42).permutation(prompts)[: round(HELD_OUT * len(prompts))]
         self.held_out, self.fitted = len(held), len(prompts) - len(held)
-        self._held = np.isin(np.arange(len(told)), held)
-        self._every = -(-int(told.sum()) // GRADIENTS)
+        self._held = np.isin(np.arange(len(answered)), held)
+        self._every = -(-int(answered.sum()) // GRADIENTS)
         self._sums: tuple[Moments, Moments] | None = None
         self._norm: Any = 0.0
         self._gradient: Any = 0.0
@@ -180,8 +180,8 @@ class Contrast(Group):
         prompt = pt.columns["prompt"][at[0]]
         x = it["resid"][at[1], 1:-1] - pt["resid"][at[0], 1:-1]
         kl = [
-            self._lens(self._kit, names, part)["kl_final_layer"][told, 1:-1].astype(np.float64)
-            for names, part, told in zip(self._models, rows, at, strict=True)
+            self._lens(self._kit, names, part)["kl_final_layer"][answered, 1:-1].astype(np.float64)
+            for names, part, answered in zip(self._models, rows, at, strict=True)
         ]
         y, held = winsorised(kl[1] - kl[0], prompt), self._held[prompt]
         if self._sums is None:
@@ -227,7 +227,7 @@ def same_shape(pt: Capture, it: Capture) -> None:
         )
 
 
-def told_by(capture: Capture) -> np.ndarray:
+def answered_by(capture: Capture) -> np.ndarray:
     """Number of generated tokens of each prompt, int64 [P]."""
     prompt, step = capture.array("prompt")[:], capture.array("step")[:]
     return np.bincount(prompt[kernels.generated(prompt, step) >= 0], minlength=len(capture.array("prompt_id")[:]))
@@ -239,7 +239,7 @@ def same_text(pt: Capture, it: Capture) -> bool:
     for capture in (pt, it):
         prompt, step = capture.array("prompt")[:], capture.array("step")[:]
         tokens.append(capture.array("token_id")[:][kernels.generated(prompt, step) >= 0])
-    return np.array_equal(tokens[0], tokens[1]) and np.array_equal(told_by(pt), told_by(it))
+    return np.array_equal(tokens[0], tokens[1]) and np.array_equal(answered_by(pt), answered_by(it))
 
 
 # --- which captures --------------------------------------------------------------------------------------------------
@@ -260,17 +260,17 @@ def sibling(kit: Context, scope: Scope, recipe: str) -> Scope:
 
 
 def records(kit: Context, own: Scope, kind: str) -> Records:
-    """The record differences of a pair: `own` texts, or those `it` or `pt` told, which the other one is forced to read."""
-    told = [told_by(kit.capture(own.names(variant))) for variant in VARIANTS]
-    if len(told[0]) != len(told[1]):
+    """The record differences of a pair: `own` texts, or those `it` or `pt` answered, which the other one is forced to read."""
+    answered = [answered_by(kit.capture(own.names(variant))) for variant in VARIANTS]
+    if len(answered[0]) != len(answered[1]):
         raise LakeError(
-            f"pair {own.pair}: {len(told[0])} prompts of PT against {len(told[1])} of IT; capture both on the same"
+            f"pair {own.pair}: {len(answered[0])} prompts of PT against {len(answered[1])} of IT; capture both on the same"
         )
-    shortest = np.minimum(*told)
+    shortest = np.minimum(*answered)
     counts = {
         "own": np.minimum(shortest, kernels.CAP) - 1,
-        "forced_pt": np.minimum(told[1], kernels.FORCED),
-        "forced_it": np.minimum(told[0], kernels.FORCED),
+        "forced_pt": np.minimum(answered[1], kernels.FORCED),
+        "forced_it": np.minimum(answered[0], kernels.FORCED),
     }
     recipe = {"own": own.recipe or "native", "forced_pt": "teacher", "forced_it": "reverse"}[kind]
     scope = own if kind == "own" else sibling(kit, own, recipe)

@@ -11,7 +11,7 @@ from ..core.errors import CorruptError, LakeError
 from ..core.files import clear_dead, hash_file, hash_json, json_bytes, try_lock, write_json
 from ..core.schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from ..format.paths import Layout
-from ..format.records import REPAIRS, read_record, sealed, told
+from ..format.records import REPAIRS, read_record, sealed, shown
 from ..format.zarr_groups import quiet_zarr
 from ..remote.files import HERE, Files
 from .writer import gather_prompts, missing_shards, shard_record, wreck_lock
@@ -159,7 +159,7 @@ def check_whole(record: dict[str, Any], file: object) -> None:
     for key, expected in rest.items():
         if record[key] != expected:
             check_list(record, file)
-            words = f"{key}: found {told(record[key])}, the rest of it says {told(expected)}"
+            words = f"{key}: found {shown(record[key])}, the rest of it says {shown(expected)}"
             raise CorruptError(f"{file}: {words}; {REPAIRS['manifest']}")
 
 

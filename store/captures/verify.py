@@ -13,7 +13,7 @@ from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.schema import MANIFEST, PARTIAL, PROGRESS, VARIABLES
 from ..format.partial import read_partial
 from ..format.paths import Layout
-from ..format.records import REPAIRS, told
+from ..format.records import REPAIRS, shown
 from ..remote.files import Files
 from .reader import Capture, check_sealed
 
@@ -132,7 +132,7 @@ def _check_provenance(capture: Capture, report: Report) -> None:
     for key, value in capture.manifest["provenance"].items():
         if attributes.get(key) != value:
             words = (
-                f"provenance: {key}: found {told(value)}, the attributes of the group say {told(attributes.get(key))}"
+                f"provenance: {key}: found {shown(value)}, the attributes of the group say {shown(attributes.get(key))}"
             )
             report.problems.append(f"{capture.path / MANIFEST}: {words}; {REPAIRS['manifest']}")
 

@@ -57,7 +57,7 @@ class Planner:
         self,
         source: Store,
         target: Store,
-        wish: Selection,
+        selection: Selection,
         check: bool = False,
         catalog: Catalog | None = None,
         take: str = "",
@@ -66,7 +66,7 @@ class Planner:
         says which models names stand for, beside the source. `take`: whose wins where the lakes have other content under one
         name, `source` or `target`; empty refuses that."""
         self._catalog, self._wanted = catalog, set[str]()
-        self.source, self.target, self.wish, self.check = source, target, wish, check
+        self.source, self.target, self.selection, self.check = source, target, selection, check
         self.compared = Compared(source, target, check, take)
         self.notes: list[str] = []
 
@@ -85,7 +85,7 @@ class Planner:
         self._find_models()
         captures = self._captures()
         streams = {unit.manifest["stream"] for unit in captures}
-        made = self._made() if self.wish.tables else []
+        made = self._made() if self.selection.tables else []
         units = [start, *self._prompts(), *self._streams(streams), *self._models(captures), *captures, *made]
         self.compared.refuse()
         return Plan(self.source, self.target, units, [*self.notes, *self.compared.notes()])
@@ -93,17 +93,17 @@ class Planner:
     def _find_models(self) -> None:
         """Turn names into models; LakeError for one that the source has no captures of."""
         there = {folder.split("/")[1] for folder in self.source.list("captures")[0]}
-        catalog, variants = self._catalog or load_catalog(), self.wish.variants or VARIANTS
+        catalog, variants = self._catalog or load_catalog(), self.selection.variants or VARIANTS
         pairs = stored_pairs(catalog, there)
         self._wanted = there
-        if not (self.wish.names or self.wish.variants):
+        if not (self.selection.names or self.selection.variants):
             return
         try:
-            asked = models_named(self.wish.names or list(pairs), catalog, there, variants)
+            asked = models_named(self.selection.names or list(pairs), catalog, there, variants)
         except LakeError as error:
             raise LakeError(f"{self.source}: {error}") from error
         self._wanted = {one.model for one in asked}
-        for name in self.wish.names:
+        for name in self.selection.names:
             if not there & {one.model for one in models_named([name], catalog, there, variants)}:
                 have = f"{listed(pairs)} (models {listed(sorted(there))})"
                 raise LakeError(f"{self.source}: no captures of {name!r}; it has {have}{hint(name, {*pairs, *there})}")
@@ -114,10 +114,12 @@ class Planner:
             for folder in self.source.list("captures")[0]
             if folder.split("/")[1] in self._wanted
             for group in self.source.list(folder)[0]
-            if group.endswith(".zarr") and not Path(group).name.startswith(".") and self.wish.stream(Path(group).stem)
+            if group.endswith(".zarr")
+            and not Path(group).name.startswith(".")
+            and self.selection.stream(Path(group).stem)
         ]
         found = [unit for unit in transfers().map(self._capture, groups) if unit]
-        if (self.wish.streams or self.wish.names or self.wish.cuts) and not found:
+        if (self.selection.streams or self.selection.names or self.selection.cuts) and not found:
             raise LakeError(f"{self.source}: no sealed capture is what was asked for; `actlake ls` shows what there is")
         return found
 
@@ -138,11 +140,11 @@ class Planner:
         if there and have is None and not self.check:
             unit.there = manifest["bytes"]
             return unit
-        if source and self.wish.cuts:
+        if source and self.selection.cuts:
             raise LakeError(
                 f"{self.source}/{folder}: is itself a copy of a part; move it as it is, or from the whole capture"
             )
-        wanted = self._holds(folder, manifest) if self.wish.cuts else source.holds if source else None
+        wanted = self._holds(folder, manifest) if self.selection.cuts else source.holds if source else None
         if wanted is not None and have is not None:  # what a copy has it keeps
             both = {name: wanted[name] | have.holds[name] for name in wanted.keys() & have.holds.keys()}
             wanted = {**have.holds, **wanted, **both}
@@ -225,22 +227,22 @@ class Planner:
 
     def _holds(self, folder: str, manifest: dict[str, Any]) -> dict[str, Held]:
         """What a copy of the asked part holds of each variable."""
-        sizes, wish = manifest["sizes"], self.wish
-        if wrong := [site for site in wish.sites if site not in sizes]:
+        sizes, selection = manifest["sizes"], self.selection
+        if wrong := [site for site in selection.sites if site not in sizes]:
             raise LakeError(f"{self.source}/{folder}: has no {wrong[0]}; it has {', '.join(sizes)}")
-        if wrong_at := [b for b in wish.boundaries if b not in manifest["boundaries"]]:
+        if wrong_at := [b for b in selection.boundaries if b not in manifest["boundaries"]]:
             raise LakeError(
                 f"{self.source}/{folder}: has no boundary {wrong_at[0]}; it has {', '.join(map(str, manifest['boundaries']))}"
             )
-        rows = self._rows(manifest) if wish.prompts or wish.limit else None
+        rows = self._rows(manifest) if selection.prompts or selection.limit else None
         found = {}
-        for name in wish.sites or sizes:
+        for name in selection.sites or sizes:
             places, axis = None, VARIABLES[name].dims[1:2] if name in VARIABLES else ()
-            if wish.boundaries and axis == ("boundary",):
-                places = frozenset(manifest["boundaries"].index(b) for b in wish.boundaries)
-            elif wish.boundaries and axis == ("layer",):
+            if selection.boundaries and axis == ("boundary",):
+                places = frozenset(manifest["boundaries"].index(b) for b in selection.boundaries)
+            elif selection.boundaries and axis == ("layer",):
                 places = frozenset(
-                    manifest["layers"].index(b - 1) for b in wish.boundaries if b - 1 in manifest["layers"]
+                    manifest["layers"].index(b - 1) for b in selection.boundaries if b - 1 in manifest["layers"]
                 )
             found[name] = Held(rows, places)
         return {name: held for name, held in found.items() if held.places != frozenset()}
@@ -257,19 +259,19 @@ class Planner:
             raise CorruptError(
                 f"{self.source}/{file}: can't be read ({first_line(error)}); {REPAIRS['stream']}"
             ) from error
-        wanted = set(self.wish.prompts)
+        wanted = set(self.selection.prompts)
         if lost := wanted - set(ids):
             raise LakeError(f"{self.source}/{file}: has no prompt {min(lost)!r}")
         rows = set()
         for token, (place, name) in enumerate(zip(prompt, ids, strict=True)):
-            if name in wanted or (self.wish.limit and place < self.wish.limit):
+            if name in wanted or (self.selection.limit and place < self.selection.limit):
                 rows.add(token // manifest["shard_tokens"])
         return frozenset(rows)
 
     # --- everything but captures ----------------------------------------------------------------------------------
 
     def _prompts(self) -> Iterator[Unit]:
-        if self.wish.whole:
+        if self.selection.whole:
             yield from self.compared.units("prompts", lambda name: True)
 
     def _streams(self, captured: set[str]) -> Iterator[Unit]:
@@ -278,7 +280,7 @@ class Planner:
         for name in (name for name in found if name.endswith(".json")):
             data = self.source.record(name) or b""
             record = parse_record(data, "stream", f"{self.source}/{name}")
-            if not self.wish.whole and record["same_as"] not in captured:
+            if not self.selection.whole and record["same_as"] not in captured:
                 continue
             unit = Unit("streams", name)
             known = self._known("stream", name) if name in there else None
@@ -323,7 +325,7 @@ class Planner:
         wanted = {unit.name.split("/")[1] for unit in captures}
         there, found = self.target.find("models"), self.source.find("models")
         for name in (name for name in found if name.endswith("/model.json")):
-            if not (self.wish.whole or name.split("/")[1] in wanted):
+            if not (self.selection.whole or name.split("/")[1] in wanted):
                 continue
             data, folder = self.source.record(name) or b"", name.rpartition("/")[0]
             record, unit = parse_record(data, "model", f"{self.source}/{name}"), Unit("models", folder)
@@ -365,7 +367,7 @@ class Planner:
         marker = f"{folder}/weights.json"
         if marker not in found:
             return
-        if not self.wish.weights:
+        if not self.selection.weights:
             self.notes.append(
                 f"{folder}: the model's own files stay here; --with-weights takes them along, and their licence"
             )
@@ -390,14 +392,14 @@ class Planner:
 
     def _made(self) -> Iterator[Unit]:
         """What was made of captures: tables, lenses, directions, texts, verdicts."""
-        yield from self.compared.units("tables", lambda name: self.wish.whole or self._is_about(name))
+        yield from self.compared.units("tables", lambda name: self.selection.whole or self._is_about(name))
         for area in ("lenses", "directions", "texts", "verdicts"):
             yield from self.compared.units(area, self._is_of_model)
 
     def _is_of_model(self, name: str) -> bool:
         area, folder, *_ = name.split("/")
-        if self.wish.whole or area == "verdicts":
-            return self.wish.whole
+        if self.selection.whole or area == "verdicts":
+            return self.selection.whole
         return bool(self._wanted & {folder, *folder.split("--")})
 
     def _is_about(self, name: str) -> bool:
@@ -416,7 +418,7 @@ class Planner:
         models = {*(told.values() if isinstance(told, dict) else ()), recipe.get("model")}
         if isinstance(found := recipe.get(FOREIGN), dict):
             models |= {model for one in found.get("captures", ()) for model in models_of(one)}
-        return bool(self._wanted & models) and (not streams or any(map(self.wish.stream, streams)))
+        return bool(self._wanted & models) and (not streams or any(map(self.selection.stream, streams)))
 
 
 def _check_marker(data: bytes, where: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import CorruptError
 from ..core.files import BLOCK, parse_json
-from .records import told
+from .records import shown
 
 MARK = "actlake-crc32c:"  # in the metadata of a file, before the CRC-32C (8 hex digits) of its bytes with zeros in that place
 ZEROS = b"0" * 8
@@ -110,8 +110,8 @@ def _torn(file: Path, _changed: int, _size: int) -> str:
         return f"can't be read ({error.strerror})"
     if found == expected:
         return ""
-    told = expected.decode("ascii", "backslashreplace")
-    return f"stored bytes are damaged (found crc32c {found.decode()}, expected {told})"
+    text = expected.decode("ascii", "backslashreplace")
+    return f"stored bytes are damaged (found crc32c {found.decode()}, expected {text})"
 
 
 @lru_cache(maxsize=1 << 14)
@@ -186,7 +186,7 @@ def about(file: Path, repair: str = AGAIN) -> dict[str, Any] | None:
     except BROKEN as error:
         raise CorruptError(f"{file}: its metadata can't be read ({first_line(error)}); {repair}") from error
     if found is not None and not isinstance(found, dict):
-        raise CorruptError(f"{file}: metadata: expected an object, found {told(found)}; {repair}")
+        raise CorruptError(f"{file}: metadata: expected an object, found {shown(found)}; {repair}")
     return found
 
 

@@ -355,10 +355,10 @@ def misfit(value: Any, rule: Any, at: str = "") -> str:
 
 
 def _told(at: str, expected: str, found: object) -> str:
-    return f"{at or 'the record'}: expected {expected}, found {told(found)}"
+    return f"{at or 'the record'}: expected {expected}, found {shown(found)}"
 
 
-def told(value: object) -> str:
+def shown(value: object) -> str:
     """A value of a stranger's record, short and printable."""
     if value is None:
         return "nothing"
