@@ -6,9 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
-from actlake.capture.edit import replay
+from actlake.capture.model.load import Model
 from actlake.cli.main import app
 from actlake.queries.answer.asking import answer, answer_all
+from actlake.queries.replayed.replays import Replays
 from actlake.queries.rows.registry import find
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
@@ -55,8 +56,13 @@ def asked(layout: Layout, file: Path) -> tuple[set[str], dict[str, str]]:
 def test_a_missing_tensor_stops_the_rows_that_need_it(scene, monkeypatch) -> None:
     layout, file, folder = scene
     drop(folder, "model.layers.2.mlp.down_proj.weight")
-    loads, load = [], replay.load_late
-    monkeypatch.setattr(replay, "load_late", lambda *a, **o: (loads.append(a[1]), load(*a, **o))[1])
+    loads, load = [], Replays._load_host
+
+    def counted(self: Replays, variant: str) -> Model:
+        loads.append(self._names[variant])
+        return load(self, variant)
+
+    monkeypatch.setattr(Replays, "_load_host", counted)
     answered, refused = asked(layout, file)
     assert answered == set(ROWS) - REPLAYED and set(refused) == REPLAYED
     for row, reason in refused.items():
