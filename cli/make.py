@@ -490,6 +490,8 @@ def table_add(
         typer.Option(help="Stream name, e.g. native-theirs. [default: published, which answers rows of every stream]"),
     ] = None,
     stream_pt: Annotated[str | None, typer.Option(help="Stream of the pt, in tables of both variants.")] = None,
+    model_pt: Annotated[str | None, typer.Option(help="Base model, in tables of both variants.")] = None,
+    model_it: Annotated[str | None, typer.Option(help="Instruction-tuned model, in tables of both variants.")] = None,
     lens: Annotated[str | None, typer.Option(help="raw or tuned, in tables of lenses. [default: raw]")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -501,7 +503,16 @@ def table_add(
     """
     with where.writing() as lake:
         added = lake.add_table(
-            name, file, model=model, pair=pair, variant=variant, stream=stream, stream_pt=stream_pt, lens=lens
+            name,
+            file,
+            model=model,
+            pair=pair,
+            variant=variant,
+            stream=stream,
+            stream_pt=stream_pt,
+            model_pt=model_pt,
+            model_it=model_it,
+            lens=lens,
         )
     if as_json:
         return print_json(vars(added))

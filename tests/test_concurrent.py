@@ -279,9 +279,9 @@ def test_killed_in_the_middle(lake, tmp_path, unsealed, task):
     counter = working.Counter(str(whole.root), None)
     sys.addaudithook(counter)
     getattr(working, task)(whole)
-    workers = [
-        (fresh(f"at-{moment}"), moment) for moment in (counter.count // 4, counter.count // 2, 3 * counter.count // 4)
-    ]
+    named = counter.naming[3 * len(counter.naming) // 4]  # before this one a temporary is there
+    moments = sorted({counter.count // 4, counter.count // 2, named})
+    workers = [(fresh(f"at-{moment}"), moment) for moment in moments]
     dying = [(layout, Worker(layout, task, moment)) for layout, moment in workers]
     for _, worker in dying:
         worker.line()

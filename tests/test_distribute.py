@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -58,6 +59,15 @@ def client():
     ):
         found.register_plugin(Quick(probe_choice.DEFAULT))
         yield found
+
+
+@pytest.fixture(autouse=True)
+def no_scheduler_left():
+    """A client whose scheduler went away leaves dask's setting that names it."""
+    before = dask.config.get("scheduler", None)
+    yield
+    if before is None:
+        dask.config.config.pop("scheduler", None)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +313,7 @@ def test_the_scheduler_goes_away(source, tmp_path, small, local, taken):
     lake = copy_of(source, tmp_path / "lake")
     with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as gone, Client(gone, timeout=1) as client:
         taken.then = lambda task: gone.close()
-        with pytest.raises(LakeError, match=r"scheduler \S+: it is gone.*run this again to go on from there"):
+        with pytest.raises(LakeError, match=r"scheduler \S+: it is gone.*run this again to continue"):
             lens_on(lake, client)
     assert [name for name in made(lake) if name.endswith(".arrow")]
 

@@ -214,7 +214,7 @@ def refused(layout: Layout, file: Path | None, words: str) -> None:
 def moved(pair: PairSpec, folder: Path, *without: str) -> PairSpec:
     """The pair with a copy of its IT that lacks some files."""
     shutil.copytree(pair.it.path, folder, ignore=shutil.ignore_patterns(*without))
-    return replace(pair, it=ModelSpec(pair.name, "it", folder, None, None, None))
+    return replace(pair, it=ModelSpec("llama-it", folder, None, None, None))
 
 
 def test_a_tokenizer_that_is_missing_or_another_is_named(tmp_path: Path, llama: PairSpec) -> None:
@@ -223,7 +223,7 @@ def test_a_tokenizer_that_is_missing_or_another_is_named(tmp_path: Path, llama: 
     tiny.forget_vocab(layout, "llama-pt", "llama-it")  # as a lake of an older version
     refused(layout, None, "model llama-it: no weights found; looked in")
     lacking = catalog(tmp_path / "a", moved(llama, tmp_path / "lacking", "tokenizer*", "chat_template*", "special*"))
-    refused(layout, lacking, "model llama-it: can't load its tokenizer: ")
+    refused(layout, lacking, "keeps no vocabulary of llama-it .* its tokenizer is not found")
     other = moved(llama, tmp_path / "other", "tokenizer.json")
     file = json.loads((llama.it.path / "tokenizer.json").read_text())
     ids = file["model"]["vocab"]
@@ -243,9 +243,9 @@ def test_an_unknown_condition_is_refused(lake: Lake, pair: PairSpec) -> None:
 def test_a_vocabulary_from_elsewhere_is_told_by_its_pair(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path / "lake", create=True)
     need = ("vocab", "", tiny.scope("theirs", {"pt": "teacher-a", "it": "teacher-b"}, "teacher"))
-    with pytest.raises(LakeError, match="`actlake table add vocab FILE --pair theirs`"):
+    with pytest.raises(LakeError, match="`actlake table add vocab FILE --model-pt theirs-pt --model-it theirs-it`"):
         jobs_of(Context(layout), need)
     rows = pd.DataFrame({"token_id": [0, 1], "token_text": ["a", "b"], "word_class": ["FUNCTION", "CONTENT"]})
     rows.to_csv(tmp_path / "vocab.csv", index=False)
-    assert add_table(layout, "vocab", tmp_path / "vocab.csv", pair="theirs").rows == 2
+    assert add_table(layout, "vocab", tmp_path / "vocab.csv", model_pt="theirs-pt", model_it="theirs-it").rows == 2
     assert jobs_of(Context(layout), need) == []

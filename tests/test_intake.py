@@ -43,7 +43,7 @@ def test_open_catalog(catalog: Path, captured: Layout, monkeypatch: pytest.Monke
     found = intake.open_catalog(str(catalog))
     assert list(found) == ["default"]
     lake, ours = found["default"], Lake(captured.root)
-    assert list(lake) == ["captures", *(f"{r.pair}/{r.variant}/{r.stream}" for r in ours.captures.itertuples())]
+    assert list(lake) == ["captures", *(f"{r.model}/{r.stream}" for r in ours.captures.itertuples())]
     assert len(lake) == 1 + len(ours.captures) > 3
     table = lake["captures"].read()
     pd.testing.assert_frame_equal(table.drop(columns="path"), ours.captures.drop(columns="path"))

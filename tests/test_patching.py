@@ -106,7 +106,7 @@ def test_rows_are_those_of_whole_models_with_a_hook(lakes: Callable, family: str
     models = {v: Model(pair, v) for v in ("pt", "it")}
     streams = {v: read_stream(lake.layout, names.streams[v]) for v in ("pt", "it")}
     d = directions(lake, Patching(Context(lake.layout, catalog=lake._catalog), names, lens))
-    chosen = choose(Context(lake.layout), (family, "pt", names.streams["pt"])) if lens == "tuned" else None
+    chosen = choose(Context(lake.layout), names.names("pt")) if lens == "tuned" else None
     curves = {key: g.sort_values("layer") for key, g in found.groupby(["prompt", "position", "patch_layer", "patch"])}
     seen, moved = 0, 0.0
     for prompt, prompt_id in [*enumerate(streams["pt"].prompt_ids)][::2]:

@@ -39,6 +39,7 @@ MODEL = {
     "class": "Made",
     "tokenizer_sha256": "t",
     "chat_template_sha256": "c",
+    "template": "chat",
 }
 
 
@@ -47,11 +48,14 @@ class Counter:
 
     def __init__(self, folder: str, last: int | None):
         self.folder, self.last, self.count = folder, last, 0
+        self.naming: list[int] = []  # the operations that give something finished its name
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         writing = event in CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & WRITES)
         if writing and str(args[0]).startswith(self.folder):
             self.count += 1
+            if event in ("os.rename", "os.link"):
+                self.naming.append(self.count)
             if self.count == self.last:
                 os.kill(os.getpid(), signal.SIGKILL)
 

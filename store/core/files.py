@@ -136,9 +136,10 @@ def write_atomic(path: Path, data: bytes, first: bool = False) -> None:
 def _create(path: Path) -> BinaryIO:
     """Open a new file, its folder made if need be; another process may delete an empty folder at any moment."""
     for _ in range(100):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
+        with suppress(FileExistsError, FileNotFoundError):  # also raised where the folder goes while it is made
+            path.parent.mkdir(parents=True, exist_ok=True)
             return open(path, "wb")
+    path.parent.mkdir(parents=True, exist_ok=True)
     return open(path, "wb")
 
 
