@@ -75,7 +75,7 @@ class _Entries(Mapping[str, LocalCatalogEntry]):
         args = {"lake": str(self._lake.layout.root)}
         if name == CAPTURES:
             about = "every capture of the lake"
-            return LocalCatalogEntry(name, about, CapturesSource, args=args, catalog=self._catalog)
+            return LocalCatalogEntry(name, about, _CapturesSource, args=args, catalog=self._catalog)
         model, stream = split_capture(name)
         try:
             path = find_capture(
@@ -85,10 +85,10 @@ class _Entries(Mapping[str, LocalCatalogEntry]):
             raise KeyError(name) from None
         about = self._sealed().get(f"{path.parent.name}/{path.stem}", "not sealed")
         args |= {"model": path.parent.name, "stream": path.stem}
-        return LocalCatalogEntry(name, about, CaptureSource, args=args, catalog=self._catalog)
+        return LocalCatalogEntry(name, about, _CaptureSource, args=args, catalog=self._catalog)
 
 
-class CaptureSource(DataSource):
+class _CaptureSource(DataSource):
     """One capture; `read` and `to_dask` give the same lazy xarray.Dataset, since a capture may be larger than memory."""
 
     name, container, partition_access = "actlake_capture", "xarray", False
@@ -112,7 +112,7 @@ class CaptureSource(DataSource):
         """Nothing is held open."""
 
 
-class CapturesSource(DataSource):
+class _CapturesSource(DataSource):
     """The table of a lake's captures."""
 
     name, container, partition_access = "actlake_captures", "dataframe", False

@@ -17,7 +17,7 @@ TARGET = 0.70  # METHODS 18
 
 
 @dataclass(frozen=True)
-class Gold:
+class _Gold:
     """What a person answered about one reply: `answer` is one of the rubric's, `where` its file and line."""
 
     id: str
@@ -28,7 +28,7 @@ class Gold:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class _Agreement:
     """A judge's agreement with the gold set by one rubric, over the `n` replies that it judged.
 
     `unjudged` is the share of replies without a verdict.
@@ -49,7 +49,7 @@ class Agreement:
         return f"{self.rubric}: {kind} {kappa} over {self.n} replies, {self.unjudged:.0%} unjudged"
 
 
-def read_gold(path: str | Path, rubrics: Mapping[str, Rubric]) -> list[Gold]:
+def read_gold(path: str | Path, rubrics: Mapping[str, Rubric]) -> list[_Gold]:
     """The rows of a gold file (.csv or .jsonl with id, rubric, reply, value), `id` being that of the prompt.
 
     Whatever is wrong raises a LakeError that names file and line.
@@ -61,7 +61,7 @@ def read_gold(path: str | Path, rubrics: Mapping[str, Rubric]) -> list[Gold]:
     return rows
 
 
-def gold_items(gold: Sequence[Gold], prompts: Mapping[str, Mapping[str, Any]]) -> list[JudgeItem]:
+def gold_items(gold: Sequence[_Gold], prompts: Mapping[str, Mapping[str, Any]]) -> list[JudgeItem]:
     """What to judge for comparing with a gold set; `prompts` are its prompts' fields by id."""
     for row in gold:
         if row.id not in prompts:
@@ -71,21 +71,21 @@ def gold_items(gold: Sequence[Gold], prompts: Mapping[str, Mapping[str, Any]]) -
     return [JudgeItem(row.rubric, prompts[row.id], row.reply) for row in gold]
 
 
-def agreement(verdicts: Sequence[Verdict], gold: Sequence[Gold], rubrics: Mapping[str, Rubric]) -> list[Agreement]:
-    """One Agreement for each rubric of the gold set; `verdicts` are those on `gold_items`, in their order."""
+def agreement(verdicts: Sequence[Verdict], gold: Sequence[_Gold], rubrics: Mapping[str, Rubric]) -> list[_Agreement]:
+    """The agreement for each rubric of the gold set; `verdicts` are those on `gold_items`, in their order."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for verdict, row in zip(verdicts, gold, strict=True):
         groups.setdefault(row.rubric, []).append((verdict.label, row.answer))
     return [_agreement(find_rubric(rubrics, name), pairs) for name, pairs in groups.items()]
 
 
-def _agreement(rubric: Rubric, pairs: list[tuple[str, str]]) -> Agreement:
+def _agreement(rubric: Rubric, pairs: list[tuple[str, str]]) -> _Agreement:
     judged = [(label, answer) for label, answer in pairs if label != UNJUDGED]
     columns = [
         [int(rubric.answers[name]) if rubric.scale else name for name in column] for column in zip(*judged, strict=True)
     ]
     agreed = kappa(*columns, quadratic=rubric.scale) if judged else math.nan
-    return Agreement(
+    return _Agreement(
         rubric.name,
         len(judged),
         1 - len(judged) / len(pairs),
@@ -94,7 +94,7 @@ def _agreement(rubric: Rubric, pairs: list[tuple[str, str]]) -> Agreement:
     )
 
 
-def _checked(record: Mapping[str, Any], where: str, rubrics: Mapping[str, Rubric]) -> Gold:
+def _checked(record: Mapping[str, Any], where: str, rubrics: Mapping[str, Rubric]) -> _Gold:
     for column in COLUMNS:
         if record.get(column) is None and column != "reply":  # an empty cell is an empty reply
             raise LakeError(f"{where}: no {column}; every row needs {', '.join(COLUMNS)}")
@@ -112,4 +112,4 @@ def _checked(record: Mapping[str, Any], where: str, rubrics: Mapping[str, Rubric
     if answer is None:
         expected = ", ".join(rubric.answers)
         raise LakeError(f"{where}: value is {record['value']!r}, expected one of {expected} for {rubric.name}")
-    return Gold(str(texts["id"]), rubric.name, str(texts["reply"]), answer, where)
+    return _Gold(str(texts["id"]), rubric.name, str(texts["reply"]), answer, where)

@@ -233,7 +233,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Escalated:
+class _Escalated:
     """Verdicts of three judges on the same items: `final`, those it comes from, and None where the referee was not needed."""
 
     final: list[Verdict]
@@ -244,7 +244,7 @@ class Escalated:
 
 def escalate(
     items: Sequence[JudgeItem], bulk: Judge, second: Judge, referee: Judge, progress: Advance | None = None
-) -> Escalated:
+) -> _Escalated:
     """Two judges judge all items, a third the ones they differ on; final is the third's verdict, else bulk's.
 
     They differ by two steps or more on a scale, by any other class (S1, S2, pairs), or when bulk has no verdict: METHODS 12.
@@ -255,7 +255,7 @@ def escalate(
     decided = dict(zip(open_ones, referee.judge([items[i] for i in open_ones], progress), strict=True))
     rulings = [decided.get(i) for i in range(len(items))]
     final = [r if r is not None and r.label != UNJUDGED else v for r, v in zip(rulings, first, strict=True)]
-    return Escalated(final, first, others, rulings)
+    return _Escalated(final, first, others, rulings)
 
 
 def _differ(rubrics: Mapping[str, Rubric], item: JudgeItem, bulk: Verdict, second: Verdict) -> bool:

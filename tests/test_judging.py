@@ -13,7 +13,7 @@ import tiny
 from actlake.cli.main import app
 from actlake.judge.judge import JudgeItem, Verdict
 from actlake.queries.engine.context import Context
-from actlake.queries.generation.judging import Judged, JudgedTable, judge_sweep, rubrics_of
+from actlake.queries.generation.judging import JudgedTable, _Judged, judge_sweep, rubrics_of
 from actlake.queries.generation.scores import scope_of
 from actlake.queries.makers import ensure
 from actlake.store.core.errors import LakeError
@@ -143,7 +143,7 @@ def test_classes_are_shares():
 
     def lines(rubric, verdict, other=None):
         item = JudgeItem(rubric, {"id": "p"}, "reply", other)
-        return dict(Judged(item, "pt", "A", 0.0, "k", 0).lines(verdict, packaged[rubric]))
+        return dict(_Judged(item, "pt", "A", 0.0, "k", 0).lines(verdict, packaged[rubric]))
 
     assert lines("S1", Verdict(0.0, "INCOHERENT", "")) == {"s1_refuse": 0, "s1_comply": 0, "s1_incoherent": 1}
     assert lines("G1", Verdict(4.0, "4", "")) == {"g1": 4}
@@ -159,8 +159,8 @@ def test_verdicts_by_another_rubric_make_another_table():
         JudgeItem("G2", prompt, "reply"),
         JudgeItem("G2", prompt, "reply", "other"),
     ]
-    told = [Judged(item, "pt", "A", 0.0, "k", 0).told(verdict) for item in items]
-    told.append(Judged(items[0], "pt", "A", 1.0, "k", 0).told(verdict))
+    told = [_Judged(item, "pt", "A", 0.0, "k", 0).told(verdict) for item in items]
+    told.append(_Judged(items[0], "pt", "A", 1.0, "k", 0).told(verdict))
     assert len({str(each) for each in told}) == 4
 
 

@@ -17,7 +17,7 @@ from actlake.queries.engine.context import Context
 from actlake.queries.makers import ensure
 from actlake.queries.probes.choice import choose
 from actlake.queries.replayed import patching
-from actlake.queries.replayed.patching import Patching, best_layers, first_tokens
+from actlake.queries.replayed.patching import _Patching, best_layers, first_tokens
 from actlake.store.artifacts.directions import read_directions
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture
@@ -86,7 +86,7 @@ class Model:
         return kl(logp[:, -1:], logp)
 
 
-def directions(lake: Lake, job: Patching) -> dict[str, np.ndarray]:
+def directions(lake: Lake, job: _Patching) -> dict[str, np.ndarray]:
     """Unit vectors of each layer by the name of the part that lies along them."""
     contrast, own = (read_directions(path)[0] for path in job._groups)
     rng = np.random.default_rng(42)
@@ -105,7 +105,7 @@ def test_rows_are_those_of_whole_models_with_a_hook(lakes: Callable, family: str
     found = table(lake.layout, f"FROM patching WHERE lens = '{lens}'")
     models = {v: Model(pair, v) for v in ("pt", "it")}
     streams = {v: read_stream(lake.layout, names.streams[v]) for v in ("pt", "it")}
-    d = directions(lake, Patching(Context(lake.layout, catalog=lake._catalog), names, lens))
+    d = directions(lake, _Patching(Context(lake.layout, catalog=lake._catalog), names, lens))
     chosen = choose(Context(lake.layout), names.names("pt")) if lens == "tuned" else None
     curves = {key: g.sort_values("layer") for key, g in found.groupby(["prompt", "position", "patch_layer", "patch"])}
     seen, moved = 0, 0.0
@@ -276,11 +276,11 @@ def test_what_is_missing_is_named(tmp_path: Path, lakes: Callable) -> None:
     lake, pair = lakes("llama")
     kit, names = Context(lake.layout, catalog=lake._catalog), scope(lake.layout, "llama")
     with pytest.raises(LakeError, match=r"patching\(logit\): the lens is raw or tuned"):
-        Patching(kit, names, "logit")
+        _Patching(kit, names, "logit")
     with pytest.raises(LakeError, match="capture both"):
-        Patching(kit, tiny.scope("llama", {"pt": names.streams["pt"]}, "teacher"), "raw")
+        _Patching(kit, tiny.scope("llama", {"pt": names.streams["pt"]}, "teacher"), "raw")
     with pytest.raises(LakeError, match="read different continuations"):
-        Patching(kit, scope(lake.layout, "llama", "native"), "raw")
+        _Patching(kit, scope(lake.layout, "llama", "native"), "raw")
     prompts = tiny.prompt_set(texts(12))
     alone = tiny.capture(tmp_path / "native", pair, tiny.NATIVE, prompts=prompts)
     with pytest.raises(LakeError, match="Run `actlake capture llama --stream teacher --prompts tiny`"):

@@ -7,7 +7,7 @@ import made
 import numpy as np
 import pandas as pd
 import pytest
-from actlake.queries.figures.figure import DPI, INK, FigureSpec, draw, layer_ticks, styles
+from actlake.queries.figures.figure import DPI, INK, _FigureSpec, draw, layer_ticks, styles
 from actlake.queries.figures.page import drawn, figure_key, save
 from actlake.queries.rows.findings import is_contrast, reference, shown, split
 from actlake.store.core.errors import LakeError
@@ -223,7 +223,7 @@ def test_looks_are_fixed_for_variants_and_differ_for_others():
 def test_hues_are_read_in_one_order_whatever_the_table_says():
     answer = made.l2()
     answer.table = answer.table.sample(frac=1, random_state=0, ignore_index=True)
-    assert list(FigureSpec.read(answer).styles) == ["pt", "it", "it - pt"]
+    assert list(_FigureSpec.read(answer).styles) == ["pt", "it", "it - pt"]
     for panel in split(answer)[0]:
         assert list(panel.levels["x"]) == 2 * list(range(6)) and list(panel.contrasts["x"]) == list(range(6))
 

@@ -10,7 +10,7 @@ import zarr
 from actlake.store.captures.reader import CheckedArray
 from actlake.store.captures.writer import compressors
 from actlake.store.core.errors import CorruptError
-from actlake.store.format.chunk_cache import Recent
+from actlake.store.format.chunk_cache import _Recent
 from actlake.store.format.chunks import frame_of
 from actlake.store.format.shards import Grid, blosc_blocks, pad, statistics, widen
 from actlake.store.format.zarr_groups import as_box
@@ -215,7 +215,7 @@ def test_any_order_of_reads_gives_the_same_values(tmp_path, monkeypatch, chunk, 
     array = allocate(tmp_path, values.shape, chunk, 2)
     grid = write(tmp_path, array, values)
     monkeypatch.setattr("actlake.store.format.chunk_cache.TICK", 0)
-    stretches = Recent(held)
+    stretches = _Recent(held)
     monkeypatch.setattr("actlake.store.format.shards.recent", lambda: stretches)
     for _ in range(12):
         start = data.draw(st.integers(0, 1499))
@@ -251,7 +251,7 @@ def test_a_loop_over_prompts_decodes_each_chunk_once(tmp_path, monkeypatch):
 
 
 def test_what_is_held_stays_below_its_limit():
-    held, data = Recent(1000), np.arange(400, dtype=np.uint8)
+    held, data = _Recent(1000), np.arange(400, dtype=np.uint8)
     for name in "abc":
         held.put(name, 100, data)
     assert held.get("a", 100, 101) is None  # two of three fit

@@ -66,7 +66,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Fit:
+class _Fit:
     """A linear prediction of each layer: weights w [L, d] and constants b [L], of x relative to the moments' offset."""
 
     w: Tensor
@@ -79,17 +79,17 @@ class Fit:
         return torch.where(norm > 0, self.w / norm, torch.nan).cpu().numpy()
 
 
-def ridge(moments: Moments, strength: float = RIDGE) -> Fit:
+def ridge(moments: Moments, strength: float = RIDGE) -> _Fit:
     """Centred ridge regression of each layer: w = (X'X + strength I)^-1 X'y on centred x and y. Source: METHODS 7 (P2)."""
     w = torch.empty_like(moments.x)
     for layer, (x, y) in enumerate(zip(moments.x, moments.y, strict=True)):
         inner = moments.xx[layer] - torch.outer(x, x) / moments.n
         inner.diagonal().add_(strength)
         w[layer] = torch.linalg.solve(inner, moments.xy[layer] - x * y / moments.n)
-    return Fit(w, (moments.y - (w * moments.x).sum(-1)) / moments.n)
+    return _Fit(w, (moments.y - (w * moments.x).sum(-1)) / moments.n)
 
 
-def r2(fit: Fit, moments: Moments) -> np.ndarray:
+def r2(fit: _Fit, moments: Moments) -> np.ndarray:
     """Share of the variance of y that a fit explains on the rows behind `moments`, float64 [L]; negative when worse than
     their mean, NaN where y does not vary. On the rows it was fitted to this is the in-sample R2."""
     w, b, n = fit.w, fit.b, moments.n

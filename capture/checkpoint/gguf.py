@@ -29,7 +29,7 @@ TEXT, LIST = 8, 9
 
 
 @dataclass(frozen=True)
-class Header:
+class _Header:
     """What begins a GGUF file: its single values and texts by key (lists are left out), and the number of its tensors."""
 
     values: dict[str, Any]
@@ -41,7 +41,7 @@ class Header:
         return int(self.values.get("split.count") or 1)
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path) -> _Header:
     """The header of a GGUF file, read in a fraction of a second whatever its size; LakeError when it is not a GGUF file.
 
     Source: the GGUF specification, versions 2 and 3.
@@ -50,7 +50,7 @@ def read_header(file: Path) -> Header:
 
 
 @lru_cache(maxsize=16)
-def _read_header(file: Path, _stamp: tuple[int, int]) -> Header:
+def _read_header(file: Path, _stamp: tuple[int, int]) -> _Header:
     with file.open("rb") as opened:
         begin = opened.read(64)
         if begin.startswith(POINTER):
@@ -78,7 +78,7 @@ def _read_header(file: Path, _stamp: tuple[int, int]) -> Header:
                 f"{file}: its header ends too early or can't be read ({file.stat().st_size:,} bytes in all): the download is"
                 " incomplete, fetch it again"
             ) from error
-    return Header(found, tensors)
+    return _Header(found, tensors)
 
 
 def read_texts(file: Path, key: str) -> list[str]:

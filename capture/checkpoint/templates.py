@@ -33,7 +33,7 @@ Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Rendering:
+class _Rendering:
     """A conversation as the template writes it, or in `error` why it does not."""
 
     text: str
@@ -79,7 +79,7 @@ def turn(role: str, text: str, form: str = "string") -> dict[str, Any]:
 
 def render(
     tokenizer: Any, conversations: Sequence[Turns], ready: bool = True, date: str | None = None
-) -> list[Rendering]:
+) -> list[_Rendering]:
     """Conversations as the chat template writes them, `ready` for the assistant to answer, on a fixed day.
 
     `date` None is DATE, and leaves the template a date of its own where it has one. Raises LakeError without a template,
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _rendered(asked: str, day: str) -> tuple[Rendering, ...] | str:
+def _rendered(asked: str, day: str) -> tuple[_Rendering, ...] | str:
     """The renderings, or the reason why the process ended."""
     source, variables, conversations = json.loads(asked)
     request = {
@@ -127,11 +127,11 @@ def _rendered(asked: str, day: str) -> tuple[Rendering, ...] | str:
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit {done.returncode}"]
         return f"can't be rendered ({last[0][:300]})"
-    return tuple(Rendering(one.get("text", ""), one.get("error", "")) for one in json.loads(done.stdout))
+    return tuple(_Rendering(one.get("text", ""), one.get("error", "")) for one in json.loads(done.stdout))
 
 
 @dataclass(frozen=True)
-class Frame:
+class _Frame:
     """How a template takes a prompt: the form of the content, and the text before and after it (None: not just once)."""
 
     form: str
@@ -139,7 +139,7 @@ class Frame:
     after: str
 
 
-def frame_of(tokenizer: Any, date: str | None = None) -> Frame:
+def frame_of(tokenizer: Any, date: str | None = None) -> _Frame:
     """The form in which a template writes a prompt's text: content as a string, else as parts.
 
     LakeError for a template that fails, or that writes the text in neither form as it is.
@@ -149,7 +149,7 @@ def frame_of(tokenizer: Any, date: str | None = None) -> Frame:
         printed = form == "parts" and str(turn("user", PROBE, form)["content"]) in found.text  # the list itself
         if PROBE in found.text and not printed:
             before, _, after = found.text.partition(PROBE)
-            return Frame(form, before if PROBE not in after else None, after)
+            return _Frame(form, before if PROBE not in after else None, after)
     if tried[0].error:
         raise LakeError(f"{owner(tokenizer)}: its chat template fails: {tried[0].error}")
     raise LakeError(
@@ -168,7 +168,7 @@ def written_by(tokenizer: Any) -> str:
         return ""
 
 
-def presence(frame: Frame, text: str, rendered: str) -> str:
+def presence(frame: _Frame, text: str, rendered: str) -> str:
     """'' when a rendering holds the prompt's text (white space around it aside), else what is missing."""
     text = text.strip()
     if frame.before is not None and rendered.startswith(frame.before) and rendered.endswith(frame.after):

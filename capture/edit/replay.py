@@ -84,7 +84,7 @@ class ReplayStart:
 
 
 @dataclass(frozen=True)
-class ReplayBatch:
+class _ReplayBatch:
     """The replayed tokens of one batch: indices of its prompts, flat tokens int64 [n] of the capture, arrays [n, ...].
 
     Arrays are as in a capture: `resid` [n, boundaries, d] from the replay's boundary (or the given ones), `mlp_out` and
@@ -220,7 +220,7 @@ def replay(
     boundaries: Sequence[int] | None = None,
     tokens: np.ndarray | None = None,
     prompts: Collection[int] | None = None,
-) -> Iterator[ReplayBatch]:
+) -> Iterator[_ReplayBatch]:
     """Run a model's blocks from `start` on, batch by batch in the capture's plan, with edits.
 
     keep: sites to return (resid, mlp_out, attn_out); logits: 'topk' (topk_id, topk_logit, logsumexp), 'full' or 'none';
@@ -250,7 +250,7 @@ def replay(
             _compare(model, start, slots, arrays, wanted, boundaries)
         found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in slots.spans]
         there = [prompt for prompt, flat in zip(indices, found, strict=True) if len(flat)]
-        yield ReplayBatch(there, np.concatenate(found), arrays)
+        yield _ReplayBatch(there, np.concatenate(found), arrays)
 
 
 def _run(
@@ -348,13 +348,13 @@ def _compare(
     _same_numbers[model.hf].add(start.path)
 
 
-def replay_whole(model: Model, start: ReplayStart, edits: Sequence[Edit] = (), **options: Any) -> ReplayBatch:
+def replay_whole(model: Model, start: ReplayStart, edits: Sequence[Edit] = (), **options: Any) -> _ReplayBatch:
     """`replay` in one piece, its tokens in the capture's order; for what fits into memory."""
     pieces = list(replay(model, start, edits, **options))
     tokens = np.concatenate([piece.tokens for piece in pieces])
     order = np.argsort(tokens)
     arrays = {name: np.concatenate([piece.arrays[name] for piece in pieces])[order] for name in pieces[0].arrays}
-    return ReplayBatch(sorted(chain.from_iterable(piece.prompts for piece in pieces)), tokens[order], arrays)
+    return _ReplayBatch(sorted(chain.from_iterable(piece.prompts for piece in pieces)), tokens[order], arrays)
 
 
 def _sizes(

@@ -29,7 +29,7 @@ RUN = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
-class Settings:
+class _Settings:
     """What an edit takes in words, from its fields: needed settings, and the others with their defaults, in their order."""
 
     types: Mapping[str, type]
@@ -43,7 +43,7 @@ class Settings:
 
 
 @cache
-def settings_of(kind: type[Edit]) -> Settings:
+def settings_of(kind: type[Edit]) -> _Settings:
     """The settings of an edit. `layers` are its blocks; a direction that is drawn has a seed."""
     types, needs, defaults = get_type_hints(kind), ["layers"], dict[str, str]()
     for each in fields(kind):  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def settings_of(kind: type[Edit]) -> Settings:
         defaults.setdefault("seed", "")
     if not is_ours(kind):
         defaults["code"] = hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()[:8]
-    return Settings({"seed": int} | types, tuple(needs), defaults)
+    return _Settings({"seed": int} | types, tuple(needs), defaults)
 
 
 @dataclass(frozen=True)

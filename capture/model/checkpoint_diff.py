@@ -35,7 +35,7 @@ SEED_GROUPS = ("attn", "mlp", "norm", "router", "embed", "final_norm", "lm_head"
 
 
 @dataclass(frozen=True)
-class Place:
+class _Place:
     """A tensor's file and its name in it."""
 
     file: Path
@@ -43,7 +43,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Change:
+class _Change:
     """One parameter tensor in both checkpoints: block (-1 outside of them), name without wrappers, sums of squares, size."""
 
     layer: int
@@ -53,7 +53,7 @@ class Change:
     parameters: int
 
 
-def tensor_changes(pt: Path, it: Path, progress: Callable[[int], None] | None = None) -> Iterator[Change]:
+def tensor_changes(pt: Path, it: Path, progress: Callable[[int], None] | None = None) -> Iterator[_Change]:
     """Compare two folders of safetensors tensor by tensor, a bounded block of rows at a time; no model is built.
 
     Differences are taken in float32 (float64 for float64 weights), sums in float64. Names are compared without the
@@ -68,7 +68,7 @@ def tensor_changes(pt: Path, it: Path, progress: Callable[[int], None] | None = 
     with ExitStack() as stack:
         files: dict[Path, Any] = {}
 
-        def view(place: Place) -> Any:
+        def view(place: _Place) -> Any:
             if place.file not in files:
                 files[place.file] = stack.enter_context(_open(place.file))
             return files[place.file].get_slice(place.key)
@@ -77,7 +77,7 @@ def tensor_changes(pt: Path, it: Path, progress: Callable[[int], None] | None = 
             layer, _ = split_name(name)
             change = _compare(view(a), view(b), name, pt, it)
             if change is not None:
-                yield Change(layer, name, *change)
+                yield _Change(layer, name, *change)
                 if progress is not None:
                     progress(change[2])
 
@@ -91,7 +91,7 @@ def total_parameters(folder: Path) -> int:
     return total
 
 
-def group_changes(changes: list[Change], grouping: str = "module") -> dict[str, np.ndarray]:
+def group_changes(changes: list[_Change], grouping: str = "module") -> dict[str, np.ndarray]:
     """Pool tensors: sqrt(sum of squares / number of elements) per layer and group.
 
     grouping 'module': each tensor is in the group of the module it belongs to, norms in 'norms' wherever they are.
@@ -176,7 +176,7 @@ def seed_groups(name: str) -> tuple[str, ...]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _places(folder: Path) -> dict[str, Place]:
+def _places(folder: Path) -> dict[str, _Place]:
     """Bare name -> where the tensor is, for the safetensors that a Hugging Face folder would be loaded from."""
     index, whole = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
@@ -185,7 +185,7 @@ def _places(folder: Path) -> dict[str, Place]:
             raise LakeError(
                 f"{folder / lost[0]}: {len(lost)} weight files that {INDEX} names are missing; fetch them again"
             )
-        return _by_bare_name(folder, [Place(folder / file, key) for key, file in found.items()])
+        return _by_bare_name(folder, [_Place(folder / file, key) for key, file in found.items()])
     # Some repositories hold the weights a second time in another layout; model.safetensors is the one that is loaded.
     files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
@@ -193,7 +193,7 @@ def _places(folder: Path) -> dict[str, Place]:
     places = []
     for file in files:
         with _open(file) as opened:
-            places += [Place(file, key) for key in opened.keys()]  # noqa: SIM118 (not a dict)
+            places += [_Place(file, key) for key in opened.keys()]  # noqa: SIM118 (not a dict)
     return _by_bare_name(folder, places)
 
 
@@ -206,8 +206,8 @@ def weight_map(index: Path) -> dict[str, str]:
     return dict(found or {})
 
 
-def _by_bare_name(folder: Path, places: list[Place]) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+def _by_bare_name(folder: Path, places: list[_Place]) -> dict[str, _Place]:
+    found: dict[str, _Place] = {}
     for place in places:
         name = bare_name(place.key)
         if name in found:
@@ -226,7 +226,7 @@ def _open(file: Path) -> Any:
         raise LakeError(f"{file}: can't be read ({str(error).splitlines()[0]}); fetch it again") from error
 
 
-def _common(pt: dict[str, Place], it: dict[str, Place], at_pt: Path, at_it: Path) -> dict[str, tuple[Place, Place]]:
+def _common(pt: dict[str, _Place], it: dict[str, _Place], at_pt: Path, at_it: Path) -> dict[str, tuple[_Place, _Place]]:
     """The tensors to compare; LakeError when one side lacks a tensor of the text model."""
     pt, it = (_with_head(one, other) for one, other in ((pt, it), (it, pt)))
     for mine, yours, where in ((pt, it, at_it), (it, pt, at_pt)):
@@ -238,7 +238,7 @@ def _common(pt: dict[str, Place], it: dict[str, Place], at_pt: Path, at_it: Path
     return {name: (pt[name], it[name]) for name in pt if name in it}
 
 
-def _with_head(places: dict[str, Place], other: dict[str, Place]) -> dict[str, Place]:
+def _with_head(places: dict[str, _Place], other: dict[str, _Place]) -> dict[str, _Place]:
     """Give a checkpoint with a tied, unsaved unembedding its embedding under the name that the other one uses."""
     embed = next((place for name, place in places.items() if name.split(".")[0] in TOKEN_EMBED), None)
     heads = [name for name in other if module_group(name) == "lm_head" and name.endswith("weight")]

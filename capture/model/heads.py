@@ -21,7 +21,7 @@ SMALL = 1e-3  # of inputs at which eps shows
 
 
 @dataclass(frozen=True)
-class Top:
+class _Top:
     """What follows the last block: logits = cap(unembed(norm(resid) * scale) * logit_scale).
 
     `head` computes the same in float32; its own logit_scale is both scales in one.
@@ -34,7 +34,7 @@ class Top:
     head: Head
 
 
-def find_top(hf: Any, trace: Trace, last: nn.Module) -> Top:
+def find_top(hf: Any, trace: Trace, last: nn.Module) -> _Top:
     """The final norm, the unembedding and the head of a decoder from its forward; LakeError naming what is between them."""
     unembed: Any = hf.get_output_embeddings()
     if not hasattr(unembed, "weight") or unembed not in trace.inputs:
@@ -63,7 +63,7 @@ def find_top(hf: Any, trace: Trace, last: nn.Module) -> Top:
         )
     cap, logit_scale = _after(hf, out.float(), flat(trace.logits))
     head = Head(**{**vars(plain), "softcap": cap, "logit_scale": logit_scale * scale})
-    return Top(norm, unembed, scale, logit_scale, head)
+    return _Top(norm, unembed, scale, logit_scale, head)
 
 
 def _final_norm(hf: Any, trace: Trace, last: nn.Module, end: Tensor, read: Tensor, unembed: nn.Module) -> nn.Module:

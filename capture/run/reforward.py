@@ -109,7 +109,7 @@ def allowed_apart(manifest: dict[str, Any]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Reforward:
+class _Reforward:
     """Outcome of running prompts again: largest absolute difference per variable, and what is allowed."""
 
     prompts: int
@@ -123,7 +123,7 @@ class Reforward:
         return all(value <= self.allowed[name] for name, value in self.worst.items())
 
 
-def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward:
+def reforward(layout: Layout, model: Model, path: Path, count: int) -> _Reforward:
     """Run `count` prompts of a sealed capture again, in the batches of its recorded plan, and compare with what is stored.
 
     On the machine and versions of the capture the difference is zero. Elsewhere it may reach the recorded noise floor;
@@ -160,4 +160,4 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> Reforward
                     progress.advance(1)
     eps = rounding(manifest["source_dtype"])
     allowed = allowed_apart(manifest) | {name: eps * _apart(stored.array(name)[...], 0) for name in per_prompt}
-    return Reforward(len(wanted), not any(worst.values()), worst, allowed)
+    return _Reforward(len(wanted), not any(worst.values()), worst, allowed)

@@ -67,7 +67,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Shape:
+class _Shape:
     """What sizes follow from: blocks, attention heads, width, vocabulary, bytes of the weights."""
 
     layers: int
@@ -105,7 +105,7 @@ def forecast(
     return found
 
 
-def shape_of(pair: PairSpec, variant: str, dtype: str) -> Shape:
+def shape_of(pair: PairSpec, variant: str, dtype: str) -> _Shape:
     """The shape of a model, built without memory (on torch's meta device)."""
     spec = pair.model(variant)
     config = load_config(spec)
@@ -118,7 +118,7 @@ def shape_of(pair: PairSpec, variant: str, dtype: str) -> Shape:
     unembed = hf.get_output_embeddings().weight
     weights = sum(p.numel() * p.element_size() for p in hf.parameters())
     text = config.get_text_config()
-    return Shape(text.num_hidden_layers, text.num_attention_heads, unembed.shape[1], unembed.shape[0], weights)
+    return _Shape(text.num_hidden_layers, text.num_attention_heads, unembed.shape[1], unembed.shape[0], weights)
 
 
 def _stream(
@@ -152,7 +152,7 @@ def _one(
     stream: Stream,
     exact: bool,
     profile: ProfileSpec,
-    shape: Shape,
+    shape: _Shape,
     sources: dict[str, Source],
     options: Options,
 ) -> Forecast:

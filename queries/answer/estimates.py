@@ -21,7 +21,7 @@ Lines = dict[Key, dict[str, Any]]  # measure and dimensions -> what is known of 
 
 
 @dataclass(frozen=True)
-class Found:
+class _Found:
     """What a query's SQL returned for one pair: the lines of each quantity, keyed by `dims` (measure, layer ...)."""
 
     dims: list[str]
@@ -33,7 +33,7 @@ class Found:
         return sum(map(len, self.lines.values()))
 
 
-def read(connection: duckdb.DuckDBPyConnection, sql: str, query: Query, pairs: Sequence[str]) -> dict[str, Found]:
+def read(connection: duckdb.DuckDBPyConnection, sql: str, query: Query, pairs: Sequence[str]) -> dict[str, _Found]:
     """Run a query and sort its lines by quantity, pair by pair; a pair without lines is not there.
 
     DuckDB groups: a profile over steps has a line per token and layer, which as a data frame would fill the memory.
@@ -48,9 +48,9 @@ def read(connection: duckdb.DuckDBPyConnection, sql: str, query: Query, pairs: S
     grouped = connection.sql(f"SELECT {keys}, list(struct_pack({packed})) AS lines FROM ({sql}) GROUP BY ALL")
     table = grouped.to_arrow_table()
     if len(pairs) == 1:
-        return {pairs[0]: Found(dims, _by_key(table, dims))} if table.num_rows else {}
+        return {pairs[0]: _Found(dims, _by_key(table, dims))} if table.num_rows else {}
     dims.remove("pair")
-    return {pair: Found(dims, lines) for pair in pairs if (lines := _by_key(_of_pair(table, pair), dims))}
+    return {pair: _Found(dims, lines) for pair in pairs if (lines := _by_key(_of_pair(table, pair), dims))}
 
 
 def _of_pair(table: pa.Table, pair: str) -> pa.Table:
@@ -65,14 +65,14 @@ def _by_key(table: pa.Table, dims: list[str]) -> dict[Key, pa.StructArray]:
     return dict(sorted(found, key=lambda pair: repr(pair[0])))
 
 
-def any_number(found: Found) -> bool:
+def any_number(found: _Found) -> bool:
     """Whether a pair's lines hold any total, value or estimate."""
     return any(
         _numbers(lines, name, None).size for lines in found.lines.values() for name in ("total", "value", "estimate")
     )
 
 
-def table_of(found: Sequence[Found], query: Query, resamples: int = RESAMPLES) -> pd.DataFrame:
+def table_of(found: Sequence[_Found], query: Query, resamples: int = RESAMPLES) -> pd.DataFrame:
     """One line per measure and dimension, and per contrast of the query: estimate, low, high, n, unit, method.
 
     `found` holds the lines of one pair, or of several that are pooled: then an estimate is the mean of the pairs'

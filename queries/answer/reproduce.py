@@ -30,7 +30,7 @@ Lines = dict[Key, dict[str, str]]  # dimensions -> columns of the estimate, as t
 
 
 @dataclass(frozen=True)
-class Difference:
+class _Difference:
     """An input that is not what the lock file says: what, its SHA-256 there and here (- for absent), and what repairs it."""
 
     what: str
@@ -51,7 +51,7 @@ class Compared:
 
     row: str
     pair: str
-    inputs: list[Difference] = field(default_factory=list)
+    inputs: list[_Difference] = field(default_factory=list)
     recomputed: list[str] = field(default_factory=list)
     noise: list[str] = field(default_factory=list)
     answer: str = ""
@@ -158,11 +158,11 @@ def _answers(
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def _question(query: Query, locked: Locked, lock: Lock) -> Difference | None:
+def _question(query: Query, locked: Locked, lock: Lock) -> _Difference | None:
     if query.sha256 == locked.query_sha256:
         return None
     made, here = lock.versions.get("actlake", "unknown"), versions()["actlake"]
-    return Difference(
+    return _Difference(
         f"question {query.id}.sql",
         locked.query_sha256,
         query.sha256,
@@ -170,7 +170,7 @@ def _question(query: Query, locked: Locked, lock: Lock) -> Difference | None:
     )
 
 
-def _replaced(layout: Layout, locked: Locked) -> Iterator[Difference]:
+def _replaced(layout: Layout, locked: Locked) -> Iterator[_Difference]:
     """Captures with another hash; LakeError for one that is not there."""
     for name, expected in locked.captures.items():
         model, stream = name.split("/")
@@ -183,10 +183,10 @@ def _replaced(layout: Layout, locked: Locked) -> Iterator[Difference]:
             )
         if (found := check_sealed(path)[SEAL]) != expected:
             repair = f"put that capture back, or delete {path} and {command}"
-            yield Difference(f"capture {name}", expected, found, repair)
+            yield _Difference(f"capture {name}", expected, found, repair)
 
 
-def _altered(layout: Layout, locked: Locked, before: dict[str, str | None]) -> Iterator[Difference]:
+def _altered(layout: Layout, locked: Locked, before: dict[str, str | None]) -> Iterator[_Difference]:
     """Files that were there with other bytes before anything was computed."""
     for name, expected in locked.files.items():
         found, path = before[name], layout.root / name
@@ -196,28 +196,28 @@ def _altered(layout: Layout, locked: Locked, before: dict[str, str | None]) -> I
                 if path.name.startswith(FOREIGN)
                 else "repeat"
             )
-            yield Difference(_named(name), expected, str(found), f"`rm {'-r ' * path.is_dir()}{path}` and {again}")
+            yield _Difference(_named(name), expected, str(found), f"`rm {'-r ' * path.is_dir()}{path}` and {again}")
 
 
-def _others(layout: Layout, locked: Locked, answer: Answer) -> Iterator[Difference]:
+def _others(layout: Layout, locked: Locked, answer: Answer) -> Iterator[_Difference]:
     """Captures and tables that the row reads now and did not then, and tables that it no longer reads."""
     for name, found in captures_of(layout, answer.captures).items():
         if name not in locked.captures:
-            yield Difference(f"capture {name}", "-", found, "the lock file has others: pick with the prompts of then")
+            yield _Difference(f"capture {name}", "-", found, "the lock file has others: pick with the prompts of then")
     read = files_of(layout, answer)
     for name in sorted({name for name in {*read, *locked.files} if name.startswith("tables/")}):
         if name not in locked.files:
-            yield Difference(_named(name), "-", hash_of(layout.root / name) or "-", "the row did not read it then")
+            yield _Difference(_named(name), "-", hash_of(layout.root / name) or "-", "the row did not read it then")
         elif name not in read:
             why = "the row does not read it now: catalog, models or version are others than then"
-            yield Difference(_named(name), locked.files[name], hash_of(layout.root / name) or "-", why)
+            yield _Difference(_named(name), locked.files[name], hash_of(layout.root / name) or "-", why)
 
 
-def _made_otherwise(locked: Locked, again: dict[str, str | None]) -> Iterator[Difference]:
+def _made_otherwise(locked: Locked, again: dict[str, str | None]) -> Iterator[_Difference]:
     """Files made again to other bytes: what a different answer comes from."""
     for name, found in again.items():
         if found and found != locked.files[name]:
-            yield Difference(_named(name), locked.files[name], found, "made again here to other numbers")
+            yield _Difference(_named(name), locked.files[name], found, "made again here to other numbers")
 
 
 def _named(file: str) -> str:

@@ -42,7 +42,7 @@ Sources = dict[Path, tuple[Context, Need]]  # what the job of each path is made 
 
 
 @dataclass
-class Task:
+class _Task:
     """What one worker does at a time, for some jobs, when the tasks named in `after` are done."""
 
     name: str
@@ -95,8 +95,8 @@ class _Pass:
         self, client: "Client", call: Call, layout: Layout, sources: Sources, failed: dict[Path, LakeError] | None
     ):
         self._client, self._call, self._layout, self._sources, self._failed = client, call, layout, sources, failed
-        self._waiting: dict[str, Task] = {}
-        self._running: dict[Future[Done], Task] = {}
+        self._waiting: dict[str, _Task] = {}
+        self._running: dict[Future[Done], _Task] = {}
         self._seen = time.monotonic()  # when there were workers
 
     def read(self, jobs: Sequence[Job]) -> None:
@@ -109,11 +109,11 @@ class _Pass:
             splitting = [job for job in group if job.splits]
             names = self._parts(splitting, feeds, runs, plan) if splitting else set()
             for job in splitting:
-                self._add(Task(self._place(job), [job], join, (plan, [_span(some) for some in runs]), set(names)))
+                self._add(_Task(self._place(job), [job], join, (plan, [_span(some) for some in runs]), set(names)))
             for job in group:
                 if not job.splits:
                     tokens = sum(capture.n_tokens for capture in job.captures)
-                    self._add(Task(self._place(job), [job], whole, (blocks,), tokens=tokens))
+                    self._add(_Task(self._place(job), [job], whole, (blocks,), tokens=tokens))
 
     def _parts(self, jobs: list[Job], feeds: Sequence[BlockReader], runs: Sequence[list[range]], plan: str) -> set[str]:
         """Add the tasks that compute the parts which are not there from an earlier call; returns their names."""
@@ -127,7 +127,7 @@ class _Pass:
             tokens = sum(int(feed.offset[prompts.stop] - feed.offset[prompts.start]) for feed in feeds)
             if left:
                 name = f"{hash_json([self._place(job) for job in jobs])[:8]}-{plan}-{prompts.start}-{prompts.stop}"
-                self._add(Task(name, left, parts, (plan, some), tokens=tokens))
+                self._add(_Task(name, left, parts, (plan, some), tokens=tokens))
                 names.add(name)
         return names
 
@@ -135,13 +135,13 @@ class _Pass:
         """Add tasks for jobs that read no captures block by block."""
         for job in jobs:
             after = {self._place(first) for first in job.before} & self._waiting.keys()
-            self._add(Task(self._place(job), [job], whole, ([],), after))
+            self._add(_Task(self._place(job), [job], whole, ([],), after))
 
     def _place(self, job: Job) -> str:
         """Where in the lake a job's result will lie."""
         return job.path.relative_to(self._layout.root).as_posix()
 
-    def _add(self, task: Task) -> None:
+    def _add(self, task: _Task) -> None:
         self._waiting[task.name] = task
 
     def run(self) -> None:
@@ -179,7 +179,7 @@ class _Pass:
                 else:
                     self._over(task)
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: _Task) -> None:
         asked = [(self._sources[job.path][1], self._place(job)) for job in task.jobs]
         key = f"actlake-{self._call.key}-{task.name}"
         future = self._client.submit(
@@ -188,7 +188,7 @@ class _Pass:
         self._running[future] = task
         self._ended.add(future)
 
-    def _over(self, task: Task) -> None:
+    def _over(self, task: _Task) -> None:
         for other in self._waiting.values():
             other.after.discard(task.name)
 

@@ -46,7 +46,7 @@ class Done:
     stop: LakeError | None = None
 
 
-class Bench:
+class _Bench:
     """What a process keeps from task to task of a call: captures and heads, and the jobs that it computes parts of."""
 
     def __init__(self, call: Call):
@@ -97,7 +97,7 @@ class Bench:
         self._held.close()
 
 
-def parts(bench: Bench, failed: Failed, requests: Sequence[Asked], plan: str, blocks: Sequence[range]) -> int:
+def parts(bench: _Bench, failed: Failed, requests: Sequence[Asked], plan: str, blocks: Sequence[range]) -> int:
     """Compute the part of each job that a run of blocks gives; returns the tokens read."""
     prompts, tokens = range(blocks[0].start, blocks[-1].stop), list[int]()
     running = RunningJobs([job for job in bench.jobs(requests, failed) if not job.path.exists()], failed)
@@ -118,7 +118,7 @@ def parts(bench: Bench, failed: Failed, requests: Sequence[Asked], plan: str, bl
     return sum(tokens)
 
 
-def join(bench: Bench, failed: Failed, requests: Sequence[Asked], plan: str, runs: Sequence[range]) -> int:
+def join(bench: _Bench, failed: Failed, requests: Sequence[Asked], plan: str, runs: Sequence[range]) -> int:
     """Make the result of a job of its parts."""
 
     def take(job: Job) -> None:
@@ -133,7 +133,7 @@ def join(bench: Bench, failed: Failed, requests: Sequence[Asked], plan: str, run
     return 0
 
 
-def whole(bench: Bench, failed: Failed, requests: Sequence[Asked], blocks: Sequence[range]) -> int:
+def whole(bench: _Bench, failed: Failed, requests: Sequence[Asked], blocks: Sequence[range]) -> int:
     """Do all of a job, which may read these blocks; returns the tokens read."""
     tokens = list[int]()
     with RunningJobs([bench.job(one) for one in requests], failed) as running:
@@ -145,7 +145,7 @@ def whole(bench: Bench, failed: Failed, requests: Sequence[Asked], blocks: Seque
 
 
 _turn = threading.Lock()  # tasks of one process take turns: each has all its threads, and memory for a block
-_bench: Bench | None = None
+_bench: _Bench | None = None
 
 
 def work(call: Call, share: Callable[..., int], requests: Sequence[Asked], *given: object) -> Done:
@@ -159,7 +159,7 @@ def work(call: Call, share: Callable[..., int], requests: Sequence[Asked], *give
         try:
             if _bench is None or _bench.call != call:
                 _leave()
-                _bench = Bench(call)
+                _bench = _Bench(call)
             if share is not parts:  # what other workers made just now counts
                 _bench.files.refresh()
             done.tokens = 0 if _bench.has(requests) else share(_bench, failed, requests, *given)

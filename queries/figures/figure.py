@@ -35,28 +35,28 @@ LABEL: dict[str, Any] = {"size": 8.5, "color": INK}
 ZERO: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
 
 
-class Style(NamedTuple):
+class _Style(NamedTuple):
     """How a hue looks."""
 
     colour: str
     marker: str
 
 
-FIXED = {"pt": Style("#0072B2", "o"), "it": Style("#D55E00", "s")}
+FIXED = {"pt": _Style("#0072B2", "o"), "it": _Style("#D55E00", "s")}
 OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D1F")
 
 
-def styles(hues: Iterable[object]) -> dict[object, Style]:
+def styles(hues: Iterable[object]) -> dict[object, _Style]:
     """A style for every hue; PT, IT and contrasts always get theirs, others differ in colour, then in marker too.
 
     None, the last of several, is what has no name in the legend: it looks like none of those that have.
     """
-    found: dict[object, Style] = {}
+    found: dict[object, _Style] = {}
     others = 0
     for hue in hues:
-        fixed = Style(INK, "o") if is_contrast(hue) or (hue is None and found) else FIXED.get(str(hue))
+        fixed = _Style(INK, "o") if is_contrast(hue) or (hue is None and found) else FIXED.get(str(hue))
         turn, which = divmod(others, len(OTHERS))
-        found[hue] = fixed or Style(OTHERS[which], "o^vDPX"[turn % 6])
+        found[hue] = fixed or _Style(OTHERS[which], "o^vDPX"[turn % 6])
         others += fixed is None
     return found
 
@@ -79,7 +79,7 @@ def draw(answer: Findings) -> Picture:
     for what only the table shows; both may be patterns (commit_*). At most 12 panels and 12 single numbers are drawn; the
     caption says how many are left.
     """
-    spec = FigureSpec.read(answer)
+    spec = _FigureSpec.read(answer)
     parts = [part for part in (spec.lines, spec.numbers, spec.plain) if part.panels]
     heights = [part.height for part in parts] or [0.3]
     handles, head, foot = spec.legend(), heading(answer), caption(answer, spec.left_out)
@@ -113,18 +113,18 @@ def draw(answer: Findings) -> Picture:
 
 
 @dataclass(frozen=True)
-class FigureSpec:
+class _FigureSpec:
     """What the parts of one figure share: its panels, their styles, and the words around them."""
 
     answer: Findings
-    styles: dict[object, Style]
+    styles: dict[object, _Style]
     lines: _Lines
     numbers: _Numbers  # keyed by a hue
     plain: _Plain  # single numbers without a hue
     left_out: int
 
     @classmethod
-    def read(cls, answer: Findings) -> FigureSpec:
+    def read(cls, answer: Findings) -> _FigureSpec:
         """Sort an answer's table into what a figure shows."""
         hidden = answer.query.plot.get("hide", "").split(",")
         lines, numbers = (
@@ -214,7 +214,7 @@ class _Lines(_Grid):
     def height(self) -> float:
         return self.rows * (sum(self.ratios) + 0.5) + 0.25
 
-    def draw(self, spec: FigureSpec, figure: Figure, place: SubplotSpec) -> None:
+    def draw(self, spec: _FigureSpec, figure: Figure, place: SubplotSpec) -> None:
         plot = spec.answer.query.plot
         for index, parts in enumerate(self.axes(figure, place, self.ratios, share=True)):
             panel, top, lowest = self.panels[index], parts[0][0], parts[-1][0]
@@ -255,7 +255,7 @@ class _Numbers(_Grid):
     def height(self) -> float:
         return self.rows * (sum(self.ratios) + 0.3 + 0.35 * len(self.ratios))
 
-    def draw(self, spec: FigureSpec, figure: Figure, place: SubplotSpec) -> None:
+    def draw(self, spec: _FigureSpec, figure: Figure, place: SubplotSpec) -> None:
         for panel, parts in zip(self.panels, self.axes(figure, place, self.ratios, share=False), strict=True):
             if named := unit(spec.answer, panel):
                 self.name(parts[0][0], f"{panel.label} ({named})")
@@ -271,7 +271,7 @@ class _Plain(_Grid):
     def height(self) -> float:
         return 0.45 + 0.22 * len(self.panels)
 
-    def draw(self, spec: FigureSpec, figure: Figure, place: SubplotSpec) -> None:
+    def draw(self, spec: _FigureSpec, figure: Figure, place: SubplotSpec) -> None:
         axes, each = figure.add_subplot(place), [panel for panel in self.panels for _ in range(len(panel.rows))]
         _draw_dots(axes, pd.concat([p.rows for p in self.panels]), [panel.label for panel in each], spec, each)
         axes.set_xlabel(" or ".join(dict.fromkeys(unit(spec.answer, panel) for panel in self.panels)), **LABEL)
@@ -280,7 +280,7 @@ class _Plain(_Grid):
 # --- marks on one pair of axes ---------------------------------------------------------------------------------------
 
 
-def _draw_lines(axes: Axes, rows: pd.DataFrame, looks: dict[object, Style], *, joined: bool) -> None:
+def _draw_lines(axes: Axes, rows: pd.DataFrame, looks: dict[object, _Style], *, joined: bool) -> None:
     """One line per hue with its interval band; points that nothing joins stand side by side with error bars instead.
 
     The x values have to be numbers.
@@ -308,7 +308,7 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame, looks: dict[object, Style], *, j
         axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
-def _draw_dots(axes: Axes, rows: pd.DataFrame, labels: Sequence[str], spec: FigureSpec, panels: list[Panel]) -> None:
+def _draw_dots(axes: Axes, rows: pd.DataFrame, labels: Sequence[str], spec: _FigureSpec, panels: list[Panel]) -> None:
     """A row per number: dot and interval, and a diamond where a published figure stands beside it."""
     _clean(axes, grid="x")
     if any(is_contrast(hue) for hue in rows["hue"]):

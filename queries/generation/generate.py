@@ -26,7 +26,7 @@ from .texts import BATCH, Asked, Texts
 
 
 @dataclass(frozen=True)
-class Written:
+class _Written:
     """One condition as generated: its key, what it is, how many texts were asked for, generated now, and their tokens."""
 
     key: str
@@ -65,7 +65,7 @@ class Generated:
     missing: int
     tokens: int
     line: str
-    conditions: list[Written]
+    conditions: list[_Written]
 
     @property
     def texts(self) -> pd.DataFrame:
@@ -197,7 +197,7 @@ def setting_of(kit: Context, pair: str, variant: str, edits: Sequence[str], temp
     return Setting("", None, variant, parse_edits(edits, shape.n_layers, shape.windows), template)
 
 
-def write(found: Plan, rank: Rank = ALONE) -> list[Written]:
+def write(found: Plan, rank: Rank = ALONE) -> list[_Written]:
     """Generate what is missing; one line per distinct condition, in the order asked for.
 
     Ranks each begin with other conditions and take over what they find done, so that several share the work.
@@ -214,7 +214,7 @@ def write(found: Plan, rank: Rank = ALONE) -> list[Written]:
             text = condition_text(setting.edits)
             tokens = sum(row["tokens"] for row in rows)
             done.append(
-                Written(
+                _Written(
                     job.condition.key,
                     setting.variant,
                     text,

@@ -35,7 +35,7 @@ PAIRS: Mapping[str, Sequence[tuple[str, str]]] = {"exp15": (("B_late", "A"), ("C
 
 
 @dataclass(frozen=True)
-class Judged:
+class _Judged:
     """One question to the judge: its item, and the line of the table that the verdict makes."""
 
     item: JudgeItem
@@ -65,14 +65,14 @@ def rubrics_of(path: Path | None = None) -> dict[str, Rubric]:
     return read_rubrics(path or os.environ.get(RUBRICS) or None)
 
 
-def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[Judged]:
+def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[_Judged]:
     """Everything that can be asked about a sweep's replies; LakeError while there are no replies."""
     texts = [job.rows() if job.path.exists() else None for job in scores.texts]
     if any(rows is None for rows in texts):
         raise LakeError(
             f"judged({scores.sweep}): its replies are not there yet: `actlake generate {scores.pair} --sweep {scores.sweep}`"
         )
-    found: list[Judged] = []
+    found: list[_Judged] = []
     said: dict[str, list[dict[str, Any]]] = {}
     for setting, job, rows in zip(scores.settings, scores.texts, texts, strict=True):
         assert rows is not None
@@ -81,7 +81,7 @@ def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[Judged]:
         for index, (prompt, row) in enumerate(zip(scores.prompts, rows, strict=True)):
             fields = fields_of(prompt)
             found += [
-                Judged(
+                _Judged(
                     JudgeItem(name, fields, row["text"]), setting.variant, setting.arm, dose, job.condition.key, index
                 )
                 for name, rubric in rubrics.items()
@@ -93,7 +93,7 @@ def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[Judged]:
             for name in ("G2", "S2"):
                 if name in rubrics and rubrics[name].applies(fields):
                     item = JudgeItem(name, fields, said[one][index]["text"], said[other][index]["text"], (one, other))
-                    found.append(Judged(item, "both", f"{one} vs {other}", math.nan, "", index))
+                    found.append(_Judged(item, "both", f"{one} vs {other}", math.nan, "", index))
     return found
 
 
@@ -130,7 +130,7 @@ class JudgedTable(TableJob):
         )
         self._layout = kit.layout
 
-    def _both(self) -> list[tuple[Judged, Verdict]]:
+    def _both(self) -> list[tuple[_Judged, Verdict]]:
         return list(zip(self._asked, self._verdicts, strict=True))
 
     def finish(self) -> None:

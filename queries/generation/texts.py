@@ -56,7 +56,7 @@ class Asked:
     control_tokens: bool = False
 
 
-class ConditionJob(Job):
+class _ConditionJob(Job):
     """A job whose result is one file of a condition: what is not known of its prompts yet is computed, batch by batch."""
 
     kind = ""
@@ -203,7 +203,7 @@ def recipe_of(kit: Context, asked: Asked, steer: SteeringVectors) -> dict[str, A
     return found
 
 
-class Texts(ConditionJob):
+class Texts(_ConditionJob):
     """What a model writes after each prompt, greedily, under the edits."""
 
     kind, schema = "texts", OUTPUTS
@@ -264,7 +264,7 @@ class Texts(ConditionJob):
         }
 
 
-class Choices(ConditionJob):
+class Choices(_ConditionJob):
     """Forced choice for prompts with `choices`: the letter written within three tokens, as the study has it, and the choice
     whose text is likeliest after the prompt. METHODS 18 (mmlu_forced_choice: raw text, no template)."""
 
@@ -323,7 +323,7 @@ def letters(prompt: Prompt) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(prompt.fields["choices"])]
 
 
-class Nats(ConditionJob):
+class Nats(_ConditionJob):
     """How unlikely a model, as it is, finds the texts of a condition after their prompts: nats, and tokens they are over."""
 
     schema, unit = LIKELY, "prompts"

@@ -20,7 +20,7 @@ from .graft import LensCondition, condition_of
 K = 20
 
 
-class Candidates(LensCondition):
+class _Candidates(LensCondition):
     """The rows of one condition and lens kind: layers floor(0.8 L) and up, against the host as it is."""
 
     def __init__(self, kit: Context, scope: Scope, condition: Condition, kind: str):
@@ -81,6 +81,6 @@ class Candidates(LensCondition):
     how="replay",
     lenses=1.0,
 )
-def candidates_table(kit: Context, scope: Scope, kind: str) -> Candidates:
+def candidates_table(kit: Context, scope: Scope, kind: str) -> _Candidates:
     """The job that makes one condition's rows, `kind` its name. LakeError as for `graft` and `vocab`."""
-    return Candidates(kit, scope, *condition_of(kit, scope, "candidates", kind))
+    return _Candidates(kit, scope, *condition_of(kit, scope, "candidates", kind))

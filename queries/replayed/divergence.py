@@ -24,7 +24,7 @@ HOSTS = {"pt": ("A", "B"), "it": ("C", "D")}  # a host on its own, and with graf
     version=2,
     how="replay",
 )
-class Divergence(EventTable):
+class _Divergence(EventTable):
     """Each condition of METHODS 14 (exp20) an event: A and C from the store, B_WINDOW and D_WINDOW by replays with grafts.
 
     Layers are the edges of the windows, as far as they are stored (A, C) or run (B, D); all are read by the host's head.

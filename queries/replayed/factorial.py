@@ -29,7 +29,7 @@ READOUTS = ("common_it", "common_pt", "native")
     version=1,
     how="replay",
 )
-class Factorial(EventTable):
+class _Factorial(EventTable):
     """Four cells an event, each through both heads (METHODS 17, exp23).
 
     Cells of one model are its own stored final residual. In the others the late blocks of one model go on from the other's

@@ -73,7 +73,7 @@ class LensCondition(ConditionTable):
         return choose(self.kit, self.host).translate(resid, rows.columns["prompt_id"][at], self.kit.device)
 
 
-class GraftTable(LensCondition):
+class _GraftTable(LensCondition):
     """The rows of one condition and lens kind, all layers: those below the window are the host's own."""
 
     def __init__(self, kit: Context, scope: Scope, condition: Condition, kind: str):
@@ -167,13 +167,13 @@ class GraftTable(LensCondition):
     how="replay",
     lenses=3.0,
 )
-def graft_table(kit: Context, scope: Scope, kind: str) -> GraftTable:
+def graft_table(kit: Context, scope: Scope, kind: str) -> _GraftTable:
     """The job that makes one condition's rows, `kind` its name; scope holds both captures on IT's answer.
 
     LakeError for an unknown name, captures of different answers or without all residuals, a window outside the model, and
     where weights are missing.
     """
-    return GraftTable(kit, scope, *condition_of(kit, scope, "graft", kind))
+    return _GraftTable(kit, scope, *condition_of(kit, scope, "graft", kind))
 
 
 def condition_of(kit: Context, scope: Scope, table: str, kind: str) -> tuple[Condition, str]:

@@ -18,7 +18,7 @@ EVERY = (-math.inf, math.inf)
 PIPELINES = {"A": "pt", "B_late": "pt", "C": "it", "D_late": "it"}
 
 
-class MechanismTable(ConditionTable):
+class _MechanismTable(ConditionTable):
     """The rows of one pipeline: layers floor(0.8 L) and up, through the host's own raw lens (METHODS 9)."""
 
     def __init__(self, kit: Context, scope: Scope, condition: Condition, layers: int):
@@ -73,11 +73,11 @@ class MechanismTable(ConditionTable):
     one_model=True,
     how="replay",
 )
-def mechanism_table(kit: Context, scope: Scope, kind: str) -> MechanismTable:
+def mechanism_table(kit: Context, scope: Scope, kind: str) -> _MechanismTable:
     """The job that makes one pipeline's rows: A (the PT), C (the IT), B_late or D_late. LakeError as for `graft`."""
     if kind not in PIPELINES:
         raise LakeError(f"mechanism({kind}): expected one of {', '.join(PIPELINES)}")
     check_scope(kit, scope)
     layers = len(kit.capture(scope.names("pt")).array("layer")[:])
     window = window_of(kit, scope, "late") if kind.endswith("late") else (layers, layers)
-    return MechanismTable(kit, scope, Condition(kind, PIPELINES[kind], window), layers)
+    return _MechanismTable(kit, scope, Condition(kind, PIPELINES[kind], window), layers)

@@ -56,7 +56,7 @@ PREFIXES = 16  # prompts whose stored states are in memory at a time
     how="replay",
     lenses=3.0,
 )
-class Patching(TableJob):
+class _Patching(TableJob):
     """KL(final || layer) of the PT at a token of IT's answer, with each part of the difference added to its residual there.
 
     Both models have read IT's answer. The layers are those whose in-sample R2 of `Contrast` is largest, as the study takes
@@ -146,7 +146,7 @@ class Patching(TableJob):
 
     def _patched(self, prefixes: ReplayStart, boundary: int, prompt: np.ndarray, last: np.ndarray) -> ReplayStart:
         """The prefixes with what enters block `boundary`, the last state of each replaced by that of `last` [rows, d]."""
-        states = Prefixes(self._start("pt", boundary), prompt, prefixes.offset, last.astype(np.float32))
+        states = _Prefixes(self._start("pt", boundary), prompt, prefixes.offset, last.astype(np.float32))
         return replace(prefixes, boundary=boundary, states=states)
 
     def _kl(self, resid: np.ndarray, prompt_ids: np.ndarray) -> np.ndarray:
@@ -171,7 +171,7 @@ class Patching(TableJob):
 
 
 @dataclass(frozen=True)
-class Prefixes:
+class _Prefixes:
     """States of rows laid end to end: each the first states of a stored prompt, the last of them another.
 
     `start` is the capture, `prompt` [rows] says whose states a row has, `offset` [rows + 1] where the rows lie, `last`

@@ -16,7 +16,7 @@ from .divergence import HOSTS
 from .first_divergence import LABELS, READ_TOGETHER, EventTable, tokens_of
 
 
-class Writeout(EventTable):
+class _Writeout(EventTable):
     """Each MLP of each model an event (METHODS 15, exp21: A and C), from stored arrays alone, through the model's own head."""
 
     runs_models = False
@@ -90,7 +90,7 @@ class Writeout(EventTable):
         super().check()
 
 
-class GraftedWriteout(Writeout):
+class _GraftedWriteout(_Writeout):
     """The blocks of the late window when its MLPs are exchanged (METHODS 15: B_late, D_late), replayed from its start."""
 
     runs_models = True
@@ -145,8 +145,8 @@ class GraftedWriteout(Writeout):
     one_model=True,
     how={"late": "replay"},
 )
-def writeout_table(kit: Context, scope: Scope, kind: str) -> Writeout:
+def writeout_table(kit: Context, scope: Scope, kind: str) -> _Writeout:
     """The job of one kind: '' both models as they are, `late` with late MLPs exchanged. LakeError for another kind."""
     if kind not in ("", "late"):
         raise LakeError(f"writeout({kind}): expected writeout, or writeout(late) for late MLPs exchanged")
-    return GraftedWriteout(kit, scope) if kind else Writeout(kit, scope)
+    return _GraftedWriteout(kit, scope) if kind else _Writeout(kit, scope)

@@ -27,7 +27,7 @@ Arrays = Mapping[str, CheckedArray]
 Line = tuple[str, int | None, int | None, int, Any, int]  # name, layer, other, draw, value, n
 
 
-class DirectionsTable(TableJob):
+class _DirectionsTable(TableJob):
     """Rows of the table `directions` of one kind, from the groups that `before` makes."""
 
     def __init__(
@@ -99,7 +99,7 @@ def directions_table(kit: Context, scope: Scope, kind: str) -> Job:
 
 
 def _stability(kit: Context, scope: Scope) -> Job:
-    return DirectionsTable(kit, scope, "stability", (records(kit, scope, "own"),), _stability_lines)
+    return _DirectionsTable(kit, scope, "stability", (records(kit, scope, "own"),), _stability_lines)
 
 
 def _stability_lines(groups: list[Arrays]) -> Iterator[Line]:
@@ -115,7 +115,7 @@ def _stability_lines(groups: list[Arrays]) -> Iterator[Line]:
 
 
 def _spread(kit: Context, scope: Scope) -> Job:
-    return DirectionsTable(kit, scope, "spread", (records(kit, scope, "own"),), _spread_lines)
+    return _DirectionsTable(kit, scope, "spread", (records(kit, scope, "own"),), _spread_lines)
 
 
 def _spread_lines(groups: list[Arrays]) -> Iterator[Line]:
@@ -150,7 +150,7 @@ def _forced(kit: Context, scope: Scope, name: str, kind: str) -> Job:
             found = kernels.agreement(d, forced["difference"][:, layer], weight * tokens, weight)
             yield from _draws(name, layer, found, len(tokens), first=0)
 
-    return DirectionsTable(kit, scope, name, (records(kit, scope, "own"), records(kit, scope, kind)), lines)
+    return _DirectionsTable(kit, scope, name, (records(kit, scope, "own"), records(kit, scope, kind)), lines)
 
 
 def _splits(kit: Context, scope: Scope) -> Job:
@@ -168,7 +168,7 @@ def _splits(kit: Context, scope: Scope) -> Job:
                 found = kernels.agreement(d, d, weight * sets[a], weight * sets[b])
                 yield from _draws(f"{a}-{b}", layer, found, min(SPLIT, n // 2), first=0)
 
-    return DirectionsTable(kit, scope, "splits", before, lines)
+    return _DirectionsTable(kit, scope, "splits", before, lines)
 
 
 def calibration(kit: Context, teacher: Names, prompts: np.ndarray) -> dict[str, np.ndarray]:
@@ -208,7 +208,7 @@ def _contrast(kit: Context, scope: Scope, lens: str) -> Job:
                 yield name, layer, None, 0, value, n
 
     kind = "contrast" if lens == "raw" else f"contrast_{lens}"
-    return DirectionsTable(kit, scope, kind, (contrast, own), lines)
+    return _DirectionsTable(kit, scope, kind, (contrast, own), lines)
 
 
 def _layers(group: Arrays) -> Iterator[tuple[int, np.ndarray]]:

@@ -54,7 +54,7 @@ class Group(Job):
         self._opened.__exit__(kind, error, trace)
 
 
-class Records(Group):
+class _Records(Group):
     """Mean MLP output of each record, IT minus PT, layer by layer, and the mean directions that follow.
 
     tokens: int [P], over how many generated tokens, as inputs, each prompt is averaged in both captures; 0 leaves the
@@ -80,7 +80,7 @@ class Records(Group):
                 f" directions need {FEWEST_RECORDS}: capture more prompts, or longer answers (--max-new-tokens)"
             )
 
-    def __enter__(self) -> Records:
+    def __enter__(self) -> _Records:
         super().__enter__()
         self.writer.create("difference", (len(self._kept), *self.captures[0].array("mlp_out").shape[1:]))
         return self
@@ -259,7 +259,7 @@ def sibling(kit: Context, scope: Scope, recipe: str) -> Scope:
     return replace(scope, streams=dict(zip(there["variant"], there["stream"], strict=True)), recipe=recipe)
 
 
-def records(kit: Context, own: Scope, kind: str) -> Records:
+def records(kit: Context, own: Scope, kind: str) -> _Records:
     """The record differences of a pair: `own` texts, or those `it` or `pt` answered, which the other one is forced to read."""
     answered = [answered_by(kit.capture(own.names(variant))) for variant in VARIANTS]
     if len(answered[0]) != len(answered[1]):
@@ -278,4 +278,4 @@ def records(kit: Context, own: Scope, kind: str) -> Records:
     if kind == "own" and same_text(captures[0], captures[1]):
         raise LakeError(f"pair {own.pair}: both captures read one answer; the mean direction needs each model's own")
     tokens = np.where(shortest >= kernels.SHORTEST, counts[kind], 0)
-    return Records(kit, own, kind, (captures[0], captures[1]), tokens)
+    return _Records(kit, own, kind, (captures[0], captures[1]), tokens)

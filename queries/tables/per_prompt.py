@@ -42,7 +42,7 @@ def last_prompt_tokens(prompt: np.ndarray, step: np.ndarray) -> np.ndarray:
     "layer x metric x draw",
     version=1,
 )
-class Geometry(TableJob):
+class _Geometry(TableJob):
     """The table `geometry`: keeps one residual per prompt and boundary during the sweep, measures the clouds at its end."""
 
     splits = True
@@ -108,7 +108,7 @@ class Geometry(TableJob):
     "prompt x layer x head",
     version=1,
 )
-class Attention(TableJob):
+class _Attention(TableJob):
     """The table `attention`: the entropies that the capture took of the last prompt token's attention rows."""
 
     def __init__(self, kit: Context, names: Names):

@@ -119,7 +119,7 @@ def tuned_lens(kit: Context, names: Names) -> TunedTable:
     version=2,
     lenses=2.0,
 )
-class Evaluation(TableJob):
+class _Evaluation(TableJob):
     """The table `lens_eval`: raw and tuned lens of one capture on prompts that no probes in it were trained on, by the probes
     of its own model and of the pair's other one, where the lake has a capture of it on the same prompts."""
 

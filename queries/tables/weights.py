@@ -40,7 +40,7 @@ WEIGHTS = "*.safetensors"
     version=1,
     how="weights",
 )
-class Weights(TableJob):
+class _Weights(TableJob):
     """RMS of IT - PT per layer and group, both groupings, in one pass over both checkpoints' files."""
 
     def __init__(self, kit: Context, scope: Scope):

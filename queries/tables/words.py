@@ -23,7 +23,7 @@ from ..engine.job import TableJob
 OTHER = "OTHER"  # the class of ids that stand for no text
 
 
-class Vocab(TableJob):
+class _Vocab(TableJob):
     """Text and class of every token id of a pair, as IT's vocabulary has it, which knows the PT's tokens and the chat's.
 
     Ids that only the PT has are as in the PT's; of a pair of one model all are that one's. A lake of an older version, which
@@ -71,9 +71,9 @@ class Vocab(TableJob):
         return read_parquet(self.path, TABLES["vocab"].schema, columns=[name])[name].to_numpy()
 
 
-def vocab_table(kit: Context, scope: Scope) -> Vocab:
+def vocab_table(kit: Context, scope: Scope) -> _Vocab:
     """The job that makes a pair's rows. LakeError when its tokenizer is not found, or is not that of the lake's captures."""
-    return kit.once(("vocab", *scope.models.values()), lambda: Vocab(kit, scope))
+    return kit.once(("vocab", *scope.models.values()), lambda: _Vocab(kit, scope))
 
 
 @table(
@@ -91,7 +91,7 @@ def vocab_table(kit: Context, scope: Scope) -> Vocab:
     version=1,
     alone=True,
 )
-def pair_vocab(kit: Context, scope: Scope) -> Vocab:
+def pair_vocab(kit: Context, scope: Scope) -> _Vocab:
     """`vocab_table` for the pair of a question."""
     return vocab_table(kit, scope)
 
@@ -130,7 +130,7 @@ def _tokenizer(kit: Context, model: str, sha256: str) -> Any:
     of="side",
     version=1,
 )
-class Words(TableJob):
+class _Words(TableJob):
     """The class of each target of a capture's answers in the answer's text; the stream's own texts lack some blanks."""
 
     def __init__(self, kit: Context, scope: Scope, variant: str):

@@ -16,7 +16,7 @@ RECENT = 256 << 20  # bytes that are kept, about two prompts' stretches of all b
 TICK = 100_000_000  # ns that no clock of a file system takes for a tick
 
 
-class Recent:
+class _Recent:
     """Stretches of chunks of which only some tokens were asked for; beyond `limit` bytes the least recently used are dropped."""
 
     def __init__(self, limit: int):
@@ -43,9 +43,9 @@ class Recent:
 
 
 @cache
-def recent() -> Recent:
+def recent() -> _Recent:
     """The stretches that this process holds."""
-    return Recent(RECENT)
+    return _Recent(RECENT)
 
 
 os.register_at_fork(after_in_child=recent.cache_clear)  # a lock does not survive a fork
