@@ -14,7 +14,7 @@ Layers = str | int | Iterable[int]
 
 
 @dataclass(frozen=True)
-class Edit:
+class _Edit:
     """One edit; `str(edit)` is its text."""
 
     layers: Layers
@@ -30,7 +30,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Scale(Edit):
+class Scale(_Edit):
     """Multiply the component of outputs along a direction by alpha; 0 removes it, 1 changes nothing."""
 
     direction: str
@@ -40,7 +40,7 @@ class Scale(Edit):
 
 
 @dataclass(frozen=True)
-class Inject(Edit):
+class Inject(_Edit):
     """Add beta times each output's norm along a direction (beta itself unless `relative`)."""
 
     direction: str
@@ -51,7 +51,7 @@ class Inject(Edit):
 
 
 @dataclass(frozen=True)
-class Matched(Edit):
+class Matched(_Edit):
     """Make as large a change as `Scale` does along the direction, along a random one."""
 
     direction: str
@@ -61,24 +61,24 @@ class Matched(Edit):
 
 
 @dataclass(frozen=True)
-class Zero(Edit):
+class Zero(_Edit):
     """Silence a site of blocks."""
 
     site: str = "mlp"
 
 
 @dataclass(frozen=True)
-class Skip(Edit):
+class Skip(_Edit):
     """Leave whole blocks out."""
 
 
 @dataclass(frozen=True)
-class Graft(Edit):
+class Graft(_Edit):
     """Put the other model's MLPs into blocks."""
 
 
 @dataclass(frozen=True)
-class RandomGraft(Edit):
+class RandomGraft(_Edit):
     """Change the MLPs of blocks by as much as `Graft` does, at random."""
 
     seed: int | None = None

@@ -14,7 +14,8 @@ from typing import Any
 import machine
 import torch
 from actlake.capture.edit.edits import Edit, Graft
-from actlake.capture.edit.replay import ReplayStart, open_start, replay
+from actlake.capture.edit.replay import replay
+from actlake.capture.edit.start import ReplayStart, open_start
 from actlake.capture.model.load import load_model
 from actlake.capture.model.partial import load_donor, load_suffix
 from actlake.capture.run.capture import capture

@@ -15,7 +15,8 @@ import tiny
 import torch
 import transformers
 from actlake.capture.edit.edits import Scale, Zero
-from actlake.capture.edit.replay import load_late, open_start, replay_whole
+from actlake.capture.edit.replay import load_late, replay_whole
+from actlake.capture.edit.start import open_start
 from actlake.capture.model.load import load_model
 from actlake.capture.streams.greedy import decoded
 from actlake.store.artifacts.streams import read_stream

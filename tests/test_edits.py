@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import tiny
 import torch
 from actlake.analyze.residual.directions import matched_units, random_units, rotated_units
 from actlake.capture.edit.edits import (
-    BoundaryPatch,
     Edit,
     Graft,
     Inject,
@@ -19,11 +19,11 @@ from actlake.capture.edit.edits import (
     RandomGraft,
     Scale,
     Skip,
-    Slots,
     Zero,
     edited,
 )
-from actlake.capture.edit.replay import ReplayStart, load_late, load_mlps, open_start, replay_whole
+from actlake.capture.edit.replay import load_late, load_mlps, replay_whole
+from actlake.capture.edit.start import ReplayStart, open_start
 from actlake.capture.model.load import Model, load_model
 from actlake.capture.model.partial import Donor, load_donor
 from actlake.store.captures.reader import Capture
@@ -184,28 +184,6 @@ def states(scene: Scene, variant: str, boundary: int) -> np.ndarray:
     return torch.cat(seen).numpy()
 
 
-def patched(boundary: int, masked: bool) -> Reference:
-    def hooks(scene: Scene, prompt: int, at: slice) -> list[Any]:
-        theirs = torch.from_numpy(states(scene, "it", boundary)[at])
-        mask = torch.from_numpy(scene.step[at] >= 0 if masked else np.ones(at.stop - at.start, bool))[:, None]
-        return [on(scene.blocks["pt"][boundary - 1], lambda h, _x: torch.where(mask, theirs, h[0])[None])]
-
-    return hooks
-
-
-def continuation(scene: Scene, change: Callable[[Tensor, int], Tensor]) -> Reference:
-    """The change at positions that predict a continuation token only."""
-
-    def hooks(scene: Scene, prompt: int, at: slice) -> list[Any]:
-        mask = torch.from_numpy(scene.step[at] >= 0)[:, None]
-        return [
-            on(scene.blocks["pt"][layer].mlp, lambda m, _x, layer=layer: torch.where(mask, change(m, layer), m))
-            for layer in (1, 2)
-        ]
-
-    return hooks
-
-
 def resid(scene: Scene, boundary: int, variant: str = "it") -> np.ndarray:
     return scene.captures[variant].array("resid")[:, boundary]
 
@@ -230,13 +208,6 @@ CASES: dict[str, tuple[Callable[[Scene], list[Edit]], Callable[[Scene], Referenc
         lambda s: (
             lambda *a: outputs(mlp, lambda m, _: 0 * m, (2,))(*a) + outputs(attention, lambda m, _: 0 * m, (2,))(*a)
         ),
-    ),
-    "patch": (lambda s: [BoundaryPatch(2, resid(s, 2))], lambda s: patched(2, False)),
-    "patch where it begins": (lambda s: [BoundaryPatch(1, resid(s, 1))], lambda s: patched(1, False)),
-    "patch of some": (lambda s: [BoundaryPatch(2, resid(s, 2), s.step >= 0)], lambda s: patched(2, True)),
-    "scale of some": (
-        lambda s: [Scale(UNITS, 4.0, tokens=s.step >= 0)],
-        lambda s: continuation(s, scaled(4.0)),
     ),
     "graft, then scale": (
         lambda s: [Graft(s.donor), Scale(UNITS, 3.0)],
@@ -267,8 +238,6 @@ NOOPS: dict[str, tuple[type, Callable[[Scene], Edit]]] = {
     "no blocks": (Zero, lambda s: Zero()),
     "the host's own MLPs as donor": (Graft, lambda s: Graft(s.own)),
     "the host's own MLPs as donor, random": (RandomGraft, lambda s: RandomGraft(s.own)),
-    "the host's own states": (BoundaryPatch, lambda s: BoundaryPatch(2, resid(s, 2, "pt"))),
-    "the host's own states, where it begins": (BoundaryPatch, lambda s: BoundaryPatch(1, s.starts["pt"].states)),
 }
 
 
@@ -301,7 +270,7 @@ def test_noops_in_bfloat16(tmp_path):
     late, start = load_late(layout, "gemma3-pt", 1, catalog), open_start(layout, "gemma3-pt", "shared", 1)
     own = load_mlps(layout, "gemma3-pt", (1, 3), catalog)
     plain = replay_whole(late, start).arrays
-    for edit in (Scale(UNITS, 1.0), Inject(UNITS, 0.0), Graft(own), RandomGraft(own), BoundaryPatch(1, start.states)):
+    for edit in (Scale(UNITS, 1.0), Inject(UNITS, 0.0), Graft(own), RandomGraft(own)):
         found = replay_whole(late, start, [edit]).arrays
         assert all(np.array_equal(found[name], plain[name]) for name in plain)
 
@@ -388,14 +357,13 @@ def test_random_directions():
         assert np.linalg.matrix_rank(np.stack([unit, units[layer], drawn]), tol=1e-6) == 2
 
 
-def test_slots_lay_states_out_as_the_batch_is():
-    slots, given = Slots([(2, 5), (0, 2)], 4), np.arange(12, dtype=np.float32).reshape(6, 2)
-    padded = slots.padded(given)
-    assert np.array_equal(padded[0, :3], given[2:5]) and np.array_equal(padded[1, :2], given[:2])
-    assert padded.shape == (2, 4, 2) and not padded[0, 3].any() and not padded[1, 2:].any()
-    tokens = np.array([True, False, False, True, True, True])
-    assert slots.mask(None).tolist() == [[True, True, True, False], [True, True, False, False]]
-    assert slots.mask(tokens).tolist() == [[False, True, True, False], [True, False, False, False]]
+def test_states_are_laid_out_as_the_batch_is():
+    given = np.arange(12, dtype=np.float32).reshape(6, 2)
+    start = ReplayStart(Path("x"), {}, 1, given, np.arange(6), np.array([0, 2, 6]), np.array([2, 3]))
+    assert start.spans([1, 0]) == [(2, 5), (0, 2)]
+    padded = start.padded(start.spans([1, 0]))
+    assert np.array_equal(padded[0], given[2:5]) and np.array_equal(padded[1, :2], given[:2])
+    assert padded.shape == (2, 3, 2) and padded.dtype == np.float32 and not padded[1, 2:].any()
 
 
 @pytest.mark.parametrize(
@@ -405,7 +373,6 @@ def test_slots_lay_states_out_as_the_batch_is():
         (lambda s: Zero(blocks=(3,)), "edit Zero of llama-pt: block 3 is outside"),
         (lambda s: Graft(s.donor, (1, 5)), "edit Graft of llama-pt: block 5 is outside"),
         (lambda s: Graft(Donor("llama-it", {1: s.donor.mlps[1]}), (1, 2)), "donor llama-it: no MLP of block 2 is loaded, only of 1"),
-        (lambda s: BoundaryPatch(0, resid(s, 1)), "boundary patch of llama-pt: no boundary 0; .* 1 to 3"),
         (lambda s: Scale(UNITS, 2.0, site="norm"), "unknown site 'norm'; expected one of mlp, attn, block"),
         (lambda s: Scale({1: 2 * UNITS[1]}, 2.0), "the direction of block 1 has shape .32,. and norm 2, expected one vector"),
         (lambda s: Scale({1: np.full(WIDTH, np.nan)}, 2.0), "norm nan"),
@@ -415,13 +382,6 @@ def test_what_is_refused(scenes, edit, says):
     scene = scenes("llama")
     with pytest.raises(LakeError, match=says):
         replay_whole(scene.late, scene.starts["pt"], [edit(scene)])
-
-
-def test_edits_of_tokens_need_a_replay(scenes, pairs):
-    scene, model = scenes("llama"), load_model(pairs("llama").pt)
-    for edit in (BoundaryPatch(1, resid(scene, 1)), Scale(UNITS, 2.0, tokens=scene.step >= 0)):
-        with pytest.raises(LakeError, match="needs a replay"), edited(model, [edit]):
-            pass
 
 
 def test_donor_of_another_shape(scenes, tmp_path):

@@ -18,7 +18,8 @@ import tiny
 import torch
 from actlake.analyze.residual.two_tokens import choose
 from actlake.capture.edit import replay
-from actlake.capture.edit.replay import load_late, open_start, replay_whole
+from actlake.capture.edit.replay import load_late, replay_whole
+from actlake.capture.edit.start import open_start
 from actlake.lake import Lake
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture, find_capture
@@ -300,8 +301,9 @@ def test_exp23_is_the_arithmetic_of_METHODS(scenes) -> None:
 def test_the_second_question_loads_nothing(scenes, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = scenes("llama")
     before = [scene.lake.run(row) for row in ("exp20", "exp23")]
-    for name in ("load_late", "load_mlps", "open_start", "find_weights"):
+    for name in ("load_late", "load_mlps", "find_weights"):
         monkeypatch.setattr(replay, name, None)
+    monkeypatch.setattr("actlake.capture.edit.start.open_start", None)
     again = [scene.lake.run(row) for row in ("exp20", "exp23")]
     assert all(not answer.computed for answer in again)
     for one, other in zip(before, again, strict=True):

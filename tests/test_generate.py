@@ -7,7 +7,8 @@ import torch
 from actlake.analyze.residual.directions import random_units
 from actlake.capture.checkpoint.tokens import encode
 from actlake.capture.edit.edits import Graft, Inject, Matched, RandomGraft, Scale, Skip, Zero, edited
-from actlake.capture.edit.replay import open_start, replay_whole
+from actlake.capture.edit.replay import replay_whole
+from actlake.capture.edit.start import open_start
 from actlake.capture.model.load import load_model
 from actlake.capture.model.partial import load_donor, load_suffix
 from actlake.capture.streams.greedy import decode, decoded, nats

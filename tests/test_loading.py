@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 import transformers
-from actlake.capture.edit.replay import load_late, loaded_as
+from actlake.capture.edit.replay import load_late
+from actlake.capture.edit.start import loaded_as
 from actlake.capture.model.describe import describe, lines
 from actlake.capture.model.load import Model, identify, load_model
 from actlake.capture.run.reforward import reforward

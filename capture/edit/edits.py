@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ...analyze.residual.directions import matched_units
 from ...store.core.errors import LakeError
 from ...store.core.registry import Registry
 from ..model.branches import as_one, each
-from ..model.hooks import at_boundary, at_outputs, forward_as
+from ..model.hooks import at_outputs, forward_as
 from ..model.load import Model
 from ..model.partial import Donor
 from ..model.structure import Structure
@@ -39,35 +39,6 @@ SITES: dict[str, Callable[[Structure, int], Sequence[nn.Module]]] = {
 E = TypeVar("E", bound="Edit")
 
 
-class States(Protocol):
-    """Hidden states of a stream's flat tokens: `states[start:stop]` is float [stop - start, d], for tokens of one prompt."""
-
-    def __getitem__(self, tokens: slice, /) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Which tokens of the stream a batch holds: flat tokens start..stop of each sequence, `width` slots a sequence."""
-
-    spans: Sequence[tuple[int, int]]
-    width: int
-
-    def padded(self, states: States) -> np.ndarray:
-        """The states of these tokens, float32 [batch, width, d], zeros in the padding."""
-        rows = [states[start:stop] for start, stop in self.spans]
-        out = np.zeros((len(rows), self.width, rows[0].shape[-1]), np.float32)
-        for row, values in zip(out, rows, strict=True):
-            row[: len(values)] = values
-        return out
-
-    def mask(self, tokens: np.ndarray | None) -> Tensor:
-        """True where a slot holds a real token, of those that `tokens` (bool, flat) marks if given; [batch, width]."""
-        out = torch.zeros(len(self.spans), self.width, dtype=torch.bool)
-        for row, (start, stop) in zip(out, self.spans, strict=True):
-            row[: stop - start] = True if tokens is None else torch.from_numpy(np.asarray(tokens[start:stop], bool))
-        return out
-
-
 class Edit(ABC):
     """A change to a forward: a dataclass whose fields are its settings. `noop` says with which it changes nothing, bit for bit,
     for instance `alpha = 1`."""
@@ -75,8 +46,8 @@ class Edit(ABC):
     noop: ClassVar[str] = ""
 
     @abstractmethod
-    def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
-        """Hook into the model until `stack` closes; `slots` are the tokens of a replayed batch, None in free generation."""
+    def attach(self, model: Model, stack: ExitStack) -> None:
+        """Hook into the model until `stack` closes."""
 
 
 EDITS: Registry[type[Edit]] = Registry("edit")
@@ -95,23 +66,22 @@ def edit(kind: type[E]) -> type[E]:
 
 
 @contextmanager
-def edited(model: Model, edits: Sequence[Edit], slots: Slots | None = None) -> Iterator[None]:
+def edited(model: Model, edits: Sequence[Edit]) -> Iterator[None]:
     """Run the model with these edits inside the block; afterwards it is as it was."""
     with ExitStack() as stack:
         for edit in edits:
-            edit.attach(model, slots, stack)
+            edit.attach(model, stack)
         yield
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputEdit(Edit):
-    """An edit of the output of one module in each of some blocks, at all positions or at the flat `tokens` marked.
+    """An edit of the output of one module in each of some blocks, at all positions.
 
     Computed in float32 (float64 models: float64) and rounded once; the study rounds to bfloat16 at every step.
     """
 
     site: str = "mlp"
-    tokens: np.ndarray | None = None
 
     @property
     @abstractmethod
@@ -122,23 +92,20 @@ class OutputEdit(Edit):
     def operator(self, layer: int, device: torch.device) -> Operator:
         """What turns the output of a block's module [batch, width, d] into the edited one."""
 
-    def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
+    def attach(self, model: Model, stack: ExitStack) -> None:
         """Hook the outputs."""
-        mask = None if self.tokens is None else _of(slots, "chosen tokens").mask(self.tokens)[..., None]
         for layer in _check_blocks(self, model, self.blocks):
             outs = _outs(model.parts, self.site, layer)
             device = next(model.parts.blocks[layer].parameters()).device
-            change = partial(_change, self.operator(layer, device), None if mask is None else mask.to(device))
-            stack.enter_context(at_outputs(outs, change))
+            stack.enter_context(at_outputs(outs, partial(_change, self.operator(layer, device))))
 
 
-def _change(operator: Operator, mask: Tensor | None, value: Tensor) -> Tensor:
-    new = operator(value.to(torch.promote_types(value.dtype, torch.float32))).to(value.dtype)
-    return new if mask is None else torch.where(mask.reshape(*value.shape[:-1], 1), new, value)
+def _change(operator: Operator, value: Tensor) -> Tensor:
+    return operator(value.to(torch.promote_types(value.dtype, torch.float32))).to(value.dtype)
 
 
 @dataclass(frozen=True)
-class DirectionEdit(OutputEdit):
+class _DirectionEdit(OutputEdit):
     """An output edit along one unit direction per block; blocks without a direction are left alone."""
 
     direction: Mapping[int, np.ndarray]
@@ -151,7 +118,7 @@ class DirectionEdit(OutputEdit):
 
 @edit
 @dataclass(frozen=True)
-class Scale(DirectionEdit):
+class Scale(_DirectionEdit):
     """m' = m + (alpha - 1)(m.d)d: scale the component along d; 0 removes it. METHODS 5.2.
 
     With a random direction (residual.directions.random_units) this is the study's control A1_rand.
@@ -168,7 +135,7 @@ class Scale(DirectionEdit):
 
 @edit
 @dataclass(frozen=True)
-class Inject(DirectionEdit):
+class Inject(_DirectionEdit):
     """m' = m + beta d; `relative`: m + beta |m| d, by each token's norm (A2). METHODS 5.2."""
 
     beta: float
@@ -183,7 +150,7 @@ class Inject(DirectionEdit):
 
 @edit
 @dataclass(frozen=True)
-class Matched(DirectionEdit):
+class Matched(_DirectionEdit):
     """m' = m + (alpha - 1) s (m.u)u with s = |m.d| / max(|m.u|, 1e-8): as large a change as `Scale` makes, along a random u.
 
     Each token's change has the size of that along d; u is a unit vector of each block, drawn by `seed`. METHODS 5.2 (0C).
@@ -221,10 +188,10 @@ class Skip(Edit):
     blocks: Collection[int] = ()
     noop: ClassVar[str] = "no blocks"
 
-    def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
+    def attach(self, model: Model, stack: ExitStack) -> None:
         """Hook both outputs."""
         for site in ("mlp", "attn"):
-            Zero(site=site, blocks=self.blocks).attach(model, slots, stack)
+            Zero(site=site, blocks=self.blocks).attach(model, stack)
 
 
 @edit
@@ -240,7 +207,7 @@ class Graft(Edit):
     blocks: Collection[int] | None = None
     noop: ClassVar[str] = "the host's own MLPs as donor"
 
-    def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
+    def attach(self, model: Model, stack: ExitStack) -> None:
         """Put the donor's modules in place."""
         for layer in _check_blocks(self, model, self.donor.mlps if self.blocks is None else self.blocks):
             for host, donor in zip(model.parts.mlp(layer).whole, each(self._donor(model, layer)), strict=True):
@@ -302,35 +269,6 @@ class RandomGraft(Graft):
         return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
-@dataclass(frozen=True)
-class BoundaryPatch(Edit):
-    """Replace the residual at a boundary by given states, at all positions or at the flat `tokens` marked.
-
-    `states` holds those of the replayed stream's flat tokens, for instance the donor's stored boundary
-    (edit.replay.borrowed). METHODS 17 (exp23).
-    """
-
-    boundary: int
-    states: States
-    tokens: np.ndarray | None = None
-    noop: ClassVar[str] = "the host's own states"
-
-    def attach(self, model: Model, slots: Slots | None, stack: ExitStack) -> None:
-        """Hook the boundary."""
-        slots, parts = _of(slots, "stored states"), model.parts
-        if not parts.first <= self.boundary <= len(parts.blocks):
-            raise LakeError(
-                f"boundary patch of {model.name}: no boundary {self.boundary}; the blocks that run have boundaries {parts.first}"
-                f" to {len(parts.blocks)}"
-            )
-        state, mask = torch.from_numpy(slots.padded(self.states)), slots.mask(self.tokens)[..., None]
-
-        def change(resid: Tensor) -> Tensor:
-            return torch.where(mask.to(resid.device), state.to(resid), resid)
-
-        stack.enter_context(at_boundary(parts.blocks, self.boundary, parts.first, change))
-
-
 def _check_blocks(of: Edit, model: Model, blocks: Collection[int]) -> Collection[int]:
     """The blocks of an edit; LakeError for one that the model does not have or that does not run."""
     first, count = model.parts.first, len(model.parts.blocks)
@@ -346,12 +284,6 @@ def _outs(parts: Structure, site: str, layer: int) -> Sequence[nn.Module]:
     if site not in SITES:
         raise LakeError(f"edit: unknown site {site!r}; expected one of {', '.join(SITES)}")
     return SITES[site](parts, layer)
-
-
-def _of(slots: Slots | None, what: str) -> Slots:
-    if slots is None:
-        raise LakeError(f"an edit with {what} needs a replay: free generation makes tokens that no stream has yet")
-    return slots
 
 
 def _unit(of: Edit, directions: Mapping[int, np.ndarray], layer: int, device: torch.device) -> Tensor:

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,72 +14,23 @@ import torch
 
 from ...store.artifacts.models import check_head, read_model
 from ...store.artifacts.weights import weights_folder
-from ...store.captures.reader import Capture, find_capture
 from ...store.core.catalog import Catalog, ModelSpec
 from ...store.core.errors import LakeError
 from ...store.core.schema import SITES, TOP_K
 from ...store.format.paths import Layout
-from ...store.format.zarr_groups import CheckedArray
 from ..checkpoint.causes import cause
 from ..checkpoint.loading import attention_of
 from ..model.hooks import Batch
 from ..model.load import Model, stored_weights
 from ..model.partial import Donor, entering, load_donor, load_suffix, starting
 from ..model.weights_copy import check_here
-from ..run.batching import batch_plan
 from ..run.forward import forward
 from ..run.reforward import allowed_apart
-from .edits import Edit, Slots, States, edited
+from .edits import Edit, edited
+from .start import ReplayStart, Spans, loaded_as
 
 T = TypeVar("T")
 LOGITS = ("topk", "full", "none")
-
-
-@dataclass(frozen=True)
-class _Boundary:
-    """One stored boundary of a capture, read by slices of flat tokens: float32 [n, d]."""
-
-    array: CheckedArray
-    place: int
-
-    def __getitem__(self, tokens: slice, /) -> np.ndarray:
-        return self.array[tokens, self.place]
-
-
-@dataclass(frozen=True)
-class ReplayStart:
-    """What a replay starts from: the tokens of a capture and the residual that enters block `boundary` at each of them.
-
-    `states` may be put in place of the stored ones (dataclasses.replace), and `lengths` [prompts] shortened, so that only
-    the first tokens of each prompt run.
-    """
-
-    path: Path
-    provenance: dict[str, Any]
-    boundary: int
-    states: States
-    token_id: np.ndarray
-    offset: np.ndarray
-    lengths: np.ndarray
-    capture: Capture | None = None
-
-    @cached_property
-    def plan(self) -> list[list[int]]:
-        """Prompt indices of each batch: the capture's own plan while no prompt is shortened."""
-        return batch_plan(self.lengths.tolist(), self.provenance["batch"])
-
-    @property
-    def as_stored(self) -> bool:
-        """True while tokens and states are those of the capture."""
-        return (
-            self.capture is not None
-            and isinstance(self.states, _Boundary)
-            and np.array_equal(self.offset, self.capture.offset())
-        )
-
-    def spans(self, prompts: Sequence[int]) -> list[tuple[int, int]]:
-        """Flat tokens start..stop of some prompts, as far as they run."""
-        return [(int(self.offset[p]), int(self.offset[p] + self.lengths[p])) for p in prompts]
 
 
 @dataclass(frozen=True)
@@ -94,83 +44,6 @@ class _ReplayBatch:
     prompts: list[int]
     tokens: np.ndarray
     arrays: dict[str, np.ndarray]
-
-
-def open_start(layout: Layout, model: str, stream: str, boundary: int) -> ReplayStart:
-    """The stored residual of a model at a boundary of the capture whose stream begins with `stream`.
-
-    LakeError when there is no such capture, it lacks the boundary (with the command that keeps it), or it does not hold
-    all positions.
-    """
-    path = find_capture(layout, model, stream)
-    capture = Capture(path, lake=layout.files)
-    manifest, token_id, offset = capture.manifest, capture.array("token_id")[:], capture.offset()
-    boundaries = manifest["boundaries"] if "resid" in manifest["sizes"] else []
-    if boundary not in boundaries:
-        kind, _, rest = manifest["stream"].partition("-")
-        command = f"actlake capture {model} --stream {kind} --prompts {rest.rpartition('-')[0]}"
-        have = ", ".join(map(str, boundaries)) or "none"
-        raise LakeError(
-            f"{path}: boundary {boundary} is not stored in this capture (it has {have}); a sealed capture never changes:"
-            f" `{command} --profile full --lake OTHER` keeps all"
-        )
-    lengths = np.diff(offset)
-    everywhere = np.arange(len(token_id)) - np.repeat(offset[:-1], lengths) if offset[-1] == len(token_id) else None
-    if everywhere is None or not np.array_equal(capture.array("position")[:], everywhere):
-        raise LakeError(
-            f"{path}: holds only some positions; a replay needs the residual of all, for attention reads the earlier ones:"
-            " capture all positions in another lake"
-        )
-    states = _Boundary(capture.array("resid"), boundaries.index(boundary))
-    return ReplayStart(path, manifest["provenance"], boundary, states, token_id, offset, lengths, capture)
-
-
-def loaded_as(provenance: Mapping[str, Any], where: object) -> dict[str, str]:
-    """dtype and attention that a capture's model was loaded with; LakeError when its provenance does not say."""
-    if "attn_implementation" not in provenance:
-        raise LakeError(
-            f"{where}: its provenance has no attn_implementation, which a replay needs: capture again in another lake"
-        )
-    return {"dtype": provenance["dtype"], "attention": provenance["attn_implementation"]}
-
-
-@dataclass(frozen=True)
-class _Borrowed:
-    """States of another capture at the flat tokens of a start: prompts may have other places there."""
-
-    ours: ReplayStart
-    theirs: ReplayStart
-
-    def __getitem__(self, tokens: slice, /) -> np.ndarray:
-        prompt = np.searchsorted(self.ours.offset, tokens.start, side="right") - 1
-        shift = int(self.theirs.offset[prompt] - self.ours.offset[prompt])
-        return self.theirs.states[tokens.start + shift : tokens.stop + shift]
-
-
-def borrowed(ours: ReplayStart, theirs: ReplayStart) -> _Borrowed:
-    """The states of `theirs` at the tokens that run in `ours`, to begin with or to patch with.
-
-    LakeError unless both have the same tokens there, prompt by prompt.
-    """
-    _check_same_tokens(ours, theirs)
-    return _Borrowed(ours, theirs)
-
-
-def _check_same_tokens(ours: ReplayStart, theirs: ReplayStart) -> None:
-    if len(ours.lengths) != len(theirs.lengths):
-        raise LakeError(
-            f"{theirs.path}: has {len(theirs.lengths)} prompts, {ours.path} has {len(ours.lengths)}; states are exchanged on one"
-            " stream only"
-        )
-    for prompt, ((a, b), start) in enumerate(zip(ours.spans(range(len(ours.lengths))), theirs.offset, strict=False)):
-        one, other = ours.token_id[a:b], theirs.token_id[start : theirs.offset[prompt + 1]][: b - a]
-        if not np.array_equal(one, other):
-            same = min(len(one), len(other))
-            at = next(iter(np.flatnonzero(one[:same] != other[:same])), same)
-            raise LakeError(
-                f"{theirs.path}: prompt {prompt} has other tokens than in {ours.path} from position {at} on; states are"
-                " exchanged on shared tokens only: shorten prompts, or capture both on one stream (template raw, continuation it)"
-            )
 
 
 def load_late(layout: Layout, model: str, boundary: int, catalog: Catalog | None = None, **options: Any) -> Model:
@@ -239,16 +112,15 @@ def replay(
     wanted = _wanted(start, tokens, prompts)
     plan = [batch for batch in start.plan if any(wanted[slice(*span)].any() for span in start.spans(batch))]
 
-    def prepare(indices: list[int]) -> tuple[list[int], Slots, np.ndarray]:
+    def prepare(indices: list[int]) -> tuple[list[int], Spans, np.ndarray]:
         spans = start.spans(indices)
-        slots = Slots(spans, max(stop - at for at, stop in spans))
-        return indices, slots, slots.padded(start.states)
+        return indices, spans, start.padded(spans)
 
-    for indices, slots, states in _ahead(plan, prepare):
-        arrays = _run(model, start, slots, states, wanted, edits, sizes, boundaries)
+    for indices, spans, states in _ahead(plan, prepare):
+        arrays = _run(model, start, spans, states, wanted, edits, sizes, boundaries)
         if plain and _to_compare(model, start):
-            _compare(model, start, slots, arrays, wanted, boundaries)
-        found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in slots.spans]
+            _compare(model, start, spans, arrays, wanted, boundaries)
+        found = [at + np.flatnonzero(wanted[at:stop]) for at, stop in spans]
         there = [prompt for prompt, flat in zip(indices, found, strict=True) if len(flat)]
         yield _ReplayBatch(there, np.concatenate(found), arrays)
 
@@ -256,7 +128,7 @@ def replay(
 def _run(
     model: Model,
     start: ReplayStart,
-    slots: Slots,
+    spans: Spans,
     states: np.ndarray,
     wanted: np.ndarray,
     edits: Sequence[Edit],
@@ -264,10 +136,10 @@ def _run(
     boundaries: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """The variables of one batch of a replay, for its wanted tokens."""
-    rows, chosen = ([array[slice(*span)] for span in slots.spans] for array in (start.token_id, wanted))
+    rows, chosen = ([array[slice(*span)] for span in spans] for array in (start.token_id, wanted))
     state = torch.from_numpy(states).to(model.device, model.dtype)
     batch = Batch(rows, 0, model.device, chosen, state)
-    with starting(model, start.boundary) as late, entering(late.parts, state), edited(late, edits, slots):
+    with starting(model, start.boundary) as late, entering(late.parts, state), edited(late, edits):
         return forward(late, batch, sizes, boundaries)
 
 
@@ -285,21 +157,13 @@ def _to_compare(model: Model, start: ReplayStart) -> bool:
 def _check_same_numbers(model: Model, start: ReplayStart) -> None:
     """Run the smallest batch of a model's own capture without edits, and compare; LakeError as in `_compare`."""
     assert start.capture is not None
-    capture, held = start.capture, start.capture.manifest["boundaries"]
-    start = replace(  # its tokens and states as stored, without this replay's changes
-        start,
-        states=_Boundary(capture.array("resid"), held.index(start.boundary)),
-        token_id=capture.array("token_id")[:],
-        offset=capture.offset(),
-        lengths=np.diff(capture.offset()),
-    )
+    held, start = start.capture.manifest["boundaries"], start.stored()  # without this replay's changes
     indices = min(start.plan, key=lambda batch: sum(int(start.lengths[prompt]) for prompt in batch))
     spans = start.spans(indices)
-    slots = Slots(spans, max(stop - at for at, stop in spans))
     wanted, last = _wanted(start, None, indices), [boundary for boundary in held if boundary > start.boundary][-1:]
     sizes, boundaries = _sizes(model, start, ["resid", "mlp_out"], "topk", last)
     try:
-        arrays = _run(model, start, slots, slots.padded(start.states), wanted, (), sizes, boundaries)
+        arrays = _run(model, start, spans, start.padded(spans), wanted, (), sizes, boundaries)
     except LakeError:
         raise
     except Exception as error:
@@ -307,13 +171,13 @@ def _check_same_numbers(model: Model, start: ReplayStart) -> None:
             f"{model.name}: {type(model.hf).__name__} can't be begun at block {start.boundary}: {cause(error)}; its later blocks"
             " need more than the residual (keys of earlier blocks, say), so its captures can't be replayed"
         ) from error
-    _compare(model, start, slots, arrays, wanted, boundaries)
+    _compare(model, start, spans, arrays, wanted, boundaries)
 
 
 def _compare(
     model: Model,
     start: ReplayStart,
-    slots: Slots,
+    spans: Spans,
     arrays: Mapping[str, np.ndarray],
     wanted: np.ndarray,
     boundaries: Sequence[int],
@@ -336,8 +200,8 @@ def _compare(
             place, found = manifest["boundaries"].index(last[0]), found[:, list(boundaries).index(last[0])]
         elif name == "mlp_out":
             place, found = len(manifest["layers"]) - 1, found[:, -1]
-        rows = [values[slice(*span)] if name == "logsumexp" else values[slice(*span), place] for span in slots.spans]
-        stored = np.concatenate([row[wanted[slice(*span)]] for row, span in zip(rows, slots.spans, strict=True)])
+        rows = [values[slice(*span)] if name == "logsumexp" else values[slice(*span), place] for span in spans]
+        stored = np.concatenate([row[wanted[slice(*span)]] for row, span in zip(rows, spans, strict=True)])
         apart = float(np.nanmax(np.abs(found - stored), initial=0.0))
         if apart > allowed[name]:
             raise LakeError(

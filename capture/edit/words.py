@@ -22,7 +22,7 @@ from ...store.core.yaml_file import hint
 from ..model.partial import Donor
 from .edits import EDITS, SITES, WORD, Edit
 
-FILLED = ("blocks", "direction", "donor", "tokens")  # fields that are no settings in words
+FILLED = ("blocks", "direction", "donor")  # fields that are no settings in words
 SEED = 42
 SEEDED = ("random", "rotated")  # directions drawn from a seed
 RUN = re.compile(r"(\d+)(?:-(\d+))?")

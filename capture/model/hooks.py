@@ -19,7 +19,7 @@ class Batch:
     """Right-padded sequences, and the flat slots of the tokens whose values are wanted: all real ones, or those of `chosen`.
 
     `chosen` has one bool array per sequence. With `state` [batch, width, d] the model starts from hidden states in place of
-    token ids (edit.replay).
+    token ids (edit.start).
     """
 
     def __init__(

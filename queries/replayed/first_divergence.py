@@ -22,7 +22,7 @@ from ..tables.per_prompt import last_prompt_tokens
 
 if TYPE_CHECKING:
     from ...capture.edit.edits import Edit
-    from ...capture.edit.replay import ReplayStart
+    from ...capture.edit.start import ReplayStart
     from ...capture.model.load import Model
 
 EVENT_COLUMNS = (*BOTH, *PROMPT, *PLACE, *EVENT)
@@ -97,7 +97,7 @@ class EventTable(TableJob):
 
     def start(self, variant: str, boundary: int) -> ReplayStart:
         """The stored residual of a variant at a boundary."""
-        from ...capture.edit.replay import open_start
+        from ...capture.edit.start import open_start
 
         return open_start(self.kit.layout, *self.names[variant], boundary)
 
@@ -206,7 +206,8 @@ class EventTable(TableJob):
     def check(self) -> None:
         """What can be known before anything runs."""
         from ...capture.checkpoint.configs import load_config
-        from ...capture.edit.replay import borrowed, find_weights
+        from ...capture.edit.replay import find_weights
+        from ...capture.edit.start import borrowed
 
         prompts = {}
         for variant in VARIANTS:

@@ -25,8 +25,7 @@ from ..probes.choice import choose
 from ..tables.mean_differences import Contrast, records, sibling
 
 if TYPE_CHECKING:
-    from ...capture.edit.edits import States
-    from ...capture.edit.replay import ReplayStart
+    from ...capture.edit.start import ReplayStart, States
     from ...capture.model.load import Model
 
 SIZES = {"prompts": 120, "tokens": 5, "layers": 10}  # the last prompts, their first answer tokens, layers by R2
@@ -132,13 +131,14 @@ class _Patching(TableJob):
                 self._write(columns, layer, kl, host)
 
     def _start(self, variant: str, boundary: int) -> ReplayStart:
-        from ...capture.edit.replay import open_start
+        from ...capture.edit.start import open_start
 
         return open_start(self._kit.layout, *self._scope.names(variant), boundary)
 
     def _model(self, boundary: int) -> Model:
         """The PT's blocks from a boundary on, loaded as for the capture."""
-        from ...capture.edit.replay import load_late, loaded_as
+        from ...capture.edit.replay import load_late
+        from ...capture.edit.start import loaded_as
 
         kit, capture = self._kit, self._captures["pt"]
         options = loaded_as(capture.manifest["provenance"], capture.path)

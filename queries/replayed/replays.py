@@ -19,7 +19,7 @@ from ..engine.context import OTHER, Context, Names, T
 from .condition import Condition, answer_resid
 
 if TYPE_CHECKING:
-    from ...capture.edit.replay import ReplayStart
+    from ...capture.edit.start import ReplayStart
     from ...capture.model.load import Model
     from ...capture.model.partial import Donor
 
@@ -81,7 +81,8 @@ class Replays:
         return self._once(("host", variant), lambda: self._load_host(variant))
 
     def _load_host(self, variant: str) -> Model:
-        from ...capture.edit.replay import load_late, loaded_as
+        from ...capture.edit.replay import load_late
+        from ...capture.edit.start import loaded_as
 
         layout, catalog, start = self._kit.layout, self._kit.catalog, self._starts[variant]
         options = loaded_as(start.provenance, start.path)
@@ -125,7 +126,8 @@ class Replays:
 
 def _open(kit: Context, names: Names) -> ReplayStart:
     """A capture as replays start from it; LakeError when there are no weights to run."""
-    from ...capture.edit.replay import find_weights, open_start
+    from ...capture.edit.replay import find_weights
+    from ...capture.edit.start import open_start
 
     find_weights(kit.layout, names[0], kit.catalog)
     return open_start(kit.layout, *names, 0)
