@@ -1,14 +1,18 @@
-"""Commands that look at a lake, check it, and move it between places: ls, show, verify, gc, cite, push, pull, sync, serve."""
+"""Commands that look at a lake, check it, and move it between places: ls, show, verify, gc, cite, push, pull ...; explore."""
 
-from contextlib import suppress
+import webbrowser
+from contextlib import closing, suppress
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..page.share import pull_lake
 from ..store.core.catalog import load_catalog
+from ..store.core.errors import LakeError
 from ..store.core.files import human_bytes
 from ..store.exchange.plan import origin_of
 from ..store.exchange.selection import Plan
@@ -18,6 +22,7 @@ from .options import (
     Computing,
     Cut,
     DeviceMapOption,
+    DryRunOption,
     JsonOption,
     Moving,
     PairOption,
@@ -26,6 +31,9 @@ from .options import (
     grouped,
 )
 from .printing import grid, line, out, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..explore.site import SitePlan
 
 LISTINGS = ("captures", "models", "streams", "prompts", "lenses", "texts")
 sharing = typer.Typer()
@@ -198,6 +206,67 @@ def serve(
     with opened.serve(port, host) as server, suppress(KeyboardInterrupt):
         line(f"{opened.layout} is at {server.url} (read-only; Ctrl-C ends it)")
         server.serve_forever()
+
+
+@sharing.command()
+@grouped
+def explore(
+    where: Computing,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the pages into this folder, a static site. [default: a local server]"),
+    ] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="Only this prompt set.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N prompts of each set.", min=1)] = None,
+    top: Annotated[
+        int,
+        typer.Option(
+            "--top",
+            help="Likeliest tokens of each cell; beyond the first they are computed from residuals.",
+            min=1,
+            max=20,
+        ),
+    ] = 5,
+    port: Annotated[int, typer.Option(help="Port of the local server; 0: any that is free.", min=0, max=65535)] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser at once.")
+    ] = True,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a lake in the browser: prompts, what each layer would say, both models side by side, tables, SQL.
+
+    A local server answers this machine alone, read-only, until Ctrl-C. With --out the same pages are written as a static site
+    that needs no server: open DIR/index.html, or put the folder on any web server. Its size is said first.
+
+    Example: actlake explore --out site --limit 100
+    """
+    if dry_run and out is None:
+        raise LakeError("--dry-run says what a static site takes: name its folder with --out")
+    lake = where.open()
+    if out is None:
+        server = lake.explore(prompts=prompts, limit=limit, top=top, port=port)
+        with closing(server), suppress(KeyboardInterrupt):
+            if as_json:
+                print_json({"url": server.url})
+            else:
+                line(f"{lake.layout} is at {server.url} (this machine only, read-only; Ctrl-C ends it)")
+            if browser and not as_json:
+                webbrowser.open(server.url)
+            server.wait()
+        return
+    plans: list[SitePlan] = []
+
+    def show(plan: "SitePlan") -> None:
+        plans.append(plan)
+        if not as_json:
+            line(f"{out}: {plan}")
+
+    page = lake.explore(out, prompts=prompts, limit=limit, top=top, show=show, dry_run=dry_run)
+    if as_json:
+        return print_json({"page": None if dry_run else str(page.absolute()), **asdict(plans[0])})
+    if not dry_run:
+        line(f"open {page.absolute()}")
 
 
 def _options(moving: Moving, as_json: bool) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
@@ -18,6 +19,8 @@ from ..store.remote.store import Store, is_remote
 from .look import Look
 
 if TYPE_CHECKING:
+    from ..explore.server import ExplorerServer
+    from ..explore.site import SitePlan
     from ..store.captures.verify import Report
     from ..store.remote.serve import LakeServer
 
@@ -133,6 +136,56 @@ class Share(Look):
             raise LakeError(f"{host}:{port}: can't listen there ({error}); choose another --port or --host") from error
         with server:
             yield server
+
+    @overload
+    def explore(
+        self, out: None = None, *, prompts: str | None = None, limit: int | None = None, top: int = 5, port: int = 0
+    ) -> ExplorerServer: ...
+    @overload
+    def explore(
+        self,
+        out: str | Path,
+        *,
+        prompts: str | None = None,
+        limit: int | None = None,
+        top: int = 5,
+        dry_run: bool = False,
+        show: Callable[[SitePlan], None] | None = None,
+    ) -> Path: ...
+    @needs()
+    def explore(
+        self,
+        out: str | Path | None = None,
+        *,
+        prompts: str | None = None,
+        limit: int | None = None,
+        top: int = 5,
+        port: int = 0,
+        dry_run: bool = False,
+        show: Callable[[SitePlan], None] | None = None,
+    ) -> ExplorerServer | Path:
+        """The lake in a browser: prompts, what each layer would say, both models side by side. Nothing is computed into the lake.
+
+        With `out` a static site is written into that folder, for any web server or to be opened from the disk, and its page's
+        path returned; `show` is called with its size before, and with `dry_run` nothing is written. Without, a server on
+        127.0.0.1 starts in the background (`port` 0: any that is free) and is returned: `.url` is to be opened, `.close()` ends
+        it. `prompts` keeps one prompt set, `limit` the first prompts of each, `top` is how many likeliest tokens a cell has.
+        LakeError for a folder that holds something else, a prompt set that is not captured, and a disk without room.
+        """
+        from ..explore.server import ExplorerServer
+        from ..explore.site import Site
+        from ..explore.source import Source
+
+        site = Site(Source(self.layout, self.device, self._catalog, prompts, limit), top, server=out is None)
+        if out is None:
+            return ExplorerServer.start(site, self._ask, port)
+        if show:
+            show(site.plan())
+        return Path(out) / "index.html" if dry_run else site.write(Path(out))
+
+    def _ask(self, sql: str, rows: int, seconds: float) -> pd.DataFrame:
+        """What is in the lake, for a page: nothing is computed."""
+        return self.sql_frame(sql, rows, compute=False, timeout=seconds)  # type: ignore[attr-defined]
 
     def _there(self, url: str) -> Store:
         return origin_of(self.catalog.lakes.get(url, url))

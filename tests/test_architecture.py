@@ -14,6 +14,7 @@ ORDER = (
     "lake",
     "page",
     "edits",
+    "explore",
     "queries.cluster",
     "queries.answer",
     "queries.figures",

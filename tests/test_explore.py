@@ -1,0 +1,295 @@
+"""The explorer's data files and its server, without a browser."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import actlake
+import numpy as np
+import pytest
+import tiny
+from actlake.analyze.lens.logit_lens import lens
+from actlake.cli.main import app
+from actlake.explore.packing import packed, script, short_floats, unpacked
+from actlake.explore.server import ExplorerServer
+from actlake.explore.site import PAGE, SCRIPTS, Site
+from actlake.explore.source import Source
+from actlake.lake import Lake
+from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numbers
+from typer.testing import CliRunner
+
+run = CliRunner(env={"COLUMNS": "200"}).invoke
+HOSTILE = (
+    '<img src=x onerror="alert(1)">',
+    "</script><script>alert(1)</script>",
+    "a\u202eb\x1b[31m\u2028'\"`${1}",
+    "__proto__",
+)
+
+
+@pytest.fixture(scope="module")
+def site(captured: Layout) -> Site:
+    return Site(Source(captured, "cpu"))
+
+
+def read(site: Site, name: str) -> tuple[Any, dict[str, np.ndarray]]:
+    found, value, arrays = unpacked(site.data(name))
+    assert found == name
+    return value, arrays
+
+
+# --- data files --------------------------------------------------------------------------------------------------------
+
+
+@given(numbers.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32, allow_nan=True)))
+def test_floats_lose_no_more_than_is_said(values: np.ndarray) -> None:
+    value, arrays = unpacked(script("x", packed({"a": 1}, {"v": values})))[1:]
+    assert value == {"a": 1} and np.array_equal(np.isnan(arrays["v"]), np.isnan(values))
+    normal = np.isfinite(values) & (np.abs(values) < 3.4e38) & (np.abs(values) > 1e-37)
+    assert np.allclose(arrays["v"][normal], values[normal], rtol=2e-5, atol=0)
+    assert len(short_floats(values)) == 3 * values.size
+
+
+@given(st.text(), st.lists(st.integers(0, 1 << 31), max_size=20))
+def test_texts_and_whole_numbers_come_back_and_are_no_code(text: str, some: list[int]) -> None:
+    made = script("x", packed({"text": text}, {"n": np.array(some, np.int64)}))
+    value, arrays = unpacked(made)[1:]
+    assert value["text"] == text.encode(errors="replace").decode() and arrays["n"].tolist() == some
+    assert made.isascii() and made.startswith(b'explorer.put("x","') and made.count(b'"') == 4
+
+
+def test_every_data_file_can_be_read(site: Site) -> None:
+    names = list(site.names())
+    assert names[-1] == "index" and len(names) == len(set(names))
+    index = read(site, "index")[0]
+    assert [view["recipe"] for view in index["views"]] == ["native", "teacher"]
+    assert {view["history"] for view in index["views"]} == {"own", "shared"}
+    for name in names:
+        read(site, name)
+
+
+def test_a_prompt_has_the_numbers_of_the_kernels(site: Site) -> None:
+    """Against the lens kernel on the whole capture, and a plain softmax of the head's logits."""
+    for one in site.source.captures:
+        capture, names = site.source.kit.capture((one.model, one.stream)), (one.model, one.stream)
+        head, offset = site.source.kit.head(names), capture.offset()
+        for at, prompt in enumerate(site.source.sets[one.set].ids):
+            place = site.source.places(one.number)[prompt]
+            tokens = slice(int(offset[place]), int(offset[place + 1]))
+            resid, ids = capture.array("resid")[tokens], capture.array("token_id")[tokens]
+            value, arrays = read(site, f"cells/{one.number}/{at}")
+            wanted = lens(head, resid, np.append(ids[1:], -1), device="cpu")
+            for name in ("kl_final_layer", "entropy", "p_target", "cos_final"):
+                assert np.allclose(arrays[f"raw.{name}"], wanted[name].T, rtol=4e-5, atol=1e-6, equal_nan=True), name
+            assert np.array_equal(arrays["raw.rank_target"], wanted["rank_target"].T)
+            assert np.array_equal(arrays["id"], ids) and value["layers"] == list(range(-1, resid.shape[1] - 1))
+            logits = head.logits(__import__("torch").from_numpy(np.ascontiguousarray(resid))).numpy().astype(np.float64)
+            p = np.exp(logits - logits.max(-1, keepdims=True))
+            p = np.sort(p / p.sum(-1, keepdims=True), -1)[..., ::-1][..., :5]
+            assert np.allclose(arrays["raw.p"], p.transpose(2, 1, 0), rtol=1e-4)
+            word = site.source.words(one.model)
+            assert [value["words"][at] for at in arrays["raw.top"][0, -1]] == [word(i) for i in wanted["top1"][:, -1]]
+
+
+def test_numbers_of_the_pages_are_those_of_sql(lake_copy: Layout) -> None:
+    """Read from tables where these are there, and computed to the same where not."""
+    before = Site(Source(lake_copy, "cpu"))
+    computed = {name: read(before, name) for name in before.names() if name != "index"}
+    lake = Lake(lake_copy.root, device="cpu")
+    for table in ("lens", "delta", "pair_lens"):
+        lake.sql(f"SELECT * FROM {table}")
+    after = Site(Source(lake_copy, "cpu"))
+    for name, (value, arrays) in computed.items():
+        now, there = read(after, name)
+        if not name.startswith("prompts"):
+            assert now.get("words") == value.get("words") and arrays.keys() == there.keys()
+            for key in arrays:
+                assert np.allclose(arrays[key], there[key], rtol=4e-5, atol=1e-6, equal_nan=True), (name, key)
+    one = after.source.captures[0]
+    sql = f"SELECT kl_final_layer FROM lens WHERE model = '{one.model}' AND stream = '{one.stream}' AND prompt_id = 'p1' ORDER BY layer, position"
+    found = read(after, f"cells/0/{after.source.sets[0].ids.index('p1')}")[1]["raw.kl_final_layer"]
+    assert np.allclose(found.ravel(), lake.sql(sql).df()["kl_final_layer"], rtol=4e-5)
+    listed, arrays = read(after, "prompts/0")
+    label = f"lens.kl_final_layer · {one.model} · native · raw"
+    at = [spec["label"] for spec in listed["numbers"]].index(label)
+    mean = lake.sql(
+        f"SELECT prompt_id, avg(kl_final_layer) AS mean FROM lens WHERE model = '{one.model}' AND stream = '{one.stream}' AND"
+        " step >= 0 AND layer >= 0 GROUP BY prompt_id"
+    )
+    means = mean.df().set_index("prompt_id")["mean"].loc[listed["ids"]]
+    assert np.allclose(arrays["numbers"][at], means, rtol=1e-4)
+
+
+def test_batches_give_what_single_prompts_give(captured: Layout, site: Site) -> None:
+    other = Site(Source(captured, "cpu"))
+    names = [name for name in other.names() if name.startswith(("cells", "pair"))]
+    for at, name in enumerate(names):
+        other._announce(names, at)
+        value, arrays = read(other, name)
+        alone, wanted = read(site, name)
+        assert value == alone and all(
+            np.allclose(arrays[key], wanted[key], rtol=4e-5, atol=1e-7, equal_nan=True) for key in wanted
+        )
+
+
+def test_hostile_prompts_stay_text(tmp_path: Path, llama: Any) -> None:
+    prompts = tiny.prompt_set([(f"p{at}", text, f"the cat {text}") for at, text in enumerate(HOSTILE)])
+    layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, prompts=prompts)
+    made = Site(Source(layout, "cpu"))
+    made.write(tmp_path / "site")
+    assert read(made, "prompts/0")[0]["categories"] == list(HOSTILE)
+    for file in (tmp_path / "site" / "data").rglob("*.js"):
+        assert file.read_bytes().startswith(b'explorer.put("') and b"alert" not in file.read_bytes()
+
+
+def test_what_a_lake_lacks_is_a_sentence(tmp_path: Path, llama: Any) -> None:
+    profile = actlake.store.core.catalog.ProfileSpec("lean", ("mlp_out",), "auto", "auto", 16)
+    layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, profile=profile, variants=("it",))
+    made = Site(Source(layout, "cpu"))
+    value, arrays = read(made, "cells/0/0")
+    assert "kept no residual" in value["notes"][0] and value["lenses"] == [] and len(arrays["word"]) == value["tokens"]
+    assert [view["captures"] for view in read(made, "index")[0]["views"]] == [{"it": 0}]
+    empty = Site(Source(Layout.open(tmp_path / "empty", create=True)))
+    assert list(empty.names()) == ["index"] and read(empty, "index")[0]["views"] == []
+    with pytest.raises(LakeError, match="prompt set 'other'; prompt sets here: tiny"):
+        _ = Source(layout, "cpu", prompts="other").captures
+
+
+# --- a static site -----------------------------------------------------------------------------------------------------
+
+
+def test_a_site_is_planned_and_written(captured: Layout, tmp_path: Path) -> None:
+    lake, plans = Lake(captured.root, device="cpu"), []
+    page = lake.explore(tmp_path / "site", limit=2, show=plans.append)
+    files = [file for file in (tmp_path / "site").rglob("*") if file.is_file()]
+    assert page == tmp_path / "site" / "index.html" and {*PAGE, *(f"{name}.js" for name in SCRIPTS)} <= {
+        file.name for file in files
+    }
+    assert plans[0].files == len(files) and plans[0].prompts == 2
+    size = sum(file.stat().st_size for file in files)
+    assert size / 4 < plans[0].bytes < 4 * size
+    assert lake.explore(tmp_path / "site", limit=1) == page  # again, over the one that is there
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(LakeError, match="is not empty and no explorer's"):
+        lake.explore(tmp_path / "mine")
+    assert lake.explore(tmp_path / "none", dry_run=True).name == "index.html" and not (tmp_path / "none").exists()
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_evaluates_nothing() -> None:
+    folder = Path(actlake.__file__).parent / "explore" / "web"
+    assert {file.name for file in folder.iterdir()} == {*PAGE, *(f"{name}.js" for name in SCRIPTS)}
+    page = (folder / "index.html").read_text()
+    assert page.count("<script") == len(SCRIPTS) and [f'src="{name}.js"' in page for name in SCRIPTS] == [True] * len(
+        SCRIPTS
+    )
+    for file in folder.iterdir():
+        text = file.read_text()
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "unsafe-",
+        ):
+            assert word not in text, (file.name, word)
+        assert "://" not in text.replace("http://www.w3.org/2000/svg", ""), file.name
+
+
+def test_the_command(captured: Layout, tmp_path: Path) -> None:
+    out = str(tmp_path / "site")
+    found = run(app, ["explore", "--lake", str(captured.root), "--out", out, "--limit", "1", "--json"])
+    assert found.exit_code == 0, found.output
+    assert (
+        json.loads(found.stdout.splitlines()[-1])["prompts"] == 1
+        and (tmp_path / "site" / "data" / "index.js").is_file()
+    )
+    said = run(app, ["explore", "--lake", str(captured.root), "--out", f"{out}2", "--dry-run"])
+    assert "6 prompts" in said.output and not Path(f"{out}2").exists()
+    assert run(app, ["explore", "--lake", str(captured.root), "--dry-run"]).exception
+
+
+# --- the server --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(captured: Layout) -> Iterator[ExplorerServer]:
+    found = Lake(captured.root, device="cpu").explore()
+    yield found
+    found.close()
+
+
+def ask(
+    server: ExplorerServer, path: str, method: str = "GET", body: str = "", **headers: str
+) -> tuple[int, bytes, dict[str, str]]:
+    port = server.server_address[1]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    given = {"Host": f"127.0.0.1:{port}", **({"Content-Length": str(len(body))} if body else {})}
+    for name, value in {**given, **{name.replace("_", "-"): value for name, value in headers.items()}}.items():
+        connection.putheader(name, value)
+    connection.endheaders(body.encode())
+    answer = connection.getresponse()
+    found = answer.status, answer.read(), dict(answer.getheaders())
+    connection.close()
+    return found
+
+
+def test_the_server_hands_out_the_site(server: ExplorerServer) -> None:
+    status, data, headers = ask(server, server.path)
+    assert status == 200 and b"<!DOCTYPE html>" in data and "script-src 'self'" in headers["Content-Security-Policy"]
+    for name in (*PAGE, "core.js", "data/index.js", "data/prompts/0.js", "data/cells/0/0.js", "data/pair/0/0.js"):
+        assert ask(server, server.path + name)[0] == 200, name
+    assert unpacked(ask(server, f"{server.path}data/index.js")[1])[1]["server"] is True
+
+
+def test_the_server_refuses_all_else(server: ExplorerServer) -> None:
+    own, port = server.path, server.server_address[1]
+    for path in ("/", "/index.html", "/data/index.js", f"/{'x' * 32}/", own[:-1]):
+        assert ask(server, path)[0] == 403, path
+    for name in ("../lake.json", "data/../../lake.json", "%2e%2e/lake.json", "data/cells/0/99.js", "data/cells/9/0.js", "server.py",
+                 "data/index.js/..", "data//etc/passwd.js", "data/cells/-1/0.js", "data/cells/0/0.json", "explorer.css/"):  # fmt: skip
+        assert ask(server, own + name)[0] == 404, name
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port}.evil.example", ""):
+        assert ask(server, own, Host=host)[0] == 403, host
+    assert ask(server, own, Origin="http://evil.example")[0] == 403
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
+        assert ask(server, own, method)[0] == 501
+    assert ask(server, own, Host=f"localhost:{port}")[0] == 200
+
+
+def test_the_server_answers_sql_and_only_that(server: ExplorerServer, tmp_path: Path) -> None:
+    def query(sql: str, **more: str) -> dict[str, Any]:
+        body = json.dumps({"sql": sql})
+        status, data, _ = ask(server, f"{server.path}sql", "POST", body, **{"Content_Type": "application/json", **more})
+        return json.loads(data) if status == 200 else {"status": status}
+
+    assert query("SELECT 1 AS one, 'x' AS two, NULL AS three") == {
+        "columns": ["one", "two", "three"],
+        "rows": [[1, "x", None]],
+        "more": False,
+    }
+    assert len(query("SELECT * FROM captures")["rows"]) == 3
+    assert query("SELECT * FROM range(5000)")["more"] is True
+    secret = tmp_path / "secret.csv"
+    secret.write_text("a\n1\n")
+    for sql in (
+        f"SELECT * FROM '{secret}'",
+        f"COPY (SELECT 1) TO '{tmp_path}/out.csv'",
+        "DELETE FROM lens",
+        "SELECT 1; SELECT 2",
+        "SELEC",
+    ):
+        assert "error" in query(sql), sql
+    assert not (tmp_path / "out.csv").exists()
+    assert query("SELECT 1", Origin="http://evil.example") == {"status": 403}
+    assert query("SELECT 1", Content_Type="text/plain") == {"status": 403}
+    assert "error" in query("SELECT * FROM weights")  # computing is no server's business
