@@ -69,7 +69,7 @@ def test_manifest_says_where_a_capture_comes_from(captured, llama):
         "float32",
     )
     assert manifest["content_sha256"] == read_stream(captured, manifest["stream"]).content_sha256
-    assert manifest["noise_floor"]["prompts"] == 2 and manifest["noise_floor"]["max_abs"]["resid"] < 1e-5
+    assert manifest["noise_floor"]["prompts"] == 4 and manifest["noise_floor"]["max_abs"]["resid"] < 1e-5
 
 
 def test_nothing_in_a_lake_tells_the_machine_or_the_time(captured, llama):

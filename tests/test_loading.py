@@ -429,6 +429,26 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     assert "warning" not in list_captures(quiet)
 
 
+@pytest.mark.parametrize("changed", ["shortest", "longest"])
+def test_padding_that_changes_few_prompts_is_remarked(tmp_path, monkeypatch, changed) -> None:
+    """As in sparse attention: the first prompts of a set may be those that padding leaves alone."""
+    pair = tiny.make_pair(tmp_path / "pair")
+    lengths = (9, 31, 30, 29, 28, 25, 20, 3, 15, 14)
+    prompts = tiny.prompt_set([(f"p{i}", "FACT", "x" * n) for i, n in enumerate(lengths)])
+    forward = LlamaMLP.forward
+
+    def padded(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        found = forward(self, x)
+        if x.shape[1] == 1 + max(lengths):  # the only batch: change one row of it, which is not the first prompt's
+            row = lengths.index({"shortest": min(lengths), "longest": max(set(lengths) - {max(lengths)})}[changed])
+            found[sorted(range(len(lengths)), key=lambda i: (lengths[i], i)).index(row)] *= 1.5
+        return found
+
+    monkeypatch.setattr(LlamaMLP, "forward", padded)
+    layout = tiny.capture(tmp_path / "lake", pair, tiny.BARE, variants=("pt",), prompts=prompts, batch=16)
+    assert noise_warning(Capture(find_capture(layout, "llama-pt", "bare")).manifest)
+
+
 # --- classes ---------------------------------------------------------------------------------------------------------
 
 SIGHT = {**tiny.VISION, "patch_size": 14}

@@ -21,28 +21,40 @@ from .batching import batch_plan
 from .forward import forward
 from .ranks import Rank
 
-NOISE_PROMPTS = 2
+NOISE_PROMPTS = 4
 NOISE = "noise.json"  # in the progress folder: measured by the first rank that finds the rows of these prompts
 
 
 def noise_floor(layout: Layout, model: Model, path: Path, stream: Stream) -> dict[str, Any]:
-    """Largest difference between the stored values and the first prompts run alone, unpadded: what batching changes."""
+    """Largest difference between the stored values and some prompts run alone, unpadded: what batching changes."""
     stored = Capture(path, allow_unsealed=True, lake=layout.files)
     sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored.group}
     boundaries = stored.array("boundary")[:].tolist()
     worst = dict.fromkeys(sizes, 0.0)
-    for prompt in range(min(NOISE_PROMPTS, len(stream.starts))):
+    prompts = _noise_prompts(path, stream)
+    for prompt in prompts:
         batch = Batch([stream.tokens[prompt]], pad_id(model), model.device)
         for name, block in forward(model, batch, sizes, boundaries).items():
             worst[name] = max(worst[name], _worst(stored, stream, name, prompt, block))
-    return {"prompts": min(NOISE_PROMPTS, len(stream.starts)), "max_abs": worst}
+    return {"prompts": len(prompts), "max_abs": worst}
 
 
 def rows_of_noise(path: Path, stream: Stream) -> set[int]:
     """Shard rows that hold the prompts of the noise floor."""
     tokens = read_record(path / PROGRESS / TEMPLATE, "template")["shard_tokens"]
-    last = int(stream.offset[min(NOISE_PROMPTS, len(stream.starts))])
-    return set(range(-(-last // tokens)))
+    spans = ((int(stream.offset[prompt]), int(stream.offset[prompt + 1])) for prompt in _noise_prompts(path, stream))
+    return {row for start, end in spans for row in range(start // tokens, -(-end // tokens))}
+
+
+def _noise_prompts(path: Path, stream: Stream) -> list[int]:
+    """The prompts that padding would change most: by turns those with most of it in their batch, and the longest with any."""
+    lengths = np.diff(stream.offset).tolist()
+    plan = batch_plan(lengths, read_record(path / PROGRESS / TEMPLATE, "template")["provenance"]["batch"])
+    width = {prompt: max(lengths[other] for other in batch) for batch in plan for prompt in batch}
+    padded = sorted(width, key=lambda prompt: (lengths[prompt] - width[prompt], prompt))
+    longest = sorted(width, key=lambda prompt: (lengths[prompt] == width[prompt], -lengths[prompt], prompt))
+    turns = (prompt for both in zip(padded, longest, strict=True) for prompt in both)
+    return list(dict.fromkeys(turns))[:NOISE_PROMPTS]
 
 
 def seal_with_noise(layout: Layout, path: Path) -> dict[str, Any]:
