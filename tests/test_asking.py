@@ -140,6 +140,8 @@ def test_reasons_are_grouped() -> None:
     asking = Asking.__new__(Asking)
     asking.refused = [Refused(find(row), reason) for row, reason in (("L1", "a"), ("L2", "b"), ("0G", "a"))]
     assert asking.reasons() == [("L1, 0G", "a"), ("L2", "b")] and asking.reasons(1) == [("L2", "b"), ("0G", "a")]
+    asking.refused = [Refused(find(row), f"{row}: a") for row in ("L1", "L2")]  # a reason that names its row itself
+    assert asking.reasons() == [("L1, L2", "a")]
 
 
 @pytest.mark.parametrize(

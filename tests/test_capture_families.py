@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from actlake.analyze.residual.delta import added
 from actlake.capture.model.load import load_model
 from actlake.capture.model.structure import discover
@@ -167,6 +168,21 @@ def test_block_that_adds_something_else_is_refused(pairs):
         LakeError, match="block 1 adds something besides the outputs of its modules LlamaAttention, LlamaMLP"
     ):
         discover(hf)
+
+
+@pytest.mark.parametrize(
+    ("config", "between"),
+    [
+        ({"word_embed_proj_dim": 16, "ffn_dim": 64}, "its final norm (LayerNorm) and the unembedding the residual is changed otherwise (Linear)"),
+        ({"word_embed_proj_dim": 16, "ffn_dim": 64, "do_layer_norm_before": False}, "block 0 ends in LayerNorm, which acts on the residual itself"),
+    ],
+)  # fmt: skip
+def test_what_stands_between_the_final_norm_and_the_unembedding_is_named(config, between):
+    sizes = {name: tiny.SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    hf = AutoModelForCausalLM.from_config(transformers.OPTConfig(vocab_size=300, **sizes, **config)).eval()
+    with pytest.raises(LakeError) as caught:
+        discover(hf)
+    assert between in str(caught.value)
 
 
 def test_head_that_does_not_give_the_logits_is_refused(pairs):

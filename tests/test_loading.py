@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 import transformers
+from actlake.capture.checkpoint.configs import load_tokenizer
 from actlake.capture.edit.replay import load_late
 from actlake.capture.edit.start import loaded_as
-from actlake.capture.model.describe import describe, lines
+from actlake.capture.model.describe import announce, describe, lines
 from actlake.capture.model.load import Model, identify, load_model
 from actlake.capture.run.reforward import reforward
 from actlake.cli import main
@@ -217,6 +218,11 @@ def link(file: Path) -> None:
     file.symlink_to("../../blobs/0f")
 
 
+def renamed(folder: Path, old: str, new: str) -> None:
+    held = load_file(folder / WEIGHTS)
+    save_file({name.replace(old, new): held[name] for name in held}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 def shard(folder: Path, then: Callable[[list[Path]], object]) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     (folder / WEIGHTS).unlink()
@@ -251,11 +257,33 @@ def shard(folder: Path, then: Callable[[list[Path]], object]) -> None:
         (lambda d: (d / "tokenizer.json").write_text("[]"), "tokenizer.json is no JSON object"),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer files (tokenizer.json"),
         (lambda d: [(d / "tokenizer.json").unlink(), (d / "tekken.json").write_text("{}")], "has only tekken.json"),
+        (lambda d: [(d / "tokenizer.json").unlink(), (d / "vocab.json").write_text("{}")], "has no tokenizer.json, and no tokenizer can be made from what is there (vocab.json)"),
+        (lambda d: tiny.edit_json(d / "tokenizer.json", model={"type": "Weird"}), "m/tokenizer.json: data did not match"),
+        (lambda d: tiny.edit_json(d / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]}), "take auto_map out of tokenizer_config.json to use its tokenizer.json"),
+        (lambda d: tiny.edit_json(d / "config.json", num_hidden_layers=30), "asks for 297,632 weights, the files hold 47,072"),
+        (lambda d: tiny.edit_json(d / "config.json", hidden_size=2**20, num_attention_heads=2**18), "the files hold 47,072: the folder is incomplete"),
+        (lambda d: renamed(d, "model.", "model.language_model."), "config.json is that of the text part alone (llama)"),
         (lambda d: tiny.edit_json(d / "config.json", transformers_weights="x.safetensors"), "transformers_weights is 'x.saf"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_what_they_seem(llama, tmp_path, spoil, says) -> None:
     assert says in refused(llama, tmp_path, spoil)
+
+
+def test_a_dangling_link_is_one_line_before_its_size_is_asked(llama, tmp_path) -> None:
+    shutil.copytree(llama, tmp_path / "m")
+    link(tmp_path / "m" / WEIGHTS)
+    with pytest.raises(LakeError, match="is a link to"):
+        announce([tiny.spec(tmp_path / "m", "m-pt")])
+        load_model(tiny.spec(tmp_path / "m", "m-pt"))
+
+
+def test_a_tokenizers_own_limit_is_none_of_a_prompt(llama, tmp_path, caplog) -> None:
+    """transformers would say that such prompts lead to errors; how long they may be is the model's context."""
+    shutil.copytree(llama, tmp_path / "m")
+    tiny.edit_json(tmp_path / "m" / "tokenizer_config.json", model_max_length=4)
+    assert len(load_tokenizer(tiny.spec(tmp_path / "m", "m-pt"))("the cat sat on the mat and the dog")["input_ids"]) > 4
+    assert "longer than" not in caplog.text
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------

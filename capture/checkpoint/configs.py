@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ...store.core.catalog import ModelSpec
 from ...store.core.errors import LakeError
@@ -87,12 +88,20 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     except Exception as error:
         load_config(spec)  # transformers reads it for the tokenizer's class: if it is at fault, the error names it
         if "custom code" in str(error):
+            known = spec.path and (spec.path / "tokenizer.json").is_file()
+            todo = (
+                "take auto_map out of tokenizer_config.json to use its tokenizer.json"
+                if known
+                else "add a tokenizer.json"
+            )
             raise LakeError(
-                f"model {spec.name}: its tokenizer needs code of its own (auto_map), which actlake never runs; add a"
-                " tokenizer.json"
+                f"model {spec.name}: its tokenizer needs code of its own (auto_map), which actlake never runs; {todo}"
             ) from error
-        reason = (_without_tokenizer(spec.path) if spec.path and not spec.gguf_file else "") or cause(error)
+        reason = _without_tokenizer(spec.path, cause(error)) if spec.path and not spec.gguf_file else cause(error)
         raise LakeError(f"model {spec.name}: can't load its tokenizer: {reason}") from error
+    tokenizer.model_max_length = (
+        VERY_LARGE_INTEGER  # beyond it transformers warns; the context is checked where prompts are
+    )
     if not tokenizer.chat_template and not spec.gguf_file:
         tokenizer.chat_template = template_elsewhere(spec, where)
     return tokenizer
@@ -165,8 +174,8 @@ def _built(spec: ModelSpec, raw: dict[str, Any]) -> Any:
         return kind._from_config(config_for(kind, config))
 
 
-def _without_tokenizer(folder: Path) -> str:
-    """Why a folder has no tokenizer that can be read, or ''."""
+def _without_tokenizer(folder: Path, error: str) -> str:
+    """Why a folder has no tokenizer that can be read; `error` is what transformers says."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file() and not _is_object(folder / name):
             return f"{folder / name} is no JSON object; fetch it again"
@@ -181,7 +190,13 @@ def _without_tokenizer(folder: Path) -> str:
         if lacking:
             packages = " ".join(name.replace("google.", "") for name in lacking)
             return f"{folder / model} needs another package: pip install {packages} (or add a tokenizer.json)"
-    return ""
+    if "tokenizer.json" not in found:
+        return f"{folder} has no tokenizer.json, and no tokenizer can be made from what is there ({', '.join(found)}); add it"
+    if error.startswith("Exception: "):  # of the package tokenizers about that file
+        return (
+            f"{folder / 'tokenizer.json'}: {error.removeprefix('Exception: ')}; fetch it again, or upgrade tokenizers"
+        )
+    return error
 
 
 def _is_object(file: Path) -> bool:

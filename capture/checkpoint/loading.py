@@ -1,8 +1,10 @@
 """Reading a checkpoint's weights into its Hugging Face module: all tensors of the config, and no others."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from .quantised import Quantised, quantised_of, unpack
 from .stops import declared
 
 T = TypeVar("T")
+WRAPPED_TEXT = ("model.language_model.", "language_model.")  # where classes for pictures or sound keep their text part
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -44,6 +47,8 @@ def load_hf(
     found = quantised_of(spec, config)
     dtype = dtype_of(spec, given) if dtype == "auto" else dtype
     check_before(spec, found)
+    if kind is None and not found and not spec.gguf_file:
+        _check_size(spec, given)
     special = loading(spec) if spec.gguf_file else {"use_safetensors": True}
     for part in (given, config):  # one and the same, but for a class of text alone in a wrapper's checkpoint
         unpack(part, found)
@@ -101,6 +106,24 @@ def load_hf(
     return hf, check_extras(spec, hf, info["unexpected_keys"], found) if kind is None else ()
 
 
+def _check_size(spec: ModelSpec, config: Any) -> None:
+    """Raise LakeError for a config of a model twice as large as its files, before memory is taken for the gaps."""
+    held = sum(prod(tensor.shape) for tensor in tensors_of(spec).values())
+    try:
+        with torch.device("meta"), silent():
+            module = model_class(spec, config)(copy.deepcopy(config))
+    except LakeError:
+        raise
+    except Exception:  # noqa: BLE001 (what is wrong with the config is said where it is loaded)
+        return
+    asked = sum(parameter.numel() for parameter in module.parameters())
+    if held and asked > 2 * held:
+        raise LakeError(
+            f"model {spec.name}: its config.json asks for {asked:,} weights, the files hold {held:,}: the folder is incomplete or"
+            " its config.json belongs to another model"
+        )
+
+
 def _check_whole(spec: ModelSpec, where: str, hf: Any, info: dict[str, Any], found: Quantised | None) -> None:
     """Raise LakeError for weights that the files lack: Hugging Face fills gaps with random numbers and a warning."""
     gaps = sorted(info["missing_keys"]) + sorted(key[0] for key in info["mismatched_keys"])
@@ -110,6 +133,12 @@ def _check_whole(spec: ModelSpec, where: str, hf: Any, info: dict[str, Any], fou
         raise LakeError(
             f"model {spec.name}: the names of its tensors begin with '{prefix}', as a wrapper of training leaves them: save them"
             " without it (save_pretrained of the model inside)"
+        )
+    elsewhere = [] if hasattr(hf.config, "text_config") else [n for n in tensors_of(spec) if n.startswith(WRAPPED_TEXT)]
+    if gaps and elsewhere:
+        raise LakeError(
+            f"model {spec.name}: its tensors are named as in a class for pictures or sound and text ({elsewhere[0]}), config.json"
+            f" is that of the text part alone ({hf.config.model_type}): take the one that belongs to the files"
         )
     if gaps:
         raise LakeError(

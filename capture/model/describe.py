@@ -62,7 +62,7 @@ def announce(specs: Sequence[ModelSpec], tell: Callable[[str], None] = say) -> N
     """Say what loading local models takes, where that is longer than some seconds."""
     local = [(spec, spec.path) for spec in specs if spec.path]
     sizes = {
-        spec.name: sum(file.stat().st_size for file in path.glob(spec.gguf_file or "*.safetensors"))
+        spec.name: sum(file.stat().st_size for file in path.glob(spec.gguf_file or "*.safetensors") if file.is_file())
         for spec, path in local
     }
     seconds = sum(STARTING + sizes[spec.name] / (UNPACKED if spec.gguf_file else READ) for spec, _ in local)

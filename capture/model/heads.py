@@ -85,6 +85,19 @@ def _final_norm(hf: Any, trace: Trace, last: nn.Module, end: Tensor, read: Tenso
     between = ", ".join(
         dict.fromkeys(type(m).__name__ for m in after if m is not unembed and m is not hf and not _holds(m, last))
     )
+    normed = [
+        m
+        for m in after
+        if is_norm(m) and flat(trace.inputs[m]).shape == end.shape and torch.equal(flat(trace.inputs[m]), end)
+    ]
+    if normed and not found:
+        inner = after[after.index(normed[0]) + 1 :]
+        then = ", ".join(type(m).__name__ for m in inner if m is not unembed and not list(m.children()))
+        raise LakeError(
+            f"{type(hf).__name__}: between its final norm ({type(normed[0]).__name__}) and the unembedding the residual is"
+            f" changed otherwise ({then or 'in code of its own'}); a lens reads residuals through one norm and one matrix: this"
+            " architecture is not supported"
+        )
     raise LakeError(
         f"{type(hf).__name__}: looked for one final norm between the last block and the unembedding, found {len(found) or 'none'}"
         f" (modules there: {between or 'none'}); this architecture is not supported"

@@ -168,7 +168,7 @@ class Asking:
         """Rows that can't be answered, from the `start`th on, those with one reason together: ('0A, 0B', the reason)."""
         by: dict[str, list[str]] = {}
         for one in self.refused[start:]:
-            by.setdefault(one.reason, []).append(one.query.id)
+            by.setdefault(one.reason.removeprefix(f"{one.query.id}: "), []).append(one.query.id)
         return [(", ".join(rows), reason) for reason, rows in by.items()]
 
     def _answer(
