@@ -15,6 +15,7 @@ from .page.make import Make
 from .page.share import Share
 from .store.core.extras import needs
 from .store.tables.names import stored_models, stored_pairs
+from .store.tables.restriction import only_models
 from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, sql_error, tables_in
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Lake(Make, Share):
 
     @needs()
     def sql(self, text: str, compute: bool = True) -> duckdb.DuckDBPyRelation:
-        """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture.
+        """Answer one SELECT over the lake's tables; missing tables are computed first, for every sealed capture, or for those
+        of the pair or models that its WHERE names (`pair = 'X'`).
 
         What that takes is said before it starts; with `compute=False` only what is there is read, and what is missing said.
         Returns a DuckDB relation (`.df()` for pandas). The connection reads the lake's tables only. Raises LakeError for SQL
@@ -69,13 +71,14 @@ class Lake(Make, Share):
     def _connection(self, text: str, compute: bool) -> duckdb.DuckDBPyConnection:
         """What answers a SELECT, its tables computed."""
         check_select(text)
-        names = tables_in(text)
+        names, pairs = tables_in(text), stored_pairs(self.catalog, stored_models(self.layout))
+        only = only_models(text, pairs)
         if names - {"captures", "pairs", "streams"}:
             from .queries.makers import ensure_all
 
-            ensure_all(self.layout, names, self.device, self._catalog, compute=compute, engine=self._engine())
+            ensure_all(self.layout, names, self.device, self._catalog, self._engine(), compute, only)
         try:
-            return connect(self.layout, text, stored_pairs(self.catalog, stored_models(self.layout)))
+            return connect(self.layout, text, pairs, only=only)
         except duckdb.Error as error:
             raise sql_error(error, self.layout) from error
 

@@ -23,6 +23,7 @@ NAMES = (
     "tables",
     "rows",
     "scale",
+    "artifacts",
     "replay",
     "factorials",
     "generate",

@@ -1,6 +1,6 @@
 """Who computes which table: every table with what makes it, turned into jobs of the sweep when its file is not there."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,16 @@ def ensure_all(
     catalog: Path | None = None,
     engine: Engine = run,
     compute: bool = True,
+    only: Set[str] | None = None,
 ) -> None:
-    """Compute what free SQL asks for: the named tables, for every sealed capture of the lake that has what they take.
+    """Compute what free SQL asks for: the named tables, for every sealed capture (of `only` some models) that has what they
+    take.
 
     What that takes is said before it starts. Without `compute` only what is missing is said, in a line. `engine` as in
     `ensure`. LakeError when a table can't be had of any capture and none of its
     rows came from elsewhere, or when it has no rows and is not to be computed.
     """
-    kit = Context(layout, device, catalog)
+    kit = Context(layout, device, catalog, only=only)
     jobs = jobs_of_all(kit, names)
     if compute:
         engine(say_work(kit, jobs), None)
@@ -162,7 +164,7 @@ def _scopes(kit: Context, table: Table) -> list[Scope]:
     if table.alone:
         return [kit.scope(pair, {}) for pair in sorted(set(kit.streams["pair"]))]
     if table.of == "capture":
-        rows = stream_table(kit.layout)[["model", "stream"]].drop_duplicates()
+        rows = stream_table(kit.layout, kit.only)[["model", "stream"]].drop_duplicates()
         return [Scope("", {"it": row.model}, {"it": row.stream}) for row in rows.itertuples()]
     if table.of == "side":
         rows = kit.streams[["pair", "variant", "stream"]].drop_duplicates()

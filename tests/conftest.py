@@ -73,10 +73,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PairSpec]
 
 
 @pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where mirrors of remote lakes lie: nothing of one test is found by another, or by the user's own lakes."""
-    monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "mirrors"))
-    return tmp_path / "mirrors"
+    folder = tmp_path_factory.mktemp("mirrors")
+    monkeypatch.setenv("ACTLAKE_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

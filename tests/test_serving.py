@@ -150,7 +150,7 @@ def test_a_server_without_ranges_is_named_and_serves_all_the_same(answered: Layo
         assert np.array_equal(there.dataset("llama-it", "native").resid[:3].values, found[:3], equal_nan=True)
 
 
-def test_nobody_is_told_to_delete_what_lies_elsewhere(answered: Layout, tmp_path: Path) -> None:
+def test_nobody_is_told_to_delete_what_lies_elsewhere(answered: Layout, tmp_path: Path, cache_folder: Path) -> None:
     table = sorted((answered.root / "tables" / "delta").glob("*.parquet"))[0]
     table.write_bytes(b"not a table" * 30)
     model = answered.root / "models" / "llama-it" / "model.json"
@@ -163,7 +163,7 @@ def test_nobody_is_told_to_delete_what_lies_elsewhere(answered: Layout, tmp_path
         for words in commands:
             said = str(run(app, words).exception)
             assert url in said and "nothing there is to be deleted" in said and "delete it" not in said, (words, said)
-            assert str(tmp_path / "mirrors") not in said.partition("; if only its copy here")[0], said
+            assert str(cache_folder) not in said.partition("; if only its copy here")[0], said
         tiny.flip(model, 40)
         with pytest.raises(LakeError, match="nothing there is to be deleted"):
             Lake(url).head("llama-it")

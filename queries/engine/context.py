@@ -6,7 +6,7 @@ needs only its path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -82,7 +82,7 @@ class Context:
     """What the builders of one call share: the lake, the device, and captures and heads, each opened once.
 
     Without `generate` no texts are generated for it, and without `probes` none are trained: tables of those that are not
-    there are refused.
+    there are refused. With `only` it knows the pairs and captures of these models alone.
     """
 
     def __init__(
@@ -92,7 +92,9 @@ class Context:
         catalog: Path | None = None,
         generate: bool = True,
         probes: bool = True,
+        only: Set[str] | None = None,
     ):
+        self.only = only
         self.layout, self.asked_device, self._catalog = layout, device, catalog
         self.generate, self.probes = generate, probes
         self._known: dict[Any, Any] = {}
@@ -129,7 +131,8 @@ class Context:
     @cached_property
     def pairs(self) -> Pairs:
         """The pairs of which the lake has a model: pair -> variant -> model."""
-        return stored_pairs(self.catalog, self.stored)
+        found = stored_pairs(self.catalog, self.stored)
+        return {pair: of for pair, of in found.items() if self.only is None or self.only & set(of.values())}
 
     def models(self, pair: str) -> dict[str, str]:
         """The models of a pair of the lake or the catalog, by variant, pt before it; LakeError for an unknown pair."""
@@ -222,7 +225,7 @@ def name_columns(names: Names) -> dict[str, str]:
 
 def all_boundaries(capture: Capture, table: str) -> None:
     """LakeError unless the capture holds the residuals at every boundary."""
-    if "resid" not in capture or capture.array("resid").shape[1] <= len(capture.array("layer")[:]):
+    if "resid" not in capture or capture.array("resid").shape[1] <= capture.layers:
         raise LakeError(
             f"{capture.path}: table {table} needs the residual at every boundary, this capture kept fewer (a lean profile, or"
             " other sites): capture with the profile full into another lake"

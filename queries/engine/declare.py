@@ -90,7 +90,7 @@ def _per_token(
         capture = kit.capture(names)
         if lacking := [array for array in reads if array not in capture]:
             raise LakeError(f"{capture.path}: table {name} needs {lacking[0]}, which this capture did not keep")
-        layers = len(capture.array("layer")[:])
+        layers = capture.layers
         job = LayerTable(
             kit.layout,
             name,

@@ -25,7 +25,7 @@ class _Candidates(LensCondition):
 
     def __init__(self, kit: Context, scope: Scope, condition: Condition, kind: str):
         self._vocab = vocab_table(kit, scope)
-        self._late = int(LATE * len(kit.capture(scope.captures[0]).array("layer")[:]))
+        self._late = int(LATE * kit.capture(scope.captures[0]).layers)
         more = {"k": K, "vocab": self._vocab.path.stem}
         super().__init__(kit, scope, "candidates", condition, kind, more, first=self._late)
         self.before = (*self.before, self._vocab)

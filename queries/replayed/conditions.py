@@ -159,5 +159,5 @@ def _check_answers(kit: Context, scope: Scope) -> None:
 
 def window_of(kit: Context, scope: Scope, name: str) -> tuple[int, int]:
     """The blocks of a window: the catalog's, or the rule of METHODS 1.6."""
-    layers = len(kit.capture(scope.names("pt")).array("layer")[:])
+    layers = kit.capture(scope.names("pt")).layers
     return kit.windows(scope.pair, layers)[name]

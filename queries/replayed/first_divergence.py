@@ -47,7 +47,7 @@ class EventTable(TableJob):
             raise LakeError(f"pair {scope.pair}: table {table} compares pt and it; capture both")
         self.kit, self.scope, self.pair, self.streams, self.names = kit, scope, scope.pair, scope.streams, scope.both
         captures = {variant: kit.capture(names) for variant, names in self.names.items()}
-        self.layers = len(captures["it"].array("layer")[:])
+        self.layers = captures["it"].layers
         every = kit.windows(scope.pair, self.layers)
         self.windows = {name: every[name] for name in windows}
         self._same = {"models": scope.models, "streams": scope.streams, **more}

@@ -78,6 +78,6 @@ def mechanism_table(kit: Context, scope: Scope, kind: str) -> _MechanismTable:
     if kind not in PIPELINES:
         raise LakeError(f"mechanism({kind}): expected one of {', '.join(PIPELINES)}")
     check_scope(kit, scope)
-    layers = len(kit.capture(scope.names("pt")).array("layer")[:])
+    layers = kit.capture(scope.names("pt")).layers
     window = window_of(kit, scope, "late") if kind.endswith("late") else (layers, layers)
     return _MechanismTable(kit, scope, Condition(kind, PIPELINES[kind], window), layers)

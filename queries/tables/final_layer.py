@@ -65,7 +65,7 @@ def endpoint_table(kit: Context, names: Names) -> LayerTable:
         ("resid", *logits),
         compute,
         lambda rows: {**columns, **label(rows)},
-        first=len(capture.array("layer")[:]) - 1,
+        first=capture.layers - 1,
     )
 
 
@@ -94,7 +94,7 @@ def churn_table(kit: Context, names: Names, kind: str) -> LayerTable:
         raise LakeError(f"churn({kind}): the lens is raw or tuned")
     capture = kit.capture(names)
     all_boundaries(capture, "churn")
-    layers = len(capture.array("layer")[:])
+    layers = capture.layers
     start = min(int(LATE * layers), layers - 2)  # one step at least, however shallow the model
 
     def compute(rows: Block) -> dict[str, np.ndarray]:

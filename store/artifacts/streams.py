@@ -112,7 +112,8 @@ def write_stream(layout: Layout, stream: Stream) -> str:
 
 
 def _write_stream(layout: Layout, stream: Stream) -> str:
-    twins = [record for record in stream_records(layout) if record["content_sha256"] == stream.content_sha256]
+    like = stream_records(layout, [stream.name])
+    twins = [record for record in like if record["content_sha256"] == stream.content_sha256]
     before: dict[str, Any] = next((record for record in twins if record["name"] == stream.name), {})
     holder = next((record["name"] for record in twins if record["same_as"] == record["name"]), stream.name)
     record = {
@@ -155,8 +156,13 @@ def reads(record: dict[str, Any], sha256: str) -> bool:
 def stream_records(layout: Layout, like: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """The STREAM.json of every stream in the lake, or of those with the content of some by name, sorted by name."""
     # Streams of one content have names that end alike.
-    ends = ["*"] if like is None else sorted({f"*-{name.rpartition('-')[2]}" for name in like})
-    return [_record(path) for path in sorted({path for end in ends for path in layout.streams.glob(f"{end}.json")})]
+    ends = None if like is None else {_end(name) for name in like}
+    there = sorted(layout.streams.glob("*.json"))
+    return [_record(path) for path in there if ends is None or _end(path.stem) in ends]
+
+
+def _end(name: str) -> str:
+    return name.rpartition("-")[2]
 
 
 def _record(path: Path) -> dict[str, Any]:

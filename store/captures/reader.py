@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ..format.records import SEAL, read_record
 from ..format.zarr_groups import CheckedArray, checked, open_group
 from ..format.zarr_metadata import Described, check_dims
 from ..remote.files import HERE, Files
+from ..remote.hashes import mark_of, while_same
 from .manifest import check_list, noise_warning, read_manifest
 
 if TYPE_CHECKING:
@@ -106,10 +107,21 @@ class Capture:
         self.path, self.lake, self.manifest = path, lake, check_sealed(path, allow_unsealed)
         lake.bring_capture(path, self.manifest)
         self.partial = read_partial(path, self.manifest) if self.manifest else None
+        self._record = self.manifest or _template(path)
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """The Zarr group, opened and compared with the record when it is first used."""
         files = self.manifest.get("files", {})
         sizes = {name: entry["bytes"] for name, entry in files.items()}
-        self.group, arrays = open_group(path, files["zarr.json"]["sha256"] if files else None, sizes)
-        _check_variables(path, arrays, self.manifest or _template(path))
+        group, arrays = open_group(self.path, files["zarr.json"]["sha256"] if files else None, sizes)
+        _check_variables(self.path, arrays, self._record)
+        return group
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the model that it was made with."""
+        return len(self._record["layers"])
 
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
@@ -121,8 +133,10 @@ class Capture:
 
     def __contains__(self, name: str) -> bool:
         """Whether the capture has an array, and this copy at least a part of it."""
-        activation = name in VARIABLES and VARIABLES[name].activation
-        return name in self.group and not (self.partial and activation and name not in self.partial.holds)
+        variable = VARIABLES.get(name)
+        if variable is None or not variable.activation:
+            return name in self.group
+        return name in self._record["sizes"] and not (self.partial and name not in self.partial.holds)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The token coordinates plus prompt_id and category per token, as arrays of equal length."""
@@ -210,16 +224,18 @@ def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
     return manifest or {}
 
 
-def list_captures(layout: Layout) -> pd.DataFrame:
-    """Every capture of the lake: model, stream, prompts, tokens, bytes on disk, sealed, path; where there are copies of
-    a part, what they lack, and where values depend on the batch far more than rounding does, a warning."""
-    rows = []
-    for path in sorted((layout.root / "captures").glob("*/*.zarr")):
+def list_captures(layout: Layout, models: Iterable[str] | None = None) -> pd.DataFrame:
+    """Every capture of the lake, or of some models: model, stream, prompts, tokens, bytes on disk, sealed, path; where there
+    are copies of a part, what they lack, and where values depend on the batch far more than rounding does, a warning."""
+    rows, there = [], layout.root / "captures"
+    for path in sorted(
+        path for model in (["*"] if models is None else models) for path in there.glob(f"{model}/*.zarr")
+    ):
         row: dict[str, Any] = {"model": path.parts[-2], "stream": path.stem}
         for what, name in row.items():
             check_name(name, f"{path}: {what}")
         if sealed := (path / MANIFEST).exists():
-            row |= _sizes(path, _file_mark(path / MANIFEST), _file_mark(path / PARTIAL))
+            row |= _sizes(path / MANIFEST, mark_of(path / PARTIAL))
         else:
             row |= {"prompts": 0, "tokens": 0, "bytes": bytes_below(path), "lacks": "", "warning": ""}
         rows.append({**row, "sealed": sealed, "path": str(path)})
@@ -237,19 +253,10 @@ def captured_streams(layout: Layout, models: Iterable[str] | None = None) -> dic
     return found
 
 
-def _file_mark(file: Path) -> tuple[int, ...]:
-    """What changes when a file is replaced; nothing when there is none."""
-    try:
-        found = file.stat()
-    except FileNotFoundError:
-        return ()
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-@lru_cache(maxsize=4096)
-def _sizes(path: Path, *_marks: tuple[int, ...]) -> dict[str, Any]:
-    """Prompts, tokens, bytes, what a copy lacks and a warning of a sealed capture; a manifest of a megabyte is read again only
-    when its file is another."""
+@while_same(1 << 14)
+def _sizes(file: Path, _partial: tuple[int, ...]) -> dict[str, Any]:
+    """Prompts, tokens, bytes, what a copy lacks and a warning of a capture with this manifest, which may be of megabytes."""
+    path = file.parent
     manifest = read_manifest(path) or {}
     partial = read_partial(path, manifest) if manifest else None
     sizes = {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}

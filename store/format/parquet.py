@@ -4,9 +4,10 @@ checked against the schema, and the checksum against the bytes, before any row i
 Pages of a Parquet file have no checksum that DuckDB looks at: without one a bit turned over can be another number.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import CorruptError
-from ..core.files import BLOCK, parse_json
+from ..core.files import BLOCK, hash_json, parse_json
+from ..remote.hashes import remembered, while_same
 from .records import shown
 
 MARK = "actlake-crc32c:"  # in the metadata of a file, before the CRC-32C (8 hex digits) of its bytes with zeros in that place
@@ -79,26 +81,29 @@ def check_parquet(
     Columns of its own beside them are ignored. Text may be stored plain or by a dictionary, numbers in any width. All
     bytes are compared with the checksum of a file that bears one, unless not `whole`.
     """
-    found = file.stat() if file.is_file() else None
-    if found is None:
+    if not file.is_file():
         raise CorruptError(f"{file}: missing or not a regular file; {repair}")
-    names, wrong = _footer(file, found.st_mtime_ns, found.st_size, schema, may_lack)
-    if wrong:
-        raise CorruptError(f"{file}: {wrong}; {repair}")
-    if whole and (wrong := _torn(file, found.st_mtime_ns, found.st_size)):
-        raise CorruptError(f"{file}: {wrong}; {repair}")
+    try:
+        names = _footer(file, schema, may_lack)
+        if whole:
+            remembered(file, "checksum", _check_whole)
+    except _Wrong as wrong:
+        raise CorruptError(f"{file}: {wrong}; {repair}") from None
     return names
+
+
+class _Wrong(Exception):
+    """What is wrong with a file, in words."""
+
+
+def _check_whole(file: Path) -> str:
+    if wrong := torn(file):
+        raise _Wrong(wrong)
+    return "good"
 
 
 def torn(file: Path) -> str:
     """How a file's bytes differ from the checksum that it bears; empty when they don't."""
-    found = file.stat()
-    return _torn(file, found.st_mtime_ns, found.st_size)
-
-
-@lru_cache(maxsize=1 << 14)
-def _torn(file: Path, _changed: int, _size: int) -> str:
-    """How a file's bytes differ from its checksum; remembered as long as the file is not changed."""
     try:
         with open(file, "rb") as stored:
             if not (place := _place(stored)):
@@ -114,11 +119,26 @@ def _torn(file: Path, _changed: int, _size: int) -> str:
     return f"stored bytes are damaged (found crc32c {found.decode()}, expected {text})"
 
 
-@lru_cache(maxsize=1 << 14)
-def _footer(
-    file: Path, _changed: int, size: int, schema: pa.Schema, may_lack: frozenset[str]
-) -> tuple[frozenset[str], str]:
-    """The columns of a schema in a file's footer, and what is wrong with it; remembered as long as the file is not changed."""
+@while_same(1 << 14)
+def _footer(file: Path, schema: pa.Schema, may_lack: frozenset[str]) -> frozenset[str]:
+    """The columns of a schema in a file's footer; remembered until the file is another. _Wrong says what is wrong with it."""
+
+    def look(file: Path) -> str:
+        names, wrong = _look(file, schema, may_lack)
+        if wrong:
+            raise _Wrong(wrong)
+        return json.dumps(sorted(names))
+
+    return frozenset(json.loads(remembered(file, f"footer {_name_of(schema, may_lack)}", look)))
+
+
+@cache
+def _name_of(schema: pa.Schema, may_lack: frozenset[str]) -> str:
+    return hash_json([str(schema), sorted(may_lack)])[:16]
+
+
+def _look(file: Path, schema: pa.Schema, may_lack: frozenset[str]) -> tuple[frozenset[str], str]:
+    size = file.stat().st_size
     try:
         footer = pq.read_metadata(file)
         there = footer.schema.to_arrow_schema()
@@ -179,7 +199,15 @@ def check_rows(file: Path, schema: pa.Schema, repair: str = AGAIN) -> None:
 
 
 def about(file: Path, repair: str = AGAIN) -> dict[str, Any] | None:
-    """What a table file says about itself: the JSON under `actlake` in its metadata, None when it has none."""
+    """What a table file says about itself: the JSON under `actlake` in its metadata, None when it has none.
+
+    Nothing is read of a file that is the one of before.
+    """
+    found = json.loads(remembered(file, "about", lambda file: json.dumps(_about(file, repair))))
+    return None if found is None else dict(found)
+
+
+def _about(file: Path, repair: str) -> dict[str, Any] | None:
     try:
         text = (pq.read_schema(file).metadata or {}).get(b"actlake")
         found = None if text is None else parse_json(text)

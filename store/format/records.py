@@ -14,9 +14,11 @@ from typing import Any
 from ..core.errors import RESTORE, CorruptError
 from ..core.files import hash_json, parse_json, read_json
 from ..core.schema import VARIANTS
+from ..remote.hashes import mark_of, while_same
 from .paths import NAME, check_version
 
 LARGEST = 16 << 20  # bytes of a record
+SMALL = 32 << 10  # bytes of a record that is kept in memory
 LARGEST_MANIFEST = 256 << 20  # names every shard of a capture
 COUNT = 2**53  # no number of tokens, bytes or weights is larger
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -273,15 +275,23 @@ UNVERSIONED = ("shard", "noise")
 
 
 def read_record(file: Path, kind: str) -> dict[str, Any]:
-    """Read a JSON record of this kind (a key of RECORDS) and check it.
+    """Read a JSON record of this kind (a key of RECORDS) and check it; a small one once, until its file is another.
 
     LakeError for a file that is not there, is no JSON or of a newer format; CorruptError for a record that does not fit.
     """
+    mark = mark_of(file)
+    return dict(_kept(file, kind) if mark and mark[0] <= SMALL else _read(file, kind))
+
+
+def _read(file: Path, kind: str) -> dict[str, Any]:
     record = read_json(file, LARGEST_MANIFEST if kind == "manifest" else LARGEST, REPAIRS[kind])
     if kind not in UNVERSIONED:
         check_version(record, file, REPAIRS[kind])
     check_record(record, kind, file)
     return dict(record)
+
+
+_kept = while_same(1 << 14)(_read)
 
 
 def parse_record(data: bytes, kind: str, where: object) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Hashes of files, remembered by what `stat` says of them: a file which nobody touched is read once and not by each process.
+"""What files hold, and their hashes, remembered by what `stat` says of them: a file that nobody touched is read once.
 
-A file that was changed within the last seconds is not remembered: a second change in the same tick of the clock would not show.
-`verify` reads every byte and asks nothing here.
+`known_hash` and `remembered` keep what was found for other processes, too; a file that was changed within the last seconds is
+left out there: a second change in the same tick of the clock would not show. `verify` reads every byte and asks nothing here.
 """
 
 import os
@@ -9,11 +9,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache, wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..core.files import hash_file
 
+T = TypeVar("T")
 SETTLED = 2_000_000_000  # nanoseconds since the last change, so that the next one has another time
 
 
@@ -43,6 +45,33 @@ def remembered(file: Path, what: str, find: Callable[[Path], str]) -> str:
     return known
 
 
+def mark_of(file: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to; empty when there is none."""
+    try:
+        found = file.stat()
+    except OSError:  # who reads the file says why it can't be
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def while_same(most: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorator of a function of a file and more: this process asks it once, of `most` files, until the file is another."""
+
+    def decorate(find: Callable[..., T]) -> Callable[..., T]:
+        @lru_cache(maxsize=most)
+        def kept(file: Path, _mark: tuple[int, ...], *more: Any) -> T:
+            return find(file, *more)
+
+        @wraps(find)
+        def ask(file: Path, *more: Any) -> T:
+            return kept(file, mark_of(file), *more)
+
+        ask.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+        return ask
+
+    return decorate
+
+
 Mark = tuple[str, int, int, int, int]
 
 
@@ -56,6 +85,9 @@ class _Store:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(file, timeout=1, isolation_level=None, check_same_thread=False)
+            self._file.execute(
+                "PRAGMA synchronous = OFF"
+            )  # a loss costs time only, and waiting for the disk some of it
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS hashes"
                 " (path TEXT PRIMARY KEY, size INT, mtime INT, ctime INT, inode INT, found TEXT)"

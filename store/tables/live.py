@@ -4,8 +4,7 @@ A table file is named by a hash of all that made it. When a kernel's numbers cha
 another of the same name, the file made before stays where it is: its rows would stand beside the new ones.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..core.schema import MANIFEST
 from ..format.parquet import about
 from ..format.paths import Layout
 from ..format.records import SEAL, check_record
+from ..remote.hashes import while_same
 from .declared import TABLES
 
 FOREIGN = "foreign"  # marks what came from elsewhere: the key of a recipe, the beginning of a file's name
@@ -27,9 +27,21 @@ def table_key(name: str, recipe: dict[str, Any]) -> str:
     return (f"{FOREIGN}-" if FOREIGN in recipe else "") + hash_json({"table": name, **recipe})[:32]
 
 
-def live_files(layout: Layout, name: str) -> list[Path]:
-    """A table's files whose rows count, sorted by name; CorruptError for one that bears another file's name."""
-    return [file for file in _files(layout, name) if not stale(layout, name, file)]
+def live_files(layout: Layout, name: str, only: Set[str] | None = None) -> list[Path]:
+    """A table's files whose rows count, sorted by name, or with `only` those that may have rows of these models.
+
+    CorruptError for a file that bears another file's name.
+    """
+    there = _files(layout, name)
+    if only is not None:
+        there = [file for file in there if not (models := _models_in(recipe_of(file))) or models & only]
+    return [file for file in there if not stale(layout, name, file)]
+
+
+def _models_in(recipe: dict[str, Any] | None) -> set[str]:
+    """The models that a recipe names; none where it names none, or came from elsewhere."""
+    of = (recipe or {}).get("models") or {"": (recipe or {}).get("model")}
+    return {model for model in of.values() if isinstance(model, str)} if isinstance(of, dict) else set()
 
 
 def foreign_record(file: Path) -> list[dict[str, str]]:
@@ -62,8 +74,7 @@ def stale(layout: Layout, name: str, file: Path) -> str:
     """
     if not file.is_file():  # a pipe, say: refused where the file is read
         return ""
-    mark = file.stat()
-    recipe = _recipe(file, mark.st_mtime_ns, mark.st_size)
+    recipe = recipe_of(file)
     if recipe is None:  # a damaged footer is reported where the file is read
         return ""
     if (expected := table_key(name, {**recipe, "table": name})) != file.stem or recipe.get("table", name) != name:
@@ -82,9 +93,9 @@ def stale(layout: Layout, name: str, file: Path) -> str:
     return ""
 
 
-@lru_cache(maxsize=1 << 14)
-def _recipe(file: Path, _changed: int, _size: int) -> dict[str, Any] | None:
-    """What a table file says it was made from; remembered as long as the file is not changed."""
+@while_same(1 << 14)
+def recipe_of(file: Path) -> dict[str, Any] | None:
+    """What a table file says it was made from, None where its footer can't be read; remembered until the file is another."""
     try:
         return about(file) or {}
     except CorruptError:
@@ -109,13 +120,9 @@ def _inputs(layout: Layout, recipe: dict[str, Any]) -> Iterator[tuple[str, str, 
 
 def _capture_sha256(path: Path) -> str:
     """The hash of a sealed capture, empty when there is none."""
-    try:
-        mark = (path / MANIFEST).stat()
-    except OSError:
-        return ""
-    return _sha256_of(path, mark.st_ino, mark.st_mtime_ns, mark.st_size)
+    return _sealed_as(path / MANIFEST)
 
 
-@lru_cache(maxsize=4096)
-def _sha256_of(path: Path, *_mark: int) -> str:
-    return str((read_manifest(path) or {}).get(SEAL, ""))
+@while_same(1 << 14)
+def _sealed_as(file: Path) -> str:
+    return str((read_manifest(file.parent) or {}).get(SEAL, ""))

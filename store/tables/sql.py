@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, lru_cache
@@ -208,12 +208,14 @@ def connect(
     sql: str | None = None,
     pairs: Pairs | None = None,
     files: Mapping[str, Sequence[Path]] | None = None,
+    only: Set[str] | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection that sees the lake's tables as views and nothing else.
 
     `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it. `pairs` are
     those that rows are told apart by (left out: all that the lake and the usual catalog have), `files` the only ones that are
-    read of a table, beside those from elsewhere (left out: all that count).
+    read of a table, beside those from elsewhere (left out: all that count). With `only`, rows of other models than these need
+    not be there (`restriction.only_models`).
 
     Views: one per table of the schema (empty when nothing is computed yet), with columns pair and variant; `pairs`,
     `captures`, `streams` and the SQL views. A model in no pair has rows with neither, one in two pairs has its rows twice.
@@ -223,12 +225,17 @@ def connect(
     read, named = tables_read(sql), set(known_tables()) if sql is None else tables_in(sql)
     behind = named | {name for view in named & VIEWS.keys() for name in tables_in(VIEWS[view])}
     pairs = stored_pairs(load_catalog(), stored_models(layout)) if pairs is None else pairs
-    found = {name: _files_read(layout, name, files) if name in read else [] for name in TABLES}
-    found[TEXTS] = output_files(layout, True) if TEXTS in named else []
+    found = {name: _files_read(layout, name, files, only) if name in read else [] for name in TABLES}
+    texts = output_files(layout, True) if TEXTS in named else []
+    found[TEXTS] = [file for file in texts if only is None or file.parts[-3] in only]
     connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
     small = {"pairs": pair_table(pairs)}
-    small["streams"] = streams = _all_streams(layout, pairs) if behind & {"streams", "pair_lens"} else NO_STREAMS
-    small["captures"] = list_captures(layout) if "captures" in named else NO_CAPTURES
+    small["streams"] = streams = NO_STREAMS
+    if behind & {"streams", "pair_lens"}:
+        mine = pairs if only is None else {pair: of for pair, of in pairs.items() if only & set(of.values())}
+        alone = files is None and "streams" in behind
+        small["streams"] = streams = _all_streams(layout, mine, only) if alone else pair_streams(layout, mine)
+    small["captures"] = list_captures(layout, only) if "captures" in named else NO_CAPTURES
     for name, frame in small.items():
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
@@ -254,19 +261,22 @@ def connect(
     return connection
 
 
-def _all_streams(layout: Layout, pairs: Pairs) -> pd.DataFrame:
-    """The table `streams`: those of pairs, and of models that are in none."""
+def _all_streams(layout: Layout, pairs: Pairs, only: Set[str] | None = None) -> pd.DataFrame:
+    """The table `streams`: those of pairs, and of models that are in none (of `only`)."""
     mine = pair_streams(layout, pairs)
     alone = stored_models(layout) - {model for models in pairs.values() for model in models.values()}
+    alone = alone if only is None else alone & only
     rest = stream_table(layout, alone).assign(pair=None, variant=None)[PAIRED] if alone else mine
     return mine if rest is mine or rest.empty else rest if mine.empty else pd.concat([mine, rest], ignore_index=True)
 
 
-def _files_read(layout: Layout, name: str, files: Mapping[str, Sequence[Path]] | None) -> list[Path]:
+def _files_read(
+    layout: Layout, name: str, files: Mapping[str, Sequence[Path]] | None, only: Set[str] | None
+) -> list[Path]:
     """The files of a table that a connection reads."""
     if files is None:
         layout.files.bring(layout.table(name))
-        return live_files(layout, name)
+        return live_files(layout, name, only)
     return sorted({*(file for file in files.get(name, ()) if file.exists()), *foreign_files(layout, name)})
 
 
