@@ -24,7 +24,7 @@ from actlake.store.artifacts.streams import Stream
 from actlake.store.captures.reader import Capture
 from actlake.store.captures.writer import Template, create_capture
 from actlake.store.core.catalog import ModelSpec, ProfileSpec, load_catalog
-from codec import CODEC, single_threaded_blosc, threaded
+from codec import as_captured, encode, single_threaded_blosc, threaded
 from measure import Row, in_turn, main, median_ratio, medians
 from work import CATALOG, random_llama, random_stream
 
@@ -83,7 +83,7 @@ class Loop:
 
     def encode(self) -> Callable[[], None]:
         """A task that encodes the chunks of the latest capture on one thread."""
-        return threaded(CODEC.encode, self.chunks(), 1)
+        return threaded(encode, [as_captured(chunk) for chunk in self.chunks()], 1)
 
     def chunks(self) -> list[np.ndarray]:
         """All inner chunks of all variables of the latest capture, contiguous."""

@@ -27,7 +27,7 @@ from actlake.store.artifacts.streams import write_stream
 from actlake.store.core.catalog import ModelSpec, ProfileSpec, load_catalog
 from actlake.store.core.progress import ERRORS
 from actlake.store.format.paths import Layout
-from codec import CODEC, single_threaded_blosc, threaded
+from codec import as_captured, encode, single_threaded_blosc, threaded
 from measure import Row, in_turn, median_ratio, medians
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig
@@ -262,7 +262,7 @@ def capture_rows(name: str, model: Model, folder: Path, small: bool) -> list[Row
         "staged": loop.staged,
         "raw": loop.write,
         "clear raw": loop.clear,
-        "encode": threaded(CODEC.encode, chunks, machine.cores()),
+        "encode": threaded(encode, [as_captured(chunk) for chunk in chunks], machine.cores()),
         "capture": loop.capture,
         "clear": loop.clear,
     }

@@ -25,7 +25,9 @@ from ..remote.files import RemoteFile
 from ..remote.store import transfers
 from .chunk_cache import identity, recent
 from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, check_sum, checksum, damaged, frame_of
+from .frames import SMALLEST, encode_frame
 
+INFINITE = 0x7F80  # the bits of bfloat16 for infinity; NaNs are above
 ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
 _scratch = threading.local()
 
@@ -45,20 +47,17 @@ os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not surviv
 
 
 def pad(block: np.ndarray, rows: int, fill: float) -> np.ndarray:
-    """`block` [n, ...] as a contiguous array of `rows` rows in this thread's scratch memory, the rest `fill`.
+    """`block` [n, ...] as a contiguous array of `rows` rows, the rest `fill`: itself, or in this thread's scratch memory.
 
-    A uint16 block holds the bits of bfloat16 and comes out as the float32 that widens them exactly.
+    Floats come out as float32, and bits of bfloat16 (uint16) as such.
     """
     bits = block.dtype == np.uint16
-    dtype = np.dtype(np.float32) if bits or block.dtype.kind == "f" else block.dtype
+    dtype = np.dtype(np.float32) if block.dtype.kind == "f" else block.dtype
+    if len(block) == rows and block.dtype == dtype and block.flags.c_contiguous:
+        return block
     out = _room(rows * prod(block.shape[1:]) * dtype.itemsize).view(dtype).reshape(rows, *block.shape[1:])
-    if bits:
-        words = out[: len(block)].view(np.uint32)
-        words[...] = block
-        np.left_shift(words, 16, out=words)
-    else:
-        out[: len(block)] = block
-    out[len(block) :] = fill
+    out[: len(block)] = block
+    out[len(block) :] = np.float32(fill).view(np.uint32) >> 16 if bits else fill
     return out
 
 
@@ -76,7 +75,15 @@ def _room(size: int) -> np.ndarray:
 
 
 def statistics(values: np.ndarray) -> tuple[float, float, int]:
-    """Smallest and largest finite value (inf, -inf without any) and how many are not finite."""
+    """Smallest and largest finite value (inf, -inf without any) and how many are not finite; of bits of bfloat16, too."""
+    if values.dtype == np.uint16:
+        # As integers, positive floats are in order behind the negative ones, and negative ones in reverse order.
+        signed = values.view(np.int16)
+        most, least = int(signed.max()), int(values.max())
+        if 0 <= most < INFINITE and 0x8000 <= least < 0x8000 + INFINITE:
+            low, high = widen(np.array([least, most], np.uint16)).tolist()
+            return low, high, 0
+        values = widen(values)
     low, high = float(values.min()), float(values.max())
     if np.isfinite(low) and np.isfinite(high):
         return low, high, 0
@@ -171,7 +178,8 @@ class Grid:
         part = block[where]
         # One layer of a layer-major block is contiguous once its axis of length 1 is out of the way.
         chunk = pad(part.reshape(len(part), -1), self.chunk[0], self.fill)
-        data = self.codec.encode(chunk)
+        planes = self.dtype == np.float32 and chunk.size * self.dtype.itemsize >= SMALLEST
+        data = encode_frame(chunk) if planes else self.codec.encode(widen(chunk))
         return bytes(data) + checksum(data), *statistics(chunk[: len(part)])
 
     def read(self, file_of: Callable[[int], Path | RemoteFile], box: tuple[slice, ...], whole: bool) -> np.ndarray:
