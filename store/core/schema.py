@@ -74,7 +74,7 @@ class _Variable:
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """What a capture can keep of every token and layer.
 
     `axes` follow the token: `layer` or `boundary`, then any. `branch`: the modules of a block whose output it is, a method of
@@ -94,9 +94,9 @@ class _Site:
 SITES = {
     site.name: site
     for site in (
-        _Site("resid", ("boundary", "d_model"), "residual stream at each boundary"),
-        _Site("mlp_out", ("layer", "d_model"), "output of the MLP module", "mlp"),
-        _Site("attn_out", ("layer", "d_model"), "output of the attention module", "attention"),
+        Site("resid", ("boundary", "d_model"), "residual stream at each boundary"),
+        Site("mlp_out", ("layer", "d_model"), "output of the MLP module", "mlp"),
+        Site("attn_out", ("layer", "d_model"), "output of the attention module", "attention"),
     )
 }
 PROMPT_SITES = ("attn_entropy",)  # of a prompt's last token alone
