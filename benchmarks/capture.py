@@ -21,8 +21,8 @@ from actlake.capture.run.capture import fill, make_template
 from actlake.capture.run.forward import read
 from actlake.capture.run.shard_buffers import ShardBuffers
 from actlake.store.artifacts.streams import Stream
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.reader import Capture
-from actlake.store.captures.writer import Template, create_capture
 from actlake.store.core.catalog import ModelSpec, ProfileSpec, load_catalog
 from codec import as_captured, encode, single_threaded_blosc, threaded
 from measure import Row, in_turn, main, median_ratio, medians

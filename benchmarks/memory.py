@@ -32,8 +32,9 @@ from actlake.queries.makers import ensure
 from actlake.queries.probes.training import train_probes
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.streams import write_stream
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.manifest import seal
-from actlake.store.captures.writer import ShardWriter, Template, create_capture
+from actlake.store.captures.writer import ShardWriter
 from actlake.store.core.catalog import ModelSpec, ProfileSpec
 from actlake.store.core.progress import ERRORS
 from actlake.store.core.schema import FORMAT_VERSION

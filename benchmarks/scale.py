@@ -29,9 +29,10 @@ from actlake.queries.makers import jobs_of
 from actlake.queries.rows.registry import find
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture
-from actlake.store.captures.writer import Template, create_capture, shard_file, shard_record
+from actlake.store.captures.writer import shard_file, shard_record
 from actlake.store.format.paths import Layout
 from dask._task_spec import Alias, DataNode
 from measure import Row, main

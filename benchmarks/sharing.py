@@ -27,9 +27,10 @@ import xarray as xr
 import zarr
 from actlake.lake import Lake
 from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture
-from actlake.store.captures.writer import Template, create_capture, encode_row, grid_of, shard_record, write_row
+from actlake.store.captures.writer import encode_row, grid_of, shard_record, write_row
 from actlake.store.core.files import json_bytes, write_atomic
 from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection

@@ -17,9 +17,10 @@ import zarr
 from actlake.capture.streams.capture_pair import capture_pair
 from actlake.capture.streams.prompts import read_prompts
 from actlake.store.artifacts.streams import Stream, read_stream
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture
-from actlake.store.captures.writer import ShardWriter, Template, create_capture, encode_row, grid_of, write_row
+from actlake.store.captures.writer import ShardWriter, encode_row, grid_of, write_row
 from actlake.store.core.catalog import ProfileSpec, StreamSpec, load_catalog
 from actlake.store.core.schema import SITES
 from actlake.store.format.paths import Layout

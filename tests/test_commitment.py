@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 from actlake.store.format.paths import Layout
-from actlake.store.tables.sql import connect, write_table
+from actlake.store.tables.files import write_table
+from actlake.store.tables.sql import connect
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_store_tables import lens_rows

@@ -30,7 +30,8 @@ from actlake.store.format.parquet import parquet_writer, read_parquet
 from actlake.store.format.paths import Layout
 from actlake.store.format.records import read_record, sealed
 from actlake.store.remote.opening import open_store
-from actlake.store.tables.sql import connect, write_table
+from actlake.store.tables.files import write_table
+from actlake.store.tables.sql import connect
 from proxy import KINDS, bad_network
 from servers import served
 

@@ -33,9 +33,10 @@ from actlake.queries.rows.registry import parse
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import read_probes
 from actlake.store.artifacts.streams import read_stream
+from actlake.store.captures.allocate import create_capture
 from actlake.store.captures.reader import Capture, list_captures, open_capture
 from actlake.store.captures.verify import verify
-from actlake.store.captures.writer import create_capture, prompt_file, write_prompts
+from actlake.store.captures.writer import prompt_file, write_prompts
 from actlake.store.core.catalog import load_catalog
 from actlake.store.core.errors import LakeError
 from actlake.store.core.files import read_json

@@ -6,8 +6,8 @@ import pytest
 import tiny
 from actlake.analyze import lazy
 from actlake.lake import Lake
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.reader import find_capture, open_capture
-from actlake.store.captures.writer import Template, create_capture
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.format.shards import Grid

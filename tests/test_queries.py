@@ -15,11 +15,13 @@ from actlake.queries.answer.asking import answer as ask
 from actlake.queries.rows.registry import find, parse, published, queries
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.streams import Stream, write_stream
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.manifest import seal
-from actlake.store.captures.writer import ShardWriter, Template, create_capture
+from actlake.store.captures.writer import ShardWriter
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
-from actlake.store.tables.sql import connect, write_table
+from actlake.store.tables.files import write_table
+from actlake.store.tables.sql import connect
 
 LAYERS, D, VOCAB, PROMPTS, ANSWER = 5, 4, 7, 6, 14
 PAIR = "made"

@@ -15,10 +15,10 @@ import tiny
 import xarray as xr
 from actlake.lake import Lake
 from actlake.store.artifacts.streams import write_stream
+from actlake.store.captures.allocate import Template
 from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture, find_capture, list_captures, open_capture
 from actlake.store.captures.verify import verify
-from actlake.store.captures.writer import Template
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.exchange.plan import Planner, origin_of
 from actlake.store.exchange.selection import Selection

@@ -24,7 +24,8 @@ from actlake.queries.rows.registry import find, parse
 from actlake.store.core.catalog import PairSpec, default_windows
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
-from actlake.store.tables.sql import connect, write_table
+from actlake.store.tables.files import write_table
+from actlake.store.tables.sql import connect
 from made import answer, row
 from scipy.stats import spearmanr
 from test_graft_rows import catalog

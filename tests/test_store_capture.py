@@ -16,10 +16,11 @@ from actlake.capture.model.hooks import ActivationSink, Batch, buffer
 from actlake.capture.model.hooks import whole as parts_of
 from actlake.queries.engine.blocks import BlockReader
 from actlake.store.artifacts.streams import write_stream
+from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.manifest import read_manifest, seal
 from actlake.store.captures.reader import Capture, find_capture, list_captures, open_capture
 from actlake.store.captures.verify import verify
-from actlake.store.captures.writer import Template, create_capture, missing_shards
+from actlake.store.captures.writer import missing_shards
 from actlake.store.core.errors import LakeError
 from actlake.store.core.schema import (
     CHUNK_TOKENS,

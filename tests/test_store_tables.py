@@ -14,16 +14,8 @@ from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables import sql as tables
 from actlake.store.tables.declared import TABLES
-from actlake.store.tables.sql import (
-    check_select,
-    connect,
-    interruptible,
-    sql_error,
-    table_file,
-    table_key,
-    tables_in,
-    write_table,
-)
+from actlake.store.tables.files import table_file, write_table
+from actlake.store.tables.sql import check_select, connect, interruptible, sql_error, table_key, tables_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

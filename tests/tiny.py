@@ -16,7 +16,8 @@ from actlake.analyze.lens.head import Head
 from actlake.capture.streams.capture_pair import Options, capture_pair
 from actlake.capture.streams.prompts import Prompt, PromptSet, canonical_bytes
 from actlake.store.artifacts.streams import Stream
-from actlake.store.captures.writer import ShardWriter, Template, create_capture
+from actlake.store.captures.allocate import Template, create_capture
+from actlake.store.captures.writer import ShardWriter
 from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec, load_catalog
 from actlake.store.core.files import temporary_of, write_json
 from actlake.store.format.paths import Layout

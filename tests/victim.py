@@ -21,8 +21,9 @@ from actlake.store.captures.verify import verify
 from actlake.store.core.catalog import StreamSpec
 from actlake.store.core.schema import OUTPUTS
 from actlake.store.format.paths import Layout
+from actlake.store.tables.files import find_tables, write_table
 from actlake.store.tables.names import foreign_captures
-from actlake.store.tables.sql import connect, find_tables, sql_error, write_table
+from actlake.store.tables.sql import connect, sql_error
 from actlake.store.tables.streams import stream_table
 
 

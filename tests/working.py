@@ -25,7 +25,7 @@ from actlake.store.captures.manifest import seal
 from actlake.store.core.schema import OUTPUTS, STREAM_SCHEMA
 from actlake.store.format.paths import Layout
 from actlake.store.tables.declared import TABLES
-from actlake.store.tables.sql import table_writer, write_table
+from actlake.store.tables.files import table_writer, write_table
 
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")

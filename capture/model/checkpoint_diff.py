@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...store.core.errors import LakeError
 from ...store.core.files import read_json
-from ...store.format.records import FILE, LARGEST, TEXT, Each, misfit
+from ...store.format.records import LARGEST
+from ...store.format.rules import FILE, TEXT, Each, misfit
 
 BLOCK = 1 << 24  # elements of one tensor in memory at a time: 64 MiB as float32, for each model
 INDEX = "model.safetensors.index.json"

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ...analyze.lens.streaming_softmax import usual_block
-from ...store.captures.writer import DEPTH, Template
+from ...store.captures.allocate import Template
+from ...store.captures.writer import DEPTH
 from ...store.core.catalog import ProfileSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import free_bytes, human_bytes

@@ -14,8 +14,9 @@ import transformers
 
 from ...store.artifacts.models import clear_unfinished, has_model, write_model
 from ...store.artifacts.streams import Stream, read_stream
+from ...store.captures.allocate import Template, create_capture
 from ...store.captures.manifest import missing_rows, read_manifest
-from ...store.captures.writer import ShardWriter, Template, create_capture, missing_shards
+from ...store.captures.writer import ShardWriter, missing_shards
 from ...store.core.catalog import ProfileSpec, resolve_boundaries
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory, human_bytes, json_bytes, try_lock

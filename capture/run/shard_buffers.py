@@ -5,7 +5,8 @@ from collections import deque
 import numpy as np
 import torch
 
-from ...store.captures.writer import PromptValues, Template
+from ...store.captures.allocate import Template
+from ...store.captures.writer import PromptValues
 from ..model.hooks import TokenSpan, block_of, buffer
 
 

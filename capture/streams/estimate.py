@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...store.artifacts.streams import Stream, find_stream, read_stream
-from ...store.captures.writer import Template
+from ...store.captures.allocate import Template
 from ...store.core.catalog import PairSpec, ProfileSpec, StreamSpec, resolve_boundaries
 from ...store.core.progress import remark
 from ...store.format.paths import Layout

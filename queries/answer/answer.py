@@ -20,9 +20,10 @@ from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
+from ...store.tables.files import find_tables
 from ...store.tables.live import FOREIGN
 from ...store.tables.names import Pairs
-from ...store.tables.sql import VIEWS, find_tables, sql_error, tables_behind
+from ...store.tables.sql import VIEWS, sql_error, tables_behind
 from ...store.tables.streams import PUBLISHED, same_prompts, sql_text
 from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, Stage

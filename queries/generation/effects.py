@@ -11,7 +11,7 @@ import pandas as pd
 from ...analyze.stats.effects import dose_correlation, effect_size
 from ...store.format.parquet import read_parquet
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ..engine.context import Context, Scope
 from ..engine.job import TableJob
 from .scores import Scores

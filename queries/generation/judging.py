@@ -21,7 +21,7 @@ from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import bar
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ..engine.context import Context, Scope
 from ..engine.job import TableJob
 from .models import prompts_of

@@ -18,7 +18,7 @@ from ...store.core.progress import ERRORS
 from ...store.core.schema import VARIANTS
 from ...store.format.parquet import read_parquet
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, TableJob

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ...store.core.columns import BOTH, MODELS, PROMPT, VARIANT, Column, label_column
 from ...store.core.errors import LakeError
-from ...store.tables.sql import find_tables
+from ...store.tables.files import find_tables
 from ..engine.context import Context, Scope
 from ..engine.declare import table
 from ..engine.job import Job

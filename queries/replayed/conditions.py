@@ -14,7 +14,7 @@ from ...store.core.columns import CONDITION, MODELS, STREAM, STREAM_PT, VARIANT
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ..engine.blocks import Block, following
 from ..engine.context import Context, Names, Scope, aligned, all_boundaries
 from ..engine.job import LayerTable

@@ -14,7 +14,8 @@ from ...store.core.errors import LakeError
 from ...store.core.progress import Advance
 from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import connect, drop_tables
+from ...store.tables.files import drop_tables
+from ...store.tables.sql import connect
 from ..engine.context import OTHER, Context, Scope
 from ..engine.job import TableJob
 from ..tables.per_layer import Tokens

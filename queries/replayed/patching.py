@@ -17,7 +17,7 @@ from ...store.core.errors import LakeError
 from ...store.core.progress import Advance, bar
 from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ..engine.context import Context, Scope
 from ..engine.declare import table
 from ..engine.job import TableJob

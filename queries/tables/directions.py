@@ -13,7 +13,8 @@ from ...store.core.columns import BOTH, LAYER, Column, label_column
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.zarr_groups import CheckedArray
-from ...store.tables.sql import connect, drop_tables
+from ...store.tables.files import drop_tables
+from ...store.tables.sql import connect
 from ..engine.context import Context, Names, Scope
 from ..engine.declare import table
 from ..engine.job import Job, TableJob

@@ -9,7 +9,7 @@ import pandas as pd
 from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, SIDE, TOKEN, Column, by_lens, label_column
 from ...store.core.columns import PROMPT as PROMPTS
 from ...store.core.errors import LakeError
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ..engine.blocks import Block
 from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label
 from ..engine.declare import table

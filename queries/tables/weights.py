@@ -15,7 +15,7 @@ from ...store.core.progress import bar
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ..engine.context import Context, Scope, check_both
 from ..engine.declare import table
 from ..engine.job import TableJob

@@ -14,7 +14,7 @@ from ...store.core.columns import IS_SPECIAL, MODELS, PLACE, SIDE, TOKEN, TOKEN_
 from ...store.core.errors import LakeError
 from ...store.format.parquet import read_parquet
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import drop_tables
+from ...store.tables.files import drop_tables
 from ..engine.blocks import following
 from ..engine.context import Context, Scope
 from ..engine.declare import table

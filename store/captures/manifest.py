@@ -11,10 +11,12 @@ from ..core.errors import CorruptError, LakeError
 from ..core.files import clear_dead, hash_file, hash_json, json_bytes, try_lock, write_json
 from ..core.schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from ..format.paths import Layout
-from ..format.records import REPAIRS, read_record, sealed, shown
+from ..format.records import REPAIRS, read_record, sealed
+from ..format.rules import shown
 from ..format.zarr_groups import quiet_zarr
 from ..remote.files import HERE, Files
-from .writer import gather_prompts, missing_shards, shard_record, wreck_lock
+from .allocate import wreck_lock
+from .writer import gather_prompts, missing_shards, shard_record
 
 FAR = 4  # times what rounding explains: below, a noise floor is the order of sums
 SEALING = "seal.lock"

@@ -13,7 +13,8 @@ from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.schema import MANIFEST, PARTIAL, PROGRESS, VARIABLES
 from ..format.partial import read_partial
 from ..format.paths import Layout
-from ..format.records import REPAIRS, shown
+from ..format.records import REPAIRS
+from ..format.rules import shown
 from ..remote.files import Files
 from .reader import Capture, check_sealed
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ..core.errors import CorruptError
 from ..core.files import BLOCK, hash_json, parse_json
 from ..remote.hashes import remembered, while_same
-from .records import shown
+from .rules import shown
 
 MARK = "actlake-crc32c:"  # in the metadata of a file, before the CRC-32C (8 hex digits) of its bytes with zeros in that place
 ZEROS = b"0" * 8

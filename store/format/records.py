@@ -4,106 +4,47 @@ A lake may come from a stranger. A record that does not fit is refused in one li
 expected, what was found and what repairs it. Keys that are not listed are ignored, as docs/FORMAT.md 9 wants it.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import RESTORE, CorruptError
 from ..core.files import hash_json, parse_json, read_json
-from ..core.schema import VARIANTS
 from ..remote.hashes import mark_of, while_same
-from .paths import NAME, check_version
+from .paths import check_version
+from .rules import (
+    COUNT,
+    FILE,
+    FLAG,
+    HASH,
+    MODELS,
+    NAMED,
+    NUMBER,
+    NUMBER_OR_NULL,
+    OBJECT,
+    PLACES,
+    SOME,
+    TEXT,
+    TEXT_OR_NULL,
+    VARIABLE,
+    WHOLE,
+    WHOLE_OR_NULL,
+    Each,
+    Many,
+    matching,
+    misfit,
+    one_of,
+)
 
 LARGEST = 16 << 20  # bytes of a record
 SMALL = 32 << 10  # bytes of a record that is kept in memory
 LARGEST_MANIFEST = 256 << 20  # names every shard of a capture
-COUNT = 2**53  # no number of tokens, bytes or weights is larger
-SHA256 = re.compile("[0-9a-f]{64}")
 SEAL = "record_sha256"
-# Of a file inside a folder: no '..', no absolute path, no drive or scheme, nothing that can't be printed.
-PART = r"(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f\ud800-\udfff]{1,200}"
-INSIDE = re.compile(rf"{PART}(?:/{PART}){{0,99}}")
 # Of a list of paths, one a line: usual letters, and what makes a path wrong.
 USUAL = frozenset("\n" + "".join(map(chr, range(32, 127)))) - set(":\\")
 UNUSUAL = ("//", "/./", "/../", "\n/", "/\n", "\n./", "\n../", "/.\n", "/..\n", "\n.\n", "\n..\n", "\n\n")
 HEX = re.compile("[0-9a-f]*")
-ARRAY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One kind of value: what it is in words, and whether a value is one."""
-
-    expected: str
-    fits: Callable[[Any], bool]
-
-
-def _text(pattern: re.Pattern[str], expected: str) -> Rule:
-    return Rule(expected, lambda value: isinstance(value, str) and bool(pattern.fullmatch(value)))
-
-
-def one_of(*values: object) -> Rule:
-    """Exactly one of some values."""
-    return Rule(
-        " or ".join(map(repr, values)), lambda value: any(type(value) is type(v) and value == v for v in values)
-    )
-
-
-def whole(least: int, most: int) -> Rule:
-    """A whole number within these limits."""
-    return Rule(f"a whole number from {least} to {most}", lambda value: is_whole(value, least, most))
-
-
-def is_whole(value: object, least: int = 0, most: int = COUNT) -> bool:
-    """Whether a value is a whole number (true and false are none) from `least` to `most`."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def is_name(value: object) -> bool:
-    """Whether a value can name a model, stream or table."""
-    return isinstance(value, str) and len(value) <= 200 and bool(NAME.fullmatch(value)) and ".." not in value
-
-
-TEXT = Rule("text", lambda value: isinstance(value, str))
-TEXT_OR_NULL = Rule("text or null", lambda value: value is None or isinstance(value, str))
-HASH = _text(SHA256, "a SHA-256 (64 hexadecimal digits)")
-NAMED = Rule("a name (letters, digits, '_', '.' and '-')", is_name)
-MODELS = dict.fromkeys(VARIANTS, NAMED)  # of a pair
-FILE = _text(INSIDE, "the path of a file inside the folder")
-VARIABLE = _text(ARRAY, "the name of an array")
-WHOLE = Rule("a whole number", is_whole)
-SOME = Rule("a whole number from 1", lambda value: is_whole(value, 1))
-NUMBER = Rule(
-    "a number",
-    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-)
-PLACES = Rule(
-    "a list of whole numbers, or null for all",
-    lambda value: value is None or (isinstance(value, list) and all(map(is_whole, value))),
-)
-NUMBER_OR_NULL = Rule("a number or null", lambda value: value is None or NUMBER.fits(value))
-WHOLE_OR_NULL = Rule("a whole number or null", lambda value: value is None or is_whole(value))
-FLAG = Rule("true or false", lambda value: isinstance(value, bool))
-OBJECT = Rule("an object", lambda value: isinstance(value, dict))
-
-
-@dataclass(frozen=True)
-class Each:
-    """An object whose keys and values are of one kind each; `quick` says for most that they are, in a fraction of the time."""
-
-    key: Rule
-    value: Any
-    quick: Callable[[dict[str, Any]], bool] = lambda _: False
-
-
-@dataclass(frozen=True)
-class Many:
-    """A list of one kind of value."""
-
-    value: Any
 
 
 def _all_inside(names: Iterable[str]) -> bool:
@@ -161,7 +102,7 @@ LINE = {
     "ended?": FLAG,
 }
 NOISE = {"prompts": WHOLE, "max_abs": Each(VARIABLE, NUMBER)}
-KEY = _text(re.compile("[0-9a-f]{16}"), "16 hexadecimal digits")
+KEY = matching(re.compile("[0-9a-f]{16}"), "16 hexadecimal digits")
 SEALED = {"recipe": OBJECT, "key": KEY, "files": FILES, SEAL: HASH}
 # A key that ends in ? may be missing.
 RECORDS: dict[str, dict[str, Any]] = {
@@ -296,10 +237,7 @@ _kept = while_same(1 << 14)(_read)
 
 def parse_record(data: bytes, kind: str, where: object) -> dict[str, Any]:
     """The record of this kind in some bytes, checked as `read_record` does; `where` they are from is told."""
-    try:
-        record = parse_json(data)
-    except ValueError as error:
-        raise CorruptError(f"{where}: not valid JSON ({error}); {REPAIRS[kind]}") from None
+    record = _parsed(data, kind, where)
     check_version(record, where, REPAIRS[kind])
     check_record(record, kind, where)
     return dict(record)
@@ -307,12 +245,16 @@ def parse_record(data: bytes, kind: str, where: object) -> dict[str, Any]:
 
 def read_batch(file: Path, kind: str) -> list[Any]:
     """The rows of a batch under way, `lines` or `tokens`; FileNotFoundError when another process has put them away."""
-    try:
-        rows = parse_json(file.read_bytes())
-    except ValueError as error:
-        raise CorruptError(f"{file}: not valid JSON ({error}); {REPAIRS[kind]}") from None
+    rows = _parsed(file.read_bytes(), kind, file)
     check_record({"rows": rows}, kind, file)
     return list(rows)
+
+
+def _parsed(data: bytes, kind: str, where: object) -> Any:
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise CorruptError(f"{where}: not valid JSON ({error}); {REPAIRS[kind]}") from None
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,58 +272,3 @@ def check_record(record: object, kind: str, where: object) -> None:
         wrong = f"its content is damaged (found {found}, expected {SEAL} {record[SEAL]})"
     if wrong:
         raise CorruptError(f"{where}: {wrong}; {REPAIRS[kind]}")
-
-
-def misfit(value: Any, rule: Any, at: str = "") -> str:
-    """What does not fit a rule, in words; nothing when all does. A tuple is a list of just these, one after the other."""
-    if isinstance(rule, Rule):
-        return "" if rule.fits(value) else _told(at, rule.expected, value)
-    if isinstance(rule, Many):
-        if not isinstance(value, list):
-            return _told(at, "a list", value)
-        return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule.value, f"{at}[{i}]"))), "")
-    if isinstance(rule, tuple):
-        if not isinstance(value, list) or len(value) != len(rule):
-            return _told(at, f"a list of {len(rule)}", value)
-        return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule[i], f"{at}[{i}]"))), "")
-    if not isinstance(value, dict):
-        return _told(at, "an object", value)
-    if isinstance(rule, Each):
-        if rule.quick(value):
-            return ""
-        for key, one in value.items():
-            if wrong := misfit(key, rule.key, f"a key of {at}") or misfit(one, rule.value, f"{at}.{short(key)}"):
-                return wrong
-        return ""
-    for key, inner in rule.items():
-        name = key.removesuffix("?")
-        where = f"{at}.{name}".lstrip(".")
-        if name not in value:
-            if key == name:  # also one that may be null has to be there
-                return misfit(None, inner, where) or f"{where}: missing"
-        elif wrong := misfit(value[name], inner, where):
-            return wrong
-    return ""
-
-
-def _told(at: str, expected: str, found: object) -> str:
-    return f"{at or 'the record'}: expected {expected}, found {shown(found)}"
-
-
-def shown(value: object) -> str:
-    """A value of a stranger's record, short and printable."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict | list):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    return repr(value[:60]) if isinstance(value, str) else short(_digits(value))
-
-
-def _digits(value: object) -> str:
-    # Python refuses to print whole numbers of thousands of digits.
-    return f"a number of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >= 2**200 else str(value)
-
-
-def short(text: str) -> str:
-    """At most 60 letters of a text, what can't be printed as ?."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:60])

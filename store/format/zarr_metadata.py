@@ -9,23 +9,8 @@ from typing import Any
 
 from ..core.errors import RESTORE, CorruptError
 from ..core.files import human_bytes, parse_json, read_json
-from .records import (
-    COUNT,
-    FLAG,
-    LARGEST,
-    NUMBER,
-    OBJECT,
-    SOME,
-    TEXT,
-    VARIABLE,
-    Each,
-    Many,
-    Rule,
-    is_whole,
-    misfit,
-    one_of,
-    whole,
-)
+from .records import LARGEST
+from .rules import COUNT, FLAG, NUMBER, OBJECT, SOME, TEXT, VARIABLE, Each, Many, Rule, is_whole, misfit, one_of, whole
 
 BYTES = {"float32": 4, "int32": 4, "int64": 8, "bool": 1, "string": 0}
 FREE = 64 << 20  # decoded bytes of an array that need no reason

@@ -14,16 +14,10 @@ from ..core.files import hash_file
 from ..core.schema import VARIANTS
 from ..format.paths import Layout, check_name
 from .declared import TABLES, Table
+from .files import ROW_GROUP_TOKENS, table_file, write_table
 from .live import FOREIGN
 from .names import Pairs, foreign_captures, models_of
-from .sql import (
-    ROW_GROUP_TOKENS,
-    VIEWS,
-    table_file,
-    table_key,
-    tables_behind,
-    write_table,
-)
+from .sql import VIEWS, table_key, tables_behind
 from .streams import stream_table
 
 SLACK = 1e-3  # published figures are rounded

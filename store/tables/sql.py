@@ -1,4 +1,4 @@
-"""Tables: Parquet files named by what determines their content, and the closed SQL connection that reads them."""
+"""The closed SQL connection that reads the tables, and what a statement names."""
 
 import atexit
 import json
@@ -7,36 +7,31 @@ import re
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..artifacts.texts import output_files
 from ..captures.reader import COLUMNS, list_captures
 from ..core.catalog import load_catalog
 from ..core.columns import Column, schema_of
 from ..core.errors import CorruptError, LakeError, SqlError
-from ..core.files import canonical_json, free_bytes, full_disk, human_bytes, place, sync_file, temporary_of
 from ..core.schema import OUTPUT_COLUMNS, OUTPUTS
-from ..format.parquet import AGAIN, about, check_parquet, check_rows, first_line, parquet_writer
+from ..format.parquet import AGAIN, check_parquet, check_rows, first_line
 from ..format.paths import Layout
 from .declared import TABLES
-from .live import foreign_files, live_files, table_key
+from .live import foreign_files, live_files
 from .names import Pairs, pair_table, stored_models, stored_pairs
 from .streams import PAIRED, history, pair_streams, sql_text, stream_table
 
 T = TypeVar("T")
 VIEWS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "views").glob("*.sql"))}
-ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many tokens: a layer filter skips the rest
 VIEW_COLUMN = re.compile(r"column (\w+)(?: \(([^)]*)\))?: (.*)")  # in the header of a view
 HISTORY = Column(
     "history", "string", "shared: both models read one answer; own: each read its own. Never average over both"
@@ -89,118 +84,6 @@ CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # t
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 NO_CAPTURES, NO_STREAMS = (pd.DataFrame(columns=columns, dtype=object) for columns in (COLUMNS, PAIRED))
 SQL_SECONDS = 3600.0  # that a query may take unless more is asked for
-
-
-def table_file(layout: Layout, name: str, key: str) -> Path:
-    """Where the table file of this key lies."""
-    return layout.files.bring(layout.table(name) / f"{key}.parquet")
-
-
-@contextmanager
-def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Write one table file atomically: what the block hands over becomes a row group each, the file appears at its end.
-
-    Of processes that write the same one at once the first wins; the others keep its file.
-
-    A row group is a mapping column -> array in the schema of the table; scalars are repeated. Those of one layer are merged
-    up to ROW_GROUP_TOKENS rows, so that a writer need not hold that many. The recipe goes into the Parquet key-value
-    metadata. A full disk is a LakeError; whatever raises inside the block leaves nothing behind.
-    """
-    schema = TABLES[name].schema.with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
-    path = table_file(layout, name, table_key(name, recipe))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_of(path)
-    merged = temporary_of(path.with_suffix(".merged"))
-    try:
-        with _writer(temporary, schema) as writer:
-            yield lambda group: writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
-        if parts := _of_one_layer(temporary, schema):
-            with _writer(merged, schema) as writer, pq.ParquetFile(temporary) as source:
-                for groups in parts:
-                    table = source.read_row_groups(groups).unify_dictionaries()
-                    writer.write_table(table.cast(schema), row_group_size=1 << 30)
-            merged.replace(temporary)
-        sync_file(temporary)
-        place(temporary, path)
-        layout.files.publish(path)
-    except OSError as error:
-        if full_disk(error):
-            raise LakeError(
-                f"disk full while writing table {name} ({human_bytes(free_bytes(path.parent))} free); nothing was kept"
-            ) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-        merged.unlink(missing_ok=True)
-
-
-def _writer(file: Path, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]:
-    # A dictionary of floats that hardly repeat costs a third more bytes and slows every scan.
-    repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "layer"]
-    return parquet_writer(file, schema, use_dictionary=repeated)
-
-
-def _of_one_layer(file: Path, schema: pa.Schema) -> list[list[int]]:
-    """Row groups to make one of, ROW_GROUP_TOKENS rows at most, in their order; none where that would change nothing."""
-    if "layer" not in schema.names:
-        return []
-    found, place = pq.read_metadata(file), schema.names.index("layer")
-    done, open_parts, rows = list[list[int]](), dict[int, list[int]](), Counter[int]()
-    for number in range(found.num_row_groups):
-        group = found.row_group(number)
-        told = group.column(place).statistics
-        if told is None or not told.has_min_max or told.null_count or told.min != told.max:
-            return []
-        if told.min in rows and rows[told.min] + group.num_rows > ROW_GROUP_TOKENS:
-            done, open_parts, rows = [*done, *open_parts.values()], {}, Counter()
-        open_parts.setdefault(told.min, []).append(number)
-        rows[told.min] += group.num_rows
-    parts = [*done, *open_parts.values()]
-    return parts if len(parts) < found.num_row_groups else []
-
-
-def write_table(layout: Layout, name: str, recipe: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Path:
-    """Write one table file from the row groups of `groups`; an existing one is kept (same key, same content)."""
-    path = table_file(layout, name, table_key(name, recipe))
-    if not path.exists():
-        with table_writer(layout, name, recipe) as add:
-            for group in groups:
-                add(group)
-    return path
-
-
-def find_tables(layout: Layout, name: str, recipe: dict[str, Any]) -> list[Path]:
-    """A table's files whose recipe has these values."""
-    found = []
-    for file in sorted(layout.files.bring(layout.table(name)).glob("*.parquet")):
-        has = about(file) or {}
-        if all(has.get(key) == value for key, value in recipe.items()):
-            found.append(file)
-    return found
-
-
-def drop_tables(layout: Layout, name: str, recipe: dict[str, Any], keep: Path) -> None:
-    """Delete a table's files whose recipe has these values, but for `keep`: what they hold was made anew there."""
-    for file in find_tables(layout, name, recipe):
-        if file != keep:
-            layout.files.remove(file)
-
-
-def _to_arrow(group: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    rows = max(len(value) for value in group.values() if not isinstance(value, str | int | None))
-    arrays = []
-    for column in schema:
-        value = group[column.name]
-        if isinstance(value, str | int | None):
-            value = pa.repeat(pa.scalar(value), rows) if value is not None else pa.nulls(rows)
-        # NaN marks "not defined here" in kernels; SQL's word for that is NULL.
-        array = pa.array(value, from_pandas=True) if not isinstance(value, pa.Array) else value
-        arrays.append(
-            array.cast(column.type)
-            if not pa.types.is_dictionary(column.type)
-            else array.cast(pa.string()).dictionary_encode()
-        )
-    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def connect(
@@ -330,11 +213,6 @@ def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]
     return done.result()
 
 
-def _files(layout: Layout, texts: bool) -> dict[str, list[Path]]:
-    here = {name: sorted(layout.table(name).glob("*.parquet")) for name in TABLES}
-    return here | {TEXTS: output_files(layout, texts)}
-
-
 def tables_read(sql: str | None) -> set[str]:
     """The tables that a statement reads, by itself or behind views; all without one."""
     if sql is None:
@@ -458,12 +336,14 @@ def check_select(sql: str) -> None:
 def sql_error(error: duckdb.Error, layout: Layout | None = None) -> LakeError:
     """DuckDB's message as one clear line for the user; of a `layout`, the table file that is damaged, if one is."""
     if layout and not isinstance(error, MISTAKES):
-        for name, files in _files(layout, texts=False).items():
-            for file in files:
-                try:
-                    check_rows(file, OUTPUTS if name == TEXTS else TABLES[name].schema)
-                except CorruptError as damage:
-                    return damage
+        files = [
+            (file, TABLES[name].schema) for name in TABLES for file in sorted(layout.table(name).glob("*.parquet"))
+        ]
+        for file, schema in [*files, *((file, OUTPUTS) for file in output_files(layout, False))]:
+            try:
+                check_rows(file, schema)
+            except CorruptError as damage:
+                return damage
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, duckdb.PermissionException):
         return LakeError(f"SQL: only the lake's own tables ({', '.join(known_tables())}) can be read ({lines[0]})")
