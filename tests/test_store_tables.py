@@ -12,10 +12,11 @@ import tiny
 from actlake.store.core.columns import Column
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
-from actlake.store.tables import sql as tables
+from actlake.store.tables import files
 from actlake.store.tables.declared import TABLES
 from actlake.store.tables.files import table_file, write_table
-from actlake.store.tables.sql import check_select, connect, interruptible, sql_error, table_key, tables_in
+from actlake.store.tables.live import table_key
+from actlake.store.tables.sql import check_select, connect, interruptible, sql_error, tables_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -67,7 +68,7 @@ def test_rows_come_back_through_sql(lake):
 
 
 def test_groups_of_one_layer_become_one(lake, monkeypatch):
-    monkeypatch.setattr(tables, "ROW_GROUP_TOKENS", 5)
+    monkeypatch.setattr(files, "ROW_GROUP_TOKENS", 5)
 
     def group(layer: int, start: int, size: int) -> dict[str, Any]:
         token = np.arange(start, start + size)

@@ -13,7 +13,7 @@ from ...store.captures.reader import Capture
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
 from ...store.tables.files import table_file, table_writer
-from ...store.tables.sql import table_key
+from ...store.tables.live import table_key
 from .blocks import Block
 from .task_parts import Columns
 

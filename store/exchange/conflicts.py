@@ -32,6 +32,7 @@ class Compared:
         """`take`: `source` or `target` wins where content differs; empty refuses that."""
         self.source, self.target, self.check, self.take = source, target, check, take
         self.refused: list[str] = []
+        self.replaced: list[str] = []
         self.kept = 0  # tables of the target's own
 
     def differs(self, unit: Unit, name: str, what: str, sha256: str, loses: tuple[str, ...] = ()) -> bool:
@@ -56,9 +57,41 @@ class Compared:
             )
 
     def notes(self) -> Iterator[str]:
-        """What was left as it was, in one line."""
+        """What is replaced, and in one line what was left as it was."""
+        yield from self.replaced
         if self.kept:
             yield f"tables: {self.kept} of other content under the same name; the target keeps its own (--take decides)"
+
+    def known(self, name: str, kind: str) -> dict[str, Any] | None:
+        """A record of the target, None when it has none; where damage is looked for, a damaged one is replaced."""
+        data = self.target.record(name)
+        if data is None:
+            return None
+        try:
+            return parse_record(data, kind, f"{self.target}/{name}")
+        except CorruptError as error:
+            if not self.check:
+                raise
+            self.replaced.append(f"{error} (is replaced)")
+            return None
+
+    def is_there(self, name: str, entry: Mapping[str, Any], found: Entry | None) -> bool:
+        """Whether the target has a file of these `bytes` and, where damage is looked for, this `sha256`."""
+        if found is None or (found.size is not None and found.size != entry["bytes"]):
+            return False
+        return not self.check or self.target.hash(name, entry["bytes"]) == entry["sha256"]
+
+    def hashed(
+        self, unit: Unit, folder: str, hashes: Mapping[str, str], found: dict[str, Entry], there: dict[str, Entry]
+    ) -> None:
+        """Add files of a folder whose hashes are on record."""
+        for file, sha256 in hashes.items():
+            name = f"{folder}/{file}"
+            size = (found[name].size or 0) if name in found else 0
+            if self.is_there(name, {"sha256": sha256, "bytes": size}, there.get(name)):
+                unit.there += size
+            else:
+                unit.items.append(Item(name, size, sha256))
 
     # --- what was made of captures, and prompt sets ----------------------------------------------------------------
 
@@ -79,31 +112,20 @@ class Compared:
         unit, kind, name = Unit(area, folder), KINDS[area], f"{folder}/{RECORD}"
         data = self.source.record(name) or b""
         record = parse_record(data, kind, f"{self.source}/{name}")
-        mine = self._record(name, kind) if name in there else None
+        mine = self.known(name, kind) if name in there else None
         if mine and mine[SEAL] != record[SEAL]:
             words = f"{kind} of other content have this name there (sha256 {mine[SEAL][:12]}, here {record[SEAL][:12]})"
             if not self.differs(unit, folder, words, mine[SEAL]):
                 return unit
             mine = None
         for file, entry in record["files"].items():
-            at = there.get(f"{folder}/{file}")
-            same = at is not None and mine is not None and at.size in (None, entry["bytes"])
-            if same and (not self.check or self.target.hash(f"{folder}/{file}", entry["bytes"]) == entry["sha256"]):
+            if mine is not None and self.is_there(f"{folder}/{file}", entry, there.get(f"{folder}/{file}")):
                 unit.there += entry["bytes"]
             else:
                 unit.items.append(Item(f"{folder}/{file}", entry["bytes"], entry["sha256"]))
         if mine is None:
             unit.records[name] = data
         return unit
-
-    def _record(self, name: str, kind: str) -> dict[str, Any] | None:
-        """A record of the target; None for a damaged one where damage is looked for."""
-        try:
-            return parse_record(self.target.record(name) or b"", kind, f"{self.target}/{name}")
-        except CorruptError:
-            if not self.check:
-                raise
-            return None
 
     def _file(self, unit: Unit, name: str, entry: Entry, there: Entry | None) -> None:
         """A file that is an artifact by itself, or a part of one that is known by its name."""

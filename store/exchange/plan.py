@@ -13,8 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..artifacts.vocab import FILE as VOCAB
-from ..artifacts.vocab import with_vocab
 from ..captures.manifest import check_list, check_whole
 from ..core.catalog import Catalog, load_catalog
 from ..core.errors import KEEPER, CorruptError, LakeError
@@ -32,6 +30,7 @@ from ..remote.store import Entry, Store, transfers
 from ..tables.live import FOREIGN
 from ..tables.names import models_named, models_of, stored_pairs
 from .conflicts import Compared
+from .models import model_unit
 from .selection import Item, Plan, Selection, Unit
 
 
@@ -165,7 +164,7 @@ class Planner:
 
     def _same_capture(self, unit: Unit, manifest: dict[str, Any]) -> bool | None:
         """Whether the target has this capture sealed; None when it has another one of its name, which stays."""
-        known = self._known("manifest", f"{unit.name}/{MANIFEST}")
+        known = self.compared.known(f"{unit.name}/{MANIFEST}", "manifest")
         if known is None:
             return False
         found, sha256 = known["capture_sha256"], manifest["capture_sha256"]
@@ -173,19 +172,6 @@ class Planner:
             return True
         words = f"another capture has this name there (sha256 {found[:12]}, here {sha256[:12]})"
         return False if self.compared.differs(unit, unit.name, words, found) else None
-
-    def _known(self, kind: str, name: str) -> dict[str, Any] | None:
-        """A record of the target, None when it has none; where damage is looked for, a damaged one is replaced."""
-        data = self.target.record(name)
-        if data is None:
-            return None
-        try:
-            return parse_record(data, kind, f"{self.target}/{name}")
-        except CorruptError as error:
-            if not self.check:
-                raise
-            self.notes.append(f"{error} (is replaced)")
-            return None
 
     def _fill(self, unit: Unit, manifest: dict[str, Any], source: Partial | None, have: Partial | None) -> None:
         """The files of a capture that the target lacks."""
@@ -207,7 +193,7 @@ class Planner:
             same = places is None or (was is not None and was.places == places)
             if places is not None:
                 item = Item(item.name, self._cut_size(item, manifest, places), None, places)
-            if same and self._is_there(item.name, known, there.get(item.name)):
+            if same and self.compared.is_there(item.name, known, there.get(item.name)):
                 unit.there += known["bytes"]
                 if places is not None and have and unit.partial:
                     unit.partial = Partial(unit.partial.holds, {**unit.partial.files, file: known})
@@ -219,11 +205,6 @@ class Planner:
         """About how many bytes of a shard some layers take."""
         variable = item.name.split(".zarr/", 1)[1].partition("/c/")[0]
         return item.size * len(places) // manifest["sizes"][variable][0]
-
-    def _is_there(self, name: str, entry: Mapping[str, Any], found: Entry | None) -> bool:
-        if found is None or (found.size is not None and found.size != entry["bytes"]):
-            return False
-        return not self.check or self.target.hash(name, entry["bytes"]) == entry["sha256"]
 
     def _holds(self, folder: str, manifest: dict[str, Any]) -> dict[str, Held]:
         """What a copy of the asked part holds of each variable."""
@@ -283,7 +264,7 @@ class Planner:
             if not self.selection.whole and record["same_as"] not in captured:
                 continue
             unit = Unit("streams", name)
-            known = self._known("stream", name) if name in there else None
+            known = self.compared.known(name, "stream") if name in there else None
             if known and known["content_sha256"] != record["content_sha256"]:
                 words = f"another stream has this name there ({known['content_sha256'][:12]})"
                 if not self.compared.differs(unit, name, words, known["content_sha256"]):
@@ -315,7 +296,7 @@ class Planner:
         mine = (
             {"sha256": known.get("parquet_sha256"), "bytes": (there.get(tokens) or found[tokens]).size} if known else {}
         )
-        if known and self._is_there(tokens, mine, there.get(tokens)):
+        if known and self.compared.is_there(tokens, mine, there.get(tokens)):
             unit.there += size
             return True
         unit.items.append(Item(tokens, size, record.get("parquet_sha256")))
@@ -323,72 +304,9 @@ class Planner:
 
     def _models(self, captures: list[Unit]) -> Iterator[Unit]:
         wanted = {unit.name.split("/")[1] for unit in captures}
-        there, found = self.target.find("models"), self.source.find("models")
-        for name in (name for name in found if name.endswith("/model.json")):
-            if not (self.selection.whole or name.split("/")[1] in wanted):
-                continue
-            data, folder = self.source.record(name) or b"", name.rpartition("/")[0]
-            record, unit = parse_record(data, "model", f"{self.source}/{name}"), Unit("models", folder)
-            known = self._known("model", name) if name in there else None
-            if known and known["sha256"] != record["sha256"]:
-                raise LakeError(
-                    f"{self.target}/{name}: another checkpoint has this name there; name only what you want"
-                )
-            self._head(unit, folder, record, known, found, there)
-            self._vocabulary(unit, folder, record, known, found, there)
-            if not known:
-                unit.records[name] = data
-            self._weights(unit, folder, found, there)
-            yield unit
-
-    def _head(self, unit: Unit, folder: str, record: Any, known: Any, found: Any, there: Any) -> None:
-        """The head's files; the same checkpoint's head in another writer's bytes stays as the target has it."""
-        files = {file: entry["sha256"] for file, entry in record["head_files"].items()}
-        if known and known["head_files"] != record["head_files"]:
-            mine = [file for file in known["head_files"] if f"{folder}/head.zarr/{file}" in there]
-            unit.there += sum(there[f"{folder}/head.zarr/{file}"].size or 0 for file in mine)
-            if len(mine) == len(known["head_files"]):
-                return
-            raise LakeError(
-                f"{self.target}/{folder}/head.zarr: lacks files, and the head of {self.source} has other bytes: delete the"
-                " model's folder there, or restore it from the lake that it came from"
-            )
-        self._hashed(unit, f"{folder}/head.zarr", files, found, there)
-
-    def _vocabulary(self, unit: Unit, folder: str, record: Any, known: Any, found: Any, there: Any) -> None:
-        """The vocabulary, where the target's model has none, or the same."""
-        sha256 = record.get("vocab_sha256")
-        if sha256 and (not known or known.get("vocab_sha256", sha256) == sha256):
-            self._hashed(unit, folder, {VOCAB: sha256}, found, there)
-            if known and "vocab_sha256" not in known:
-                unit.records[f"{folder}/model.json"] = json_bytes(with_vocab(known, sha256))
-
-    def _weights(self, unit: Unit, folder: str, found: dict[str, Entry], there: dict[str, Entry]) -> None:
-        marker = f"{folder}/weights.json"
-        if marker not in found:
-            return
-        if not self.selection.weights:
-            self.notes.append(
-                f"{folder}: the model's own files stay here; --with-weights takes them along, and their licence"
-            )
-            return
-        data = self.source.record(marker) or b""
-        files = parse_record(data, "weights", f"{self.source}/{marker}")["files"]
-        self._hashed(unit, f"{folder}/weights", {name: entry["sha256"] for name, entry in files.items()}, found, there)
-        if marker not in there:
-            unit.records[marker] = data
-
-    def _hashed(
-        self, unit: Unit, folder: str, hashes: Mapping[str, str], found: dict[str, Entry], there: dict[str, Entry]
-    ) -> None:
-        """Files of a folder whose hashes are on record."""
-        for file, sha256 in hashes.items():
-            name = f"{folder}/{file}"
-            size = (found[name].size or 0) if name in found else 0
-            if self._is_there(name, {"sha256": sha256, "bytes": size}, there.get(name)):
-                unit.there += size
-            else:
-                unit.items.append(Item(name, size, sha256))
+        for name in self.source.find("models"):
+            if name.endswith("/model.json") and (self.selection.whole or name.split("/")[1] in wanted):
+                yield model_unit(self.compared, name, self.selection.weights, self.notes)
 
     def _made(self) -> Iterator[Unit]:
         """What was made of captures: tables, lenses, directions, texts, verdicts."""
