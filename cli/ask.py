@@ -1,16 +1,16 @@
 """The commands that ask: run, sql, rows, tables, report, reproduce."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from ..store.core.errors import LakeError
+from .answers import print_about, print_answer, print_forecast, print_published, record
 from .options import (
     CatalogOption,
     Computing,
@@ -24,14 +24,12 @@ from .options import (
     Workers,
     grouped,
 )
-from .printing import line, out, print_json, print_table, records
+from .printing import line, out, print_json, print_table
 
 if TYPE_CHECKING:
     from ..queries.answer.answer import Answer
     from ..queries.answer.asking import Asking
-    from ..queries.rows.registry import Query
 
-PUBLISHED = 12  # published figures that are shown below an answer
 questions = typer.Typer()
 
 
@@ -85,13 +83,13 @@ def run(
     if lock and (about or published or dry_run):
         raise LakeError("--lock is for answers; leave --about, --published and --dry-run out")
     if about:
-        return _about(asked)
+        return print_about(asked)
     if published:
-        return _published(asked, pair or [], as_json)
+        return print_published(asked, pair or [], as_json)
     with where.opened() as lake:
         asking = lake.ask(rows or (), pair, prompts, generate, probes)
         if dry_run:
-            return _forecast(asking, as_json)
+            return print_forecast(asking, as_json)
         answers: list[Answer] = []
         try:
             if every:
@@ -200,7 +198,7 @@ def list_rows(
 
         return line(f"{check}: row {check_row(check).id} is well formed")
     if row:
-        return _about([find(row, catalog)])
+        return print_about([find(row, catalog)])
     print_table(every(catalog=catalog), as_json)
 
 
@@ -241,7 +239,7 @@ def report(
         raise LakeError(found.refused[0].reason)
     found.page(page)
     if as_json:
-        return print_json({"page": str(page.absolute()), "answers": [_record(one) for one in found.answers]})
+        return print_json({"page": str(page.absolute()), "answers": [record(one) for one in found.answers]})
     line(page.absolute())
 
 
@@ -256,10 +254,10 @@ def _run_rows(asking: "Asking", answers: "list[Answer]", folder: Path, as_json: 
         for found in asking.answers():
             answers.append(found)
             if not as_json:
-                _show(found, found.save(folder))
+                print_answer(found, found.save(folder))
     finally:
         if as_json:
-            print_json([_record(found) for found in answers])
+            print_json([record(found) for found in answers])
     _check_refused(asking)
 
 
@@ -290,82 +288,9 @@ def _run_all(asking: "Asking", answers: "list[Answer]", folder: Path, as_json: b
     page = folder / "index.html"
     if as_json:
         reasons = {found.query.id: found.reason for found in done.refused}
-        return print_json(
-            {"answers": [_record(found) for found in done.answers], "refused": reasons, "page": str(page)}
-        )
+        return print_json({"answers": [record(found) for found in done.answers], "refused": reasons, "page": str(page)})
     refused("\nnot answered after all:", known)
     left = f", {len(done.refused)} not (see above)" if done.refused else ""
     line(
         f"\n{len(done.answers)} of {asking.asked} rows answered{left} in {done.seconds:.1f} s: {folder}{os.sep}, page {page}"
     )
-
-
-def _forecast(asking: "Asking", as_json: bool) -> None:
-    """What each row takes, and all together."""
-    found, work = asking.forecast(), asking.work()
-    if as_json:
-        rows = {
-            one.query.id: {**asdict(one.work), "refused": one.refused, "without": list(one.without)} for one in found
-        }
-        return print_json({"rows": rows, "together": asdict(work) | {"seconds": work.seconds}})
-    for one in found:
-        out.print(f"[bold]{one.query.id:9}[/] {escape(one.words)}", highlight=False, soft_wrap=True)
-    line(f"\nin all, what rows share counted once: {'; '.join(work.parts()) or 'nothing'}")
-
-
-# --- printing --------------------------------------------------------------------------------------------------------
-
-
-def _about(asked: "Sequence[Query]") -> None:
-    for query in asked:
-        out.print(f"[bold]{query.id}[/] {escape(query.explained)}\n", highlight=False, soft_wrap=True)
-    out.print(
-        "METHODS is docs/METHODS.md in actlake's repository: definitions, and every known pitfall. The study is the PT/IT"
-        " study, github.com/yifan1207/PT-IT-Model-Differences.",
-        soft_wrap=True,
-    )
-
-
-def _published(asked: "Sequence[Query]", pairs: list[str], as_json: bool) -> None:
-    from ..queries.rows.registry import published
-
-    frames = {query.id: published(query.id, *pairs) for query in asked}
-    if as_json:
-        return print_json({row: records(frame) for row, frame in frames.items()})
-    for query in asked:
-        out.print(f"\n[bold]{query.id} · {query.title}[/], published by the PT/IT study", highlight=False)
-        frame = frames[query.id]
-        if frame.empty:
-            out.print(f"nothing{f' for {escape(chr(43).join(pairs))}' if pairs else ''}", style="dim")
-        else:
-            print_table(frame.drop(columns="row"))
-
-
-def _record(found: "Answer") -> dict[str, Any]:
-    return {
-        "row": found.query.id,
-        "pair": found.pair,
-        "sentence": found.sentence,
-        "table": records(found.table),
-        "sql": found.sql,
-        "published": records(found.published),
-    }
-
-
-def _show(found: "Answer", files: list[Path]) -> None:
-    """The main numbers, where the others are, what the study published, and last, so that it stays in view, the sentence."""
-    query, main = found.query, found.main
-    out.print(f"\n[bold]{query.id} · {query.title} · {escape(found.pair)}[/]", highlight=False)
-    print_table(main.dropna(axis="columns", how="all"))
-    others = found.table.drop(main.index)
-    if len(others):
-        names = ", ".join(dict.fromkeys(others["measure"]))
-        line(f"{len(others)} more in {files[0]}: {names}", style="dim")
-    if len(found.published):
-        few = found.published.drop(columns="row").head(PUBLISHED)
-        out.print("published in the PT/IT study:")
-        print_table(few)
-        if more := len(found.published) - len(few):
-            out.print(f"{more} more: `actlake run {query.id} --published --pair {found.pair}`", style="dim")
-    out.print(escape(found.sentence), highlight=False)
-    line("files: " + ", ".join(map(str, files)), style="dim")

@@ -10,11 +10,13 @@ from rich.markup import escape
 from ..store.core.errors import LakeError, SqlError
 from ..store.core.progress import Terminal
 from ..store.core.version import __version__
+from .adding import adding
 from .ask import questions
 from .make import making
 from .options import JsonOption, Where, grouped
 from .printing import line, print_json
 from .share import sharing
+from .texts import writing
 
 # What torch reads when it starts. Threads that spin long while they wait make it several times slower as soon as another
 # program wants a core; with 10,000 turns an idle machine stays about as fast. On a CPU it keeps compiled kernels and their
@@ -33,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for part in (making, questions, sharing):
+for part in (making, writing, adding, questions, sharing):
     app.add_typer(part)
 
 

@@ -142,7 +142,7 @@ class Workers(Computing):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a capture reads; the fields are parameters of `lake.capture` and `lake.plan`."""
+    """What a capture reads."""
 
     streams: Annotated[
         list[str] | None,
@@ -156,9 +156,19 @@ class Reading:
             " core]",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which prompts are read, and how they become tokens; the fields are parameters of `lake.capture`, `plan` and `generate`."""
+
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first N prompts.")] = None
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Longest continuation, in place of the stream's.")
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            help="Most tokens that a model writes after a prompt. [default: the stream's or condition's]",
+        ),
     ] = None
     date: Annotated[
         str | None,
@@ -173,11 +183,6 @@ class Reading:
             "--control-tokens", help="Let prompts hold control tokens such as <|im_end|>; else they are refused."
         ),
     ] = False
-
-    @property
-    def named(self) -> dict[str, Any]:
-        """The fields by name."""
-        return {**vars(self), "streams": self.streams or ()}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""Commands that check a model, and bring in what others made: model check, prompts add, table add."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..store.core.catalog import load_catalog
+from ..store.core.extras import needs
+from .options import Computing, DeviceMapOption, DtypeOption, JsonOption, Where, grouped
+from .printing import line, out, print_json
+
+adding = typer.Typer()
+prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
+model_app = typer.Typer(help="Models.", no_args_is_help=True)
+table_app = typer.Typer(help="Import a table.", no_args_is_help=True)
+adding.add_typer(prompts_app, name="prompts")
+adding.add_typer(model_app, name="model")
+adding.add_typer(table_app, name="table")
+
+
+@model_app.command("check")
+@grouped
+def model_check(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="PATH|NAME", help="A model folder, a .gguf file, or a model or pair of the catalog."),
+    ],
+    where: Computing,
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Load models and tell what was found: blocks, norms, what the MLP output means, head, attention, tokenizer.
+
+    Runs the checks of a capture on the way; a model that passes can be captured.
+    """
+    with needs():
+        from ..capture.model.describe import check_models, find_specs, lines
+
+    found = check_models(find_specs(load_catalog(where.catalog), what), where.device, dtype, device_map)
+    if as_json:
+        return print_json(found)
+    for model in found:
+        out.print(f"[bold]{escape(model['model'])}[/]", highlight=False)
+        for name, text in lines(model):
+            line(f"  {name:11} {text}")
+    if len(found) == 2:
+        line("the two have one shape and one tokenizer: they can be captured as a pair")
+
+
+@prompts_app.command("add")
+@grouped
+def prompts_add(
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .csv file; prompts without ids are numbered.")],
+    where: Where,
+    name: Annotated[str | None, typer.Option(help="Name of the set. [default: the file's]")] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Which column is the text. [default: text]")
+    ] = None,
+    id: Annotated[str | None, typer.Option(metavar="COLUMN", help="Which column is the id. [default: id]")] = None,
+    category: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Which column is the category. [default: category]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a prompt set and keep it in the lake, so that `--prompts NAME` finds it."""
+    given = {"text": text, "id": id, "category": category}
+    with where.writing() as lake:
+        added = lake.add_prompts(file, name, {key: column for key, column in given.items() if column})
+        path = lake.layout.prompts / f"{added.name}.jsonl"
+    if as_json:
+        return print_json({"path": str(path), "name": added.name, "prompts": len(added.prompts)})
+    line(f"{path}: {len(added.prompts)} prompts; use it with --prompts {added.name}")
+
+
+@dataclass(frozen=True)
+class _Whose:
+    """Of whom the rows of a table are, where the file does not say."""
+
+    pair: Annotated[str | None, typer.Option(help="Pair of all rows, if the file has no column `pair`.")] = None
+    model: Annotated[str | None, typer.Option(help="Model of all rows, in place of a pair and a variant.")] = None
+    variant: Annotated[str | None, typer.Option(help="pt or it, if the file has no column `variant`.")] = None
+    stream: Annotated[
+        str | None,
+        typer.Option(help="Stream name, e.g. native-theirs. [default: published, which answers rows of every stream]"),
+    ] = None
+    stream_pt: Annotated[str | None, typer.Option(help="Stream of the pt, in tables of both variants.")] = None
+    model_pt: Annotated[str | None, typer.Option(help="Base model, in tables of both variants.")] = None
+    model_it: Annotated[str | None, typer.Option(help="Instruction-tuned model, in tables of both variants.")] = None
+    lens: Annotated[str | None, typer.Option(help="raw or tuned, in tables of lenses. [default: raw]")] = None
+
+
+@table_app.command("add")
+@grouped
+def table_add(
+    name: Annotated[str, typer.Argument(help="The table that the file has columns of: lens, delta, pair_lens ...")],
+    file: Annotated[Path, typer.Argument(help="A .parquet or .csv file: values per token, per prompt or per layer.")],
+    whose: _Whose,
+    where: Where,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a table of other people's numbers and import it into the lake, so that `run` and `sql` work on it.
+
+    Columns that the file lacks are filled in where that is safe (stream, lens, draw, event ...) or NULL; the message for one
+    that has to be there says which. Without prompt and token a row stands for the mean over them: published curves (variant,
+    layer, value) give published numbers, without intervals.
+    """
+    with where.writing() as lake:
+        added = lake.add_table(name, file, **vars(whose))
+    if as_json:
+        return print_json(vars(added))
+    whose = "; ".join("/".join(capture.values()) for capture in added.captures)
+    state = "was there already" if added.reused else "added"
+    line(f"{added.path}: {added.rows:,} rows of {whose}, {state}")
