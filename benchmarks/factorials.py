@@ -39,8 +39,9 @@ from actlake.queries.rows.index import reads
 from actlake.queries.rows.registry import find, queries
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.streams import Stream, read_stream
-from actlake.store.core.catalog import default_windows, load_catalog
+from actlake.store.core.catalog import load_catalog
 from actlake.store.core.schema import VARIANTS
+from actlake.store.core.specs import default_windows
 from actlake.store.format.paths import Layout
 from actlake.store.tables.streams import stream_table
 from measure import Row, main

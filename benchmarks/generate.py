@@ -23,8 +23,9 @@ from actlake.capture.streams.capture_pair import Options, capture_pair, find_pro
 from actlake.capture.streams.greedy import decode, decoded
 from actlake.queries.engine.context import Context
 from actlake.queries.generation.generate import plan, write
-from actlake.store.core.catalog import default_windows, load_catalog
+from actlake.store.core.catalog import load_catalog
 from actlake.store.core.progress import ERRORS
+from actlake.store.core.specs import default_windows
 from actlake.store.format.paths import Layout
 from measure import Row, in_turn, main, median_ratio
 from work import CATALOG

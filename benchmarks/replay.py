@@ -20,8 +20,9 @@ from actlake.capture.model.load import load_model
 from actlake.capture.model.partial import load_donor, load_suffix
 from actlake.capture.run.capture import capture
 from actlake.store.artifacts.streams import write_stream
-from actlake.store.core.catalog import ModelSpec, ProfileSpec, default_windows
+from actlake.store.core.catalog import ModelSpec, ProfileSpec
 from actlake.store.core.progress import ERRORS
+from actlake.store.core.specs import default_windows
 from actlake.store.format.paths import Layout
 from measure import Row, in_turn, main, median_ratio
 from work import Batch, random_llama, random_stream, read_by

@@ -49,7 +49,7 @@ class Look:
         return f"Lake({str(self.layout)!r}: {models}; {len(captures)} captures, {captures['tokens'].sum():,} tokens)"
 
     def _repr_html_(self) -> str:
-        from ..store.core.html import section, table
+        from ..analyze.core.html import section, table
 
         captures, streams = self.captures.drop(columns="path"), self.streams
         captures["bytes"] = captures["bytes"].map(human_bytes)

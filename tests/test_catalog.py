@@ -16,11 +16,10 @@ from actlake.store.core.catalog import (
     PairSpec,
     ProfileSpec,
     StreamSpec,
-    default_windows,
     load_catalog,
-    resolve_boundaries,
 )
 from actlake.store.core.errors import LakeError
+from actlake.store.core.specs import default_windows, resolve_boundaries
 from hypothesis import given
 from hypothesis import strategies as st
 

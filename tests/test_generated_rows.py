@@ -12,12 +12,13 @@ from actlake.analyze.text.scores import boundary_tokens, reclassified
 from actlake.capture.streams.prompts import Prompt, PromptSet, canonical_bytes
 from actlake.lake import Lake
 from actlake.queries.answer import estimates
-from actlake.queries.answer.answer import scoped
+from actlake.queries.answer.narrowed import scoped
 from actlake.queries.answer.sentences import say
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows.findings import reference, split
 from actlake.queries.rows.registry import find
-from actlake.store.core.catalog import PairSpec, default_windows
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.specs import default_windows
 from actlake.store.format.paths import Layout
 from actlake.store.tables.files import write_table
 from actlake.store.tables.sql import connect

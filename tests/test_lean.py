@@ -8,9 +8,10 @@ import tiny
 from actlake.lake import Lake
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.captures.verify import verify
-from actlake.store.core.catalog import default_windows, load_catalog, resolve_boundaries
+from actlake.store.core.catalog import load_catalog
 from actlake.store.core.errors import LakeError
 from actlake.store.core.schema import scalars
+from actlake.store.core.specs import default_windows, resolve_boundaries
 
 LEAN = replace(tiny.FULL, name="lean", sites=("resid",), boundaries=(0, "late", "last"), scalars=("lens", "delta"))
 KEYS = ["variant", "lens", "prompt", "token", "layer"]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import tiny
 from actlake.queries.answer import estimates
-from actlake.queries.answer.answer import scoped
 from actlake.queries.answer.asking import answer as ask
+from actlake.queries.answer.narrowed import scoped
 from actlake.queries.rows.registry import find, parse, published, queries
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.streams import Stream, write_stream

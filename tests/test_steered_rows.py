@@ -14,15 +14,16 @@ from actlake.capture.streams.prompts import read_prompts
 from actlake.cli.main import app
 from actlake.lake import Lake
 from actlake.queries.answer import estimates
-from actlake.queries.answer.answer import scoped
+from actlake.queries.answer.narrowed import scoped
 from actlake.queries.answer.sentences import say
 from actlake.queries.figures.figure import draw
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows import index, registry
 from actlake.queries.rows.findings import marked, split
 from actlake.queries.rows.registry import find, parse
-from actlake.store.core.catalog import PairSpec, default_windows
+from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
+from actlake.store.core.specs import default_windows
 from actlake.store.format.paths import Layout
 from actlake.store.tables.files import write_table
 from actlake.store.tables.sql import connect

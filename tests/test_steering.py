@@ -10,8 +10,8 @@ from actlake.capture.edit.edits import EDITS, Graft, Inject, Matched, OutputEdit
 from actlake.capture.edit.words import build, condition_text, parse_edit, parse_edits, parse_layers, runs, settings_of
 from actlake.capture.model.partial import Donor
 from actlake.queries.generation.sweeps import ALPHAS, SWEEPS, Shape, settings
-from actlake.store.core.catalog import default_windows
 from actlake.store.core.errors import LakeError
+from actlake.store.core.specs import default_windows
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...store.core.html import facts
 from ..core.arrays import as_tensor
+from ..core.html import facts
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...store.core.html import facts
 from ..core.arrays import Array, as_tensor
+from ..core.html import facts
 from ..tuned.recipes import Recipe
 from ..tuned.shuffle_buffer import Shuffle
 from .head import Head

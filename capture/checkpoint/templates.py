@@ -12,9 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...store.core.catalog import ModelSpec, check_date
+from ...store.core.catalog import ModelSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import parse_json
+from ...store.core.specs import check_date
 
 SECONDS = 10  # of processor time for one rendering
 MEMORY = 1 << 30

@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from ...store.artifacts.models import weights_of
-from ...store.core.catalog import Catalog, ModelSpec, default_windows
+from ...store.core.catalog import Catalog, ModelSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import human_bytes
 from ...store.core.progress import WORTH_SAYING, say, words
 from ...store.core.schema import VARIANTS
+from ...store.core.specs import default_windows
 from ..checkpoint.configs import load_tokenizer
 from ..checkpoint.loading import attention_of, check_device_map, check_dtype
 from ..checkpoint.stops import find_stops, stop_ids

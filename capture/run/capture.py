@@ -17,11 +17,12 @@ from ...store.artifacts.streams import Stream, read_stream
 from ...store.captures.allocate import Template, create_capture
 from ...store.captures.manifest import missing_rows, read_manifest
 from ...store.captures.writer import ShardWriter, missing_shards
-from ...store.core.catalog import ProfileSpec, resolve_boundaries
+from ...store.core.catalog import ProfileSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory, human_bytes, json_bytes, try_lock
 from ...store.core.progress import ERRORS, bar
 from ...store.core.schema import PROGRESS, PROMPT_SITES, VARIABLES, scalars
+from ...store.core.specs import resolve_boundaries
 from ...store.core.version import __version__
 from ...store.format.paths import Layout
 from ...store.format.shards import widen

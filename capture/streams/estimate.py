@@ -9,8 +9,9 @@ import torch
 
 from ...store.artifacts.streams import Stream, find_stream, read_stream
 from ...store.captures.allocate import Template
-from ...store.core.catalog import PairSpec, ProfileSpec, StreamSpec, resolve_boundaries
+from ...store.core.catalog import PairSpec, ProfileSpec, StreamSpec
 from ...store.core.progress import remark
+from ...store.core.specs import resolve_boundaries
 from ...store.format.paths import Layout
 from ..checkpoint.configs import DTYPES, config_for, explained, load_config, model_class
 from ..checkpoint.loading import device_of

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...store.core.catalog import Catalog, PairSpec, StreamSpec, check_date
+from ...store.core.catalog import Catalog, PairSpec, StreamSpec
 from ...store.core.errors import LakeError
+from ...store.core.specs import check_date
 from ...store.format.paths import Layout
 from ..run.capture import Result
 from .capture_pair import Options, capture_pair, find_prompts

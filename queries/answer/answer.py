@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,12 +18,11 @@ from ...store.captures.manifest import noise_warnings
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
-from ...store.tables.declared import TABLES
 from ...store.tables.files import find_tables
 from ...store.tables.live import FOREIGN
 from ...store.tables.names import Pairs
-from ...store.tables.sql import VIEWS, sql_error, tables_behind
-from ...store.tables.streams import PUBLISHED, same_prompts, sql_text
+from ...store.tables.sql import sql_error
+from ...store.tables.streams import PUBLISHED, same_prompts
 from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, Stage
 from ..engine.passes import stage_of
@@ -35,6 +33,7 @@ from ..rows.registry import Query, Wanted, published
 from .beside import Beside, beside, said_beside
 from .estimates import any_number, read, table_of
 from .lock import write_lock
+from .narrowed import pooled
 from .sentences import FIELD, say
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Answer(Findings):
         """The sentence, the figure, the main numbers, and all of them folded."""
         import base64
 
-        from ...store.core.html import section, table
+        from ...analyze.core.html import section, table
         from ..figures.figure import draw
 
         png, size = draw(self)._repr_png_()
@@ -260,53 +259,6 @@ def _part(scope: Scope, want: Wanted) -> Scope:
     return scope.one(want.variant) if want.variant else scope
 
 
-def scoped(query: Query, scopes: Sequence[Scope]) -> str:
-    """The query's SQL with its tables narrowed to the captures in scope; `actlake sql` accepts it."""
-    names = list(dict.fromkeys(wanted.table for wanted in query.needs))
-    names += [view for view in VIEWS if view not in names and tables_behind(view) <= set(names)]
-    narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes, _lenses(query, name))})" for name in names)
-    body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
-    return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
-
-
-def _pooled(query: Query, scopes: dict[str, list[Scope]]) -> str:
-    """One statement for one pair, or for several with a column `pair`."""
-    parts = {pair: scoped(query, found) for pair, found in scopes.items()}
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    return "\nUNION ALL BY NAME\n".join(
-        f"SELECT {sql_text(pair)} AS pair, * FROM (\n{sql}\n)" for pair, sql in parts.items()
-    )
-
-
-def _lenses(query: Query, name: str) -> str:
-    """Which lenses' rows of a table a query reads: others may be in the lake, too."""
-    tables = tables_behind(name) & {"lens", "churn"}
-    if not tables:
-        return ""
-    kinds = sorted({want.kind or "raw" for want in query.needs if tables_behind(want.table) & tables})
-    return f" AND lens IN ({', '.join(map(sql_text, kinds))})"
-
-
-def _narrowed(name: str, scopes: Sequence[Scope], lenses: str) -> str:
-    """One table limited to the captures in scope; several recipes get a column `recipe`."""
-    if len(scopes) == 1:
-        return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}{lenses}"
-    return " UNION ALL ".join(
-        f"SELECT {sql_text(scope.recipe)} AS recipe, * FROM main.{name} WHERE {_where(name, scope)}{lenses}"
-        for scope in scopes
-    )
-
-
-def _where(name: str, scope: Scope) -> str:
-    pair = f"pair = {sql_text(scope.pair)}"
-    if not scope.streams or (name in TABLES and "stream" not in TABLES[name].names):
-        return pair
-    if name in TABLES and "stream_pt" in TABLES[name].names:
-        return f"{pair} AND stream = {sql_text(scope.streams['it'])} AND stream_pt = {sql_text(scope.streams['pt'])}"
-    return f"{pair} AND stream IN ({', '.join(sql_text(stream) for stream in sorted(scope.streams.values()))})"
-
-
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +281,7 @@ def answered(
     started: float,
 ) -> Answer:
     query, pairs = plan.query, list(plan.scopes)
-    sql = _pooled(query, plan.scopes)
+    sql = pooled(query, plan.scopes)
     try:
         found = read(connection, sql, query, pairs)
     except duckdb.Error as error:
@@ -347,7 +299,7 @@ def answered(
             f" continuations may be too short. See `actlake run {query.id} --about`"
         )
     table, paths = table_of(list(found.values()), query, resamples), plan.files
-    shared = _pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
+    shared = pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
     more = said_beside(connection, query, plan.beside, shared, resamples)
     captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.captures})
     notes = [*plan.without, *noise_warnings(layout, captures), *_equal_weights(layout, plan.pairs)]

@@ -23,7 +23,7 @@ from ..engine.passes import run as sweep
 from ..rows.registry import Query
 from .answer import Answer, Plan, Refused, answered
 from .estimates import RESAMPLES
-from .partial_copies import lacking
+from .ready import lacking
 
 QUICK = 10.0  # seconds: rows whose tables take no longer are answered before all others
 

@@ -15,7 +15,7 @@ from ...store.tables.declared import TABLES
 from ...store.tables.sql import VIEWS, check_select, connect, sql_error
 from ..engine.context import Scope
 from ..rows.registry import Query, parse
-from .answer import scoped
+from .narrowed import scoped
 
 
 def check_row(file: Path) -> Query:

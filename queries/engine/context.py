@@ -18,9 +18,10 @@ import pandas as pd
 from ...analyze.core.device import AUTO, pick
 from ...store.artifacts.models import read_head, read_model
 from ...store.captures.reader import Capture
-from ...store.core.catalog import Catalog, default_windows, load_catalog
+from ...store.core.catalog import Catalog, load_catalog
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
+from ...store.core.specs import default_windows
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
 from ...store.tables.live import FOREIGN

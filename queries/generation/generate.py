@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from ...analyze.core.html import section, table
 from ...capture.edit.words import condition_text, parse_edits
 from ...capture.run.ranks import ALONE, Rank
 from ...capture.streams.capture_pair import find_prompts
 from ...capture.streams.prompts import PromptSet
-from ...store.core.catalog import check_date
 from ...store.core.errors import LakeError
-from ...store.core.html import section, table
 from ...store.core.schema import VARIANTS
+from ...store.core.specs import check_date
 from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope, check_both
 from ..engine.passes import run

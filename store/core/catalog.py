@@ -3,9 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date as calendar
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ from .columns import SCALARS
 from .errors import LakeError
 from .redact import shown
 from .schema import PROMPT_SITES, SITES, VARIANTS
+from .specs import ConditionSpec, ModelSpec, PairSpec, ProfileSpec, StreamSpec, check_date
 from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
@@ -30,91 +29,6 @@ CONTINUATIONS = ("none", "own", "pt", "it")
 LOGITS = ("auto", "topk", "full", "none")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 NEW_TOKENS = 64  # length of a continuation when the stream does not say
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Where a model comes from: a local folder (`path`) or a Hugging Face repository (`hub`).
-
-    Both only for a lake's own copy of a hub model: it is loaded from the folder and known by the hub's name. `template` is
-    what `native` streams wrap its prompts in: raw or chat.
-    """
-
-    name: str
-    path: Path | None
-    hub: str | None
-    revision: str | None
-    gguf_file: str | None
-    template: str = "chat"
-
-
-@dataclass(frozen=True)
-class PairSpec:
-    """A base model and its post-trained descendant; `windows` overrides some of `default_windows`."""
-
-    name: str
-    pt: ModelSpec | None
-    it: ModelSpec | None
-    windows: dict[str, tuple[int, int]]
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """The models that it has."""
-        return tuple(variant for variant in VARIANTS if getattr(self, variant))
-
-    def model(self, variant: str) -> ModelSpec:
-        """The pt or it model of this pair, or a LakeError when the pair has none."""
-        found = {"pt": self.pt, "it": self.it}.get(variant)
-        if found is None:
-            raise LakeError(f"pair {self.name} has no variant {variant!r}; it has {' and '.join(self.variants)}")
-        return found
-
-    @property
-    def models(self) -> dict[str, str]:
-        """Variant -> name of its model."""
-        return {variant: self.model(variant).name for variant in self.variants}
-
-
-@dataclass(frozen=True)
-class StreamSpec:
-    """A recipe for token sequences: how prompts are wrapped, and whose greedy tokens follow them.
-
-    `date` is the day that chat templates write (None: the default's); `control_tokens` lets prompts hold some.
-    """
-
-    name: str
-    template: str
-    continuation: str
-    max_new_tokens: int
-    date: str | None = None
-    control_tokens: bool = False
-
-
-@dataclass(frozen=True)
-class ProfileSpec:
-    """What a capture keeps, and the compute type; without `shard_tokens` the model's size decides.
-
-    `boundaries` are numbers or the names of windows (a window's first boundary) or 'last'; None keeps all. `scalars` are
-    tables whose columns are computed during the capture.
-    """
-
-    name: str
-    sites: tuple[str, ...]
-    logits: str
-    dtype: str
-    shard_tokens: int | None
-    boundaries: tuple[int | str, ...] | None = None
-    scalars: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ConditionSpec:
-    """A condition of free generation: who writes, after which template, with which edits (in words, done in order)."""
-
-    name: str
-    variant: str
-    template: str
-    edits: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -165,50 +79,6 @@ class Catalog:
             return entries[name]
         where = self.path if _is_packaged(self.path) else f"{self.path} (with what comes with actlake)"
         raise LakeError(f"unknown {kind} {name!r}: {where} has {listed(entries)}{hint(name, entries)}")
-
-
-def check_date(date: str) -> str:
-    """The date itself; LakeError unless it is one of the form 2025-01-31."""
-    with suppress(ValueError):  # 2025-02-30
-        if re.fullmatch(r"[12]\d{3}-\d\d-\d\d", date):
-            return calendar.fromisoformat(date).isoformat()
-    raise LakeError(f"date {date!r}: expected a day as 2025-01-31")
-
-
-def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
-    """Early, mid and late blocks of METHODS 1.6, half open and equally wide, from the number of blocks.
-
-    Late begins at 60 % of the depth (the onset) and ends with the stack; its width is also that of the other
-    two: early begins at block 0, mid lies in the middle. Windows overlap by a few blocks, as in the study.
-    """
-    if n_layers < 2:
-        raise LakeError(f"a model of {n_layers} blocks has no early, mid and late window; it needs 2 or more")
-    onset = (6 * n_layers + 5) // 10  # round(0.6 L) in whole numbers
-    width, middle = n_layers - onset, onset // 2
-    return {"early": (0, width), "mid": (middle, middle + width), "late": (onset, n_layers)}
-
-
-def resolve_boundaries(profile: ProfileSpec, n_layers: int, windows: Mapping[str, tuple[int, int]]) -> tuple[int, ...]:
-    """The boundaries that a profile keeps of a model of `n_layers` blocks, ascending.
-
-    Raises LakeError for a number beyond the last boundary or a name that is no window.
-    """
-    if profile.boundaries is None:
-        return tuple(range(n_layers + 1))
-    known = {"last": n_layers} | {
-        name: start for name, (start, _) in (default_windows(n_layers) | dict(windows)).items()
-    }
-    found = set()
-    for boundary in profile.boundaries:
-        number = known.get(boundary) if isinstance(boundary, str) else boundary
-        if number is None:
-            raise LakeError(
-                f"profile {profile.name}: no boundary {boundary!r}; expected a number or one of {listed(known)}"
-            )
-        if number > n_layers:
-            raise LakeError(f"profile {profile.name}: boundary {number}, the model's boundaries end at {n_layers}")
-        found.add(number)
-    return tuple(sorted(found))
 
 
 def load_catalog(path: str | Path | None = None) -> Catalog:
