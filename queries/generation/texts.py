@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -305,7 +306,7 @@ class Choices(_ConditionJob):
             {
                 "prompt_sha": prompt_key(ids[index]),
                 "said": said[index],
-                "generated": forced_choice(said[index], letters(prompt)) or "",
+                "generated": forced_choice(said[index], ascii_uppercase[: len(prompt.fields["choices"])]) or "",
                 "likeliest": best[index][1],
             }
             for index, prompt in enumerate(chosen)
@@ -316,11 +317,6 @@ class Choices(_ConditionJob):
 def fields_of(prompt: Prompt) -> dict[str, Any]:
     """A prompt as scores read it: id, category, text and its scoring fields."""
     return {**prompt.fields, "id": prompt.id, "category": prompt.category, "text": prompt.text}
-
-
-def letters(prompt: Prompt) -> str:
-    """The letters of a prompt's choices."""
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(prompt.fields["choices"])]
 
 
 class Nats(_ConditionJob):
@@ -340,7 +336,9 @@ class Nats(_ConditionJob):
         shas = [self.named[place][1] for place in missing]
         starts = self.encoded(self.reader, "native", prompts)
         model = self.hosts.model(self.reader)
-        replies = [up_to_unknown(_without_end(written[sha]), model.head.vocab) for sha in shas]
+        # Without the stop token, which only one of the models may know.
+        tokens = [written[sha]["token_id"][: -1 if written[sha]["ended"] else None] for sha in shas]
+        replies = [up_to_unknown(each, model.head.vocab) for each in tokens]
         found = nats(model, starts, replies, self.asked.batch, (), progress.advance)
         self.condition.keep(
             self.kind,
@@ -349,8 +347,3 @@ class Nats(_ConditionJob):
                 for sha, value, reply in zip(shas, found.tolist(), replies, strict=True)
             ],
         )
-
-
-def _without_end(row: Row) -> list[int]:
-    """A reply's tokens without the stop token, which only one of the models may know."""
-    return row["token_id"][:-1] if row["ended"] else row["token_id"]

@@ -242,7 +242,7 @@ class Grid:
                     raise ValueError("a chunk is absent")
                 target[...] = self.fill
             elif target.shape == self.chunk and target.flags.c_contiguous:
-                self._decode(piece, target)
+                self.codec.decode(frame_of(piece, target.nbytes), out=target)
             else:
                 first, data = self._stretch(piece, inside[0])
                 self._copy(first, data, target, inside)
@@ -277,9 +277,6 @@ class Grid:
                 data, first = read(places[0][0], places[-1][1]), places[0][0]
                 return [data[start - first : stop - first] for start, stop in places]
             return [None if place[0] == ABSENT else read(*place) for place in places]
-
-    def _decode(self, piece: np.ndarray, target: np.ndarray) -> None:
-        self.codec.decode(frame_of(piece, target.nbytes), out=target)
 
     def _bytes_of(self, rows: slice) -> tuple[int, int]:
         row = prod(self.chunk[1:]) * self.dtype.itemsize
