@@ -16,7 +16,8 @@ from .page.share import Share
 from .store.core.extras import needs
 from .store.tables.names import stored_models, stored_pairs
 from .store.tables.restriction import only_models
-from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, sql_error, tables_in
+from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, sql_error
+from .store.tables.statements import tables_in
 
 if TYPE_CHECKING:
     from .queries.answer.answer import Answer

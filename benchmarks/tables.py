@@ -15,7 +15,8 @@ import pyarrow as pa
 from actlake.store.format.paths import Layout
 from actlake.store.tables.declared import TABLES
 from actlake.store.tables.files import ROW_GROUP_TOKENS, write_table
-from actlake.store.tables.sql import VIEWS, connect
+from actlake.store.tables.sql import connect
+from actlake.store.tables.statements import VIEWS
 from measure import Row, in_turn, main, median_ratio, medians
 
 LAYERS, TOKENS, PROMPT_TOKENS, REPEATS = 25, 400_000, 100, 5

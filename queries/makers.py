@@ -11,7 +11,7 @@ from ..store.core.yaml_file import hint
 from ..store.format.paths import Layout
 from ..store.tables.declared import TABLES, Table
 from ..store.tables.files import find_tables
-from ..store.tables.sql import tables_behind
+from ..store.tables.statements import tables_behind
 from ..store.tables.streams import stream_table
 from .engine.context import Context, Scope, name_columns
 from .engine.estimate import work_of

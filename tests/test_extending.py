@@ -21,7 +21,8 @@ from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables.declared import TABLES
 from actlake.store.tables.live import stale_files
-from actlake.store.tables.sql import connect, known_tables
+from actlake.store.tables.sql import connect
+from actlake.store.tables.statements import known_tables
 
 KURTOSIS = actlake.Column("kurtosis", "float32", "excess kurtosis of the residual", "1")
 ROW = """\

@@ -27,7 +27,7 @@ from actlake.store.core.catalog import PairSpec, load_catalog
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables.imported import add_table
-from actlake.store.tables.sql import VIEWS
+from actlake.store.tables.statements import VIEWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -10,7 +10,8 @@ import tiny
 from actlake.store.core.errors import CorruptError
 from actlake.store.tables import live
 from actlake.store.tables.declared import TABLES
-from actlake.store.tables.sql import connect, tables_in
+from actlake.store.tables.sql import connect
+from actlake.store.tables.statements import tables_in
 
 COUNT = "SELECT count(*), count(DISTINCT (variant, stream, token, layer)) FROM lens WHERE lens = 'raw'"
 

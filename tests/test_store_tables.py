@@ -16,7 +16,8 @@ from actlake.store.tables import files
 from actlake.store.tables.declared import TABLES
 from actlake.store.tables.files import table_file, write_table
 from actlake.store.tables.live import table_key
-from actlake.store.tables.sql import check_select, connect, interruptible, sql_error, tables_in
+from actlake.store.tables.sql import check_select, connect, interruptible, sql_error
+from actlake.store.tables.statements import tables_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

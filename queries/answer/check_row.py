@@ -12,7 +12,8 @@ from ...store.core.schema import VARIANTS
 from ...store.core.yaml_file import hint
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import VIEWS, check_select, connect, sql_error
+from ...store.tables.sql import check_select, connect, sql_error
+from ...store.tables.statements import VIEWS
 from ..engine.context import Scope
 from ..rows.registry import Query, parse
 from .narrowed import scoped

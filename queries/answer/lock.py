@@ -20,7 +20,7 @@ from ...store.remote.store import is_remote
 from ...store.tables.files import find_tables
 from ...store.tables.live import foreign_files, foreign_record
 from ...store.tables.names import models_of
-from ...store.tables.sql import tables_behind
+from ...store.tables.statements import tables_behind
 from ...store.tables.streams import stream_table
 from ..engine.context import Names
 from ..rows.findings import Findings

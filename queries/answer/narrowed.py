@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ...store.tables.declared import TABLES
-from ...store.tables.sql import VIEWS, tables_behind
+from ...store.tables.statements import VIEWS, tables_behind
 from ...store.tables.streams import sql_text
 from ..engine.context import Scope
 from ..rows.registry import Query

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ...store.tables.declared import HOW, TABLES
-from ...store.tables.sql import tables_behind
+from ...store.tables.statements import tables_behind
 from .registry import Query, description, pitfall_link, published, queries
 
 INTRODUCTION = """\

@@ -17,7 +17,7 @@ from .declared import TABLES, Table
 from .files import ROW_GROUP_TOKENS, table_file, write_table
 from .live import FOREIGN, table_key
 from .names import Pairs, foreign_captures, models_of
-from .sql import VIEWS, tables_behind
+from .statements import VIEWS, tables_behind
 from .streams import stream_table
 
 SLACK = 1e-3  # published figures are rounded
