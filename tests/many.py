@@ -22,7 +22,7 @@ from actlake.store.captures.writer import Template
 from actlake.store.core.schema import OUTPUTS, VARIANTS
 from actlake.store.format.paths import Layout
 from actlake.store.tables.declared import TABLES
-from actlake.store.tables.sql import write_table
+from actlake.store.tables.files import write_table
 
 LAYERS, WIDTH, VOCAB, PROMPTS, ANSWER = 2, 4, 16, 12, 8
 PER_PAIR = 20
