@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from ..store.core.files import human_bytes
-from ..store.core.progress import Terminal
+from ..store.core.progress import CONTROLS, Terminal
 
 out = Terminal(width=None if sys.stdout.isatty() else 160)  # a pipe has no width to fit
 
@@ -33,13 +34,28 @@ def grid(*columns: str) -> Table:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table as JSON records."""
-    return json.loads(frame.to_json(orient="records"))
+    """A table as JSON records, numbers with all their digits; what JSON has no word for (NaN, infinity) is null."""
+    columns = [list(map(_plain, frame.iloc[:, place])) for place in range(frame.shape[1])]
+    return [dict(zip(map(str, frame.columns), row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON can have it."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(one) for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return None if value is pd.NaT or value is pd.NA else value
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line."""
-    print(json.dumps(value, default=str, ensure_ascii=False))
+    """Print one JSON value on one line; control characters and what turns a line around are escaped."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    print(re.sub(f"[{''.join(map(re.escape, map(chr, CONTROLS)))}]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(frame: pd.DataFrame, as_json: bool = False) -> None:

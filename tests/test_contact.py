@@ -1,5 +1,6 @@
 """First contact: what a lake, an answer, a head show of themselves, what can be looked up, and SQL's manners."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import tiny
 from actlake.capture.streams.prompts import canonical_bytes
 from actlake.cli.main import app, main
-from actlake.cli.printing import print_table
+from actlake.cli.printing import print_json, print_table
 from actlake.lake import Lake
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError, SqlError
@@ -264,3 +265,26 @@ def test_tables_of_the_command_line_are_whole(capsys) -> None:
     assert "the\\ncat" in said and " mat\\t" in said and "[0, 1, 2, 3, 4, 5 ... 40 in all]" in said and "[1, 2]" in said
     assert " 16510 " in said and " - " in said and "0.1235" in said and "16510.25" not in said and "2.0 MB" in said
     assert max(map(len, said.splitlines())) < 240 and said.count("word") == 40
+
+
+def test_json_has_all_digits_and_no_control_characters(capsys) -> None:
+    masked = np.ma.MaskedArray([1.5, 2.5], mask=[False, True])
+    frame = pd.DataFrame(
+        {
+            "x": [1e-12, np.nan, np.inf],
+            "n": [1, 2, 3],
+            "l": [[1], masked, np.array([0.1 + 0.2])],
+            "d": [{"a": np.int64(1)}, None, pd.NaT],
+        }
+    )
+    print_table(frame, as_json=True)
+    assert json.loads(capsys.readouterr().out) == [
+        {"x": 1e-12, "n": 1, "l": [1], "d": {"a": 1}},
+        {"x": None, "n": 2, "l": [1.5, None], "d": None},
+        {"x": None, "n": 3, "l": [0.1 + 0.2], "d": None},
+    ]
+    strange = "\x9b31mRED\x7f\u202e\u2066 é 雨\n"
+    print_json({strange: strange})
+    said = capsys.readouterr().out
+    assert json.loads(said) == {strange: strange} and "é 雨" in said and said.isascii() is False
+    assert "\\u009b31mRED\\u007f\\u202e\\u2066" in said and not set("\x9b\x7f\u202e\u2066") & set(said)

@@ -1,6 +1,7 @@
 """What a lake has captured, as questions see it: models and streams, pair by pair."""
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from .names import Pairs, foreign_captures
 
 PUBLISHED = "published"  # the stream of rows from elsewhere whose texts are not known: it answers rows of every recipe
 COLUMNS = ["model", "recipe", "prompts", "stream", "name", "prompt_set", "max_new_tokens", "n_prompts", "written_by"]
+KEY = ["prompt_set", "max_new_tokens"]  # what the streams that answer one question have in common
 PAIRED = ["pair", "variant", *COLUMNS[:-1]]
 
 
@@ -134,22 +136,19 @@ def same_prompts(
     """variant -> stream for the captures of `pair` that answer a question on `recipe`.
 
     All `variants` must have been captured on the same prompt set with the same continuation budget. LakeError when none
-    or several such groups are in the lake; `prompts` (a prompt-set name or a prefix of a stream name) picks one. Rows from
-    elsewhere on the stream `published` stand in where nothing else of the recipe is there.
+    or several such groups are in the lake; `prompts` picks one: a prompt-set name or the beginning of the name of one of
+    its streams, or several of them with commas, where one alone fits several streams of a model. Rows from elsewhere on the
+    stream `published` stand in where nothing else of the recipe is there.
     """
-    rows = streams[(streams["pair"] == pair) & streams["recipe"].isin([recipe, PUBLISHED])]
+    ours = streams[streams["pair"] == pair]
     if prompts:
-        rows = rows[(rows["prompts"] == prompts) | rows["name"].str.startswith(prompts)]
+        ours = _named(ours, tuple(filter(None, prompts.split(","))))
+    rows = ours[ours["recipe"].isin([recipe, PUBLISHED])]
     if (rows["recipe"] == recipe).any():
         rows = rows[rows["recipe"] == recipe]
-    groups = [
-        group for _, group in rows.groupby(["prompt_set", "max_new_tokens"]) if set(group["variant"]) == set(variants)
-    ]
+    groups = [group for _, group in rows.groupby(KEY) if set(group["variant"]) == set(variants)]
     if len(groups) != 1 or groups[0]["variant"].duplicated().any():
-        have = (
-            ", ".join(f"{row.variant}:{row.name_}" for row in rows.rename(columns={"name": "name_"}).itertuples())
-            or "none"
-        )
+        have = ", ".join(f"{row.variant}:{row.stream_name}" for row in _renamed(rows)) or "none"
         if not groups and len(rows) and (rows["prompt_set"] == FOREIGN).all():
             raise LakeError(
                 f"pair {pair}: this question needs rows of pt and it; there, from elsewhere: {have}. Bring in the other"
@@ -157,11 +156,41 @@ def same_prompts(
             )
         if not groups:
             known = streams.loc[streams["pair"] == pair, "prompts"].unique()
-            named = prompts or (known[0] if len(known) == 1 else "")
+            named = prompts if prompts in known else known[0] if len(known) == 1 else ""
             who = " and ".join(variants)
             raise LakeError(
                 f"pair {pair}: needs sealed captures of {who} on stream {recipe!r}; there: {have}."
                 f" Run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`"
             )
-        raise LakeError(f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts NAME")
+        raise LakeError(
+            f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts: {_choices(groups)}"
+        )
     return dict(zip(groups[0]["variant"], groups[0]["stream"], strict=True))
+
+
+def _named(streams: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """The streams of a recipe that belong to those named: read from the same prompts, with the same continuation budget.
+
+    Where several of a model's belong to them, those that are named themselves; rows from elsewhere only when named.
+    """
+    named = streams["prompts"].isin(names) | streams["name"].str.startswith(names)
+    keys = set(zip(streams.loc[named, "prompt_set"], streams.loc[named, "max_new_tokens"], strict=True))
+    belongs = [key in keys for key in zip(streams["prompt_set"], streams["max_new_tokens"], strict=True)]
+    found = streams[named | (pd.Series(belongs, streams.index) & (streams["prompt_set"] != FOREIGN))]
+    chosen = found["name"].str.startswith(names)
+    return found[chosen | ~chosen.groupby([found[key] for key in (*KEY, "variant", "recipe")]).transform("any")]
+
+
+def _renamed(rows: pd.DataFrame) -> Any:
+    return rows.rename(columns={"name": "stream_name"}).itertuples()
+
+
+def _choices(groups: list[pd.DataFrame]) -> str:
+    """What `prompts` may be for each of these groups: its prompt set where no other has that, else streams by name."""
+    sets = [group["prompts"].iloc[0] for group in groups]
+    found: list[str] = []
+    for name, group in zip(sets, groups, strict=True):
+        several = [list(part["name"]) for _, part in group.groupby("variant") if len(part) > 1]
+        alone = [name if sets.count(name) == 1 else group["name"].iloc[0]]
+        found += map(",".join, product(*several)) if several else alone
+    return " or ".join(found)

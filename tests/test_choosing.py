@@ -1,0 +1,69 @@
+"""Which of several captures a question reads: every choice that a message offers picks one."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+from actlake.lake import Lake
+from actlake.store.artifacts.streams import stream_records
+from actlake.store.core.catalog import PairSpec
+from actlake.store.core.errors import LakeError
+from actlake.store.tables.streams import same_prompts
+
+
+def table(*rows: tuple[str, str, str, int]) -> pd.DataFrame:
+    """Streams of a pair from (variant, recipe, name, budget), all of one prompt set p."""
+    columns = ["variant", "recipe", "name", "max_new_tokens"]
+    frame = pd.DataFrame(rows, columns=columns).assign(pair="m", prompts="p", prompt_set="h")
+    return frame.assign(stream=frame["name"])
+
+
+BUDGETS = table(
+    ("pt", "native", "native-p-a", 8), ("it", "native", "native-p-b", 8), ("pt", "raw", "raw-p-a", 8), ("it", "raw", "raw-p-e", 8),
+    ("pt", "native", "native-p-c", 4), ("it", "native", "native-p-d", 4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("named", ["native-p-a", "native-p-b", "raw-p-e", "native-p-b,native-p-a"])
+def test_a_stream_brings_those_that_belong_to_it(named: str) -> None:
+    """PT and IT read different texts: the beginning of either's name, or of another recipe's, picks both."""
+    assert same_prompts(BUDGETS, "m", "native", named) == {"pt": "native-p-a", "it": "native-p-b"}
+    assert same_prompts(BUDGETS, "m", "native", "native-p-d") == {"pt": "native-p-c", "it": "native-p-d"}
+
+
+def test_what_is_offered_picks_one() -> None:
+    dates = table(
+        ("pt", "native", "native-p-a", 8), ("it", "native", "native-p-b", 8), ("it", "native", "native-p-c", 8), ("pt", "native", "native-p-d", 4),
+        ("it", "native", "native-p-e", 4),
+    )  # fmt: skip
+    for prompts in (None, "p", "native"):
+        with pytest.raises(LakeError, match="several captures fit stream 'native'") as caught:
+            same_prompts(dates, "m", "native", prompts)
+        offered = str(caught.value).rpartition("pick one with --prompts: ")[2].split(" or ")
+        assert offered == ["native-p-d", "native-p-b", "native-p-c"]
+        found = [same_prompts(dates, "m", "native", name) for name in offered]
+        assert found == [{"pt": one, "it": two} for one, two in (("native-p-d", "native-p-e"), ("native-p-a", "native-p-b"), ("native-p-a", "native-p-c"))]  # fmt: skip
+    twice = pd.concat([dates, table(("pt", "native", "native-p-f", 8))], ignore_index=True)
+    with pytest.raises(LakeError, match="native-p-c,native-p-f") as caught:
+        same_prompts(twice, "m", "native", None)
+    assert same_prompts(twice, "m", "native", "native-p-f,native-p-c") == {"pt": "native-p-f", "it": "native-p-c"}
+
+
+def test_a_capture_that_is_missing_is_asked_for_by_its_prompt_set() -> None:
+    with pytest.raises(LakeError, match="Run `actlake capture m --stream raw --prompts p`"):
+        same_prompts(BUDGETS, "m", "raw", "native-p-c")
+
+
+def test_a_pair_with_two_budgets_is_answered(tmp_path: Path, llama: PairSpec) -> None:
+    for budget in (6, 9):
+        native = tiny.StreamSpec("native", "native", "own", budget)
+        layout = tiny.capture(tmp_path / "lake", llama, native)
+    lake = Lake(layout.root)
+    with pytest.raises(LakeError, match="pick one with --prompts") as caught:
+        lake.run("L2", pair="llama", probes=False)
+    offered = re.findall(r"native-tiny-\w+", str(caught.value).rpartition("--prompts")[2])
+    budgets = [lake.run("L2", pair="llama", prompts=name, probes=False).streams for name in offered]
+    known = {record["name"]: record["recipe"]["max_new_tokens"] for record in stream_records(layout)}
+    assert [{known[name] for name in streams.values()} for streams in budgets] in ([{6}, {9}], [{9}, {6}])
