@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 KINDS = {"u1": "|u1", "u2": "<u2", "u4": "<u4", "i2": "<i2", "i4": "<i4", "f4": "<f4"}
 # Floats of 24 bits: a float32 without its lowest 8 bits, the first bytes of all values, then the second, then the third.
@@ -91,4 +92,4 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int | bool):
         return value
-    return None if value != value else str(value)  # NaT and NA are not equal to themselves
+    return None if pd.isna(value) else str(value)

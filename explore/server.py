@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from ..store.core.errors import LakeError
+from ..store.core.progress import remark
 from .packing import plain
 from .site import Site, own_files
 
@@ -55,6 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
             kind, data = self.server.file(name or "index.html")
         except LakeError as error:
             return self._send(HTTPStatus.NOT_FOUND, f"{error}\n".encode(), "text/plain; charset=utf-8")
+        except Exception as error:  # a browser takes silence for a server that is gone
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}\n".encode(), "text/plain")
+            raise
         self._send(HTTPStatus.OK, data, kind)
 
     do_HEAD = do_GET
@@ -172,4 +177,7 @@ class ExplorerServer(ThreadingHTTPServer):
         return {"columns": list(map(str, found.columns)), "rows": rows, "more": len(found) > ROWS}
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that hangs up is no error of the server's."""
+        """A browser that hangs up is no error of the server's; anything else is said once."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            remark(f"explorer: {type(error).__name__}: {error}; please report it")

@@ -12,13 +12,16 @@ from ..store.core.errors import LakeError
 from ..store.core.files import free_bytes, human_bytes
 from ..store.core.progress import bar, words
 from . import lists
+from .answers import Answers
 from .cells import TOP, Cells
 from .packing import script
 from .source import Source
+from .texts import WrittenTexts
+from .vectors import Vectors
 
 PAGE = ("index.html", "explorer.css")
 SCRIPTS = ("core", "figures", "heatmap", "lake", "prompts", "prompt", "texts", "directions", "rows", "sql", "start")
-NAME = re.compile(r"(index|prompts|cells|pair)((?:/\d{1,9}){0,2})")
+NAME = re.compile(r"(index|prompts|cells|pair|texts|condition|rows|directions)((?:/\d{1,9}){0,2})")
 AHEAD = 64  # prompts whose rows are read together
 CELL = 21.0  # bytes of a token and layer in a data file, with its likeliest tokens; measured
 BARE = 12.0  # the same without them
@@ -50,7 +53,8 @@ class Site:
 
     def __init__(self, source: Source, top: int = TOP, server: bool = False):
         self.source, self.server, self.top = source, server, top
-        self.cells = Cells(source, top)
+        self.cells, self.written = Cells(source, top), WrittenTexts(source)
+        self.answers, self.vectors = Answers(source), Vectors(source)
 
     def names(self) -> Iterator[str]:
         """The name of every data file, the index last: what is there before it is complete."""
@@ -63,6 +67,14 @@ class Site:
         for number, view in enumerate(source.views):
             if view.whole:
                 yield from (f"pair/{number}/{at}" for at in self._of_both(number))
+        yield "texts"
+        for place, one in enumerate(self.written.sets):
+            yield from (f"texts/{place}/{at}" for at in range(len(one["ids"])))
+            yield from (f"condition/{place}/{number}" for number in range(len(self.written.conditions)))
+        yield "rows"
+        yield from (f"rows/{number}" for number in range(len(self.answers.ready)))
+        yield "directions"
+        yield from (f"directions/{number}" for number in range(len(self.vectors.found)))
         yield "index"
 
     def _of_both(self, number: int) -> list[int]:
@@ -86,6 +98,14 @@ class Site:
             if kind == "pair" and len(numbers) == 2:
                 view = self.source.views[numbers[0]]
                 return script(name, self.cells.pair(view, self.source.sets[view.set].ids[numbers[1]]))
+            if kind == "texts" and not numbers:
+                return script(name, self.written.index())
+            if kind in ("texts", "condition") and len(numbers) == 2:
+                made = self.written.of_prompt if kind == "texts" else self.written.of_condition
+                return script(name, made(*numbers))
+            if kind in ("rows", "directions") and len(numbers) < 2:
+                listed = self.answers if kind == "rows" else self.vectors
+                return script(name, listed.one(numbers[0]) if numbers else listed.index())
         except (IndexError, KeyError):
             pass
         raise LakeError(f"the explorer has no data file {name!r}")

@@ -78,7 +78,7 @@ class Source:
     ):
         self.layout, self.catalog, self.limit = layout, catalog, limit
         self.kit = Context(layout, device, catalog, generate=False, probes=False)
-        self._only, self._lock = prompts, threading.RLock()
+        self.only, self._lock = prompts, threading.RLock()
         self.words = cache(self._words)
         self.stream = cache(lambda name: read_stream(layout, name))
         self.places = cache(self._places)
@@ -93,7 +93,7 @@ class Source:
         for model, streams in sorted(captured_streams(self.layout).items()):
             for name in sorted(streams):
                 record = records.get(name)
-                if record is None or self._only not in (None, record["prompts"]):
+                if record is None or self.only not in (None, record["prompts"]):
                     continue
                 key = (record["prompts"], str(record["recipe"].get("prompt_set_sha256", "")))
                 seen = sets.setdefault(key, PromptSetSeen(*key))
@@ -104,9 +104,9 @@ class Source:
                         seen.categories.append(category)
                 place = list(sets).index(key)
                 captures.append(Captured(len(captures), model, name, record["kind"], place, record["n_tokens"]))
-        if self._only is not None and not captures:
+        if self.only is not None and not captures:
             there = ", ".join(sorted({record["prompts"] for record in records.values()})) or "none"
-            raise LakeError(f"no capture is of the prompt set {self._only!r}; prompt sets here: {there}")
+            raise LakeError(f"no capture is of the prompt set {self.only!r}; prompt sets here: {there}")
         return captures, list(sets.values())
 
     @property
@@ -152,6 +152,10 @@ class Source:
     def _places(self, number: int) -> dict[str, int]:
         """Prompt id -> index in a capture."""
         return {name: place for place, name in enumerate(self.stream(self.captures[number].stream).prompt_ids)}
+
+    def told(self, text: str) -> str:
+        """A message without the folder that the lake lies in: pages are shown to others."""
+        return text.replace(f"{self.layout.root}/", "")
 
     # --- words and rows --------------------------------------------------------------------------------------------------
 

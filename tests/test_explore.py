@@ -17,8 +17,11 @@ from actlake.explore.server import ExplorerServer
 from actlake.explore.site import PAGE, SCRIPTS, Site
 from actlake.explore.source import Source
 from actlake.lake import Lake
+from actlake.store.artifacts.texts import Condition
 from actlake.store.core.errors import LakeError
+from actlake.store.core.schema import OUTPUTS
 from actlake.store.format.paths import Layout
+from actlake.store.tables.sql import write_table
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
@@ -159,6 +162,114 @@ def test_what_a_lake_lacks_is_a_sentence(tmp_path: Path, llama: Any) -> None:
     assert list(empty.names()) == ["index"] and read(empty, "index")[0]["views"] == []
     with pytest.raises(LakeError, match="prompt set 'other'; prompt sets here: tiny"):
         _ = Source(layout, "cpu", prompts="other").captures
+
+
+# --- texts, rows, directions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A lake with tables, a direction, and texts under two doses of an edit, with scores."""
+    prompts = tiny.prompt_set([(f"p{at}", "FACT", f"the cat sat on {at} mats and the dog ran") for at in range(14)])
+    layout = tiny.capture(tmp_path_factory.mktemp("told") / "lake", llama, tiny.NATIVE, prompts=prompts)
+    lake = Lake(layout.root, device="cpu")
+    lake.run("L2", probes=False)
+    lake.directions("llama")
+    ids = ["p0", "p1", HOSTILE[0]]
+    for condition, texts in (
+        ("none", ["a cat", "b", HOSTILE[1]]),
+        ("scale:layers=1,alpha=-2", ["a dog", "b", HOSTILE[2]]),
+        ("scale:layers=1,alpha=0", ["", "c", "d"]),
+    ):
+        made = Condition(layout, "llama-it", {"condition": condition})
+        rows = [
+            {"model": "llama-it", "key": made.key, "condition": condition, "template": "chat", "prompts": "tiny", "prompt_id": name, "category": "FACT",
+             "prompt_sha": name, "prompt_tokens": 3, "text": text, "token_id": [1], "tokens": len(text), "ended": True}
+            for name, text in zip(ids, texts, strict=True)
+        ]  # fmt: skip
+        made.seal("texts", made.file("texts", [(name, name) for name in ids]), rows, OUTPUTS, {})
+        named = {
+            "model_pt": "llama-pt",
+            "model_it": "llama-it",
+            "variant": "it",
+            "stream": "s",
+            "stream_pt": "t",
+            "sweep": "A1",
+            "arm": "d_mean",
+            "key": made.key,
+        }
+        group = {
+            "prompt": [0, 1],
+            "prompt_id": ids[:2],
+            "category": ["FACT"] * 2,
+            "metric": ["length"] * 2,
+            "value": [1.5, len(texts[1])],
+            "dose": [0.5, 0.5],
+        }
+        write_table(layout, "scores", {**named, "version": 2}, [{**named, **group}])
+    return layout
+
+
+def test_texts_by_prompt_and_by_condition(told: Layout) -> None:
+    made = Site(Source(told, "cpu"))
+    about = read(made, "texts")[0]
+    assert [(one["edited"], one["dose"]) for one in about["conditions"]] == [(False, None), (True, -2), (True, 0)]
+    assert {one["arm"] for one in about["conditions"]} == {"none", "scale:layers=1,alpha=…"} and about["metrics"] == [
+        "length"
+    ]
+    assert about["conditions"][0]["sweeps"] == [["llama", "A1", "d_mean", 0.5]]
+    at = about["sets"][0]["ids"].index("p0")
+    value, arrays = read(made, f"texts/0/{at}")
+    assert [value["text"][list(arrays["condition"]).index(number)] for number in range(3)] == ["a cat", "a dog", ""]
+    assert np.allclose(arrays["scores"], 1.5)
+    value, arrays = read(made, "condition/0/0")
+    assert {about["sets"][0]["ids"][at]: text for at, text in zip(arrays["prompt"], value["text"], strict=True)} == {
+        "p0": "a cat",
+        "p1": "b",
+        HOSTILE[0]: HOSTILE[1],
+    }
+
+
+def test_rows_are_answered_from_what_is_there(told: Layout) -> None:
+    made = Site(Source(told, "cpu"))
+    rows = {one["row"]: one for one in read(made, "rows")[0]["rows"]}
+    assert rows["L2"]["file"] is not None and rows["L2"]["group"] == "Layers and lenses"
+    assert rows["L3"]["file"] is None and rows["L3"]["why"] and str(told.root) not in str(rows)
+    found = read(made, f"rows/{rows['L2']['file']}")[0]
+    answer = Lake(told.root, device="cpu").run("L2", probes=False)
+    assert found["sentence"] == answer.sentence and found["sql"] == answer.sql
+    profile = next(one for one in found["curves"] if one["measure"] == "kl_final_layer")
+    it = next(one for one in profile["series"] if one["role"] == "it")
+    wanted = answer.table.query("measure == 'kl_final_layer' and variant == 'it'").sort_values("layer")
+    assert it["x"] == wanted["layer"].tolist() and np.allclose(
+        np.array(it["estimate"], float), wanted["estimate"], equal_nan=True
+    )
+    assert profile["about"].startswith("`kl_final_layer`") and found["most"][0]["prompts"]
+
+
+def test_directions_say_what_the_arrays_say(told: Layout) -> None:
+    made = Site(Source(told, "cpu"))
+    about = read(made, "directions")[0]["directions"]
+    number = [one["name"] for one in about].index("d_mean")
+    value, arrays = read(made, f"directions/{number}")
+    wanted = Lake(told.root, device="cpu").directions("llama")
+    assert (
+        np.allclose(arrays["cosines"], wanted.values @ wanted.values.T, atol=1e-4)
+        and value["layers"] == wanted["layer"].values.tolist()
+    )
+    kit, names = made.source.kit, ("llama-it", "")
+    head = kit.arrays(names)[0]
+    effect = head["unembed"] @ (head["norm_weight"] * wanted.values[0])
+    real = np.flatnonzero(head["real_token"])
+    first = value["texts"][arrays["words"][0, 0]]
+    assert first == made.source.words("llama-it")(int(real[np.argmax(effect[real])]))
+    one = made.source.captures[value["capture"]]
+    mlp = kit.capture((one.model, one.stream)).array("mlp_out")[:]
+    stream = made.source.stream(one.stream)
+    along = (mlp[:, value["layers"][0]] @ wanted.values[0])[stream.columns["step"] >= 0]
+    assert np.isclose(arrays["along"][0, 0], along.max(), rtol=1e-4) and np.isclose(
+        arrays["along"][0, -1], along.min(), rtol=1e-4
+    )
 
 
 # --- a static site -----------------------------------------------------------------------------------------------------

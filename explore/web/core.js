@@ -166,6 +166,7 @@ const explorer = (() => {
     const main = document.getElementById("main"), page = pages.get(state.page), turn = current = {};
     for (const link of document.querySelectorAll("#pages a"))
       link.toggleAttribute("aria-current", link.dataset.page === (page.under || state.page));
+    const slow = setTimeout(() => main.setAttribute("aria-busy", "true"), 250);
     let made;
     try {
       made = await page.draw();
@@ -173,6 +174,7 @@ const explorer = (() => {
       made = [el("p.note", {}, error.message)];
       console.warn(error.message);
     }
+    clearTimeout(slow);
     if (current !== turn) return; // another page was opened meanwhile
     const focused = document.activeElement?.getAttribute?.("aria-label");
     main.replaceChildren(...made.flat(Infinity).filter(Boolean));

@@ -87,7 +87,7 @@ const figures = (() => {
   }
 
   // Lines over a shared x axis. series: {name, colour, x, y, low, high}; mark: an x that is marked; picked(x) on a click.
-  function curves({series, x, y, width = 420, height = 220, mark = null, picked = null, whole = true, title, zero = false, points = null}) {
+  function curves({series, x, y, width = innerWidth < 600 ? 360 : 560, height = 240, mark = null, picked = null, whole = true, title, zero = false, points = null}) {
     const left = 46, right = 12, top = 10, bottom = 34;
     const shown = series.filter(one => one.y.some(Number.isFinite));
     const caption = el("figcaption", {}, title);
@@ -160,7 +160,7 @@ const figures = (() => {
   }
 
   // A histogram of numbers; dragging over it chooses a range, a double click lets it go. chosen(low, high).
-  function histogram({values, low = null, high = null, label, chosen, width = 420, height = 120}) {
+  function histogram({values, low = null, high = null, label, chosen, width = innerWidth < 600 ? 360 : 560, height = 130}) {
     const known = values.filter(Number.isFinite);
     if (!known.length) return el("p.soft", {}, "No numbers here.");
     const left = 30, right = 10, top = 6, bottom = 32;

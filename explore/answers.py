@@ -1,0 +1,243 @@
+"""Rows of the experiment index as the explorer shows them: those whose tables the lake has, answered without computing any."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from ..queries.answer.answer import Answer
+from ..queries.answer.asking import Asking, Forecast
+from ..queries.rows.findings import Panel, is_contrast, marked, reference, shown, split, unit
+from ..queries.rows.numbers import interval
+from ..queries.rows.registry import description, pitfall_link, queries
+from ..store.core.errors import LakeError
+from .packing import packed
+from .source import Source
+
+# What rows are about, by the first of their tables that is named here.
+GROUPS = {
+    "Texts under edits": {"scores", "effects", "judged"},
+    "Late blocks exchanged or changed": {
+        "graft",
+        "factorial",
+        "mechanism",
+        "candidates",
+        "divergence",
+        "patching",
+        "writeout",
+    },
+    "Directions and geometry": {"directions", "geometry"},
+    "Layers and lenses": {
+        "lens",
+        "delta",
+        "pair_lens",
+        "churn",
+        "lens_eval",
+        "endpoint",
+        "commit_layers",
+        "commitment",
+    },
+    "Weights and attention": {"weights", "attention"},
+}
+MOST = 10  # prompts that contribute most, of a measure
+ITEM = re.compile(
+    r"^((?:`[^`]+`(?:, (?:and )?)?)+)"
+)  # what an item of `about` begins with: the measures that it explains
+
+
+class Answers:
+    """The rows of each pair of the lake that can be answered from what is there."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    @cached_property
+    def forecasts(self) -> list[tuple[str, Forecast]]:
+        """Every row of every pair: what is missing for it, or why it can't be answered."""
+        found = []
+        for pair in self._source.kit.pairs:
+            try:
+                asking = self._asking(list(queries(self._source.catalog)), pair)
+            except LakeError:
+                continue
+            by = {one.query.id: one for one in asking.forecast()}
+            found += [(pair, by[row]) for row in queries(self._source.catalog)]
+        return found
+
+    @cached_property
+    def ready(self) -> list[tuple[str, str]]:
+        """(pair, row) of those that nothing is missing for."""
+        return [(pair, one.query.id) for pair, one in self.forecasts if not one.refused and not one.work.parts()]
+
+    def _asking(self, rows: list[str], pair: str) -> Asking:
+        known = queries(self._source.catalog)
+        kit = self._source.kit
+        return Asking(
+            self._source.layout, [known[row] for row in rows], pair, self._source.only, kit.device, self._source.catalog,
+            generate=False, probes=False,
+        )  # fmt: skip
+
+    def index(self) -> bytes:
+        """All rows with their group, and where they are answered, the number of the answer's file."""
+        at = {key: number for number, key in enumerate(self.ready)}
+        rows = [
+            {
+                "pair": pair,
+                "row": one.query.id,
+                "title": one.query.title,
+                "group": group_of({want.table for want in one.query.needs}),
+                "file": at.get((pair, one.query.id)),
+                "why": self._source.told(one.refused or one.words),
+            }
+            for pair, one in self.forecasts
+        ]
+        return packed({"rows": rows})
+
+    def one(self, number: int) -> bytes:
+        """One answer: sentence, measures with their intervals, published figures, SQL, prompts that contribute most."""
+        pair, row = self.ready[number]
+        found = [each for each in self._asking([row], pair) if isinstance(each, Answer)]
+        if not found:
+            return packed({"pair": pair, "row": row, "error": "this row turned out to have no answer here"})
+        answer = found[0]
+        lines, numbers = split(answer)
+        explained = explanations(answer.query.about)
+        value = {
+            "pair": pair,
+            "row": row,
+            "title": answer.query.title,
+            "sentence": self._source.told(answer.sentence),
+            "x": answer.query.plot.get("x", "layer"),
+            "y": answer.query.plot.get("y", ""),
+            "curves": [_curve(answer, panel, explained) for panel in lines],
+            "numbers": [_number(answer, panel, explained) for panel in numbers],
+            "main": sorted({str(name) for name in answer.main["measure"]}),
+            "published": answer.published.drop(columns="row").to_dict("records"),
+            "description": [
+                [name, paragraphs, [[item, _link(item) if name == "pitfalls" else ""] for item in items]]
+                for name, paragraphs, items in description(answer.query)
+            ],
+            "sql": answer.sql,
+            "streams": answer.streams,
+            "method": sorted({str(name) for name in answer.table["method"].dropna()} - {"none"}),
+            "most": self._contributing(answer),
+        }
+        return packed(value)
+
+    def _contributing(self, answer: Answer) -> list[dict[str, Any]]:
+        """For each main measure the prompts with the largest values, or differences between the two sides."""
+        if answer.query.bootstrap != "prompt":
+            return []
+        try:
+            rows = self._source.rows(answer.sql)
+        except duckdb.Error:
+            return []
+        if not {"prompt", "total"} <= set(rows.columns) or rows["total"].dropna().empty:
+            return []
+        contrast = answer.query.contrast
+        found = []
+        for measure in dict.fromkeys(answer.main["measure"]):
+            part = rows[(rows["measure"] == measure) & rows["prompt"].notna() & rows["total"].notna()]
+            if "layer" in part:
+                part = part[part["layer"].isna()] if part["layer"].isna().any() else part
+            if part.empty:
+                continue
+            n = part["n"] if "n" in part else pd.Series(1.0, part.index)
+            both = contrast is not None and contrast[0] in part
+            keys = ["prompt", contrast[0]] if both and contrast else ["prompt"]
+            sums = (
+                pd.DataFrame({**{key: part[key] for key in keys}, "total": part["total"], "n": n}).groupby(keys).sum()
+            )
+            values = sums["total"] / sums["n"]
+            if both and contrast:
+                wide = values.unstack()
+                if not {contrast[1], contrast[2]} <= set(wide.columns):
+                    continue
+                values = wide[contrast[1]] - wide[contrast[2]]
+            values = values.replace([np.inf, -np.inf], np.nan).dropna()
+            top = values.reindex(values.abs().sort_values(ascending=False, kind="stable").index).head(MOST)
+            ids = self._ids(answer)
+            prompts = [[ids[int(at)], float(value)] for at, value in top.items() if 0 <= int(at) < len(ids)]
+            if prompts:
+                label = f"{contrast[1]} - {contrast[2]}" if both and contrast else ""
+                found.append({"measure": measure, "of": shown(label) if label else "", "prompts": prompts})
+        return found
+
+    def _ids(self, answer: Answer) -> list[str]:
+        """Prompt ids of the set that an answer is about, by index."""
+        stream = next(iter(answer.streams.values()), None)
+        return list(self._source.stream(stream).prompt_ids) if stream else []
+
+
+def group_of(tables: set[str]) -> str:
+    """The group of a row that reads these tables."""
+    return next((name for name, known in GROUPS.items() if known & tables), "Others")
+
+
+def explanations(about: str) -> dict[str, str]:
+    """Measure, or pattern of measures, -> what the row's header says of it."""
+    found = {}
+    for line in about.splitlines():
+        text = line.removeprefix("- ")
+        if line.startswith("- ") and (match := ITEM.match(text)):
+            for name in re.findall(r"`([^`]+)`", match[1]):
+                found[name] = text
+    return found
+
+
+def _said(measure: str, explained: dict[str, str]) -> str:
+    from fnmatch import fnmatchcase
+
+    return explained.get(measure) or next((text for name, text in explained.items() if fnmatchcase(measure, name)), "")
+
+
+def _curve(answer: Answer, panel: Panel, explained: dict[str, str]) -> dict[str, Any]:
+    """A measure along an axis: a series per hue."""
+    series = []
+    for hue in dict.fromkeys(panel.rows["hue"]):
+        rows = panel.rows[[value == hue or (value is None and hue is None) for value in panel.rows["hue"]]]
+        columns = {name: rows[name].tolist() for name in ("x", "estimate", "low", "high")}
+        counted = sorted({(int(n), str(of)) for n, of in zip(rows["n"], rows["unit"], strict=True) if not pd.isna(n)})
+        series.append(
+            {
+                "name": shown(hue),
+                "role": hue if hue in ("pt", "it") else "",
+                "contrast": is_contrast(hue),
+                **columns,
+                "n": counted,
+            }
+        )
+    points = [[x, line["value"]] for x, line in marked(answer, panel)]
+    return {**_about(panel, explained), "unit": answer.query.plot.get("y", ""), "series": series, "points": points}
+
+
+def _number(answer: Answer, panel: Panel, explained: dict[str, str]) -> dict[str, Any]:
+    """A single number: a line per hue with its interval and what was published."""
+    lines = []
+    for row in panel.rows.itertuples():
+        published = reference(answer, panel, row.hue)
+        lines.append(
+            {
+                "name": shown(row.hue),
+                "role": row.hue if row.hue in ("pt", "it") else "",
+                "contrast": is_contrast(row.hue),
+                "text": interval(row.estimate, row.low, row.high),
+                "n": row.n,
+                "of": row.unit,
+                "published": None if published is None else [published[name] for name in ("value", "low", "high")],
+            }
+        )
+    return {**_about(panel, explained), "unit": unit(answer, panel), "lines": lines}
+
+
+def _about(panel: Panel, explained: dict[str, str]) -> dict[str, str]:
+    return {"label": panel.label, "measure": panel.measure, "about": _said(panel.measure, explained)}
+
+
+def _link(item: str) -> str:
+    return pitfall_link(item.partition(": ")[0])
