@@ -37,7 +37,7 @@ CHUNK_RAW_MULTIPLE = 4 << 17
 
 
 @dataclass(frozen=True)
-class _Variable:
+class Variable:
     """One array of a capture: its dimension names, its dtype on disk and what it is."""
 
     name: str
@@ -104,12 +104,12 @@ TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special")
 VARIABLES = {
     variable.name: variable
     for variable in (
-        *(_Variable(site.name, ("token", *site.axes), "float32", site.meaning) for site in SITES.values()),
-        _Variable("logits", ("token", "vocab"), "float32", "next-token logits", unit="nats"),
-        _Variable("topk_id", ("token", "k"), "int32", "token ids of the largest logits, descending"),
-        _Variable("topk_logit", ("token", "k"), "float32", "the largest logits, descending", unit="nats"),
-        _Variable("logsumexp", ("token",), "float32", "log of the summed exponentials of all logits", unit="nats"),
-        _Variable(
+        *(Variable(site.name, ("token", *site.axes), "float32", site.meaning) for site in SITES.values()),
+        Variable("logits", ("token", "vocab"), "float32", "next-token logits", unit="nats"),
+        Variable("topk_id", ("token", "k"), "int32", "token ids of the largest logits, descending"),
+        Variable("topk_logit", ("token", "k"), "float32", "the largest logits, descending", unit="nats"),
+        Variable("logsumexp", ("token",), "float32", "log of the summed exponentials of all logits", unit="nats"),
+        Variable(
             "attn_entropy",
             ("prompt", "layer", "head"),
             "float32",
@@ -117,17 +117,17 @@ VARIABLES = {
             True,
             "nats",
         ),
-        _Variable("token_id", ("token",), "int32", "token fed to the model"),
-        _Variable("prompt", ("token",), "int32", "index of the prompt"),
-        _Variable("position", ("token",), "int32", "position in the prompt's sequence"),
-        _Variable("step", ("token",), "int32", "index of the continuation token predicted here, else -1"),
-        _Variable("is_special", ("token",), "bool", "special token of the tokenizer"),
-        _Variable("prompt_id", ("prompt",), "string", "id of the prompt in its prompt set"),
-        _Variable("category", ("prompt",), "string", "category of the prompt"),
-        _Variable("offset", ("prompt_edge",), "int64", "prompt p owns tokens offset[p]:offset[p+1]"),
-        _Variable("boundary", ("boundary",), "int32", "0 = input of block 0, l+1 = output of block l"),
-        _Variable("layer", ("layer",), "int32", "block index"),
-        _Variable("lens_layer", ("lens_layer",), "int32", "layer as in tables: block index, -1 = input of block 0"),
+        Variable("token_id", ("token",), "int32", "token fed to the model"),
+        Variable("prompt", ("token",), "int32", "index of the prompt"),
+        Variable("position", ("token",), "int32", "position in the prompt's sequence"),
+        Variable("step", ("token",), "int32", "index of the continuation token predicted here, else -1"),
+        Variable("is_special", ("token",), "bool", "special token of the tokenizer"),
+        Variable("prompt_id", ("prompt",), "string", "id of the prompt in its prompt set"),
+        Variable("category", ("prompt",), "string", "category of the prompt"),
+        Variable("offset", ("prompt_edge",), "int64", "prompt p owns tokens offset[p]:offset[p+1]"),
+        Variable("boundary", ("boundary",), "int32", "0 = input of block 0, l+1 = output of block l"),
+        Variable("layer", ("layer",), "int32", "block index"),
+        Variable("lens_layer", ("lens_layer",), "int32", "layer as in tables: block index, -1 = input of block 0"),
     )
 }
 
@@ -193,7 +193,7 @@ def scalars(table: str) -> dict[str, str]:
 
 
 VARIABLES |= {
-    f"{table}_{column.name}": _Variable(
+    f"{table}_{column.name}": Variable(
         f"{table}_{column.name}",
         ("token", "lens_layer"),
         column.type,
