@@ -249,8 +249,8 @@ class Cells:
                 p = (values - logits.logsumexp(-1, keepdim=True)).exp()
                 part = slice(start, start + len(ids))
                 top[part], share[part] = ids.cpu().numpy(), p.cpu().numpy()
-        top, share = (found.reshape(count, layers, self.top).transpose(2, 1, 0) for found in (top, share))
-        return top, share
+        shape = (count, layers, self.top)
+        return top.reshape(shape).transpose(2, 1, 0), share.reshape(shape).transpose(2, 1, 0)
 
     def _delta(self, one: Captured, prompt_id: str, block: Block | None, mine: slice, layers: int) -> np.ndarray | None:
         """Cosine of what a block adds and what it reads [layers, tokens], NaN for the input; None where nothing says it."""

@@ -17,7 +17,7 @@ from ..store.core.columns import Column
 from ..store.core.errors import LakeError
 from ..store.core.version import __version__
 from ..store.tables.declared import TABLES
-from ..store.tables.sql import described
+from ..store.tables.statements import described
 from .packing import packed
 from .source import Source
 

@@ -68,8 +68,8 @@ class Site:
             if view.whole:
                 yield from (f"pair/{number}/{at}" for at in self._of_both(number))
         yield "texts"
-        for place, one in enumerate(self.written.sets):
-            yield from (f"texts/{place}/{at}" for at in range(len(one["ids"])))
+        for place, texts in enumerate(self.written.sets):
+            yield from (f"texts/{place}/{at}" for at in range(len(texts["ids"])))
             yield from (f"condition/{place}/{number}" for number in range(len(self.written.conditions)))
         yield "rows"
         yield from (f"rows/{number}" for number in range(len(self.answers.ready)))

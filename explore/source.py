@@ -188,16 +188,13 @@ class Words:
 
     def __init__(self, layout: Layout, model: str):
         table = read_vocab(layout, model)
-        self.there = table is not None
-        self._texts = table["text"] if table is not None else None
-        self._bytes = table["bytes"] if table is not None else None
+        self._known = [] if table is None else list(zip(table["text"], table["bytes"], strict=True))
 
     def __call__(self, token: int) -> str:
         """The name of one id."""
-        if self._texts is None or not 0 <= token < len(self._texts):
+        if not 0 <= token < len(self._known):
             return f"#{token}"
-        text = self._texts[token].as_py()
-        raw = self._bytes[token].as_py()
+        text, raw = (value.as_py() for value in self._known[token])
         if "\ufffd" in text:
             return f"<{raw.hex(' ').upper()}>"
         return text or raw.decode(errors="replace") or f"#{token}"

@@ -21,7 +21,7 @@ from actlake.store.artifacts.texts import Condition
 from actlake.store.core.errors import LakeError
 from actlake.store.core.schema import OUTPUTS
 from actlake.store.format.paths import Layout
-from actlake.store.tables.sql import write_table
+from actlake.store.tables.files import write_table
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
@@ -159,9 +159,21 @@ def test_what_a_lake_lacks_is_a_sentence(tmp_path: Path, llama: Any) -> None:
     assert "kept no residual" in value["notes"][0] and value["lenses"] == [] and len(arrays["word"]) == value["tokens"]
     assert [view["captures"] for view in read(made, "index")[0]["views"]] == [{"it": 0}]
     empty = Site(Source(Layout.open(tmp_path / "empty", create=True)))
-    assert list(empty.names()) == ["index"] and read(empty, "index")[0]["views"] == []
+    assert list(empty.names()) == ["texts", "rows", "directions", "index"] and read(empty, "index")[0]["views"] == []
     with pytest.raises(LakeError, match="prompt set 'other'; prompt sets here: tiny"):
         _ = Source(layout, "cpu", prompts="other").captures
+
+
+def test_unequal_vocabularies(tmp_path: Path) -> None:
+    pair = tiny.make_pair(tmp_path / "models")
+    tiny.add_token(tmp_path / "models" / "it")
+    made = Site(Source(tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER), "cpu"))
+    for name in made.names():
+        value, arrays = read(made, name)
+        if name.startswith("pair"):
+            assert value["notes"] == [] and np.isfinite(arrays["js"]).all() and (arrays["js"] <= np.log(2) + 1e-6).all()
+        if name.startswith("cells"):
+            assert value["lenses"] == ["raw"] and np.isfinite(arrays["raw.entropy"]).all()
 
 
 # --- texts, rows, directions -------------------------------------------------------------------------------------------

@@ -183,6 +183,7 @@ const explorer = (() => {
     page.drawn?.();
     document.title = `${page.heading ? page.heading() : page.title} · actlake`;
     explorer.shown += 1;
+    explorer.times.first ??= performance.now();
   }
 
   function opened() {
@@ -286,7 +287,7 @@ const explorer = (() => {
   }
 
   return {
-    shown: 0, put, load, el, prose, select, toggles, copyable, table, save, address, get, set, show, number, signed, bytes, visible, readable,
+    shown: 0, times: {}, put, load, el, prose, select, toggles, copyable, table, save, address, get, set, show, number, signed, bytes, visible, readable,
     quoted, csv, dark, page, start,
     get index() { return index; },
     pageOf: name => pages.get(name),
