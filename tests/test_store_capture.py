@@ -28,8 +28,8 @@ from actlake.store.core.schema import (
     SHARD_TOKENS,
     SITES,
     VARIABLES,
-    _Site,
-    _Variable,
+    Site,
+    Variable,
     chunk_tokens,
     shard_tokens,
 )
@@ -104,9 +104,9 @@ def test_any_capture_comes_back_in_any_slice(tmp_path_factory, data):
 
 def test_a_site_may_have_any_axes_after_the_layer(tmp_path, monkeypatch):
     """One per head [token, layer, head, d_head] is written, read in any slice, cut to layers and swept like the others."""
-    site = _Site("heads", ("layer", "head", "d_head"), "output of each head", "attention")
+    site = Site("heads", ("layer", "head", "d_head"), "output of each head", "attention")
     monkeypatch.setitem(SITES, site.name, site)
-    monkeypatch.setitem(VARIABLES, site.name, _Variable(site.name, ("token", *site.axes), "float32", site.meaning))
+    monkeypatch.setitem(VARIABLES, site.name, Variable(site.name, ("token", *site.axes), "float32", site.meaning))
     shape = site.shape({"layer": 3, "head": 2, "d_head": 5})
     template = replace(made_template(layers=3, names=("resid",)), sizes={"resid": (4, 4), "heads": shape})
     path = sealed(Layout.open(tmp_path / "lake", create=True), template)
