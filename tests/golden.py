@@ -146,6 +146,26 @@ def _answers(lake: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield where, {"shape": [len(lines)], "sha": _sha([lines[kept].to_csv(index=False)]), **numbers}
 
 
+def depends_on_others(lake: Any, pair: str = "gpt_neox") -> list[str]:
+    """Rows of a pair that are answered otherwise alone than with all others, in either order, when all tables are there."""
+    from actlake.queries.answer.asking import Asking
+    from actlake.queries.rows.registry import queries
+
+    catalog, different = Path(str(lake.layout.root)).parent / "catalog.yaml", []
+    for prompts, wide in (("wide", True), ("golden", False)):
+        asked = [query for name, query in queries().items() if (name in WIDE) == wide]
+
+        def answers(*some: Any, prompts: str = prompts) -> dict[str, Any]:
+            found = Asking(lake.layout, some, pair, prompts, "cpu", catalog, resamples=50).answers()
+            return {answer.query.id: [answer.sentence, _columns(answer.table)] for answer in found}
+
+        together = [answers(*asked), answers(*reversed(asked))]
+        for query in asked:
+            alone = answers(query)[query.id]
+            different += [query.id for found in together if found[query.id] != alone]
+    return different
+
+
 def _captures(lake: Any) -> Entries:
     """Every array and coordinate of every capture, by the stream that a reader asks for."""
     found = {}
@@ -358,7 +378,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any], exactly: bool) -> str:
 
 
 def compute() -> dict[str, Any]:
-    """Make the lake in a process with the pinned arithmetic: {"fingerprint": ..., "entries": ...}."""
+    """Make the lake in a process with the pinned arithmetic: {"fingerprint": .., "entries": .., "depends on others": ..}."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ACTLAKE_")}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "computed.json"
@@ -405,8 +425,8 @@ def main() -> None:
 
         torch.set_num_threads(1)
         lake = make(chosen.make.parent)
-        found = {"fingerprint": fingerprint(), "entries": entries(lake)}
-        chosen.make.write_text(dump(found), encoding="utf-8")
+        found = {"fingerprint": fingerprint(), "entries": entries(lake), "depends on others": depends_on_others(lake)}
+        chosen.make.write_text(json.dumps(found), encoding="utf-8")
         return
     new = compute()
     said = report(recorded(), new) if FILE.exists() else ""

@@ -12,9 +12,18 @@ import pandas as pd
 import pytest
 
 
-def test_the_golden_lake_is_what_it_was() -> None:
-    said = golden.report(golden.recorded(), golden.compute())
+@pytest.fixture(scope="module")
+def computed() -> dict[str, Any]:
+    return golden.compute()
+
+
+def test_the_golden_lake_is_what_it_was(computed: dict[str, Any]) -> None:
+    said = golden.report(golden.recorded(), computed)
     assert not said, "\n" + said
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(computed: dict[str, Any]) -> None:
+    assert computed["depends on others"] == []
 
 
 def test_golden_json_has_all_rows_pairs_and_kinds() -> None:

@@ -174,22 +174,17 @@ class Asking:
     def _answer(
         self, plans: Sequence[Plan], made: Sequence[Path], failed: dict[Path, LakeError]
     ) -> Iterator[Answer | Refused]:
-        if not plans:
-            return
-        pairs = {pair: models for plan in plans for pair, models in plan.pairs.items()}
-        files: dict[str, list[Path]] = {}
-        for plan in plans:
-            for name, some in plan.tables(self.layout).items():
-                files.setdefault(name, []).extend(some)
-        connection = connect(self.layout, "\n".join(plan.query.sql for plan in plans), pairs, files)
         for plan in plans:
             started = time.perf_counter()
-            try:
-                plan.do_without(failed)
-                yield answered(self.layout, connection, plan, made, self._resamples, started)
-            except LakeError as error:
-                self.refused.append(refusal := Refused(plan.query, str(error), error))
-                yield refusal
+            found: Answer | Refused
+            # One connection a row, with the files of that row: an answer does not depend on what else is asked.
+            with connect(self.layout, plan.query.sql, plan.pairs, plan.tables(self.layout)) as connection:
+                try:
+                    plan.do_without(failed)
+                    found = answered(self.layout, connection, plan, made, self._resamples, started)
+                except LakeError as error:
+                    self.refused.append(found := Refused(plan.query, str(error), error))
+            yield found
 
     def _turns(self) -> Iterator[tuple[Stage, list[Plan], list[Job]]]:
         """Rows that are answered together, and the jobs to do before: what is there, quick tables, all other tables, also those

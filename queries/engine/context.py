@@ -226,7 +226,7 @@ def name_columns(names: Names) -> dict[str, str]:
 
 def all_boundaries(capture: Capture, table: str) -> None:
     """LakeError unless the capture holds the residuals at every boundary."""
-    if "resid" not in capture or capture.array("resid").shape[1] <= capture.layers:
+    if "resid" not in capture or capture.size("resid")[0] <= capture.layers:
         raise LakeError(
             f"{capture.path}: table {table} needs the residual at every boundary, this capture kept fewer (a lean profile, or"
             " other sites): capture with the profile full into another lake"

@@ -142,7 +142,7 @@ def _loads(kit: Context, job: Job) -> Iterable[tuple[str, int]]:
 
 
 def _bytes(capture: Capture) -> int:
-    return 4 * prod(capture.array("resid").shape) if "resid" in capture else 0
+    return 4 * capture.n_tokens * prod(capture.size("resid")) if "resid" in capture else 0
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,10 @@ class Capture:
         """Blocks of the model that it was made with."""
         return len(self._record["layers"])
 
+    def size(self, name: str) -> tuple[int, ...]:
+        """Shape of what a site keeps of a token, as recorded: no array is opened."""
+        return tuple(self._record["sizes"][name])
+
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
         if self.partial and name not in self and name in self.group:
@@ -163,7 +167,7 @@ class Capture:
     @property
     def n_tokens(self) -> int:
         """Length of the token axis."""
-        return int(self.array("token_id").shape[0])
+        return int(self._record["n_tokens"])
 
     @property
     def sha256(self) -> str:

@@ -53,9 +53,9 @@ def connect(
     """An in-memory DuckDB connection that sees the lake's tables as views and nothing else.
 
     `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it. `pairs` are
-    those that rows are told apart by (left out: all that the lake and the usual catalog have), `files` the only ones that are
-    read of a table, beside those from elsewhere (left out: all that count). With `only`, rows of other models than these need
-    not be there (`restriction.only_models`).
+    those that rows are told apart by (left out: all that the lake and the usual catalog have). With `files` there are just the
+    tables that `sql` reads, of each just these files and those from elsewhere (left out: all that count). With `only`, rows of
+    other models than these need not be there (`restriction.only_models`).
 
     Views: one per table of the schema (empty when nothing is computed yet), with columns pair and variant; `pairs`,
     `captures`, `streams` and the SQL views. A model in no pair has rows with neither, one in two pairs has its rows twice.
@@ -80,7 +80,10 @@ def connect(
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
-    for name, columns in {**{name: table.columns for name, table in TABLES.items()}, TEXTS: OUTPUT_COLUMNS}.items():
+    columns_of = {name: table.columns for name, table in TABLES.items()} | {TEXTS: OUTPUT_COLUMNS}
+    needed = {*columns_of} if files is None else {*read, *behind, *files}
+    for name in [name for name in columns_of if name in needed]:
+        columns = columns_of[name]
         try:
             rows = _paired(_scan(found[name], columns), columns)
             if name == "pair_lens":
@@ -90,8 +93,10 @@ def connect(
             folder = layout.root / "texts" if name == TEXTS else layout.table(name)
             raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
     for name, view in VIEWS.items():
-        connection.execute(f"CREATE VIEW {name} AS {view}")
-    _comment(connection, tables_in(sql or ""))
+        if tables_behind(name) <= needed:
+            connection.execute(f"CREATE VIEW {name} AS {view}")
+    if files is None:
+        _comment(connection, tables_in(sql or ""))
     connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in found.values() for file in some)}]")
     # Its widget would stay in a notebook's output; where ipywidgets is missing there is none, and setting it is an error.
     with suppress(duckdb.InvalidInputException):
