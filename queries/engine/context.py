@@ -6,7 +6,7 @@ needs only its path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Hashable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -74,6 +74,9 @@ class Scope:
         """The columns that name the models in tables of a pair; None for one that the pair lacks."""
         return {f"model_{variant}": self.models.get(variant) for variant in VARIANTS}
 
+    def __hash__(self) -> int:
+        return hash((self.pair, *sorted(self.models.items()), *sorted(self.streams.items()), self.recipe))
+
     def one(self, variant: str) -> Scope:
         """The capture of one of the models alone."""
         return replace(self, streams={variant: self.streams[variant]})
@@ -98,10 +101,11 @@ class Context:
         self.only = only
         self.layout, self.asked_device, self._catalog = layout, device, catalog
         self.generate, self.probes = generate, probes
-        self._known: dict[Any, Any] = {}
+        self._made: dict[Any, Any] = {}
         self.making: list[str] = []  # tables whose jobs are being made, each for the one before
         self.capture = cache(lambda names: Capture(layout.capture(*names), lake=layout.files))
         self.foreign = cache(lambda table: foreign_captures(layout, table))
+        self.models = cache(lambda pair: pair_named(pair, self.catalog, self.stored))
         self._arrays = cache(lambda model: read_head(layout, model))
         self._streams = cache(lambda pair: pair_streams(layout, {pair: self.models(pair)}))
 
@@ -135,10 +139,6 @@ class Context:
         found = stored_pairs(self.catalog, self.stored)
         return {pair: of for pair, of in found.items() if self.only is None or self.only & set(of.values())}
 
-    def models(self, pair: str) -> dict[str, str]:
-        """The models of a pair of the lake or the catalog, by variant, pt before it; LakeError for an unknown pair."""
-        return self.once(("models", pair), lambda: pair_named(pair, self.catalog, self.stored))
-
     def variants(self, pair: str) -> tuple[str, ...]:
         """The variants that a pair has."""
         return tuple(self.models(pair))
@@ -153,11 +153,11 @@ class Context:
         mine = mine[mine["stream"].isin(scope.streams.values())]
         return bool(len(mine)) and bool((mine["prompt_set"] == FOREIGN).all())
 
-    def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What `make` returns, computed once per key and shared between jobs."""
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
+    def once(self, make: Callable[..., T], *about: Hashable) -> T:
+        """What `make(context, *about)` returns, computed once and shared between jobs."""
+        if (make, *about) not in self._made:
+            self._made[make, *about] = make(self, *about)
+        return self._made[make, *about]
 
     def windows(self, pair: str, n_layers: int) -> dict[str, tuple[int, int]]:
         """Early, mid and late blocks of a pair, the catalog's or else METHODS 1.6's, and `earlymid` and `midlate`, the runs of
@@ -175,9 +175,7 @@ class Context:
 
     def head(self, names: Names) -> Head:
         """A model's head."""
-        from ...analyze.lens.head import Head
-
-        return self.once(("head", names[0]), lambda: Head.from_arrays(*self.arrays(names)))
+        return self.once(_head, names[0])
 
     def arrays(self, names: Names) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What the lake keeps of a model: arrays and attributes of head.zarr."""
@@ -185,13 +183,7 @@ class Context:
 
     def common_real(self, models: Mapping[str, Names]) -> np.ndarray:
         """Tokens that are real to both models of a pair (METHODS 1.4): bool [V], V the smaller of the two vocabularies."""
-
-        def compare() -> np.ndarray:
-            real = [self.arrays(models[variant])[0]["real_token"] for variant in VARIANTS]
-            size = min(map(len, real))
-            return real[0][:size] & real[1][:size]
-
-        return self.once(("common real tokens", *(models[variant][0] for variant in VARIANTS)), compare)
+        return self.once(_common_real, *(models[variant] for variant in VARIANTS))
 
     def common_head(self, models: Mapping[str, Names], variant: str) -> Head:
         """A model's head with the ids of `common_real` alone, so that it compares with that of the pair's other model."""
@@ -211,6 +203,18 @@ class Context:
     def head_hash(self, names: Names) -> str:
         """The hash of the model behind a capture."""
         return str(read_model(self.layout, names[0])["sha256"])
+
+
+def _head(kit: Context, model: str) -> Head:
+    from ...analyze.lens.head import Head
+
+    return Head.from_arrays(*kit.arrays((model, "")))
+
+
+def _common_real(kit: Context, *names: Names) -> np.ndarray:
+    real = [kit.arrays(each)[0]["real_token"] for each in names]
+    size = min(map(len, real))
+    return real[0][:size] & real[1][:size]
 
 
 def check_both(kit: Context, pair: str, what: str) -> None:

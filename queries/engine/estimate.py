@@ -131,7 +131,11 @@ def _steps(kit: Context, job: Job) -> float:
 
 def _texts(kit: Context, job: Job) -> tuple[int, int]:
     """Texts that a job would write, and new tokens each at most."""
-    return kit.once(("texts", job.path), lambda: job.generates() or (0, 0))
+    return kit.once(_generates, job)
+
+
+def _generates(kit: Context, job: Job) -> tuple[int, int]:
+    return job.generates() or (0, 0)
 
 
 def _loads(kit: Context, job: Job) -> Iterable[tuple[str, int]]:
@@ -156,7 +160,7 @@ class _Shape:
 
 
 def _shape(kit: Context, model: str) -> _Shape:
-    return kit.once(("shape", model), lambda: _read_shape(kit, model))
+    return kit.once(_read_shape, model)
 
 
 def _read_shape(kit: Context, model: str) -> _Shape:

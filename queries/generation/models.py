@@ -10,6 +10,7 @@ import numpy as np
 from ...analyze.residual import directions as kernels
 from ...capture.checkpoint.configs import load_config, load_tokenizer, source
 from ...capture.checkpoint.stops import Stops, declared, find_stops
+from ...capture.checkpoint.tokens import real_token_mask
 from ...capture.edit.edits import Edit
 from ...capture.edit.replay import find_weights
 from ...capture.edit.words import SEEDED, EditSpec, build
@@ -50,18 +51,11 @@ class LoadedModels:
 
     def record(self, variant: str) -> dict[str, Any]:
         """What tells a model from another: the lake's record of it, or its files' where it has not been captured."""
-
-        def find() -> dict[str, Any]:
-            if has_model(self._kit.layout, self.name(variant)):
-                return read_model(self._kit.layout, self.name(variant))
-            return identify(self._spec(variant), tokenizer=self.tokenizer(variant))
-
-        return self._kit.once(("record", self.name(variant)), find)
+        return self._kit.once(_record, self.name(variant))
 
     def config(self, variant: str) -> Any:
         """A model's text config."""
-        found = self._kit.once(("config", self.name(variant)), lambda: load_config(self._spec(variant)))
-        return found.get_text_config()
+        return self._kit.once(_config, self.name(variant)).get_text_config()
 
     def shape(self) -> Shape:
         """The number of blocks and the windows; LakeError unless both models have as many blocks."""
@@ -75,16 +69,15 @@ class LoadedModels:
 
     def tokenizer(self, variant: str) -> Any:
         """A model's tokenizer."""
-        return self._kit.once(("tokenizer", self.name(variant)), lambda: load_tokenizer(self._spec(variant)))
+        return self._kit.once(_tokenizer, self.name(variant))
 
     def stops(self, variant: str, chat: bool) -> Stops:
         """What ends a model's continuations, after a chat prompt or raw text."""
+        return self._kit.once(_stops, self.name(variant), chat)
 
-        def find() -> Stops:
-            spec = self._spec(variant)
-            return find_stops(self.tokenizer(variant), declared(spec, source(spec), load_config(spec)), chat)
-
-        return self._kit.once(("stops", self.name(variant), chat), find)
+    def real(self, variant: str) -> np.ndarray:
+        """Tokens that a model may choose, bool [V] (METHODS 1.4)."""
+        return self._kit.once(_real, self.name(variant), self.model(variant).head.vocab)
 
     def check(self, variant: str) -> None:
         """LakeError unless the weights are here and those that the lake's captures were made from."""
@@ -113,12 +106,39 @@ class LoadedModels:
         return self._donor[1]
 
     def _spec(self, variant: str) -> Any:
-        return find_weights(self._kit.layout, self.name(variant), self._kit.catalog)
+        return _spec(self._kit, self.name(variant))
+
+
+def _spec(kit: Context, model: str) -> Any:
+    return find_weights(kit.layout, model, kit.catalog)
+
+
+def _record(kit: Context, model: str) -> dict[str, Any]:
+    if has_model(kit.layout, model):
+        return read_model(kit.layout, model)
+    return identify(_spec(kit, model), tokenizer=kit.once(_tokenizer, model))
+
+
+def _config(kit: Context, model: str) -> Any:
+    return load_config(_spec(kit, model))
+
+
+def _tokenizer(kit: Context, model: str) -> Any:
+    return load_tokenizer(_spec(kit, model))
+
+
+def _stops(kit: Context, model: str, chat: bool) -> Stops:
+    spec = _spec(kit, model)
+    return find_stops(kit.once(_tokenizer, model), declared(spec, source(spec), load_config(spec)), chat)
+
+
+def _real(kit: Context, model: str, vocab: int) -> np.ndarray:
+    return real_token_mask(kit.once(_tokenizer, model), vocab)
 
 
 def hosts(kit: Context, pair: str) -> LoadedModels:
     """The models of a pair, shared by all that ask."""
-    return kit.once(("hosts", pair), lambda: LoadedModels(kit, pair))
+    return kit.once(LoadedModels, pair)
 
 
 class SteeringVectors:
@@ -209,7 +229,7 @@ def _by_layer(layers: np.ndarray, vectors: np.ndarray) -> dict[int, np.ndarray]:
 
 def steering(kit: Context, scope: Scope) -> SteeringVectors:
     """The directions of a scope, shared by all that ask."""
-    return kit.once(("steering", scope.pair, *sorted(scope.streams.values())), lambda: SteeringVectors(kit, scope))
+    return kit.once(SteeringVectors, scope)
 
 
 def edits_of(host: LoadedModels, variant: str, edits: Sequence[EditSpec], vectors: Callable[..., Any]) -> list[Edit]:
@@ -222,21 +242,21 @@ def prompts_of(kit: Context, scope: Scope) -> PromptSet:
 
     LakeError when it is not found under its name any more, or has changed.
     """
-    record = next(record for record in stream_records(kit.layout) if record["name"] == scope.main)
+    return kit.once(_prompts, scope.main)
+
+
+def _prompts(kit: Context, stream: str) -> PromptSet:
+    record = next(record for record in stream_records(kit.layout, [stream]) if record["name"] == stream)
     name, then = record["prompts"], record["recipe"].get("prompt_set_sha256")
-
-    def find() -> PromptSet:
-        try:
-            found = find_prompts(kit.catalog, kit.layout, name, record["n_prompts"])
-        except LakeError as error:
-            raise LakeError(
-                f"{error}: the captures read it, and scores need its fields; `actlake prompts add` keeps a set"
-            ) from None
-        if found.sha256 != then:
-            raise LakeError(
-                f"prompt set {name}: is not the one that stream {record['name']} was made from (SHA-256 {found.sha256[:12]}, then"
-                f" {str(then)[:12]}): put the old file back, or capture the new one"
-            )
-        return found
-
-    return kit.once(("prompts", record["name"]), find)
+    try:
+        found = find_prompts(kit.catalog, kit.layout, name, record["n_prompts"])
+    except LakeError as error:
+        raise LakeError(
+            f"{error}: the captures read it, and scores need its fields; `actlake prompts add` keeps a set"
+        ) from None
+    if found.sha256 != then:
+        raise LakeError(
+            f"prompt set {name}: is not the one that stream {stream} was made from (SHA-256 {found.sha256[:12]}, then"
+            f" {str(then)[:12]}): put the old file back, or capture the new one"
+        )
+    return found

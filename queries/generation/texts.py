@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from ...analyze.text.scores import forced_choice, lettered
-from ...capture.checkpoint.tokens import encode_all, notes, reading, real_token_mask, template_for, up_to_unknown
+from ...capture.checkpoint.tokens import encode_all, notes, reading, template_for, up_to_unknown
 from ...capture.edit.words import EditSpec, condition_text
 from ...capture.model.load import Model
 from ...capture.run.batching import explain_memory
@@ -96,15 +96,11 @@ class _ConditionJob(Job):
         self, variant: str, template: str, prompts: Sequence[Prompt], texts: Sequence[str] | None = None
     ) -> list[list[int]]:
         """Token ids of prompts (or of texts that stand for them) under a template; encoded once for all conditions."""
-        date, control = self.asked.date, self.asked.control_tokens
-        own = self.hosts.record(variant)["template"]
-        template, texts = template_for(template, own), tuple(texts or [prompt.text for prompt in prompts])
-        names = [f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in prompts]
-        tokenizer = self.hosts.tokenizer(variant)
-        return self.kit.once(
-            ("ids", self.hosts.name(variant), template, date, control, texts),
-            lambda: encode_all(tokenizer, texts, template, False, date, control, names),
-        )
+        template = template_for(template, self.hosts.record(variant)["template"])
+        texts = tuple(texts or [prompt.text for prompt in prompts])
+        names = tuple(f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in prompts)
+        how = (template, False, self.asked.date, self.asked.control_tokens)
+        return self.kit.once(_encoded, self.hosts, variant, texts, how, names)
 
     def missing(self) -> list[int]:
         """Places of the prompts that nothing is known of yet; equal prompts once."""
@@ -173,10 +169,16 @@ class _ConditionJob(Job):
         """The edits, for the host."""
         return edits_of(self.hosts, self.asked.variant, self.asked.edits, self.steer.vectors)
 
-    def real(self) -> np.ndarray:
-        """Tokens that may be chosen. METHODS 1.4."""
-        model = self.model()
-        return self.kit.once(("real", model.name), lambda: real_token_mask(model.tokenizer, model.head.vocab))
+
+def _encoded(
+    kit: Context,
+    models: LoadedModels,
+    variant: str,
+    texts: tuple[str, ...],
+    how: tuple[Any, ...],
+    names: tuple[str, ...],
+) -> list[list[int]]:
+    return encode_all(models.tokenizer(variant), texts, *how, names)
 
 
 def recipe_of(kit: Context, asked: Asked, steer: SteeringVectors) -> dict[str, Any]:
@@ -226,7 +228,7 @@ class Texts(_ConditionJob):
         """Generate."""
         model, edits, budget = self.model(), self.attached(), self.asked.max_new_tokens
         ids = [self.ids[place] for place in missing]
-        stops = self.recipe["stops"]
+        stops, real = self.recipe["stops"], self.hosts.real(self.asked.variant)
         found = self.hosts.stops(self.asked.variant, self.recipe["template"] == "chat")
         for line in [*notes(model.name, model.tokenizer, self.recipe), found.note(model.name)]:
             if line:
@@ -236,7 +238,7 @@ class Texts(_ConditionJob):
             known = self.condition.parts(self.kind)  # another process may have written some
             return [index for index in indices if prompt_key(ids[index]) not in known]
 
-        for indices, written in decoded(model, ids, budget, stops, self.asked.batch, edits, self.real(), still):
+        for indices, written in decoded(model, ids, budget, stops, self.asked.batch, edits, real, still):
             rows = [
                 {
                     "prompt_sha": prompt_key(ids[index]),
@@ -289,7 +291,8 @@ class Choices(_ConditionJob):
         chosen = [self.asked.prompts[place] for place in missing]
         ids = [self.ids[place] for place in missing]
         stops, said = self.recipe["stops"], dict[int, str]()
-        for indices, written in decoded(model, ids, FORCED_TOKENS, stops, self.asked.batch, edits, self.real()):
+        real = self.hosts.real(self.asked.variant)
+        for indices, written in decoded(model, ids, FORCED_TOKENS, stops, self.asked.batch, edits, real):
             said |= {
                 index: model.tokenizer.decode(tokens, skip_special_tokens=True)
                 for index, tokens in zip(indices, written, strict=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ...analyze.tuned.folds import fold_of
 from ...store.artifacts.probes import list_probes, read_probes
@@ -83,7 +84,7 @@ def choose(kit: Context, names: Names) -> Chosen:
 
     Sets of another checkpoint don't count. LakeError when nothing is there and nothing can be trained.
     """
-    return kit.once(("probes", names), lambda: _choose(kit, names))
+    return kit.once(_choose, names)
 
 
 def _choose(kit: Context, names: Names) -> Chosen:
@@ -106,10 +107,14 @@ def _choose(kit: Context, names: Names) -> Chosen:
     return Chosen(usual, (Training(kit, spec),), kit.layout.files)
 
 
+def _streams(kit: Context, model: str) -> pd.DataFrame:
+    return stream_table(kit.layout, [model])
+
+
 def _native(kit: Context, names: Names) -> Names:
     """The capture on the stream `native` of the same model and prompts; the one at hand when there is none."""
     model, stream = names
-    mine = kit.once(("streams of model", model), lambda: stream_table(kit.layout, [model]))
+    mine = kit.once(_streams, model)
     same = mine[mine["prompt_set"].isin(mine.loc[mine["stream"] == stream, "prompt_set"])]
     native = sorted(set(same.loc[same["recipe"] == "native", "stream"]))
     return names if not native or stream in native else (model, native[0])

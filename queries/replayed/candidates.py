@@ -12,7 +12,7 @@ from ..engine.blocks import Block
 from ..engine.context import Context, Scope
 from ..engine.declare import table
 from ..tables.final_layer import LATE
-from ..tables.words import vocab_table
+from ..tables.words import Vocab, vocab_table
 from .condition import Condition
 from .conditions import HOSTED, by_condition_and_lens
 from .graft import LensCondition, condition_of
@@ -37,9 +37,8 @@ class _Candidates(LensCondition):
         (mine, here), _ = self.sides(pt, it)
         after = self.translated(mine, here, self.replays.whole(self.condition, mine, here)[0])
         before, head, late = self.stored(mine, here), self.kit.head(self.host), self._late + 1
-        found = exchanged(
-            head, before[:, late:], after[:, late:], self._groups(head.vocab), k=K, device=self.kit.device
-        )
+        groups = self.kit.once(_groups, self._vocab, head.vocab)
+        found = exchanged(head, before[:, late:], after[:, late:], groups, k=K, device=self.kit.device)
         counts = {
             f"{way}_{group}": found[way][..., place]
             for way in ("entered", "left")
@@ -47,13 +46,10 @@ class _Candidates(LensCondition):
         }
         return {**counts, "jaccard": found["jaccard"]}
 
-    def _groups(self, vocab: int) -> np.ndarray:
-        """The place in GROUPS of every token id [V]."""
 
-        def read() -> np.ndarray:
-            return np.array([GROUPS.index(COLLAPSED[name]) for name in self._vocab.column("word_class")[:vocab]])
-
-        return self.kit.once(("groups", self._vocab.path, vocab), read)
+def _groups(kit: Context, vocab: Vocab, size: int) -> np.ndarray:
+    """The place in GROUPS of every token id [size]."""
+    return np.array([GROUPS.index(COLLAPSED[name]) for name in vocab.column("word_class")[:size]])
 
 
 @table(

@@ -85,9 +85,7 @@ class ConditionTable(LayerTable):
 
     def _replays(self) -> Replays:
         """What replays the models; LakeError without their weights, which a table that is there does not need."""
-        from .replays import Replays
-
-        return self.kit.once(("replays", *self.models.values()), lambda: Replays(self.kit, self.models))
+        return self.kit.once(_replays, *self.models.items())
 
     @property
     def host(self) -> Names:
@@ -137,11 +135,17 @@ class ConditionTable(LayerTable):
         }
 
 
+def _replays(kit: Context, *models: tuple[str, Names]) -> Replays:
+    from .replays import Replays
+
+    return Replays(kit, dict(models))
+
+
 def check_scope(kit: Context, scope: Scope) -> None:
     """Raise LakeError unless the scope holds captures of both models that predict the same tokens step by step."""
     if set(scope.streams) != set(VARIANTS):
         raise LakeError(f"pair {scope.pair}: a graft needs captures of pt and it")
-    kit.once(("one answer", *scope.captures), lambda: _check_answers(kit, scope))
+    kit.once(_check_answers, scope)
 
 
 def _check_answers(kit: Context, scope: Scope) -> None:

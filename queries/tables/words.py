@@ -23,7 +23,7 @@ from ..engine.job import TableJob
 OTHER = "OTHER"  # the class of ids that stand for no text
 
 
-class _Vocab(TableJob):
+class Vocab(TableJob):
     """Text and class of every token id of a pair, as IT's vocabulary has it, which knows the PT's tokens and the chat's.
 
     Ids that only the PT has are as in the PT's; of a pair of one model all are that one's. A lake of an older version, which
@@ -71,9 +71,9 @@ class _Vocab(TableJob):
         return read_parquet(self.path, TABLES["vocab"].schema, columns=[name])[name].to_numpy()
 
 
-def vocab_table(kit: Context, scope: Scope) -> _Vocab:
+def vocab_table(kit: Context, scope: Scope) -> Vocab:
     """The job that makes a pair's rows. LakeError when its tokenizer is not found, or is not that of the lake's captures."""
-    return kit.once(("vocab", *scope.models.values()), lambda: _Vocab(kit, scope))
+    return kit.once(Vocab, kit.scope(scope.pair, {}))
 
 
 @table(
@@ -91,7 +91,7 @@ def vocab_table(kit: Context, scope: Scope) -> _Vocab:
     version=1,
     alone=True,
 )
-def pair_vocab(kit: Context, scope: Scope) -> _Vocab:
+def pair_vocab(kit: Context, scope: Scope) -> Vocab:
     """`vocab_table` for the pair of a question."""
     return vocab_table(kit, scope)
 
