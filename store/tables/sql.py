@@ -26,7 +26,17 @@ from ..format.paths import Layout
 from .declared import TABLES
 from .live import foreign_files, live_files
 from .names import Pairs, pair_table, stored_models, stored_pairs
-from .statements import HISTORY, SMALL_TABLES, TEXTS, VIEWS, described, known_tables, tables_in, tables_read
+from .statements import (
+    HISTORY,
+    SMALL_TABLES,
+    TEXTS,
+    VIEWS,
+    described,
+    known_tables,
+    tables_behind,
+    tables_in,
+    tables_read,
+)
 from .streams import PAIRED, history, pair_streams, sql_text, stream_table
 
 T = TypeVar("T")
