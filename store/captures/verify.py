@@ -48,6 +48,7 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
         return report
     try:
         capture = Capture(path, lake=layout.files)
+        capture.group  # noqa: B018  read now, so that what is wrong with it is a problem of this capture
     except CorruptError as error:  # hashed right, and not what a capture is
         report.problems.append(str(error))
         return report
