@@ -1,4 +1,7 @@
-"""The last decoded stretches of chunks: a loop over prompts, of which a chunk holds ten or a hundred, decodes each once."""
+"""The last chunks of which a part was asked for, and their last decoded stretches.
+
+A loop over prompts, of which a chunk holds ten or a hundred, reads and checks each chunk once and decodes each block once.
+"""
 
 import os
 import threading
@@ -17,7 +20,7 @@ TICK = 100_000_000  # ns that no clock of a file system takes for a tick
 
 
 class _Recent:
-    """Stretches of chunks of which only some tokens were asked for; beyond `limit` bytes the least recently used are dropped."""
+    """Stretches of bytes of chunks; beyond `limit` bytes the least recently used are dropped."""
 
     def __init__(self, limit: int):
         self._limit, self._size, self._lock = limit, 0, threading.Lock()
@@ -44,11 +47,18 @@ class _Recent:
 
 @cache
 def recent() -> _Recent:
-    """The stretches that this process holds."""
+    """The decoded stretches that this process holds."""
     return _Recent(RECENT)
 
 
-os.register_at_fork(after_in_child=recent.cache_clear)  # a lock does not survive a fork
+@cache
+def recent_frames() -> _Recent:
+    """The encoded chunks that this process holds, whole and checked."""
+    return _Recent(RECENT)
+
+
+for held in (recent, recent_frames):  # a lock does not survive a fork
+    os.register_at_fork(after_in_child=held.cache_clear)
 
 
 def identity(file: Path | RemoteFile) -> Any:

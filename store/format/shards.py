@@ -23,7 +23,7 @@ from zarr.codecs import ShardingCodec
 
 from ..remote.files import RemoteFile
 from ..remote.store import transfers
-from .chunk_cache import identity, recent
+from .chunk_cache import identity, recent, recent_frames
 from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, check_sum, checksum, damaged, frame_of
 from .frames import SMALLEST, encode_frame
 
@@ -235,19 +235,20 @@ class Grid:
             return
         name = identity(file)
         missed = [spot for spot, part in parts.items() if not self._recall((name, spot), *part)]
-        for spot, piece in zip(missed, self._pieces(file, missed) if missed else [], strict=True):
+        for spot, frame in self._frames(file, name, missed).items():
             target, inside = parts[spot]
-            if piece is None:
+            if frame is None:
                 if whole:
                     raise ValueError("a chunk is absent")
                 target[...] = self.fill
             elif target.shape == self.chunk and target.flags.c_contiguous:
-                self.codec.decode(frame_of(piece, target.nbytes), out=target)
+                self.codec.decode(frame, out=target)
             else:
-                first, data = self._stretch(piece, inside[0])
+                first, data = self._stretch(frame, inside[0])
                 self._copy(first, data, target, inside)
                 if name:
                     recent().put((name, spot), first, data)
+                    recent_frames().put((name, spot), 0, frame)
 
     def _part(
         self, spot: tuple[int, ...], shard: int, box: tuple[slice, ...], out: np.ndarray
@@ -259,6 +260,19 @@ class Grid:
         high = [min(axis.stop, start + c) for axis, start, c in zip(box, corner, self.chunk, strict=True)]
         target = out[tuple(slice(a - axis.start, b - axis.start) for a, b, axis in zip(low, high, box, strict=True))]
         return target, tuple(slice(a - start, b - start) for a, b, start in zip(low, high, corner, strict=True))
+
+    def _frames(
+        self, file: Path | RemoteFile, name: Any, spots: list[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], np.ndarray | None]:
+        """Checked Blosc frames of these chunks, those that are held or else from the file; None for an absent one."""
+        size = self._bytes_of(slice(0, self.chunk[0]))[1]
+        found: dict[tuple[int, ...], np.ndarray | None] = {
+            spot: held[1] for spot in spots if name and (held := recent_frames().get((name, spot), 0, 0))
+        }
+        fresh = [spot for spot in spots if spot not in found]
+        for spot, piece in zip(fresh, self._pieces(file, fresh) if fresh else [], strict=True):
+            found[spot] = None if piece is None else frame_of(piece, size)
+        return found
 
     def _pieces(self, file: Path | RemoteFile, spots: list[tuple[int, ...]]) -> list[np.ndarray | None]:
         """Encoded bytes of these chunks, in one read where they lie one after the other; None for an absent one."""
@@ -282,9 +296,8 @@ class Grid:
         row = prod(self.chunk[1:]) * self.dtype.itemsize
         return rows.start * row, rows.stop * row
 
-    def _stretch(self, piece: np.ndarray, rows: slice) -> tuple[int, np.ndarray]:
+    def _stretch(self, frame: np.ndarray, rows: slice) -> tuple[int, np.ndarray]:
         """The Blosc blocks of a chunk that hold these tokens: the decoded byte that they begin with, and they, decoded."""
-        frame = frame_of(piece, self._bytes_of(slice(0, self.chunk[0]))[1])
         frame, first, size = blosc_blocks(frame, *self._bytes_of(rows))
         found = np.empty(size, np.uint8)
         self.codec.decode(frame, out=found)
