@@ -12,10 +12,12 @@ import pandas as pd
 
 from ..queries.answer.answer import Answer
 from ..queries.answer.asking import Asking, Forecast
+from ..queries.engine.estimate import Work
 from ..queries.rows.findings import Panel, is_contrast, marked, reference, shown, split, unit
 from ..queries.rows.numbers import interval
 from ..queries.rows.registry import description, pitfall_link, queries
 from ..store.core.errors import LakeError
+from ..store.core.extras import needs
 from .packing import packed
 from .source import Source
 
@@ -59,15 +61,27 @@ class Answers:
     @cached_property
     def forecasts(self) -> list[tuple[str, Forecast]]:
         """Every row of every pair: what is missing for it, or why it can't be answered."""
-        found = []
+        found, rows = [], list(queries(self._source.catalog))
         for pair in self._source.kit.pairs:
             try:
-                asking = self._asking(list(queries(self._source.catalog)), pair)
-            except LakeError:
-                continue
-            by = {one.query.id: one for one in asking.forecast()}
-            found += [(pair, by[row]) for row in queries(self._source.catalog)]
+                some = self._planned(rows, pair)
+            except (
+                LakeError
+            ):  # of one row, such as one that takes a package which is not installed: it alone is left out
+                some = [one for row in rows for one in self._planned_alone(row, pair)]
+            by = {one.query.id: one for one in some}
+            found += [(pair, by[row]) for row in rows if row in by]
         return found
+
+    @needs()
+    def _planned(self, rows: list[str], pair: str) -> list[Forecast]:
+        return self._asking(rows, pair).forecast()
+
+    def _planned_alone(self, row: str, pair: str) -> list[Forecast]:
+        try:
+            return self._planned([row], pair)
+        except LakeError as error:
+            return [Forecast(queries(self._source.catalog)[row], Work(), str(error))]
 
     @cached_property
     def ready(self) -> list[tuple[str, str]]:
@@ -78,7 +92,7 @@ class Answers:
         known = queries(self._source.catalog)
         kit = self._source.kit
         return Asking(
-            self._source.layout, [known[row] for row in rows], pair, self._source.only, kit.device, self._source.catalog,
+            self._source.layout, [known[row] for row in rows], pair, self._source.only, kit.asked_device, self._source.catalog,
             generate=False, probes=False,
         )  # fmt: skip
 

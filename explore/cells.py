@@ -6,6 +6,7 @@ make the tables; the likeliest tokens come from the residuals. A part that neith
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
@@ -23,6 +24,10 @@ TOP = 5
 LENSES = ("raw", "tuned")
 NUMBERS = ("kl_final_layer", "entropy", "p_target", "rank_target", "cos_final")
 HELD = 1 << 27  # bytes of residuals that are read together
+NO_LENS = (
+    "no lens: the lake has no rows of the table lens for this capture, and not all residuals. Where the capture kept what it"
+    ' takes, `actlake sql "SELECT count(*) FROM lens"` computes the table'
+)
 NO_KERNELS = "computing from stored residuals takes torch: pip install 'actlake[capture]'"
 
 
@@ -71,7 +76,7 @@ class Cells:
                 arrays[f"{lens}.p"] = share
             lenses.append(lens)
         if not lenses:
-            notes.append("no lens: the lake has no rows of the table lens for this capture, and not all residuals")
+            notes.append(NO_LENS)
         if (cosine := self._delta(one, prompt_id, block, mine, len(layers))) is not None:
             arrays["block_cos"] = cosine
         arrays["word"] = used.places(columns["token_id"])
@@ -149,9 +154,7 @@ class Cells:
         capture = self.kit.capture((one.model, one.stream))
         if "resid" not in capture or capture.array("resid").shape[1] <= len(capture.array("layer")[:]):
             return None, "this capture kept no residual at every layer, so that only tables can be shown"
-        try:
-            import torch  # noqa: F401
-        except ModuleNotFoundError:
+        if not has_kernels():
             return None, NO_KERNELS
         sites = [site for site in ("resid", "mlp_out") if site in capture]
         try:
@@ -272,6 +275,16 @@ class Cells:
         return (
             np.concatenate([np.full((lacking, values.shape[1]), np.nan, np.float32), values]) if lacking > 0 else values
         )
+
+
+@cache
+def has_kernels() -> bool:
+    """Whether lenses can be computed here."""
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
 class Used:

@@ -13,7 +13,7 @@ from ..store.core.files import free_bytes, human_bytes
 from ..store.core.progress import bar, words
 from . import lists
 from .answers import Answers
-from .cells import TOP, Cells
+from .cells import TOP, Cells, has_kernels
 from .packing import script
 from .source import Source
 from .texts import WrittenTexts
@@ -120,8 +120,9 @@ class Site:
             tokens = sum(len(row) for name, row in zip(stream.prompt_ids, stream.tokens, strict=True) if name in kept)
             vocab, width = model["unembed"].shape
             layers = self._layers(one.model) + 1
-            total += tokens * layers * (CELL if self.top > 1 else BARE)
-            seconds += tokens * layers * (SECONDS + (_lens_seconds(self.source, vocab, width) if self.top > 1 else 0.0))
+            likeliest = self.top > 1 and has_kernels()
+            total += tokens * layers * (CELL if likeliest else BARE)
+            seconds += tokens * layers * (SECONDS + (_lens_seconds(self.source, vocab, width) if likeliest else 0.0))
         files = len(names) + len(PAGE) + len(SCRIPTS)
         return SitePlan(
             sum(len(one.ids) for one in self.source.sets), files, int(total + 900 * files + 200_000), seconds

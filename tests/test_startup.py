@@ -94,6 +94,20 @@ def without_extras(code: str, *words: str, ok: bool = True) -> subprocess.Comple
     return done
 
 
+def test_a_lake_is_explored_without_the_extras(where: list[str], tmp_path: Path) -> None:
+    code = f"""
+import actlake
+from actlake.explore.packing import unpacked
+page = actlake.open({where[1]!r}, catalog={where[3]!r}).explore({str(tmp_path / "site")!r})
+read = lambda name: unpacked((page.parent / "data" / (name + ".js")).read_bytes())[1:]
+value, arrays = read("cells/0/0")
+assert "takes torch" in value["notes"][0] and value["lenses"] and arrays["raw.top"].shape[0] == 1, value
+rows = {{one["row"]: one for one in read("rows")[0]["rows"]}}
+assert rows["L2"]["file"] is not None and rows["A1"]["file"] is None and rows["A1"]["why"], rows
+"""
+    without_extras(code)
+
+
 def test_a_lake_is_read_asked_and_drawn_without_the_extras(where: list[str], tmp_path: Path) -> None:
     code = f"""
 import actlake
