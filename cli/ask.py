@@ -212,8 +212,7 @@ def list_tables(
     """The tables that `actlake sql` can ask: rows and bytes that are there, and their columns with types."""
     from ..queries.answer.listings import column_table
 
-    lake = where.open()
-    print_table(column_table(table) if table else lake.tables, as_json)
+    print_table(column_table(table) if table else where.open().tables, as_json)
 
 
 @questions.command()

@@ -18,7 +18,7 @@ from ..store.core.errors import LakeError
 from ..store.core.extras import needs
 from ..store.core.files import human_bytes
 from ..store.format.paths import Layout
-from ..store.tables.names import model_named, pair_table, stored_models, stored_pairs
+from ..store.tables.names import NAMES_PAIRS, model_named, pair_table, stored_models, stored_pairs
 from ..store.tables.streams import stream_table
 
 if TYPE_CHECKING:
@@ -219,7 +219,10 @@ class Look:
 
     def only_pair(self) -> str:
         """The lake's pair, when it has only one; else LakeError."""
-        pairs = list(stored_pairs(self.catalog, stored_models(self.layout)))
+        models = stored_models(self.layout)
+        pairs = list(stored_pairs(self.catalog, models))
+        if not pairs and models:
+            raise LakeError(f"name a pair: the lake's models ({', '.join(sorted(models))}) are in none; {NAMES_PAIRS}")
         if len(pairs) != 1:
             raise LakeError(f"name a pair: the lake has {', '.join(pairs) or 'none yet'}")
         return pairs[0]

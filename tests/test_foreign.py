@@ -182,8 +182,9 @@ BAD: list[tuple[str, Any, dict[str, str], str]] = [
     ("commitment", CURVE, GIVEN, "commitment is a view over lens; tables are attention, "),
     ("nothing", CURVE, GIVEN, "no table 'nothing'; tables are"),
     ("delta", {**CURVE, "stream": ["native", None]}, {"pair": "p"}, r"column stream of table delta has gaps \(1 of 2 rows\): give it with --stream"),
-    ("lens", {k: [v[0]] for k, v in CURVE.items() if k == "layer"} | {"kl_final_layer": [1]}, {}, r"column pair of table lens is missing: give it with --pair; so is variant \(filled in as the file lacks it: stream with 'published', lens with 'raw'\)"),
+    ("lens", {k: [v[0]] for k, v in CURVE.items() if k == "layer"} | {"kl_final_layer": [1]}, {}, r"column pair of table lens is missing: give it with --pair; so is variant \(or name --model instead\) \(filled in as the file lacks it: stream with 'published', lens with 'raw'\)"),
     ("graft", {"variant": ["pt"], "layer": [1], "js_host": [0.1]}, GIVEN, "column condition of table graft is missing: every row needs it"),
+    ("delta", CURVE, {"model": "a"}, "table delta of models by name \\(for variants, give --pair in place of it\\) has no column 'variant'"),
     ("delta", CURVE, {"stream": "native"}, "column pair .* give it with --pair"),
     ("delta", {"variant": ["pt"], "block_cos": [0.1]}, GIVEN, "column layer .*: every row needs it"),
     ("delta", CURVE, {**GIVEN, "variant": "it"}, "--variant does not apply: the file has it"),
@@ -424,3 +425,15 @@ def test_a_sentence_never_denies_a_number_without_interval(lake: Layout, tmp_pat
     said = Lake(lake.root).run(row, pair="theirs").sentence
     assert ("+0.250" if step > 0 else "−0.250") + " [no interval]" in said
     assert "about as" not in said and "neither" not in said and "-0.2" not in said
+
+
+def test_models_in_no_pair_are_answered_as_the_message_says(lake: Layout, tmp_path: Path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        file = write(tmp_path, pd.DataFrame({"layer": range(3), "kl_final_layer": [2.0, 1.0, 0.0]}), f"{name}.csv")
+        add_table(lake, "lens", file, model=name)
+    with pytest.raises(LakeError, match=r"the lake's models \(a, b\) are in none; a catalog.yaml in the folder"):
+        Lake(lake.root).run("L2")
+    (tmp_path / "catalog.yaml").write_text("models: {a: {hub: x/a}, b: {hub: x/b}}\npairs: {ours: {pt: a, it: b}}\n")
+    monkeypatch.chdir(tmp_path)
+    found = Lake(lake.root).run("L2", probes=False).table
+    assert number(found, "cg_raw")["estimate"] == 0

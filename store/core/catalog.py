@@ -104,13 +104,18 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     return replace(_EMPTY, path=file, **_resolved(merged))
 
 
+MODEL_ENTRY = "; its section models names one as MODEL: {path: FOLDER} or {hub: OWNER/NAME}"
+
+
 def _resolved(merged: dict[str, dict]) -> dict[str, dict]:
     """The sections with pairs and chains of models; LakeError for one of a model that no catalog names."""
     entries, models = merged["pairs"], merged["models"]
     for name, entry in [*entries.items(), *merged["chains"].items()]:
         if lacking := [model for model in entry.models.values() if model not in models]:
             near = hint(lacking[0], models)
-            raise LakeError(f"{entry.where}: {name} names the model {lacking[0]!r}, which no catalog has{near}")
+            raise LakeError(
+                f"{entry.where}: {name} names the model {lacking[0]!r}, which no catalog has{near}{MODEL_ENTRY}"
+            )
     bases, tuned = ({entry.models[v] for entry in entries.values() if v in entry.models} for v in VARIANTS)
     models = {
         name: spec if spec.template else replace(spec, template="raw" if name in bases - tuned else "chat")

@@ -77,7 +77,12 @@ class _Rows:
         self._columns = _as_given(self._table, {*there, *options})
         names = self._names = [column.name for column in self._columns]
         if unknown := [column for column in there if column not in names]:
-            self._refuse(f"table {name} has no column {unknown[0]!r}; it has {', '.join(names)}")
+            pair = (
+                " of models by name (for variants, give --pair in place of it)"
+                if unknown[0] in ("pair", "variant")
+                else ""
+            )
+            self._refuse(f"table {name}{pair} has no column {unknown[0]!r}; it has {', '.join(names)}")
         if unfit := [key for key in options if key not in names or key in there]:
             where = "the file has it" if unfit[0] in there else f"table {name} has none"
             self._refuse(f"--{unfit[0].replace('_', '-')} does not apply: {where}")
@@ -175,6 +180,8 @@ class _Rows:
             f"give it with --{column.replace('_', '-')}{values}" if column in (*GIVEN, "pair") else "every row needs it"
         )
         more = f"; so {'is' if len(lacking) == 2 else 'are'} {', '.join(lacking[1:])}" if lacking[1:] else ""
+        if column == "pair":
+            more += f" (or name {'--model' if 'model' in self._table.names else '--model-pt and --model-it'} instead)"
         filled = ", ".join(f"{name} with {sql}" for name, sql in self.filled.items() if name not in lacking)
         words = f"column {column} of table {self._name} {state}: {hint}{more}"
         self._refuse(f"{words} (filled in as the file lacks it: {filled})" if filled else words)

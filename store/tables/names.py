@@ -39,6 +39,12 @@ def foreign_captures(layout: Layout, name: str) -> list[dict[str, str]]:
     return [capture for path in foreign_files(layout, name) for capture in foreign_record(path)]
 
 
+NAMES_PAIRS = (
+    "a catalog.yaml in the folder you work in names pairs, `pairs: {NAME: {pt: MODEL, it: MODEL}}`, and where models are,"
+    " `models: {MODEL: {hub: OWNER/NAME}}`"
+)
+
+
 def models_of(capture: Mapping[str, str]) -> Iterator[str]:
     """The models that rows from elsewhere are about."""
     return (capture[name] for name in ("model", "model_pt", "model_it") if capture.get(name))
@@ -67,7 +73,7 @@ def pair_named(name: str, catalog: Catalog, there: set[str]) -> dict[str, str]:
         return pairs[name]
     if name in {*there, *catalog.models}:
         of = [pair for pair, models in pairs.items() if name in models.values()]
-        add = "" if of else f"; {catalog.path} names pairs as `pairs: {{NAME: {{pt: MODEL, it: MODEL}}}}`"
+        add = "" if of else f"; {NAMES_PAIRS}"
         raise LakeError(f"{name!r} names a model; name a pair: it is in {listed(of)}{add}")
     if "/" in name:
         raise LakeError(f"{name!r} names a model; name its pair, {name.partition('/')[0]}")
