@@ -105,8 +105,8 @@ def _change(operator: Operator, value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _DirectionEdit(OutputEdit):
-    """An output edit along one unit direction per block; blocks without a direction are left alone."""
+class _Along:
+    """What an output edit along one unit direction per block has; blocks without a direction are left alone."""
 
     direction: Mapping[int, np.ndarray]
 
@@ -118,7 +118,7 @@ class _DirectionEdit(OutputEdit):
 
 @edit
 @dataclass(frozen=True)
-class Scale(_DirectionEdit):
+class Scale(_Along, OutputEdit):
     """m' = m + (alpha - 1)(m.d)d: scale the component along d; 0 removes it. METHODS 5.2.
 
     With a random direction (residual.directions.random_units) this is the study's control A1_rand.
@@ -135,7 +135,7 @@ class Scale(_DirectionEdit):
 
 @edit
 @dataclass(frozen=True)
-class Inject(_DirectionEdit):
+class Inject(_Along, OutputEdit):
     """m' = m + beta d; `relative`: m + beta |m| d, by each token's norm (A2). METHODS 5.2."""
 
     beta: float
@@ -150,7 +150,7 @@ class Inject(_DirectionEdit):
 
 @edit
 @dataclass(frozen=True)
-class Matched(_DirectionEdit):
+class Matched(_Along, OutputEdit):
     """m' = m + (alpha - 1) s (m.u)u with s = |m.d| / max(|m.u|, 1e-8): as large a change as `Scale` makes, along a random u.
 
     Each token's change has the size of that along d; u is a unit vector of each block, drawn by `seed`. METHODS 5.2 (0C).

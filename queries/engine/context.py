@@ -200,6 +200,12 @@ class Context:
         named = {"models": scope.models, "variant": variant, "streams": streams}
         return {**named, "captures": captures, "version": TABLES[table].version, **more}
 
+    def mlp_branch(self, names: Names) -> tuple[tuple[np.ndarray, float] | None, bool]:
+        """The norm after an MLP's output (weights [L, d], eps), or None, and whether MLP and attention read one input."""
+        arrays, attrs = self.arrays(names)
+        post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
+        return post, bool(attrs["parallel"])
+
     def head_hash(self, names: Names) -> str:
         """The hash of the model behind a capture."""
         return str(read_model(self.layout, names[0])["sha256"])

@@ -12,7 +12,7 @@ import numpy as np
 from ...store.captures.reader import Capture
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
-from ...store.tables.files import table_file, table_writer
+from ...store.tables.files import drop_tables, table_file, table_writer
 from ...store.tables.live import table_key
 from .blocks import Block
 from .task_parts import Columns
@@ -106,10 +106,12 @@ class TableJob(Job):
 
 
 class LayerTable(TableJob):
-    """A table of token x layer: `compute` turns a block into columns [n, layers], `label` into columns [n] and constants.
+    """A table of token x layer: `compute` turns a block into columns [n, layers], or nothing, `label` into columns [n] and
+    constants.
 
     The first column is layer `first`: -1, the input of block 0, where all boundaries have one. Row groups are one layer of
-    HELD_TOKENS tokens (the last fewer); that many are held in memory.
+    HELD_TOKENS tokens (the last fewer); that many are held in memory. Files whose recipe has the entries of `same` give way.
+    `holds` opens what blocks are computed with.
     """
 
     splits = True
@@ -124,9 +126,12 @@ class LayerTable(TableJob):
         compute: Callable[..., dict[str, np.ndarray]],
         label: Callable[..., dict[str, Any]],
         first: int = -1,
+        same: dict[str, Any] | None = None,
+        holds: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         super().__init__(layout, table, recipe)
-        self.captures, self.reads = captures, reads
+        self.captures, self.reads, self.loaded = captures, reads, holds  # type: ignore[method-assign]
+        self._layout, self._same = layout, same
         self._compute, self._label, self._first = compute, label, first
         self._constant: dict[str, Any] = {}
         self._held: dict[str, np.ndarray] = {}
@@ -135,7 +140,7 @@ class LayerTable(TableJob):
     def part(self, *rows: Block) -> Columns:
         """All columns of a block."""
         values = self._compute(*rows)
-        return {**self._label(*rows), **values}
+        return {**self._label(*rows), **values} if values else {}
 
     def join(self, part: Columns) -> None:
         """Hold a block's columns, and write row groups as they fill."""
@@ -153,9 +158,11 @@ class LayerTable(TableJob):
                 self._flush()
 
     def finish(self) -> None:
-        """Write what is still held."""
+        """Write what is still held, and delete the files that give way."""
         if self._tokens:
             self._flush()
+        if self._same:
+            drop_tables(self._layout, self.name, self._same, keep=self.path)
 
     def _hold(self, name: str, part: np.ndarray) -> None:
         """Keep a column [n] or [n, layers], tokens last, in memory that is taken once: small pieces kept between the large

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,40 +12,28 @@ from ...store.core.columns import LAYER, LENS, PROMPT, SHARE, STEP, Column
 from ..engine.blocks import Block
 from ..engine.context import Context, Scope
 from ..engine.declare import table
+from ..engine.job import LayerTable
 from ..tables.final_layer import LATE
 from ..tables.words import Vocab, vocab_table
-from .condition import Condition
-from .conditions import HOSTED, by_condition_and_lens
-from .graft import LensCondition, condition_of
+from .conditions import HOSTED, Replayed, by_condition_and_lens
+from .graft import condition_of
 
 K = 20
 
 
-class _Candidates(LensCondition):
-    """The rows of one condition and lens kind: layers floor(0.8 L) and up, against the host as it is."""
+def _columns(job: Replayed, vocab: Vocab, late: int, pt: Block, it: Block) -> dict[str, Any]:
+    """All columns of a block, [n, layers from `late` on], against the host as it is."""
+    from ...analyze.lens.topk import exchanged
 
-    def __init__(self, kit: Context, scope: Scope, condition: Condition, kind: str):
-        self._vocab = vocab_table(kit, scope)
-        self._late = int(LATE * kit.capture(scope.captures[0]).layers)
-        more = {"k": K, "vocab": self._vocab.path.stem}
-        super().__init__(kit, scope, "candidates", condition, kind, more, first=self._late)
-        self.before = (*self.before, self._vocab)
-
-    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
-        """All columns of a block, [n, late layers]."""
-        from ...analyze.lens.topk import exchanged
-
-        (mine, here), _ = self.sides(pt, it)
-        after = self.translated(mine, here, self.replays.whole(self.condition, mine, here)[0])
-        before, head, late = self.stored(mine, here), self.kit.head(self.host), self._late + 1
-        groups = self.kit.once(_groups, self._vocab, head.vocab)
-        found = exchanged(head, before[:, late:], after[:, late:], groups, k=K, device=self.kit.device)
-        counts = {
-            f"{way}_{group}": found[way][..., place]
-            for way in ("entered", "left")
-            for place, group in enumerate(GROUPS)
-        }
-        return {**counts, "jaccard": found["jaccard"]}
+    (mine, here), _ = job.sides(pt, it)
+    after = job.translated(mine, here, job.whole(mine, here)[0])[:, late + 1 :]
+    before, head = job.stored(mine, here)[:, late + 1 :], job.kit.head(job.host)
+    groups = job.kit.once(_groups, vocab, head.vocab)
+    found = exchanged(head, before, after, groups, k=K, device=job.kit.device)
+    counts = {
+        f"{way}_{group}": found[way][..., place] for way in ("entered", "left") for place, group in enumerate(GROUPS)
+    }
+    return {**counts, "jaccard": found["jaccard"]}
 
 
 def _groups(kit: Context, vocab: Vocab, size: int) -> np.ndarray:
@@ -77,6 +66,11 @@ def _groups(kit: Context, vocab: Vocab, size: int) -> np.ndarray:
     how="replay",
     lenses=1.0,
 )
-def candidates_table(kit: Context, scope: Scope, kind: str) -> _Candidates:
+def candidates_table(kit: Context, scope: Scope, kind: str) -> LayerTable:
     """The job that makes one condition's rows, `kind` its name. LakeError as for `graft` and `vocab`."""
-    return _Candidates(kit, scope, *condition_of(kit, scope, "candidates", kind))
+    replayed, vocab = condition_of(kit, scope, "candidates", kind), vocab_table(kit, scope)
+    late = int(LATE * kit.capture(scope.captures[0]).layers)
+    columns = partial(_columns, replayed, vocab, late)
+    job = replayed.table("candidates", columns, late, k=K, vocab=vocab.path.stem)
+    job.before = (*job.before, vocab)
+    return job

@@ -3,10 +3,10 @@ answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,12 @@ from ...store.core.columns import CONDITION, MODELS, STREAM, STREAM_PT, VARIANT
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
-from ...store.tables.files import drop_tables
 from ..engine.blocks import Block, following
 from ..engine.context import Context, Names, Scope, aligned, all_boundaries
 from ..engine.job import LayerTable
-from ..engine.task_parts import Columns
-from .condition import SEED, Condition
-
-if TYPE_CHECKING:
-    from .replays import Replays
-
+from ..probes.choice import choose
+from .condition import SEED, Condition, answer_resid
+from .replays import Replays
 
 HOST = replace(VARIANT, meaning="model that runs: pt or it", fill="if(condition[1] IN ('A', 'B'), 'pt', 'it')")
 HOSTED = (*MODELS, HOST, STREAM, STREAM_PT, CONDITION)  # columns of every table of conditions
@@ -39,32 +35,40 @@ def by_condition_and_lens(kind: str) -> dict[str, str]:
     return by_condition(kind) | {"lens": "tuned" if kind.endswith("_tuned") else "raw"}
 
 
-class ConditionTable(LayerTable):
-    """A table of (prompt, step) x layer under one condition; `columns` turns a block of PT and one of IT into [n, layers].
+class Replayed:
+    """A condition replayed on a pair's captures, block by block, and read through the host's lens of one kind.
 
-    `more` are the recipe's further entries; `same` those that, with pair, streams and condition, tell whose rows these are:
-    existing rows with the same values are replaced. `first` is the layer of the first column.
+    `lens` is raw or tuned, or empty in a table that has no lens. LakeError without the probes of a tuned lens.
     """
 
-    reruns = True
+    replays: Replays
 
-    def __init__(
+    def __init__(self, kit: Context, scope: Scope, condition: Condition, lens: str = ""):
+        self.kit, self.scope, self.condition, self.lens = kit, scope, condition, lens
+        self.models = scope.both
+        self.host = self.models[condition.host]
+        self._chosen = choose(kit, self.host) if lens == "tuned" else None
+
+    def table(
         self,
-        kit: Context,
-        scope: Scope,
         table: str,
-        condition: Condition,
-        same: dict[str, str],
-        more: dict[str, Any],
+        columns: Callable[[Block, Block], dict[str, Any]],
         first: int = -1,
-    ):
-        self.kit, self.condition = kit, condition
-        self.scope, self.models = scope, scope.both
+        labels: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> LayerTable:
+        """The job of a table of (prompt, step) x layer: `columns` turns a block of PT and one of IT into [n, layers].
+
+        `more` are the recipe's further entries, `labels` further columns, the same in every row, `first` is the layer of the
+        first column. Rows of the condition with another window or other probes give way.
+        """
+        kit, scope, condition = self.kit, self.scope, self.condition
         captures = {variant: kit.capture(names) for variant, names in self.models.items()}
         for capture in captures.values():
             all_boundaries(capture, table)
-        self._same = {"models": scope.models, "streams": scope.streams, "condition": condition.name, **same}
-        recipe = self._same | {
+        same = {"models": scope.models, "streams": scope.streams, "condition": condition.name}
+        same |= {"lens": self.lens} if self.lens else {}
+        recipe = same | {
             "captures": {variant: capture.sha256 for variant, capture in captures.items()},
             "heads": {variant: kit.head_hash(names) for variant, names in self.models.items()},
             "window": list(condition.window),
@@ -73,40 +77,36 @@ class ConditionTable(LayerTable):
             **more,
         }
         recipe |= {"seed": SEED} if condition.random else {}
-        reads = ["resid", *(["mlp_out"] if all("mlp_out" in capture for capture in captures.values()) else [])]
-        super().__init__(
-            kit.layout, table, recipe, tuple(captures.values()), tuple(reads), self.columns, self._labels, first
+        recipe |= {"probes": self._chosen.name} if self._chosen else {}
+        reads = ("resid", *(["mlp_out"] if all("mlp_out" in capture for capture in captures.values()) else []))
+
+        def compute(pt: Block, it: Block) -> dict[str, Any]:
+            return columns(pt, it) if len(aligned(pt, it)[0]) else {}
+
+        def label(pt: Block, it: Block) -> dict[str, Any]:
+            return {
+                **scope.columns,
+                "variant": condition.host,
+                "stream": self.models["it"][1],
+                "stream_pt": self.models["pt"][1],
+                "condition": condition.name,
+                **({"lens": self.lens} if self.lens else {}),
+                **(labels or {}),
+                **{name: pt.columns[name][aligned(pt, it)[0]] for name in ("prompt", "prompt_id", "category", "step")},
+            }
+
+        job = LayerTable(
+            kit.layout, table, recipe, tuple(captures.values()), reads, compute, label, first, same, self._held
         )
-        self.replays: Replays
-        self.runs = (scope.models[condition.host],)
-        self.forwards = captures[condition.host].n_tokens
-        if not self.path.exists():
-            self.replays = self._replays()
-
-    def _replays(self) -> Replays:
-        """What replays the models; LakeError without their weights, which a table that is there does not need."""
-        return self.kit.once(_replays, *self.models.items())
-
-    @property
-    def host(self) -> Names:
-        """The capture of the host."""
-        return self.models[self.condition.host]
-
-    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
-        """All columns of a block, [n, layers]."""
-        raise NotImplementedError
-
-    def labels(self) -> dict[str, Any]:
-        """Further columns, the same in every row."""
-        return {}
-
-    def sides(self, pt: Block, it: Block) -> tuple[tuple[Block, np.ndarray], tuple[Block, np.ndarray]]:
-        """The block of the host and that of the other model, each with the places of the answer's tokens."""
-        both = dict(zip(VARIANTS, zip((pt, it), aligned(pt, it), strict=True), strict=True))
-        return both[self.condition.host], both[self.condition.other]
+        job.reruns, job.runs = True, (scope.models[condition.host],)
+        job.forwards = captures[condition.host].n_tokens
+        job.before = self._chosen.before if self._chosen else ()
+        if not job.path.exists():  # LakeError without the models' weights, which a table that is there does not need
+            self.replays = kit.once(_replays, *self.models.items())
+        return job
 
     @contextmanager
-    def loaded(self) -> Iterator[None]:
+    def _held(self) -> Iterator[None]:
         """Models stay in memory while this is open."""
         self.replays.enter(self.condition)
         try:
@@ -114,30 +114,28 @@ class ConditionTable(LayerTable):
         finally:
             self.replays.leave(self.condition)
 
-    def part(self, *rows: Block) -> Columns:
-        """All columns of a block, unless its prompts have no answer."""
-        return super().part(*rows) if len(aligned(*rows)[0]) else {}
+    def sides(self, pt: Block, it: Block) -> tuple[tuple[Block, np.ndarray], tuple[Block, np.ndarray]]:
+        """The block of the host and that of the other model, each with the places of the answer's tokens."""
+        both = dict(zip(VARIANTS, zip((pt, it), aligned(pt, it), strict=True), strict=True))
+        return both[self.condition.host], both[self.condition.other]
 
-    def finish(self) -> None:
-        """Write what is still held, and delete the rows of this condition with another window or other probes."""
-        super().finish()
-        drop_tables(self.kit.layout, self.name, self._same, keep=self.path)
+    def whole(self, rows: Block, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Residuals [n, L+1, d] and MLP outputs [n, L, d] of the chosen tokens of the host under the condition."""
+        return self.replays.whole(self.condition, rows, at)
 
-    def _labels(self, pt: Block, it: Block) -> dict[str, Any]:
-        return {
-            **self.scope.columns,
-            "variant": self.condition.host,
-            "stream": self.models["it"][1],
-            "stream_pt": self.models["pt"][1],
-            "condition": self.condition.name,
-            **self.labels(),
-            **{name: pt.columns[name][aligned(pt, it)[0]] for name in ("prompt", "prompt_id", "category", "step")},
-        }
+    def stored(self, rows: Block, at: np.ndarray) -> np.ndarray:
+        """The stored residuals as the host's lens reads them [n, L+1, d]; shared by the conditions of a host."""
+        key = ("answer", self.condition.host if self.lens == "tuned" else "")
+        return rows.once(key, lambda: self.translated(rows, at, answer_resid(rows, at)))
+
+    def translated(self, rows: Block, at: np.ndarray, resid: np.ndarray) -> np.ndarray:
+        """Residuals of the chosen tokens [n, L+1, d] through the host's probes, if the lens is the tuned one."""
+        if not self._chosen:
+            return resid
+        return self._chosen.translate(resid, rows.columns["prompt_id"][at], self.kit.device)
 
 
 def _replays(kit: Context, *models: tuple[str, Names]) -> Replays:
-    from .replays import Replays
-
     return Replays(kit, dict(models))
 
 

@@ -24,39 +24,39 @@ HOSTS = {"pt": ("A", "B"), "it": ("C", "D")}  # a host on its own, and with graf
     version=2,
     how="replay",
 )
-class _Divergence(EventTable):
-    """Each condition of METHODS 14 (exp20) an event: A and C from the store, B_WINDOW and D_WINDOW by replays with grafts.
+def divergence_table(kit: Context, scope: Scope) -> EventTable:
+    """Each condition of METHODS 14 (exp20) an event: A and C from the store, B_WINDOW and D_WINDOW by replays with grafts."""
+    return EventTable(kit, scope, "divergence", (*WINDOWS, "midlate", "earlymid"), _measure)
+
+
+def _measure(job: EventTable, events: pd.DataFrame) -> None:
+    """Load one host after the other, and for each window the donor's MLPs.
 
     Layers are the edges of the windows, as far as they are stored (A, C) or run (B, D); all are read by the host's head.
     """
+    from ...capture.edit.replay import load_late
 
-    def __init__(self, kit: Context, scope: Scope):
-        super().__init__(kit, scope, "divergence", (*WINDOWS, "midlate", "earlymid"))
-        self.grafts = self.windows | {f"last{n}": (max(0, self.layers - n), self.layers) for n in (3, 1)}
+    kit, grafts = job.kit, job.windows | {f"last{n}": (max(0, job.layers - n), job.layers) for n in (3, 1)}
+    edges = sorted({job.layers, *(edge for name in WINDOWS for edge in job.windows[name])})
+    total = len(grafts) * int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
+    with bar(f"divergence {job.pair}", total) as progress:
+        for host, (alone, grafted) in HOSTS.items():
+            there = kit.capture(job.names[host]).manifest["boundaries"]
+            mine = [edge for edge in edges if edge in there]
+            _write(job, host, alone, events, mine, job.stored(host, events, mine))
+            model = load_late(kit.layout, job.model(host), edges[0], kit.catalog, device=kit.device)
+            for name, window in grafts.items():
+                after = [edge for edge in edges if edge >= window[0]]
+                edited = job.grafted(model, host, window, events, after, advance=progress.advance)
+                pieces = ((at, arrays["resid"]) for at, arrays in edited)
+                _write(job, host, f"{grafted}_{name}", events, after, pieces)
+            del model, edited, pieces  # before the other is loaded
 
-    def measure(self, events: pd.DataFrame) -> None:
-        """Load one host after the other, and for each window the donor's MLPs."""
-        from ...capture.edit.replay import load_late
 
-        edges = sorted({self.layers, *(edge for name in WINDOWS for edge in self.windows[name])})
-        total = len(self.grafts) * int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
-        with bar(f"divergence {self.pair}", total) as progress:
-            for host, (alone, grafted) in HOSTS.items():
-                there = self.kit.capture(self.names[host]).manifest["boundaries"]
-                mine = [edge for edge in edges if edge in there]
-                self._condition(host, alone, events, mine, self.stored(host, events, mine))
-                model = load_late(self.kit.layout, self.model(host), edges[0], self.kit.catalog, device=self.kit.device)
-                for name, window in self.grafts.items():
-                    after = [edge for edge in edges if edge >= window[0]]
-                    edited = self.grafted(model, host, window, events, after, advance=progress.advance)
-                    pieces = ((at, arrays["resid"]) for at, arrays in edited)
-                    self._condition(host, f"{grafted}_{name}", events, after, pieces)
-                del model, pieces  # before the other is loaded
-
-    def _condition(
-        self, host: str, condition: str, events: pd.DataFrame, boundaries: Sequence[int], pieces: Pieces
-    ) -> None:
-        ((logits, top1),) = self.read(pieces, events, host)
-        for place, boundary in enumerate(boundaries):
-            chosen = top1 if boundary == self.layers else None
-            self.write(events, logits[:, place], chosen, condition=condition, layer=boundary - 1)
+def _write(
+    job: EventTable, host: str, condition: str, events: pd.DataFrame, boundaries: Sequence[int], pieces: Pieces
+) -> None:
+    ((logits, top1),) = job.read(pieces, events, host)
+    for place, boundary in enumerate(boundaries):
+        chosen = top1 if boundary == job.layers else None
+        job.write(events, logits[:, place], chosen, condition=condition, layer=boundary - 1)

@@ -29,32 +29,31 @@ READOUTS = ("common_it", "common_pt", "native")
     version=1,
     how="replay",
 )
-class _Factorial(EventTable):
-    """Four cells an event, each through both heads (METHODS 17, exp23).
+def factorial_table(kit: Context, scope: Scope) -> EventTable:
+    """Four cells an event, each through both heads (METHODS 17, exp23)."""
+    return EventTable(kit, scope, "factorial", ("late",), _measure)
+
+
+def _measure(job: EventTable, events: pd.DataFrame) -> None:
+    """Read the stored cells, then load one late stack after the other.
 
     Cells of one model are its own stored final residual. In the others the late blocks of one model go on from the other's
     stored state at the late window's start, at all positions of the shared prefix.
     """
+    from ...capture.edit.replay import load_late
 
-    def __init__(self, kit: Context, scope: Scope):
-        super().__init__(kit, scope, "factorial", ("late",))
-
-    def measure(self, events: pd.DataFrame) -> None:
-        """Read the stored cells, then load one late stack after the other."""
-        from ...capture.edit.replay import load_late
-
-        onset, last = self.windows["late"][0], [self.layers]
-        cells = {
-            (variant, variant): self.read(self.stored(variant, events, last), events, "it", "pt")
-            for variant in VARIANTS
-        }
-        total = int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
-        with bar(f"factorial {self.pair}", total) as progress:
-            for late, upstream in (VARIANTS, VARIANTS[::-1]):
-                model = load_late(self.kit.layout, self.model(late), onset, self.kit.catalog, device=self.kit.device)
-                pieces = self.replayed(model, self.start(upstream, onset), events, last, advance=progress.advance)
-                cells[upstream, late] = self.read(pieces, events, "it", "pt")
-                del model, pieces  # before the other is loaded
-        for (upstream, late), (by_it, by_pt) in cells.items():
-            for readout, (logits, top1) in zip(READOUTS, (by_it, by_pt, by_it if late == "it" else by_pt), strict=True):
-                self.write(events, logits[:, 0], top1, upstream=upstream, late=late, readout=readout)
+    onset, last, kit = job.windows["late"][0], [job.layers], job.kit
+    cells = {
+        (variant, variant): job.read(job.stored(variant, events, last), events, "it", "pt") for variant in VARIANTS
+    }
+    total = int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
+    with bar(f"factorial {job.pair}", total) as progress:
+        for late, upstream in (VARIANTS, VARIANTS[::-1]):
+            model = load_late(kit.layout, job.model(late), onset, kit.catalog, device=kit.device)
+            again = job.again(model, job.start(upstream, onset), events, last, advance=progress.advance)
+            pieces = ((at, arrays["resid"]) for at, arrays in again)
+            cells[upstream, late] = job.read(pieces, events, "it", "pt")
+            del model, again, pieces  # before the other is loaded
+    for (upstream, late), (by_it, by_pt) in cells.items():
+        for readout, (logits, top1) in zip(READOUTS, (by_it, by_pt, by_it if late == "it" else by_pt), strict=True):
+            job.write(events, logits[:, 0], top1, upstream=upstream, late=late, readout=readout)

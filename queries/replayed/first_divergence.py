@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
 from ...store.tables.files import drop_tables
 from ...store.tables.sql import connect
-from ..engine.context import OTHER, Context, Scope
+from ..engine.context import OTHER, Context, Scope, all_boundaries
 from ..engine.job import TableJob
 from ..tables.per_layer import Tokens
 from ..tables.per_prompt import last_prompt_tokens
@@ -35,17 +35,29 @@ Pieces = Iterator[tuple[np.ndarray, np.ndarray]]  # places of some events [n], t
 class EventTable(TableJob):
     """A table about the first divergences of a pair, made of stored residuals and of replays of the shared prefixes.
 
-    `windows` names the windows (METHODS 1.6) whose starts replays begin at; `more` are further entries of the recipe that, with
-    pair and streams, tell whose rows these are. LakeError when captures lack these boundaries
-    or the last one, when the two models read different prompts, or when their weights can't be found; a table that is there
-    already needs none of it.
+    `measure` writes the rows of the events: lines of the view `first_diff`, at least one, prompts ascending. `windows` names the
+    windows (METHODS 1.6) whose starts replays begin at; `more` are further entries of the recipe that, with pair and streams,
+    tell whose rows these are, `sites` what captures must have of every layer beside all residuals. LakeError when captures lack
+    these boundaries or the last one, when the two models read
+    different prompts, or when their weights can't be found; a table that is there already needs none of it.
     """
 
-    event, runs_models = "first_diff", True
+    event = "first_diff"
 
-    def __init__(self, kit: Context, scope: Scope, table: str, windows: Sequence[str], **more: str):
+    def __init__(
+        self,
+        kit: Context,
+        scope: Scope,
+        table: str,
+        windows: Sequence[str],
+        measure: Callable[[EventTable, pd.DataFrame], None],
+        runs_models: bool = True,
+        sites: Sequence[str] = (),
+        **more: str,
+    ):
         if set(scope.streams) != set(VARIANTS):
             raise LakeError(f"pair {scope.pair}: table {table} compares pt and it; capture both")
+        self._measure, self.runs_models, self._sites = measure, runs_models, sites
         self.kit, self.scope, self.pair, self.streams, self.names = kit, scope, scope.pair, scope.streams, scope.both
         captures = {variant: kit.capture(names) for variant, names in self.names.items()}
         self.layers = captures["it"].layers
@@ -65,7 +77,7 @@ class EventTable(TableJob):
             self.runs = tuple(scope.models.values())
             self.forwards = sum(capture.n_tokens for capture in captures.values())
         if not self.path.exists():
-            self.check()
+            self._check()
 
     def finish(self) -> None:
         """Find the events whose two tokens are real to both models, and write what there is to say of them.
@@ -86,11 +98,7 @@ class EventTable(TableJob):
         events = events[events["it_token"].isin(common) & events["pt_token"].isin(common)].reset_index(drop=True)
         drop_tables(self.kit.layout, self.name, self._same, keep=self.path)
         if len(events):
-            self.measure(events)
-
-    def measure(self, events: pd.DataFrame) -> None:
-        """Write the rows of the events: lines of the view `first_diff`, at least one, prompts ascending."""
-        raise NotImplementedError
+            self._measure(self, events)
 
     def model(self, variant: str) -> str:
         """The name of a variant's model."""
@@ -111,19 +119,6 @@ class EventTable(TableJob):
             some = tokens[first : first + READ_TOGETHER]
             read = [np.concatenate([resid[token : token + 1, place] for token in some]) for place in places]
             yield np.arange(first, first + len(some)), np.stack(read, axis=1)
-
-    def replayed(
-        self,
-        model: Model,
-        start: ReplayStart,
-        events: pd.DataFrame,
-        boundaries: Sequence[int],
-        edits: Sequence[Edit] = (),
-        advance: Advance = lambda _tokens: None,
-    ) -> Pieces:
-        """Residuals of the events when `model` goes on from `start`."""
-        for at, arrays in self.again(model, start, events, boundaries, edits, ("resid",), advance):
-            yield at, arrays["resid"]
 
     def grafted(
         self,
@@ -184,18 +179,17 @@ class EventTable(TableJob):
         joined = [[np.concatenate(part) for part in zip(*told, strict=True)] for told in found]
         return [(logits[order], top1[order]) for at, logits, top1 in joined for order in [np.argsort(at)]]
 
+    def labels(self, events: pd.DataFrame, variant: str) -> dict[str, object]:
+        """Whose rows these are, and which events."""
+        streams = {"stream": self.streams["it"], "stream_pt": self.streams["pt"]}
+        where = {name: events[name].to_numpy() for name in LABELS}
+        return {**self.scope.columns, "variant": variant, **streams, **where, "event": self.event}
+
     def write(self, events: pd.DataFrame, logits: np.ndarray, top1: np.ndarray | None, **more: str | int) -> None:
         """One row an event: logits [events, 2] of IT's and PT's token, the top token if it is known, what else is said."""
         self.add(
             {
-                **{
-                    **self.scope.columns,
-                    "variant": "both",
-                    "stream": self.streams["it"],
-                    "stream_pt": self.streams["pt"],
-                },
-                **{name: events[name].to_numpy() for name in LABELS},
-                "event": self.event,
+                **self.labels(events, "both"),
                 **more,
                 "margin": logits[:, 0] - logits[:, 1],
                 "it_logit": logits[:, 0],
@@ -204,13 +198,21 @@ class EventTable(TableJob):
             }
         )
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """What can be known before anything runs."""
         from ...capture.checkpoint.configs import load_config
         from ...capture.edit.replay import find_weights
         from ...capture.edit.start import borrowed
 
         prompts = {}
+        for names in self.names.values() if self._sites else ():
+            capture = self.kit.capture(names)
+            all_boundaries(capture, self.name)
+            if lacking := [site for site in self._sites if site not in capture]:
+                raise LakeError(
+                    f"{capture.path}: table {self.name} needs {lacking[0]}, which this capture did not keep: `actlake capture"
+                    f" {self.pair} --stream raw --profile full` into another lake"
+                )
         for variant in VARIANTS:
             if self.runs_models:
                 load_config(find_weights(self.kit.layout, self.model(variant), self.kit.catalog))

@@ -29,107 +29,62 @@ from ...store.core.errors import LakeError
 from ..engine.blocks import Block
 from ..engine.context import Context, Scope, pair_columns
 from ..engine.declare import table
-from ..probes.choice import choose
-from .condition import Condition, answer_resid
-from .conditions import HOSTED, ConditionTable, by_condition_and_lens, check_scope, window_of
+from ..engine.job import LayerTable
+from .condition import Condition
+from .conditions import HOSTED, Replayed, by_condition_and_lens, check_scope, window_of
 
 NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?(_tuned)?")
 TUNED = "lens tuned"
 HOST = {"B": "pt", "D": "it"}
 
 
-class LensCondition(ConditionTable):
-    """A table of one condition read through the host's lens of one kind, raw or tuned; `more` as in ConditionTable."""
+def _columns(job: Replayed, pt: Block, it: Block) -> dict[str, Any]:
+    """All columns of a block, [n, L+1]: below the window those of the host itself."""
+    from ...analyze.lens.logit_lens import lens
 
-    def __init__(
-        self,
-        kit: Context,
-        scope: Scope,
-        table: str,
-        condition: Condition,
-        kind: str,
-        more: dict[str, Any],
-        first: int = -1,
-    ):
-        self.lens = kind
-        if kind == "tuned":
-            chosen = choose(kit, scope.names(condition.host))
-            more, self.before = {"probes": chosen.name, **more}, chosen.before
-        super().__init__(kit, scope, table, condition, {"lens": kind}, more, first)
-
-    def labels(self) -> dict[str, Any]:
-        """The lens."""
-        return {"lens": self.lens}
-
-    def stored(self, rows: Block, at: np.ndarray) -> np.ndarray:
-        """The stored residuals as the host's lens reads them [n, L+1, d]; shared by the conditions of a host."""
-        key = ("answer", self.condition.host if self.lens == "tuned" else "")
-        return rows.once(key, lambda: self.translated(rows, at, answer_resid(rows, at)))
-
-    def translated(self, rows: Block, at: np.ndarray, resid: np.ndarray) -> np.ndarray:
-        """Residuals of the chosen tokens [n, L+1, d] through the host's probes, if the lens is the tuned one."""
-        if self.lens == "raw":
-            return resid
-        return choose(self.kit, self.host).translate(resid, rows.columns["prompt_id"][at], self.kit.device)
+    (mine, here), others = job.sides(pt, it)
+    whole, mlp_out = job.whole(mine, here)
+    resid = job.translated(mine, here, whole)
+    found = lens(job.kit.head(job.host), resid, mine.columns["target"][here], device=job.kit.device)
+    found["rank_target"] = np.ma.masked_equal(found["rank_target"], 0)
+    found["mlp_cos"] = _mlp_cos(job, whole, mlp_out)
+    return found | _compared(job, pt, it, resid, job.stored(mine, here), job.stored(*others))
 
 
-class _GraftTable(LensCondition):
-    """The rows of one condition and lens kind, all layers: those below the window are the host's own."""
+def _mlp_cos(job: Replayed, resid: np.ndarray, mlp_out: np.ndarray) -> np.ndarray:
+    """Cosine of the MLP's output and what it reads [n, L+1]."""
+    from ...analyze.residual.delta import delta
 
-    def __init__(self, kit: Context, scope: Scope, condition: Condition, kind: str):
-        super().__init__(kit, scope, "graft", condition, kind, {})
+    post, parallel = job.kit.mlp_branch(job.host)
+    return delta(resid, mlp_out, post_norm=post, parallel=parallel, device=job.kit.device)["mlp_cos"]
 
-    def labels(self) -> dict[str, Any]:
-        """Lens and window."""
-        start, stop = self.condition.window
-        return {**super().labels(), "window_start": start, "window_stop": stop}
 
-    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
-        """All columns of a block, [n, L+1]."""
-        from ...analyze.lens.logit_lens import lens
+def _compared(
+    job: Replayed, pt: Block, it: Block, resid: np.ndarray, stored: np.ndarray, other: np.ndarray
+) -> dict[str, np.ndarray]:
+    """JS to both baselines (raw lens only), and KL to the other side's, read by the host's head like exp11 does.
 
-        (mine, here), others = self.sides(pt, it)
-        whole, mlp_out = self.replays.whole(self.condition, mine, here)
-        resid = self.translated(mine, here, whole)
-        found = lens(self.kit.head(self.host), resid, mine.columns["target"][here], device=self.kit.device)
-        found["rank_target"] = np.ma.masked_equal(found["rank_target"], 0)
-        found["mlp_cos"] = self._mlp_cos(whole, mlp_out)
-        return found | self._compared(pt, it, resid, self.stored(mine, here), self.stored(*others))
+    Up to the window's first boundary nothing has changed: there the host is its own baseline.
+    """
+    from ...analyze.lens.logit_lens import pair_lens
 
-    def _mlp_cos(self, resid: np.ndarray, mlp_out: np.ndarray) -> np.ndarray:
-        """Cosine of the MLP's output and what it reads [n, L+1]."""
-        from ...analyze.residual.delta import delta
-
-        arrays, attrs = self.kit.arrays(self.host)
-        post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
-        parallel = bool(attrs["parallel"])
-        return delta(resid, mlp_out, post_norm=post, parallel=parallel, device=self.kit.device)["mlp_cos"]
-
-    def _compared(
-        self, pt: Block, it: Block, resid: np.ndarray, stored: np.ndarray, other: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """JS to both baselines (raw lens only), and KL to the other side's, read by the host's head like exp11 does.
-
-        Up to the window's first boundary nothing has changed: there the host is its own baseline.
-        """
-        from ...analyze.lens.logit_lens import pair_lens
-
-        (mine, _), _ = self.sides(pt, it)
-        head, after = self.kit.head(self.host), self.condition.window[0] + 1
-        real = self.kit.arrays(self.host)[0]["real_token"]
-        own, changed, theirs = (part[:, after:] for part in (stored, resid, other))
-        by_host = partial(pair_lens, head, head, mask=real, device=self.kit.device)
-        before = mine.once(("cross", self.condition.host, self.lens), lambda: by_host(stored, other)["kl_pt_it"])
-        cross = np.concatenate([before[:, :after], by_host(changed, theirs)["kl_pt_it"]], axis=1)
-        found = {"cross_kl": cross, "cross_kl_host": before}
-        if self.lens == "tuned":
-            return found | dict.fromkeys(("js_host", "js_target"), np.full_like(cross, np.nan))
-        host = np.concatenate([np.zeros_like(cross[:, :after]), by_host(changed, own)["js"]], axis=1)
-        near, far = (self.kit.common_head(self.models, who) for who in (self.condition.host, self.condition.other))
-        both = self.kit.common_real(self.models)
-        target = pair_lens(near, far, changed, theirs, mask=both, device=self.kit.device)["js"]
-        apart = pair_columns(self.kit, self.models, pt, it)["js"][:, :after]
-        return found | {"js_host": host, "js_target": np.concatenate([apart, target], axis=1)}
+    (mine, _), _ = job.sides(pt, it)
+    kit, condition = job.kit, job.condition
+    head, after = kit.head(job.host), condition.window[0] + 1
+    real = kit.arrays(job.host)[0]["real_token"]
+    own, changed, theirs = (part[:, after:] for part in (stored, resid, other))
+    by_host = partial(pair_lens, head, head, mask=real, device=kit.device)
+    before = mine.once(("cross", condition.host, job.lens), lambda: by_host(stored, other)["kl_pt_it"])
+    cross = np.concatenate([before[:, :after], by_host(changed, theirs)["kl_pt_it"]], axis=1)
+    found = {"cross_kl": cross, "cross_kl_host": before}
+    if job.lens == "tuned":
+        return found | dict.fromkeys(("js_host", "js_target"), np.full_like(cross, np.nan))
+    host = np.concatenate([np.zeros_like(cross[:, :after]), by_host(changed, own)["js"]], axis=1)
+    near, far = (kit.common_head(job.models, who) for who in (condition.host, condition.other))
+    both = kit.common_real(job.models)
+    target = pair_lens(near, far, changed, theirs, mask=both, device=kit.device)["js"]
+    apart = pair_columns(kit, job.models, pt, it)["js"][:, :after]
+    return found | {"js_host": host, "js_target": np.concatenate([apart, target], axis=1)}
 
 
 @table(
@@ -167,17 +122,19 @@ class _GraftTable(LensCondition):
     how="replay",
     lenses=3.0,
 )
-def graft_table(kit: Context, scope: Scope, kind: str) -> _GraftTable:
+def graft_table(kit: Context, scope: Scope, kind: str) -> LayerTable:
     """The job that makes one condition's rows, `kind` its name; scope holds both captures on IT's answer.
 
     LakeError for an unknown name, captures of different answers or without all residuals, a window outside the model, and
     where weights are missing.
     """
-    return _GraftTable(kit, scope, *condition_of(kit, scope, "graft", kind))
+    job = condition_of(kit, scope, "graft", kind)
+    start, stop = job.condition.window
+    return job.table("graft", partial(_columns, job), labels={"window_start": start, "window_stop": stop})
 
 
-def condition_of(kit: Context, scope: Scope, table: str, kind: str) -> tuple[Condition, str]:
-    """The condition of this name, and the lens, raw or tuned; LakeError for an unknown name or captures of different answers."""
+def condition_of(kit: Context, scope: Scope, table: str, kind: str) -> Replayed:
+    """The condition of this name, and its lens, raw or tuned; LakeError for an unknown name or captures of different answers."""
     match = NAME.fullmatch(kind)
     if not match:
         raise LakeError(
@@ -189,4 +146,4 @@ def condition_of(kit: Context, scope: Scope, table: str, kind: str) -> tuple[Con
     condition = Condition(
         kind.removesuffix("_tuned"), HOST[letter], window_of(kit, scope, window), random=random is not None
     )
-    return condition, "tuned" if tuned else "raw"
+    return Replayed(kit, scope, condition, "tuned" if tuned else "raw")

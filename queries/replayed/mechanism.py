@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from ...store.core.columns import COSINE, LAST, LAYER, NO_TARGET, PROMPT, STEP, ZERO, Column
@@ -10,36 +11,23 @@ from ...store.core.errors import LakeError
 from ..engine.blocks import Block
 from ..engine.context import Context, Scope
 from ..engine.declare import table
+from ..engine.job import LayerTable
 from ..tables.final_layer import LATE
 from .condition import Condition
-from .conditions import HOSTED, ConditionTable, by_condition, check_scope, window_of
+from .conditions import HOSTED, Replayed, by_condition, check_scope, window_of
 
 EVERY = (-math.inf, math.inf)
 PIPELINES = {"A": "pt", "B_late": "pt", "C": "it", "D_late": "it"}
 
 
-class _MechanismTable(ConditionTable):
-    """The rows of one pipeline: layers floor(0.8 L) and up, through the host's own raw lens (METHODS 9)."""
+def _columns(job: Replayed, late: int, pt: Block, it: Block) -> dict[str, Any]:
+    """All columns of a block, [n, layers from `late` on], through the host's own raw lens (METHODS 9)."""
+    from ...analyze.residual.mechanism import mlp_mechanism
 
-    def __init__(self, kit: Context, scope: Scope, condition: Condition, layers: int):
-        self._late = int(LATE * layers)
-        super().__init__(kit, scope, "mechanism", condition, {}, {}, first=self._late)
-        for capture in self.captures:
-            if "mlp_out" not in capture:
-                raise LakeError(
-                    f"{capture.path}: mechanism needs mlp_out, which this capture left out: capture with the profile full"
-                )
-
-    def columns(self, pt: Block, it: Block) -> dict[str, Any]:
-        """All columns of a block, [n, late layers]."""
-        from ...analyze.residual.mechanism import mlp_mechanism
-
-        (mine, here), _ = self.sides(pt, it)
-        resid, mlp_out = self.replays.whole(self.condition, mine, here)
-        after, target = resid[:, self._late + 1 :], mine.columns["target"][here]
-        return dict(
-            mlp_mechanism(self.kit.head(self.host), after, mlp_out[:, self._late :], target, device=self.kit.device)
-        )
+    (mine, here), _ = job.sides(pt, it)
+    resid, mlp_out = job.whole(mine, here)
+    target, head = mine.columns["target"][here], job.kit.head(job.host)
+    return dict(mlp_mechanism(head, resid[:, late + 1 :], mlp_out[:, late:], target, device=job.kit.device))
 
 
 @table(
@@ -73,11 +61,18 @@ class _MechanismTable(ConditionTable):
     one_model=True,
     how="replay",
 )
-def mechanism_table(kit: Context, scope: Scope, kind: str) -> _MechanismTable:
+def mechanism_table(kit: Context, scope: Scope, kind: str) -> LayerTable:
     """The job that makes one pipeline's rows: A (the PT), C (the IT), B_late or D_late. LakeError as for `graft`."""
     if kind not in PIPELINES:
         raise LakeError(f"mechanism({kind}): expected one of {', '.join(PIPELINES)}")
     check_scope(kit, scope)
     layers = kit.capture(scope.names("pt")).layers
     window = window_of(kit, scope, "late") if kind.endswith("late") else (layers, layers)
-    return _MechanismTable(kit, scope, Condition(kind, PIPELINES[kind], window), layers)
+    replayed, late = Replayed(kit, scope, Condition(kind, PIPELINES[kind], window)), int(LATE * layers)
+    job = replayed.table("mechanism", partial(_columns, replayed, late), late)
+    for capture in job.captures:
+        if "mlp_out" not in capture:
+            raise LakeError(
+                f"{capture.path}: mechanism needs mlp_out, which this capture left out: capture with the profile full"
+            )
+    return job

@@ -9,114 +9,73 @@ from ...store.core.columns import CONDITION, COSINE, EVENT, LAYER, PLACE, PROMPT
 from ...store.core.errors import LakeError
 from ...store.core.progress import bar
 from ...store.core.schema import VARIANTS
-from ..engine.context import WINDOWS, Context, Scope, all_boundaries
+from ..engine.context import WINDOWS, Context, Scope
 from ..engine.declare import table
 from .conditions import HOSTED
 from .divergence import HOSTS
-from .first_divergence import LABELS, READ_TOGETHER, EventTable, tokens_of
+from .first_divergence import READ_TOGETHER, EventTable, tokens_of
 
 
-class _Writeout(EventTable):
-    """Each MLP of each model an event (METHODS 15, exp21: A and C), from stored arrays alone, through the model's own head."""
-
-    runs_models = False
-
-    def __init__(self, kit: Context, scope: Scope, conditions: str = "A C"):
-        super().__init__(kit, scope, "writeout", WINDOWS, conditions=conditions)
-
-    def measure(self, events: pd.DataFrame) -> None:
-        """Read the stored residuals and MLP outputs of the events, some at a time."""
-        for variant in VARIANTS:
-            capture = self.kit.capture(self.names[variant])
-            for start in range(0, len(events), READ_TOGETHER):
-                some = events.iloc[start : start + READ_TOGETHER]
-                tokens = tokens_of(some, variant).tolist()
-                resid, mlp = (
-                    np.concatenate([capture.array(site)[token : token + 1] for token in tokens])
-                    for site in ("resid", "mlp_out")
-                )
-                self.add_layers(some, variant, HOSTS[variant][0], resid, mlp)
-
-    def add_layers(
-        self, events: pd.DataFrame, host: str, condition: str, resid: np.ndarray, mlp: np.ndarray, first: int = 0
-    ) -> None:
-        """Rows of some events for the blocks from `first` on: resid [n, blocks + 1, d], mlp [n, blocks, d]."""
-        from ...analyze.residual.writeout import writeout
-
-        arrays, attrs = self.kit.arrays(self.names[host])
-        post = (arrays["post_norm_weight"][first:], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
-        found = writeout(
-            self.kit.head(self.names[host]),
-            resid,
-            mlp,
-            events[["it_token", "pt_token"]].to_numpy(),
-            post_norm=post,
-            parallel=bool(attrs["parallel"]),
-            device=self.kit.device,
-        )
-        named = {**self.scope.columns, "variant": host, "stream": self.streams["it"], "stream_pt": self.streams["pt"]}
-        labels = {name: events[name].to_numpy() for name in LABELS}
-        for place, layer in enumerate(range(first, self.layers)):
-            support, against, rest = (found[name][:, place] for name in ("support", "against", "rest"))
-            self.add(
-                {
-                    **named,
-                    **labels,
-                    "event": self.event,
-                    "condition": condition,
-                    "layer": layer,
-                    **{
-                        name: np.full(len(events), start <= layer < stop)
-                        for name, (start, stop) in self.windows.items()
-                    },
-                    "support_it": support[:, 0],
-                    "support_pt": support[:, 1],
-                    "against": against[:, 0] - against[:, 1],
-                    "rest": rest[:, 0] - rest[:, 1],
-                    "cos": found["cos"][:, place],
-                }
+def _measure(job: EventTable, events: pd.DataFrame) -> None:
+    """Each MLP of each model an event (METHODS 15, exp21: A and C), from stored arrays alone, some events at a time."""
+    for variant in VARIANTS:
+        capture = job.kit.capture(job.names[variant])
+        for start in range(0, len(events), READ_TOGETHER):
+            some = events.iloc[start : start + READ_TOGETHER]
+            tokens = tokens_of(some, variant).tolist()
+            resid, mlp = (
+                np.concatenate([capture.array(site)[token : token + 1] for token in tokens])
+                for site in ("resid", "mlp_out")
             )
-
-    def check(self) -> None:
-        """All residuals and MLP outputs are there, of the same prompts."""
-        for names in self.names.values():
-            capture = self.kit.capture(names)
-            all_boundaries(capture, "writeout")
-            if "mlp_out" not in capture:
-                raise LakeError(
-                    f"{capture.path}: table writeout needs mlp_out, which this capture did not keep: `actlake capture {self.pair}"
-                    " --stream raw --profile full` into another lake"
-                )
-        super().check()
+            _add_layers(job, some, variant, HOSTS[variant][0], resid, mlp)
 
 
-class _GraftedWriteout(_Writeout):
+def _measure_late(job: EventTable, events: pd.DataFrame) -> None:
     """The blocks of the late window when its MLPs are exchanged (METHODS 15: B_late, D_late), replayed from its start."""
+    from ...capture.edit.replay import load_late
 
-    runs_models = True
+    window, kit = job.windows["late"], job.kit
+    boundaries = range(window[0], job.layers + 1)
+    total = int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
+    with bar(f"writeout {job.pair}", total) as progress:
+        for host in VARIANTS:
+            model = load_late(kit.layout, job.model(host), window[0], kit.catalog, device=kit.device)
+            keep = ("resid", "mlp_out")
+            pieces = job.grafted(model, host, window, events, boundaries, keep, advance=progress.advance)
+            for at, arrays in pieces:
+                condition = f"{HOSTS[host][1]}_late"
+                _add_layers(job, events.iloc[at], host, condition, arrays["resid"], arrays["mlp_out"], window[0])
+            del model, pieces  # before the other is loaded
 
-    def __init__(self, kit: Context, scope: Scope):
-        super().__init__(kit, scope, "B_late D_late")
 
-    def measure(self, events: pd.DataFrame) -> None:
-        """Load one late stack and the other model's late MLPs after the other."""
-        from ...capture.edit.replay import load_late
+def _add_layers(
+    job: EventTable, events: pd.DataFrame, host: str, condition: str, resid: np.ndarray, mlp: np.ndarray, first: int = 0
+) -> None:
+    """Rows of some events for the blocks from `first` on, through the model's own head: resid [n, blocks + 1, d], mlp [n,
+    blocks, d]."""
+    from ...analyze.residual.writeout import writeout
 
-        window = self.windows["late"]
-        boundaries = range(window[0], self.layers + 1)
-        total = int((events["position"] + 1).sum() + (events["position_pt"] + 1).sum())
-        with bar(f"writeout {self.pair}", total) as progress:
-            for host in VARIANTS:
-                model = load_late(
-                    self.kit.layout, self.model(host), window[0], self.kit.catalog, device=self.kit.device
-                )
-                pieces = self.grafted(
-                    model, host, window, events, boundaries, ("resid", "mlp_out"), advance=progress.advance
-                )
-                for at, arrays in pieces:
-                    condition = f"{HOSTS[host][1]}_late"
-                    self.add_layers(events.iloc[at], host, condition, arrays["resid"], arrays["mlp_out"], window[0])
-                del model, pieces  # before the other is loaded
+    kit, tokens = job.kit, events[["it_token", "pt_token"]].to_numpy()
+    post, parallel = kit.mlp_branch(job.names[host])
+    post = post and (post[0][first:], post[1])
+    head = kit.head(job.names[host])
+    found = writeout(head, resid, mlp, tokens, post_norm=post, parallel=parallel, device=kit.device)
+    for place, layer in enumerate(range(first, job.layers)):
+        support, against, rest = (found[name][:, place] for name in ("support", "against", "rest"))
+        windows = {name: np.full(len(events), start <= layer < stop) for name, (start, stop) in job.windows.items()}
+        job.add(
+            {
+                **job.labels(events, host),
+                "condition": condition,
+                "layer": layer,
+                **windows,
+                "support_it": support[:, 0],
+                "support_pt": support[:, 1],
+                "against": against[:, 0] - against[:, 1],
+                "rest": rest[:, 0] - rest[:, 1],
+                "cos": found["cos"][:, place],
+            }
+        )
 
 
 @table(
@@ -145,8 +104,14 @@ class _GraftedWriteout(_Writeout):
     one_model=True,
     how={"late": "replay"},
 )
-def writeout_table(kit: Context, scope: Scope, kind: str) -> _Writeout:
+def writeout_table(kit: Context, scope: Scope, kind: str) -> EventTable:
     """The job of one kind: '' both models as they are, `late` with late MLPs exchanged. LakeError for another kind."""
     if kind not in ("", "late"):
         raise LakeError(f"writeout({kind}): expected writeout, or writeout(late) for late MLPs exchanged")
-    return _GraftedWriteout(kit, scope) if kind else _Writeout(kit, scope)
+    if kind:
+        return EventTable(
+            kit, scope, "writeout", WINDOWS, _measure_late, sites=("mlp_out",), conditions="B_late D_late"
+        )
+    return EventTable(
+        kit, scope, "writeout", WINDOWS, _measure, runs_models=False, sites=("mlp_out",), conditions="A C"
+    )

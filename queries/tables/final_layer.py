@@ -8,7 +8,7 @@ from ..engine.blocks import Block
 from ..engine.context import Context, Names, all_boundaries, label, name_columns
 from ..engine.declare import table
 from ..engine.job import LayerTable
-from .tuned import TunedTable, translated
+from .tuned import translated, tuned_table
 
 LATE = 0.8  # METHODS 0: the final 20 % of layers are floor(0.8 L) and up
 
@@ -104,7 +104,7 @@ def churn_table(kit: Context, names: Names, kind: str) -> LayerTable:
         return {"churn": churn(kit.head(names), resid[:, start + 1 :], device=kit.device)}
 
     if kind == "tuned":
-        return TunedTable(kit, names, "churn", compute, first=start)
+        return tuned_table(kit, names, "churn", compute, first=start)
     columns = {**name_columns(names), "lens": "raw"}
     return LayerTable(
         kit.layout,

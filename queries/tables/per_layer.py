@@ -105,9 +105,7 @@ def delta_table(kit: Context, names: Names) -> LayerTable:
             return {name: rows[variable] for name, variable in kept.items()}
         from ...analyze.residual.delta import delta
 
-        arrays, attrs = kit.arrays(names)
-        post = (arrays["post_norm_weight"], attrs["post_norm_eps"]) if "post_norm_weight" in arrays else None
-        parallel = bool(attrs["parallel"])
+        post, parallel = kit.mlp_branch(names)
         mlp = rows.values.get("mlp_out")
         return delta(rows["resid"], mlp, post_norm=post, parallel=parallel, device=kit.device)
 

@@ -21,36 +21,22 @@ from .per_layer import raw_lens_table
 PROMPT = ("prompt", "prompt_id", "category")
 
 
-class TunedTable(LayerTable):
-    """A table of one capture through the tuned lens: `compute` turns a block into columns [n, layers].
+def tuned_table(
+    kit: Context, names: Names, table: str, compute: Callable[[Block], dict[str, Any]], first: int = -1
+) -> LayerTable:
+    """A table of one capture through the tuned lens, as LayerTable has it; rows by other probes give way to it."""
+    capture = kit.capture(names)
+    all_boundaries(capture, f"{table}(tuned)")
+    chosen = choose(kit, names)
+    recipe = kit.recipe(table, names, head=True, lens="tuned", probes=chosen.name)
+    same = {name: recipe[name] for name in ("model", "stream", "lens")}
 
-    Rows of the same capture by other probes give way to it. `first` is the layer of the first column.
-    """
+    def labels(rows: Block) -> dict[str, Any]:
+        return {**same, **label(rows)}
 
-    def __init__(
-        self, kit: Context, names: Names, table: str, compute: Callable[[Block], dict[str, Any]], first: int = -1
-    ):
-        capture = kit.capture(names)
-        all_boundaries(capture, f"{table}(tuned)")
-        chosen = choose(kit, names)
-        recipe = kit.recipe(table, names, head=True, lens="tuned", probes=chosen.name)
-        self._same = {name: recipe[name] for name in ("model", "stream", "lens")}
-        super().__init__(
-            kit.layout,
-            table,
-            recipe,
-            (capture,),
-            ("resid",),
-            compute,
-            lambda rows: {**self._same, **label(rows)},
-            first=first,
-        )
-        self._layout, self.before = kit.layout, chosen.before
-
-    def finish(self) -> None:
-        """Write what is still held, and delete the rows by other probes."""
-        super().finish()
-        drop_tables(self._layout, self.name, self._same, keep=self.path)
+    job = LayerTable(kit.layout, table, recipe, (capture,), ("resid",), compute, labels, first, same)
+    job.before = chosen.before
+    return job
 
 
 def translated(kit: Context, names: Names, rows: Block) -> np.ndarray:
@@ -89,14 +75,14 @@ def lens_table(kit: Context, names: Names, kind: str) -> LayerTable:
     return tuned_lens(kit, names) if kind == "tuned" else raw_lens_table(kit, names)
 
 
-def tuned_lens(kit: Context, names: Names) -> TunedTable:
+def tuned_lens(kit: Context, names: Names) -> LayerTable:
     """The rows of the table `lens` with lens = 'tuned'."""
 
     def compute(rows: Block) -> dict[str, Any]:
         found = tuned_columns(kit, names, rows)
         return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
-    return TunedTable(kit, names, "lens", compute)
+    return tuned_table(kit, names, "lens", compute)
 
 
 @table(
