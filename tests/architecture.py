@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from test_architecture import ARROWS, MODULES, ORDER, ROOT, package
+from test_architecture import ARROWS, MODULES, ORDER, ROOT, lines_of, package, public_classes
 
 PAGE = ROOT / "docs" / "ARCHITECTURE.md"
 BEFORE = {"lines of Python": "25,631", "public classes": "186", "modules": "150", "import circles": "4"}
@@ -52,26 +52,22 @@ def packages() -> str:
         text = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
         about = text.split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
         modules = sum(path.stem != "__init__" for path in own) or len(own)
-        rows.append(f"| `{name}` | {about} | {modules} | {sum(map(_lines, own)):,} |")
+        rows.append(f"| `{name}` | {about} | {modules} | {sum(map(lines_of, own)):,} |")
     return "\n".join(rows)
 
 
 def numbers() -> str:
     """Sizes of the source before the packages were laid out, and now."""
-    trees = [ast.parse(path.read_text()) for path in MODULES.values()]
-    public = sum(
-        isinstance(node, ast.ClassDef) and not node.name.startswith("_") for tree in trees for node in tree.body
-    )
     modules = [path for path in MODULES.values() if path.stem != "__init__"]
-    longest = max(modules, key=_lines)
+    longest = max(modules, key=lines_of)
     now = {
-        "lines of Python": f"{sum(map(_lines, MODULES.values())):,}",
-        "public classes": f"{public}",
+        "lines of Python": f"{sum(map(lines_of, MODULES.values())):,}",
+        "public classes": f"{public_classes()}",
         "modules": f"{len(modules)}",
         "import circles": "0",
     }
     rows = [f"| {name} | {BEFORE[name]} | {now[name]} |" for name in BEFORE]
-    rows += [f"| longest module | | {_lines(longest)} lines, `{longest.relative_to(ROOT)}` |"]
+    rows += [f"| longest module | | {lines_of(longest)} lines, `{longest.relative_to(ROOT)}` |"]
     return "\n".join(["| | before | now |", "|---|---:|---:|", *rows])
 
 
@@ -86,10 +82,6 @@ def written(text: str) -> str:
 
 def _id(name: str) -> str:
     return f"p_{name.replace('.', '_')}"
-
-
-def _lines(path: Path) -> int:
-    return len(path.read_text().splitlines())
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ ORDER = (
     "store.core",
 )
 ENTRIES = 12  # modules in a folder, at most
+LONGEST = 350  # lines of a module, at most
+DEPTH = 2  # classes of this package that one inherits from, one above the other, at most
+# What the source has come to. These only go down: take something out before you add.
+LINES = 37_500
+CLASSES = 210  # public ones
 
 
 def modules() -> dict[str, Path]:
@@ -74,6 +79,22 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
 def package(name: str) -> str:
     """The folder that a module is in; a module of the root is its own."""
     return name.rpartition(".")[0] or name
+
+
+def lines_of(path: Path) -> int:
+    """Lines of a module."""
+    return len(path.read_text().splitlines())
+
+
+def classes() -> dict[str, list[ast.ClassDef]]:
+    """The classes of every module, by its name."""
+    trees = {name: ast.parse(path.read_text()).body for name, path in MODULES.items()}
+    return {name: [node for node in body if isinstance(node, ast.ClassDef)] for name, body in trees.items()}
+
+
+def public_classes() -> int:
+    """How many classes have no underscore before their name."""
+    return sum(not node.name.startswith("_") for found in classes().values() for node in found)
 
 
 MODULES = modules()
@@ -113,6 +134,28 @@ def test_no_modules_import_each_other():
 def test_folders_are_small():
     folders = [package(name) for name, path in MODULES.items() if path.stem != "__init__" and "." in name]
     assert not [folder for folder in set(folders) if folders.count(folder) > ENTRIES]
+
+
+def test_modules_are_short():
+    assert not {name: lines for name, path in MODULES.items() if (lines := lines_of(path)) > LONGEST}
+
+
+def test_the_source_does_not_grow():
+    assert sum(map(lines_of, MODULES.values())) <= LINES
+    assert public_classes() <= CLASSES
+
+
+def test_few_classes_stand_above_one_another():
+    """Bases are found by their names: of two classes of one name, the one with more above it counts."""
+    above: dict[str, set[str]] = {}
+    for node in (node for found in classes().values() for node in found):
+        bases = {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases}
+        above.setdefault(node.name, set()).update(bases - {node.name})
+
+    def depth(name: str) -> int:
+        return max((1 + depth(base) for base in above[name] if base in above), default=0)
+
+    assert not {name: depth(name) for name in above if depth(name) > DEPTH}
 
 
 def test_the_page_describes_every_package():

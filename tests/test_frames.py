@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import zarr
 from actlake.store.format import frames
+from actlake.store.format.chunks import blosc_blocks
 from actlake.store.format.frames import SMALLEST, encode_frame, repeats
-from actlake.store.format.shards import Grid, blosc_blocks, statistics, widen
+from actlake.store.format.shards import Grid, statistics, widen
 from actlake.store.format.zarr_groups import compressors
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,8 +10,8 @@ import zarr
 from actlake.store.captures.reader import CheckedArray
 from actlake.store.core.errors import CorruptError
 from actlake.store.format.chunk_cache import _Recent
-from actlake.store.format.chunks import frame_of
-from actlake.store.format.shards import Grid, blosc_blocks, pad, statistics, widen
+from actlake.store.format.chunks import blosc_blocks, frame_of
+from actlake.store.format.shards import Grid, pad, statistics, widen
 from actlake.store.format.zarr_groups import as_box, compressors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

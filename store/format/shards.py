@@ -24,7 +24,7 @@ from zarr.codecs import ShardingCodec
 from ..remote.files import RemoteFile
 from ..remote.store import transfers
 from .chunk_cache import identity, recent, recent_frames
-from .chunks import CHECKSUM, DAMAGE, HEADER, STORED, at_once, check_sum, checksum, damaged, frame_of
+from .chunks import CHECKSUM, DAMAGE, at_once, blosc_blocks, check_sum, checksum, damaged, frame_of
 from .frames import SMALLEST, encode_frame
 
 INFINITE = 0x7F80  # the bits of bfloat16 for infinity; NaNs are above
@@ -345,25 +345,3 @@ def _reader(
             return np.frombuffer(os.pread(stream.fileno(), stop - start, start), dtype=np.uint8)
 
         yield read, lambda count: read(max(size - count, 0), size), size
-
-
-def blosc_blocks(frame: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, int, int]:
-    """The blocks of a Blosc frame (uint8) that hold its decoded bytes start..stop, as a frame of their own.
-
-    Returns (frame, decoded byte at which it begins, its decoded size). Blosc codes blocks independently, so that a few
-    tokens of a long chunk need not wait for the rest. Source: c-blosc's README_CHUNK_FORMAT.
-    """
-    size, block, _ = frame[4:16].view("<u4").tolist()
-    count = -(-size // block)
-    # A last block that is shorter can't be a frame by itself: Blosc wants one whole block at least.
-    first, last = min(start // block, max(size // block - 1, 0)), -(-stop // block)
-    if frame[2] & STORED or (first, last) == (0, count):
-        return frame, 0, size
-    begins = frame[HEADER : HEADER + 4 * count].view("<i4").tolist()
-    ends = dict(zip(sorted(begins), [*sorted(begins)[1:], len(frame)], strict=True))  # threads may have shuffled them
-    parts = [frame[at : ends[at]] for at in begins[first:last]]
-    decoded = min(last * block, size) - first * block
-    places = HEADER + 4 * len(parts) + np.cumsum([0, *map(len, parts)])
-    head = frame[:HEADER].copy()
-    head[4:16].view("<u4")[:] = decoded, block, places[-1]
-    return np.concatenate([head, places[:-1].astype("<i4").view(np.uint8), *parts]), first * block, decoded
