@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from actlake.analyze.lens.head import Head
-from actlake.analyze.lens.logit_lens import lens, pair_lens
-from actlake.analyze.lens.streaming_softmax import CPU
+from actlake.analyze.lens.logit_lens import CPU, lens, pair_lens
 from actlake.analyze.lens.tuned_lens import Probes
 from measure import Row, in_turn, main, median_ratio
 from torch import Tensor

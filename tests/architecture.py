@@ -2,7 +2,6 @@
 
 import ast
 import re
-from pathlib import Path
 
 from test_architecture import ARROWS, MODULES, ORDER, ROOT, lines_of, package, public_classes
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from actlake.analyze.lens.head import Head
-from actlake.analyze.lens.logit_lens import lens, pair_lens
-from actlake.analyze.lens.streaming_softmax import Block
+from actlake.analyze.lens.logit_lens import Block, lens, pair_lens
 from distances import entropy, js, kl
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,8 +10,7 @@ import pytest
 import torch
 from actlake.analyze.lens import tuned_lens
 from actlake.analyze.lens.head import Head
-from actlake.analyze.lens.logit_lens import lens
-from actlake.analyze.lens.streaming_softmax import Block
+from actlake.analyze.lens.logit_lens import Block, lens
 from actlake.analyze.lens.tuned_lens import Objective, Probes, Trainer, train
 from actlake.analyze.tuned.folds import fold_of
 from actlake.analyze.tuned.recipes import Adam, Recipe, Sgd, family_scale

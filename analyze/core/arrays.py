@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 Array = np.ndarray | Tensor
+LOG2_E = math.log2(math.e)
 
 
 class _Open:

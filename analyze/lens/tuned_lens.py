@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.arrays import Array, as_tensor
+from ..core.arrays import LOG2_E, Array, as_tensor
 from ..core.html import facts
 from ..tuned.recipes import Recipe
 from ..tuned.shuffle_buffer import Shuffle
 from .head import Head
-from .streaming_softmax import LOG2_E
 
 # Rows of logits in flight: products get no faster above the first, the second bounds what two tables of them take.
 ROWS = 512

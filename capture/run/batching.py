@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import torch
 
-from ...analyze.lens.streaming_softmax import usual_block
+from ...analyze.lens.logit_lens import usual_block
 from ...store.captures.allocate import Template
 from ...store.captures.writer import DEPTH
 from ...store.core.catalog import ProfileSpec
