@@ -30,7 +30,7 @@ from actlake.capture.checkpoint.configs import source
 from actlake.capture.model.branches import split
 from actlake.capture.model.structure import stacks
 from actlake.capture.run.batching import batch_plan
-from actlake.queries.answer.asking import answer_all
+from actlake.queries.answer.asking import Asking
 from actlake.queries.engine.context import Context
 from actlake.queries.engine.passes import run as sweep
 from actlake.queries.probes.choice import choose
@@ -157,10 +157,11 @@ def ours_beyond(layout: Layout) -> dict[str, int]:
 
 def answer(layout: Layout, *rows: str) -> float:
     """Answer rows on pocket, which must be possible: the seconds that their tables took."""
-    _, refused, seconds = answer_all(layout, [find(row) for row in rows], "pocket", catalog=CATALOG)
-    if refused:
-        raise SystemExit(f"{refused[0].query.id}: {refused[0].reason}")
-    return seconds
+    asking = Asking(layout, [find(row) for row in rows], "pocket", catalog=CATALOG)
+    list(asking)
+    if asking.refused:
+        raise SystemExit(f"{asking.refused[0].query.id}: {asking.refused[0].reason}")
+    return asking.seconds
 
 
 def train(layout: Layout) -> None:

@@ -8,12 +8,12 @@ import pytest
 import tiny
 from actlake.capture.model.load import Model
 from actlake.cli.main import app
-from actlake.queries.answer.asking import answer, answer_all
 from actlake.queries.replayed.replays import Replays
 from actlake.queries.rows.registry import find
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
+from asking import answer, answer_all
 from safetensors.torch import load_file, save_file
 from test_graft_rows import catalog
 from test_observed_rows import texts

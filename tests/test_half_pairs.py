@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from actlake.lake import Lake
-from actlake.queries.answer.asking import answer_all
 from actlake.queries.rows.registry import parse, queries
 from actlake.store.core.catalog import ProfileSpec, StreamSpec
 from actlake.store.core.errors import LakeError
+from asking import answer_all
 from tiny import capture, make_pair, prompt_set
 
 TEXTS = [

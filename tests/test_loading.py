@@ -16,13 +16,13 @@ from actlake.capture.model.describe import announce, describe, lines
 from actlake.capture.model.load import Model, identify, load_model
 from actlake.capture.run.reforward import reforward
 from actlake.cli import main
-from actlake.queries.answer.asking import answer
 from actlake.queries.rows.registry import find
 from actlake.store.artifacts.models import read_model
 from actlake.store.captures.manifest import noise_warning
 from actlake.store.captures.reader import Capture, find_capture, list_captures
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
+from asking import answer
 from safetensors.torch import load_file, save_file
 from test_observed_rows import texts
 from test_replay import catalog, check_identity

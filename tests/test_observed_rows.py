@@ -17,7 +17,6 @@ from actlake.analyze.lens.tuned_lens import Probes
 from actlake.analyze.tuned.folds import fold_of
 from actlake.analyze.tuned.recipes import Adam
 from actlake.lake import Lake
-from actlake.queries.answer.asking import answer_all
 from actlake.queries.engine import passes
 from actlake.queries.engine.context import Context
 from actlake.queries.probes import choice as probe_choice
@@ -33,6 +32,7 @@ from actlake.store.core.catalog import PairSpec, StreamSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.format.shards import Grid
+from asking import answer_all
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file

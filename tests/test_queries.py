@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import tiny
 from actlake.queries.answer import estimates
-from actlake.queries.answer.asking import answer as ask
 from actlake.queries.answer.narrowed import scoped
 from actlake.queries.rows.registry import find, parse, published, queries
 from actlake.store.artifacts.models import write_model
@@ -22,6 +21,7 @@ from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables.files import write_table
 from actlake.store.tables.sql import connect
+from asking import answer as ask
 
 LAYERS, D, VOCAB, PROMPTS, ANSWER = 5, 4, 7, 6, 14
 PAIR = "made"

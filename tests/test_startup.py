@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from actlake.queries.answer.asking import answer_all
 from actlake.queries.rows.registry import find
 from actlake.store.tables.declared import TABLES
+from asking import answer_all
 from test_graft_rows import catalog
 from test_observed_rows import texts
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from actlake.capture.streams.capture_pair import sources_of
 from actlake.lake import Lake
-from actlake.queries.answer.asking import answer_all
 from actlake.queries.rows.registry import queries
 from actlake.store.artifacts.models import read_head
 from actlake.store.core.catalog import ProfileSpec, StreamSpec
 from actlake.store.tables.streams import stream_table
+from asking import answer_all
 from tiny import add_token, capture, make_pair, prompt_set
 
 TEXTS = [

@@ -19,7 +19,7 @@ from ...store.format.records import SEAL
 from ...store.tables.live import FOREIGN
 from ..rows.registry import Query, find
 from .answer import Answer
-from .asking import answer_all
+from .asking import Asking
 from .estimates import MEASURED
 from .lock import DIGITS, TINY, Lock, Locked, canonical, captures_of, files_of, hash_of, versions
 
@@ -90,7 +90,7 @@ def reproduce(
 
     Numbers are the same when they agree to DIGITS - 1 significant digits, or are no more than `tolerance` apart: what
     is made again with other threads or on another machine differs in float32's last digits. With a tolerance, tables of other
-    bytes are no difference either when the answer is within it. `generate` is that of `answer_all`.
+    bytes are no difference either when the answer is within it. `generate` is that of `Asking`.
     LakeError for an unknown row, or a capture that is not there, not sealed or damaged.
     """
     queries = [find(locked.row) for locked in lock.rows]
@@ -139,13 +139,14 @@ def _answers(
     for (pairs, prompts), places in together.items():
         again = {queries[place].id: queries[place] for place in places}
         try:
-            answers, refused, _ = answer_all(layout, list(again.values()), pairs, prompts, device, catalog, generate)
+            asking = Asking(layout, list(again.values()), pairs, prompts, device, catalog, generate)
+            asking.announce()
+            known = {one.query.id: one for one in asking if isinstance(one, Answer)}
         except (duckdb.Error, pa.ArrowException, CorruptError) as error:  # a table that is no Parquet file any more
             words = str(error).splitlines()[0]
-            answers, reasons = [], dict.fromkeys(again, words)
+            known, reasons = {}, dict.fromkeys(again, words)
         else:
-            reasons = {no.query.id: no.reason for no in refused}
-        known = {answer.query.id: answer for answer in answers}
+            reasons = {no.query.id: no.reason for no in asking.refused}
         for place in places:
             name = queries[place].id
             if name in known:

@@ -73,20 +73,19 @@ def _checksum(stored: BinaryIO, place: int) -> bytes:
 
 
 def check_parquet(
-    file: Path, schema: pa.Schema, repair: str = AGAIN, whole: bool = True, may_lack: frozenset[str] = frozenset()
+    file: Path, schema: pa.Schema, repair: str = AGAIN, may_lack: frozenset[str] = frozenset()
 ) -> frozenset[str]:
     """The columns of a table that a file has; CorruptError, in one line with `repair`, unless it is Parquet with all of them
     but those of `may_lack`.
 
     Columns of its own beside them are ignored. Text may be stored plain or by a dictionary, numbers in any width. All
-    bytes are compared with the checksum of a file that bears one, unless not `whole`.
+    bytes are compared with the checksum of a file that bears one.
     """
     if not file.is_file():
         raise CorruptError(f"{file}: missing or not a regular file; {repair}")
     try:
         names = _footer(file, schema, may_lack)
-        if whole:
-            remembered(file, "checksum", _check_whole)
+        remembered(file, "checksum", _check_whole)
     except _Wrong as wrong:
         raise CorruptError(f"{file}: {wrong}; {repair}") from None
     return names
