@@ -5,7 +5,7 @@ import time
 
 import pytest
 from actlake.store.core import progress
-from actlake.store.core.progress import ERRORS, bar, say, together
+from actlake.store.core.progress import ERRORS, bar, say
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def work() -> None:
-    with together(), bar("lens pocket", 1000) as first:
+    with bar("lens pocket", 1000) as first:
         for _ in range(6):
             time.sleep(0.05)
             first.advance(100)

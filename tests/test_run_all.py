@@ -9,7 +9,6 @@ import pytest
 from actlake.cli.main import app
 from actlake.queries.engine import passes as sweep
 from actlake.queries.rows.registry import POOLS, published, queries
-from actlake.store.core.progress import ERRORS, bar, together
 from actlake.store.format.paths import Layout
 from test_queries import Made
 from test_report import Reader
@@ -92,19 +91,6 @@ def test_rows_come_in_the_order_they_build_on_each_other() -> None:
     names = list(queries())
     assert names.index("L1") < names.index("L2") < names.index("0G") < names.index("0J") < names.index("exp16")
     assert names.index("exp16") < names.index("exp22")
-
-
-def test_bars_share_one_display(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(ERRORS), "is_terminal", False)
-    with together():
-        with bar("one", 3) as one:
-            one.advance(3)
-        with bar("two", 5, "rows") as two:
-            two.advance(1)
-        assert one._progress is two._progress
-        assert [task.description for task in two._progress.tasks] == ["one", "two"]
-    with bar("three", 1) as three:
-        assert three._progress is not one._progress
 
 
 def test_an_empty_lake_has_nothing_to_answer(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from html import escape
 from typing import Any
@@ -81,24 +81,9 @@ class Bar:
 
 @contextmanager
 def bar(label: str, total: int, unit: str = "tokens") -> Iterator[Bar]:
-    """Show a progress bar of `total` units while the block runs; inside `together`, under the bars before it."""
-    with _display() if _shared is None else nullcontext(_shared) as progress:
-        yield Bar(progress, label, total, unit)
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Bars of the block share one display."""
-    global _shared
+    """Show a progress bar of `total` units while the block runs."""
     with _display() as progress:
-        before, _shared = _shared, progress
-        try:
-            yield
-        finally:
-            _shared = before
-
-
-_shared: Progress | None = None
+        yield Bar(progress, label, total, unit)
 
 
 def words(seconds: float) -> str:
