@@ -112,10 +112,8 @@ class _ConditionJob(Job):
         """Compute what is missing and write the file."""
         missing = self.missing()
         if missing:
-            with (
-                bar(f"{self.name} {condition_text(self.asked.edits)[:60]}", self.work(missing), self.unit) as progress,
-                explain_memory(f"{self.name}", self.asked.batch),
-            ):
+            what = f"{self.name} {condition_text(self.asked.edits)[:60]}"
+            with bar(what, self.work(missing), self.unit) as progress, explain_memory(self.name, self.asked.batch):
                 self.compute(missing, progress)
         known = self.condition.known(self.kind)
         rows = [known[sha] | {"prompt_id": name} for name, sha in self.named]
@@ -329,8 +327,7 @@ class Nats(_ConditionJob):
 
     def __init__(self, kit: Context, texts: Texts, reader: str):
         self.kind, self.reader, self.texts = f"nats-{reader}", reader, texts
-        asked = texts.asked
-        super().__init__(kit, asked, texts.steer, texts.recipe, (texts,))
+        super().__init__(kit, texts.asked, texts.steer, texts.recipe, (texts,))
 
     def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Read them."""
