@@ -6,15 +6,35 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import browser as browsers
 import numpy as np
 import pytest
+import tiny
 from actlake.explore.server import ExplorerServer
 from actlake.lake import Lake
 from actlake.store.format.paths import Layout
+from test_explore import HOSTILE
 
 WIDTHS = (390, 1300)
+KEYS = (
+    "view",
+    "set",
+    "q",
+    "number",
+    "category",
+    "row",
+    "pair",
+    "direction",
+    "layer",
+    "metric",
+    "sweep",
+    "condition",
+    "id",
+    "at",
+)
 PAGES = ("lake", "prompts", "prompt", "texts", "directions", "rows", "sql")
 
 
@@ -150,6 +170,29 @@ def test_keys_search_and_brushes(page: browsers.Browser, site: Path) -> None:
     first = page.text("h1")
     page.key("j")
     page.until(f"document.querySelector('h1').innerText !== {json.dumps(first)}")
+
+
+def test_a_hostile_lake_stays_text(page: browsers.Browser, llama: Any, tmp_path: Path) -> None:
+    """Ids, categories, texts and addresses that would be markup or code run nothing, break no layout and stay on the page."""
+    rows = [(text, text, f"the cat {text}") for text in HOSTILE]
+    layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, prompts=tiny.prompt_set(rows))
+    Lake(layout.root, device="cpu").sql("SELECT * FROM lens")
+    address = Lake(layout.root, device="cpu").explore(tmp_path / "site").as_uri()
+    page.open(address, 390)
+    page("window.alert = () => { window.hit = true; }")
+    hashes = [
+        f"#prompt?{urlencode({'id': text, 'tokens': 'all', 'show': show})}"
+        for text in HOSTILE
+        for show in ("both", "difference")
+    ]
+    hashes += [f"#{name}?{urlencode(dict.fromkeys(KEYS, HOSTILE[0]))}" for name in PAGES if name != "prompt"]
+    for hash_ in ["#lake", "#prompts", *hashes, "#prompts?number=__proto__&sort=up", "#constructor", f"#{HOSTILE[0]}"]:
+        page.go(hash_)
+        assert page("document.querySelectorAll('main img, main script, main iframe').length") == 0, hash_
+        assert page("window.hit === undefined && location.pathname.endsWith('index.html')"), hash_
+        assert page("document.documentElement.scrollWidth") <= 390, hash_
+    page.go(f"#prompt?{urlencode({'id': HOSTILE[0]})}")
+    assert page.text("h1") == HOSTILE[0]
 
 
 def test_dark_and_files(page: browsers.Browser, site: Path) -> None:
