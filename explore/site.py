@@ -20,7 +20,21 @@ from .texts import WrittenTexts
 from .vectors import Vectors
 
 PAGE = ("index.html", "explorer.css")
-SCRIPTS = ("core", "figures", "heatmap", "lake", "prompts", "prompt", "texts", "directions", "rows", "sql", "start")
+SCRIPTS = (
+    "core",
+    "figures",
+    "heatmap",
+    "lake",
+    "prompts",
+    "prompt-side",
+    "prompt-files",
+    "prompt",
+    "texts",
+    "directions",
+    "rows",
+    "sql",
+    "start",
+)
 NAME = re.compile(r"(index|prompts|cells|pair|texts|condition|rows|directions)((?:/\d{1,9}){0,2})")
 AHEAD = 64  # prompts whose rows are read together
 CELL = 21.0  # bytes of a token and layer in a data file, with its likeliest tokens; measured

@@ -6,9 +6,13 @@
 "use strict";
 
 const explorer = (() => {
-  const waiting = new Map(), loaded = new Map(), pages = new Map();
+  const waiting = new Map(),
+    loaded = new Map(),
+    pages = new Map();
   const KEPT = 60; // data files kept in memory
-  let index = null, state = {page: "lake", values: new URLSearchParams()}, current = null;
+  let index = null,
+    state = {page: "lake", values: new URLSearchParams()},
+    current = null;
 
   // --- data files -----------------------------------------------------------------------------------------------------
 
@@ -30,9 +34,12 @@ const explorer = (() => {
   }
 
   function read(raw, at, kind, count) {
-    if (kind === "f3") { // floats without their lowest byte: all first bytes, all second, all third
-      const bytes = new Uint8Array(raw, at, 3 * count), bits = new Uint32Array(count);
-      for (let i = 0; i < count; i++) bits[i] = (bytes[i] << 24) | (bytes[count + i] << 16) | (bytes[2 * count + i] << 8);
+    if (kind === "f3") {
+      // floats without their lowest byte: all first bytes, all second, all third
+      const bytes = new Uint8Array(raw, at, 3 * count),
+        bits = new Uint32Array(count);
+      for (let i = 0; i < count; i++)
+        bits[i] = (bytes[i] << 24) | (bytes[count + i] << 16) | (bytes[2 * count + i] << 8);
       return [new Float32Array(bits.buffer), 3 * count];
     }
     const types = {u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i2: Int16Array, i4: Int32Array, f4: Float32Array};
@@ -53,7 +60,10 @@ const explorer = (() => {
       waiting.set(name, done);
       script.src = `data/${name}.js`;
       script.onload = () => script.remove();
-      script.onerror = () => { loaded.delete(name); fail(new Error(`data/${name}.js is not there`)); };
+      script.onerror = () => {
+        loaded.delete(name);
+        fail(new Error(`data/${name}.js is not there`));
+      };
       document.head.append(script);
     }).then(unpack);
     loaded.set(name, found);
@@ -84,12 +94,15 @@ const explorer = (() => {
   }
 
   // A text with its `names` in code marks.
-  const prose = text => text.split("`").map((part, i) => i % 2 ? el("code", {}, part) : part);
+  const prose = text => text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
 
   // A choice among values with labels: [value, label, title].
   function select(label, choices, chosen, changed) {
-    const box = el("select", {"aria-label": label, change: () => changed(box.value)},
-      choices.map(([value, text]) => el("option", {value, selected: value === chosen}, text)));
+    const box = el(
+      "select",
+      {"aria-label": label, change: () => changed(box.value)},
+      choices.map(([value, text]) => el("option", {value, selected: value === chosen}, text)),
+    );
     return el("label.field", {}, el("span", {}, label), box);
   }
 
@@ -97,34 +110,64 @@ const explorer = (() => {
   function toggles(label, choices, chosen, changed) {
     const group = el("div.toggles", {role: "group", "aria-label": label});
     for (const [value, text, title] of choices)
-      group.append(el("button", {type: "button", "aria-pressed": value === chosen, title, click: () => changed(value)}, text));
+      group.append(
+        el("button", {type: "button", "aria-pressed": value === chosen, title, click: () => changed(value)}, text),
+      );
     return el("div.field", {}, el("span", {}, label), group);
   }
 
   function copyable(text, name = "SQL") {
-    const said = el("button.small", {type: "button", click: async () => {
-      try { await navigator.clipboard.writeText(text); } catch (error) {
-        const area = el("textarea", {}, text); // file:// pages have no clipboard everywhere
-        document.body.append(area);
-        area.select();
-        document.execCommand("copy");
-        area.remove();
-      }
-      said.textContent = "Copied";
-      setTimeout(() => { said.textContent = `Copy ${name}`; }, 1500);
-    }}, `Copy ${name}`);
+    const said = el(
+      "button.small",
+      {
+        type: "button",
+        click: async () => {
+          try {
+            await navigator.clipboard.writeText(text);
+          } catch (error) {
+            const area = el("textarea", {}, text); // file:// pages have no clipboard everywhere
+            document.body.append(area);
+            area.select();
+            document.execCommand("copy");
+            area.remove();
+          }
+          said.textContent = "Copied";
+          setTimeout(() => {
+            said.textContent = `Copy ${name}`;
+          }, 1500);
+        },
+      },
+      `Copy ${name}`,
+    );
     return el("div.code", {}, el("pre", {tabindex: 0}, text), said);
   }
 
   // A table of rows; columns are [heading, function of a row, class, title].
   function table(columns, rows, caption) {
-    const head = el("tr", {}, columns.map(([name, , kind, title]) => el("th", {class: kind, title, scope: "col"}, name)));
-    const body = rows.map(row => el("tr", {}, columns.map(([, cell, kind]) => {
-      const found = cell(row);
-      return el("td", {class: kind}, found === null || found === undefined ? "–" : found instanceof Node ? found : String(found));
-    })));
-    return el("div.scroll", {tabindex: 0, role: "region", "aria-label": caption},
-      el("table", {}, el("thead", {}, head), el("tbody", {}, body)));
+    const head = el(
+      "tr",
+      {},
+      columns.map(([name, , kind, title]) => el("th", {class: kind, title, scope: "col"}, name)),
+    );
+    const body = rows.map(row =>
+      el(
+        "tr",
+        {},
+        columns.map(([, cell, kind]) => {
+          const found = cell(row);
+          return el(
+            "td",
+            {class: kind},
+            found === null || found === undefined ? "–" : found instanceof Node ? found : String(found),
+          );
+        }),
+      ),
+    );
+    return el(
+      "div.scroll",
+      {tabindex: 0, role: "region", "aria-label": caption},
+      el("table", {}, el("thead", {}, head), el("tbody", {}, body)),
+    );
   }
 
   function save(name, blob) {
@@ -138,14 +181,16 @@ const explorer = (() => {
   // --- addresses ------------------------------------------------------------------------------------------------------
 
   function parse(hash) {
-    const text = hash.replace(/^#/, ""), cut = text.indexOf("?");
+    const text = hash.replace(/^#/, ""),
+      cut = text.indexOf("?");
     const page = cut < 0 ? text : text.slice(0, cut);
     return {page: pages.has(page) ? page : "lake", values: new URLSearchParams(cut < 0 ? "" : text.slice(cut + 1))};
   }
 
   function address(page, values = {}) {
     const query = new URLSearchParams();
-    for (const [key, value] of Object.entries(values)) if (value !== null && value !== undefined && value !== "") query.set(key, value);
+    for (const [key, value] of Object.entries(values))
+      if (value !== null && value !== undefined && value !== "") query.set(key, value);
     return `#${page}${query.size ? "?" + query : ""}`;
   }
 
@@ -163,7 +208,9 @@ const explorer = (() => {
   }
 
   async function show() {
-    const main = document.getElementById("main"), page = pages.get(state.page), turn = current = {};
+    const main = document.getElementById("main"),
+      page = pages.get(state.page),
+      turn = (current = {});
     for (const link of document.querySelectorAll("#pages a"))
       link.toggleAttribute("aria-current", link.dataset.page === (page.under || state.page));
     const slow = setTimeout(() => main.setAttribute("aria-busy", "true"), 250);
@@ -189,7 +236,9 @@ const explorer = (() => {
   function opened() {
     const before = state.page;
     state = parse(location.hash);
-    return show().then(() => { if (state.page !== before) scrollTo(0, 0); });
+    return show().then(() => {
+      if (state.page !== before) scrollTo(0, 0);
+    });
   }
 
   // --- numbers as text ------------------------------------------------------------------------------------------------
@@ -211,7 +260,10 @@ const explorer = (() => {
   function bytes(value) {
     const units = ["B", "kB", "MB", "GB", "TB"];
     let at = 0;
-    while (value >= 1000 && at < units.length - 1) { value /= 1000; at += 1; }
+    while (value >= 1000 && at < units.length - 1) {
+      value /= 1000;
+      at += 1;
+    }
     return `${at && value < 100 ? value.toFixed(1) : Math.round(value)} ${units[at]}`;
   }
 
@@ -242,9 +294,17 @@ const explorer = (() => {
   function theme(next) {
     const order = ["system", "light", "dark"];
     let stored = "system";
-    try { stored = localStorage.getItem("actlake-theme") || "system"; } catch { /* no storage: as the system */ }
+    try {
+      stored = localStorage.getItem("actlake-theme") || "system";
+    } catch {
+      /* no storage: as the system */
+    }
     const chosen = next ? order[(order.indexOf(stored) + 1) % 3] : order.includes(stored) ? stored : "system";
-    try { localStorage.setItem("actlake-theme", chosen); } catch { /* it holds for this page only */ }
+    try {
+      localStorage.setItem("actlake-theme", chosen);
+    } catch {
+      /* it holds for this page only */
+    }
     if (chosen === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = chosen;
     document.getElementById("theme").textContent = `Theme: ${chosen}`;
@@ -260,12 +320,16 @@ const explorer = (() => {
     theme(false);
     document.getElementById("theme").onclick = () => theme(true);
     index = (await load("index")).value;
-    const links = [...pages].filter(([, made]) => !made.under).map(([name, made]) =>
-      el("a", {href: `#${name}`, "data-page": name}, made.title));
+    const links = [...pages]
+      .filter(([, made]) => !made.under)
+      .map(([name, made]) => el("a", {href: `#${name}`, "data-page": name}, made.title));
     document.getElementById("pages").replaceChildren(...links);
-    document.getElementById("foot").replaceChildren(
-      `actlake ${index.version} · ${index.lake} · the study that the rows reproduce: `,
-      el("a", {href: index.study, rel: "noreferrer"}, "PT/IT model differences"));
+    document
+      .getElementById("foot")
+      .replaceChildren(
+        `actlake ${index.version} · ${index.lake} · the study that the rows reproduce: `,
+        el("a", {href: index.study, rel: "noreferrer"}, "PT/IT model differences"),
+      );
     addEventListener("hashchange", opened);
     addEventListener("popstate", opened);
     addEventListener("resize", () => pages.get(state.page).resized?.());
@@ -278,7 +342,10 @@ const explorer = (() => {
       if (event.key === "t") return theme(true);
       if (event.key === "/") {
         const field = document.querySelector("main input[type=search], main textarea");
-        if (field) { field.focus(); event.preventDefault(); }
+        if (field) {
+          field.focus();
+          event.preventDefault();
+        }
         return;
       }
       pages.get(state.page).keys?.(event);
@@ -287,12 +354,39 @@ const explorer = (() => {
   }
 
   return {
-    shown: 0, times: {}, put, load, el, prose, select, toggles, copyable, table, save, address, get, set, show, number, signed, bytes, visible, readable,
-    quoted, csv, dark, page, start,
-    get index() { return index; },
+    shown: 0,
+    times: {},
+    put,
+    load,
+    el,
+    prose,
+    select,
+    toggles,
+    copyable,
+    table,
+    save,
+    address,
+    get,
+    set,
+    show,
+    number,
+    signed,
+    bytes,
+    visible,
+    readable,
+    quoted,
+    csv,
+    dark,
+    page,
+    start,
+    get index() {
+      return index;
+    },
     pageOf: name => pages.get(name),
     // A view of the lake by its name in addresses.
     viewName: view => [view.name, view.recipe, index.sets[view.set].name].join("/"),
-    view() { return index.views.find(view => explorer.viewName(view) === get("view")) || null; },
+    view() {
+      return index.views.find(view => explorer.viewName(view) === get("view")) || null;
+    },
   };
 })();
