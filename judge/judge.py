@@ -232,20 +232,11 @@ class Judge:
         return Verdict(question.answers[label], label, record["reason"])
 
 
-@dataclass(frozen=True)
-class _Escalated:
-    """Verdicts of three judges on the same items: `final`, those it comes from, and None where the referee was not needed."""
-
-    final: list[Verdict]
-    bulk: list[Verdict]
-    second: list[Verdict]
-    referee: list[Verdict | None]
-
-
 def escalate(
     items: Sequence[JudgeItem], bulk: Judge, second: Judge, referee: Judge, progress: Advance | None = None
-) -> _Escalated:
-    """Two judges judge all items, a third the ones they differ on; final is the third's verdict, else bulk's.
+) -> tuple[list[Verdict], list[Verdict | None]]:
+    """Two judges judge all items, a third the ones they differ on: the final verdicts (the third's or else bulk's), the third's,
+    None where it was not needed.
 
     They differ by two steps or more on a scale, by any other class (S1, S2, pairs), or when bulk has no verdict: METHODS 12.
     `progress` counts items of bulk, second and referee together.
@@ -255,7 +246,7 @@ def escalate(
     decided = dict(zip(open_ones, referee.judge([items[i] for i in open_ones], progress), strict=True))
     rulings = [decided.get(i) for i in range(len(items))]
     final = [r if r is not None and r.label != UNJUDGED else v for r, v in zip(rulings, first, strict=True)]
-    return _Escalated(final, first, others, rulings)
+    return final, rulings
 
 
 def _differ(rubrics: Mapping[str, Rubric], item: JudgeItem, bulk: Verdict, second: Verdict) -> bool:

@@ -329,21 +329,20 @@ def test_referee_decides_where_two_judges_differ(tmp_path: Path) -> None:
         for judge, answer in zip(judges, case[1:4], strict=True):
             if answer is not None:
                 give(judge, item, answer)
-    result = escalate(items, *judges)
-    assert [v.label for v in result.final] == [case[4] for case in cases]
-    assert [v.label if v else None for v in result.referee] == [case[3] for case in cases]
-    assert [v.label for v in result.bulk] == [case[1] for case in cases] and [v.label for v in result.second] == [
-        case[2] for case in cases
-    ]
+    final, referee = escalate(items, *judges)
+    assert [v.label for v in final] == [case[4] for case in cases]
+    assert [v.label if v else None for v in referee] == [case[3] for case in cases]
+    for judge, place in zip(judges[:2], (1, 2), strict=True):
+        assert [v.label for v in judge.judge(items)] == [case[place] for case in cases]
 
 
 def test_escalation_goes_on_without_some_verdicts(lake: Layout, server: str, rubrics: dict[str, Rubric]) -> None:
     # Bulk gets garbage from the first question on, and the referee (another lake, the same model) as well.
     items = [JudgeItem("G1", PROMPT, "reply"), *kinds("rose")]
     bulk, second = (Judge(lake, rubrics, server, "it", timeout=30.0, tries=1) for _ in range(2))
-    result = escalate(items, bulk, second, second)
-    assert [v.label for v in result.final] == [UNJUDGED, "success"]
-    assert result.referee[0] is not None and result.referee[1] is None
+    final, referee = escalate(items, bulk, second, second)
+    assert [v.label for v in final] == [UNJUDGED, "success"]
+    assert referee[0] is not None and referee[1] is None
 
 
 RUN = """

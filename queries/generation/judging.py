@@ -183,9 +183,9 @@ def judge_sweep(
     with bar(f"judge {sweep}", len(asked) * (2 if others else 1), "verdicts") as progress:
         if not others:
             return _said(asked, judge.judge(asked, progress.advance))
-        found = escalate(asked, judge, others[0], others[1], progress.advance)
-    decided = sum(ruling is not None for ruling in found.referee)
-    return [*_said(asked, found.final), f"the two judges differed on {decided:,}, which the referee decided"]
+        final, rulings = escalate(asked, judge, others[0], others[1], progress.advance)
+    decided = sum(ruling is not None for ruling in rulings)
+    return [*_said(asked, final), f"the two judges differed on {decided:,}, which the referee decided"]
 
 
 def _said(asked: Sequence[JudgeItem], verdicts: Sequence[Verdict]) -> list[str]:
