@@ -37,7 +37,7 @@ class Captured:
 
 
 @dataclass(frozen=True)
-class PromptSetSeen:
+class _PromptSetSeen:
     """A prompt set as the lake's streams hold it: its name, and the ids and categories of its prompts in their order."""
 
     name: str
@@ -86,9 +86,9 @@ class Source:
     # --- captures, sets, views -------------------------------------------------------------------------------------------
 
     @cached_property
-    def _found(self) -> tuple[list[Captured], list[PromptSetSeen]]:
+    def _found(self) -> tuple[list[Captured], list[_PromptSetSeen]]:
         records = {record["name"]: record for record in stream_records(self.layout)}
-        sets: dict[tuple[str, str], PromptSetSeen] = {}
+        sets: dict[tuple[str, str], _PromptSetSeen] = {}
         captures: list[Captured] = []
         for model, streams in sorted(captured_streams(self.layout).items()):
             for name in sorted(streams):
@@ -96,7 +96,7 @@ class Source:
                 if record is None or self.only not in (None, record["prompts"]):
                     continue
                 key = (record["prompts"], str(record["recipe"].get("prompt_set_sha256", "")))
-                seen = sets.setdefault(key, PromptSetSeen(*key))
+                seen = sets.setdefault(key, _PromptSetSeen(*key))
                 known, stream = set(seen.ids), self.stream(name)
                 for prompt, category in list(zip(stream.prompt_ids, stream.categories, strict=True))[: self.limit]:
                     if prompt not in known:
@@ -115,7 +115,7 @@ class Source:
         return self._found[0]
 
     @property
-    def sets(self) -> list[PromptSetSeen]:
+    def sets(self) -> list[_PromptSetSeen]:
         """The prompt sets of these captures."""
         return self._found[1]
 
@@ -159,8 +159,8 @@ class Source:
 
     # --- words and rows --------------------------------------------------------------------------------------------------
 
-    def _words(self, model: str) -> Words:
-        return Words(self.layout, model)
+    def _words(self, model: str) -> _Words:
+        return _Words(self.layout, model)
 
     @cached_property
     def connection(self) -> duckdb.DuckDBPyConnection:
@@ -183,7 +183,7 @@ class Source:
         return stream_table(self.layout)
 
 
-class Words:
+class _Words:
     """What the token ids of a model are called: text, control tokens by name, parts of a letter as bytes, else #ID."""
 
     def __init__(self, layout: Layout, model: str):
