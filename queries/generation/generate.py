@@ -116,7 +116,7 @@ def generate(
 
 
 @dataclass(frozen=True)
-class Plan:
+class _Plan:
     """What generating takes: conditions asked for, distinct ones, texts asked for and missing, new tokens at most."""
 
     jobs: list[tuple[Setting, Texts]]
@@ -143,7 +143,7 @@ def plan(
     batch: int = BATCH,
     date: str | None = None,
     control_tokens: bool = False,
-) -> Plan:
+) -> _Plan:
     """Settings, or sweeps by name, over a prompt set (else that of the pair's native captures, picked by `which`).
 
     `date` and `control_tokens` None or False where prompts are those of captures: as these were made.
@@ -186,7 +186,7 @@ def plan(
     ]
     distinct = {job.path: job for _, job in jobs}
     missing = sum(len(job.missing()) for job in distinct.values())
-    return Plan(jobs, list(distinct.values()), len(jobs) * len(chosen.prompts), missing, missing * budget)
+    return _Plan(jobs, list(distinct.values()), len(jobs) * len(chosen.prompts), missing, missing * budget)
 
 
 def setting_of(kit: Context, pair: str, variant: str, edits: Sequence[str], template: str) -> Setting:
@@ -197,7 +197,7 @@ def setting_of(kit: Context, pair: str, variant: str, edits: Sequence[str], temp
     return Setting("", None, variant, parse_edits(edits, shape.n_layers, shape.windows), template)
 
 
-def write(found: Plan, rank: Rank = ALONE) -> list[_Written]:
+def write(found: _Plan, rank: Rank = ALONE) -> list[_Written]:
     """Generate what is missing; one line per distinct condition, in the order asked for.
 
     Ranks each begin with other conditions and take over what they find done, so that several share the work.

@@ -197,23 +197,23 @@ def check_rows(file: Path, schema: pa.Schema, repair: str = AGAIN) -> None:
         raise CorruptError(f"{file}: its rows can't be read ({first_line(error)}); {repair}") from error
 
 
-def about(file: Path, repair: str = AGAIN) -> dict[str, Any] | None:
+def about(file: Path) -> dict[str, Any] | None:
     """What a table file says about itself: the JSON under `actlake` in its metadata, None when it has none.
 
     Nothing is read of a file that is the one of before.
     """
-    found = json.loads(remembered(file, "about", lambda file: json.dumps(_about(file, repair))))
+    found = json.loads(remembered(file, "about", lambda file: json.dumps(_about(file))))
     return None if found is None else dict(found)
 
 
-def _about(file: Path, repair: str) -> dict[str, Any] | None:
+def _about(file: Path) -> dict[str, Any] | None:
     try:
         text = (pq.read_schema(file).metadata or {}).get(b"actlake")
         found = None if text is None else parse_json(text)
     except BROKEN as error:
-        raise CorruptError(f"{file}: its metadata can't be read ({first_line(error)}); {repair}") from error
+        raise CorruptError(f"{file}: its metadata can't be read ({first_line(error)}); {AGAIN}") from error
     if found is not None and not isinstance(found, dict):
-        raise CorruptError(f"{file}: metadata: expected an object, found {shown(found)}; {repair}")
+        raise CorruptError(f"{file}: metadata: expected an object, found {shown(found)}; {AGAIN}")
     return found
 
 
