@@ -1,13 +1,11 @@
 """Which models a statement is about, where it says so: tables of all others need not be read, nor computed."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-import duckdb
-
 from .declared import TABLES
 from .names import Pairs
+from .statements import tree_of
 
 COLUMNS = ("model", "model_pt", "model_it")
 
@@ -18,9 +16,7 @@ def only_models(sql: str, pairs: Pairs) -> frozenset[str] | None:
     It does when it is one SELECT from one table, with no other inside, whose WHERE names a pair or models: `pair = 'X'`,
     `model IN ('X-pt', 'X-it')`, alone or with more after AND.
     """
-    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as parser:
-        tree = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
-    parsed = json.loads(tree[0]) if tree else {"error": True}
+    parsed = tree_of(sql)
     statements = [] if parsed.get("error") else parsed["statements"]
     if len(statements) != 1 or sum(each in ("SELECT_NODE", "SET_OPERATION_NODE") for each in _types(statements)) != 1:
         return None

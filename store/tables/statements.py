@@ -55,6 +55,7 @@ SMALL_TABLES = {
         ),
     ),
 }
+CLOSED = {"enable_external_access": "false"}  # of a connection that only parses
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 
 
@@ -120,13 +121,18 @@ def tables_in(sql: str) -> set[str]:
 @lru_cache(maxsize=256)
 def _parsed(sql: str) -> frozenset[str] | None:
     """The tables of one statement that reads, None where DuckDB can't name them; opens no file."""
-    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as parser:
-        with suppress(duckdb.Error):
-            return frozenset(parser.get_table_names(sql))
-        # Of some joins it names no tables but can still parse them.
-        tree = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
-    parsed = json.loads(tree[0]) if tree else {"error": True}
+    with suppress(duckdb.Error), duckdb.connect(":memory:", config=CLOSED) as parser:
+        return frozenset(parser.get_table_names(sql))
+    # Of some joins it names no tables but can still parse them.
+    parsed = tree_of(sql)
     return None if parsed.get("error") else frozenset(_base_tables(parsed))
+
+
+def tree_of(sql: str) -> dict[str, Any]:
+    """A statement as DuckDB's parser has it, `error` for one that it can't parse; opens no file."""
+    with duckdb.connect(":memory:", config=CLOSED) as parser:
+        tree = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
+    return json.loads(tree[0]) if tree else {"error": True}
 
 
 def _base_tables(node: Any) -> Iterator[str]:
