@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import actlake
 import pandas as pd
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from actlake.store.artifacts.streams import stream_records
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.tables.streams import same_prompts
+from test_graft_rows import catalog
 
 
 def table(*rows: tuple[str, str, str, int]) -> pd.DataFrame:
@@ -51,6 +53,14 @@ def test_what_is_offered_picks_one() -> None:
     assert same_prompts(twice, "m", "native", "native-p-f,native-p-c") == {"pt": "native-p-f", "it": "native-p-c"}
 
 
+def test_a_file_stands_for_its_set() -> None:
+    one = BUDGETS[BUDGETS["max_new_tokens"] == 8]
+    for name in ("p", "p.jsonl", "my/p.JSONL", "/x/p.csv", "p,"):
+        assert same_prompts(one, "m", "native", name) == {"pt": "native-p-a", "it": "native-p-b"}
+    with pytest.raises(LakeError, match="there: none"):
+        same_prompts(one, "m", "native", "other.jsonl")
+
+
 def test_a_capture_that_is_missing_is_asked_for_by_its_prompt_set() -> None:
     with pytest.raises(LakeError, match="Run `actlake capture m --stream raw --prompts p`"):
         same_prompts(BUDGETS, "m", "raw", "native-p-c")
@@ -60,10 +70,16 @@ def test_a_pair_with_two_budgets_is_answered(tmp_path: Path, llama: PairSpec) ->
     for budget in (6, 9):
         native = tiny.StreamSpec("native", "native", "own", budget)
         layout = tiny.capture(tmp_path / "lake", llama, native)
-    lake = Lake(layout.root)
+    lake = Lake(layout.root, catalog=catalog(tmp_path, llama))
     with pytest.raises(LakeError, match="pick one with --prompts") as caught:
         lake.run("L2", pair="llama", probes=False)
     offered = re.findall(r"native-tiny-\w+", str(caught.value).rpartition("--prompts")[2])
+    with pytest.raises(
+        LakeError, match=r"direction d_mean: comes from captures .* several captures fit stream 'native'"
+    ):
+        lake.generate(
+            "llama", edits=[actlake.edits.Scale(layers="late", direction="d_mean", alpha=0)], prompts="pocket"
+        )
     budgets = [lake.run("L2", pair="llama", prompts=name, probes=False).streams for name in offered]
     known = {record["name"]: record["recipe"]["max_new_tokens"] for record in stream_records(layout)}
     assert [{known[name] for name in streams.values()} for streams in budgets] in ([{6}, {9}], [{9}, {6}])

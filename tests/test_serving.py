@@ -201,7 +201,8 @@ def test_a_copy_of_a_part_says_once_what_brings_the_rest(answered: Layout, tmp_p
         assert run(app, ["pull", url, "llama-it", "--lake", str(tmp_path / "part")]).exit_code == 0
         refused = run(app, ["run", "exp16", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")])
         said = str(refused.exception)
-        assert said == f"exp16: this copy lacks pt; `actlake pull {url} llama/pt` brings it, if it is there"
+        command = f"actlake pull {url} llama/pt --lake {tmp_path / 'part'}"
+        assert said == f"exp16: this copy lacks pt; `{command}` brings it, if it is there"
         every = run(
             app, ["run", "--all", "--no-generate", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")]
         )
@@ -210,7 +211,7 @@ def test_a_copy_of_a_part_says_once_what_brings_the_rest(answered: Layout, tmp_p
             and every.output.count("this copy lacks pt") == 1
             and "actlake capture" not in every.output
         )
-        assert run(app, ["pull", url, "llama/pt", "--lake", str(tmp_path / "part")]).exit_code == 0
+        assert run(app, command.split()[1:]).exit_code == 0
     again = run(app, ["run", "exp16", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")])
     assert again.exit_code == 0, again.exception
 

@@ -52,12 +52,12 @@ def lacking(layout: Layout, kit: Context, query: Query, pairs: Sequence[str]) ->
     there = set(mine["variant"])
     if absent := [variant for variant in VARIANTS if variant not in there]:
         options = "".join(f" {pair}/{variant}" for pair in pairs for variant in absent)
-        return _words(" and ".join(absent), source, options)
+        return _words(" and ".join(absent), source, options, layout)
     if absent := [recipe for recipe in query.recipes if set(mine[mine["recipe"] == recipe]["variant"]) != there]:
         options = "".join(f" --stream {recipe}" for recipe in absent)
-        return _words(f"stream {' and '.join(absent)}", source, options)
+        return _words(f"stream {' and '.join(absent)}", source, options, layout)
     return ""
 
 
-def _words(what: str, source: str, options: str) -> str:
-    return f"this copy lacks {what}; `actlake pull {source}{options}` brings it, if it is there"
+def _words(what: str, source: str, options: str, layout: Layout) -> str:
+    return f"this copy lacks {what}; `actlake pull {source}{options} --lake {layout}` brings it, if it is there"

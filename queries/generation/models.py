@@ -23,6 +23,7 @@ from ...store.artifacts.models import check_same_model, has_model, read_model
 from ...store.artifacts.streams import stream_records
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
+from ...store.tables.streams import same_prompts
 from ..engine.context import OTHER, Context, Names, Scope, check_both
 from ..engine.job import Job
 from ..tables.directions import calibration
@@ -181,10 +182,12 @@ class SteeringVectors:
             return ()
         check_both(self._kit, self._scope.pair, f"direction {name}")
         if set(self._scope.streams) != set(VARIANTS):
-            raise LakeError(
-                f"direction {name}: comes from captures of pt and it on their own texts; run `actlake capture"
-                f" {self._scope.pair} --stream native`"
-            )
+            of = f"direction {name}: comes from captures of pt and it on their own texts"
+            try:  # why there are none, or which of several
+                same_prompts(self._kit.streams_of(self._scope.pair), self._scope.pair, "native", None)
+            except LakeError as error:
+                raise LakeError(f"{of}: {error}") from error
+            raise LakeError(f"{of}; run `actlake capture {self._scope.pair} --stream native`")
         if name == "d_conv":
             return (Contrast(self._kit, sibling(self._kit, self._scope, "teacher"), "raw"),)
         own = records(self._kit, self._scope, "own")

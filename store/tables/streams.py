@@ -1,5 +1,6 @@
 """What a lake has captured, as questions see it: models and streams, pair by pair."""
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
@@ -136,13 +137,14 @@ def same_prompts(
     """variant -> stream for the captures of `pair` that answer a question on `recipe`.
 
     All `variants` must have been captured on the same prompt set with the same continuation budget. LakeError when none
-    or several such groups are in the lake; `prompts` picks one: a prompt-set name or the beginning of the name of one of
-    its streams, or several of them with commas, where one alone fits several streams of a model. Rows from elsewhere on the
-    stream `published` stand in where nothing else of the recipe is there.
+    or several such groups are in the lake; `prompts` picks one: a prompt-set name (or its file) or the beginning of the name of
+    one of its streams; several with commas where one alone fits several streams of a model. Rows from elsewhere on the stream
+    `published` stand in where nothing else of the recipe is there.
     """
     ours = streams[streams["pair"] == pair]
     if prompts:
-        ours = _named(ours, tuple(filter(None, prompts.split(","))))
+        prompts = ",".join(re.sub(r".*/|\.(?:jsonl|csv)$", "", name, flags=re.I) for name in prompts.split(",") if name)
+        ours = _named(ours, tuple(prompts.split(",")))
     rows = ours[ours["recipe"].isin([recipe, PUBLISHED])]
     if (rows["recipe"] == recipe).any():
         rows = rows[rows["recipe"] == recipe]
