@@ -80,8 +80,8 @@ def _is_foreign(kit: Context, table: Table, kind: str, capture: dict[str, str]) 
         return False
     names = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in wanted.items() if key != "kind")
     raise LakeError(
-        f"table {table.name} has no rows of {', '.join(wanted.values())}, and there is no capture to compute them from:"
-        f" `actlake table add {table.name} FILE {names}`"
+        f"table {table.name} has no rows of {', '.join(wanted.values())}, and there is no capture to compute them from",
+        repair=f"bring them in: `actlake table add {table.name} FILE {names}`",
     )
 
 

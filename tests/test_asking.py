@@ -72,7 +72,7 @@ def test_quick_rows_come_before_slow_ones(where: list[str], monkeypatch: pytest.
 def test_without_probes_a_row_does_without_the_tuned_lens_or_is_refused(where: list[str], tmp_path: Path) -> None:
     asked = ask(where, "L2", "tuned", probes=False)
     assert [no.query.id for no in asked.refused] == ["tuned"]
-    assert "training is switched off: `actlake fit-lens llama" in asked.refused[0].reason
+    assert "training is switched off; `actlake fit-lens llama" in asked.refused[0].reason
     (found,) = asked
     assert "cg_raw" in set(found.table["measure"]) and "(without lens(tuned): probes of llama-" in found.sentence
     assert not (Path(where[1]) / "lenses").exists()
@@ -105,9 +105,9 @@ def test_what_takes_long_is_said_beforehand(where: list[str], monkeypatch: pytes
     ask(where, "L1", "L2", "tuned", "exp12").announce(said.append)
     assert said[0].startswith("computing ") and "delta" in said[0] and said[0].endswith(" on cpu, a few seconds")
     assert said[1].startswith("generating 69 texts under 3 conditions, at most 828 tokens on cpu, ")
-    assert said[1].endswith("after all that reads captures; --no-generate leaves exp12 out")
+    assert said[1].endswith("after all that reads captures; --no-generate, or generate=False, leaves exp12 out")
     assert said[2].startswith("L2, tuned: training probes for the tuned lens of llama-it, llama-pt on cpu, ")
-    assert said[2].endswith("--no-probes (or Ctrl-C then) leaves the tuned lens out of L2 and tuned out")
+    assert said[2].endswith("--no-probes, probes=False, or Ctrl-C then, leaves the tuned lens out of L2 and tuned out")
     assert not (Path(where[1]) / "tables").exists()
 
 

@@ -55,6 +55,25 @@ def change_weight(folder: Path, name: str, change: Callable[[torch.Tensor], obje
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+# --- what to do --------------------------------------------------------------------------------------------------------
+
+
+def test_what_to_do_is_apart_from_what_is_wrong(lake_copy: Layout, tmp_path: Path) -> None:
+    """A program shows the problem, and a person the command: both are there, and in the line as before."""
+    stream = lake_copy.streams / f"{find_capture(lake_copy, 'llama-it', 'native').stem}.json"
+    stream.write_text("{}")
+    for action, command in (
+        (lambda: Layout.open(tmp_path / "none"), "`actlake demo`"),
+        (lambda: open_capture(lake_copy.capture("llama-it", "none")), "`actlake ls`"),
+        (lambda: find_capture(lake_copy, "llama-pt", "none"), "`actlake capture llama-pt --stream none`"),
+        (lambda: stream_records(lake_copy), "`actlake capture`"),
+    ):
+        with pytest.raises(LakeError) as caught:
+            action()
+        assert command in caught.value.repair and "`" not in caught.value.problem
+        assert str(caught.value) == f"{caught.value.problem}; {caught.value.repair}"
+
+
 # --- names -------------------------------------------------------------------------------------------------------------
 
 

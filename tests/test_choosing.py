@@ -62,7 +62,7 @@ def test_a_file_stands_for_its_set() -> None:
 
 
 def test_a_capture_that_is_missing_is_asked_for_by_its_prompt_set() -> None:
-    with pytest.raises(LakeError, match="Run `actlake capture m --stream raw --prompts p`"):
+    with pytest.raises(LakeError, match="run `actlake capture m --stream raw --prompts p`"):
         same_prompts(BUDGETS, "m", "raw", "native-p-c")
 
 

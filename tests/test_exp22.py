@@ -168,7 +168,7 @@ def test_a_capture_without_logits_is_refused_and_one_without_all_residuals_goes_
 ) -> None:
     bare = ProfileSpec("bare", ("resid",), "none", "auto", 16)
     lake = Lake(tiny.capture(tmp_path / "bare", llama, tiny.NATIVE, profile=bare).root)
-    with pytest.raises(LakeError, match="endpoint needs .* did not keep: `actlake capture llama-.. --profile full`"):
+    with pytest.raises(LakeError, match="endpoint needs .* did not keep; `actlake capture llama-.. --profile full`"):
         lake.run("exp22")
     lean = ProfileSpec("lean", ("resid",), "auto", "auto", 16, boundaries=("last",), scalars=("lens",))
     lake = Lake(tiny.capture(tmp_path / "lean", llama, tiny.NATIVE, profile=lean).root)

@@ -504,7 +504,7 @@ def test_what_is_missing_is_said_before_anything_runs(scenes, tmp_path: Path) ->
     pair, prompts = scene.pair, tiny.prompt_set(tiny.TEXTS[:3])
     native = tiny.capture(tmp_path / "native", pair, tiny.NATIVE, prompts=prompts)
     for row in ("exp20", "exp23"):
-        assert "Run `actlake capture llama --stream raw --prompts tiny`" in refused(scene, native.root, row)
+        assert "run `actlake capture llama --stream raw --prompts tiny`" in refused(scene, native.root, row)
     profile = replace(tiny.FULL, boundaries=(0, "last"))
     few = tiny.capture(tmp_path / "few", pair, RAW, prompts=prompts, profile=profile)
     assert "needs the residual at every boundary" in refused(scene, few.root, "exp21")

@@ -519,7 +519,7 @@ def test_what_is_missing_is_named(tmp_path: Path, pairs: Callable) -> None:
     pair, prompts = pairs("llama"), tiny.prompt_set(texts(12))
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, prompts=prompts)
     file = catalog(tmp_path, pair)
-    refused(Lake(layout.root, catalog=file), "Run `actlake capture llama --stream teacher --prompts tiny`")
+    refused(Lake(layout.root, catalog=file), "run `actlake capture llama --stream teacher --prompts tiny`")
     native = scope(layout, "llama", "native")
     with pytest.raises(LakeError, match="are different answers; .*`actlake capture llama --stream teacher`"):
         graft.graft_table(Context(layout, catalog=file), native, "B_late")

@@ -75,7 +75,7 @@ def test_a_sweep_is_judged_once(made, server, judged_by, monkeypatch):
     layout, where, _ = made
     kit = Context(layout, catalog=where)
     scope = scope_of(kit, "llama")
-    with pytest.raises(LakeError, match="its replies are not there yet: `actlake generate llama --sweep exp12`"):
+    with pytest.raises(LakeError, match="its replies are not there yet; `actlake generate llama --sweep exp12`"):
         JudgedTable(kit, scope, "exp12")
     code, text = command(made, "score", "llama", "--judge", "--judge-url", server, answer="n\n")
     assert "calls, 0 verdicts in the lake already; about" in text and "price unknown" in text
@@ -90,7 +90,7 @@ def test_a_sweep_is_judged_once(made, server, judged_by, monkeypatch):
     )
     with pytest.raises(
         LakeError,
-        match="the judge it has not been asked yet about 9 replies: `actlake score llama --sweep exp12 --judge`",
+        match="the judge it has not been asked yet about 9 replies; `actlake score llama --sweep exp12 --judge`",
     ):
         JudgedTable(Context(layout, catalog=where), scope, "exp12")
     code, text = command(

@@ -429,7 +429,7 @@ def test_missing_sites_and_streams_say_the_command(tmp_path: Path, llama: PairSp
     lake = Lake(layout.root)
     refused(lake, "0A", "directions need mlp_out, which this capture left out: capture with the profile full")
     refused(lake, "0H", "run `actlake capture llama --stream teacher --prompts tiny`")
-    refused(lake, "exp10", "Run `actlake capture llama --stream teacher --prompts tiny`")
+    refused(lake, "exp10", "run `actlake capture llama --stream teacher --prompts tiny`")
     refused(lake, "L3", "this lake has none of llama-pt (`actlake capture llama-pt --with-weights` keeps them there)")
     lean = replace(tiny.FULL, sites=("resid",), boundaries=(0, 3))
     layout = tiny.capture(tmp_path / "lean", llama, tiny.NATIVE, profile=lean, prompts=tiny.prompt_set(texts(30)))

@@ -284,7 +284,7 @@ def test_what_is_missing_is_named(tmp_path: Path, lakes: Callable) -> None:
         _Patching(kit, scope(lake.layout, "llama", "native"), "raw")
     prompts = tiny.prompt_set(texts(12))
     alone = tiny.capture(tmp_path / "native", pair, tiny.NATIVE, prompts=prompts)
-    with pytest.raises(LakeError, match="Run `actlake capture llama --stream teacher --prompts tiny`"):
+    with pytest.raises(LakeError, match="run `actlake capture llama --stream teacher --prompts tiny`"):
         Lake(alone.root, catalog=lake._catalog).run("exp10_P3")
     both = tiny.capture(alone.root, pair, tiny.TEACHER, prompts=prompts)
     with pytest.raises(LakeError, match="model llama-pt: no weights found; looked in"):

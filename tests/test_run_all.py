@@ -40,7 +40,7 @@ def test_all_rows_into_a_folder_and_what_is_missing(
             assert (tmp_path / "out" / f"{row}-made.{suffix}").stat().st_size > 100
     assert pd.read_csv(tmp_path / "out" / "L1-made.csv")["n"].max() == 6
     said = " ".join(done.output.split())
-    assert "Run `actlake capture made --stream teacher --prompts set`" in said  # exp16
+    assert "run `actlake capture made --stream teacher --prompts set`" in said  # exp16
     assert "table endpoint needs the last residual and the largest logits" in said  # exp22
     html = (tmp_path / "out" / "index.html").read_text()
     text = Reader(html).text

@@ -84,7 +84,7 @@ def test_a_lake_of_an_older_version_says_what_brings_it(pair, lake: Lake) -> Non
     tiny.forget_vocab(lake.layout, "llama-pt", "llama-it")
     with pytest.raises(LakeError, match="keeps no vocabulary of llama-it .* `actlake capture llama-it` keeps it"):
         lake.sql("SELECT count(*) FROM vocab")
-    with pytest.raises(LakeError, match="the lake keeps no vocabulary of llama-it: a new"):
+    with pytest.raises(LakeError, match="the lake keeps no vocabulary of llama-it; a new"):
         lake.decode([1], "llama-it")
     tiny.capture(lake.layout.root, pair, tiny.NATIVE)  # reuses all captures
     assert read_vocab(lake.layout, "llama-pt") is not None and lake.sql("FROM vocab").df().shape[0] == 300

@@ -112,7 +112,7 @@ class Asking:
             rows = listed(name for name, stage in stages.items() if stage >= Stage.TEXTS and self._writes(name))
             tell(
                 f"generating {work_of(self.kit, jobs, Stage.TEXTS).parts(device)[0]}, after all that reads captures;"
-                f" --no-generate leaves {rows} out"
+                f" --no-generate, or generate=False, leaves {rows} out"
             )
         if work.probes and work.probe_seconds >= WORTH_SAYING:
             waiting = [plan for plan in self._plans if stages[plan.query.id] == Stage.PROBES]
@@ -122,8 +122,8 @@ class Asking:
             parts += [f"{listed(needed)} out"] if needed else []
             tell(
                 f"{listed(plan.query.id for plan in waiting)}: training"
-                f" {work_of(self.kit, jobs, Stage.PROBES).parts(device)[0]}, last of all; --no-probes (or Ctrl-C then) leaves"
-                f" {' and '.join(parts)}"
+                f" {work_of(self.kit, jobs, Stage.PROBES).parts(device)[0]}, last of all; --no-probes,"
+                f" probes=False, or Ctrl-C then, leaves {' and '.join(parts)}"
             )
 
     def _writes(self, row: str) -> bool:

@@ -161,7 +161,7 @@ def read_lock(file: Path) -> Lock:
     """Read a lock file; LakeError of one line for one that is not there, too large, damaged, newer, or no lock file."""
     record = _parsed(file)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise LakeError(f"{file}: not a lock file; `actlake run ROW --lock FILE` writes one")
+        raise LakeError(f"{file}: not a lock file", repair="`actlake run ROW --lock FILE` writes one")
     check_version(record, file)
     check = _Check(file)
     made = check.texts(record, "versions", WORD, WORD)

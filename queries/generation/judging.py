@@ -70,7 +70,8 @@ def questions(scores: Scores, rubrics: Mapping[str, Rubric]) -> list[_Judged]:
     texts = [job.rows() if job.path.exists() else None for job in scores.texts]
     if any(rows is None for rows in texts):
         raise LakeError(
-            f"judged({scores.sweep}): its replies are not there yet: `actlake generate {scores.pair} --sweep {scores.sweep}`"
+            f"judged({scores.sweep}): its replies are not there yet",
+            repair=f"`actlake generate {scores.pair} --sweep {scores.sweep}` makes them",
         )
     found: list[_Judged] = []
     said: dict[str, list[dict[str, Any]]] = {}
@@ -114,8 +115,8 @@ class JudgedTable(TableJob):
         self._verdicts = [verdict for verdict in verdicts if verdict is not None]
         if not self._verdicts:
             raise LakeError(
-                f"judged({sweep}): the judge {judge.model} has not been asked yet about {len(self._asked):,} replies: `actlake"
-                f" score {scope.pair} --sweep {sweep} --judge`"
+                f"judged({sweep}): the judge {judge.model} has not been asked yet about {len(self._asked):,} replies",
+                repair=f"`actlake score {scope.pair} --sweep {sweep} --judge`",
             )
         self._asked = [each for each, verdict in zip(self._asked, verdicts, strict=True) if verdict is not None]
         self._named, self._same, self._rubrics = scores.named, scores.same, judge.rubrics

@@ -187,7 +187,7 @@ class SteeringVectors:
                 same_prompts(self._kit.streams_of(self._scope.pair), self._scope.pair, "native", None)
             except LakeError as error:
                 raise LakeError(f"{of}: {error}") from error
-            raise LakeError(f"{of}; run `actlake capture {self._scope.pair} --stream native`")
+            raise LakeError(of, repair=f"run `actlake capture {self._scope.pair} --stream native`")
         if name == "d_conv":
             return (Contrast(self._kit, sibling(self._kit, self._scope, "teacher"), "raw"),)
         own = records(self._kit, self._scope, "own")

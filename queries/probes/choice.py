@@ -100,7 +100,8 @@ def _choose(kit: Context, names: Names) -> Chosen:
         return Chosen(usual, (), kit.layout.files)
     if not kit.probes:
         raise LakeError(
-            f"probes of {names[0]} are not there, and training is switched off: `actlake fit-lens {names[0]}` makes them"
+            f"probes of {names[0]} are not there, and training is switched off",
+            repair=f"`actlake fit-lens {names[0]}` makes them",
         )
     from .training import Training
 

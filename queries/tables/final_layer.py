@@ -40,8 +40,8 @@ def endpoint_table(kit: Context, names: Names) -> LayerTable:
     logits = ("topk_logit", "logsumexp") if "topk_logit" in capture else ("logits",)
     if not all(name in capture for name in ("resid", *logits)):
         raise LakeError(
-            f"{capture.path}: table endpoint needs the last residual and the largest logits, which this capture did not keep:"
-            f" `actlake capture {names[0]} --profile full` into another lake"
+            f"{capture.path}: table endpoint needs the last residual and the largest logits, which this capture did not keep",
+            repair=f"`actlake capture {names[0]} --profile full` into another lake",
         )
 
     def compute(rows: Block) -> dict[str, np.ndarray]:

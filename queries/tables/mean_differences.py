@@ -253,8 +253,8 @@ def sibling(kit: Context, scope: Scope, recipe: str) -> Scope:
     there = streams[same & (streams["recipe"] == recipe)]
     if set(there["variant"]) != set(VARIANTS):
         raise LakeError(
-            f"pair {scope.pair}: this also needs captures of pt and it on stream {recipe!r} for the same prompts; run"
-            f" `actlake capture {scope.pair} --stream {recipe} --prompts {mine['prompts']}`"
+            f"pair {scope.pair}: this also needs captures of pt and it on stream {recipe!r} for the same prompts",
+            repair=f"run `actlake capture {scope.pair} --stream {recipe} --prompts {mine['prompts']}`",
         )
     return replace(scope, streams=dict(zip(there["variant"], there["stream"], strict=True)), recipe=recipe)
 

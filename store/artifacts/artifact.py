@@ -91,10 +91,12 @@ def read(lake: Files, folder: Path, kind: str) -> Artifact:
 def read_sealed(lake: Files, folder: Path, kind: str) -> Artifact:
     """An artifact whose record is here, its record checked, its files left where they are."""
     if not (folder / RECORD).is_file():
-        raise LakeError(f"{folder}: missing; {REPAIRS[kind]}")
+        raise LakeError(f"{folder}: missing", repair=REPAIRS[kind])
     record = read_record(folder / RECORD, kind)
     if (key := key_of(record["recipe"])) != record["key"]:
-        raise CorruptError(f"{folder / RECORD}: key: found {record['key']}, its recipe makes {key}; {REPAIRS[kind]}")
+        raise CorruptError(
+            f"{folder / RECORD}: key: found {record['key']}, its recipe makes {key}", repair=REPAIRS[kind]
+        )
     return Artifact(lake, kind, folder, record)
 
 

@@ -119,7 +119,7 @@ def read_directions(path: Path, files: Files = HERE) -> tuple[Mapping[str, Check
     """
     found = read(files, path, "directions")
     if path.stem != (name := f"{found.record['recipe']['kind']}-{found.record['key']}"):
-        raise CorruptError(f"{path}: damaged, its record is that of {name}; {REPAIRS['directions']}")
+        raise CorruptError(f"{path}: damaged, its record is that of {name}", repair=REPAIRS["directions"])
     found.check()
     group, arrays = open_group(path, found.record["files"]["zarr.json"]["sha256"])
     check_dims(path, arrays, DIRECTION_DIMS)

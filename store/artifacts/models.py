@@ -154,7 +154,9 @@ def _open_head(layout: Layout, model: str) -> tuple[zarr.Group, dict[str, Descri
     )
     if missing := {"norm_weight", "unembed", "real_token"} - arrays.keys():
         found, lacking = (", ".join(sorted(names)) or "none" for names in (arrays, missing))
-        raise CorruptError(f"{path / 'zarr.json'}: arrays: found {found}, expected also {lacking}; {REPAIRS['head']}")
+        raise CorruptError(
+            f"{path / 'zarr.json'}: arrays: found {found}, expected also {lacking}", repair=REPAIRS["head"]
+        )
     return group, arrays
 
 

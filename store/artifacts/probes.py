@@ -79,13 +79,15 @@ def read_facts(lake: Files, path: Path) -> dict[str, Any]:
 def _facts(found: Artifact) -> dict[str, Any]:
     file, record = found.folder / RECORD, {**found.record, **found.record["recipe"]}
     if not file.parent.stem.endswith(f"-{found.record['key'][:8]}"):
-        raise CorruptError(f"{file}: key: found {found.record['key']} in a folder of another; {REPAIRS['probes']}")
+        raise CorruptError(f"{file}: key: found {found.record['key']} in a folder of another", repair=REPAIRS["probes"])
     for key in ("steps", "trained_tokens", "kl_raw", "kl_tuned"):
         if (count := len(record[key])) != record["folds"]:
-            raise CorruptError(f"{file}: {key}: expected {record['folds']} folds, found {count}; {REPAIRS['probes']}")
+            raise CorruptError(
+                f"{file}: {key}: expected {record['folds']} folds, found {count}", repair=REPAIRS["probes"]
+            )
     if len(layers := {len(kl) for key in ("kl_raw", "kl_tuned") for kl in record[key]}) != 1 or 0 in layers:
         raise CorruptError(
-            f"{file}: kl_raw, kl_tuned: expected one number a boundary in each fold; {REPAIRS['probes']}"
+            f"{file}: kl_raw, kl_tuned: expected one number a boundary in each fold", repair=REPAIRS["probes"]
         )
     return record
 
@@ -119,7 +121,8 @@ def find_probes(layout: Layout, model: str, name: str = "") -> Path:
     if len(found) != 1:
         raise LakeError(
             f"{'no' if not found else 'several'} probes of {model} have a name that starts with {name!r}; there:"
-            f" {', '.join(names) or 'none'}. `actlake fit-lens` makes some"
+            f" {', '.join(names) or 'none'}",
+            repair="`actlake fit-lens` makes some",
         )
     return folder / f"{found[0]}.zarr"
 

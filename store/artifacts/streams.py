@@ -168,9 +168,9 @@ def _end(name: str) -> str:
 def _record(path: Path) -> dict[str, Any]:
     record = read_record(path, "stream")
     if record["name"] != path.stem:
-        raise CorruptError(f"{path}: name: expected {path.stem!r}, found {record['name']!r}; {REPAIRS['stream']}")
+        raise CorruptError(f"{path}: name: expected {path.stem!r}, found {record['name']!r}", repair=REPAIRS["stream"])
     if (made := f"{record['kind']}-{record['prompts']}-{record['content_sha256'][:8]}") != path.stem:
-        raise CorruptError(f"{path}: kind, prompts and content_sha256 make the name {made}; {REPAIRS['stream']}")
+        raise CorruptError(f"{path}: kind, prompts and content_sha256 make the name {made}", repair=REPAIRS["stream"])
     return record
 
 
@@ -191,10 +191,12 @@ def read_stream(layout: Layout, name: str) -> Stream:
         file = layout.streams / f"{record['same_as']}.json"
         name, record = record["same_as"], _record(file)
         if record["same_as"] != name:
-            raise CorruptError(f"{file}: same_as: an alias of an alias, {record['same_as']!r}; {REPAIRS['stream']}")
+            raise CorruptError(
+                f"{file}: same_as: an alias of an alias, {record['same_as']!r}", repair=REPAIRS["stream"]
+            )
     path = layout.files.bring(layout.streams / f"{name}.parquet")
     if not path.is_file():
-        raise LakeError(f"{path}: stream {name} is recorded but its token file is missing; {REPAIRS['stream']}")
+        raise LakeError(f"{path}: stream {name} is recorded but its token file is missing", repair=REPAIRS["stream"])
     if (found := hash_file(path)) != record.get("parquet_sha256"):
         raise CorruptError(
             f"{path}: bytes differ from the recorded hash (found {found}, expected {record.get('parquet_sha256')});"
@@ -209,13 +211,13 @@ def read_stream(layout: Layout, name: str) -> Stream:
     }
     for key, here in counted.items():
         if here != record[key]:
-            raise CorruptError(f"{path}: {key}: found {here}, {file.name} says {record[key]}; {REPAIRS['stream']}")
+            raise CorruptError(f"{path}: {key}: found {here}, {file.name} says {record[key]}", repair=REPAIRS["stream"])
     return stream
 
 
 def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
     if not len(table) or any(column.null_count for column in table.columns):
-        raise CorruptError(f"{path}: no rows, or gaps in its columns; {REPAIRS['stream']}")
+        raise CorruptError(f"{path}: no rows, or gaps in its columns", repair=REPAIRS["stream"])
     ids = table["token_id"].to_numpy()
     prompt = table["prompt"].to_numpy()
     edges = np.concatenate([[0], np.flatnonzero(np.diff(prompt)) + 1, [len(prompt)]])

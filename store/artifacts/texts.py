@@ -115,7 +115,7 @@ def read_condition(folder: Path) -> dict[str, Any]:
     recipe = dict(read_record(file := folder / "condition.json", "condition")["recipe"])
     if (key := hash_json(recipe)[:16]) != folder.name:
         raise CorruptError(
-            f"{file}: recipe: damaged, its key is {key}, the folder's {folder.name}; {REPAIRS['condition']}"
+            f"{file}: recipe: damaged, its key is {key}, the folder's {folder.name}", repair=REPAIRS["condition"]
         )
     return recipe
 

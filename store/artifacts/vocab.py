@@ -69,11 +69,11 @@ def read_vocab(layout: Layout, model: str) -> pa.Table | None:
         return None
     path = layout.files.bring(vocab_file(layout, model))
     if problem := damage(path, record):
-        raise CorruptError(f"{path}: {problem}; {REPAIR}")
+        raise CorruptError(f"{path}: {problem}", repair=REPAIR)
     found = read_parquet(path, SCHEMA, REPAIR)
     ids = found["id"].to_numpy()
     if any(column.null_count for column in found.columns) or not np.array_equal(ids, np.arange(len(ids))):
-        raise CorruptError(f"{path}: expected ids from 0 on without gaps; {REPAIR}")
+        raise CorruptError(f"{path}: expected ids from 0 on without gaps", repair=REPAIR)
     return found
 
 
@@ -81,7 +81,7 @@ def decode(layout: Layout, model: str, ids: Iterable[int]) -> str:
     """The text of token ids; LakeError for an id that the model lacks, and where the lake keeps no vocabulary of it."""
     table = read_vocab(layout, model)
     if table is None:
-        raise LakeError(f"the lake keeps no vocabulary of {model}: a new `actlake capture {model}` keeps it")
+        raise LakeError(f"the lake keeps no vocabulary of {model}", repair=f"a new `actlake capture {model}` keeps it")
     wanted = [int(index) for index in ids]
     if wrong := [index for index in wanted if not 0 <= index < len(table)]:
         raise LakeError(f"{model} has no token {wrong[0]}; its ids are 0 to {len(table) - 1}")

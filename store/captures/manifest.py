@@ -162,7 +162,7 @@ def check_whole(record: dict[str, Any], file: object) -> None:
         if record[key] != expected:
             check_list(record, file)
             words = f"{key}: found {shown(record[key])}, the rest of it says {shown(expected)}"
-            raise CorruptError(f"{file}: {words}; {REPAIRS['manifest']}")
+            raise CorruptError(f"{file}: {words}", repair=REPAIRS["manifest"])
 
 
 def check_list(record: dict[str, Any], file: object) -> None:

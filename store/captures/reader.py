@@ -130,7 +130,7 @@ class Capture:
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
         if self.partial and name not in self and name in self.group:
-            raise LakeError(f"{self.path}: this copy lacks {name}; `actlake pull URL` brings it")
+            raise LakeError(f"{self.path}: this copy lacks {name}", repair="`actlake pull URL` brings it")
         files = {**self.manifest.get("files", {}), **(self.partial.files if self.partial else {})}
         array = checked(self.path, self.group, name, bool(self.manifest), files, self.lake)
         return array.only(self.partial.holds.get(name) if self.partial else None)
@@ -149,7 +149,8 @@ class Capture:
         prompt, count = columns["prompt"], self.array("prompt_id").shape[0]
         if len(prompt) and not 0 <= prompt.min() <= prompt.max() < count:
             raise CorruptError(
-                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}; {RESTORE}"
+                f"{self.path / 'prompt'}: found prompts {prompt.min()} to {prompt.max()}, expected 0 to {count - 1}",
+                repair=RESTORE,
             )
         for name in ("prompt_id", "category"):
             columns[name] = self.array(name)[:].astype(object)[columns["prompt"]]
@@ -160,7 +161,8 @@ class Capture:
         found = self.array("offset")[:]
         if not len(found) or found[0] != 0 or found[-1] != self.n_tokens or np.any(np.diff(found) < 0):
             raise CorruptError(
-                f"{self.path / 'offset'}: found other places than ascending ones from 0 to {self.n_tokens}; {RESTORE}"
+                f"{self.path / 'offset'}: found other places than ascending ones from 0 to {self.n_tokens}",
+                repair=RESTORE,
             )
         return found
 
@@ -205,7 +207,7 @@ def _check_variables(path: Path, arrays: Mapping[str, Described], record: Mappin
         found = _told(there.dtype, shape, there.shard) if there else "nothing"
         expected = _told(variable.dtype, shape if size is None else size, rows)
         if found != expected:
-            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}; {RESTORE}")
+            raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}", repair=RESTORE)
 
 
 def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:
@@ -216,12 +218,12 @@ def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:
 def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
     """The manifest of the capture at `path`; LakeError unless it is sealed or that is allowed (then it is empty)."""
     if not path.is_dir():
-        raise LakeError(f"{path}: no such capture; `actlake ls` shows what the lake has")
+        raise LakeError(f"{path}: no such capture", repair="`actlake ls` shows what the lake has")
     manifest = read_manifest(path)
     if manifest is None and not allow_unsealed:
         raise LakeError(
-            f"{path}: this capture is not sealed (it was interrupted or is still running): run the same `actlake capture`"
-            " command again to finish it"
+            f"{path}: this capture is not sealed (it was interrupted or is still running)",
+            repair="run the same `actlake capture` command again to finish it",
         )
     if manifest:
         check_list(manifest, path / MANIFEST)
@@ -297,7 +299,7 @@ def find_capture(layout: Layout, model: str, stream: str) -> Path:
         have = ", ".join(sorted(names)) or "none"
         problem = "no capture" if not exact else "several captures"
         raise LakeError(
-            f"{problem} of {model} on a stream that starts with {stream!r}; captured streams: {have}."
-            + ("" if exact else f" `actlake capture {model} --stream {stream.split('-')[0]}` makes it")
+            f"{problem} of {model} on a stream that starts with {stream!r}; captured streams: {have}",
+            repair="" if exact else f"`actlake capture {model} --stream {stream.split('-')[0]}` makes it",
         )
     return layout.capture(model, exact.pop())

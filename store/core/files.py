@@ -172,18 +172,19 @@ def read_json(path: Path, largest: int = LARGEST, repair: str = "") -> Any:
     `repair` ends its words: what to do. Numbers that are not finite and halves of characters, which no other program could
     read back, count as broken.
     """
-    end = f"; {repair}" if repair else ""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise LakeError(f"{path}: not a regular file{end}")
+            raise LakeError(f"{path}: not a regular file", repair=repair)
         if found.st_size > largest:
-            raise LakeError(f"{path}: {found.st_size} bytes, expected {largest} at most: not a file of actlake's{end}")
+            raise LakeError(
+                f"{path}: {found.st_size} bytes, expected {largest} at most: not a file of actlake's", repair=repair
+            )
         return parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise LakeError(f"{path}: no such file{end}") from None
+        raise LakeError(f"{path}: no such file", repair=repair) from None
     except ValueError as error:
-        raise LakeError(f"{path}: not valid JSON ({error}){end}") from None
+        raise LakeError(f"{path}: not valid JSON ({error})", repair=repair) from None
     except OSError as error:
         raise LakeError(f"{path}: can't be read ({error.strerror})") from error
 

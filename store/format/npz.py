@@ -34,7 +34,7 @@ def read_npz(file: Path, repair: str = REPAIR) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except DAMAGE as error:
-        raise CorruptError(f"{file}: can't be read ({first_line(error)}); {repair}") from error
+        raise CorruptError(f"{file}: can't be read ({first_line(error)})", repair=repair) from error
 
 
 def _check(stored: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:

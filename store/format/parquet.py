@@ -82,12 +82,12 @@ def check_parquet(
     bytes are compared with the checksum of a file that bears one.
     """
     if not file.is_file():
-        raise CorruptError(f"{file}: missing or not a regular file; {repair}")
+        raise CorruptError(f"{file}: missing or not a regular file", repair=repair)
     try:
         names = _footer(file, schema, may_lack)
         remembered(file, "checksum", _check_whole)
     except _Wrong as wrong:
-        raise CorruptError(f"{file}: {wrong}; {repair}") from None
+        raise CorruptError(f"{file}: {wrong}", repair=repair) from None
     return names
 
 
@@ -184,7 +184,7 @@ def read_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, columns: Se
         found.validate(full=True)
         return found.cast(pa.schema([schema.field(name) for name in names]))
     except BROKEN as error:
-        raise CorruptError(f"{file}: its rows can't be read ({first_line(error)}); {repair}") from error
+        raise CorruptError(f"{file}: its rows can't be read ({first_line(error)})", repair=repair) from error
 
 
 def check_rows(file: Path, schema: pa.Schema, repair: str = AGAIN) -> None:
@@ -194,7 +194,7 @@ def check_rows(file: Path, schema: pa.Schema, repair: str = AGAIN) -> None:
         for batch in pq.ParquetFile(file).iter_batches(columns=schema.names):
             batch.validate(full=True)
     except BROKEN as error:
-        raise CorruptError(f"{file}: its rows can't be read ({first_line(error)}); {repair}") from error
+        raise CorruptError(f"{file}: its rows can't be read ({first_line(error)})", repair=repair) from error
 
 
 def about(file: Path) -> dict[str, Any] | None:
@@ -211,9 +211,9 @@ def _about(file: Path) -> dict[str, Any] | None:
         text = (pq.read_schema(file).metadata or {}).get(b"actlake")
         found = None if text is None else parse_json(text)
     except BROKEN as error:
-        raise CorruptError(f"{file}: its metadata can't be read ({first_line(error)}); {AGAIN}") from error
+        raise CorruptError(f"{file}: its metadata can't be read ({first_line(error)})", repair=AGAIN) from error
     if found is not None and not isinstance(found, dict):
-        raise CorruptError(f"{file}: metadata: expected an object, found {shown(found)}; {AGAIN}")
+        raise CorruptError(f"{file}: metadata: expected an object, found {shown(found)}", repair=AGAIN)
     return found
 
 

@@ -100,7 +100,9 @@ def parse_partial(record: Mapping[str, Any], manifest: Mapping[str, Any], where:
     if record["capture_sha256"] != manifest["capture_sha256"]:
         wrong = [f"capture_sha256: found {record['capture_sha256']}, expected {manifest['capture_sha256']}"]
     if wrong:
-        raise CorruptError(f"{where}: {wrong[0]}: not of the capture that the manifest describes; {REPAIRS['partial']}")
+        raise CorruptError(
+            f"{where}: {wrong[0]}: not of the capture that the manifest describes", repair=REPAIRS["partial"]
+        )
     return Partial(holds, record["files"])
 
 

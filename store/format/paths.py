@@ -54,7 +54,9 @@ class Layout:
         marker = layout.root / MARKER
         if not marker.exists():
             if not create:
-                raise LakeError(f"no lake at {text} (no {MARKER}); `actlake demo` or `actlake capture PAIR` makes one")
+                raise LakeError(
+                    f"no lake at {text} (no {MARKER})", repair="`actlake demo` or `actlake capture PAIR` makes one"
+                )
             if layout.root.exists() and not layout.root.is_dir():
                 raise LakeError(f"lake {text}: this is a file, not a folder")
             # A kill while the marker was written leaves nothing but its temporary file.
@@ -193,8 +195,7 @@ def check_version(record: object, where: object, repair: str = "") -> None:
     version = record.get("format_version") if isinstance(record, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise LakeError(
-            f"{where}: no format_version; expected {FORMAT_VERSION}: this is not a lake's file"
-            + (f"; {repair}" if repair else "")
+            f"{where}: no format_version; expected {FORMAT_VERSION}: this is not a lake's file", repair=repair
         )
     if version > FORMAT_VERSION:
         raise LakeError(

@@ -254,7 +254,7 @@ def _parsed(data: bytes, kind: str, where: object) -> Any:
     try:
         return parse_json(data)
     except ValueError as error:
-        raise CorruptError(f"{where}: not valid JSON ({error}); {REPAIRS[kind]}") from None
+        raise CorruptError(f"{where}: not valid JSON ({error})", repair=REPAIRS[kind]) from None
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,4 +271,4 @@ def check_record(record: object, kind: str, where: object) -> None:
     if not wrong and isinstance(record, dict) and SEAL in record and (found := sealed(record)[SEAL]) != record[SEAL]:
         wrong = f"its content is damaged (found {found}, expected {SEAL} {record[SEAL]})"
     if wrong:
-        raise CorruptError(f"{where}: {wrong}; {REPAIRS[kind]}")
+        raise CorruptError(f"{where}: {wrong}", repair=REPAIRS[kind])

@@ -145,7 +145,7 @@ def open_group(
     file = path / "zarr.json"
     if sha256 and (found := hash_file(file) if file.is_file() else "no file") != sha256:
         raise CorruptError(
-            f"{file}: metadata is damaged or missing (found {found}, expected sha256 {sha256}); {RESTORE}"
+            f"{file}: metadata is damaged or missing (found {found}, expected sha256 {sha256})", repair=RESTORE
         )
     arrays = describe_group(path)
     if sha256:
@@ -154,7 +154,7 @@ def open_group(
         with quiet_zarr():
             return zarr.open_group(path, mode="r"), arrays
     except (*DAMAGE, KeyError, AttributeError, IndexError) as error:
-        raise CorruptError(f"{file}: can't be read ({first_line(error)}); {RESTORE}") from error
+        raise CorruptError(f"{file}: can't be read ({first_line(error)})", repair=RESTORE) from error
 
 
 def checked(

@@ -113,7 +113,9 @@ class Web(Bucket):
         except FileNotFoundError:
             return  # a server that lists folders as pages of links may do without
         except ValueError as error:
-            raise LakeError(f"{self}/{INDEX}: not valid JSON ({error}); `actlake index` makes it again") from None
+            raise LakeError(
+                f"{self}/{INDEX}: not valid JSON ({error})", repair="`actlake index` makes it again"
+            ) from None
 
     def _probe(self) -> None:
         if self._probed:
@@ -215,11 +217,11 @@ def read_index(record: Any, where: str) -> dict[str, Entry]:
     """The files that an index names: {"files": {name: [bytes, mark]}}; LakeError if it is not a valid index."""
     files = record.get("files") if isinstance(record, dict) else None
     if not isinstance(files, dict):
-        raise LakeError(f"{where}: not an index of files; `actlake index` makes one")
+        raise LakeError(f"{where}: not an index of files", repair="`actlake index` makes one")
     found = {}
     for name, entry in files.items():
         if not (safe(name) and isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and entry[0] >= 0):
-            raise LakeError(f"{where}: {name!r} is no file of a lake; `actlake index` makes the index again")
+            raise LakeError(f"{where}: {name!r} is no file of a lake", repair="`actlake index` makes the index again")
         found[name] = Entry(entry[0], str(entry[1]))
     expected = record.get("files_sha256", sha256 := hash_json(files))  # older ones have none
     if expected != sha256:

@@ -101,7 +101,7 @@ def connect(
             connection.execute(f'CREATE VIEW "{name}" AS {rows}')
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not
             folder = layout.root / "texts" if name == TEXTS else layout.table(name)
-            raise CorruptError(f"{folder}: a file can't be read ({first_line(error)}); {AGAIN}") from error
+            raise CorruptError(f"{folder}: a file can't be read ({first_line(error)})", repair=AGAIN) from error
     for name, view in VIEWS.items():
         if tables_behind(name) <= needed:
             connection.execute(f"CREATE VIEW {name} AS {view}")
@@ -176,7 +176,8 @@ def interruptible(connection: duckdb.DuckDBPyConnection, action: Callable[[], T]
                 connection.interrupt()
                 wait([done], timeout=5)
                 raise LakeError(
-                    f"SQL: stopped after {seconds:g} s; a longer limit: `actlake sql --timeout SECONDS` (0: none)"
+                    f"SQL: stopped after {seconds:g} s",
+                    repair="give it longer: timeout=SECONDS, --timeout (0: no limit)",
                 )
     except KeyboardInterrupt:
         connection.interrupt()

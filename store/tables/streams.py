@@ -153,19 +153,20 @@ def same_prompts(
         have = ", ".join(f"{row.variant}:{row.stream_name}" for row in _renamed(rows)) or "none"
         if not groups and len(rows) and (rows["prompt_set"] == FOREIGN).all():
             raise LakeError(
-                f"pair {pair}: this question needs rows of pt and it; there, from elsewhere: {have}. Bring in the other"
-                " variant's: `actlake table add TABLE FILE`"
+                f"pair {pair}: this question needs rows of pt and it; there, from elsewhere: {have}",
+                repair="bring in the other variant's: `actlake table add TABLE FILE`",
             )
         if not groups:
             known = streams.loc[streams["pair"] == pair, "prompts"].unique()
             named = prompts if prompts in known else known[0] if len(known) == 1 else ""
             who = " and ".join(variants)
             raise LakeError(
-                f"pair {pair}: needs sealed captures of {who} on stream {recipe!r}; there: {have}."
-                f" Run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`"
+                f"pair {pair}: needs sealed captures of {who} on stream {recipe!r}; there: {have}",
+                repair=f"run `actlake capture {pair} --stream {recipe}{f' --prompts {named}' if named else ''}`",
             )
         raise LakeError(
-            f"pair {pair}: several captures fit stream {recipe!r} ({have}); pick one with --prompts: {_choices(groups)}"
+            f"pair {pair}: several captures fit stream {recipe!r} ({have})",
+            repair=f"pick one with --prompts: {_choices(groups)}",
         )
     return dict(zip(groups[0]["variant"], groups[0]["stream"], strict=True))
 
