@@ -119,9 +119,7 @@ class Planner:
         ]
         found = [unit for unit in transfers().map(self._capture, groups) if unit]
         if (self.selection.streams or self.selection.names or self.selection.cuts) and not found:
-            raise LakeError(
-                f"{self.source}: no sealed capture is what was asked for", repair="`actlake ls` shows what there is"
-            )
+            raise LakeError(f"{self.source}: no such sealed capture", repair="`actlake ls` shows what there is")
         return found
 
     def _capture(self, folder: str) -> Unit | None:
@@ -237,9 +235,7 @@ class Planner:
             table = pq.read_table(io.BytesIO(self.source.read(file)), columns=["prompt", "prompt_id"])
             ids, prompt = table["prompt_id"].cast(pa.string()).to_pylist(), table["prompt"].cast(pa.int64()).to_pylist()
         except FileNotFoundError:
-            raise LakeError(
-                f"{self.source}/{file}: missing, though a capture is on it", repair=REPAIRS["stream"]
-            ) from None
+            raise LakeError(f"{self.source}/{file}: missing; a capture is on it", repair=REPAIRS["stream"]) from None
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise CorruptError(
                 f"{self.source}/{file}: can't be read ({first_line(error)})", repair=REPAIRS["stream"]
@@ -332,11 +328,8 @@ class Planner:
                 if not isinstance(recipe, dict):
                     raise ValueError("its recipe is no object")
             except (ValueError, OSError) as error:
-                words = first_line(error)
-                repair = "delete it" if self.source.local else KEEPER
-                raise CorruptError(
-                    f"{self.source}/{name}: can't be read as a table ({words})", repair=repair
-                ) from error
+                words = f"{self.source}/{name}: can't be read as a table ({first_line(error)})"
+                raise CorruptError(words, repair="delete it" if self.source.local else KEEPER) from error
         streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
         told = recipe.get("models")
         models = {*(told.values() if isinstance(told, dict) else ()), recipe.get("model")}
