@@ -149,8 +149,7 @@ def measured(lake: Lake, scratch: Path, page: Browser) -> list[Row]:
         figure("made: the difference", turned(page, "#prompt?id=prompt-0000&show=difference"), "ms", 1000),
         figure("made: bytes of a prompt of both models", bytes_of_one / 1e3, "kB"),
     ]
-    page("location.hash = '#prompt?id=prompt-0000&tokens=all'")
-    time.sleep(1.5)
+    page.go("#prompt?id=prompt-0000&tokens=all")
     rows.append(figure("made: scrolling a heat map, 95 % of frames", float(page(SCROLL)), "ms", 50))
     return rows
 

@@ -153,8 +153,10 @@ def browser() -> Iterator[Browser]:
             made = Browser(socket, loop)
             for domain in ("Page", "Runtime", "Log"):
                 made.call(f"{domain}.enable")
-            yield made
-            loop.run_until_complete(session.close())
+            try:
+                yield made
+            finally:
+                loop.run_until_complete(session.close())
         finally:
             process.terminate()
             process.wait(10)

@@ -125,7 +125,7 @@ const explorer = (() => {
           try {
             await navigator.clipboard.writeText(text);
           } catch (error) {
-            const area = el("textarea", {}, text); // file:// pages have no clipboard everywhere
+            const area = el("textarea", {}, text); // pages from a disk have no clipboard everywhere
             document.body.append(area);
             area.select();
             document.execCommand("copy");

@@ -111,8 +111,10 @@ const figures = (() => {
       made.append(svg("rect", {x: 15 + x, y: 0, width: 4, height: 11, fill: scaled.colour(value)[0]}));
     }
     const marks = scaled.log
-      ? [0, 1, 3, 10, 30, 100, 300, 1000, 1e4, 1e5].filter(x => x <= scaled.high).map(x => x + scaled.low)
-      : ticks(scaled.low, scaled.high, 4);
+      ? [0, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 1e4, 1e5]
+          .filter(x => x <= scaled.high && (scaled.low === 0 || Number.isInteger(x)))
+          .map(x => x + scaled.low)
+      : ticks(scaled.low, scaled.high, 6);
     let last = -99;
     for (const mark of marks) {
       const x = 15 + width * scaled.share(mark);
@@ -314,7 +316,10 @@ const figures = (() => {
       right = 10,
       top = 6,
       bottom = 32;
-    let [x0, x1] = [Math.min(...known), Math.max(...known)];
+    let [x0, x1] = known.reduce(
+      ([least, most], value) => [Math.min(least, value), Math.max(most, value)],
+      [known[0], known[0]],
+    );
     if (x0 === x1) {
       x0 -= 0.5;
       x1 += 0.5;
