@@ -119,12 +119,13 @@ def measured(lake: Lake, scratch: Path, page: Browser) -> list[Row]:
     """The rows of a lake, and of a made prompt."""
     rows, plans = list[Row](), list[Any]()
     page.call("Network.enable")
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     site = lake.explore(scratch / "site", show=plans.append)
-    seconds = time.perf_counter() - started
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
     size, plan = sum(file.stat().st_size for file in site.parent.rglob("*") if file.is_file()), plans[0]
     rows += [
         figure(f"static site of {plan.prompts} prompts", seconds, "s", 60),
+        figure("CPU time of that", busy, "s"),
         figure("its size", size / 1e6, "MB", 40),
         figure("bytes a prompt", size / plan.prompts / 1e3, "kB"),
         figure("size said before over size", plan.bytes / size, ""),

@@ -37,9 +37,12 @@ SCRIPTS = (
 )
 NAME = re.compile(r"(index|prompts|cells|pair|texts|condition|rows|directions)((?:/\d{1,9}){0,2})")
 AHEAD = 64  # prompts whose rows are read together
-CELL = 21.0  # bytes of a token and layer in a data file, with its likeliest tokens; measured
-BARE = 12.0  # the same without them
-SECONDS = 1.1e-5  # that writing a token and layer takes, without the lens; measured
+CELL = 36.0  # bytes of a token and layer in a data file, a lens, with its likeliest tokens; measured
+BARE = 20.0  # the same without them
+FILE, OTHER = 3000, 1500  # bytes of a file of cells beside these, and of any other; measured
+TEXT = 400  # bytes of a text that a model wrote, which is in two files
+SECONDS = 4e-5  # that writing a token and layer takes, without the lens; measured
+START = 5.0  # seconds before the first file
 
 
 @dataclass(frozen=True)
@@ -127,20 +130,21 @@ class Site:
     def plan(self) -> SitePlan:
         """What the static site will take."""
         names = list(self.names())
-        total, seconds = 0.0, 2.0
+        cells = sum(name.startswith("cells/") for name in names)
+        total = FILE * cells + OTHER * (len(names) - cells) + TEXT * len(self.written.texts) + 140_000.0
+        seconds = START + len(self.answers.ready)
         for one in self.source.captures:
             stream, model = self.source.stream(one.stream), self.source.kit.arrays((one.model, one.stream))[0]
             kept = set(self.source.sets[one.set].ids)
             tokens = sum(len(row) for name, row in zip(stream.prompt_ids, stream.tokens, strict=True) if name in kept)
             vocab, width = model["unembed"].shape
-            layers = self._layers(one.model) + 1
             likeliest = self.top > 1 and has_kernels()
-            total += tokens * layers * (CELL if likeliest else BARE)
-            seconds += tokens * layers * (SECONDS + (_lens_seconds(self.source, vocab, width) if likeliest else 0.0))
+            rows = tokens * (self._layers(one.model) + 1)
+            lenses = 1 + any(self.source.layout.lenses(one.model).glob("*.zarr"))  # the raw one, and a trained one
+            total += rows * lenses * (CELL if likeliest else BARE)
+            seconds += rows * (SECONDS + (lenses * _lens_seconds(self.source, vocab, width) if likeliest else 0.0))
         files = len(names) + len(PAGE) + len(SCRIPTS)
-        return SitePlan(
-            sum(len(one.ids) for one in self.source.sets), files, int(total + 900 * files + 200_000), seconds
-        )
+        return SitePlan(sum(len(one.ids) for one in self.source.sets), files, int(total), seconds)
 
     def _layers(self, model: str) -> int:
         from ..store.artifacts.models import read_model
@@ -203,4 +207,4 @@ def _lens_seconds(source: Source, vocab: int, width: int) -> float:
     """Seconds that the likeliest tokens of a token and layer take."""
     from ..queries.engine.estimate import ELEMENTWISE, speed_of
 
-    return vocab * (width + ELEMENTWISE / 4) / speed_of(source.kit.device)
+    return vocab * (width + ELEMENTWISE) / speed_of(source.kit.device)
