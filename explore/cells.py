@@ -57,7 +57,7 @@ class Cells:
         mine = slice(tokens.start - block.tokens.start, tokens.stop - block.tokens.start) if block else slice(None)
         arrays: dict[str, Any] = {"id": (columns["token_id"], "u4"), "step": (columns["step"], "i2")}
         arrays["flags"] = (columns["is_special"] + 2 * columns["is_continuation"], "u1")
-        used = _Used()
+        used = Used()
         notes, lenses, layers = [missing] if missing else [], list[str](), np.array([], np.int32)
         for lens in LENSES:
             found = self._numbers(one, prompt_id, lens, block, mine)
@@ -287,7 +287,7 @@ def has_kernels() -> bool:
     return True
 
 
-class _Used:
+class Used:
     """Token ids in the order of their first use, so that a file holds each word once."""
 
     def __init__(self) -> None:
