@@ -161,8 +161,9 @@ def depends_on_others(lake: Any, pair: str = "gpt_neox") -> list[str]:
 
         together = [answers(*asked), answers(*reversed(asked))]
         for query in asked:
-            alone = answers(query)[query.id]
-            different += [query.id for found in together if found[query.id] != alone]
+            alone = answers(query).get(query.id)
+            different += [query.id for found in together if found.get(query.id) != alone]
+        different += [] if together[0] else ["no row was answered"]
     return different
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import actlake
+import golden
 import many
 import pytest
+from actlake.queries.answer.asking import Asking
+from actlake.queries.rows.registry import find
 from actlake.store.remote import hashes
 from reads import opened
 
@@ -97,6 +100,18 @@ def test_sql_about_one_pair_opens_no_file_of_another(lake: Many, what: str) -> N
     assert not (others := lake.others(found)), f"{len(others)} of {len(found)}: {others[:5]}"
     # Of a statement with another inside nobody tells which pair it is about.
     assert sorted(actlake.open(lake.layout.root).sql(f"FROM ({sql})", compute=False).fetchall()) == expected
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(lake: Many) -> None:
+    """The same of every row: the golden lake's test."""
+
+    def answers(*rows: str) -> dict[str, Any]:
+        options = {"device": "cpu", "generate": False, "probes": False, "resamples": 50}
+        found = Asking(lake.layout, [find(row) for row in rows], PAIR, **options).answers()
+        return {answer.query.id: [answer.sentence, golden._columns(answer.table)] for answer in found}
+
+    alone = {row: answers(row)[row] for row in ("0G", "L2", "tuned")}
+    assert answers("0G", "L2", "tuned") == alone == answers("tuned", "L2", "0G")
 
 
 LISTINGS: dict[str, Callable[[actlake.Lake], Any]] = {
