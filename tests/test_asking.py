@@ -13,6 +13,7 @@ from actlake.lake import Lake
 from actlake.queries.answer import asking
 from actlake.queries.answer.answer import Answer, Refused
 from actlake.queries.answer.asking import Asking
+from actlake.queries.answer.ready import next_questions
 from actlake.queries.engine import estimate
 from actlake.queries.probes.training import Training
 from actlake.queries.rows.registry import find
@@ -150,3 +151,12 @@ def test_reasons_are_grouped() -> None:
 )  # fmt: skip
 def test_times_in_words(seconds: float, text: str) -> None:
     assert words(seconds) == text
+
+
+def test_rows_that_are_offered_after_a_capture_can_be_answered(tmp_path: Path, llama) -> None:
+    """Six prompts without attention entropies: L8, L9 and the regressions of exp10 need more."""
+    layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, tiny.TEACHER)
+    file = catalog(tmp_path, llama)
+    offered = next_questions(layout, ["llama"], file)[0].rpartition("of these captures: ")[2].rstrip(")").split(", ")
+    assert {"L1", "L2", "exp16"} <= set(offered) and not {"L8", "L9", "exp10"} & set(offered)
+    assert not Asking(layout, [find(row) for row in offered], "llama", catalog=file).refused

@@ -14,7 +14,7 @@ from ...store.format.paths import Layout
 from ..engine.context import Context
 from ..rows.index import reads
 from ..rows.registry import Query, queries
-from .answer import scopes_of
+from .answer import Plan
 
 
 def next_questions(layout: Layout, pairs: Sequence[str], catalog: Path | None) -> list[str]:
@@ -30,11 +30,11 @@ def next_questions(layout: Layout, pairs: Sequence[str], catalog: Path | None) -
 
 
 def _is_ready(kit: Context, query: Query, pair: str) -> bool:
-    """Whether the lake has the captures that a row reads; rows for which models write first are left out."""
+    """Whether the lake has what a row reads, and enough of it; rows for which models write first are left out."""
     if not query.recipes or reads(query) == "generate":
         return False
     try:
-        scopes_of(kit, query, pair, None)
+        Plan.make(kit, query, [pair], None)
     except LakeError:
         return False
     return True
