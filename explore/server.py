@@ -11,6 +11,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ import pandas as pd
 
 from ..store.core.errors import LakeError
 from ..store.core.progress import remark
+from .cells import has_kernels
 from .packing import plain
 from .site import Site, own_files
 
@@ -133,7 +135,15 @@ class ExplorerServer(ThreadingHTTPServer):
             raise LakeError(f"127.0.0.1:{port}: can't listen there ({error}); choose another --port") from error
         server._thread = threading.Thread(target=server.serve_forever, daemon=True)
         server._thread.start()
+        threading.Thread(target=server._get_ready, daemon=True).start()
         return server
+
+    def _get_ready(self) -> None:
+        """Make what is looked at first, and load what takes seconds to load, while a browser opens."""
+        with suppress(LakeError):
+            for name in ("index", "prompts/0"):
+                self.file(f"data/{name}.js")
+        has_kernels()
 
     def wait(self) -> None:
         """Until the server is closed, or Ctrl-C."""
