@@ -70,7 +70,7 @@ def prompts_add(
     given = {"text": text, "id": id, "category": category}
     with where.writing() as lake:
         added = lake.add_prompts(file, name, {key: column for key, column in given.items() if column})
-        path = lake.layout.prompts / f"{added.name}.jsonl"
+        path = lake.layout.prompts / added.name
     if as_json:
         return print_json({"path": str(path), "name": added.name, "prompts": len(added.prompts)})
     line(f"{path}: {len(added.prompts)} prompts; use it with --prompts {added.name}")

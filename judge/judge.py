@@ -11,13 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from ..store.artifacts.verdicts import PART, VerdictStore
 from ..store.core.errors import CorruptError, LakeError
 from ..store.core.files import hash_json
 from ..store.core.progress import Advance
 from ..store.format.paths import Layout
 from .client import KEY, MODEL, URL, Endpoint, Unanswered, scrub
 from .rubrics import PAIR_ANSWERS, Rubric, find_answer, find_rubric, pair_swapped, read_rubrics
-from .verdicts import PART, VerdictStore
 
 UNJUDGED = "unjudged"
 CHARACTERS = 4  # a token, roughly, in English

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,104 @@ def again(root: Path, file: Path) -> list[Path]:
     return changed
 
 
+# --- edits that fit ------------------------------------------------------------------------------------------------------
+
+
+def leaves(record: Any, at: str = "") -> Iterator[tuple[Any, Any, str]]:
+    """The values of a JSON record that are no object or list, and empty ones: holder, key and place of each."""
+    for key in record if isinstance(record, dict) else range(len(record)):
+        where = f"{at}.{key}".lstrip(".")
+        if isinstance(record[key], dict | list) and record[key]:
+            yield from leaves(record[key], where)
+        else:
+            yield record, key, where
+
+
+def change_leaf(record: Any, number: int) -> str:
+    """Change the value of this number to another of its type; returns its place."""
+    holder, key, where = list(leaves(record))[number]
+    found = holder[key]
+    if isinstance(found, bool):
+        holder[key] = not found
+    elif isinstance(found, str) and len(found) == 64:
+        holder[key] = found[:-1] + ("0" if found[-1] != "0" else "1")
+    elif isinstance(found, str):
+        holder[key] = f"{found}x"
+    elif isinstance(found, int | float):
+        holder[key] = found + 1
+    else:
+        holder[key] = [] if isinstance(found, dict) else "x"
+    return where
+
+
+def edit(root: Path, file: Path, rng: random.Random) -> bool:
+    """Change one value that a file holds, and make all hashes and checksums fit, as somebody who knows the format would;
+    False for a file that holds none."""
+    if file.suffix == ".jsonl":
+        lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+        key = rng.choice(("text", "category") if "text" in lines[0] else ("answer", "reason"))
+        lines[0][key] += "2"
+        file.write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
+        if "answer" in lines[0]:
+            file.rename(file.with_name(f"{hashlib.sha256(canonical(lines)).hexdigest()[:16]}.jsonl"))
+            return True
+    elif file.suffix == ".json":
+        record = json.loads(file.read_bytes())
+        change_leaf(record, rng.randrange(len(list(leaves(record)))))
+        file.write_text(json.dumps(record))
+    elif file.suffix == ".parquet":
+        _edit_table(file, rng)
+    elif "c" in file.relative_to(root).parts:
+        _edit_chunk(file, rng)
+    else:
+        file.write_bytes(flip(file.read_bytes(), rng))
+    again(root, file)
+    return True
+
+
+def _edit_table(file: Path, rng: random.Random) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from actlake.store.format.parquet import MARK, parquet_writer
+
+    table = pq.read_table(file)
+    place, name = rng.choice(list(enumerate(table.schema.names)))
+    values = table[name].to_pylist()
+    record = {"values": values[:1] if isinstance(values[0], list) else [values[0]]}
+    if isinstance(values[0], bytes):
+        record = {"values": [values[0] + b"x"]}
+    elif isinstance(values[0], list):
+        record = {"values": [[*values[0], 7]]}
+    else:
+        change_leaf(record, 0)
+    field = table.schema.field(name)
+    changed = table.set_column(place, field, pa.array([*record["values"], *values[1:]], field.type))
+    checked = MARK.encode() in file.read_bytes()
+    meta = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"checksum"}
+    if checked:
+        with parquet_writer(file, changed.schema.with_metadata(meta)) as writer:
+            writer.write_table(changed.replace_schema_metadata(meta))
+    else:
+        pq.write_table(changed, file, compression="zstd")
+
+
+def _edit_chunk(file: Path, rng: random.Random) -> None:
+    import numpy as np
+    import zarr
+
+    folder = next(folder for folder in file.parents if (folder / "zarr.json").is_file())
+    array = zarr.open_array(folder, mode="r+")
+    size = array.shards or array.chunks
+    at = tuple(int(part) * step for part, step in zip(file.relative_to(folder / "c").parts, size, strict=True))
+    found = array[at]
+    if array.dtype.kind in "OTSU":
+        array[at] = f"{found}x"
+    elif array.dtype.kind == "f":  # another value that narrower types have, too
+        array[at] = -np.asarray(found) if found != 0 and np.isfinite(found) else np.float32(1)
+    else:
+        array[at] = not found if array.dtype.kind == "b" else found + 1
+
+
 def _index(file: Path) -> int:
     """Bytes of a shard's index, 0 for a chunk that is a file of its own."""
     array = next((folder / "zarr.json" for folder in file.parents if (folder / "zarr.json").is_file()), None)
@@ -167,6 +265,8 @@ def _records(root: Path, file: Path) -> list[Path]:
     """The records that have a file's hash."""
     near = [folder / name for folder in file.parents for name in ("manifest.json", "record.json")]
     near += [folder.with_name("model.json") for folder in file.parents if folder.name == "head.zarr"]
+    near += [folder.with_name("weights.json") for folder in file.parents if folder.name == "weights"]
+    near += [file.with_name("model.json")] if file.name == "vocab.parquet" else []
     near += [file.with_suffix(".json")] if file.suffix == ".parquet" else []
     others = [record for record in near if record.is_relative_to(root) and record.is_file() and record != file]
     itself = file.suffix == ".json" and SEAL.encode() in file.read_bytes()
@@ -180,6 +280,13 @@ def _rehash(found: Any, record: Path, file: Path) -> None:
         pass
     elif record.name in ("manifest.json", "record.json"):
         found["files"][file.relative_to(record.parent).as_posix()] = {"sha256": sha256, "bytes": len(data)}
+    elif file.name == "vocab.parquet":
+        found["vocab_sha256"] = sha256
+    elif record.name == "weights.json":
+        found["files"][file.relative_to(record.with_name("weights")).as_posix()] = {
+            "sha256": sha256,
+            "bytes": len(data),
+        }
     elif record.name == "model.json":
         name = file.relative_to(record.with_name("head.zarr")).as_posix()
         found["head_files"][name] = {"sha256": sha256, "bytes": len(data)}

@@ -17,6 +17,7 @@ from actlake.queries.answer.ready import next_questions
 from actlake.queries.engine import estimate
 from actlake.queries.probes.training import Training
 from actlake.queries.rows.registry import find
+from actlake.store.artifacts.prompts import write_prompts
 from actlake.store.core.errors import LakeError
 from actlake.store.core.progress import words
 from actlake.store.format.paths import Layout
@@ -35,8 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Path]:
     streams = [replace(stream, max_new_tokens=12) for stream in (tiny.NATIVE, tiny.TEACHER)]
     asked = tiny.prompt_set(texts(24))
     layout = tiny.capture(root / "lake", pair, *streams, prompts=asked)
-    layout.prompts.mkdir()
-    (layout.prompts / "tiny.jsonl").write_bytes(canonical_bytes(asked.prompts))
+    write_prompts(layout, "tiny", canonical_bytes(asked.prompts))
     return layout, catalog(root, pair)
 
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import working
-from actlake.judge.verdicts import VerdictStore
 from actlake.store.artifacts.directions import directions_path, read_directions
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import list_probes, read_probes
 from actlake.store.artifacts.streams import stream_records
 from actlake.store.artifacts.texts import Condition
+from actlake.store.artifacts.verdicts import VerdictStore
 from actlake.store.captures.reader import find_capture, list_captures
 from actlake.store.captures.verify import verify
 from actlake.store.core import files
@@ -230,9 +230,9 @@ def test_another_prompt_set_of_the_same_name_is_refused_at_the_last_moment(lake,
     kept = tiny.tree(lake.root)
     (tmp_path / "mine.jsonl").write_text('{"id": "other", "text": "t"}\n')
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "exists", lambda path: False)
+        patch.setattr("actlake.capture.streams.prompts.stored_prompts", lambda lake, name: None)
         with pytest.raises(LakeError, match="another prompt set has this name"):
-            working.add_prompts(tmp_path / "mine.jsonl", lake.prompts, "mine")
+            working.add_prompts(tmp_path / "mine.jsonl", lake, "mine")
     assert tiny.tree(lake.root) == kept
 
 

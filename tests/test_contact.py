@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from actlake.capture.streams.prompts import canonical_bytes
 from actlake.cli.main import app, main
 from actlake.cli.printing import print_json, print_table
 from actlake.lake import Lake
+from actlake.store.artifacts.prompts import write_prompts
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError, SqlError
 from actlake.store.format.paths import Layout
@@ -128,15 +130,12 @@ def test_texts_of_prompts_come_from_the_set_or_from_its_tokens(lake: Lake, tmp_p
     found = lake.prompts  # the set is nowhere: its raw tokens say it
     assert found[["id", "category", "text"]].apply(tuple, axis=1).tolist() == expected
     layout = Layout(lake.layout.root)
-    layout.prompts.mkdir()
-    try:
-        (layout.prompts / "tiny.jsonl").write_bytes(canonical_bytes(asked.prompts))
-        assert lake.prompts.equals(found)
-        (layout.prompts / "tiny.jsonl").write_bytes(canonical_bytes(tiny.prompt_set().prompts))  # another set
-        assert lake.prompts.equals(found)
-    finally:
-        (layout.prompts / "tiny.jsonl").unlink()
-        layout.prompts.rmdir()
+    for kept in (asked, tiny.prompt_set()):  # the set, and another one
+        try:
+            write_prompts(layout, "tiny", canonical_bytes(kept.prompts))
+            assert lake.prompts.equals(found)
+        finally:
+            shutil.rmtree(layout.prompts)
 
 
 def test_one_prompt_of_a_capture(lake: Lake) -> None:

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from actlake.judge.verdicts import VerdictStore
 from actlake.store.artifacts.directions import read_directions
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.streams import read_stream, stream_records
 from actlake.store.artifacts.texts import read_condition
+from actlake.store.artifacts.verdicts import VerdictStore
 from actlake.store.captures.reader import find_capture
 from actlake.store.captures.verify import verify
 from actlake.store.core.errors import CorruptError, LakeError
@@ -35,10 +35,12 @@ from actlake.store.tables.sql import connect
 from proxy import KINDS, bad_network
 from servers import served
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
 import drill  # noqa: E402
 import faults  # noqa: E402
 import networks  # noqa: E402
+import vouched  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,22 @@ def test_damage_is_detected_or_harmless(work, part):
     made = part(work)
     for tally in [made] if isinstance(made, drill.Tally) else made:
         clean(tally, 4)
+
+
+def test_every_folder_of_a_lake_is_in_the_drills(work):
+    """A kind that docs/FORMAT.md lists has its place in the lake that is damaged, and so in all that follows."""
+    layout = (ROOT / "docs" / "FORMAT.md").read_text().partition("\n## 2 Layout")[2].split("```")[1]
+    listed = set(re.findall(r"^  (\w+)/", layout, re.MULTILINE))
+    assert listed == {name.split("/")[0] for name in work.victim.files if "/" in name} and len(listed) > 8
+
+
+@pytest.mark.parametrize("part", [vouched.every_file, vouched.every_value, vouched.two_lakes])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_changes_in_a_lake_is_noticed(work, part, seed, tmp_path):
+    more = {"folder": tmp_path} if part is vouched.two_lakes else {}
+    counts = part(work.victim, random.Random(seed), share=0.0, **more)
+    assert not [told for count in counts.values() for told in count.bad]
+    assert sum(count.tried for count in counts.values()) > 2
 
 
 def test_a_disk_that_fills_up(work):

@@ -17,6 +17,7 @@ from actlake.queries.answer.sentences import say
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows.findings import reference, split
 from actlake.queries.rows.registry import find
+from actlake.store.artifacts.prompts import write_prompts
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.specs import default_windows
 from actlake.store.format.paths import Layout
@@ -411,9 +412,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         Prompt(name, names[place % 4], text, fields[place % 4]) for place, (name, _, text) in enumerate(texts(12))
     )
     layout = Layout.open(root / "lake", create=True)
-    layout.prompts.mkdir()
     data = canonical_bytes(rows)
-    (layout.prompts / "mine.jsonl").write_bytes(data)
+    write_prompts(layout, "mine", data)
     chosen = PromptSet("mine", rows, hashlib.sha256(data).hexdigest())
     tiny.capture(layout.root, pair, tiny.NATIVE, tiny.TEACHER, prompts=chosen)
     return Lake(layout.root, catalog=catalog(root, pair))

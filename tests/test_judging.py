@@ -10,12 +10,14 @@ import httpx2
 import pytest
 import serving
 import tiny
+from actlake.capture.streams.prompts import canonical_bytes
 from actlake.cli.main import app
 from actlake.judge.judge import JudgeItem, Verdict
 from actlake.queries.engine.context import Context
 from actlake.queries.generation.judging import JudgedTable, _Judged, judge_sweep, rubrics_of
 from actlake.queries.generation.scores import scope_of
 from actlake.queries.makers import ensure
+from actlake.store.artifacts.prompts import write_prompts
 from actlake.store.core.errors import LakeError
 from actlake.store.tables.sql import connect
 from test_graft_rows import catalog
@@ -33,8 +35,7 @@ def made(tmp_path_factory):
     rows = [{"id": f"p{place}", "category": "GOV-CONV", "text": word} for place, word in enumerate(WORDS)]
     prompts = tiny.prompt_set([(row["id"], row["category"], row["text"]) for row in rows])
     layout = tiny.capture(root / "lake", pair, tiny.NATIVE, prompts=prompts)
-    layout.prompts.mkdir()
-    (layout.prompts / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_prompts(layout, "tiny", canonical_bytes(prompts.prompts))
     where, rubrics = catalog(root, pair), root / "mine.yaml"
     rubrics.write_text(f'KIND: {{answers: {{nothing: 0, all: 1}}, key: kind, template: "{QUESTION}"}}')
     return layout, where, rubrics

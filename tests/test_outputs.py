@@ -22,6 +22,7 @@ from actlake.queries.generation.generate import plan, setting_of, write
 from actlake.queries.generation.models import hosts, steering
 from actlake.queries.makers import ensure
 from actlake.store.artifacts.directions import read_directions
+from actlake.store.artifacts.prompts import write_prompts
 from actlake.store.captures.reader import Capture, list_captures
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
@@ -209,14 +210,12 @@ def test_scores_of_a_sweep(tmp_path, made):
 
     prompts = scored()
     data = canonical_bytes(prompts)
-    (tmp_path / "mine.jsonl").write_bytes(data)
     chosen = PromptSet("mine", prompts, hashlib.sha256(data).hexdigest())
     layout = tiny.capture(tmp_path / "lake", made[2], tiny.NATIVE, tiny.TEACHER, prompts=chosen)
     scope = scope_of(layout)
     with pytest.raises(LakeError, match="unknown prompt set 'mine'.*the captures read it, and scores need its fields"):
         ensure(layout, [("scores", "exp15", scope)], catalog=made[1])
-    layout.prompts.mkdir(exist_ok=True)
-    shutil.copy(tmp_path / "mine.jsonl", layout.prompts / "mine.jsonl")
+    write_prompts(layout, "mine", data)
     with pytest.raises(LakeError, match="generating is switched off: `actlake run exp15 --pair llama`"):
         ensure_without(layout, scope, made)
     assert ensure(layout, [("scores", "exp15", scope)], catalog=made[1])
@@ -372,8 +371,7 @@ def test_a_prompt_without_the_field_its_category_needs_is_named(tmp_path, made, 
     layout = tiny.capture(
         tmp_path / "lake", made[2], tiny.NATIVE, prompts=PromptSet("mine", prompts, hashlib.sha256(data).hexdigest())
     )
-    layout.prompts.mkdir()
-    (layout.prompts / "mine.jsonl").write_bytes(data)
+    write_prompts(layout, "mine", data)
     said = []
     monkeypatch.setattr(scores.ERRORS, "print", lambda line, **_: said.append(line))
     ensure(layout, [("scores", "exp12", scope_of(layout))], catalog=made[1])

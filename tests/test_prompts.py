@@ -13,6 +13,7 @@ from actlake.capture.streams.prompts import CRITERIA, Prompt, add_prompts, canon
 from actlake.cli.main import app
 from actlake.store.core.catalog import load_catalog
 from actlake.store.core.errors import LakeError
+from actlake.store.format.paths import Layout
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -273,43 +274,48 @@ def test_csv_round_trip(tmp_path_factory, prompts):
 
 def test_add_writes_the_canonical_file_once(tmp_path):
     source = write(tmp_path, "id,text\nb,two\na,one\n", "source.csv")
-    target = add_prompts(source, tmp_path / "new" / "folder", "mine")
-    assert target == tmp_path / "new" / "folder" / "mine.jsonl"
+    lake = Layout.open(tmp_path / "lake", create=True)
+    target = add_prompts(source, lake, "mine")
+    assert target == tmp_path / "lake" / "prompts" / "mine" / "prompts.jsonl"
     assert target.read_text().splitlines()[0] == '{"category":"","id":"b","text":"two"}'
     assert read_prompts(target).sha256 == read_prompts(source).sha256 == module.sha256(target.read_bytes()).hexdigest()
     before = target.stat().st_mtime_ns
-    assert add_prompts(source, target.parent, "mine") == target
-    assert add_prompts(target, target.parent, "mine") == target
+    assert add_prompts(source, lake, "mine") == target
+    assert add_prompts(target, lake, "mine") == target
     assert target.stat().st_mtime_ns == before
-    assert [p.name for p in target.parent.iterdir()] == ["mine.jsonl"]
+    assert [p.name for p in lake.prompts.iterdir()] == ["mine"]
 
 
 def test_add_never_replaces_another_set(tmp_path):
-    target = add_prompts(write(tmp_path, GOOD), tmp_path / "sets", "mine")
+    lake = Layout.open(tmp_path / "lake", create=True)
+    target = add_prompts(write(tmp_path, GOOD), lake, "mine")
     before = target.read_bytes()
     with pytest.raises(LakeError, match="another prompt set has this name"):
-        add_prompts(write(tmp_path, GOOD.replace("hello", "bye")), target.parent, "mine")
+        add_prompts(write(tmp_path, GOOD.replace("hello", "bye")), lake, "mine")
     assert target.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["", "Mine", "-a", "_a", "a b", "../a", "a/b", "a.jsonl", "ä", "a\n"])
 def test_add_refuses_odd_names(tmp_path, name):
+    lake = Layout.open(tmp_path / "lake", create=True)
     with pytest.raises(LakeError, match="prompt-set name"):
-        add_prompts(write(tmp_path, GOOD), tmp_path / "sets", name)
-    assert not (tmp_path / "sets").exists()
+        add_prompts(write(tmp_path, GOOD), lake, name)
+    assert not lake.prompts.exists()
 
 
 def test_add_writes_nothing_when_the_source_or_the_disk_is_bad(tmp_path, monkeypatch):
+    lake = Layout.open(tmp_path / "lake", create=True)
     with pytest.raises(LakeError, match="no text"):
-        add_prompts(write(tmp_path, GOOD + '\n{"id": "b"}'), tmp_path / "sets", "mine")
-    assert not (tmp_path / "sets").exists()
+        add_prompts(write(tmp_path, GOOD + '\n{"id": "b"}'), lake, "mine")
+    assert not lake.prompts.exists()
 
-    def full(path, data, first):
+    def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_atomic", full)
-    with pytest.raises(LakeError, match=r"cannot write the prompt set \(No space left on device\)"):
-        add_prompts(write(tmp_path, GOOD), tmp_path / "sets", "mine")
+    monkeypatch.setattr("actlake.store.artifacts.prompts.write_atomic", full)
+    with pytest.raises(LakeError, match="disk full"):
+        add_prompts(write(tmp_path, GOOD), lake, "mine")
+    assert not list(lake.prompts.iterdir())
 
 
 # ---- the packaged sets
@@ -372,11 +378,11 @@ def test_prompts_without_ids_are_numbered_by_add(tmp_path, name):
     rows = "text\na\nb\n" if name == "q.csv" else '{"text": "a"}\n\n{"text": "b"}\n'
     path = write(tmp_path, rows, name)
     assert "no column id" in refused(path) if name == "q.csv" else "no id" in refused(path)
-    (tmp_path / "lake").mkdir()
-    added = read_prompts(add_prompts(path, tmp_path / "lake", "mine"))
+    lake = Layout.open(tmp_path / "lake", create=True)
+    added = read_prompts(add_prompts(path, lake, "mine"))
     assert added.prompts == (Prompt("1", "", "a"), Prompt("2", "", "b"))
-    assert add_prompts(path, tmp_path / "lake", "mine")  # the same once more
-    other = add_prompts(write(tmp_path, OTHER, "o.csv"), tmp_path / "lake", "other", {"text": "prompt"})
+    assert add_prompts(path, lake, "mine")  # the same once more
+    other = add_prompts(write(tmp_path, OTHER, "o.csv"), lake, "other", {"text": "prompt"})
     assert read_prompts(other).prompts[1] == Prompt("2", "", "what?", {"nr": "8"})
 
 
@@ -450,7 +456,7 @@ def test_prompts_add_by_command(tmp_path):
     path = write(tmp_path, OTHER, "q.csv")
     words = ["prompts", "add", str(path), "--lake", str(tmp_path / "lake")]
     assert CliRunner().invoke(app, [*words, "--text", "prompt", "--id", "nr", "--category", "label"]).exit_code == 0
-    found = read_prompts(tmp_path / "lake" / "prompts" / "q.jsonl")
+    found = read_prompts(tmp_path / "lake" / "prompts" / "q" / "prompts.jsonl")
     assert found.prompts == (Prompt("7", "A", "who?"), Prompt("8", "", "what?"))
     again = CliRunner().invoke(app, [*words, "--text", "prompt"])  # numbered: another set of this name
     assert "another prompt set has this name" in str(again.exception)

@@ -14,6 +14,7 @@ import xarray as xr
 from actlake.cli.main import app
 from actlake.lake import Lake
 from actlake.store.artifacts.directions import directions_path, directions_writer, read_directions
+from actlake.store.artifacts.prompts import write_prompts
 from actlake.store.artifacts.texts import Condition
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.captures.verify import verify
@@ -300,8 +301,7 @@ def test_nothing_of_one_name_and_other_content_is_overwritten(full, tmp_path, wo
     """Prompts, texts, probes and directions of the same name in both lakes; equal sizes hide nothing."""
     mine, theirs = two(full, tmp_path)
     for lake, letter in ((mine, "a"), (theirs, "b")):
-        (lake.root / "prompts").mkdir(exist_ok=True)
-        (lake.root / "prompts" / "study.jsonl").write_text(f'{{"id": "p", "text": "{letter}"}}\n')
+        write_prompts(lake, "study", f'{{"id": "p", "text": "{letter}"}}\n'.encode())
         with directions_writer(lake, MODELS, "own", {"version": 1}) as writer:
             writer.put("norm", np.full(2, ord(letter)))
         condition = Condition(lake, "llama-it", {"template": "chat", "max_new_tokens": 4})
@@ -320,7 +320,8 @@ def test_nothing_of_one_name_and_other_content_is_overwritten(full, tmp_path, wo
     said = str(done.exception)
     assert isinstance(done.exception, LakeError) and "Nothing was moved" in said and "--take" in said
     assert all(
-        part in said for part in ("prompts/study.jsonl", "directions/llama-pt--llama-it/own-", "texts/llama-it/")
+        part in said
+        for part in ("prompts/study: prompts of other content", "directions/llama-pt--llama-it/own-", "texts/llama-it/")
     )
     assert (content(mine), content(theirs)) == before
 
@@ -330,17 +331,16 @@ def test_one_side_wins_on_request_and_the_other_is_kept(full, tmp_path):
     for lake, letter in ((mine, "a"), (theirs, "b")):
         with directions_writer(lake, MODELS, "own", {"version": 1}) as writer:
             writer.put("norm", np.full(2, ord(letter)))
-        (lake.root / "prompts").mkdir(exist_ok=True)
-        (lake.root / "prompts" / "study.jsonl").write_text(letter)
+        write_prompts(lake, "study", letter.encode())
     path = directions_path(mine, MODELS, "own", {"version": 1})
     done = command("pull", str(theirs.root), "--lake", str(mine.root), "--take", "mine")
     assert done.exit_code == 0 and read_directions(path)[0]["norm"][:].tolist() == [97, 97]
     done = command("pull", str(theirs.root), "--lake", str(mine.root), "--take", "theirs")
     assert done.exit_code == 0 and read_directions(path)[0]["norm"][:].tolist() == [98, 98]
-    assert (mine.root / "prompts" / "study.jsonl").read_text() == "b"
+    assert (mine.root / "prompts" / "study" / "prompts.jsonl").read_text() == "b"
     (kept,) = (mine.root / "kept").glob(f"*/{path.relative_to(mine.root)}")
     assert read_directions(kept)[0]["norm"][:].tolist() == [97, 97]
-    assert [file.read_text() for file in (mine.root / "kept").glob("*/prompts/study.jsonl")] == ["a"]
+    assert [file.read_text() for file in (mine.root / "kept").glob("*/prompts/study/prompts.jsonl")] == ["a"]
     wrong = command("pull", str(theirs.root), "--lake", str(mine.root), "--take", "ours")
     assert "expected theirs" in str(wrong.exception)
 

@@ -249,6 +249,13 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
+def write_tree(folder: Path, files: dict[str, bytes]) -> None:
+    """The files that `tree` gave of a folder."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
 def dead_name(path: Path) -> Path:
     """The temporary name that a process which has ended would have used for `path`."""
     process = subprocess.Popen([sys.executable, "-c", ""])

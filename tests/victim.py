@@ -9,22 +9,27 @@ from typing import Any
 import duckdb
 import numpy as np
 import tiny
-from actlake.judge.verdicts import VerdictStore
+from actlake.capture.model.load import stored_weights
+from actlake.capture.streams.capture_pair import find_prompts
+from actlake.capture.streams.requests import keep_prompts
 from actlake.store.artifacts.directions import directions_writer, read_directions
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import probes_table, read_probes, write_probes
 from actlake.store.artifacts.streams import read_stream, stream_records
 from actlake.store.artifacts.texts import Condition, read_condition, read_texts
+from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.artifacts.vocab import read_vocab
 from actlake.store.captures.cite import citation
 from actlake.store.captures.reader import Capture, list_captures, open_capture
 from actlake.store.captures.verify import verify
-from actlake.store.core.catalog import StreamSpec
-from actlake.store.core.schema import OUTPUTS
+from actlake.store.core.catalog import StreamSpec, load_catalog
+from actlake.store.core.schema import OUTPUT_KINDS, OUTPUTS
 from actlake.store.format.paths import Layout
 from actlake.store.tables.files import find_tables, write_table
 from actlake.store.tables.names import foreign_captures
 from actlake.store.tables.sql import connect, sql_error
 from actlake.store.tables.streams import stream_table
+from safetensors.numpy import load_file
 
 
 @dataclass
@@ -43,9 +48,9 @@ class Victim:
                 file.write_bytes(data)
 
 
-def make_victim(lake: Path, pair: Any, *streams: StreamSpec) -> Victim:
+def make_victim(lake: Path, pair: Any, *streams: StreamSpec, **options: Any) -> Victim:
     """Capture a pair on some streams, and put one of all else that a lake can hold beside it."""
-    layout = tiny.capture(lake, pair, *streams)
+    layout = tiny.capture(lake, pair, *streams, with_weights=True, **options)
     (path, *_) = sorted(Path(row.path) for row in list_captures(layout).itertuples())
     rows = {"model": "llama-it", "stream": path.stem, "lens": "raw", "prompt_id": "p0", "category": "C"}
     numbers = dict.fromkeys(("prompt", "token", "position", "step", "layer", "top1", "rank_target"), np.arange(40))
@@ -55,24 +60,38 @@ def make_victim(lake: Path, pair: Any, *streams: StreamSpec) -> Victim:
     write_table(layout, "lens", {"version": 1}, [rows | numbers | floats])
     captured = [{"model": "other-it", "stream": "native-other", "lens": "raw"}]
     write_table(layout, "lens", {"foreign": {"captures": captured}}, [rows | {"model": "other-it"} | numbers | floats])
+    write_table(layout, "lens", {"version": 1, "lens": "tuned"}, [rows | {"lens": "tuned"} | numbers | floats])
     recipe = {"model": "llama-it", "stream": path.stem, "model_sha256": "m", "capture_sha256": "c"}
     recipe |= {"recipe": {"name": "adam"}, "folds": 2}
     facts = {"steps": [1, 2], "trained_tokens": [3, 4]}
     facts |= {"kl_raw": [[2.0, 1.0, 0.5]] * 2, "kl_tuned": [[1.0, 0.5, 0.25]] * 2}
     values = np.arange(2 * 3 * 8 * 8, dtype=np.float32).reshape(2, 3, 8, 8) // 16  # compressible
-    write_probes(layout, recipe, values, values[..., 0].copy(), facts)
-    with directions_writer(layout, pair.models, "own", {"version": 1}) as writer:
-        writer.put("d_mean", values[0, :, 0])
-        writer.put("layer", np.arange(3))
-    condition = Condition(layout, "llama-it", {"template": "chat", "max_new_tokens": 4})
-    text = dict.fromkeys(OUTPUTS.names, "x") | {"prompt_tokens": 1, "token_id": [1, 2], "tokens": 2, "ended": True}
-    condition.seal("texts", condition.file("texts", [("p0", "s")]), [text], OUTPUTS, {})
-    store = VerdictStore(layout.judge)
-    store.add({"key": "k", "answer": "1", "reason": "r"})
-    store.flush()
+    for seed, kind in enumerate(("own", "forced_it")):  # two of each kind, so that their files can be exchanged
+        write_probes(layout, recipe | {"seed": seed}, values + seed, values[..., 0].copy(), facts)
+        with directions_writer(layout, pair.models, kind, {"version": 1}) as writer:
+            writer.put("d_mean", values[0, :, 0] + seed)
+            writer.put("layer", np.arange(3))
+        write_texts(Condition(layout, "llama-it", {"template": "chat", "max_new_tokens": 4 + seed}))
+        store = VerdictStore(layout.judge)
+        store.add({"key": f"k{seed}", "answer": "1", "reason": "r"})
+        store.flush()
+        (lake.parent / "set.jsonl").write_text(f'{{"id": "p", "category": "C", "text": "say {seed}"}}\n')
+        keep_prompts(layout, load_catalog(), lake.parent / "set.jsonl", f"mine-{seed}", {})
     found = Victim(layout.root, tiny.tree(layout.root), {})
     found.values = {name: reader() for name, reader in readers(layout).items()}
     return found
+
+
+def write_texts(condition: Condition) -> None:
+    """A text, a choice and its likelihood under a condition."""
+    seen = {"prompt_sha": "s", "prompt_id": "p0"}
+    text = dict.fromkeys(OUTPUTS.names, "x") | {"key": condition.key, "model": condition.model, "ended": True}
+    text |= {"prompt_tokens": 1, "token_id": [1, 2], "tokens": 2}
+    lines = {"texts": text, "nats-it": {"nats": 1.5, "tokens": 2}}
+    lines["choices"] = {"said": "A", "generated": "A", "likeliest": "B"}
+    for kind, line in lines.items():
+        schema = OUTPUT_KINDS[kind.partition("-")[0]]
+        condition.seal(kind, condition.file(kind, [("p0", "s")]), [line | seen], schema, {})
 
 
 def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Callable[[], Any]]:
@@ -88,6 +107,7 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
         "lenses ls": lambda: probes_table(layout).drop(columns="path").to_dict("list"),
         "texts sql": lambda: ask(layout, "SELECT * FROM outputs ORDER BY ALL"),
         "verdicts read": lambda: verdicts(layout),
+        "prompts read": lambda: [find_prompts(load_catalog(), layout, f"mine-{seed}") for seed in range(2)],
         "tables sql": lambda: ask(layout, "SELECT * FROM lens ORDER BY ALL"),
         "tables where": lambda: ask(layout, "SELECT * FROM lens WHERE layer > 3 AND pair = 'llama' ORDER BY ALL"),
         "tables notes": lambda: [
@@ -115,6 +135,8 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
     for name, path in each("models", "*"):
         found[f"models head {name}"] = lambda path=path: read_head(layout, path.name)[0]
         found[f"models facts {name}"] = lambda path=path: read_head(layout, path.name)[1]
+        found[f"models words {name}"] = lambda path=path: vocab_rows(layout, path.name)
+        found[f"models weights {name}"] = lambda path=path: stored_tensors(layout, path.name)
     for name, path in each("lenses", "*", "*.zarr"):
         found[f"lenses read {name}"] = lambda path=path: dict(zip("wb", read_probes(path)[:2], strict=True))
         found[f"lenses notes {name}"] = lambda path=path: read_probes(path)[2]
@@ -126,17 +148,30 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
     return found
 
 
+def vocab_rows(layout: Layout, model: str) -> list[Any] | None:
+    """What a model's token ids mean."""
+    table = read_vocab(layout, model)
+    return table and table.to_pylist()
+
+
+def stored_tensors(layout: Layout, model: str) -> dict[str, np.ndarray] | None:
+    """The weights of the lake's own copy of a model."""
+    spec = stored_weights(layout, model)
+    return spec and load_file(spec.path / "model.safetensors")
+
+
 def texts(layout: Layout, marker: Path) -> list[Any]:
     """A condition's record and texts."""
     folder = layout.texts(marker.parts[-3]) / marker.parts[-2]
-    return [read_condition(folder), read_texts(folder)]
+    found = Condition(layout, marker.parts[-3], read_condition(folder))
+    return [found.recipe, read_texts(folder), found.known("nats-it"), found.known("choices")]
 
 
 def verdicts(layout: Layout) -> list[Any]:
     """What judges answered of the key that the lake has."""
     store = VerdictStore(layout.judge)
     store.refresh()
-    return [store.get("k")]
+    return [store.get("k0"), store.get("k1")]
 
 
 def ask(layout: Layout, text: str) -> Any:

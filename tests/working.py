@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from actlake.capture.streams.prompts import add_prompts
-from actlake.judge.verdicts import VerdictStore
 from actlake.store.artifacts.directions import directions_writer
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.probes import write_probes
 from actlake.store.artifacts.streams import Stream, write_stream
 from actlake.store.artifacts.texts import Condition
+from actlake.store.artifacts.verdicts import VerdictStore
 from actlake.store.captures.manifest import seal
 from actlake.store.core.schema import OUTPUTS, STREAM_SCHEMA
 from actlake.store.format.paths import Layout
@@ -143,7 +143,7 @@ def prompts(layout: Layout) -> None:
     source = layout.root.with_name("mine.jsonl")
     if not source.exists():
         source.write_text("".join(f'{{"id": "{i}", "text": "t{i}"}}\n' for i in range(50)))
-    add_prompts(source, layout.prompts, "mine")
+    add_prompts(source, layout, "mine")
 
 
 def stream(layout: Layout, key: str = "k") -> None:

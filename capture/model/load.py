@@ -11,7 +11,7 @@ import torch
 
 from ...analyze.lens.head import Head
 from ...store.artifacts.models import read_model
-from ...store.artifacts.weights import read_weights, weights_folder
+from ...store.artifacts.weights import check_weights, read_weights, weights_folder
 from ...store.core.catalog import ModelSpec
 from ...store.core.files import hash_files, hash_json
 from ...store.format.paths import Layout
@@ -97,9 +97,13 @@ def context_of(config: Any) -> int | None:
 
 
 def stored_weights(layout: Layout, model: str) -> ModelSpec | None:
-    """The model whose own files the lake holds (`capture --with-weights`), to be loaded like any other; else None."""
+    """The model whose own files the lake holds (`capture --with-weights`), to be loaded like any other; else None.
+
+    CorruptError when they are not what was captured.
+    """
     if not read_weights(layout, model):
         return None
+    check_weights(layout, model)
     record, folder = read_model(layout, model), weights_folder(layout, model)
     origin = record.get("quantized_from", {}).get("file")
     hub = None if record["files"] else record["id"]

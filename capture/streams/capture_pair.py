@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...store.artifacts.models import check_same_model, equal_weights, has_model, read_model
+from ...store.artifacts.prompts import stored_prompts
 from ...store.artifacts.streams import stream_records
 from ...store.artifacts.vocab import has_vocab, keep_vocab
 from ...store.captures.manifest import read_manifest
@@ -68,10 +69,10 @@ class _Loader:
 
 def find_prompts(catalog: Catalog, layout: Layout | None, name: str, limit: int | None = None) -> PromptSet:
     """A prompt set by its name in the catalog or in the lake, or by the path of a .jsonl or .csv file."""
-    imported = layout.prompts / f"{name}.jsonl" if layout else None
+    imported = stored_prompts(layout, name) if layout else None
     if name in catalog.prompts:
         return read_prompts(catalog.prompts[name], name, limit)
-    if imported and imported.is_file():
+    if imported:
         return read_prompts(imported, name, limit)
     if Path(name).suffix.lower() in (".jsonl", ".csv") or os.path.isfile(name):  # not a set's name
         return read_prompts(name, None, limit)

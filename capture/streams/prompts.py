@@ -10,8 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ...store.artifacts.prompts import stored_prompts, write_prompts
 from ...store.core.errors import LakeError
-from ...store.core.files import LARGEST, canonical_json, parse_json, too_deep, write_atomic
+from ...store.core.files import LARGEST, canonical_json, parse_json, too_deep
+from ...store.format.paths import Layout
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 PROMPTS = "prompt file"
@@ -143,10 +145,8 @@ def read_rows(path: Path, what: str, columns: tuple[str, ...]) -> Iterator[tuple
     yield from _json_rows(path, text, columns) if suffix == ".jsonl" else _csv_rows(path, text, columns)
 
 
-def add_prompts(
-    source: str | Path, destination_folder: str | Path, name: str, columns: Mapping[str, str] | None = None
-) -> Path:
-    """Check a prompt file and keep its canonical form as DESTINATION_FOLDER/NAME.jsonl; return that path.
+def add_prompts(source: str | Path, layout: Layout, name: str, columns: Mapping[str, str] | None = None) -> Path:
+    """Check a prompt file and keep its canonical form in a lake; return where that is.
 
     `columns` as in `read_prompts`; prompts of a file without ids are numbered.
     A set that is already there with the same content is left alone; another content is refused.
@@ -154,12 +154,12 @@ def add_prompts(
     if not NAME.fullmatch(name):
         raise LakeError(f"prompt-set name {name!r}: expected lower-case letters, digits, _ and -, as in my-set")
     added = read_prompts(source, name, columns=columns, number=True)
-    target = Path(destination_folder) / f"{name}.jsonl"
-    if not target.exists():
+    target = stored_prompts(layout, name)
+    if target is None:
         try:
-            write_atomic(target, canonical_bytes(added.prompts), first=True)
+            target = write_prompts(layout, name, canonical_bytes(added.prompts))
         except OSError as error:
-            raise LakeError(f"{target}: cannot write the prompt set ({error.strerror})") from None
+            raise LakeError(f"{layout.prompts / name}: cannot write the prompt set ({error.strerror})") from None
     if read_prompts(target).sha256 != added.sha256:  # was there, or another process has just been faster
         raise LakeError(f"{target}: another prompt set has this name and is never replaced; choose a new name")
     return target

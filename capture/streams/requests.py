@@ -108,6 +108,4 @@ def keep_prompts(layout: Layout, catalog: Catalog, file: Path, name: str | None,
     name = name or file.stem
     if name in catalog.prompts:
         raise LakeError(f"prompt set {name!r} is already a name of {catalog.path}; choose another with --name")
-    path = add_prompts(file, layout.prompts, name, columns)
-    layout.files.publish(path)
-    return read_prompts(path)
+    return read_prompts(add_prompts(file, layout, name, columns), name)

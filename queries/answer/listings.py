@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ...store.artifacts.directions import read_directions
 from ...store.artifacts.models import read_model
+from ...store.artifacts.prompts import stored_prompts
 from ...store.artifacts.streams import read_stream, stream_records
 from ...store.captures.reader import find_capture
 from ...store.core.catalog import load_catalog
@@ -172,7 +173,7 @@ def _prompts(
     from ...capture.streams.prompts import read_prompts
 
     known = load_catalog(catalog).prompts
-    for file in (known.get(name), layout.prompts / f"{name}.jsonl"):
+    for file in (known.get(name), stored_prompts(layout, name)):
         if file and Path(file).is_file():
             chosen = read_prompts(file, name, made[0]["n_prompts"])
             if chosen.sha256 == sha256:

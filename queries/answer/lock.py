@@ -36,7 +36,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 CAPTURE = re.compile(rf"(?!.*\.\.){NAME.pattern}/{NAME.pattern}")
 # A table's folder may hold files of any name; what can't be printed is no part of one.
 FILE = re.compile(
-    r"(?!.*\.\.)(?:tables|texts|lenses|directions)(?:/[^/.\x00-\x1f\x7f\ud800-\udfff][^/\x00-\x1f\x7f\ud800-\udfff]*)+"
+    r"(?!.*\.\.)(?:tables|texts|lenses|directions|verdicts)(?:/[^/.\x00-\x1f\x7f\ud800-\udfff][^/\x00-\x1f\x7f\ud800-\udfff]*)+"
 )
 WHERE = re.compile(r"[\x21-\x7e]{1,1000}")  # a URL without credentials; it is never opened by itself
 WORD = re.compile(r"[\w.+ -]{1,100}")
@@ -128,6 +128,7 @@ def files_of(layout: Layout, answer: Findings) -> list[str]:
             found |= {file for file in foreign_files(layout, name) if _is_about(file, models, streams)}
             if name == "judged":  # read as it is where no judge is named
                 found |= set(find_tables(layout, name, {"models": models, "sweep": want.kind}))
+                found |= set(layout.judge.glob("*.jsonl"))
     return sorted(path.relative_to(layout.root).as_posix() for path in found)
 
 

@@ -207,8 +207,8 @@ class Context:
         return post, bool(attrs["parallel"])
 
     def head_hash(self, names: Names) -> str:
-        """The hash of the model behind a capture."""
-        return str(read_model(self.layout, names[0])["sha256"])
+        """The hash of the head of the model behind a capture."""
+        return str(read_model(self.layout, names[0])["head_sha256"])
 
 
 def _head(kit: Context, model: str) -> Head:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...store.artifacts.models import has_model, read_model
-from ...store.artifacts.weights import read_weights, weights_folder
+from ...store.artifacts.weights import check_weights, read_weights, weights_folder
 from ...store.core.catalog import ModelSpec
 from ...store.core.columns import LAYER, MODELS, Column, label_column
 from ...store.core.errors import LakeError
@@ -90,6 +90,7 @@ def checkpoint(layout: Layout, spec: ModelSpec) -> tuple[Path, Any]:
     stored = read_weights(layout, name) or {"files": {}}
     kept = {file: entry["sha256"] for file, entry in stored["files"].items() if file.endswith(".safetensors")}
     if kept:
+        check_weights(layout, name)
         return weights_folder(layout, name), kept
     if spec.gguf_file:
         raise LakeError(f"model {name}: {spec.gguf_file} is GGUF; weights are compared from safetensors only")

@@ -35,7 +35,10 @@ class Vocab(TableJob):
         if not there:
             raise LakeError(f"table vocab needs a model of pair {scope.pair}; the lake has captured none")
         records = {variant: read_model(kit.layout, model) for variant, model in there.items()}
-        recipe = {"models": scope.models, "heads": {variant: record["sha256"] for variant, record in records.items()}}
+        recipe = {
+            "models": scope.models,
+            "heads": {variant: record["head_sha256"] for variant, record in records.items()},
+        }
         super().__init__(kit.layout, "vocab", recipe | {"version": TABLES["vocab"].version})
         self._kit, self._scope, self._models = kit, scope, list(there.values())
         self._tokenizer, last = None, list(there)[-1]

@@ -1,5 +1,6 @@
 """What the lake keeps of a model: model.json and head.zarr, enough to read a lens without the checkpoint."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import zarr
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import clear_dead, temporary_of, write_json
+from ..core.files import clear_dead, hash_json, temporary_of, write_json
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
 from ..format.records import REPAIRS, check_record, read_record, sealed
@@ -55,7 +56,8 @@ def write_model(
                 shutil.rmtree(folder / "head.zarr", ignore_errors=True)  # what a kill left before its marker
                 mine.rename(folder / "head.zarr")
                 named = {"format_version": FORMAT_VERSION, **record, "model": model}
-                write_json(marker, sealed({**named, "head_files": files}))
+                content = {"head_files": files, "head_sha256": hash_head(arrays, attrs)}
+                write_json(marker, sealed({**named, **content}))
         layout.files.publish(folder / "head.zarr", marker)
     finally:
         shutil.rmtree(mine, ignore_errors=True)
@@ -91,6 +93,20 @@ def write_group(
             )
             array[...] = values
         zarr.consolidate_metadata(str(path))
+
+
+def hash_head(arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> str:
+    """What a head is, whatever bytes its writer made of it: the hash of its attributes and of each array's values."""
+    told = {key: value for key, value in attrs.items() if key != "format_version"}
+    found = {
+        name: [
+            str(values.dtype),
+            list(values.shape),
+            hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(),
+        ]
+        for name, values in arrays.items()
+    }
+    return hash_json({"attributes": told, "arrays": found})
 
 
 def has_model(layout: Layout, model: str) -> bool:

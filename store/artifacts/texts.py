@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import canonical_json, explain_full_disk, hash_json, sync_file, temporary_of, write_atomic, write_json
-from ..core.schema import FORMAT_VERSION, OUTPUT_KINDS, OUTPUTS
-from ..format.parquet import parquet_writer, read_parquet
+from ..core.schema import FORMAT_VERSION, OUTPUT_KINDS
+from ..format.parquet import about, parquet_writer, read_parquet
 from ..format.paths import Layout
 from ..format.records import REPAIRS, read_batch, read_record
 
@@ -39,14 +39,13 @@ class Condition:
 
     def file(self, kind: str, prompts: Sequence[tuple[str, str]]) -> Path:
         """The file of this kind for these prompts, (prompt id, hash of its tokens) each, in order."""
-        return self.folder / f"{kind}-{hash_json(list(map(list, prompts)))[:16]}.parquet"
+        return self.folder / f"{kind}-{_set_key(prompts)}.parquet"
 
     def known(self, kind: str) -> dict[str, Row]:
         """Hash of a prompt's tokens -> its line, from all files of a kind and from the batches under way."""
         found = self.parts(kind)  # first: what another process puts into a file meanwhile is then found there
         for file in sorted(self.folder.glob(f"{kind}-*.parquet")):
-            schema = OUTPUT_KINDS[kind.partition("-")[0]]
-            found |= {row["prompt_sha"]: row for row in read_parquet(file, schema, AGAIN).to_pylist()}
+            found |= {row["prompt_sha"]: row for row in read_lines(file)}
         return found
 
     def parts(self, kind: str) -> dict[str, Row]:
@@ -70,8 +69,8 @@ class Condition:
 
         The file's metadata say where it comes from: the recipe, and `provenance` (models, versions, device).
         """
-        about = {b"actlake": canonical_json({"recipe": self.recipe, "provenance": provenance})}
-        table = pa.Table.from_pylist(list(rows), schema.with_metadata(about))
+        told = {b"actlake": canonical_json({"recipe": self.recipe, "provenance": provenance})}
+        table = pa.Table.from_pylist(list(rows), schema.with_metadata(told))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_of(path)
         with explain_full_disk(f"writing texts of {self.model}"):
@@ -95,6 +94,27 @@ class Condition:
             (self.folder / ".parts").rmdir()
 
 
+def _set_key(prompts: Iterable[tuple[str, str]]) -> str:
+    """What a file is named by: the prompts of its set."""
+    return hash_json(list(map(list, prompts)))[:16]
+
+
+def read_lines(file: Path) -> list[Row]:
+    """The lines of a file; CorruptError unless it is that of the condition and the prompts which its place says."""
+    kind, _, key = file.stem.rpartition("-")
+    schema = OUTPUT_KINDS.get(kind.partition("-")[0])
+    if schema is None:
+        raise CorruptError(f"{file}: no kind of texts ({', '.join(OUTPUT_KINDS)}); {AGAIN}")
+    rows = read_parquet(file, schema, AGAIN).to_pylist()
+    recipe = (about(file, AGAIN) or {}).get("recipe")
+    found = hash_json(recipe)[:16], _set_key((row["prompt_id"], row["prompt_sha"]) for row in rows)
+    if found != (file.parent.name, key):
+        raise CorruptError(
+            f"{file}: holds texts of condition {found[0]} and prompts {found[1]}, of another place; {AGAIN}"
+        )
+    return rows
+
+
 def find_condition(layout: Layout, model: str, key: str) -> Path:
     """The folder of the condition whose key begins with `key`; LakeError unless exactly one does."""
     folder = layout.texts(model)
@@ -112,10 +132,15 @@ def find_condition(layout: Layout, model: str, key: str) -> Path:
 
 def read_condition(folder: Path) -> dict[str, Any]:
     """The recipe of a condition; CorruptError unless it is the one that the folder is named by."""
-    recipe = dict(read_record(file := folder / "condition.json", "condition")["recipe"])
+    record = read_record(file := folder / "condition.json", "condition")
+    recipe = dict(record["recipe"])
     if (key := hash_json(recipe)[:16]) != folder.name:
         raise CorruptError(
             f"{file}: recipe: damaged, its key is {key}, the folder's {folder.name}", repair=REPAIRS["condition"]
+        )
+    if record["model"] != folder.parent.name:
+        raise CorruptError(
+            f"{file}: model: found {record['model']!r} among the texts of {folder.parent.name}; {REPAIRS['condition']}"
         )
     return recipe
 
@@ -124,8 +149,7 @@ def read_texts(folder: Path) -> list[Row]:
     """Every text of a condition, one line per prompt; equal prompts of several sets once."""
     found: dict[tuple[str, str], Row] = {}
     for file in sorted(folder.glob("texts-*.parquet")):
-        rows = read_parquet(file, OUTPUTS, AGAIN).to_pylist()
-        found |= {(row["prompt_id"], row["prompt_sha"]): row for row in rows}
+        found |= {(row["prompt_id"], row["prompt_sha"]): row for row in read_lines(file)}
     return list(found.values())
 
 

@@ -2,15 +2,19 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import LakeError
+from ..core.errors import CorruptError, LakeError
 from ..core.files import BLOCK, clear_dead, free_bytes, hash_file, human_bytes, temporary_of, write_json
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
-from ..format.records import read_record
+from ..format.records import REPAIRS, read_record, sealed
+from ..remote.hashes import known_hash
+from .artifact import problems
+from .models import read_model
 
 RECORD = "weights.json"
 
@@ -24,6 +28,26 @@ def read_weights(layout: Layout, model: str) -> dict[str, Any] | None:
     """weights.json of a model: `files` (name -> sha256 and bytes) and `model_sha256`; None when the lake lacks them."""
     path = layout.model(model) / RECORD
     return read_record(path, "weights") if path.exists() else None
+
+
+def differences(record: dict[str, Any], model: dict[str, Any], file: Path) -> Iterator[str]:
+    """How weights.json (`file`) differs from what the model's record says of its files: a line each."""
+    found = {name: entry["sha256"] for name, entry in record["files"].items()} | {"": record["model_sha256"]}
+    for name, sha256 in {**model["files"], "": model["sha256"]}.items():
+        if name in found and found[name] != sha256:
+            what = f"files: {name}" if name else "model_sha256"
+            yield f"{file}: {what}: found {found[name]}, model.json says {sha256}; {REPAIRS['weights']}"
+
+
+def check_weights(layout: Layout, model: str) -> None:
+    """Raise CorruptError unless a model's own files in the lake are what was captured; untouched ones are not read again."""
+    record, folder = read_weights(layout, model) or {"files": {}}, weights_folder(layout, model)
+    wrong = chain(
+        differences(record, read_model(layout, model), layout.model(model) / RECORD),
+        problems(folder, record["files"], "weights", known_hash),
+    )
+    if record["files"] and (problem := next(wrong, None)):
+        raise CorruptError(problem)
 
 
 def bytes_to_copy(layout: Layout, model: str, source: Path, names: Sequence[str]) -> int:
@@ -76,7 +100,7 @@ def write_weights(
         files[name] = {"sha256": sha256, "bytes": target.stat().st_size}
         if progress:
             progress(files[name]["bytes"])
-    record = {"format_version": FORMAT_VERSION, "model_sha256": model_sha256, "files": files}
+    record = sealed({"format_version": FORMAT_VERSION, "model_sha256": model_sha256, "files": files})
     write_json(layout.model(model) / RECORD, record)
     clear_dead(folder)  # a kill in the middle of a file
     layout.files.publish(folder, layout.model(model) / RECORD)

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.models import read_model
+from ..artifacts.streams import unchanging
+from ..artifacts.weights import read_weights
 from ..core.errors import LakeError
 from ..format.paths import Layout
 from ..format.records import SEAL, read_record
@@ -41,14 +44,20 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
     """
     manifest = check_sealed(path)
     made, name = manifest["provenance"], f"{path.parent.name}/{path.stem}"
-    file = layout.streams / f"{path.stem}.json"
-    stream = read_record(file, "stream")
+    stream = read_record(layout.streams / f"{path.stem}.json", "stream")
+    model = read_model(layout, path.parent.name)
+    kept = read_weights(layout, path.parent.name)
     return {
         "reference": f"{SCHEME}{name}@sha256:{manifest[SEAL]}",
         "capture": name,
         "capture_sha256": manifest["capture_sha256"],
         "model": {"id": made.get("model_id"), "revision": made.get("model_revision"), "sha256": made["model_sha256"]},
         "stream": {"name": path.stem, "sha256": manifest["content_sha256"]},
+        "records": {
+            "model": model[SEAL],
+            "stream": unchanging(stream),
+            **({"weights": kept[SEAL]} if kept else {}),
+        },
         "prompts": {"name": stream["prompts"], "sha256": stream["recipe"].get("prompt_set_sha256")},
         "tokens": manifest["n_tokens"],
         "dtype": made.get("dtype"),
@@ -66,5 +75,6 @@ def citation_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{model['id'] or '-'}, revision {model['revision'] or '-'}, sha256 {model['sha256']}"),
         *((key, f"{found[key]['name']}, sha256 {found[key]['sha256'] or '-'}") for key in ("stream", "prompts")),
         ("size", f"{found['tokens']:,} tokens, {found['dtype'] or '-'}"),
+        ("records", ", ".join(f"{name} {sha256}" for name, sha256 in found["records"].items())),
         ("versions", f"{versions + ', ' if versions else ''}format {found['format_version']}"),
     ]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..artifacts.models import read_model
 from ..artifacts.streams import read_stream
-from ..artifacts.weights import weights_folder
+from ..artifacts.weights import RECORD, differences, weights_folder
 from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.schema import MANIFEST, PARTIAL, PROGRESS, VARIABLES
 from ..format.partial import read_partial
@@ -53,8 +54,8 @@ def verify(layout: Layout, path: Path, progress: Callable[[int], None] | None = 
         report.problems.append(str(error))
         return report
     if not damaged:
-        _check_coordinates(layout, capture, report)
         _check_provenance(capture, report)
+        _check_coordinates(layout, capture, report)
     for name in filter(capture.__contains__, capture.manifest["sizes"]):
         _check_values(capture, name, damaged, report)
     return report
@@ -69,6 +70,7 @@ def verify_weights(
     """Re-hash a model's own files that the lake holds, as `record` (weights.json) has them."""
     folder = weights_folder(layout, model)
     report = Report(capture=folder.relative_to(layout.root).as_posix())
+    report.problems += differences(record, read_model(layout, model), layout.model(model) / RECORD)
     _check_files(layout.files, folder, record, report, progress, REPAIRS["weights"])
     return report
 
@@ -117,7 +119,7 @@ def _check_files(
 def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None:
     manifest = capture.manifest
     try:
-        stream = read_stream(layout, manifest["stream"])
+        stream = read_stream(layout, capture.path.stem)
     except LakeError as error:
         report.problems.append(str(error))
         return
@@ -129,8 +131,15 @@ def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None
 
 
 def _check_provenance(capture: Capture, report: Report) -> None:
-    """What a manifest says of the run also stands in the group's attributes, which are hashed."""
+    """What a manifest says of the run also stands in the group's attributes, which are hashed, and where the capture is."""
     attributes = capture.group.attrs.asdict()
+    for key, found, place in (
+        ("stream", capture.manifest["stream"], capture.path.stem),
+        ("provenance: model", capture.manifest["provenance"]["model"], capture.path.parent.name),
+    ):
+        if found != place:
+            words = f"{key}: found {shown(found)} in the place of {shown(place)}"
+            report.problems.append(f"{capture.path / MANIFEST}: {words}; {REPAIRS['manifest']}")
     for key, value in capture.manifest["provenance"].items():
         if attributes.get(key) != value:
             words = (

@@ -5,15 +5,19 @@ target keeps its own, and they are counted. On request one side wins, and what l
 """
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ..core.errors import CorruptError, LakeError
 from ..core.schema import RECORD
-from ..format.parquet import torn
-from ..format.records import SEAL, parse_record
+from ..format.parquet import first_line, torn
+from ..format.records import REPAIRS, SEAL, parse_record
 from ..remote.folder import Folder
 from ..remote.hashes import known_hash
 from ..remote.store import Entry, Store
@@ -21,8 +25,13 @@ from .selection import Item, Unit
 
 KEPT = "kept"  # where what lost against another of its name is
 LISTED = 12  # names in a refusal
-KINDS = {"lenses": "probes", "directions": "directions"}  # areas whose folders have a record -> its kind
+KINDS = {
+    "lenses": "probes",
+    "directions": "directions",
+    "prompts": "prompts",
+}  # areas whose folders have a record -> its kind
 DERIVED = "tables"
+WORDS = ("category", "token_text", "is_special")  # of a stream, what its content hash leaves out
 
 
 class Compared:
@@ -171,6 +180,25 @@ class Compared:
         with tempfile.TemporaryDirectory() as folder:
             self.target.get(name, Path(folder) / "file")
             return bool(torn(Path(folder) / "file"))
+
+
+def other_words(source: Store, target: Store, record: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """How a stream of equal tokens differs otherwise (captures hold its categories, too); empty when it doesn't."""
+    one, two = record.get("parquet_sha256"), known.get("parquet_sha256")
+    file = f"streams/{record['name']}.parquet"
+    if not one or not two or one == two or not (source.entry(file) and target.entry(file)):
+        return ""
+    mine, theirs = (_words(place, file) for place in (target, source))
+    wrong = [name for name in WORDS if mine[name] != theirs[name]]
+    return f"a stream of equal tokens has other values of {', '.join(wrong)} there" if wrong else ""
+
+
+def _words(place: Store, file: str) -> dict[str, list[Any]]:
+    try:
+        table = pq.read_table(io.BytesIO(place.read(file)), columns=list(WORDS))
+        return {name: table[name].to_pylist() for name in WORDS}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise CorruptError(f"{place}/{file}: can't be read ({first_line(error)}); {REPAIRS['stream']}") from error
 
 
 def _hidden(name: str) -> bool:

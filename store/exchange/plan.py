@@ -21,15 +21,15 @@ from ..core.schema import MANIFEST, MARKER, PARTIAL, VARIABLES, VARIANTS
 from ..core.yaml_file import hint, listed
 from ..format.parquet import first_line
 from ..format.partial import Held, Partial, parse_partial
-from ..format.paths import MEND, Layout, check_links, check_version
-from ..format.records import REPAIRS, parse_record, sealed
+from ..format.paths import MEND, Layout, check_lake, check_links
+from ..format.records import REPAIRS, SEAL, parse_record, sealed
 from ..remote.files import is_shard
 from ..remote.opening import open_store
 from ..remote.range_file import RangeFile
 from ..remote.store import Entry, Store, transfers
 from ..tables.live import FOREIGN
 from ..tables.names import models_named, models_of, stored_pairs
-from .conflicts import Compared
+from .conflicts import Compared, other_words
 from .models import model_unit
 from .selection import Item, Plan, Selection, Unit
 
@@ -167,7 +167,7 @@ class Planner:
         known = self.compared.known(f"{unit.name}/{MANIFEST}", "manifest")
         if known is None:
             return False
-        found, sha256 = known["capture_sha256"], manifest["capture_sha256"]
+        found, sha256 = known[SEAL], manifest[SEAL]
         if found == sha256:
             return True
         words = f"another capture has this name there (sha256 {found[:12]}, here {sha256[:12]})"
@@ -265,9 +265,11 @@ class Planner:
                 continue
             unit = Unit("streams", name)
             known = self.compared.known(name, "stream") if name in there else None
-            if known and known["content_sha256"] != record["content_sha256"]:
-                words = f"another stream has this name there ({known['content_sha256'][:12]})"
-                if not self.compared.differs(unit, name, words, known["content_sha256"]):
+            if known and (words := self._another(record, known)):
+                both = (name, f"streams/{record['name']}.parquet")
+                if not self.compared.differs(
+                    unit, name, words, known[SEAL], tuple(one for one in both if one in there)
+                ):
                     continue
                 known = None
             before = known
@@ -279,6 +281,12 @@ class Planner:
             if not before or json_bytes(before) != data:
                 unit.records[name] = data
             yield unit
+
+    def _another(self, record: dict[str, Any], known: dict[str, Any]) -> str:
+        """How a stream of the target's is another one of the name; empty when it is the same."""
+        if known["content_sha256"] != record["content_sha256"]:
+            return f"another stream has this name there ({known['content_sha256'][:12]})"
+        return other_words(self.source, self.target, record, known)
 
     def _has_tokens(
         self,
@@ -340,6 +348,6 @@ class Planner:
 
 def _check_marker(data: bytes, where: str) -> None:
     try:
-        check_version(parse_json(data), where, MEND)
+        check_lake(parse_json(data), where)
     except ValueError as error:
         raise CorruptError(f"{where}: not valid JSON ({error}); {MEND}") from None

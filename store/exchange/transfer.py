@@ -12,11 +12,12 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import explain_full_disk, hash_file, hash_json, json_bytes, parse_json
+from ..core.files import explain_full_disk, hash_file, hash_json, json_bytes
 from ..core.progress import bar
 from ..core.schema import FORMAT_VERSION, PARTIAL
 from ..format.partial import Partial, cut_shard
 from ..format.paths import Layout
+from ..format.records import read_record, sealed
 from ..format.zarr_groups import quiet_zarr
 from ..format.zarr_metadata import check_array
 from ..remote.folder import Folder
@@ -45,20 +46,19 @@ def move(plan: Plan) -> None:
 def note_source(plan: Plan) -> None:
     """Keep in a local lake where it was pulled from, so that messages about what a copy of a part lacks can name it."""
     if plan.target.local:
-        plan.target.put(PULLED, json_bytes({"format_version": FORMAT_VERSION, "from": str(plan.source)}))
+        plan.target.put(PULLED, json_bytes(sealed({"format_version": FORMAT_VERSION, "from": str(plan.source)})))
 
 
 def pulled_from(layout: Layout) -> str:
     """Where the lake was last pulled from, without credentials; empty when it never was."""
     file = layout.root / PULLED
-    if not file.is_file() or file.stat().st_size > 1 << 16:
+    if not file.is_file():
         return ""
     try:
-        record = parse_json(file.read_bytes())
-    except ValueError:
+        found = str(read_record(file, "pulled")["from"])
+    except LakeError:  # only a hint: `actlake verify` says what is wrong
         return ""
-    found = record.get("from") if isinstance(record, dict) else None
-    return found if isinstance(found, str) and found.isprintable() else ""
+    return found if found.isprintable() else ""
 
 
 def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:

@@ -16,7 +16,7 @@ import zarr
 from ..core.errors import CorruptError, LakeError
 from ..core.schema import FORMAT_VERSION, PARTIAL, VARIABLES
 from .chunks import CHECKSUM, check_sum, checksum, damaged
-from .records import REPAIRS, read_record
+from .records import REPAIRS, read_record, sealed
 from .shards import ABSENT, Grid, check_places
 
 PLURAL = {"boundary": "boundaries", "layer": "layers", "lens_layer": "layers"}
@@ -75,12 +75,8 @@ class Partial:
     def record(self, capture_sha256: str) -> dict[str, Any]:
         """partial.json."""
         holds = {name: held.record() for name, held in self.holds.items()}
-        return {
-            "format_version": FORMAT_VERSION,
-            "capture_sha256": capture_sha256,
-            "holds": holds,
-            "files": dict(self.files),
-        }
+        named = {"format_version": FORMAT_VERSION, "capture_sha256": capture_sha256}
+        return sealed({**named, "holds": holds, "files": dict(self.files)})
 
 
 def read_partial(path: Path, manifest: Mapping[str, Any]) -> Partial | None:

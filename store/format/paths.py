@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core.errors import LakeError
+from ..core.errors import CorruptError, LakeError
 from ..core.files import read_json, try_lock, write_json
 from ..core.schema import FORMAT_VERSION, MARKER, RECORD, VARIANTS
 from ..remote.cache import RemoteFiles
@@ -187,7 +187,14 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 def check_marker(marker: Path) -> None:
     """Raise LakeError unless a lake's marker says that this code reads the lake."""
-    check_version(read_json(marker, repair=MEND), marker, MEND)
+    check_lake(read_json(marker, repair=MEND), marker)
+
+
+def check_lake(record: object, where: object) -> None:
+    """Raise LakeError unless the content of a marker says that this is a lake, of a version that this code reads."""
+    check_version(record, where, MEND)
+    if (found := record.get("format") if isinstance(record, dict) else None) != LAKE["format"]:
+        raise CorruptError(f"{where}: format: expected {LAKE['format']!r}, found {str(found)[:60]!r}; {MEND}")
 
 
 def check_version(record: object, where: object, repair: str = "") -> None:

@@ -22,6 +22,8 @@ from .partial import Held
 from .shards import Grid
 from .zarr_metadata import Described, check_room, describe_group
 
+SMALL = 1 << 20  # bytes of a chunk or shard that is hashed when it is first read
+
 
 @contextmanager
 def quiet_zarr() -> Iterator[None]:
@@ -51,7 +53,7 @@ class CheckedArray:
         self._files, self._lake, self._blobs = files or {}, lake, dict[int, Path | RemoteFile]()
         self.held: Held | None = None
         self.shape, self.dtype, self.ndim = array.shape, np.dtype(array.dtype), array.ndim
-        self._grid, self._chunks = Grid.of(array), Chunks(self.shape, array.chunks, self.dtype, self._chunk_file)
+        self._grid, self._chunks = Grid.of(array), Chunks(self.shape, array.chunks, self.dtype, self._vouched)
 
     def only(self, held: Held | None) -> CheckedArray:
         """Mark the array as a copy that holds no more than this; reading the rest is a LakeError that says what to do."""
@@ -103,10 +105,31 @@ class CheckedArray:
         if shard not in self._blobs:
             file = self._chunk_file((shard, *[0] * (self.ndim - 1)))
             recorded = self._files.get(file.relative_to(self.path).as_posix(), {})
-            self._blobs.setdefault(
-                shard, self._lake.blob(file, recorded.get("bytes"))
-            )  # several threads may come at once
+            blob = self._lake.blob(file, recorded.get("bytes"))
+            if isinstance(blob, Path):
+                self._check_bytes(blob)
+            self._blobs.setdefault(shard, blob)  # several threads may come at once
         return self._blobs[shard]
+
+    def _vouched(self, spot: tuple[int, ...]) -> Path:
+        self._check_bytes(file := self._chunk_file(spot))
+        return file
+
+    def _check_bytes(self, file: Path) -> None:
+        """Raise CorruptError for a file that is good by itself and another one than was recorded, as one put in its place is.
+
+        Large ones are known by their size: hashing them would take longer than reading a slice.
+        """
+        recorded = self._files.get(file.relative_to(self.path).as_posix())
+        if not recorded or not file.is_file():  # what is not there is told where it is read
+            return
+        size = file.stat().st_size
+        if size != recorded["bytes"]:
+            if self.held is None:  # else it may be a whole shard of a copy that is being made whole
+                raise CorruptError(f"{file}: {size} bytes, the manifest says {recorded['bytes']}; {RESTORE}")
+        elif size <= SMALL and (found := hash_file(file)) != recorded["sha256"]:
+            words = f"not the bytes that were written (found {found}, expected {recorded['sha256']})"
+            raise CorruptError(f"{file}: {words}; {RESTORE}")
 
     def _chunk_file(self, spot: tuple[int, ...]) -> Path:
         return self.path.joinpath(self.array.basename, "c", *map(str, spot))

@@ -115,7 +115,7 @@ def _inputs(layout: Layout, recipe: dict[str, Any]) -> Iterator[tuple[str, str, 
         if sha256 and stream and (found := _capture_sha256(layout.capture(model, stream))):
             yield f"capture {model}/{stream}", sha256, found
         if (sha256 := heads.get(variant)) and has_model(layout, model):
-            yield f"model {model}", sha256, str(read_model(layout, model)["sha256"])
+            yield f"head of {model}", sha256, str(read_model(layout, model)["head_sha256"])
 
 
 def _capture_sha256(path: Path) -> str:

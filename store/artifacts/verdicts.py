@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..store.core.errors import CorruptError, LakeError
-from ..store.core.files import canonical_json, explain_full_disk, hash_json, parse_json, write_atomic
-from ..store.format.records import LARGEST
-from ..store.remote.files import HERE, Files
+from ..core.errors import CorruptError, LakeError
+from ..core.files import canonical_json, explain_full_disk, hash_json, parse_json, write_atomic
+from ..format.records import LARGEST
+from ..remote.files import HERE, Files
 
 PART = 32  # verdicts a file: what a kill may lose
 
@@ -27,7 +27,7 @@ class VerdictStore:
         """Read the files that came since the last time; CorruptError names one that can't be read."""
         for file in sorted(self.folder.glob("*.jsonl")):
             if file.name not in self._files:
-                for record in _read(file):
+                for record in read_verdicts(file):
                     # Two processes that ask the same at the same moment both keep an answer; one is used.
                     self._records.setdefault(record["key"], record)
                 self._files.add(file.name)
@@ -58,7 +58,7 @@ class VerdictStore:
         self._new = []
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def read_verdicts(file: Path) -> list[dict[str, Any]]:
     """The verdicts of a file, which has the name that their hash gives it."""
     if not file.is_file() or file.stat().st_size > LARGEST:
         raise CorruptError(f"{file}: not a file of at most {LARGEST} bytes; delete it and what it held is asked again")
