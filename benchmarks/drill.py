@@ -20,7 +20,7 @@ from actlake.cli import main
 from actlake.store.captures.reader import list_captures
 from actlake.store.captures.verify import verify
 from actlake.store.core.errors import LakeError
-from actlake.store.exchange.transfer import PULLED
+from actlake.store.core.schema import PULLED
 from actlake.store.format.paths import Layout
 from measure import Row
 from victim import Victim, make_victim, readers, same

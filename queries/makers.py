@@ -1,10 +1,12 @@
 """Who computes which table: every table with what makes it, turned into jobs of the sweep when its file is not there."""
 
 from collections.abc import Iterable, Iterator, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..store.core.errors import LakeError
+from ..store.captures.manifest import read_manifest
+from ..store.core.errors import CorruptError, LakeError
 from ..store.core.progress import say
 from ..store.core.schema import VARIANTS
 from ..store.core.yaml_file import hint
@@ -140,9 +142,17 @@ def jobs_of_all(kit: Context, names: set[str]) -> list[Job]:
         if table.of == "pair" and not table.alone:
             _check_pairs(kit, table.name)
         for scope in _scopes(kit, table):
+            for (
+                variant,
+                stream,
+            ) in scope.streams.items():  # one that can't be read is not one that lacks what a table takes
+                path = kit.layout.capture(scope.models[variant], stream)
+                kit.once(("readable", path), partial(read_manifest, path))
             for kind in table.kinds:
                 try:
                     found += jobs_of(kit, (table.name, kind, scope))
+                except CorruptError:  # without its rows the answer would be another one
+                    raise
                 except LakeError as error:
                     problem = error
         if problem and not found and not kit.foreign(table.name):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
-from ...store.exchange.transfer import pulled_from
+from ...store.format.partial import pulled_from
 from ...store.format.paths import Layout
 from ..engine.context import Context
 from ..rows.index import reads
@@ -45,7 +45,7 @@ def lacking(layout: Layout, kit: Context, query: Query, pairs: Sequence[str]) ->
 
     Models come first, then streams of those that are there: one command brings all rows that lack the same.
     """
-    source = pulled_from(layout)
+    source = pulled_from(layout.root)
     if not source:
         return ""
     mine = pd.concat([kit.streams_of(pair) for pair in pairs])

@@ -17,7 +17,7 @@ from ..artifacts.streams import reads, stream_records
 from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.files import bytes_below
 from ..core.schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES, VARIANTS
-from ..format.partial import read_partial
+from ..format.partial import pull_of, read_partial
 from ..format.paths import Layout, check_name
 from ..format.records import SEAL, read_record
 from ..format.zarr_groups import CheckedArray, checked, open_group
@@ -130,7 +130,9 @@ class Capture:
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
         if self.partial and name not in self and name in self.group:
-            raise LakeError(f"{self.path}: this copy lacks {name}", repair="`actlake pull URL` brings it")
+            raise LakeError(
+                f"{self.path}: this copy lacks {name}", repair=f"{pull_of(self.path.parents[2])} brings it"
+            )
         files = {**self.manifest.get("files", {}), **(self.partial.files if self.partial else {})}
         array = checked(self.path, self.group, name, bool(self.manifest), files, self.lake)
         return array.only(self.partial.holds.get(name) if self.partial else None)
@@ -295,6 +297,8 @@ def find_capture(layout: Layout, model: str, stream: str) -> Path:
     names = capture_names(layout, model)
     whole = stream in {*names, *names.values()}
     exact = {names.get(stream, stream)} if whole else {names[name] for name in names if name.startswith(stream)}
+    if not names and not stream:
+        raise LakeError(f"no capture of {model}; `actlake capture {model}` makes one")
     if len(exact) != 1:
         have = ", ".join(sorted(names)) or "none"
         problem = "no capture" if not exact else "several captures"

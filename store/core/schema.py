@@ -22,6 +22,7 @@ TEMPLATE = "template.json"  # in it: what fixes the capture's arrays, and that i
 MANIFEST = "manifest.json"  # seals a capture
 RECORD = "record.json"  # seals any other artifact
 PARTIAL = "partial.json"  # says what a copy of a capture lacks
+PULLED = "pulled.json"  # at the top of a lake: where it was pulled from
 VARIANTS = ("pt", "it")
 TOP_K = 64
 

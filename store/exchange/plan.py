@@ -103,6 +103,9 @@ class Planner:
             raise LakeError(f"{self.source}: {error}") from error
         self._wanted = {one.model for one in asked}
         for name in self.selection.names:
+            lacking = [one.model for one in models_named([name], catalog, there, variants) if one.model not in there]
+            if lacking and name in catalog.chains:
+                self.notes.append(f"chain {name}: no captures of {listed(lacking)} in {self.source}")
             if not there & {one.model for one in models_named([name], catalog, there, variants)}:
                 have = f"{listed(pairs)} (models {listed(sorted(there))})"
                 raise LakeError(f"{self.source}: no captures of {name!r}; it has {have}{hint(name, {*pairs, *there})}")

@@ -14,17 +14,15 @@ from zarr.storage import MemoryStore
 from ..core.errors import CorruptError, LakeError
 from ..core.files import explain_full_disk, hash_file, hash_json, json_bytes
 from ..core.progress import bar
-from ..core.schema import FORMAT_VERSION, PARTIAL
+from ..core.schema import FORMAT_VERSION, PARTIAL, PULLED
 from ..format.partial import Partial, cut_shard
-from ..format.paths import Layout
-from ..format.records import read_record, sealed
+from ..format.records import sealed
 from ..format.zarr_groups import quiet_zarr
 from ..format.zarr_metadata import check_array
 from ..remote.folder import Folder
 from ..remote.store import INDEX, Store, safe, side_by_side
 from .selection import Item, Plan, Unit
 
-PULLED = "pulled.json"  # where a lake was pulled from
 IN_MEMORY = 16 << 20  # bytes of a file that is read once, to be hashed and sent
 
 
@@ -47,18 +45,6 @@ def note_source(plan: Plan) -> None:
     """Keep in a local lake where it was pulled from, so that messages about what a copy of a part lacks can name it."""
     if plan.target.local:
         plan.target.put(PULLED, json_bytes(sealed({"format_version": FORMAT_VERSION, "from": str(plan.source)})))
-
-
-def pulled_from(layout: Layout) -> str:
-    """Where the lake was last pulled from, without credentials; empty when it never was."""
-    file = layout.root / PULLED
-    if not file.is_file():
-        return ""
-    try:
-        found = str(read_record(file, "pulled")["from"])
-    except LakeError:  # only a hint: `actlake verify` says what is wrong
-        return ""
-    return found if found.isprintable() else ""
 
 
 def _move_unit(plan: Plan, unit: Unit, advance: Callable[[int], None]) -> None:

@@ -18,7 +18,7 @@ from ..artifacts.weights import read_weights
 from ..captures.verify import Report
 from ..core.errors import RESTORE, LakeError
 from ..core.files import hash_file, read_json
-from ..core.schema import MANIFEST, MARKER, PROGRESS, TEMPLATE
+from ..core.schema import MANIFEST, MARKER, PROGRESS, PULLED, TEMPLATE
 from ..format.parquet import check_rows
 from ..format.paths import Layout, check_marker
 from ..format.records import REPAIRS, read_record
@@ -26,7 +26,6 @@ from ..remote.objects import read_index
 from ..remote.store import INDEX
 from ..tables.declared import TABLES
 from ..tables.live import stale
-from .transfer import PULLED
 
 UNKNOWN = "no record of the lake names it; delete it, or run what was making it again"
 

@@ -4,7 +4,9 @@ A copy keeps the capture's manifest. Whole shards are checked by its hashes; a c
 are, each with its checksum, and has a hash of its own in partial.json.
 """
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import zarr
 
 from ..core.errors import CorruptError, LakeError
-from ..core.schema import FORMAT_VERSION, PARTIAL, VARIABLES
+from ..core.schema import FORMAT_VERSION, PARTIAL, PULLED, VARIABLES
 from .chunks import CHECKSUM, check_sum, checksum, damaged
 from .records import REPAIRS, read_record, sealed
 from .shards import ABSENT, Grid, check_places
@@ -77,6 +79,20 @@ class Partial:
         holds = {name: held.record() for name, held in self.holds.items()}
         named = {"format_version": FORMAT_VERSION, "capture_sha256": capture_sha256}
         return sealed({**named, "holds": holds, "files": dict(self.files)})
+
+
+def pulled_from(root: Path) -> str:
+    """Where a lake was last pulled from, without credentials; empty when it never was."""
+    place = ""
+    if (file := root / PULLED).is_file():
+        with suppress(LakeError):  # only a hint: `actlake verify` says what is wrong with it
+            place = str(read_record(file, "pulled")["from"])
+    return place if place.isprintable() else ""
+
+
+def pull_of(root: Path) -> str:
+    """The command that brings what a lake lacks, with its source as far as that is known."""
+    return f"`actlake pull {shlex.quote(pulled_from(root)) if pulled_from(root) else 'URL'}`"
 
 
 def read_partial(path: Path, manifest: Mapping[str, Any]) -> Partial | None:

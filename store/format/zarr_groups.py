@@ -18,7 +18,7 @@ from ..core.schema import VARIABLES
 from ..remote.files import HERE, Files, RemoteFile
 from .chunks import DAMAGE, Chunks
 from .parquet import first_line
-from .partial import Held
+from .partial import Held, pull_of
 from .shards import Grid
 from .zarr_metadata import Described, check_room, describe_group
 
@@ -97,7 +97,7 @@ class CheckedArray:
             raise LakeError(
                 f"{self.path}: this copy lacks {self.array.basename} at {lost[0]}"
                 + (f" and {len(lost) - 1} more places" if len(lost) > 1 else "")
-                + "; `actlake pull URL` brings the whole capture, with --boundary and --prompt some more of it"
+                + f"; {pull_of(self.path.parents[2])} brings the whole capture, with --boundary and --prompt some more of it"
             )
 
     def _blob(self, shard: int) -> Path | RemoteFile:
