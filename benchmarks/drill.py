@@ -245,8 +245,8 @@ class Work:
         whole = str(self.whole)
         return [
             Job("capture", nothing, self.capture, self.captured),
-            Job("push", nothing, lambda lake: ["push", str(lake), "--lake", whole], self.whole),
-            Job("pull", nothing, lambda lake: ["pull", whole, "--lake", str(lake)], self.whole),
+            Job("push", nothing, lambda lake: ["push", str(lake), "--lake", whole, "--with-weights"], self.whole),
+            Job("pull", nothing, lambda lake: ["pull", whole, "--lake", str(lake), "--with-weights"], self.whole),
             Job("a table", self._untabled, lambda lake: ["sql", LENS, "--lake", str(lake)], self.whole),
         ]
 

@@ -24,8 +24,8 @@ SHORT = (0.05,) * 6  # pauses between tries where nothing is waited for
 
 
 def carry(source: Path | str, target: Path | str, **wish: Any) -> None:
-    """Move a lake, or the part of it that is wished for."""
-    move(Planner(origin_of(str(source)), origin_of(str(target)), Selection(**wish)).plan())
+    """Move a lake with all that it keeps, or the part of it that is wished for."""
+    move(Planner(origin_of(str(source)), origin_of(str(target)), Selection(**{"weights": True, **wish})).plan())
 
 
 @contextmanager

@@ -128,7 +128,7 @@ class CheckedArray:
             if self.held is None:  # else it may be a whole shard of a copy that is being made whole
                 raise CorruptError(f"{file}: {size} bytes, the manifest says {recorded['bytes']}; {RESTORE}")
         elif size <= SMALL and (found := hash_file(file)) != recorded["sha256"]:
-            words = f"not the bytes that were written (found {found}, expected {recorded['sha256']})"
+            words = f"stored bytes are damaged (found {found}, expected sha256 {recorded['sha256']})"
             raise CorruptError(f"{file}: {words}; {RESTORE}")
 
     def _chunk_file(self, spot: tuple[int, ...]) -> Path:
