@@ -13,7 +13,7 @@ import tiny
 from actlake.cli import main
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.files import hash_json
-from actlake.store.tables.sql import write_table
+from actlake.store.tables.files import write_table
 from servers import served
 
 Command = Callable[..., tuple[int, str, str]]

@@ -182,7 +182,7 @@ def edit(file: Path, old: str, new: str) -> None:
 
 def test_a_record_that_is_not_what_its_name_says(work):
     lake = Layout.open(work.copy("records"))
-    marker = next(file for file in lake.root.glob("texts/*/*/condition.json") if "tokens\": 4" in file.read_text())
+    marker = next(file for file in lake.root.glob("texts/*/*/condition.json") if 'tokens": 4' in file.read_text())
     edit(marker, '"max_new_tokens": 4', '"max_new_tokens": 5')
     with pytest.raises(CorruptError, match=r"condition.json: recipe: damaged, its key is \w{16}"):
         read_condition(marker.parent)

@@ -292,7 +292,7 @@ def test_commands(command, tmp_path, pair):
     assert "licence" not in command(*words)[2]
     shutil.rmtree(pair.it.path)
     code, out, _ = command("verify", "--reforward", "2", "--json")
-    capture, models, streams, weights = json.loads(out)
+    capture, _lake, models, streams, weights = json.loads(out)
     assert (models["capture"], streams["capture"]) == ("models", "streams") and models["ok"] and streams["ok"]
     assert code == 0 and "bit for bit equal" in capture["reforward"]
     assert (weights["capture"], weights["files"], weights["ok"]) == ("models/llama-it/weights", 6, True)

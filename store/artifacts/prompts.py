@@ -8,7 +8,8 @@ from ..core.errors import CorruptError
 from ..core.files import write_atomic
 from ..core.schema import RECORD
 from ..format.paths import Layout
-from ..format.records import REPAIRS, is_name
+from ..format.records import REPAIRS
+from ..format.rules import is_name
 from ..remote.files import Files
 from .artifact import Artifact, read, writing
 
