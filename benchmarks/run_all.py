@@ -30,6 +30,7 @@ NAMES = (
     "cluster",
     "sharing",
     "faults",
+    "vouched",
     "peers",
 )
 # Benchmark -> packages that `pip install -e '.[NAME]'` brings.
