@@ -1,7 +1,6 @@
 """Who computes which table: every table with what makes it, turned into jobs of the sweep when its file is not there."""
 
 from collections.abc import Iterable, Iterator, Set
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +145,7 @@ def jobs_of_all(kit: Context, names: set[str]) -> list[Job]:
                 variant,
                 stream,
             ) in scope.streams.items():  # one that can't be read is not one that lacks what a table takes
-                path = kit.layout.capture(scope.models[variant], stream)
-                kit.once(("readable", path), partial(read_manifest, path))
+                read_manifest(kit.layout.capture(scope.models[variant], stream))
             for kind in table.kinds:
                 try:
                     found += jobs_of(kit, (table.name, kind, scope))
