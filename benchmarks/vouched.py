@@ -81,7 +81,7 @@ def do(deed: str, victim: Victim, name: str, rng: Random) -> bool:
         at = rng.randrange(len(data))
         file.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :])
     elif deed == "cut":
-        file.write_bytes(data[: rng.choice((0, len(data) // 2, len(data) - 1))])
+        file.write_bytes(data[: rng.choice((0, len(data) // 2, len(data.rstrip()) - 1))])  # a line feed says nothing
     elif deed == "delete":
         file.unlink()
     elif deed == "exchange":

@@ -190,7 +190,10 @@ def edit(root: Path, file: Path, rng: random.Random) -> bool:
             return True
     elif file.suffix == ".json":
         record = json.loads(file.read_bytes())
-        change_leaf(record, rng.randrange(len(list(leaves(record)))))
+        places = [
+            place for place, (_, key, _) in enumerate(leaves(record)) if key != SEAL
+        ]  # which is made to fit again
+        change_leaf(record, rng.choice(places))
         file.write_text(json.dumps(record))
     elif file.suffix == ".parquet":
         _edit_table(file, rng)

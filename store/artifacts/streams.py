@@ -163,14 +163,14 @@ def stream_records(layout: Layout, like: Iterable[str] | None = None) -> list[di
     # Streams of one content have names that end alike.
     ends = None if like is None else {_end(name) for name in like}
     there = sorted(layout.streams.glob("*.json"))
-    return [_record(path) for path in there if ends is None or _end(path.stem) in ends]
+    return [stream_record(path) for path in there if ends is None or _end(path.stem) in ends]
 
 
 def _end(name: str) -> str:
     return name.rpartition("-")[2]
 
 
-def _record(path: Path) -> dict[str, Any]:
+def stream_record(path: Path) -> dict[str, Any]:
     record = read_record(path, "stream")
     if record["name"] != path.stem:
         raise CorruptError(f"{path}: name: expected {path.stem!r}, found {record['name']!r}", repair=REPAIRS["stream"])
@@ -191,10 +191,10 @@ def read_stream(layout: Layout, name: str) -> Stream:
     Raises LakeError when it is not there and CorruptError when its bytes have changed.
     """
     file = layout.streams / f"{check_name(name, 'stream')}.json"
-    record = _record(file)
+    record = stream_record(file)
     if record["same_as"] != name:
         file = layout.streams / f"{record['same_as']}.json"
-        name, record = record["same_as"], _record(file)
+        name, record = record["same_as"], stream_record(file)
         if record["same_as"] != name:
             raise CorruptError(
                 f"{file}: same_as: an alias of an alias, {record['same_as']!r}", repair=REPAIRS["stream"]

@@ -19,6 +19,7 @@ from ..core.schema import FORMAT_VERSION, OUTPUT_KINDS
 from ..format.parquet import about, parquet_writer, read_parquet
 from ..format.paths import Layout
 from ..format.records import REPAIRS, read_batch, read_record
+from ..remote.hashes import while_same
 
 Row = dict[str, Any]
 AGAIN = "delete the file and run `actlake generate` again, or restore it"
@@ -101,18 +102,24 @@ def _set_key(prompts: Iterable[tuple[str, str]]) -> str:
 
 def read_lines(file: Path) -> list[Row]:
     """The lines of a file; CorruptError unless it is that of the condition and the prompts which its place says."""
+    return read_parquet(file, check_lines(file), AGAIN).to_pylist()
+
+
+@while_same(1 << 12)
+def check_lines(file: Path) -> pa.Schema:
+    """The schema of a file; CorruptError as for `read_lines`. Asked once of a file that nobody changes."""
     kind, _, key = file.stem.rpartition("-")
     schema = OUTPUT_KINDS.get(kind.partition("-")[0])
     if schema is None:
         raise CorruptError(f"{file}: no kind of texts ({', '.join(OUTPUT_KINDS)}); {AGAIN}")
-    rows = read_parquet(file, schema, AGAIN).to_pylist()
+    named = read_parquet(file, schema, AGAIN, ("prompt_id", "prompt_sha")).to_pylist()
     recipe = (about(file, AGAIN) or {}).get("recipe")
-    found = hash_json(recipe)[:16], _set_key((row["prompt_id"], row["prompt_sha"]) for row in rows)
+    found = hash_json(recipe)[:16], _set_key((row["prompt_id"], row["prompt_sha"]) for row in named)
     if found != (file.parent.name, key):
         raise CorruptError(
             f"{file}: holds texts of condition {found[0]} and prompts {found[1]}, of another place; {AGAIN}"
         )
-    return rows
+    return schema
 
 
 def find_condition(layout: Layout, model: str, key: str) -> Path:
@@ -156,4 +163,7 @@ def read_texts(folder: Path) -> list[Row]:
 def output_files(layout: Layout, fetch: bool = True) -> list[Path]:
     """Every file of texts in the lake, for SQL; of a remote lake those that are here, unless `fetch`."""
     folder = layout.root / "texts"
-    return sorted((layout.files.bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/texts-*.parquet"))
+    found = sorted((layout.files.bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/texts-*.parquet"))
+    for file in found:
+        check_lines(file)
+    return found

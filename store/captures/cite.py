@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.models import read_model
-from ..artifacts.streams import unchanging
+from ..artifacts.streams import stream_record, unchanging
 from ..artifacts.weights import read_weights
 from ..core.errors import LakeError
 from ..format.paths import Layout
-from ..format.records import SEAL, read_record
+from ..format.records import SEAL
 from .reader import check_sealed, find_capture, split_capture
 
 SCHEME = "actlake:"
@@ -44,7 +44,7 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
     """
     manifest = check_sealed(path)
     made, name = manifest["provenance"], f"{path.parent.name}/{path.stem}"
-    stream = read_record(layout.streams / f"{path.stem}.json", "stream")
+    stream = stream_record(layout.streams / f"{path.stem}.json")
     model = read_model(layout, path.parent.name)
     kept = read_weights(layout, path.parent.name)
     return {

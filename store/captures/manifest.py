@@ -146,7 +146,18 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     record = read_record(file, "manifest")
     check_whole(record, file)
+    if path.parents[1].name == "captures":
+        check_place(record, path)
     return record
+
+
+def check_place(record: dict[str, Any], path: Path) -> None:
+    """Raise CorruptError for the manifest of another capture than the one whose folder it is in."""
+    named = {"stream": record["stream"], "provenance: model": record["provenance"]["model"]}
+    for (key, found), place in zip(named.items(), (path.stem, path.parent.name), strict=True):
+        if found != place:
+            words = f"{key}: found {shown(found)} in the place of {shown(place)}"
+            raise CorruptError(f"{path / MANIFEST}: {words}; {REPAIRS['manifest']}")
 
 
 def check_whole(record: dict[str, Any], file: object) -> None:

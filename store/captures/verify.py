@@ -131,15 +131,8 @@ def _check_coordinates(layout: Layout, capture: Capture, report: Report) -> None
 
 
 def _check_provenance(capture: Capture, report: Report) -> None:
-    """What a manifest says of the run also stands in the group's attributes, which are hashed, and where the capture is."""
+    """What a manifest says of the run also stands in the group's attributes, which are hashed."""
     attributes = capture.group.attrs.asdict()
-    for key, found, place in (
-        ("stream", capture.manifest["stream"], capture.path.stem),
-        ("provenance: model", capture.manifest["provenance"]["model"], capture.path.parent.name),
-    ):
-        if found != place:
-            words = f"{key}: found {shown(found)} in the place of {shown(place)}"
-            report.problems.append(f"{capture.path / MANIFEST}: {words}; {REPAIRS['manifest']}")
     for key, value in capture.manifest["provenance"].items():
         if attributes.get(key) != value:
             words = (
