@@ -68,10 +68,9 @@ def test_every_folder_of_a_lake_is_in_the_drills(work):
 
 
 @pytest.mark.parametrize("part", [vouched.every_file, vouched.every_value, vouched.two_lakes])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_whatever_changes_in_a_lake_is_noticed(work, part, seed, tmp_path):
+def test_whatever_changes_in_a_lake_is_noticed(work, part, tmp_path):
     more = {"folder": tmp_path} if part is vouched.two_lakes else {}
-    counts = part(work.victim, random.Random(seed), share=0.0, **more)
+    counts = part(work.victim, random.Random(1), share=0.0, **more)
     assert not [told for count in counts.values() for told in count.bad]
     assert sum(count.tried for count in counts.values()) > 2
 

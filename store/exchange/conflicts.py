@@ -182,8 +182,10 @@ class Compared:
             return bool(torn(Path(folder) / "file"))
 
 
-def other_words(source: Store, target: Store, record: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """How a stream of equal tokens differs otherwise (captures hold its categories, too); empty when it doesn't."""
+def other_stream(source: Store, target: Store, record: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """How a stream of the target's is another one of the name: by its tokens, or by what captures hold beside them."""
+    if known["content_sha256"] != record["content_sha256"]:
+        return f"another stream has this name there ({known['content_sha256'][:12]})"
     one, two = record.get("parquet_sha256"), known.get("parquet_sha256")
     file = f"streams/{record['name']}.parquet"
     if not one or not two or one == two or not (source.entry(file) and target.entry(file)):

@@ -29,7 +29,7 @@ from ..remote.range_file import RangeFile
 from ..remote.store import Entry, Store, transfers
 from ..tables.live import FOREIGN
 from ..tables.names import models_named, models_of, stored_pairs
-from .conflicts import Compared, other_words
+from .conflicts import Compared, other_stream
 from .models import model_unit
 from .selection import Item, Plan, Selection, Unit
 
@@ -268,11 +268,9 @@ class Planner:
                 continue
             unit = Unit("streams", name)
             known = self.compared.known(name, "stream") if name in there else None
-            if known and (words := self._another(record, known)):
-                both = (name, f"streams/{record['name']}.parquet")
-                if not self.compared.differs(
-                    unit, name, words, known[SEAL], tuple(one for one in both if one in there)
-                ):
+            if known and (words := other_stream(self.source, self.target, record, known)):
+                both = [one for one in (name, f"streams/{record['name']}.parquet") if one in there]
+                if not self.compared.differs(unit, name, words, known[SEAL], tuple(both)):
                     continue
                 known = None
             before = known
@@ -284,12 +282,6 @@ class Planner:
             if not before or json_bytes(before) != data:
                 unit.records[name] = data
             yield unit
-
-    def _another(self, record: dict[str, Any], known: dict[str, Any]) -> str:
-        """How a stream of the target's is another one of the name; empty when it is the same."""
-        if known["content_sha256"] != record["content_sha256"]:
-            return f"another stream has this name there ({known['content_sha256'][:12]})"
-        return other_words(self.source, self.target, record, known)
 
     def _has_tokens(
         self,
