@@ -130,9 +130,7 @@ class Capture:
     def array(self, name: str) -> CheckedArray:
         """An array by its name in DESIGN 3, read by slicing."""
         if self.partial and name not in self and name in self.group:
-            raise LakeError(
-                f"{self.path}: this copy lacks {name}", repair=f"{pull_of(self.path.parents[2])} brings it"
-            )
+            raise LakeError(f"{self.path}: this copy lacks {name}", repair=f"{pull_of(self.path.parents[2])} brings it")
         files = {**self.manifest.get("files", {}), **(self.partial.files if self.partial else {})}
         array = checked(self.path, self.group, name, bool(self.manifest), files, self.lake)
         return array.only(self.partial.holds.get(name) if self.partial else None)
