@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import hash_file, hash_json, write_atomic, write_json
+from ..core.files import hash_file, write_atomic, write_json
 from ..core.schema import FORMAT_VERSION, STREAM_SCHEMA, VARIANTS
 from ..format.parquet import read_parquet
 from ..format.paths import Layout, check_name
@@ -146,11 +146,6 @@ def _writer(stream: Stream) -> str:
     if stream.continuation not in ("own", *VARIANTS):
         return "others"
     return f"{stream.continuation}:{stream.recipe.get('continuation', {}).get('model_sha256', '')}"
-
-
-def unchanging(record: dict[str, Any]) -> str:
-    """The hash of all that a stream's record says for good: recipes and writers may join it."""
-    return hash_json({key: value for key, value in record.items() if key not in ("keys", "written_by", SEAL)})
 
 
 def reads(record: dict[str, Any], sha256: str) -> bool:

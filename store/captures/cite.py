@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts.models import read_model
-from ..artifacts.streams import stream_record, unchanging
+from ..artifacts.streams import stream_record
 from ..artifacts.weights import read_weights
 from ..core.errors import LakeError
 from ..format.paths import Layout
@@ -55,7 +55,7 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
         "stream": {"name": path.stem, "sha256": manifest["content_sha256"]},
         "records": {
             "model": model[SEAL],
-            "stream": unchanging(stream),
+            "stream": stream[SEAL],
             **({"weights": kept[SEAL]} if kept else {}),
         },
         "prompts": {"name": stream["prompts"], "sha256": stream["recipe"].get("prompt_set_sha256")},
