@@ -142,9 +142,9 @@ class Lake(Make, Share):
         from .queries.answer.asking import Asking
         from .queries.rows.registry import find, queries
 
-        asked = [find(name, self._catalog) for name in listed(rows)] or list(queries(self._catalog).values())
+        wanted = [find(name, self._catalog) for name in listed(rows)] or list(queries(self._catalog).values())
         pairs, engine = pair or self.only_pair(), self._engine()
-        return Asking(self.layout, asked, pairs, prompts, self.device, self._catalog, generate, probes, engine)
+        return Asking(self.layout, wanted, pairs, prompts, self.device, self._catalog, generate, probes, engine)
 
     @needs()
     def reproduce(self, file: str | Path, generate: bool = True, tolerance: float = 0.0) -> list[Compared]:

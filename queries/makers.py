@@ -46,12 +46,12 @@ def _made(kit: Context, need: Need) -> Iterator[Job]:
     if not behind:
         raise LakeError(f"unknown table {name!r}; this version computes {', '.join(TABLES)}{hint(name, TABLES)}")
     for table in (TABLES[each] for each in sorted(behind)):
-        for about, told, columns in _asked(table, scope, kind):
-            if not _is_foreign(kit, table, kind, columns) and (job := table.make(kit, about, told)):
+        for about, part, columns in _files_of(table, scope, kind):
+            if not _is_foreign(kit, table, kind, columns) and (job := table.make(kit, about, part)):
                 yield job
 
 
-def _asked(table: Table, scope: Scope, kind: str) -> Iterator[tuple[Any, str, dict[str, str]]]:
+def _files_of(table: Table, scope: Scope, kind: str) -> Iterator[tuple[Any, str, dict[str, str]]]:
     """What each file of a table is made of (capture or pair, kind or variant), and the columns that tell its rows."""
     pair = {f"model_{variant}": model for variant, model in scope.models.items()}
     if table.of == "pair":

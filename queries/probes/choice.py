@@ -93,9 +93,9 @@ def _choose(kit: Context, names: Names) -> Chosen:
     usual = spec.path(kit)
     sets = list_probes(kit.layout, names[0])
     mine = [(max(record["trained_tokens"]), path) for path, record in sets if record["model_sha256"] == model]
-    asked = [entry for entry in mine if entry[1] != usual]
-    if asked:
-        return Chosen(max(asked)[1], (), kit.layout.files)
+    chosen = [entry for entry in mine if entry[1] != usual]
+    if chosen:
+        return Chosen(max(chosen)[1], (), kit.layout.files)
     if usual.exists():
         return Chosen(usual, (), kit.layout.files)
     if not kit.probes:

@@ -171,12 +171,12 @@ class EventTable(TableJob):
         tokens = events[["it_token", "pt_token"]].to_numpy()
         found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in heads]
         for at, resid in pieces:
-            for head, told in zip(heads, found, strict=True):
+            for head, parts in zip(heads, found, strict=True):
                 read = choose(
                     self.kit.common_head(self.names, head), resid, tokens[at], mask=mask, device=self.kit.device
                 )
-                told.append((at, *read))
-        joined = [[np.concatenate(part) for part in zip(*told, strict=True)] for told in found]
+                parts.append((at, *read))
+        joined = [[np.concatenate(part) for part in zip(*parts, strict=True)] for parts in found]
         return [(logits[order], top1[order]) for at, logits, top1 in joined for order in [np.argsort(at)]]
 
     def labels(self, events: pd.DataFrame, variant: str) -> dict[str, object]:

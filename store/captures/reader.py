@@ -204,13 +204,13 @@ def _check_variables(path: Path, arrays: Mapping[str, Described], record: Mappin
         if there is None and not wanted:
             continue
         rows, shape = record["shard_tokens"] if variable.activation else None, list(there.shape[1:]) if there else []
-        found = _told(there.dtype, shape, there.shard) if there else "nothing"
-        expected = _told(variable.dtype, shape if size is None else size, rows)
+        found = _in_words(there.dtype, shape, there.shard) if there else "nothing"
+        expected = _in_words(variable.dtype, shape if size is None else size, rows)
         if found != expected:
             raise CorruptError(f"{path / 'zarr.json'}: {name}: found {found}, expected {expected}", repair=RESTORE)
 
 
-def _told(dtype: str, size: Sequence[int], shard: int | None) -> str:
+def _in_words(dtype: str, size: Sequence[int], shard: int | None) -> str:
     """An array in words; `size` is its shape without the first axis."""
     return f"{dtype} of {list(size)} a row, {f'in shards of {shard} rows' if shard else 'not sharded'}"
 

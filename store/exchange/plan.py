@@ -334,8 +334,8 @@ class Planner:
                 words = f"{self.source}/{name}: can't be read as a table ({first_line(error)})"
                 raise CorruptError(words, repair="delete it" if self.source.local else KEEPER) from error
         streams = [str(recipe[key]) for key in ("stream", "stream_pt") if key in recipe]
-        told = recipe.get("models")
-        models = {*(told.values() if isinstance(told, dict) else ()), recipe.get("model")}
+        by_variant = recipe.get("models")
+        models = {*(by_variant.values() if isinstance(by_variant, dict) else ()), recipe.get("model")}
         if isinstance(found := recipe.get(FOREIGN), dict):
             models |= {model for one in found.get("captures", ()) for model in models_of(one)}
         return bool(self._wanted & models) and (not streams or any(map(self.selection.stream, streams)))

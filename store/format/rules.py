@@ -94,17 +94,17 @@ class Many:
 def misfit(value: Any, rule: Any, at: str = "") -> str:
     """What does not fit a rule, in words; nothing when all does. A tuple is a list of just these, one after the other."""
     if isinstance(rule, Rule):
-        return "" if rule.fits(value) else _told(at, rule.expected, value)
+        return "" if rule.fits(value) else _differs(at, rule.expected, value)
     if isinstance(rule, Many):
         if not isinstance(value, list):
-            return _told(at, "a list", value)
+            return _differs(at, "a list", value)
         return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule.value, f"{at}[{i}]"))), "")
     if isinstance(rule, tuple):
         if not isinstance(value, list) or len(value) != len(rule):
-            return _told(at, f"a list of {len(rule)}", value)
+            return _differs(at, f"a list of {len(rule)}", value)
         return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule[i], f"{at}[{i}]"))), "")
     if not isinstance(value, dict):
-        return _told(at, "an object", value)
+        return _differs(at, "an object", value)
     if isinstance(rule, Each):
         if rule.quick(value):
             return ""
@@ -123,7 +123,7 @@ def misfit(value: Any, rule: Any, at: str = "") -> str:
     return ""
 
 
-def _told(at: str, expected: str, found: object) -> str:
+def _differs(at: str, expected: str, found: object) -> str:
     return f"{at or 'the record'}: expected {expected}, found {shown(found)}"
 
 
