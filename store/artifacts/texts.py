@@ -113,7 +113,7 @@ def check_lines(file: Path) -> pa.Schema:
     if schema is None:
         raise CorruptError(f"{file}: no kind of texts ({', '.join(OUTPUT_KINDS)}); {AGAIN}")
     named = read_parquet(file, schema, AGAIN, ("prompt_id", "prompt_sha")).to_pylist()
-    recipe = (about(file, AGAIN) or {}).get("recipe")
+    recipe = (about(file) or {}).get("recipe")
     found = hash_json(recipe)[:16], _set_key((row["prompt_id"], row["prompt_sha"]) for row in named)
     if found != (file.parent.name, key):
         raise CorruptError(
