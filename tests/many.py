@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import tiny
-from actlake.judge.verdicts import VerdictStore
 from actlake.queries.engine.context import Context, name_columns
 from actlake.queries.probes.spec import DEFAULT, ProbeSpec
 from actlake.store.artifacts.directions import directions_writer
@@ -17,6 +16,7 @@ from actlake.store.artifacts.models import read_model, write_model
 from actlake.store.artifacts.probes import write_probes
 from actlake.store.artifacts.streams import Stream, write_stream
 from actlake.store.artifacts.texts import Condition, prompt_key
+from actlake.store.artifacts.verdicts import VerdictStore
 from actlake.store.captures.manifest import seal
 from actlake.store.captures.writer import Template
 from actlake.store.core.schema import OUTPUTS, VARIANTS

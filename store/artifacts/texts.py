@@ -5,7 +5,7 @@ LAKE/texts/MODEL/KEY/condition.json says what the condition is; a file KIND-HASH
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,11 @@ def read_texts(folder: Path) -> list[Row]:
     return list(found.values())
 
 
-def output_files(layout: Layout, fetch: bool = True) -> list[Path]:
-    """Every file of texts in the lake, for SQL; of a remote lake those that are here, unless `fetch`."""
+def output_files(layout: Layout, fetch: bool = True, only: Set[str] | None = None) -> list[Path]:
+    """Every file of texts in the lake, or of `only` some models, for SQL; of a remote lake those that are here, unless `fetch`."""
     folder = layout.root / "texts"
     found = sorted((layout.files.bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/texts-*.parquet"))
+    found = [file for file in found if only is None or file.parts[-3] in only]
     for file in found:
         check_lines(file)
     return found

@@ -76,8 +76,7 @@ def connect(
     behind = named | {name for view in named & VIEWS.keys() for name in tables_in(VIEWS[view])}
     pairs = stored_pairs(load_catalog(), stored_models(layout)) if pairs is None else pairs
     found = {name: _files_read(layout, name, files, only) if name in read else [] for name in TABLES}
-    texts = output_files(layout, True) if TEXTS in named else []
-    found[TEXTS] = [file for file in texts if only is None or file.parts[-3] in only]
+    found[TEXTS] = output_files(layout, True, only) if TEXTS in named else []
     connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
     small = {"pairs": pair_table(pairs)}
     small["streams"] = streams = NO_STREAMS
