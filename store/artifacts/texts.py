@@ -161,7 +161,7 @@ def read_texts(folder: Path) -> list[Row]:
 
 
 def output_files(layout: Layout, fetch: bool = True, only: Set[str] | None = None) -> list[Path]:
-    """Every file of texts in the lake, or of `only` some models, for SQL; of a remote lake those that are here, unless `fetch`."""
+    """Every file of texts in the lake (of `only` these models) for SQL; of a remote lake those that are here, unless `fetch`."""
     folder = layout.root / "texts"
     found = sorted((layout.files.bring(folder, "texts-*.parquet") if fetch else folder).glob("*/*/texts-*.parquet"))
     found = [file for file in found if only is None or file.parts[-3] in only]
