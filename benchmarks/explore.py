@@ -100,6 +100,11 @@ def turned(page: Browser, hash_: str) -> float:
     )
 
 
+def first_view(page: Browser, url: str) -> float:
+    """Milliseconds until the page of a lake can be read."""
+    return several(lambda _: opened(page, f"{url}#lake"))
+
+
 def several(action: Callable[[int], float]) -> float:
     return median(action(at) for at in range(TIMES))
 
@@ -134,7 +139,7 @@ def measured(lake: Lake, scratch: Path, page: Browser) -> list[Row]:
     try:
         for name, url in (("local server", server.url), ("file://", site.as_uri())):
             rows += [
-                figure(f"{name}: first view", several(lambda _, url=url: opened(page, f"{url}#lake")), "ms", 1500),
+                figure(f"{name}: first view", first_view(page, url), "ms", 1500),
                 figure(f"{name}: list of prompts", turned(page, "#prompts"), "ms"),
                 figure(f"{name}: a prompt", several(lambda at: turned(page, f"#prompt?id={ids[at]}")), "ms", 500),
             ]

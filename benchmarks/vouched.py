@@ -132,11 +132,8 @@ def seen(root: Path) -> dict[str, Any]:
 
 def named(line: str, name: str) -> bool:
     """Whether a line names a file, or what it is a part of."""
-    return any(
-        str(part) in line
-        for part in (Path(name).name, *Path(name).parents)
-        if len(Path(part).parts) > 1 or part == Path(name).name
-    )
+    above = [str(part) for part in Path(name).parents if len(part.parts) > 1]
+    return any(part in line for part in (Path(name).name, *above))
 
 
 class Judge:

@@ -112,6 +112,6 @@ def table_add(
         added = lake.add_table(name, file, **vars(whose))
     if as_json:
         return print_json(vars(added))
-    whose = "; ".join("/".join(capture.values()) for capture in added.captures)
+    captures = "; ".join("/".join(capture.values()) for capture in added.captures)
     state = "was there already" if added.reused else "added"
-    line(f"{added.path}: {added.rows:,} rows of {whose}, {state}")
+    line(f"{added.path}: {added.rows:,} rows of {captures}, {state}")

@@ -121,7 +121,7 @@ def test_a_pair_whose_models_are_in_different_lakes(run, captured, tmp_path):
         asked = ("run", "L2", "--pair", "llama", "--lake", role, "--no-probes")
         other = "it" if role == "pt" else "pt"
         line = refused(run, tmp_path, *asked)
-        assert f"this copy lacks {other}; `actlake pull {captured.root} llama/{other}` brings it" in line
+        assert f"this copy lacks {other}; `actlake pull {captured.root} llama/{other} --lake " in line
         (tmp_path / role / "pulled.json").unlink()
         line = refused(run, tmp_path, *asked)
         assert "needs sealed captures of pt and it" in line and f"there: {role}:native-" in line

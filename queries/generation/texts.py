@@ -176,7 +176,7 @@ def _encoded(
     how: tuple[Any, ...],
     names: tuple[str, ...],
 ) -> list[list[int]]:
-    return encode_all(models.tokenizer(variant), texts, *how, names)
+    return encode_all(models.tokenizer(variant), texts, *how, names=names)
 
 
 def recipe_of(kit: Context, asked: Asked, steer: SteeringVectors) -> dict[str, Any]:

@@ -44,13 +44,13 @@ class Compared:
         self.replaced: list[str] = []
         self.kept = 0  # tables of the target's own
 
-    def differs(self, unit: Unit, name: str, what: str, sha256: str) -> bool:
+    def differs(self, unit: Unit, name: str, what: str, sha256: str, loses: tuple[str, ...] = ()) -> bool:
         """Take note of another content under a name of the target's; True when the source's wins.
 
-        `sha256` is the target's.
+        `sha256` is the target's, `loses` are the names of what gives way then (the name itself, unless given).
         """
         if self.take == "source":
-            unit.keep[name] = f"{KEPT}/{sha256[:16]}/{name}"
+            unit.keep |= {one: f"{KEPT}/{sha256[:16]}/{one}" for one in loses or (name,)}
             return True
         if not self.take:
             self.refused.append(f"{name}: {what}")

@@ -55,7 +55,9 @@ SMALL_TABLES = {
         ),
     ),
 }
-CLOSED = {"enable_external_access": "false"}  # of a connection that only parses
+CLOSED: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false"
+}  # of a connection that only parses
 TEXTS = "outputs"  # free-running texts, which lie in a folder of their own
 
 
