@@ -173,7 +173,7 @@ def _encoded(
     models: LoadedModels,
     variant: str,
     texts: tuple[str, ...],
-    how: tuple[Any, ...],
+    how: tuple[str, bool, str | None, bool],
     names: tuple[str, ...],
 ) -> list[list[int]]:
     return encode_all(models.tokenizer(variant), texts, *how, names=names)
