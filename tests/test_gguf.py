@@ -114,7 +114,7 @@ def test_commands_take_a_gguf_file(tmp_path, folder, monkeypatch, capsys):
     ok("capture", "tiny-it", "--prompts", "tiny", "--max-new-tokens", "3")
     report, *rest = json.loads(ok("verify", "--reforward", "2", "--json"))
     assert report["ok"] and "bit for bit equal" in report["reforward"]
-    assert [(one["capture"], one["ok"]) for one in rest] == [("models", True), ("streams", True)]
+    assert [(one["capture"], one["ok"]) for one in rest] == [("lake", True), ("models", True), ("streams", True)]
 
 
 @pytest.mark.parametrize(
