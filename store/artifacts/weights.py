@@ -14,7 +14,7 @@ from ..format.paths import Layout
 from ..format.records import REPAIRS, read_record, sealed
 from ..remote.hashes import known_hash
 from .artifact import problems
-from .models import read_model
+from .models import has_model, read_model
 
 RECORD = "weights.json"
 
@@ -42,8 +42,9 @@ def differences(record: dict[str, Any], model: dict[str, Any], file: Path) -> It
 def check_weights(layout: Layout, model: str) -> None:
     """Raise CorruptError unless a model's own files in the lake are what was captured; untouched ones are not read again."""
     record, folder = read_weights(layout, model) or {"files": {}}, weights_folder(layout, model)
+    captured = has_model(layout, model)  # else there is nothing to compare with yet
     wrong = chain(
-        differences(record, read_model(layout, model), layout.model(model) / RECORD),
+        differences(record, read_model(layout, model), layout.model(model) / RECORD) if captured else (),
         problems(folder, record["files"], "weights", known_hash),
     )
     if record["files"] and (problem := next(wrong, None)):
