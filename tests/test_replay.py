@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mutate
 import numpy as np
 import pytest
 import tiny
@@ -111,7 +112,7 @@ def test_no_other_tensor_is_read(tmp_path, pairs, family):
 
     folder = cut_checkpoint(spec.path, tmp_path / "late", needed)
     late = load_suffix(tiny.spec(folder, f"{family}-it"), 2)
-    with pytest.raises(LakeError, match="lacks .* weights"):
+    with pytest.raises(LakeError, match="lacks .* weights|asks for .* weights, the files hold"):
         load_model(tiny.spec(folder, f"{family}-it"))
     parts = [whole.parts.blocks[2], whole.parts.norm, whole.parts.unembed]
     extra = (
@@ -243,6 +244,7 @@ def test_capture_of_some_positions(tmp_path, lakes):
     layout = Layout.open(tmp_path / "lake")
     path = find_capture(layout, "llama-it", "raw")
     zarr.open_group(path, mode="r+")["position"][3] += 1
+    mutate.again(layout.root, path / "position/c/0")  # somebody's who writes the hashes, too
     with pytest.raises(LakeError, match="holds only some positions; a replay needs the residual of all"):
         open_start(layout, "llama-it", "raw", 1)
 
