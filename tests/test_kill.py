@@ -138,6 +138,9 @@ def test_undisturbed_runs_are_identical(killer):
 def test_25_random_kills(killer):
     before = killer.phases.copy()
     at_random_moments(killer, 25, seed=0)
+    for seed in range(1, 6):  # on a busy machine moments fall elsewhere
+        if (killer.phases - before)["writing"] < 3:
+            at_random_moments(killer, 10, seed=seed)
     met = killer.phases - before
     assert met["writing"] >= 3 and len(met) >= 3, met
 
