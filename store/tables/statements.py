@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,6 @@ def tables_read(sql: str | None) -> set[str]:
     return named & TABLES.keys()
 
 
-@cache
 def tables_behind(name: str) -> frozenset[str]:
     """The tables that a table or view is made of; none for an unknown name."""
     if name not in VIEWS:
