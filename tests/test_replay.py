@@ -112,7 +112,11 @@ def test_no_other_tensor_is_read(tmp_path, pairs, family):
 
     folder = cut_checkpoint(spec.path, tmp_path / "late", needed)
     late = load_suffix(tiny.spec(folder, f"{family}-it"), 2)
-    with pytest.raises(LakeError, match="lacks .* weights|asks for .* weights, the files hold"):
+    # Too few weights are refused before anything is built; where the embedding is the head, most are there.
+    with pytest.raises(
+        LakeError,
+        match="lacks .* weights" if tied and "wrapper" not in family else "asks for .* weights, the files hold",
+    ):
         load_model(tiny.spec(folder, f"{family}-it"))
     parts = [whole.parts.blocks[2], whole.parts.norm, whole.parts.unembed]
     extra = (
