@@ -125,7 +125,7 @@ def test_a_pair_whose_models_are_in_different_lakes(run, captured, tmp_path):
         (tmp_path / role / "pulled.json").unlink()
         line = refused(run, tmp_path, *asked)
         assert "needs sealed captures of pt and it" in line and f"there: {role}:native-" in line
-        assert "Run `actlake capture llama" in line
+        assert "run `actlake capture llama" in line
 
 
 def test_a_chain_with_a_model_that_was_not_captured(run, lake_copy, tmp_path):
