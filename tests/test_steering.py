@@ -1,7 +1,8 @@
 """Edits in words: what is understood, that equal ones have one text, and what is refused."""
 
 from collections.abc import Collection
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
+from inspect import Parameter, signature
 
 import pytest
 import torch
@@ -187,9 +188,10 @@ def test_every_sweep_fits_every_depth(n_layers):
 def test_the_public_edits_take_what_those_in_words_take():
     given = {"layers": "late", "direction": "random", "alpha": 0.5, "beta": 2}
     for name in edits.__all__:
-        kind = getattr(edits, name)
-        words = str(kind(**{each.name: given[each.name] for each in fields(kind) if each.default is MISSING}))
-        known = settings_of(EDITS[words.partition(":")[0]])
-        assert {each.name for each in fields(kind)} == set(known.names), name
+        takes = signature(getattr(edits, name)).parameters
+        words = getattr(edits, name)(**{each: given[each] for each in takes if takes[each].default is Parameter.empty})
+        assert set(takes) == set(settings_of(EDITS[words.partition(":")[0]]).names), name
         assert parse(words).text
-    assert {str(getattr(edits, name).__name__) for name in edits.__all__} == {kind.__name__ for kind in EDITS.values()}
+    assert {getattr(edits, name).__name__ for name in edits.__all__} == {kind.__name__ for kind in EDITS.values()}
+    with pytest.raises(AttributeError, match="Scales"):
+        getattr(edits, "Scales")  # noqa: B009 (it is what is tested)
