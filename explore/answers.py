@@ -19,7 +19,7 @@ from ..queries.rows.registry import description, pitfall_link, queries
 from ..store.core.errors import LakeError
 from ..store.core.extras import needs
 from .packing import packed
-from .source import Source
+from .source import ExplorerSource
 
 # What rows are about, by the first of their tables that is named here.
 GROUPS = {
@@ -55,7 +55,7 @@ ITEM = re.compile(
 class Answers:
     """The rows of each pair of the lake that can be answered from what is there."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: ExplorerSource):
         self._source = source
 
     @cached_property
@@ -92,8 +92,8 @@ class Answers:
         known = queries(self._source.catalog)
         kit = self._source.kit
         return Asking(
-            self._source.layout, [known[row] for row in rows], pair, self._source.only, kit.asked_device, self._source.catalog,
-            generate=False, probes=False,
+            self._source.layout, [known[row] for row in rows], pair, self._source.only, kit.requested_device,
+            self._source.catalog, generate=False, probes=False,
         )  # fmt: skip
 
     def index(self) -> bytes:
@@ -106,7 +106,7 @@ class Answers:
                 "title": one.query.title,
                 "group": group_of({want.table for want in one.query.needs}),
                 "file": at.get((pair, one.query.id)),
-                "why": self._source.told(one.refused or one.words),
+                "why": self._source.without_path(one.refused or one.words),
             }
             for pair, one in self.forecasts
         ]
@@ -125,7 +125,7 @@ class Answers:
             "pair": pair,
             "row": row,
             "title": answer.query.title,
-            "sentence": self._source.told(answer.sentence),
+            "sentence": self._source.without_path(answer.sentence),
             "x": answer.query.plot.get("x", "layer"),
             "y": answer.query.plot.get("y", ""),
             "curves": [_curve(answer, panel, explained) for panel in lines],
@@ -204,7 +204,7 @@ def explanations(about: str) -> dict[str, str]:
     return found
 
 
-def _said(measure: str, explained: dict[str, str]) -> str:
+def _explanation(measure: str, explained: dict[str, str]) -> str:
     from fnmatch import fnmatchcase
 
     return explained.get(measure) or next((text for name, text in explained.items() if fnmatchcase(measure, name)), "")
@@ -250,7 +250,7 @@ def _number(answer: Answer, panel: Panel, explained: dict[str, str]) -> dict[str
 
 
 def _about(panel: Panel, explained: dict[str, str]) -> dict[str, str]:
-    return {"label": panel.label, "measure": panel.measure, "about": _said(panel.measure, explained)}
+    return {"label": panel.label, "measure": panel.measure, "about": _explanation(panel.measure, explained)}
 
 
 def _link(item: str) -> str:

@@ -18,7 +18,7 @@ from ..queries.engine.context import Names, aligned, pair_columns, raw_lens
 from ..queries.tables.tuned import translated, tuned_columns
 from ..store.core.errors import LakeError
 from .packing import packed
-from .source import Captured, Source, View
+from .source import Captured, ExplorerSource, View
 
 TOP = 5
 LENSES = ("raw", "tuned")
@@ -34,7 +34,7 @@ NO_KERNELS = "computing from stored residuals takes torch: pip install 'actlake[
 class Cells:
     """The data files of prompts; `top` likeliest tokens a cell, 0 for none but the first."""
 
-    def __init__(self, source: Source, top: int = TOP):
+    def __init__(self, source: ExplorerSource, top: int = TOP):
         self.source, self.kit, self.top = source, source.kit, top
         self._readers: dict[int, tuple[BlockReader, int]] = {}  # of a capture, and the prompt that it reads next
         self._held: dict[int, Block] = {}  # the prompts of a capture that were read last

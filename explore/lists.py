@@ -19,7 +19,7 @@ from ..store.core.version import __version__
 from ..store.tables.declared import TABLES
 from ..store.tables.statements import described
 from .packing import packed
-from .source import Source
+from .source import ExplorerSource
 
 STUDY = "https://github.com/yifan1207/PT-IT-Model-Differences"
 NUMBERS = 200  # of a prompt, at most: those of other tables are left to SQL
@@ -37,7 +37,7 @@ FIRST = ("lens", "pair_lens", "delta", "scores")  # tables whose numbers come fi
 SHORT = {"kl_final_layer", "entropy", "p_target", "js", "block_cos", "value", "kl_pt_it"}
 
 
-def index(source: Source, server: bool, limit: int | None = None) -> bytes:
+def index(source: ExplorerSource, server: bool, limit: int | None = None) -> bytes:
     """What every page needs: models, captures, views, prompt sets, tables, rows, versions."""
     layout = source.layout
     listed = list_captures(layout)
@@ -86,7 +86,7 @@ def index(source: Source, server: bool, limit: int | None = None) -> bytes:
     return packed(value)
 
 
-def _has(source: Source, models: Any) -> bool:
+def _has(source: ExplorerSource, models: Any) -> bool:
     there = {one.model for one in source.captures}
     return sum(model in there for model in models) > 1
 
@@ -94,7 +94,7 @@ def _has(source: Source, models: Any) -> bool:
 # --- prompts of a set --------------------------------------------------------------------------------------------------
 
 
-def prompts(source: Source, place: int) -> bytes:
+def prompts(source: ExplorerSource, place: int) -> bytes:
     """The prompts of a set: id, category, text, and numbers [prompts] with their label, unit and meaning."""
     seen = source.sets[place]
     texts = _texts(source, place)
@@ -114,7 +114,7 @@ def prompts(source: Source, place: int) -> bytes:
     return packed(value, {"numbers": np.stack(columns) if columns else np.zeros((0, len(seen.ids)), np.float32)})
 
 
-def _texts(source: Source, place: int) -> dict[str, str]:
+def _texts(source: ExplorerSource, place: int) -> dict[str, str]:
     """Prompt id -> text: of the prompt set, else of the tokens of some stream."""
     seen = source.sets[place]
     try:
@@ -134,7 +134,7 @@ def _texts(source: Source, place: int) -> dict[str, str]:
     return found
 
 
-def numbers(source: Source, place: int) -> Iterator[tuple[dict[str, str], np.ndarray]]:
+def numbers(source: ExplorerSource, place: int) -> Iterator[tuple[dict[str, str], np.ndarray]]:
     """Numbers of each prompt of a set: lengths, then the mean of every numeric column of every table."""
     seen = source.sets[place]
     at = {name: number for number, name in enumerate(seen.ids)}
@@ -164,7 +164,7 @@ def numbers(source: Source, place: int) -> Iterator[tuple[dict[str, str], np.nda
 
 
 def _of_table(
-    source: Source, name: str, at: dict[str, int], streams: dict[str, str]
+    source: ExplorerSource, name: str, at: dict[str, int], streams: dict[str, str]
 ) -> Iterator[tuple[dict[str, str], np.ndarray]]:
     """The mean of each numeric column of one table by prompt, for each combination of labels."""
     table = TABLES[name]
@@ -188,7 +188,7 @@ def _of_table(
     keys = [*pair, *labels]
     groups = found.groupby(keys, dropna=False, sort=True) if keys else [((), found)]
     for key, rows in groups:
-        said = [_said(label, value, streams) for label, value in zip(keys, key, strict=True)]
+        said = [_label_text(label, value, streams) for label, value in zip(keys, key, strict=True)]
         for column in sorted(values, key=lambda column: column.name not in SHORT):
             filled = np.full(len(at), np.nan, np.float32)
             known = rows[rows["prompt_id"].isin(at)]
@@ -213,7 +213,7 @@ def _numeric(column: Column) -> bool:
     return column.type in ("float32", "float64", "bool") or (column.type.startswith("int") and bool(column.unit))
 
 
-def _said(label: str, value: Any, streams: dict[str, str]) -> str:
+def _label_text(label: str, value: Any, streams: dict[str, str]) -> str:
     if pd.isna(value) or value == "both":
         return ""
     return streams.get(str(value), str(value)) if label.startswith("stream") else str(value)

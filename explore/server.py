@@ -23,7 +23,7 @@ from ..store.core.errors import LakeError
 from ..store.core.progress import remark
 from .cells import has_kernels
 from .packing import plain
-from .site import Site, own_files
+from .site import ExplorerSite, own_files
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none';"
@@ -116,7 +116,7 @@ class ExplorerServer(ThreadingHTTPServer):
     daemon_threads = True
     _thread: threading.Thread
 
-    def __init__(self, site: Site, ask: Ask, port: int = 0):
+    def __init__(self, site: ExplorerSite, ask: Ask, port: int = 0):
         self.site, self._ask = site, ask
         self.path = f"/{secrets.token_urlsafe(24)}/"
         self._own = dict(own_files())
@@ -127,7 +127,7 @@ class ExplorerServer(ThreadingHTTPServer):
         self.hosts = (f"127.0.0.1:{number}", f"localhost:{number}")
 
     @classmethod
-    def start(cls, site: Site, ask: Ask, port: int = 0) -> ExplorerServer:
+    def start(cls, site: ExplorerSite, ask: Ask, port: int = 0) -> ExplorerServer:
         """A server that answers in the background; LakeError for a port that is taken."""
         try:
             server = cls(site, ask, port)

@@ -15,7 +15,7 @@ from . import lists
 from .answers import Answers
 from .cells import TOP, Cells, has_kernels
 from .packing import script
-from .source import Source
+from .source import ExplorerSource
 from .texts import WrittenTexts
 from .vectors import Vectors
 
@@ -65,10 +65,10 @@ def own_files() -> Iterator[tuple[str, bytes]]:
         yield name, (folder / name).read_bytes()
 
 
-class Site:
+class ExplorerSite:
     """All files of the explorer of one lake. `top` likeliest tokens a cell are kept; `server`: for the local server."""
 
-    def __init__(self, source: Source, top: int = TOP, server: bool = False):
+    def __init__(self, source: ExplorerSource, top: int = TOP, server: bool = False):
         self.source, self.server, self.top = source, server, top
         self.cells, self.written = Cells(source, top), WrittenTexts(source)
         self.answers, self.vectors = Answers(source), Vectors(source)
@@ -203,7 +203,7 @@ def _is_site(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} <= {*PAGE, *(f"{name}.js" for name in SCRIPTS), "data"}
 
 
-def _lens_seconds(source: Source, vocab: int, width: int) -> float:
+def _lens_seconds(source: ExplorerSource, vocab: int, width: int) -> float:
     """Seconds that the likeliest tokens of a token and layer take."""
     from ..queries.engine.estimate import ELEMENTWISE, speed_of
 

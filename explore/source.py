@@ -62,7 +62,7 @@ class View:
         return set(self.captures) == set(VARIANTS)
 
 
-class Source:
+class ExplorerSource:
     """A lake as the explorer reads it; nothing is computed into it, no model is loaded, and nothing is written.
 
     `prompts` keeps one prompt set by name, `limit` the first prompts of each.
@@ -153,7 +153,7 @@ class Source:
         """Prompt id -> index in a capture."""
         return {name: place for place, name in enumerate(self.stream(self.captures[number].stream).prompt_ids)}
 
-    def told(self, text: str) -> str:
+    def without_path(self, text: str) -> str:
         """A message without the folder that the lake lies in: pages are shown to others."""
         return text.replace(f"{self.layout.root}/", "")
 

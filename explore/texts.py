@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .packing import packed
-from .source import Source
+from .source import ExplorerSource
 
 DOSE = re.compile(r"\b(alpha|beta)=(-?[\d.]+)")  # of an edit in words: what a sweep varies
 NO_EDIT = "none"
@@ -20,7 +20,7 @@ COLUMNS = ("text", "tokens", "ended")
 class WrittenTexts:
     """All texts of the lake with their scores and verdicts, read once."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: ExplorerSource):
         self._source = source
 
     @cached_property

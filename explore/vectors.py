@@ -12,7 +12,7 @@ from ..store.artifacts.directions import read_directions
 from ..store.core.errors import LakeError
 from .cells import Used
 from .packing import packed
-from .source import Captured, Source
+from .source import Captured, ExplorerSource
 
 NAMES = {
     "d_mean": "mean difference IT − PT of MLP outputs over answer tokens",
@@ -28,7 +28,7 @@ ROOM = 1 << 29  # bytes of activations that are read for projections
 class Vectors:
     """The directions that the lake holds; none is computed."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: ExplorerSource):
         self._source = source
 
     @cached_property
@@ -167,7 +167,7 @@ class Vectors:
         return found.to_numpy().tolist()
 
 
-def _vectors(path: Path, name: str, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _vectors(path: Path, name: str, source: ExplorerSource) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors [layers, d_model] of the layers that have one, and these layers."""
     arrays, _ = read_directions(path, source.layout.files)
     values = np.asarray(arrays[name][:], np.float32)

@@ -173,10 +173,12 @@ class Share(Look):
         LakeError for a folder that holds something else, a prompt set that is not captured, and a disk without room.
         """
         from ..explore.server import ExplorerServer
-        from ..explore.site import Site
-        from ..explore.source import Source
+        from ..explore.site import ExplorerSite
+        from ..explore.source import ExplorerSource
 
-        site = Site(Source(self.layout, self.device, self._catalog, prompts, limit), top, server=out is None)
+        site = ExplorerSite(
+            ExplorerSource(self.layout, self.device, self._catalog, prompts, limit), top, server=out is None
+        )
         if out is None:
             return ExplorerServer.start(site, self._ask, port)
         if show:

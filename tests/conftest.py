@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import tiny
 import torch
 from actlake.analyze.tuned.recipes import Adam
+from actlake.cli import main
 from actlake.queries.probes import choice as probe_choice
 from actlake.store.core.catalog import PairSpec
 from actlake.store.format.paths import Layout
@@ -122,3 +124,22 @@ def lake_copy(captured: Layout, tmp_path: Path) -> Layout:
     """A copy of the captured lake that a test may damage."""
     shutil.copytree(captured.root, tmp_path / "copy")
     return Layout.open(tmp_path / "copy")
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `actlake ...` as the program does: exit code, standard output, standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["actlake", *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            main.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run

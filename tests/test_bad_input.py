@@ -19,7 +19,6 @@ from actlake.capture.model.load import load_model
 from actlake.capture.model.structure import discover
 from actlake.capture.run.capture import capture
 from actlake.capture.streams.capture_pair import find_prompts
-from actlake.cli import main
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.streams import stream_records
 from actlake.store.captures.manifest import read_manifest
@@ -612,19 +611,11 @@ def catalog(tmp_path, llama) -> Path:
 
 
 @pytest.fixture
-def command(catalog, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def command(catalog, command_line) -> Callable[..., tuple[int, str, str]]:
     """Run `actlake ...` with the catalog; returns exit code, standard output, standard error."""
 
     def run(*words: str) -> tuple[int, str, str]:
-        options = [] if words[0] == "--version" else ["--catalog", str(catalog)]
-        monkeypatch.setattr(sys, "argv", ["actlake", *words, *options])
-        capsys.readouterr()
-        code = 0
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (code, *capsys.readouterr())
+        return command_line(*words, *([] if words[0] == "--version" else ["--catalog", str(catalog)]))
 
     return run
 

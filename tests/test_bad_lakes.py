@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from actlake.cli import main
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.files import hash_json
 from actlake.store.tables.files import write_table
@@ -21,7 +19,7 @@ LENS = "SELECT count(*) FROM lens"
 
 
 @pytest.fixture
-def run(tmp_path, llama, monkeypatch, capsys) -> Command:
+def run(tmp_path, llama, monkeypatch, command_line) -> Command:
     """Run `actlake ...` in a folder with a catalog of the pair, a chain and rows of one's own: exit code, output, errors."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "catalog.yaml").write_text(
@@ -31,18 +29,7 @@ def run(tmp_path, llama, monkeypatch, capsys) -> Command:
         "rows: [./mine]\nlakes: {default: copy}\n"
     )
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actlake", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
+    return command_line
 
 
 def lakes(folder: Path) -> dict[str, bytes]:

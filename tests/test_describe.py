@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +11,6 @@ import pytest
 import tiny
 from actlake.capture.model.describe import announce, check_models, describe, find_specs, lines, spans
 from actlake.capture.model.load import load_model
-from actlake.cli import main
 from actlake.store.core.catalog import ModelSpec, load_catalog
 from actlake.store.core.errors import LakeError
 from hypothesis import given
@@ -117,24 +115,13 @@ def test_models_that_can_not_be_a_pair(tmp_path, llama):
 
 
 @pytest.fixture
-def check(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def check(tmp_path, llama, command_line) -> Callable[..., tuple[int, str, str]]:
     """Run `actlake model check ...` with a catalog of the llama pair; returns exit code and what was printed."""
     (tmp_path / "catalog.yaml").write_text(
         f"pairs:\n  llama:\n    pt: {{path: {llama.pt.path}}}\n    it: {{path: {llama.it.path}}}\n"
     )
 
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(
-            sys, "argv", ["actlake", "model", "check", *words, "--catalog", str(tmp_path / "catalog.yaml")]
-        )
-        capsys.readouterr()
-        try:
-            main.main()
-        except SystemExit as stop:
-            return (int(stop.code or 0), *capsys.readouterr())
-        return (0, *capsys.readouterr())
-
-    return run
+    return lambda *words: command_line("model", "check", *words, "--catalog", str(tmp_path / "catalog.yaml"))
 
 
 def test_command(check, llama):

@@ -1,6 +1,5 @@
 """Models spread over devices by accelerate: on a CPU the same bytes as without, and clear words where it can't work."""
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 import tiny
 import torch
 from actlake.capture.model.load import load_model
-from actlake.cli import main
 from actlake.store.core.errors import LakeError
 from transformers import AutoModelForCausalLM
 
@@ -108,12 +106,12 @@ def test_weights_that_do_not_fit(llama, monkeypatch):
         load_model(llama.it)
 
 
-def test_commands_pass_it_on(tmp_path, llama, monkeypatch, capsys):
+def test_commands_pass_it_on(tmp_path, llama, monkeypatch, command_line):
     (tmp_path / "set.jsonl").write_text('{"id": "a", "text": "the cat"}\n')
     (tmp_path / "catalog.yaml").write_text(
         f"pairs:\n  llama:\n    it: {{path: {llama.it.path}}}\nprompts:\n  tiny: {{path: set.jsonl}}\nlakes: {{default: lake}}\n"
     )
-    asked = []
+    asked, told = [], ""
 
     def load(spec, *args, device_map=None, **options):
         asked.append(device_map)
@@ -126,10 +124,7 @@ def test_commands_pass_it_on(tmp_path, llama, monkeypatch, capsys):
         ["verify", "--reforward", "1"],
         ["model", "check", "llama"],
     ):
-        monkeypatch.setattr(sys, "argv", ["actlake", *words, "--device-map", "auto", "--catalog", str(tmp_path / "catalog.yaml")])  # fmt: skip
-        try:
-            main.main()
-        except SystemExit as stop:
-            assert not stop.code
-        assert asked.pop() == "auto"
-    assert "bit for bit equal" in capsys.readouterr().out
+        code, out, _ = command_line(*words, "--device-map", "auto", "--catalog", str(tmp_path / "catalog.yaml"))
+        assert code == 0 and asked.pop() == "auto"
+        told += out
+    assert "bit for bit equal" in told

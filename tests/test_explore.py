@@ -14,8 +14,8 @@ from actlake.analyze.lens.logit_lens import lens
 from actlake.cli.main import app
 from actlake.explore.packing import packed, script, short_floats, unpacked
 from actlake.explore.server import ExplorerServer
-from actlake.explore.site import PAGE, SCRIPTS, Site
-from actlake.explore.source import Source
+from actlake.explore.site import PAGE, SCRIPTS, ExplorerSite
+from actlake.explore.source import ExplorerSource
 from actlake.lake import Lake
 from actlake.store.artifacts.texts import Condition
 from actlake.store.core.errors import LakeError
@@ -37,11 +37,11 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def site(captured: Layout) -> Site:
-    return Site(Source(captured, "cpu"))
+def site(captured: Layout) -> ExplorerSite:
+    return ExplorerSite(ExplorerSource(captured, "cpu"))
 
 
-def read(site: Site, name: str) -> tuple[Any, dict[str, np.ndarray]]:
+def read(site: ExplorerSite, name: str) -> tuple[Any, dict[str, np.ndarray]]:
     found, value, arrays = unpacked(site.data(name))
     assert found == name
     return value, arrays
@@ -67,7 +67,7 @@ def test_texts_and_whole_numbers_come_back_and_are_no_code(text: str, some: list
     assert made.isascii() and made.startswith(b'explorer.put("x","') and made.count(b'"') == 4
 
 
-def test_every_data_file_can_be_read(site: Site) -> None:
+def test_every_data_file_can_be_read(site: ExplorerSite) -> None:
     names = list(site.names())
     assert names[-1] == "index" and len(names) == len(set(names))
     index = read(site, "index")[0]
@@ -77,7 +77,7 @@ def test_every_data_file_can_be_read(site: Site) -> None:
         read(site, name)
 
 
-def test_a_prompt_has_the_numbers_of_the_kernels(site: Site) -> None:
+def test_a_prompt_has_the_numbers_of_the_kernels(site: ExplorerSite) -> None:
     """Against the lens kernel on the whole capture, and a plain softmax of the head's logits."""
     for one in site.source.captures:
         capture, names = site.source.kit.capture((one.model, one.stream)), (one.model, one.stream)
@@ -102,12 +102,12 @@ def test_a_prompt_has_the_numbers_of_the_kernels(site: Site) -> None:
 
 def test_numbers_of_the_pages_are_those_of_sql(lake_copy: Layout) -> None:
     """Read from tables where these are there, and computed to the same where not."""
-    before = Site(Source(lake_copy, "cpu"))
+    before = ExplorerSite(ExplorerSource(lake_copy, "cpu"))
     computed = {name: read(before, name) for name in before.names() if name != "index"}
     lake = Lake(lake_copy.root, device="cpu")
     for table in ("lens", "delta", "pair_lens"):
         lake.sql(f"SELECT * FROM {table}")
-    after = Site(Source(lake_copy, "cpu"))
+    after = ExplorerSite(ExplorerSource(lake_copy, "cpu"))
     for name, (value, arrays) in computed.items():
         now, there = read(after, name)
         if not name.startswith("prompts"):
@@ -129,8 +129,8 @@ def test_numbers_of_the_pages_are_those_of_sql(lake_copy: Layout) -> None:
     assert np.allclose(arrays["numbers"][at], means, rtol=1e-4)
 
 
-def test_batches_give_what_single_prompts_give(captured: Layout, site: Site) -> None:
-    other = Site(Source(captured, "cpu"))
+def test_batches_give_what_single_prompts_give(captured: Layout, site: ExplorerSite) -> None:
+    other = ExplorerSite(ExplorerSource(captured, "cpu"))
     names = [name for name in other.names() if name.startswith(("cells", "pair"))]
     for at, name in enumerate(names):
         other._announce(names, at)
@@ -144,7 +144,7 @@ def test_batches_give_what_single_prompts_give(captured: Layout, site: Site) -> 
 def test_hostile_prompts_stay_text(tmp_path: Path, llama: Any) -> None:
     prompts = tiny.prompt_set([(f"p{at}", text, f"the cat {text}") for at, text in enumerate(HOSTILE)])
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, prompts=prompts)
-    made = Site(Source(layout, "cpu"))
+    made = ExplorerSite(ExplorerSource(layout, "cpu"))
     made.write(tmp_path / "site")
     assert read(made, "prompts/0")[0]["categories"] == list(HOSTILE)
     for file in (tmp_path / "site" / "data").rglob("*.js"):
@@ -154,20 +154,20 @@ def test_hostile_prompts_stay_text(tmp_path: Path, llama: Any) -> None:
 def test_what_a_lake_lacks_is_a_sentence(tmp_path: Path, llama: Any) -> None:
     profile = actlake.store.core.catalog.ProfileSpec("lean", ("mlp_out",), "auto", "auto", 16)
     layout = tiny.capture(tmp_path / "lake", llama, tiny.RAW, profile=profile, variants=("it",))
-    made = Site(Source(layout, "cpu"))
+    made = ExplorerSite(ExplorerSource(layout, "cpu"))
     value, arrays = read(made, "cells/0/0")
     assert "kept no residual" in value["notes"][0] and value["lenses"] == [] and len(arrays["word"]) == value["tokens"]
     assert [view["captures"] for view in read(made, "index")[0]["views"]] == [{"it": 0}]
-    empty = Site(Source(Layout.open(tmp_path / "empty", create=True)))
+    empty = ExplorerSite(ExplorerSource(Layout.open(tmp_path / "empty", create=True)))
     assert list(empty.names()) == ["texts", "rows", "directions", "index"] and read(empty, "index")[0]["views"] == []
     with pytest.raises(LakeError, match="prompt set 'other'; prompt sets here: tiny"):
-        _ = Source(layout, "cpu", prompts="other").captures
+        _ = ExplorerSource(layout, "cpu", prompts="other").captures
 
 
 def test_unequal_vocabularies(tmp_path: Path) -> None:
     pair = tiny.make_pair(tmp_path / "models")
     tiny.add_token(tmp_path / "models" / "it")
-    made = Site(Source(tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER), "cpu"))
+    made = ExplorerSite(ExplorerSource(tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, tiny.TEACHER), "cpu"))
     for name in made.names():
         value, arrays = read(made, name)
         if name.startswith("pair"):
@@ -223,7 +223,7 @@ def told(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 def test_texts_by_prompt_and_by_condition(told: Layout) -> None:
-    made = Site(Source(told, "cpu"))
+    made = ExplorerSite(ExplorerSource(told, "cpu"))
     about = read(made, "texts")[0]
     assert [(one["edited"], one["dose"]) for one in about["conditions"]] == [(False, None), (True, -2), (True, 0)]
     assert {one["arm"] for one in about["conditions"]} == {"none", "scale:layers=1,alpha=…"} and about["metrics"] == [
@@ -243,7 +243,7 @@ def test_texts_by_prompt_and_by_condition(told: Layout) -> None:
 
 
 def test_rows_are_answered_from_what_is_there(told: Layout) -> None:
-    made = Site(Source(told, "cpu"))
+    made = ExplorerSite(ExplorerSource(told, "cpu"))
     rows = {one["row"]: one for one in read(made, "rows")[0]["rows"]}
     assert rows["L2"]["file"] is not None and rows["L2"]["group"] == "Layers and lenses"
     assert rows["L3"]["file"] is None and rows["L3"]["why"] and str(told.root) not in str(rows)
@@ -260,7 +260,7 @@ def test_rows_are_answered_from_what_is_there(told: Layout) -> None:
 
 
 def test_directions_say_what_the_arrays_say(told: Layout) -> None:
-    made = Site(Source(told, "cpu"))
+    made = ExplorerSite(ExplorerSource(told, "cpu"))
     about = read(made, "directions")[0]["directions"]
     number = [one["name"] for one in about].index("d_mean")
     value, arrays = read(made, f"directions/{number}")

@@ -1,7 +1,6 @@
 """`actlake plan` against captures that were made afterwards: arrays of the sealed store, memory that was really taken."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from actlake.capture.run import capture, shard_buffers
 from actlake.capture.streams.capture_pair import Options, find_prompts
 from actlake.capture.streams.estimate import Forecast, forecast, shape_of
 from actlake.capture.streams.prompts import PromptSet
-from actlake.cli import main
 from actlake.store.artifacts.models import read_head
 from actlake.store.captures.manifest import read_manifest
 from actlake.store.captures.reader import find_capture
@@ -215,7 +213,7 @@ def test_what_a_capture_would_refuse(llama, change, says):
 
 
 @pytest.fixture
-def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def plan(tmp_path, llama, command_line) -> Callable[..., tuple[int, str, str]]:
     """Run `actlake plan ...` with a catalog of the llama pair; returns exit code, standard output, standard error."""
     rows = "".join(json.dumps({"id": row[0], "text": row[2]}) + "\n" for row in tiny.TEXTS)
     (tmp_path / "set.jsonl").write_text(rows)
@@ -224,16 +222,7 @@ def plan(tmp_path, llama, monkeypatch, capsys) -> Callable[..., tuple[int, str, 
         "prompts:\n  tiny: {path: set.jsonl}\nlakes:\n  default: lake\n"
     )
 
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actlake", *words, "--catalog", str(tmp_path / "catalog.yaml")])
-        capsys.readouterr()
-        try:
-            main.main()
-        except SystemExit as stop:
-            return (int(stop.code or 0), *capsys.readouterr())
-        return (0, *capsys.readouterr())
-
-    return run
+    return lambda *words: command_line(*words, "--catalog", str(tmp_path / "catalog.yaml"))
 
 
 def test_command_prints_a_row_for_each_capture(plan, tmp_path):

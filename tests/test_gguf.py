@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from actlake.capture.checkpoint import gguf
 from actlake.capture.model.describe import check_models, describe, lines
 from actlake.capture.model.load import identify, load_model
 from actlake.capture.streams.estimate import forecast
-from actlake.cli import main
 from actlake.store.artifacts.models import read_model
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.core.catalog import ModelSpec, PairSpec, load_catalog
@@ -90,25 +88,17 @@ def test_plan_and_check_know_the_file(folder):
     assert dict(lines(told))["class"].endswith("bfloat16, dequantised from tiny.gguf")
 
 
-def test_commands_take_a_gguf_file(tmp_path, folder, monkeypatch, capsys):
+def test_commands_take_a_gguf_file(tmp_path, folder, command_line):
     (tmp_path / "catalog.yaml").write_text(
         f"pairs:\n  tiny:\n    it: {{path: {folder}, gguf_file: tiny.gguf}}\nlakes:\n  default: lake\n"
         "prompts:\n  tiny: {path: set.jsonl}\n"
     )
     (tmp_path / "set.jsonl").write_text('{"id": "a", "text": "the cat"}\n{"id": "b", "text": "the dog sat"}\n')
 
-    def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["actlake", *words, "--catalog", str(tmp_path / "catalog.yaml")])
-        capsys.readouterr()
-        main.main()
-        return capsys.readouterr().out
-
     def ok(*words: str) -> str:
-        try:
-            return run(*words)
-        except SystemExit as stop:
-            assert not stop.code
-            return capsys.readouterr().out
+        code, out, _ = command_line(*words, "--catalog", str(tmp_path / "catalog.yaml"))
+        assert code == 0
+        return out
 
     assert json.loads(ok("model", "check", str(folder / "tiny.gguf"), "--json"))[0]["model"] == "tiny"
     ok("capture", "tiny-it", "--prompts", "tiny", "--max-new-tokens", "3")

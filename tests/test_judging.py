@@ -160,8 +160,8 @@ def test_verdicts_by_another_rubric_make_another_table():
         JudgeItem("G2", prompt, "reply"),
         JudgeItem("G2", prompt, "reply", "other"),
     ]
-    told = [_Judged(item, "pt", "A", 0.0, "k", 0).told(verdict) for item in items]
-    told.append(_Judged(items[0], "pt", "A", 1.0, "k", 0).told(verdict))
+    told = [_Judged(item, "pt", "A", 0.0, "k", 0).row(verdict) for item in items]
+    told.append(_Judged(items[0], "pt", "A", 1.0, "k", 0).row(verdict))
     assert len({str(each) for each in told}) == 4
 
 

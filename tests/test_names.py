@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from actlake.capture.streams.names import asked_pairs, one_pair
+from actlake.capture.streams.names import one_pair, requested_pairs
 from actlake.cli.main import app
 from actlake.lake import Lake
 from actlake.store.core.catalog import Catalog, load_catalog
@@ -48,7 +48,7 @@ def known(tmp_path: Path) -> Catalog:
 def test_names_are_models_pairs_roles_and_chains(
     known: Catalog, names: list[str], found: dict[str, tuple[str, ...]]
 ) -> None:
-    assert {pair: roles for pair, (_, roles) in asked_pairs(names, known, None).items()} == found
+    assert {pair: roles for pair, (_, roles) in requested_pairs(names, known, None).items()} == found
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_names_are_models_pairs_roles_and_chains(
 )
 def test_wrong_names_are_refused(known: Catalog, lake: Layout, names: list[str], problem: str) -> None:
     with pytest.raises(LakeError, match=problem):
-        asked_pairs(names, known, None)
+        requested_pairs(names, known, None)
     with pytest.raises(LakeError, match="takes one pair, found a, b"):
         one_pair(["a", "b"], "generate", known, lake)
     with pytest.raises(LakeError, match="generate: model sft is in the pairs b, c: name PAIR/ROLE"):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from actlake.capture.model.load import identify, load_model, stored_weights
 from actlake.capture.model.weights_copy import files_of
 from actlake.capture.run.ranks import Rank
 from actlake.capture.run.reforward import reforward
-from actlake.cli import main
 from actlake.store.artifacts.weights import read_weights, weights_folder
 from actlake.store.captures.reader import find_capture, list_captures
 from actlake.store.captures.verify import verify_weights
@@ -266,23 +264,14 @@ def test_a_gguf_file_is_kept_as_it_is(tmp_path):
 
 
 @pytest.fixture
-def command(tmp_path, pair, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def command(tmp_path, pair, command_line) -> Callable[..., tuple[int, str, str]]:
     """Run `actlake ...` with a catalog of the pair; returns exit code, standard output, standard error."""
     (tmp_path / "set.jsonl").write_text('{"id": "a", "text": "the cat"}\n{"id": "b", "text": "the dog sat"}\n')
     (tmp_path / "catalog.yaml").write_text(
         f"pairs:\n  llama:\n    it: {{path: {pair.it.path}}}\nprompts:\n  tiny: {{path: set.jsonl}}\nlakes: {{default: lake}}\n"
     )
 
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actlake", *words, "--catalog", str(tmp_path / "catalog.yaml")])
-        capsys.readouterr()
-        try:
-            main.main()
-        except SystemExit as stop:
-            return (int(stop.code or 0), *capsys.readouterr())
-        return (0, *capsys.readouterr())
-
-    return run
+    return lambda *words: command_line(*words, "--catalog", str(tmp_path / "catalog.yaml"))
 
 
 def test_commands(command, tmp_path, pair):

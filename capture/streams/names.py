@@ -8,7 +8,7 @@ from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
 from ...store.tables.names import Named, known_pairs, models_named, stored_models
 
-Asked = dict[str, tuple[PairSpec, tuple[str, ...]]]  # pair -> what is known of it, and the variants asked for
+PairRequests = dict[str, tuple[PairSpec, tuple[str, ...]]]  # pair -> what is known of it, and the variants asked for
 
 
 def named(names: Sequence[str], catalog: Catalog, layout: Layout | None) -> list[Named]:
@@ -30,7 +30,7 @@ def joined(names: Sequence[str]) -> list[str]:
     return found
 
 
-def asked_pairs(names: Sequence[str], catalog: Catalog, layout: Layout | None) -> Asked:
+def requested_pairs(names: Sequence[str], catalog: Catalog, layout: Layout | None) -> PairRequests:
     """The models asked for, each with the pair that it is captured as part of.
 
     A model that is in one pair only stands for its role there; one of no pair, or of several, is on its own.

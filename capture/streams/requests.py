@@ -11,7 +11,7 @@ from ...store.format.paths import Layout
 from ..run.capture import Result
 from .capture_pair import Options, capture_pair, find_prompts
 from .estimate import Forecast, forecast
-from .names import asked_pairs
+from .names import requested_pairs
 from .prompts import PromptSet, add_prompts, read_prompts
 from .streams import steered
 
@@ -61,7 +61,7 @@ def capture_models(
 
     LakeError for unknown names, before any model is loaded, and for all that `capture_pair` raises.
     """
-    wanted = asked_pairs(names, catalog, layout)
+    wanted = requested_pairs(names, catalog, layout)
     if outputs and replace(request, prompts=None, limit=None) != Request():
         raise LakeError(
             "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date and"
@@ -89,7 +89,7 @@ def plan_captures(
     """What capturing models by name will take, with each of some profiles (all of the catalog when none is named)."""
     return [
         one
-        for pair, roles in asked_pairs(names, catalog, layout).values()
+        for pair, roles in requested_pairs(names, catalog, layout).values()
         for one in forecast(
             pair,
             request.specs(catalog),

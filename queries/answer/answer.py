@@ -311,7 +311,7 @@ def answered(
         table=table,
         sql=sql,
         published=published(query.id, *pairs),
-        sentence=" ".join([_said(plan, table), *[more] * bool(more), *(f"({note})" for note in notes)]).strip(),
+        sentence=" ".join([_sentence(plan, table), *[more] * bool(more), *(f"({note})" for note in notes)]).strip(),
         computed=[path for path in made if path in paths],
         rows=sum(part.rows for part in found.values()),
         seconds=time.perf_counter() - started,
@@ -321,7 +321,7 @@ def answered(
     )
 
 
-def _said(plan: Plan, table: pd.DataFrame) -> str:
+def _sentence(plan: Plan, table: pd.DataFrame) -> str:
     """The finding in a sentence; of a pair of one model its numbers alone."""
     only = {variant for scopes in plan.scopes.values() for scope in scopes for variant in scope.streams}
     if len(only) != 1:

@@ -251,4 +251,4 @@ def _sources(jobs: Sequence[Job]) -> Sources:
 def _call(kit: Context) -> Call:
     catalog = kit.catalog.path
     known = None if catalog.resolve() == PACKAGED.resolve() else str(catalog.absolute())
-    return Call(uuid.uuid4().hex[:8], kit.layout.address, known, kit.asked_device, kit.generate)
+    return Call(uuid.uuid4().hex[:8], kit.layout.address, known, kit.requested_device, kit.generate)

@@ -21,7 +21,7 @@ from ..engine.running import RunningJobs
 from ..engine.task_parts import Columns, part_file, part_writer, read_part
 from ..makers import Need, jobs_of
 
-Asked = tuple[Need, str]  # a job: what it comes from, and where in the lake its result will lie
+JobRequest = tuple[Need, str]  # a job: what it comes from, and where in the lake its result will lie
 Failed = dict[Path, LakeError]
 
 
@@ -60,7 +60,7 @@ class _Bench:
         self._jobs: dict[str, Job] = {}
         self._held = ExitStack()
 
-    def job(self, request: Asked) -> Job:
+    def job(self, request: JobRequest) -> Job:
         """A job, made anew."""
         need, place = request
         waiting = jobs_of(self.kit, need)
@@ -74,7 +74,7 @@ class _Bench:
             " is the catalog another one there?"
         )
 
-    def jobs(self, requests: Sequence[Asked], failed: Failed) -> list[Job]:
+    def jobs(self, requests: Sequence[JobRequest], failed: Failed) -> list[Job]:
         """Jobs to compute parts of, kept with the models they run until other jobs are requested."""
         if not {place for _, place in requests} <= self._jobs.keys():
             self.close()
@@ -87,7 +87,7 @@ class _Bench:
             self.feeds = feeds_of(self._jobs.values())
         return [self._jobs[place] for _, place in requests if place in self._jobs]
 
-    def has(self, requests: Sequence[Asked]) -> bool:
+    def has(self, requests: Sequence[JobRequest]) -> bool:
         """Whether the results of all these jobs are there."""
         return all((self.root / place).exists() for _, place in requests)
 
@@ -97,7 +97,7 @@ class _Bench:
         self._held.close()
 
 
-def parts(bench: _Bench, failed: Failed, requests: Sequence[Asked], plan: str, blocks: Sequence[range]) -> int:
+def parts(bench: _Bench, failed: Failed, requests: Sequence[JobRequest], plan: str, blocks: Sequence[range]) -> int:
     """Compute the part of each job that a run of blocks gives; returns the tokens read."""
     prompts, tokens = range(blocks[0].start, blocks[-1].stop), list[int]()
     running = RunningJobs([job for job in bench.jobs(requests, failed) if not job.path.exists()], failed)
@@ -118,7 +118,7 @@ def parts(bench: _Bench, failed: Failed, requests: Sequence[Asked], plan: str, b
     return sum(tokens)
 
 
-def join(bench: _Bench, failed: Failed, requests: Sequence[Asked], plan: str, runs: Sequence[range]) -> int:
+def join(bench: _Bench, failed: Failed, requests: Sequence[JobRequest], plan: str, runs: Sequence[range]) -> int:
     """Make the result of a job of its parts."""
 
     def take(job: Job) -> None:
@@ -133,7 +133,7 @@ def join(bench: _Bench, failed: Failed, requests: Sequence[Asked], plan: str, ru
     return 0
 
 
-def whole(bench: _Bench, failed: Failed, requests: Sequence[Asked], blocks: Sequence[range]) -> int:
+def whole(bench: _Bench, failed: Failed, requests: Sequence[JobRequest], blocks: Sequence[range]) -> int:
     """Do all of a job, which may read these blocks; returns the tokens read."""
     tokens = list[int]()
     with RunningJobs([bench.job(one) for one in requests], failed) as running:
@@ -148,7 +148,7 @@ _turn = threading.Lock()  # tasks of one process take turns: each has all its th
 _bench: _Bench | None = None
 
 
-def work(call: Call, share: Callable[..., int], requests: Sequence[Asked], *given: object) -> Done:
+def work(call: Call, share: Callable[..., int], requests: Sequence[JobRequest], *given: object) -> Done:
     """One task: `share` is parts, join or whole. What it is for may be there already, from another call."""
     global _bench
     from distributed import get_worker

@@ -99,7 +99,7 @@ class Context:
         only: Set[str] | None = None,
     ):
         self.only = only
-        self.layout, self.asked_device, self._catalog = layout, device, catalog
+        self.layout, self.requested_device, self._catalog = layout, device, catalog
         self.generate, self.probes = generate, probes
         self._made: dict[Any, Any] = {}
         self.making: list[str] = []  # tables whose jobs are being made, each for the one before
@@ -112,7 +112,7 @@ class Context:
     @cached_property
     def device(self) -> str:
         """The device that computes."""
-        return pick(self.asked_device)
+        return pick(self.requested_device)
 
     @cached_property
     def catalog(self) -> Catalog:

@@ -22,7 +22,7 @@ from ..engine.passes import run
 from .models import SteeringVectors, hosts, prompts_of, steering
 from .scores import budget_of, recipe_in
 from .sweeps import Setting, settings
-from .texts import BATCH, Asked, Texts
+from .texts import BATCH, TextRequest, Texts
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def plan(
             setting,
             Texts(
                 kit,
-                Asked(
+                TextRequest(
                     pair,
                     setting.variant,
                     setting.edits,

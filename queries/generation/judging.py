@@ -45,7 +45,7 @@ class _Judged:
     key: str
     prompt: int
 
-    def told(self, verdict: Verdict) -> list[Any]:
+    def row(self, verdict: Verdict) -> list[Any]:
         """All that tells this verdict from others in the table, for the table's key."""
         dose = None if math.isnan(self.dose) else self.dose
         return [self.item.rubric, self.item.other is not None, self.arm, dose, self.key, self.prompt, verdict.label]
@@ -125,7 +125,7 @@ class JudgedTable(TableJob):
             "referee": referee,
             "texts": [job.path.stem + job.condition.key for job in scores.texts],
         }
-        given = hash_json([each.told(verdict) for each, verdict in self._both()])
+        given = hash_json([each.row(verdict) for each, verdict in self._both()])
         super().__init__(
             kit.layout, "judged", {**self._same, **made, "verdicts": given, "version": TABLES["judged"].version}
         )
@@ -183,13 +183,13 @@ def judge_sweep(
         return []
     with bar(f"judge {sweep}", len(asked) * (2 if others else 1), "verdicts") as progress:
         if not others:
-            return _said(asked, judge.judge(asked, progress.advance))
+            return _summary(asked, judge.judge(asked, progress.advance))
         final, rulings = escalate(asked, judge, others[0], others[1], progress.advance)
     decided = sum(ruling is not None for ruling in rulings)
-    return [*_said(asked, final), f"the two judges differed on {decided:,}, which the referee decided"]
+    return [*_summary(asked, final), f"the two judges differed on {decided:,}, which the referee decided"]
 
 
-def _said(asked: Sequence[JudgeItem], verdicts: Sequence[Verdict]) -> list[str]:
+def _summary(asked: Sequence[JudgeItem], verdicts: Sequence[Verdict]) -> list[str]:
     unjudged = sum(verdict.label == UNJUDGED for verdict in verdicts)
     return [*summary(asked, verdicts), f"{len(asked) - unjudged:,} of {len(asked):,} judged"]
 

@@ -25,7 +25,7 @@ from ..engine.job import Job, TableJob
 from ..engine.passes import announce, run
 from .models import hosts, prompts_of, steering
 from .sweeps import Setting, settings
-from .texts import Asked, Choices, Nats, Texts, fields_of
+from .texts import Choices, Nats, TextRequest, Texts, fields_of
 
 # What a sweep's texts are measured by beside what a program reads off them.
 CHOSEN = {
@@ -49,8 +49,8 @@ class Scores(TableJob):
         budget, recipe = budget_of(kit, scope), recipe_in(kit, scope)
         as_read: dict[str, Any] = {"date": recipe.get("date"), "control_tokens": "control_tokens" in recipe}
 
-        def asked(setting: Setting) -> Asked:
-            return Asked(
+        def asked(setting: Setting) -> TextRequest:
+            return TextRequest(
                 scope.pair,
                 setting.variant,
                 setting.edits,

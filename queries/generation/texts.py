@@ -6,6 +6,7 @@ results of an earlier sweep, subset or command are reused.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,7 +40,7 @@ FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
 
 
 @dataclass(frozen=True)
-class Asked:
+class TextRequest:
     """Who writes what: the model, its edits, the template, the budget, the prompts, and how many a batch.
 
     `date` is the day that chat templates write, `control_tokens` lets prompts hold some (core.catalog.StreamSpec).
@@ -57,7 +58,7 @@ class Asked:
     control_tokens: bool = False
 
 
-class _ConditionJob(Job):
+class _ConditionJob(Job, ABC):
     """A job whose result is one file of a condition: what is not known of its prompts yet is computed, batch by batch."""
 
     kind = ""
@@ -65,7 +66,12 @@ class _ConditionJob(Job):
     schema: pa.Schema
 
     def __init__(
-        self, kit: Context, asked: Asked, steer: SteeringVectors, recipe: dict[str, Any], before: tuple[Job, ...] = ()
+        self,
+        kit: Context,
+        asked: TextRequest,
+        steer: SteeringVectors,
+        recipe: dict[str, Any],
+        before: tuple[Job, ...] = (),
     ):
         self.kit, self.asked, self.steer = kit, asked, steer
         self.hosts: LoadedModels = hosts(kit, asked.pair)
@@ -121,14 +127,9 @@ class _ConditionJob(Job):
 
     def provenance(self) -> dict[str, Any]:
         """What wrote the file: models, versions, device, prompts a batch."""
-        models = {
-            variant: self.hosts.record(variant) for variant in VARIANTS if variant == self.asked.variant or self.grafts
-        }
+        variants, keys = [v for v in VARIANTS if v == self.asked.variant or self.grafts], ("id", "revision", "sha256")
         return {
-            "models": {
-                variant: {key: record[key] for key in ("id", "revision", "sha256")}
-                for variant, record in models.items()
-            },
+            "models": {v: {key: self.hosts.record(v)[key] for key in keys} for v in variants},
             "device": self.kit.device,
             "batch": self.asked.batch,
             "actlake": __version__,
@@ -147,9 +148,9 @@ class _ConditionJob(Job):
         """How much the progress bar counts."""
         return len(missing)
 
+    @abstractmethod
     def compute(self, missing: Sequence[int], progress: Bar) -> None:
         """Make the lines of these prompts and keep them batch by batch."""
-        raise NotImplementedError
 
     def labelled(self, row: Row) -> Row:
         """A line as the file has it."""
@@ -179,7 +180,7 @@ def _encoded(
     return encode_all(models.tokenizer(variant), texts, *how, names=names)
 
 
-def recipe_of(kit: Context, asked: Asked, steer: SteeringVectors) -> dict[str, Any]:
+def recipe_of(kit: Context, asked: TextRequest, steer: SteeringVectors) -> dict[str, Any]:
     """All that determines the texts of a condition, but for the prompts."""
     host = hosts(kit, asked.pair)
     record = host.record(asked.variant)
@@ -209,7 +210,7 @@ class Texts(_ConditionJob):
 
     kind, schema = "texts", OUTPUTS
 
-    def __init__(self, kit: Context, asked: Asked, steer: SteeringVectors):
+    def __init__(self, kit: Context, asked: TextRequest, steer: SteeringVectors):
         super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
         self._categories = {prompt.id: prompt.category for prompt in asked.prompts}
         self.check_prompts()
@@ -271,7 +272,7 @@ class Choices(_ConditionJob):
 
     kind, schema, unit = "choices", CHOICES, "prompts"
 
-    def __init__(self, kit: Context, asked: Asked, steer: SteeringVectors, template: str = "raw"):
+    def __init__(self, kit: Context, asked: TextRequest, steer: SteeringVectors, template: str = "raw"):
         offered = tuple(prompt for prompt in asked.prompts if "choices" in prompt.fields)
         asked = replace(asked, prompts=offered, template=template, max_new_tokens=FORCED_TOKENS)
         super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))

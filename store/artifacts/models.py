@@ -97,7 +97,7 @@ def write_group(
 
 def hash_head(arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> str:
     """What a head is, whatever bytes its writer made of it: the hash of its attributes and of each array's values."""
-    told = {key: value for key, value in attrs.items() if key != "format_version"}
+    described = {key: value for key, value in attrs.items() if key != "format_version"}
     found = {
         name: [
             str(values.dtype),
@@ -106,7 +106,7 @@ def hash_head(arrays: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> str
         ]
         for name, values in arrays.items()
     }
-    return hash_json({"attributes": told, "arrays": found})
+    return hash_json({"attributes": described, "arrays": found})
 
 
 def has_model(layout: Layout, model: str) -> bool:

@@ -1,7 +1,7 @@
 """Free-running texts: a folder per condition, named by all that determines its texts, with a Parquet file per prompt set.
 
 LAKE/texts/MODEL/KEY/condition.json says what the condition is; a file KIND-HASH.parquet holds one line per prompt
-(`texts` what was told, `nats-...` how likely a model finds it, `choices` what it chose). Batches under way lie in `.parts`.
+(`texts` what was written, `nats-...` how likely a model finds it, `choices` what it chose). Batches under way lie in `.parts`.
 """
 
 import hashlib
@@ -70,8 +70,8 @@ class Condition:
 
         The file's metadata say where it comes from: the recipe, and `provenance` (models, versions, device).
         """
-        told = {b"actlake": canonical_json({"recipe": self.recipe, "provenance": provenance})}
-        table = pa.Table.from_pylist(list(rows), schema.with_metadata(told))
+        metadata = {b"actlake": canonical_json({"recipe": self.recipe, "provenance": provenance})}
+        table = pa.Table.from_pylist(list(rows), schema.with_metadata(metadata))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_of(path)
         with explain_full_disk(f"writing texts of {self.model}"):

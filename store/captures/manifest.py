@@ -12,7 +12,7 @@ from ..core.files import clear_dead, hash_file, hash_json, json_bytes, try_lock,
 from ..core.schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from ..format.paths import Layout
 from ..format.records import REPAIRS, read_record, sealed
-from ..format.rules import shown
+from ..format.rules import brief
 from ..format.zarr_groups import quiet_zarr
 from ..remote.files import HERE, Files
 from .allocate import wreck_lock
@@ -156,7 +156,7 @@ def check_place(record: dict[str, Any], path: Path) -> None:
     named = {"stream": record["stream"], "provenance: model": record["provenance"]["model"]}
     for (key, found), place in zip(named.items(), (path.stem, path.parent.name), strict=True):
         if found != place:
-            words = f"{key}: found {shown(found)} in the place of {shown(place)}"
+            words = f"{key}: found {brief(found)} in the place of {brief(place)}"
             raise CorruptError(f"{path / MANIFEST}: {words}; {REPAIRS['manifest']}")
 
 
@@ -172,7 +172,7 @@ def check_whole(record: dict[str, Any], file: object) -> None:
     for key, expected in rest.items():
         if record[key] != expected:
             check_list(record, file)
-            words = f"{key}: found {shown(record[key])}, the rest of it says {shown(expected)}"
+            words = f"{key}: found {brief(record[key])}, the rest of it says {brief(expected)}"
             raise CorruptError(f"{file}: {words}", repair=REPAIRS["manifest"])
 
 

@@ -15,7 +15,7 @@ from ..core.schema import MANIFEST, PARTIAL, PROGRESS, VARIABLES
 from ..format.partial import read_partial
 from ..format.paths import Layout
 from ..format.records import REPAIRS
-from ..format.rules import shown
+from ..format.rules import brief
 from ..remote.files import Files
 from .reader import Capture, check_sealed
 
@@ -138,7 +138,7 @@ def _check_provenance(capture: Capture, report: Report) -> None:
     for key, value in capture.manifest["provenance"].items():
         if attributes.get(key) != value:
             words = (
-                f"provenance: {key}: found {shown(value)}, the attributes of the group say {shown(attributes.get(key))}"
+                f"provenance: {key}: found {brief(value)}, the attributes of the group say {brief(attributes.get(key))}"
             )
             report.problems.append(f"{capture.path / MANIFEST}: {words}; {REPAIRS['manifest']}")
 

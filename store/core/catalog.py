@@ -12,7 +12,7 @@ from yaml.nodes import Node, ScalarNode, SequenceNode
 
 from .columns import SCALARS
 from .errors import LakeError
-from .redact import shown
+from .redact import redacted
 from .schema import PROMPT_SITES, SITES, VARIANTS
 from .specs import ConditionSpec, ModelSpec, PairSpec, ProfileSpec, StreamSpec, check_date
 from .yaml_file import NodeReader, compose, hint, kind_of, listed
@@ -199,7 +199,7 @@ class _Reader(NodeReader):
     def local(self, node: Node, what: str) -> Path:
         text = self.text(node, what)
         if "://" in text:
-            raise self.error(node, f"{what} is the URL {shown(text)!r}, expected a local path")
+            raise self.error(node, f"{what} is the URL {redacted(text)!r}, expected a local path")
         return self.folder / os.path.expanduser(text)
 
     def rows(self, node: Node) -> Path:

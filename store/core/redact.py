@@ -10,7 +10,7 @@ WITH_PORT = ("http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs", "smb")
 SHORTEST = 8  # characters below which a variable's value is a word such as "false", and no secret
 
 
-def shown(url: object) -> str:
+def redacted(url: object) -> str:
     """A path or URL without user, password, query string and fragment, for messages and records.
 
     A path without a scheme and a file:// URL stay as they are. A password may hold '/', as the keys of S3 do; the '@' of
@@ -36,8 +36,8 @@ def _shown(url: str) -> str:
 
 
 def scrubbed(text: str) -> str:
-    """A foreign error's text with its URLs as `shown` tells them and the values of secret environment variables as ***."""
+    """A foreign error's text with its URLs as `redacted` tells them and the values of secret environment variables as ***."""
     for name, value in os.environ.items():
         if SECRET.search(name.upper()) and len(value) >= SHORTEST:
             text = text.replace(value, "***")
-    return URL.sub(lambda found: shown(found[0]), text)
+    return URL.sub(lambda found: redacted(found[0]), text)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ..core.errors import CorruptError
 from ..core.files import BLOCK, hash_json, parse_json
 from ..remote.hashes import remembered, while_same
-from .rules import shown
+from .rules import brief
 
 MARK = "actlake-crc32c:"  # in the metadata of a file, before the CRC-32C (8 hex digits) of its bytes with zeros in that place
 ZEROS = b"0" * 8
@@ -213,7 +213,7 @@ def _about(file: Path) -> dict[str, Any] | None:
     except BROKEN as error:
         raise CorruptError(f"{file}: its metadata can't be read ({first_line(error)})", repair=AGAIN) from error
     if found is not None and not isinstance(found, dict):
-        raise CorruptError(f"{file}: metadata: expected an object, found {shown(found)}", repair=AGAIN)
+        raise CorruptError(f"{file}: metadata: expected an object, found {brief(found)}", repair=AGAIN)
     return found
 
 

@@ -124,10 +124,10 @@ def misfit(value: Any, rule: Any, at: str = "") -> str:
 
 
 def _differs(at: str, expected: str, found: object) -> str:
-    return f"{at or 'the record'}: expected {expected}, found {shown(found)}"
+    return f"{at or 'the record'}: expected {expected}, found {brief(found)}"
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """A value of a stranger's record, short and printable."""
     if value is None:
         return "nothing"

@@ -19,7 +19,7 @@ from typing import TypeVar
 from ..core.errors import CorruptError, LakeError
 from ..core.files import hash_file, sync_file, temporary_of
 from ..core.progress import say
-from ..core.redact import scrubbed, shown
+from ..core.redact import redacted, scrubbed
 
 HOPELESS = ("InvalidPathError", "InvalidURL", "NonHttpUrlClientError", "UnknownConfigurationKeyError")
 T = TypeVar("T")
@@ -95,10 +95,10 @@ class Store:
         self.url = str(url).rstrip("/")
         self.scheme = self.url.partition("://")[0] if is_remote(url) else "file"
         self.endpoint = ""  # tells two servers with the same bucket apart
-        self._said = False
+        self._warned = False
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return redacted(self.url)
 
     # --- of each kind ----------------------------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class Store:
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do something that may wait for a server; a word of that after some seconds, once."""
-        if self.local or self._said:
+        if self.local or self._warned:
             return action()
         timer = threading.Timer(QUIET, self._say_waiting)
         timer.daemon = True
@@ -297,8 +297,8 @@ class Store:
             timer.cancel()
 
     def _say_waiting(self) -> None:
-        if not self._said:
-            self._said = True
+        if not self._warned:
+            self._warned = True
             say(f"{self}: no answer yet; trying for half a minute")
 
     @contextmanager

@@ -76,13 +76,18 @@ def _of_one_layer(file: Path, schema: pa.Schema) -> list[list[int]]:
     done, open_parts, rows = list[list[int]](), dict[int, list[int]](), Counter[int]()
     for number in range(found.num_row_groups):
         group = found.row_group(number)
-        told = group.column(place).statistics
-        if told is None or not told.has_min_max or told.null_count or told.min != told.max:
+        statistics = group.column(place).statistics
+        if (
+            statistics is None
+            or not statistics.has_min_max
+            or statistics.null_count
+            or statistics.min != statistics.max
+        ):
             return []
-        if told.min in rows and rows[told.min] + group.num_rows > ROW_GROUP_TOKENS:
+        if statistics.min in rows and rows[statistics.min] + group.num_rows > ROW_GROUP_TOKENS:
             done, open_parts, rows = [*done, *open_parts.values()], {}, Counter()
-        open_parts.setdefault(told.min, []).append(number)
-        rows[told.min] += group.num_rows
+        open_parts.setdefault(statistics.min, []).append(number)
+        rows[statistics.min] += group.num_rows
     parts = [*done, *open_parts.values()]
     return parts if len(parts) < found.num_row_groups else []
 

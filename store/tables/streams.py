@@ -78,8 +78,8 @@ def pair_streams(layout: Layout, pairs: Pairs) -> pd.DataFrame:
 
 def _is_ours(writers: Sequence[str], ours: dict[str, str]) -> bool:
     """Whether a stream has a pair's own words: each model's, those of its own pt or it, or of one that the lake lacks."""
-    told = [writer.partition(":") for writer in writers]
-    return not told or any(ours.get(role, sha256) == sha256 for role, _, sha256 in told)
+    parts = [writer.partition(":") for writer in writers]
+    return not parts or any(ours.get(role, sha256) == sha256 for role, _, sha256 in parts)
 
 
 def _foreign_models(layout: Layout) -> list[tuple[str, str]]:
