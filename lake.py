@@ -16,6 +16,7 @@ from .page.share import Share
 from .store.core.extras import needs
 from .store.tables.names import stored_models, stored_pairs
 from .store.tables.restriction import only_models
+from .store.tables.result import exact_frame
 from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, sql_error
 from .store.tables.statements import tables_in
 
@@ -54,15 +55,16 @@ class Lake(Make, Share):
 
     @needs()
     def sql_frame(self, text: str, limit: int = 0, compute: bool = True, timeout: float | None = None) -> pd.DataFrame:
-        """What `sql` answers as a pandas DataFrame of `limit` rows at most (0: all); Ctrl-C stops the query.
+        """What `sql` answers as a pandas DataFrame of `limit` rows at most (0: all), no digit lost; Ctrl-C stops the query.
 
-        LakeError when the query itself takes more than `timeout` seconds (an hour unless said, 0: no limit).
+        A column with NULL has one of pandas' types that know pd.NA beside NaN. LakeError when the query itself takes more than
+        `timeout` seconds (an hour unless said, 0: no limit).
         """
         connection = self._connection(text, compute)
 
         def read() -> pd.DataFrame:
             found = connection.sql(text)
-            return (found.limit(limit) if limit else found).df()
+            return exact_frame(found.limit(limit) if limit else found)
 
         try:
             return interruptible(connection, read, (SQL_SECONDS if timeout is None else timeout) or math.inf)

@@ -162,14 +162,15 @@ def sql(
 
     Tables that are not there yet are computed first, for every capture; what that takes is said before. Texts and their scores
     are shown as far as they are there. `pair_lens` holds two comparisons: `history` is `shared` where both models read the same
-    answer, `own` where each read its own. Narrow by it.
+    answer, `own` where each read its own. Narrow by it. NULL is printed as -, and null in JSON; NaN and infinities are the texts
+    NaN, Infinity and -Infinity there.
 
     Example: actlake sql "SELECT variant, layer, avg(entropy) FROM lens GROUP BY ALL"
     """
     with where.opened() as lake:
         frame = lake.sql_frame(text, rows + 1 if rows else 0, compute, timeout)
     cut = bool(rows) and len(frame) > rows
-    print_table(frame.head(rows) if cut else frame, as_json)
+    print_table(frame.head(rows) if cut else frame, as_json, exact=True)
     if cut:
         Console(stderr=True).print(f"the first {rows} rows; --rows 0 prints all", style="dim")
 

@@ -7,6 +7,7 @@ page of another site knows neither, and a name that is turned to 127.0.0.1 is re
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sys
 import threading
@@ -44,6 +45,13 @@ SECONDS = 120.0  # that a question may take
 KEPT = 256  # data files kept in memory
 
 Ask = Callable[[str, int, float], pd.DataFrame]  # a statement, most rows, most seconds
+
+
+def _told(value: Any) -> Any:
+    """A value of an answer for the page: what is no number there, or one of more digits than JavaScript counts, as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    return str(value) if isinstance(value, int) and abs(value) > 2**53 else plain(value)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -183,7 +191,7 @@ class ExplorerServer(ThreadingHTTPServer):
         except LakeError as error:
             return {"error": str(error)}
         shown = found.head(ROWS)
-        rows = [plain(list(row)) for row in shown.astype(object).itertuples(index=False)]
+        rows = [[_told(value) for value in row] for row in shown.astype(object).itertuples(index=False)]
         return {"columns": list(map(str, found.columns)), "rows": rows, "more": len(found) > ROWS}
 
     def handle_error(self, request: object, client_address: object) -> None:

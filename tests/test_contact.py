@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import xarray as xr
 from actlake.capture.streams.prompts import canonical_bytes
 from actlake.cli.main import app, main
 from actlake.cli.printing import print_json, print_table
@@ -149,10 +150,17 @@ def test_one_prompt_of_a_capture(lake: Lake) -> None:
         lake.dataset("llama-it", "native", prompt=f"{names[3]}x")
 
 
-def test_directions_are_unit_vectors_of_each_layer(lake: Lake) -> None:
+def test_directions_are_unit_vectors_of_each_layer(lake: Lake, tmp_path: Path) -> None:
     found = lake.directions("llama", "d_mean")
     assert found.dims == ("layer", "d_model") and found.shape == (3, 32)
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    found.to_netcdf(tmp_path / "d.nc")
+    with xr.open_dataset(tmp_path / "d.nc") as again:
+        assert np.array_equal(again["d_mean"], found) and set(again["d_mean"].attrs) == {
+            "pair",
+            "stream_pt",
+            "stream_it",
+        }
     with pytest.raises(LakeError, match="direction 'mean': expected one of d_mean, d_record, d_conv, d_grad"):
         lake.directions(name="mean")
 
@@ -210,6 +218,63 @@ def test_sql_reads_no_file_of_the_working_folder(lake: Lake, tmp_path: Path, mon
         0
     ]
     assert settings == (str(folder), False)
+
+
+VALUES = [
+    # SQL, what is printed, what JSON says
+    ("12345678901234567890123::HUGEINT", "12345678901234567890123", 12345678901234567890123),
+    ("(-170141183460469231731687303715884105727)::HUGEINT", str(1 - 2**127), 1 - 2**127),
+    ("340282366920938463463374607431768211455::UHUGEINT", str(2**128 - 1), 2**128 - 1),
+    ("18446744073709551615::UBIGINT", "18446744073709551615", 2**64 - 1),
+    ("sum(9007199254740993::BIGINT)", "9007199254740993", 2**53 + 1),
+    ("sum(2)", "2", 2),
+    ("0.1", "0.1", 0.1),
+    ("1234567890123456789.25", "1234567890123456789.25", "1234567890123456789.25"),
+    ("[9007199254740993::HUGEINT, NULL]", "[9007199254740993, -]", [2**53 + 1, None]),
+    ("{'a': 9007199254740993::HUGEINT}", "{'a': 9007199254740993}", {"a": 2**53 + 1}),
+    ("'nan'::DOUBLE", "NaN", "NaN"),
+    ("'nan'::FLOAT", "NaN", "NaN"),
+    ("'-inf'::DOUBLE", "-inf", "-Infinity"),
+    ("2.0::DOUBLE", "2", 2.0),
+    ("NULL::DOUBLE", "-", None),
+    ("NULL::VARCHAR", "-", None),
+    ("NULL", "-", None),
+    ("[1.5::DOUBLE, 'nan', NULL]", "[1.5, NaN, -]", [1.5, "NaN", None]),
+    ("TRUE", "True", True),
+    ("DATE '2020-01-31'", "2020-01-31", "2020-01-31"),
+]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_sql_prints_each_value_as_it_is(lake: Lake, beside: bool) -> None:
+    """Whole numbers and decimals have all their digits, alone and beside NULL; NaN and NULL can be told apart."""
+    columns = [f"{value} AS c{place}" for place, (value, _, _) in enumerate(VALUES)]
+    query = f"SELECT {', '.join(columns)}" + (
+        f" UNION ALL SELECT {', '.join(['NULL'] * len(VALUES))}" if beside else ""
+    )
+    where = ["--lake", str(lake.layout.root)]
+    said, told = run(app, ["sql", query, *where]), run(app, ["sql", query, "--json", *where])
+    assert said.exit_code == 0 and told.exit_code == 0, (said.exception, told.exception)
+    rows = [line.split("  ") for line in said.stdout.splitlines()[1:]]
+    assert [cell.strip() for cell in rows[0] if cell.strip()] == [shown for _, shown, _ in VALUES]
+    assert len(rows) == 1 + beside and (not beside or set(" ".join(rows[1]).split()) == {"-"})
+    found = json.loads(told.stdout)
+    assert list(found[0].values()) == [expected for _, _, expected in VALUES]
+    assert len(found) == 1 + beside and (not beside or set(found[1].values()) == {None})
+    frame = lake.sql_frame(query)
+    assert (
+        frame["c3"][0] == 2**64 - 1
+        and frame["c4"][0] == 2**53 + 1
+        and frame["c6"].dtype == ("Float64" if beside else float)
+    )
+    server = lake.explore()
+    try:  # JavaScript counts to 2^53
+        shown = server.answer(query)["rows"][0]
+    finally:
+        server.close()
+    assert (
+        shown[:4] == [text for _, text, _ in VALUES[:4]] and shown[5] == 2 and shown[10] == "NaN" and shown[14] is None
+    )
 
 
 SAYS_WHEN_IT_ASKS = """

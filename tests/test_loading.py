@@ -16,12 +16,14 @@ from actlake.capture.model.describe import announce, describe, lines
 from actlake.capture.model.load import Model, identify, load_model
 from actlake.capture.run.reforward import reforward
 from actlake.cli import main
+from actlake.lake import Lake
 from actlake.queries.rows.registry import find
 from actlake.store.artifacts.models import read_model
 from actlake.store.captures.manifest import noise_warning
 from actlake.store.captures.reader import Capture, find_capture, list_captures
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
+from actlake.store.core.progress import remark
 from asking import answer
 from safetensors.torch import load_file, save_file
 from test_observed_rows import texts
@@ -455,6 +457,24 @@ def test_a_capture_that_hangs_on_its_batches_is_remarked(tmp_path, monkeypatch, 
     main.app(["ls", "--lake", str(layout.root)], standalone_mode=False)
     assert capsys.readouterr().out.count("noisy: `actlake show` says more") == 3
     assert "warning" not in list_captures(quiet)
+    for ask, captures in (
+        ("SELECT count(*) FROM captures", 0),
+        ("SELECT count(*) FROM lens", 3),
+        ("SELECT avg(js) FROM pair_lens", 3),
+        ("SELECT count(*) FROM delta WHERE model = 'llama-pt'", 2),
+        ("SELECT count(*) FROM lens WHERE model = 'llama-it'", 1),
+    ):
+        remark.cache_clear()
+        for _ in range(2):
+            main.app(["sql", ask, "--lake", str(layout.root), "--json"], standalone_mode=False)
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert len(said) == bool(captures), ask
+        assert not said or "depends on padding" in said[0]
+        more = [line.rpartition("(and ")[2].partition(" captures more")[0] for line in said if "(and " in line]
+        assert more == [str(captures - 1)] * (captures > 1), ask
+    quiet_lake = Lake(quiet.root)
+    quiet_lake.sql("SELECT count(*) FROM lens")
+    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", ["shortest", "longest"])

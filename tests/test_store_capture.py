@@ -337,6 +337,30 @@ def test_our_dataset_is_the_plain_one_and_lazy(captured):
         assert ours.resid.groupby("prompt").mean().sizes["prompt"] == len(tiny.TEXTS)
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_slices_can_be_written_as_netcdf(captured, tmp_path, earlier):
+    """netCDF has no null: a model of this machine has no revision, and earlier captures have it as null in their attributes."""
+    path = find_capture(captured, "llama-it", "native")
+    assert read_manifest(path)["provenance"]["model_revision"] is None
+    assert None not in xr.open_zarr(path).attrs.values() and "model_revision" not in open_capture(path).attrs
+    if earlier:
+        old = tmp_path / "captures" / "made-pt" / "s.zarr"
+        template = made_template(model_revision=None)
+        create_capture(old, template)
+        group = json.loads((old / "zarr.json").read_text())
+        group["attributes"]["model_revision"] = None
+        (old / "zarr.json").write_text(json.dumps(group))
+        path = old
+    whole = open_capture(path, allow_unsealed=earlier)
+    for name, found in (("whole", whole), ("slice", whole.isel(token=slice(2, 7), boundary=[0, 2]))):
+        found.to_netcdf(tmp_path / f"{name}.nc")
+        with xr.open_dataset(tmp_path / f"{name}.nc") as again:
+            assert np.array_equal(again.resid, found.resid, equal_nan=True) and again.attrs == found.attrs
+            assert again.boundary.values.tolist() == found.boundary.values.tolist()
+            assert [str(each) for each in again.prompt_id.values] == found.prompt_id.values.tolist()
+            assert again.is_special.values.astype(bool).tolist() == found.is_special.values.tolist()
+
+
 def test_consolidated_metadata_is_that_of_the_arrays(captured):
     path = find_capture(captured, "llama-it", "native")
     consolidated = zarr.open_group(path, mode="r", use_consolidated=True)

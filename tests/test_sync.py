@@ -154,6 +154,9 @@ def test_a_part_says_what_it_lacks_and_opens_in_plain_xarray(full, tmp_path):
     carry(full, tmp_path / "copy", sites=("resid",), boundaries=(0, 3))
     copy = Lake(tmp_path / "copy")
     assert copy.captures["lacks"].str.contains("resid at 2 of 4 boundaries").all()
+    told = copy.sql("SELECT model, lacks, warning FROM captures").fetchall()
+    assert told and all("resid at 2 of 4 boundaries" in lacks and warning == "" for _, lacks, warning in told)
+    assert {row[0] for row in Lake(full.root).sql("SELECT lacks || warning FROM captures").fetchall()} == {""}
     path = find_capture(copy.layout, "llama-it", "native")
     with xr.open_zarr(path) as part, xr.open_zarr(find_capture(full, "llama-it", "native")) as whole:
         assert part.resid.isel(boundary=[0, 3]).load().equals(whole.resid.isel(boundary=[0, 3]).load())

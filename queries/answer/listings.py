@@ -211,7 +211,7 @@ def directions_of(kit: Context, pair: str, name: str, prompts: str | None = None
         dims=("layer", "d_model"),
         coords={"layer": layer},
         name=name,
-        attrs={"pair": pair, "streams": made["streams"]},
+        attrs={"pair": pair} | {f"stream_{variant}": name for variant, name in made["streams"].items()},
     )
 
 

@@ -212,7 +212,8 @@ def _allocate(path: Path, template: Template) -> None:
                 "format_version": FORMAT_VERSION,
                 "stream": stream.name,
                 "coordinates": " ".join([*TOKEN_COORDS, "prompt_id", "category", "offset"]),
-                **template.provenance,
+                # No null: netCDF, which xarray's users copy to, has none.
+                **{key: value for key, value in template.provenance.items() if value is not None},
             },
         )
         for name, size in template.sizes.items():

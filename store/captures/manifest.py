@@ -15,6 +15,7 @@ from ..format.records import REPAIRS, read_record, sealed
 from ..format.rules import brief
 from ..format.zarr_groups import quiet_zarr
 from ..remote.files import HERE, Files
+from ..remote.hashes import while_same
 from .allocate import wreck_lock
 from .writer import gather_prompts, missing_shards, shard_record
 
@@ -135,8 +136,15 @@ def noise_warning(manifest: Mapping[str, Any]) -> str | None:
 
 def noise_warnings(layout: Layout, captures: Iterable[tuple[str, str]]) -> list[str]:
     """The noise warnings of those captures (model, stream) that have one."""
-    found = (read_manifest(layout.capture(*names)) for names in captures)
-    return [warning for manifest in found if manifest and (warning := noise_warning(manifest))]
+    found = (_warning(layout.capture(*names) / MANIFEST) for names in captures)
+    return [warning for warning in found if warning]
+
+
+@while_same(1 << 14)
+def _warning(file: Path) -> str | None:
+    """The noise warning of the capture with this manifest, which may be of megabytes; None where there is none."""
+    manifest = read_manifest(file.parent)
+    return noise_warning(manifest) if manifest else None
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

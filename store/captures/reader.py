@@ -67,7 +67,10 @@ def open_capture(path: Path, allow_unsealed: bool = False, by: str = "layer", la
             chunks = (_shard_rows(capture), *(-1,) * (array.ndim - 1))
         lazy = da.from_array(array, chunks=chunks, name=f"{name}-{by}-{path.stem}-{_token(path)}", asarray=False)
         data[name] = (variable.dims, lazy, attributes)
-    attributes = {key: value for key, value in capture.group.attrs.items() if key != "coordinates"}
+    # Earlier captures have nulls among them, which netCDF can't hold.
+    attributes = {
+        key: value for key, value in capture.group.attrs.items() if key != "coordinates" and value is not None
+    }
     return xr.Dataset(data, coordinates, attributes)
 
 

@@ -4,7 +4,7 @@ A table file is named by a hash of all that made it. When a kernel's numbers cha
 another of the same name, the file made before stays where it is: its rows would stand beside the new ones.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ def _models_in(recipe: dict[str, Any] | None) -> set[str]:
     """The models that a recipe names; none where it names none, or came from elsewhere."""
     of = (recipe or {}).get("models") or {"": (recipe or {}).get("model")}
     return {model for model in of.values() if isinstance(model, str)} if isinstance(of, dict) else set()
+
+
+def captures_of(files: Iterable[Path]) -> set[tuple[str, str]]:
+    """The captures (model, stream) that table files say they were made from."""
+    found = set()
+    for recipe in filter(None, map(recipe_of, files)):
+        models, streams = (recipe.get(f"{what}s") or {"": recipe.get(what)} for what in ("model", "stream"))
+        if isinstance(models, dict) and isinstance(streams, dict):
+            pairs = ((model, streams.get(variant)) for variant, model in models.items())
+            found |= {(m, stream) for m, stream in pairs if isinstance(m, str) and isinstance(stream, str)}
+    return found
 
 
 def foreign_record(file: Path) -> list[dict[str, str]]:

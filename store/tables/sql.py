@@ -16,15 +16,17 @@ import duckdb
 import pandas as pd
 
 from ..artifacts.texts import output_files
-from ..captures.reader import COLUMNS, list_captures
+from ..captures.manifest import noise_warnings
+from ..captures.reader import list_captures
 from ..core.catalog import load_catalog
 from ..core.columns import Column, schema_of
 from ..core.errors import CorruptError, LakeError, SqlError
+from ..core.progress import remark
 from ..core.schema import OUTPUT_COLUMNS, OUTPUTS
 from ..format.parquet import AGAIN, check_parquet, check_rows, first_line
 from ..format.paths import Layout
 from .declared import TABLES
-from .live import foreign_files, live_files
+from .live import captures_of, foreign_files, live_files
 from .names import Pairs, pair_table, stored_models, stored_pairs
 from .statements import (
     HISTORY,
@@ -49,7 +51,8 @@ MISTAKES = (
     duckdb.ConversionException,
 )
 CONNECTION = {"python_enable_replacements": "false", "memory_limit": "50%"}  # the rest of the process needs memory, too
-NO_CAPTURES, NO_STREAMS = (pd.DataFrame(columns=columns, dtype=object) for columns in (COLUMNS, PAIRED))
+NO_STREAMS = pd.DataFrame(columns=PAIRED, dtype=object)
+CAPTURES = [column.name for column in SMALL_TABLES["captures"][1]]
 SQL_SECONDS = 3600.0  # that a query may take unless more is asked for
 
 
@@ -76,6 +79,8 @@ def connect(
     behind = named | {name for view in named & VIEWS.keys() for name in tables_in(VIEWS[view])}
     pairs = stored_pairs(load_catalog(), stored_models(layout)) if pairs is None else pairs
     found = {name: _files_read(layout, name, files, only) if name in read else [] for name in TABLES}
+    if files is None and sql:
+        _remark_noise(layout, found)
     found[TEXTS] = output_files(layout, True, only) if TEXTS in named else []
     connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
     small = {"pairs": pair_table(pairs)}
@@ -84,7 +89,8 @@ def connect(
         mine = pairs if only is None else {pair: of for pair, of in pairs.items() if only & set(of.values())}
         alone = files is None and "streams" in behind
         small["streams"] = streams = _all_streams(layout, mine, only) if alone else pair_streams(layout, mine)
-    small["captures"] = list_captures(layout, only) if "captures" in named else NO_CAPTURES
+    captures = list_captures(layout, only) if "captures" in named else pd.DataFrame(dtype=object)
+    small["captures"] = captures.reindex(columns=CAPTURES, fill_value="")
     for name, frame in small.items():
         connection.register(f"_{name}", frame)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
@@ -113,6 +119,14 @@ def connect(
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _remark_noise(layout: Layout, found: Mapping[str, Sequence[Path]]) -> None:
+    """Say in a line that tables were made from captures whose values depend on the batch far more than rounding does."""
+    captures = captures_of(file for files in found.values() for file in files)
+    if warnings := noise_warnings(layout, sorted(captures)):
+        more = f" (and {len(warnings) - 1} captures more: `actlake ls`)" if len(warnings) > 1 else ""
+        remark(f"warning: {warnings[0]}{more}")
 
 
 def _all_streams(layout: Layout, pairs: Pairs, only: Set[str] | None = None) -> pd.DataFrame:

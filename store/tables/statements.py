@@ -34,6 +34,10 @@ SMALL_TABLES = {
             Column("bytes", "int64", "size on disk", "bytes"),
             Column("sealed", "bool", "whether the capture is complete"),
             Column("path", "string", "folder of the capture"),
+            Column("lacks", "string", "what this copy of a part does not hold; empty where it holds all"),
+            Column(
+                "warning", "string", "noisy where values depend on the batch far more than rounding does, else empty"
+            ),
         ),
     ),
     "pairs": ("The models of every pair.", (PAIR, PAIR_VARIANT, PAIR_MODEL)),
