@@ -6,6 +6,7 @@ included.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def run() -> list[Row]:
     """All rows of this benchmark."""
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
         lake = ("--lake", str(Path(folder) / "lake"))
+        os.environ["ACTLAKE_CACHE"] = str(Path(folder) / "cache")  # figures drawn before are kept there
         options = ("--no-generate", "--pair", "pocket", "--json", "--out", str(Path(folder) / "answers"), *lake)
         actlake("capture", "pocket", "--stream", "native", "--stream", "teacher", "--profile", "attention", *lake)
         cold, said = seconds("run", "--all", *options)

@@ -7,8 +7,9 @@ import made
 import numpy as np
 import pandas as pd
 import pytest
+from actlake.queries.figures import kept
 from actlake.queries.figures.figure import DPI, INK, _FigureSpec, draw, layer_ticks, styles
-from actlake.queries.figures.page import drawn, figure_key, save
+from actlake.queries.figures.kept import drawn, figure_key, save
 from actlake.queries.rows.findings import is_contrast, reference, shown, split
 from actlake.store.core.errors import LakeError
 from matplotlib.collections import LineCollection, PolyCollection
@@ -249,20 +250,34 @@ def test_saved_files_are_png_or_svg_and_repeat(tmp_path):
         save(draw(made.exp16()), tmp_path / "figure.exe")
 
 
-def test_a_figure_knows_what_it_shows(tmp_path):
-    png, svg = tmp_path / "x.png", tmp_path / "x.svg"
-    answer = made.l2()
-    key = figure_key(answer)
-    assert not drawn(png, svg, key)
-    save(draw(answer), png, svg, key=key)
-    assert drawn(png, svg, key) and drawn(png, svg, figure_key(made.l2()))
-    answer.table.loc[0, "estimate"] += 1e-3
-    other, titled = figure_key(answer), made.l2()
+def test_a_figure_is_drawn_once_for_what_it_shows(cache_folder, monkeypatch):
+    draws = []
+    monkeypatch.setattr(kept.figure, "draw", lambda answer: draws.append(answer.query.id) or draw(answer))
+    first = {suffix: drawn(made.l2(), suffix) for suffix in (".png", ".svg")}
+    assert first[".png"][:8] == PNG and b"<svg" in first[".svg"] and draws == ["L2"]
+    assert drawn(made.l2(), ".svg") == first[".svg"] and len(draws) == 1
+    other, titled = made.l2(), made.l2()
+    other.table.loc[0, "estimate"] += 1e-3
     titled.query.title = "another"
-    assert len({key, other, figure_key(titled), figure_key(made.l2("gemma3_4b"))}) == 4
-    assert not drawn(png, svg, other)
-    png.unlink()
-    assert not drawn(png, svg, key)
+    assert len({figure_key(answer) for answer in (made.l2(), other, titled, made.l2("gemma3_4b"))}) == 4
+    assert drawn(other) != first[".png"] and len(draws) == 2
+    for damaged in (cache_folder / "figures").iterdir():
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert drawn(made.l2()) == first[".png"] and len(draws) == 3
+
+
+def test_figures_asked_for_last_are_kept(cache_folder, monkeypatch):
+    monkeypatch.setattr(kept, "MOST", 4)
+    for pair in ("a", "b", "c"):
+        drawn(made.l2(pair))
+    left = {path.name for path in (cache_folder / "figures").iterdir()}
+    assert left == {f"{figure_key(made.l2(pair))}{suffix}" for pair in ("b", "c") for suffix in (".png", ".svg")}
+
+
+def test_without_a_cache_figures_are_drawn(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder can be there")
+    monkeypatch.setenv("ACTLAKE_CACHE", str(tmp_path / "file"))
+    assert drawn(made.exp16())[:8] == PNG
 
 
 def test_text_of_an_svg_is_text(tmp_path):

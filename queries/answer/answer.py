@@ -90,16 +90,16 @@ class Answer(Findings):
     def save(self, folder: str | Path) -> list[Path]:
         """Write ID-PAIR.csv, .png, .svg and .sql into a folder and return their paths.
 
-        A figure that is there and shows the same is not drawn again.
+        A figure that shows what one of before did is not drawn again, in whatever folder that was.
         """
-        from ..figures.page import drawn, figure_key, save
+        from ..figures.kept import drawn
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.query.id}-{self.pair}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]
         self.table.to_csv(files[0], index=False)
-        if not drawn(files[1], files[2], key := figure_key(self)):
-            save(self.figure(), files[1], files[2], key=key)
+        for file in files[1:3]:
+            file.write_bytes(drawn(self, file.suffix))
         files[3].write_text(self.sql + "\n", encoding="utf-8")
         return files
 

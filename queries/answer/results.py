@@ -8,13 +8,10 @@ from pathlib import Path
 
 from ...store.captures.reader import list_captures
 from ...store.format.paths import Layout
-from ..figures.page import Step, page, png
-from ..rows.findings import Findings
+from ..figures.page import Step, page
 from .answer import Answer, Refused
 from .asking import Asking
 from .lock import write_lock
-
-Picture = Callable[[Findings], bytes]  # the PNG of an answer that is drawn already
 
 
 @dataclass(frozen=True)
@@ -27,9 +24,9 @@ class Results:
     seconds: float
     layout: Layout
 
-    def page(self, file: str | Path, before: Sequence[Step] = (), picture: Picture = png) -> Path:
+    def page(self, file: str | Path, before: Sequence[Step] = ()) -> Path:
         """Write one self-contained HTML page of sentences, figures, tables and SQL; `before` are steps that came first."""
-        write_page(self.layout, self.answers, [*before, *self.steps], Path(file), self.refused, picture)
+        write_page(self.layout, self.answers, [*before, *self.steps], Path(file), self.refused)
         return Path(file)
 
     def lock(self, file: str | Path, prompts: str | None = None) -> None:
@@ -48,7 +45,6 @@ def answer_rows(asking: Asking, folder: Path | None, show: Callable[[Answer], No
     files are there. Stopped by Ctrl-C, the page has the rows that were ready.
     """
     started = time.perf_counter()
-    files: dict[str, Path] = {}
     answers: list[Answer] = []
 
     def results() -> Results:
@@ -60,13 +56,13 @@ def answer_rows(asking: Asking, folder: Path | None, show: Callable[[Answer], No
     try:
         for found in asking.answers():
             if folder:
-                files[found.query.id] = next(path for path in found.save(folder) if path.suffix == ".png")
+                found.save(folder)
             answers.append(found)
             if show:
                 show(found)
     finally:
         if folder:
-            results().page(folder / "index.html", picture=lambda found: files[found.query.id].read_bytes())
+            results().page(folder / "index.html")
     return results()
 
 
@@ -83,9 +79,8 @@ def write_page(
     steps: Sequence[Step],
     out: Path,
     refused: Sequence[Refused] = (),
-    picture: Picture = png,
 ) -> None:
-    """Write the HTML page of some answers; `picture` gives the PNG of one that is drawn already."""
+    """Write the HTML page of some answers."""
     pairs = ", ".join(dict.fromkeys(found.pair for found in answers))
     text = page(
         answers,
@@ -95,7 +90,6 @@ def write_page(
         captures=list_captures(layout),
         next_commands=next_commands(answers[0].pair) if answers else [],
         refused=[(f"{found.query.id} · {found.query.title}", found.reason) for found in refused],
-        picture=picture,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")

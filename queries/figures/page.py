@@ -1,4 +1,4 @@
-"""What is written of answers: figures as files, and one self-contained HTML page of what was found, and what it took.
+"""One self-contained HTML page of what was found, and what it took.
 
 The page needs no network, no script and no other file: figures are embedded, and its policy header lets a browser load
 nothing else. Every name and text in it is escaped, since models and prompt files may come from strangers.
@@ -7,69 +7,22 @@ nothing else. Every name and text in it is escaped, since models and prompt file
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from ...store.core.errors import LakeError
-from ...store.core.files import hash_file, hash_json, human_bytes
-from ..rows import findings, numbers
+from ...store.core.files import human_bytes
 from ..rows.findings import Findings, Panel, hues, rank, reference, shown, split
 from ..rows.numbers import count, counts, interval, seconds
 from ..rows.registry import description
-from . import figure
+from .kept import drawn
 
-DRAWING = (figure.__file__, findings.__file__, numbers.__file__)  # modules that decide what a figure looks like
-HEADER = 4096  # bytes of an SVG that hold its metadata
 CAPTURE_COLUMNS = ["model", "stream", "prompts", "tokens", "bytes"]
-
-
-def save(drawing: Figure, *paths: Path, key: str = "") -> None:
-    """Write a figure as PNG (150 dots per inch) or SVG, by the endings of the names; it carries no date.
-
-    SVG has its text as text, and `key` in its metadata (see `drawn`).
-    """
-    for path in paths:
-        if path.suffix.lower() not in (".png", ".svg"):
-            raise LakeError(f"{path}: a figure is written as .png or .svg")
-    if engine := drawing.get_layout_engine():  # once for all files: it takes as long as drawing does
-        engine.execute(drawing)
-        drawing.set_layout_engine("none")
-    for path in paths:
-        svg = path.suffix.lower() == ".svg"
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "actlake"}):
-            drawing.savefig(
-                path, dpi=figure.DPI, metadata={"Date": None, "Identifier": key} if svg else {"Software": None}
-            )
-
-
-def figure_key(answer: Findings) -> str:
-    """Hash of all that a figure shows and of the code that draws it."""
-    code, query = [hash_file(Path(name)) for name in DRAWING], answer.query
-    shown = [query.id, query.title, query.plot, query.contrast, answer.pair, answer.streams]
-    # DuckDB's threads add in no fixed order: the last digits of a sum differ from run to run and show in no figure.
-    return hash_json([*shown, answer.table.to_csv(float_format="%.7g"), answer.published.to_csv(), code])
-
-
-def drawn(png: Path, svg: Path, key: str) -> bool:
-    """Whether both files are there and show what `figure_key` stands for."""
-    if not (png.exists() and svg.exists()):
-        return False
-    with open(svg, "rb") as file:
-        return key.encode() in file.read(HEADER)
-
-
-def png(answer: Findings) -> bytes:
-    """The figure of an answer as a PNG."""
-    return figure.draw(answer)._repr_png_()[0]
 
 
 @dataclass(frozen=True)
@@ -91,13 +44,12 @@ def page(
     captures: pd.DataFrame,
     next_commands: Sequence[str],
     refused: Sequence[tuple[str, str]] = (),
-    picture: Callable[[Findings], bytes] = png,
 ) -> str:
     """The whole page as text.
 
-    `sentences` open it. `refused` are rows that could not be answered, with the reason. `picture` gives the PNG of an answer
-    that is drawn already. `captures` needs the columns model, stream, prompts, tokens, bytes; others, such as
-    paths, are not shown, nor are captures that its `sealed` column says are unfinished.
+    `sentences` open it. `refused` are rows that could not be answered, with the reason. `captures` needs the columns model,
+    stream, prompts, tokens, bytes; others, such as paths, are not shown, nor are captures that its `sealed` column says are
+    unfinished.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -111,7 +63,7 @@ def page(
     return template.render(
         title=title,
         sentences=sentences,
-        rows=[_row(answer, picture) for answer in answers],
+        rows=[_row(answer) for answer in answers],
         refused=refused,
         steps=steps,
         captures=captures[CAPTURE_COLUMNS].to_dict("records"),
@@ -120,13 +72,13 @@ def page(
     )
 
 
-def _row(answer: Findings, picture: Callable[[Findings], bytes]) -> dict[str, Any]:
+def _row(answer: Findings) -> dict[str, Any]:
     lines, panels = split(answer)
     numbers = _numbers(answer, panels)
     return {
         "answer": answer,
         "description": description(answer.query),
-        "figure": base64.b64encode(picture(answer)).decode("ascii"),
+        "figure": base64.b64encode(drawn(answer)).decode("ascii"),
         "numbers": numbers,
         "beside": any(cell["published"] for line in numbers["body"] for cell in line["cells"]),
         "published": [{**line, "text": _as_printed(line)} for line in answer.published.to_dict("records")],
