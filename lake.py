@@ -13,8 +13,9 @@ import pandas as pd
 from .page.look import listed
 from .page.make import Make
 from .page.share import Share
+from .store.core.errors import LakeError
 from .store.core.extras import needs
-from .store.tables.names import stored_models, stored_pairs
+from .store.tables.names import chain_named, pairs_in, stored_models, stored_pairs
 from .store.tables.restriction import only_models
 from .store.tables.result import exact_frame
 from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, sql_error
@@ -74,7 +75,8 @@ class Lake(Make, Share):
     def _connection(self, text: str, compute: bool) -> duckdb.DuckDBPyConnection:
         """What answers a SELECT, its tables computed."""
         check_select(text)
-        names, pairs = tables_in(text), stored_pairs(self.catalog, stored_models(self.layout))
+        names, models = tables_in(text), stored_models(self.layout)
+        pairs = stored_pairs(self.catalog, models) | pairs_in(text, models)
         only = only_models(text, pairs)
         if names - {"captures", "pairs", "streams"}:
             from .queries.makers import ensure_all
@@ -93,18 +95,20 @@ class Lake(Make, Share):
         prompts: str | None = None,
         generate: bool = True,
         probes: bool = True,
+        chain: str | None = None,
     ) -> Answer:
         """Answer a row of the experiment index from the store, computing missing tables first.
 
-        `pair` may be left out in a lake of one pair; several pairs are pooled (the mean of their means). `prompts` picks among
-        several captured prompt sets. `generate` and `probes` say whether models may write, and a tuned lens may be trained, for
-        what is not there: without, the row does without it or is refused. Returns an Answer: `.table` (estimates with 95 %
-        intervals), `.sentence`, `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or captures that are not
-        there.
+        `pair` may be left out in a lake of one pair; BASE..TUNED is one of any two models, and several pairs are pooled (the mean
+        of their means). `chain` answers for the models of a chain instead: each against the first and against the one before,
+        with the share of the whole difference that is there at each stage. `prompts` picks among several captured prompt sets.
+        `generate` and `probes` say whether models may write, and a tuned lens may be trained, for what is not there: without, the
+        row does without it or is refused. Returns an Answer: `.table` (estimates with 95 % intervals), `.sentence`, `.figure()`,
+        `.sql`, `.published`. Raises LakeError for an unknown row or captures that are not there.
         """
         from .queries.answer.asking import only_answer
 
-        return only_answer(self.ask(row, pair, prompts, generate, probes))
+        return only_answer(self.ask(row, pair, prompts, generate, probes, chain))
 
     @needs()
     def run_all(
@@ -116,6 +120,7 @@ class Lake(Make, Share):
         probes: bool = True,
         out: str | Path | None = None,
         show: Callable[[Answer], None] | None = None,
+        chain: str | None = None,
     ) -> Results:
         """Answer many rows (every row of the index when none is named) in as few passes over the captures as possible.
 
@@ -125,7 +130,7 @@ class Lake(Make, Share):
         """
         from .queries.answer.results import answer_rows
 
-        return answer_rows(self.ask(rows, pair, prompts, generate, probes), Path(out) if out else None, show)
+        return answer_rows(self.ask(rows, pair, prompts, generate, probes, chain), Path(out) if out else None, show)
 
     @needs()
     def ask(
@@ -135,6 +140,7 @@ class Lake(Make, Share):
         prompts: str | None = None,
         generate: bool = True,
         probes: bool = True,
+        chain: str | None = None,
     ) -> Asking:
         """Plan rows (every row when none is named); arguments as in `run`. Nothing runs until answers are read.
 
@@ -145,8 +151,13 @@ class Lake(Make, Share):
         from .queries.rows.registry import find, queries
 
         wanted = [find(name, self._catalog) for name in listed(rows)] or list(queries(self._catalog).values())
-        pairs, engine = pair or self.only_pair(), self._engine()
-        return Asking(self.layout, wanted, pairs, prompts, self.device, self._catalog, generate, probes, engine)
+        if chain and pair:
+            raise LakeError("name a pair or a chain, not both")
+        along = chain_named(chain, self.catalog) if chain else None
+        pairs, engine = along.pairs if along else pair or self.only_pair(), self._engine()
+        return Asking(
+            self.layout, wanted, pairs, prompts, self.device, self._catalog, generate, probes, engine, chain=along
+        )
 
     @needs()
     def reproduce(self, file: str | Path, generate: bool = True, tolerance: float = 0.0) -> list[Compared]:

@@ -13,6 +13,7 @@ from ..store.core.errors import LakeError
 from .answers import print_about, print_answer, print_forecast, print_published, record
 from .options import (
     CatalogOption,
+    ChainOption,
     Computing,
     DryRunOption,
     GenerateOption,
@@ -44,6 +45,7 @@ def run(
         bool, typer.Option("--all", help="Every row that the store can answer, and one page: DIR/index.html.")
     ] = False,
     pair: PairsOption = None,
+    chain: ChainOption = None,
     prompts: PromptsOption = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png, .svg and .sql.")] = Path(
         "answers"
@@ -87,7 +89,7 @@ def run(
     if published:
         return print_published(asked, pair or [], as_json)
     with where.opened() as lake:
-        asking = lake.ask(rows or (), pair, prompts, generate, probes)
+        asking = lake.ask(rows or (), pair, prompts, generate, probes, chain)
         if dry_run:
             return print_forecast(asking, as_json)
         answers: list[Answer] = []

@@ -46,7 +46,17 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what there wo
 PairOption = Annotated[str | None, typer.Option("--pair", help="Pair, needed when the lake holds several.")]
 PairsOption = Annotated[
     list[str] | None,
-    typer.Option("--pair", help="Pair, needed when the lake holds several; several pairs are averaged."),
+    typer.Option(
+        "--pair",
+        help="Pair, needed when the lake holds several; BASE..TUNED is any two models. Several pairs are averaged.",
+    ),
+]
+ChainOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chain",
+        help="Chain of the catalog, in place of a pair: each model against the first and against the one before.",
+    ),
 ]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")

@@ -131,6 +131,17 @@ def intervals(
     return [found[number] for number in range(len(quantities))]
 
 
+def shares(
+    quantities: Sequence[Quantity], *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> list[Interval]:
+    """Each quantity divided by the last of them, with BCa intervals; all share the same resamples of the same prompts.
+
+    NaN where the last is 0. As `intervals` otherwise.
+    """
+    kept = tuple(np.any(masks, axis=0) for masks in zip(*(quantity.kept() for quantity in quantities), strict=True))
+    return _bootstrap(quantities, kept, level, n_resamples, seed, lambda values: values / values[-1])
+
+
 def rank_correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Spearman's correlation along an axis of x, y [..., n]; NaN where either does not vary."""
     a, b = (stats.rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, y))
@@ -214,10 +225,19 @@ def multiplicity(index: np.ndarray, prompts: int) -> np.ndarray:
 
 
 def _bootstrap(
-    group: Sequence[Quantity], kept: tuple[np.ndarray, ...], level: float, n_resamples: int, seed: int
+    group: Sequence[Quantity],
+    kept: tuple[np.ndarray, ...],
+    level: float,
+    n_resamples: int,
+    seed: int,
+    change: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> list[Interval]:
-    """Intervals of quantities that count the same prompts `kept` (bool [P] per family)."""
-    statistic, width = _statistic(group, kept)
+    """Intervals of quantities that count the same prompts `kept` (bool [P] per family), or of what `change` makes of them."""
+    plain, width = _statistic(group, kept)
+
+    def statistic(*index: np.ndarray, axis: int = -1) -> np.ndarray:
+        return change(plain(*index, axis=axis))
+
     data = tuple(np.arange(int(mask.sum())) for mask in kept)
     prompts = sum(map(len, data))
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -6,7 +6,7 @@ from ...store.core.catalog import Catalog, ModelSpec, PairSpec
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
-from ...store.tables.names import Named, known_pairs, models_named, stored_models
+from ...store.tables.names import Named, known_pairs, models_named, pair_named, stored_models
 
 PairRequests = dict[str, tuple[PairSpec, tuple[str, ...]]]  # pair -> what is known of it, and the variants asked for
 
@@ -73,9 +73,9 @@ def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layo
     if name in catalog.pairs:
         spec = catalog.pairs[name]
     else:
-        assert layout
-        models = known_pairs(catalog, stored_models(layout))[name]
-        pt, it = (_stored(models[variant], layout) if variant in models else None for variant in VARIANTS)
+        models = pair_named(name, catalog, stored_models(layout) if layout else set())
+        mine = {} if name in known_pairs(catalog, set(models.values())) else catalog.models
+        pt, it = (mine.get(models[v]) or _stored(models[v], layout) if v in models else None for v in VARIANTS)
         if not (pt or it):
             raise LakeError(
                 f"pair {name}: the lake has it, but not its weights, and {catalog.path} does not name them: add the pair to the"
@@ -89,7 +89,7 @@ def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layo
 
 def _alone(model: str, catalog: Catalog, layout: Layout | None) -> PairSpec:
     """A model on its own, as a pair of one."""
-    spec = catalog.models.get(model) or (_stored(model, layout) if layout else None)
+    spec = catalog.models.get(model) or _stored(model, layout)
     if spec is None:
         raise LakeError(
             f"model {model}: the lake has it, but not its weights, and {catalog.path} does not name them: add the model to the"
@@ -99,7 +99,7 @@ def _alone(model: str, catalog: Catalog, layout: Layout | None) -> PairSpec:
     return PairSpec(model, spec if base else None, None if base else spec, {})
 
 
-def _stored(model: str, layout: Layout) -> ModelSpec | None:
+def _stored(model: str, layout: Layout | None) -> ModelSpec | None:
     from ..model.load import stored_weights
 
-    return stored_weights(layout, model)
+    return stored_weights(layout, model) if layout else None

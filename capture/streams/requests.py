@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ...store.core.catalog import Catalog, PairSpec, StreamSpec
 from ...store.core.errors import LakeError
+from ...store.core.schema import VARIANTS
 from ...store.core.specs import check_date
 from ...store.format.paths import Layout
+from ...store.tables.names import chain_named
 from ..run.capture import Result
 from .capture_pair import Options, capture_pair, find_prompts
 from .estimate import Forecast, forecast
-from .names import requested_pairs
+from .names import PairRequests, requested_pairs
 from .prompts import PromptSet, add_prompts, read_prompts
 from .streams import steered
 
@@ -41,6 +43,12 @@ class Request:
             spec if spec.continuation == "none" else replace(spec, max_new_tokens=self.max_new_tokens) for spec in specs
         ]
 
+    def pairs(self, names: Sequence[str], catalog: Catalog, layout: Layout | None) -> PairRequests:
+        """The models asked for, each with its pair; a chain's as pairs of them where one reads what another wrote."""
+        shared = any(spec.continuation in VARIANTS for spec in self.specs(catalog))
+        chains = {name: chain_named(name, catalog).pairs if shared else [name] for name in catalog.chains}
+        return requested_pairs([pair for name in names for pair in chains.get(name, [name])], catalog, layout)
+
     def prompt_set(self, catalog: Catalog, layout: Layout | None, pair: PairSpec) -> PromptSet:
         """The prompts for a pair."""
         mine = all(model.startswith("pocket-") for model in pair.models.values())
@@ -61,7 +69,7 @@ def capture_models(
 
     LakeError for unknown names, before any model is loaded, and for all that `capture_pair` raises.
     """
-    wanted = requested_pairs(names, catalog, layout)
+    wanted = request.pairs(names, catalog, layout)
     if outputs and replace(request, prompts=None, limit=None) != Request():
         raise LakeError(
             "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date and"
@@ -69,13 +77,14 @@ def capture_models(
         )
     if outputs and len(wanted) > 1:
         raise LakeError("--outputs: names texts of one pair; capture one at a time")
-    results = []
+    results: dict[Path, Result] = {}  # pairs of a chain share captures
     for pair, roles in wanted.values():
         who, _, key = (outputs or "").rpartition("/")
         specs = [steered(layout, pair, who or "it", key)] if outputs else request.specs(catalog)
         prompts = request.prompt_set(catalog, layout, pair)
-        results += capture_pair(layout, pair, specs, prompts, catalog.profile(profile), roles, options)
-    return results
+        for result in capture_pair(layout, pair, specs, prompts, catalog.profile(profile), roles, options):
+            results.setdefault(result.path, result)
+    return list(results.values())
 
 
 def plan_captures(
@@ -89,7 +98,7 @@ def plan_captures(
     """What capturing models by name will take, with each of some profiles (all of the catalog when none is named)."""
     return [
         one
-        for pair, roles in requested_pairs(names, catalog, layout).values()
+        for pair, roles in request.pairs(names, catalog, layout).values()
         for one in forecast(
             pair,
             request.specs(catalog),

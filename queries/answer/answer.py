@@ -20,7 +20,7 @@ from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
 from ...store.tables.files import find_tables
 from ...store.tables.live import FOREIGN
-from ...store.tables.names import Pairs
+from ...store.tables.names import Chain, Pairs
 from ...store.tables.sql import sql_error
 from ...store.tables.streams import PUBLISHED, same_prompts
 from ..engine.context import Context, Scope, check_both
@@ -31,10 +31,10 @@ from ..rows.findings import Findings
 from ..rows.numbers import interval
 from ..rows.registry import Query, Wanted, published
 from .beside import Beside, beside, said_beside
-from .estimates import any_number, read, table_of
+from .estimates import any_number, read, table_of, table_of_chain
 from .lock import write_lock
 from .narrowed import pooled
-from .sentences import FIELD, say
+from .sentences import FIELD, say, say_of_chain
 
 if TYPE_CHECKING:
     from ..figures.figure import Picture
@@ -45,7 +45,7 @@ MAIN = 24  # lines of a table that are shown at first
 
 @dataclass(frozen=True, repr=False)
 class Answer(Findings):
-    """A question answered for one pair, or pooled over several: what was found, drawn and saved."""
+    """A question answered for one pair, pooled over several, or along a chain: what was found, drawn and saved."""
 
     def __repr__(self) -> str:
         return f"Answer: {self.query.id}, {self.query.title}, {self.pair}. {self.sentence} {len(self.table)} estimates"
@@ -126,29 +126,32 @@ class Plan:
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
     beside: Beside = field(default_factory=Beside)  # the same row where both models read the same text
     foreign: bool = False  # only imported rows: they are answered, whatever other tables the row reads
+    chain: Chain | None = None  # whose pairs these are; without one, several pairs are pooled
 
     @classmethod
-    def make(cls, kit: Context, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
+    def make(
+        cls, kit: Context, query: Query, pairs: Sequence[str], prompts: str | None, chain: Chain | None = None
+    ) -> Plan:
         """LakeError when captures are not there, or a table that is not optional can't be had, or no table at all.
 
         Where tables of other streams are imported, but those of this row are on the stream `published`, these are read.
         """
         try:
-            return cls._of(kit, query, pairs, prompts)
+            return cls._of(kit, query, pairs, prompts, chain)
         except LakeError:
             streams = pd.concat([kit.streams_of(pair) for pair in pairs])
             if prompts or not (streams["recipe"] == PUBLISHED).any() or not (streams["prompt_set"] == FOREIGN).all():
                 raise
             with suppress(LakeError):  # the first reason is the one to tell
-                return cls._of(kit, query, pairs, PUBLISHED)
+                return cls._of(kit, query, pairs, PUBLISHED, chain)
             raise
 
     @classmethod
-    def _of(cls, kit: Context, query: Query, pairs: Sequence[str], prompts: str | None) -> Plan:
+    def _of(cls, kit: Context, query: Query, pairs: Sequence[str], prompts: str | None, chain: Chain | None) -> Plan:
         if len(pairs) > 1:
             for pair in pairs:
                 check_both(kit, pair, "pooling")
-        plan = cls(query, {pair: scopes_of(kit, query, pair, prompts) for pair in pairs})
+        plan = cls(query, {pair: scopes_of(kit, query, pair, prompts) for pair in pairs}, chain=chain)
         plan.foreign = all(kit.is_foreign(scope) for scopes in plan.scopes.values() for scope in scopes)
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
@@ -160,6 +163,8 @@ class Plan:
                 refused[want] = error
         plan._leave_out(refused)
         plan.beside = Beside() if plan.foreign else beside(kit, query, plan.scopes, prompts)
+        if chain:  # the number on the same text is one of a pair, or pooled
+            plan.beside = Beside(plan.beside.own)
         return plan
 
     @property
@@ -298,14 +303,19 @@ def answered(
             f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on}: no token passes this row's filters;"
             f" continuations may be too short. See `actlake run {query.id} --about`"
         )
-    table, paths = table_of(list(found.values()), query, resamples), plan.files
+    paths = plan.files
+    table = (
+        table_of_chain(plan.chain, found, query, resamples)
+        if plan.chain
+        else table_of(list(found.values()), query, resamples)
+    )
     shared = pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
     more = said_beside(connection, query, plan.beside, shared, resamples)
     captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.captures})
     notes = [*plan.without, *noise_warnings(layout, captures), *_equal_weights(layout, plan.pairs)]
     return Answer(
         query=query,
-        pair="+".join(pairs),
+        pair=plan.chain.name if plan.chain else "+".join(pairs),
         models=plan.pairs,
         streams=plan.streams,
         table=table,
@@ -318,11 +328,14 @@ def answered(
         captures=captures,
         read=sorted(path for path in paths if path.exists()),
         layout=layout,
+        chain=plan.chain,
     )
 
 
 def _sentence(plan: Plan, table: pd.DataFrame) -> str:
     """The finding in a sentence; of a pair of one model its numbers alone."""
+    if plan.chain:
+        return say_of_chain(plan.chain, plan.query, table)
     only = {variant for scopes in plan.scopes.values() for scope in scopes for variant in scope.streams}
     if len(only) != 1:
         return say(plan.query.says, table, plan.query, plan.foreign)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ...store.core.errors import LakeError
 from ...store.core.progress import WORTH_SAYING, say
 from ...store.format.paths import Layout
+from ...store.tables.names import Chain
 from ...store.tables.sql import connect
 from ..engine.context import Context
 from ..engine.estimate import Work, listed, work_of
@@ -69,18 +70,19 @@ class Asking:
         probes: bool = True,
         engine: Engine = sweep,
         resamples: int = RESAMPLES,
+        chain: Chain | None = None,
     ):
         self.layout, self._engine, self._resamples = layout, engine, resamples
         self.order = {query.id: place for place, query in enumerate(queries)}
         self.kit = Context(layout, device, catalog, generate, probes)
-        pairs = [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
+        pairs = chain.pairs if chain else [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
         self._plans, self.refused = list[Plan](), list[Refused]()
         self.seconds = 0.0
         for name in pairs:
             self.kit.variants(name)  # a LakeError for an unknown pair, once
         for query in {query.id: query for query in queries}.values():
             try:
-                self._plans.append(Plan.make(self.kit, query, pairs, prompts))
+                self._plans.append(Plan.make(self.kit, query, pairs, prompts, chain))
             except LakeError as error:
                 why = LakeError(lack) if (lack := lacking(layout, self.kit, query, pairs)) else error
                 self.refused.append(Refused(query, str(why), why))

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ...analyze.stats.bootstrap import Quantity, Sample, intervals
+from ...analyze.stats.bootstrap import Quantity, Sample, intervals, shares
 from ...store.core.errors import LakeError
+from ...store.tables.names import Chain
 from ..rows.registry import Query
+from .sentences import compared as compared_measures
 
 MEASURED = ("estimate", "low", "high", "n", "unit", "method")
 TOTALS = ("prompt", "stratum", "total", "value")
@@ -93,6 +95,58 @@ def table_of(found: Sequence[_Found], query: Query, resamples: int = RESAMPLES) 
     kinds = dict.fromkeys(("estimate", "low", "high"), "float") | dict.fromkeys({"n", "layer"} & {"n", *dims}, "Int64")
     order = ["measure", *(name for name in dims if name != "measure")]
     return table[[*dims, *MEASURED]].astype(kinds).sort_values(order, ignore_index=True, na_position="first")
+
+
+def table_of_chain(chain: Chain, found: Mapping[str, _Found], query: Query, resamples: int = RESAMPLES) -> pd.DataFrame:
+    """The tables of a chain's pairs below each other, with columns `stage` and `compared`: with the base, or in one step.
+
+    Per measure whose side of zero the row's sentence names, `MEASURE_share` is how much of the whole difference, from the base
+    to the last model, is there at a stage (a share of 1); its interval resamples the same prompts at every stage.
+    """
+    tables = {pair: table_of([part], query, resamples) for pair, part in found.items()}
+    parts = [
+        tables[pair].assign(stage=stage, compared=compared)
+        for compared, pairs in (("base", chain.from_base), ("step", chain.steps))
+        for stage, pair in pairs.items()
+    ]
+    parts += [_shares(chain, found, tables, query, measure, resamples) for measure in compared_measures(query.says)]
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return table[
+        ["measure", "stage", "compared", *(name for name in parts[0] if name not in ("measure", "stage", "compared"))]
+    ]
+
+
+def _shares(
+    chain: Chain,
+    found: Mapping[str, _Found],
+    tables: Mapping[str, pd.DataFrame],
+    query: Query,
+    measure: str,
+    resamples: int,
+) -> pd.DataFrame:
+    """The lines of `MEASURE_share`; none where the measure is no difference or no sum over prompts."""
+    if not query.contrast:
+        return pd.DataFrame()
+    column, *arms = query.contrast
+    groups: dict[Key, pa.StructArray] = {}
+    for stage, pair in chain.from_base.items():
+        for arm in arms:
+            named = {"measure": measure, column: arm}
+            key = tuple(named.get(name) for name in found[pair].dims)
+            if key not in found[pair].lines or not _is_total(lines := found[pair].lines[key]):
+                return pd.DataFrame()
+            groups[stage, arm] = lines
+    samples = _samples(groups)
+    plus, minus = arms
+    wanted = [Quantity((samples[stage, plus],), (samples[stage, minus],)) for stage in chain.from_base]
+    whole = tables[chain.from_base[chain.models[-1]]]
+    whole = whole[(whole["measure"] == measure) & (whole[column] == " - ".join(arms))]
+    clear = bool(((whole["low"] > 0) | (whole["high"] < 0)).any())
+    lines = [dict(vars(line)) for line in shares(wanted, n_resamples=resamples)]
+    if not clear:
+        unknown = {"estimate": np.nan, "low": np.nan, "high": np.nan, "method": "undefined: may be a share of nothing"}
+        lines = [line | unknown for line in lines]
+    return pd.DataFrame(lines).assign(measure=f"{measure}_share", stage=list(chain.from_base), compared="base")
 
 
 def _is_total(lines: pa.StructArray) -> bool:

@@ -19,7 +19,7 @@ from ...store.format.paths import NAME, Layout, check_version
 from ...store.remote.store import is_remote
 from ...store.tables.files import find_tables
 from ...store.tables.live import foreign_files, foreign_record
-from ...store.tables.names import models_of
+from ...store.tables.names import Chain, models_of
 from ...store.tables.statements import tables_behind
 from ...store.tables.streams import stream_table
 from ..engine.context import Names
@@ -58,6 +58,7 @@ class Locked:
     files: dict[str, str]
     table: str
     table_sha256: str
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def write_lock(layout: Layout, answers: Sequence[Findings], file: Path, prompts:
         rows.append(
             {
                 "row": found.query.id,
-                "pairs": found.pair.split("+"),
+                "pairs": list(found.models),
+                **({"chain": [found.chain.name, *found.chain.models]} if found.chain else {}),
                 "prompts": prompts or _picked(layout, found),
                 "query_sha256": found.query.sha256,
                 "captures": captures_of(layout, found.captures),
@@ -185,9 +187,13 @@ def _parsed(file: Path) -> Any:
 def _locked(check: "_Check", row: Any) -> Locked:
     if not isinstance(row, dict):
         raise check.error("", "an object", row)
-    pairs, prompts = row.get("pairs"), row.get("prompts")
+    pairs, prompts, chain = row.get("pairs"), row.get("prompts"), row.get("chain")
     if not isinstance(pairs, list) or not pairs or not all(_is(NAME, pair) for pair in pairs):
         raise check.error("pairs", "a list of names", pairs)
+    if chain is not None and not (
+        isinstance(chain, list) and len(chain) > 2 and all(_is(NAME, name) for name in chain)
+    ):
+        raise check.error("chain", "a list of its name and its models", chain)
     found = Locked(
         row=check.text(row, "row", WORD),
         pairs=pairs,
@@ -197,6 +203,7 @@ def _locked(check: "_Check", row: Any) -> Locked:
         files=check.texts(row, "files", FILE, SHA256),
         table=check.text(row, "table", ANY),
         table_sha256=check.text(row, "table_sha256", SHA256),
+        chain=Chain(chain[0], tuple(chain[1:])) if chain else None,
     )
     if hashlib.sha256(found.table.encode(errors="replace")).hexdigest() != found.table_sha256:
         raise check.error("table", "text with the hash in table_sha256: the file was changed", found.table)

@@ -54,4 +54,6 @@ def _where(name: str, scope: Scope) -> str:
         return pair
     if name in TABLES and "stream_pt" in TABLES[name].names:
         return f"{pair} AND stream = {sql_text(scope.streams['it'])} AND stream_pt = {sql_text(scope.streams['pt'])}"
-    return f"{pair} AND stream IN ({', '.join(sql_text(stream) for stream in sorted(scope.streams.values()))})"
+    # A model may have read the other's text, too: of a pair with one template under the very name of the other's stream.
+    read = ", ".join(f"({sql_text(variant)}, {sql_text(stream)})" for variant, stream in sorted(scope.streams.items()))
+    return f"{pair} AND (variant, stream) IN ({read})"

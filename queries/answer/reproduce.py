@@ -17,6 +17,7 @@ from ...store.core.errors import CorruptError, LakeError
 from ...store.format.paths import Layout
 from ...store.format.records import SEAL
 from ...store.tables.live import FOREIGN
+from ...store.tables.names import Chain
 from ..rows.registry import Query, find
 from .answer import Answer
 from .asking import Asking
@@ -131,15 +132,15 @@ def _answers(
     generate: bool,
 ) -> dict[int, Answer]:
     """Place in the lock file -> answer, of rows without a problem; rows of the same pairs and prompts share their passes."""
-    together: dict[tuple[tuple[str, ...], str | None], list[int]] = {}
+    together: dict[tuple[tuple[str, ...], str | None, Chain | None], list[int]] = {}
     for place, locked in enumerate(lock.rows):
         if not done[place].problem:
-            together.setdefault((tuple(locked.pairs), locked.prompts), []).append(place)
+            together.setdefault((tuple(locked.pairs), locked.prompts, locked.chain), []).append(place)
     found: dict[int, Answer] = {}
-    for (pairs, prompts), places in together.items():
+    for (pairs, prompts, chain), places in together.items():
         again = {queries[place].id: queries[place] for place in places}
         try:
-            asking = Asking(layout, list(again.values()), pairs, prompts, device, catalog, generate)
+            asking = Asking(layout, list(again.values()), pairs, prompts, device, catalog, generate, chain=chain)
             asking.announce()
             known = {one.query.id: one for one in asking if isinstance(one, Answer)}
         except (duckdb.Error, pa.ArrowException, CorruptError) as error:  # a table that is no Parquet file any more

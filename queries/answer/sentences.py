@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ...store.tables.names import Chain
 from ..rows.numbers import interval, number
 from ..rows.registry import Query
 
@@ -62,6 +63,44 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
         kept = [text if all(map(line_of, FIELD.finditer(text))) else named(text) for text in kept]
         kept = kept or ["None of the numbers of this row's sentence is known."]
     return " ".join(FIELD.sub(fill, " ".join(kept)).split())
+
+
+def say_of_chain(chain: Chain, query: Query, table: pd.DataFrame) -> str:
+    """The finding along a chain: the whole difference of the first measure that the row's sentence is about, what share of it
+    is there after each stage, and the largest step; each stage's own sentence where the row compares nothing."""
+    base, last = chain.models[0], chain.models[-1]
+    column, *arms = query.contrast or ("measure",)
+    for measure in compared(query.says) if arms else ():
+        mine = table[(table["measure"] == measure) & (table[column] == " - ".join(arms))]
+        mine = mine[mine["layer"].isna()] if "layer" in mine else mine
+        of_base, steps = (mine[mine["compared"] == kind].set_index("stage") for kind in ("base", "step"))
+        if last not in of_base.index or pd.isna(of_base.loc[last, "estimate"]):
+            continue
+        whole = f"From {base} to {last}, {measure} changes by {_signed(of_base.loc[last])}"
+        if len(chain.models) == 2:
+            return f"{whole}."
+        share = table[table["measure"] == f"{measure}_share"].set_index("stage")[["estimate", "low", "high"]] * 100
+        if share.isna().all(axis=None):
+            stages = ", ".join(f"{stage} {_signed(of_base.loc[stage])}" for stage in of_base.index[:-1])
+            return f"{whole}; on the way, against {base}: {stages}."
+        parts = ", ".join(
+            f"{interval(*line)} % after {stage}"
+            for stage, line in zip(share.index, share.to_numpy(), strict=True)
+            if stage != last
+        )
+        largest = steps["estimate"].abs().idxmax()
+        before = chain.models[chain.models.index(largest) - 1]
+        return f"{whole}. Of that, {parts} is there. The largest step is {before} to {largest} ({_signed(steps.loc[largest])})."
+    told = []
+    for stage in chain.models[1:]:
+        mine = table[(table["stage"] == stage) & (table["compared"] == "base")]
+        told.append(f"{base} to {stage}: {say(query.says, mine, query)}")
+    return " ".join(told)
+
+
+def _signed(line: pd.Series) -> str:
+    """A difference with its interval and its sign."""
+    return interval(line["estimate"], line["low"], line["high"], sign=True)
 
 
 def compared(template: str) -> list[str]:

@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from ..rows import findings
 from ..rows.findings import Findings, Panel, caption, heading, hues, is_contrast, marked, reference, shown, split, unit
 
 WIDTH, DPI = 8.0, 150
@@ -79,15 +80,14 @@ def draw(answer: Findings) -> Picture:
     for what only the table shows; both may be patterns (commit_*). At most 12 panels and 12 single numbers are drawn; the
     caption says how many are left.
     """
-    spec = _FigureSpec.read(answer)
+    spec = _FigureSpec.read(answer := findings.by_stage(answer))
     parts = [part for part in (spec.lines, spec.numbers, spec.plain) if part.panels]
     heights = [part.height for part in parts] or [0.3]
     handles, head, foot = spec.legend(), heading(answer), caption(answer, spec.left_out)
     widths = [len(str(handle.get_label())) + 9 for handle in handles] or [1]
     across = len(widths) if sum(widths) <= 118 else max(1, 118 // max(widths))
     above = 0.2 + 0.2 * len(head) + (0.07 + 0.2 * -(-len(handles) // across) if handles else 0)
-    below = 0.16 + 0.16 * len(foot)
-    height = above + sum(heights) + below
+    height = above + sum(heights) + (below := 0.16 + 0.16 * len(foot))
     inside = (0.008, below / height, 0.984, sum(heights) / height)
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
     figure.set_layout_engine("constrained", rect=inside, w_pad=0.06, h_pad=0.06)

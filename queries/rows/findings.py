@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 
 import pandas as pd
 
 from ...store.format.paths import Layout
+from ...store.tables.names import Chain
 from .numbers import counts
 from .registry import Query
 
@@ -49,6 +50,7 @@ class Findings:
     captures: list[tuple[str, str]]
     read: list[Path]
     layout: Layout
+    chain: Chain | None = None  # the chain whose pairs it compares; None for one pair, or several pooled
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,17 @@ class Panel:
     def contrasts(self) -> pd.DataFrame:
         """The rows that are a difference between two hues."""
         return self.rows[self.rows["hue"].map(is_contrast).astype(bool)]
+
+
+def by_stage(answer: Findings) -> Findings:
+    """What a figure shows of a chain: the differences from its base, a hue a stage; other answers as they are."""
+    if not answer.chain:
+        return answer
+    table, hue = answer.table[answer.table["compared"] == "base"].drop(columns="compared"), "stage"
+    if answer.query.contrast and (column := answer.query.contrast[0]) in table:
+        table = table[table[column].isna() | table[column].map(is_contrast).astype(bool)].drop(columns=column)
+    query = replace(answer.query, plot={**answer.query.plot, "hue": hue})
+    return replace(answer, query=query, table=table.reset_index(drop=True))
 
 
 def split(answer: Findings) -> tuple[list[Panel], list[Panel]]:

@@ -117,6 +117,9 @@ def _resolved(merged: dict[str, dict]) -> dict[str, dict]:
                 f"{entry.where}: {name} names the model {lacking[0]!r}, which no catalog has{near}{MODEL_ENTRY}"
             )
     bases, tuned = ({entry.models[v] for entry in entries.values() if v in entry.models} for v in VARIANTS)
+    for entry in merged["chains"].values():
+        first, *later = entry.models.values()
+        bases, tuned = bases | {first}, tuned | set(later)
     models = {
         name: spec if spec.template else replace(spec, template="raw" if name in bases - tuned else "chat")
         for name, spec in models.items()

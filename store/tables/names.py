@@ -1,7 +1,9 @@
 """Models, pairs and chains by name: those of a lake and of the catalog, and what a misspelt one may have meant."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pandas as pd
 
@@ -14,6 +16,30 @@ from .declared import TABLES
 from .live import foreign_files, foreign_record
 
 Pairs = dict[str, dict[str, str]]  # pair -> variant -> model
+BETWEEN = ".."  # BASE..TUNED is a pair of any two models; no model's name may hold it
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Models in the order of their training, the base first."""
+
+    name: str
+    models: tuple[str, ...]
+
+    @property
+    def from_base(self) -> dict[str, str]:
+        """Stage -> the pair of the base and it."""
+        return {stage: f"{self.models[0]}{BETWEEN}{stage}" for stage in self.models[1:]}
+
+    @property
+    def steps(self) -> dict[str, str]:
+        """Stage -> the pair of the stage before and it."""
+        return {stage: f"{before}{BETWEEN}{stage}" for before, stage in pairwise(self.models)}
+
+    @property
+    def pairs(self) -> list[str]:
+        """All pairs, each once."""
+        return list(dict.fromkeys([*self.from_base.values(), *self.steps.values()]))
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,8 @@ def pair_named(name: str, catalog: Catalog, there: set[str]) -> dict[str, str]:
     pairs = known_pairs(catalog, there)
     if name in pairs:
         return pairs[name]
+    if BETWEEN in name:
+        return _between(name, {*there, *catalog.models})
     if name in {*there, *catalog.models}:
         of = [pair for pair, models in pairs.items() if name in models.values()]
         add = "" if of else f"; {NAMES_PAIRS}"
@@ -80,6 +108,35 @@ def pair_named(name: str, catalog: Catalog, there: set[str]) -> dict[str, str]:
     here = stored_pairs(catalog, there)
     where = f"the lake has {listed(here)}, {catalog.path} {listed(catalog.pairs)}"
     raise LakeError(f"unknown pair {name!r}: {where}{hint(name, pairs)}")
+
+
+def _between(name: str, models: Set[str]) -> dict[str, str]:
+    """The models of BASE..TUNED; LakeError unless they are two of `models`."""
+    found = dict(zip(VARIANTS, name.split(BETWEEN), strict=False))
+    for model in found.values():
+        if model not in models:
+            raise LakeError(f"{name!r}: no model {model!r} in the lake or the catalog{hint(model, models)}")
+    if name.count(BETWEEN) > 1 or len(set(found.values())) < len(VARIANTS):
+        raise LakeError(f"{name!r}: expected two different models, BASE..TUNED")
+    return found
+
+
+def pairs_in(text: str, there: Set[str]) -> Pairs:
+    """The pairs BASE..TUNED of models of a lake (`there`) that a text quotes."""
+    quoted = {tuple(name.split(BETWEEN)) for name in re.findall(r"'([^']+)'", text) if BETWEEN in name}
+    found = [models for models in quoted if len(models) == len(set(models)) == len(VARIANTS) and there >= set(models)]
+    return {BETWEEN.join(models): dict(zip(VARIANTS, models, strict=True)) for models in sorted(found)}
+
+
+def chain_named(name: str, catalog: Catalog) -> Chain:
+    """A chain of the catalog; LakeError for an unknown one."""
+    if name not in catalog.chains:
+        near = hint(name, catalog.chains)
+        raise LakeError(
+            f"unknown chain {name!r}: {catalog.path} has {listed(catalog.chains)}{near}; `chains: {{NAME: [BASE, SFT, ...]}}`"
+            " in a catalog.yaml names one"
+        )
+    return Chain(name, catalog.chains[name])
 
 
 def models_named(
@@ -97,7 +154,7 @@ def models_named(
             raise LakeError(
                 f"{name!r}: expected MODEL, PAIR, PAIR/ROLE or CHAIN, for instance pocket-it, pocket or pocket/it"
             )
-        if slash or name in pairs:
+        if slash or name in pairs or BETWEEN in name:
             models = pair_named(pair, catalog, there)
             if role and role not in models:
                 raise LakeError(f"pair {pair} has no variant {role!r}; it has {' and '.join(models)}")
