@@ -51,7 +51,9 @@ def generate(
         str | None,
         typer.Option(
             "--prompts",
-            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file. [default: the one that the pair's captures read]",
+            help="Prompt set of the catalog or the lake, or a .jsonl/.csv file; or the start of a stream's name, where several of"
+            " one set were captured: its prompts, and directions from it (SET,STREAM: these alone). [default: the set that the"
+            " pair's captures read]",
         ),
     ] = None,
     batch: Annotated[

@@ -170,9 +170,10 @@ class Make(Look):
 
         `edits` are edits in words ("scale:layers=late,direction=d_mean,alpha=0") or of actlake.edits, done in order, with
         `template` raw, chat or native; `conditions` are those of the catalog, `sweeps` all conditions of a row. `prompts` as in
-        `capture`, else those of the pair's captures. With `dry_run` nothing is written. `show` is called
-        with what there is to do, before it is done. The result says what was asked for and
-        what was missing; `.texts` is a table. LakeError for an edit, direction, condition or sweep that is unknown.
+        `capture`, or a stream's name (its beginning) where several of one set were captured: its prompts, and directions from it
+        ("SET,STREAM": these alone), else those of the pair's captures. With `dry_run` nothing is written. `show` is called with
+        what there is to do, before it is done. The result says what was asked for and missing; `.texts` is a
+        table. LakeError for an edit, direction, condition or sweep that is unknown.
         """
         from ..capture.run.ranks import Rank
         from ..capture.streams.names import one_pair

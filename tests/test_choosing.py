@@ -7,12 +7,15 @@ import actlake
 import pandas as pd
 import pytest
 import tiny
+from actlake.capture.streams.prompts import canonical_bytes
 from actlake.lake import Lake
+from actlake.store.artifacts.prompts import write_prompts
 from actlake.store.artifacts.streams import stream_records
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.tables.streams import same_prompts
 from test_graft_rows import catalog
+from test_observed_rows import texts
 
 
 def table(*rows: tuple[str, str, str, int]) -> pd.DataFrame:
@@ -74,12 +77,35 @@ def test_a_pair_with_two_budgets_is_answered(tmp_path: Path, llama: PairSpec) ->
     with pytest.raises(LakeError, match="pick one with --prompts") as caught:
         lake.run("L2", pair="llama", probes=False)
     offered = re.findall(r"native-tiny-\w+", str(caught.value).rpartition("--prompts")[2])
-    with pytest.raises(
-        LakeError, match=r"direction d_mean: comes from captures .* several captures fit stream 'native'"
-    ):
-        lake.generate(
-            "llama", edits=[actlake.edits.Scale(layers="late", direction="d_mean", alpha=0)], prompts="pocket"
-        )
     budgets = [lake.run("L2", pair="llama", prompts=name, probes=False).streams for name in offered]
     known = {record["name"]: record["recipe"]["max_new_tokens"] for record in stream_records(layout)}
     assert [{known[name] for name in streams.values()} for streams in budgets] in ([{6}, {9}], [{9}, {6}])
+
+
+def test_directions_come_from_the_captures_that_are_named(tmp_path: Path, llama: PairSpec) -> None:
+    """One prompt set with two budgets: which of the two a direction is of is asked, and each that is offered can be named."""
+    asked = tiny.prompt_set(texts(12))
+    for budget in (6, 9):
+        layout = tiny.capture(
+            tmp_path / "lake", llama, tiny.StreamSpec("native", "native", "own", budget), prompts=asked
+        )
+    lake = Lake(layout.root, catalog=catalog(tmp_path, llama))
+    write_prompts(layout, "tiny", canonical_bytes(asked.prompts))
+    edits = [actlake.edits.Scale(layers="late", direction="d_mean", alpha=0)]
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(canonical_bytes(tiny.prompt_set(tiny.TEXTS[:2]).prompts))
+    with pytest.raises(LakeError, match="several captures fit stream 'native'.*pick one with --prompts: ") as caught:
+        lake.generate("llama", edits=edits)
+    offered = re.findall(r"native-tiny-\w+", str(caught.value).rpartition("--prompts: ")[2])
+    with pytest.raises(LakeError, match="direction d_mean: comes from captures .*as --prompts SET,STREAM"):
+        lake.generate("llama", edits=edits, prompts=str(other))
+    keys, counts = set(), []
+    for name in offered:
+        alone = lake.generate("llama", edits=edits, prompts=name)
+        beside = lake.generate("llama", edits=edits, prompts=f"{other},{name}", max_new_tokens=4)
+        keys |= {one.key for made in (alone, beside) for one in made.conditions}
+        counts.append((alone.asked, beside.asked, alone.tokens // alone.missing))
+    assert sorted(counts) == [(12, 2, 6), (12, 2, 9)] and len(keys) == 4
+    assert lake.generate("llama", edits=edits, prompts=offered[0], dry_run=True).missing == 0
+    with pytest.raises(LakeError, match="unknown prompt set 'native-nothing'"):
+        lake.generate("llama", edits=edits, prompts="native-nothing")

@@ -13,6 +13,7 @@ from ...capture.edit.words import condition_text, parse_edits
 from ...capture.run.ranks import ALONE, Rank
 from ...capture.streams.capture_pair import find_prompts
 from ...capture.streams.prompts import PromptSet
+from ...store.artifacts.prompts import stored_prompts
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.core.specs import check_date
@@ -102,13 +103,14 @@ def generate(
     if wanted.edits or not settings_of:
         texts = [text for text in wanted.edits if text != "none"]
         settings_of += [setting_of(kit, pair, who, texts, wanted.template) for who in roles or there[-1:]]
-    chosen = find_prompts(catalog, kit.layout, wanted.prompts, wanted.limit) if wanted.prompts else None
+    named, which = _prompts_and_streams(kit, pair, wanted.prompts or "")
+    chosen = find_prompts(catalog, kit.layout, named, wanted.limit) if named else None
     if wanted.date:
         check_date(wanted.date)
     if wanted.limit and chosen is None:
-        raise LakeError("--limit: goes with --prompts; without it the prompts are those that the captures read")
+        raise LakeError("--limit: goes with --prompts SET; without one the prompts are those that the captures read")
     budget = wanted.max_new_tokens or (64 if chosen else None)
-    found = plan(kit, pair, settings_of, chosen, None, budget, wanted.batch, wanted.date, wanted.control_tokens)
+    found = plan(kit, pair, settings_of, chosen, which, budget, wanted.batch, wanted.date, wanted.control_tokens)
     if show:
         show(found.line())
     done = [] if dry_run else write(found, rank)
@@ -150,7 +152,7 @@ def plan(
 
     LakeError for a sweep, edit or direction that is unknown, and where captures are needed that are not there.
     """
-    scope = _scope(kit, pair, which, prompts is None)
+    scope = _scope(kit, pair, which, prompts is None or which is not None)
     steer: SteeringVectors = steering(kit, scope)
     every: list[Setting] = []
     for each in wanted:
@@ -227,6 +229,21 @@ def write(found: _Plan, rank: Rank = ALONE) -> list[_Written]:
                 )
             )
     return done
+
+
+def _prompts_and_streams(kit: Context, pair: str, names: str) -> tuple[str, str | None]:
+    """What `prompts` names, with commas between: a prompt set, and streams of the pair's captures, which say where directions
+    come from, and without a set which prompts are meant."""
+    streams = kit.streams_of(pair)
+    own = streams.loc[(streams["pair"] == pair) & (streams["recipe"] == "native"), "name"]
+
+    def is_stream(name: str) -> bool:
+        known = name in kit.catalog.prompts or stored_prompts(kit.layout, name)
+        return bool(name) and not known and bool(own.str.startswith(name).any())
+
+    parts = names.split(",")
+    which = [part for part in parts if is_stream(part)]
+    return ",".join(part for part in parts if part not in which), ",".join(which) or None
 
 
 def _scope(kit: Context, pair: str, which: str | None, needed: bool) -> Scope:

@@ -186,7 +186,8 @@ class SteeringVectors:
             try:  # why there are none, or which of several
                 same_prompts(self._kit.streams_of(self._scope.pair), self._scope.pair, "native", None)
             except LakeError as error:
-                raise LakeError(f"{of}: {error}") from error
+                beside = ", beside a prompt set as --prompts SET,STREAM" if "--prompts: " in error.repair else ""
+                raise LakeError(f"{of}: {error}{beside}") from error
             raise LakeError(of, repair=f"run `actlake capture {self._scope.pair} --stream native`")
         if name == "d_conv":
             return (Contrast(self._kit, sibling(self._kit, self._scope, "teacher"), "raw"),)
