@@ -14,7 +14,7 @@ from actlake.capture.model.structure import discover
 from actlake.store.artifacts.models import read_head
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.core.errors import LakeError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MllamaConfig, MllamaForConditionalGeneration
 
 # One of each kind that is unlike a Llama.
 KINDS = {
@@ -37,6 +37,7 @@ KINDS = {
     "minimax": "goes on with a normed residual",
     "gemma3n_text": "keeps its residual otherwise",
     "doge": "a weight of its own, input_residual",
+    "mllama": "MllamaTextConfig is the config of a part of a model",  # its text class by itself; see below for the whole
 }
 
 
@@ -54,6 +55,21 @@ def test_kind(tmp_path, name):
 def test_class_is_right_or_refused_in_one_line(tmp_path, name):
     verdict = families.examine(name, tmp_path)
     assert verdict.kind in ("right", "refused", "unbuilt"), verdict
+
+
+def test_blocks_that_text_alone_does_not_run_are_named(tmp_path):
+    """Llama 3.2 Vision: some blocks attend to pictures, and are skipped where there are none."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64}
+    text = {"vocab_size": 300, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, **sizes}
+    text |= {"cross_attention_layers": [1, 3], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {"num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2, "image_size": 28, **sizes}
+    vision |= {"vision_output_dim": 64, "intermediate_layers_indices": [0], "max_num_tiles": 1}
+    config = MllamaConfig(text_config=text, vision_config=vision | {"supported_aspect_ratios": [[1, 1]]})
+    MllamaForConditionalGeneration(config).save_pretrained(tmp_path / "m")
+    tiny.tokenizer().save_pretrained(tmp_path / "m")
+    says = r"MllamaForCausalLM: block 1, 3 \(MllamaCrossAttentionDecoderLayer\) of 4 does not run where there is text alone"
+    with pytest.raises(LakeError, match=says):
+        load_model(tiny.spec(tmp_path / "m", "m-pt"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,12 @@ def auto_of(spec: ModelSpec, config: Any) -> Any:
     for auto in CLASSES:
         if type(config) in auto._model_mapping:
             return auto
+    parts = [other for other in vars(sys.modules[type(config).__module__]).values() if _is_part(config, other)]
+    if parts:
+        raise LakeError(
+            f"model {spec.name}: {name} is the config of a part of a model, and transformers {transformers.__version__} finds the"
+            f" part's class by that of the whole only ({parts[0].__name__}): name the folder of the whole model"
+        )
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         what = "an encoder"
     elif kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
@@ -244,6 +251,12 @@ def auto_of(spec: ModelSpec, config: Any) -> Any:
     else:
         what = f"no language model that transformers {transformers.__version__} has a class with a head for"
     raise LakeError(f"model {spec.name}: {name} is {what}; actlake captures decoders only")
+
+
+def _is_part(config: Any, other: Any) -> bool:
+    """Whether another class of configs has one of this type inside."""
+    parts = getattr(other, "sub_configs", None) if isinstance(other, type) else None
+    return isinstance(parts, dict) and type(config) in parts.values()
 
 
 def config_for(kind: Any, config: Any) -> Any:

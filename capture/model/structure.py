@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...analyze.lens.head import Head
 from ...store.core.errors import LakeError
+from ...store.core.yaml_file import listed
 from .branches import Branch, added_of, find_branches, is_norm, rounding_error
 from .heads import TOLERANCE, find_top, norm_parameters
 from .trace import SHARED, Trace, flat, random_tokens
@@ -110,8 +111,16 @@ def layers_of(config: Any) -> int:
 def _find_blocks(hf: Any, trace: Trace) -> list[nn.Module]:
     """The largest stack of as many modules as the config has layers, all of which ran (a vision tower's did not)."""
     layers = layers_of(hf.config)
-    ran = [stack for stack in stacks(hf, layers) if all(block in trace.outputs for block in stack)]
+    there = stacks(hf, layers)
+    ran = [stack for stack in there if all(block in trace.outputs for block in stack)]
     if not ran:
+        for stack in there:
+            if 0 < len(idle := [at for at, block in enumerate(stack) if block not in trace.outputs]) < layers:
+                kind = type(stack[idle[0]]).__name__
+                raise LakeError(
+                    f"{type(hf).__name__}: block {listed(map(str, idle))} ({kind}) of {layers} does not run where there is text"
+                    " alone (it reads pictures, say); every block has to run: this architecture is not supported"
+                )
         lists = [m for m in hf.modules() if isinstance(m, nn.ModuleList)]
         sizes = ", ".join(map(str, sorted({len(stack) for stack in lists}))) or "no"
         raise LakeError(
