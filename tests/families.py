@@ -114,6 +114,8 @@ SIZES: dict[str, Any] = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
     "lru_width": 32,
     "attention_window_size": 8,
     "use_mamba_kernels": False,
