@@ -1,9 +1,11 @@
 """The catalog (what it accepts, each complaint with its line), the window rule, and the published figures."""
 
 import csv
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import actlake
 import pytest
 from actlake.capture.edit.words import parse_edits
 from actlake.capture.streams.prompts import read_prompts
@@ -20,6 +22,7 @@ from actlake.store.core.catalog import (
 )
 from actlake.store.core.errors import LakeError
 from actlake.store.core.specs import default_windows, resolve_boundaries
+from actlake.store.format.paths import Layout
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -171,6 +174,35 @@ def test_an_unknown_name_lists_what_is_known_and_what_is_close(tmp_path):
         catalog.lake("x")
     with pytest.raises(LakeError, match=r"raw, native, teacher, reverse$"):
         catalog.stream("zzz")
+
+
+def test_the_packaged_catalog_is_no_file_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: Layout
+) -> None:
+    """Where nobody wrote a catalog, no message names the packaged one's path, which nobody is to change."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(captured.root, "lake")
+    lake = actlake.open("lake")
+    for ask in (
+        lambda: lake.catalog.pair("pockett"),
+        lambda: lake.run("L2", pair="pockett"),
+        lambda: lake.capture("pockett"),
+        lambda: lake.dataset("pockett/it", "native"),
+        lambda: lake.capture("llama"),
+        lambda: lake.capture("llama-it"),
+        lambda: lake.generate("llama/it", edits=["scale:layers=1,alpha=0"]),
+        lambda: lake.run("exp11", pair="llama"),
+        lambda: lake.run("L3", pair="llama"),
+        lambda: lake.capture("pocket", prompts="nothing"),
+    ):
+        with pytest.raises(LakeError) as caught:
+            ask()
+        assert str(module.PACKAGED) not in str(caught.value) and "\n" not in str(caught.value), caught.value
+    with pytest.raises(LakeError, match="'pockett': the catalog that comes with actlake has .*; did you mean 'pocket'"):
+        lake.catalog.pair("pockett")
+    Path("catalog.yaml").write_text("lakes: {mine: lake}\n")
+    with pytest.raises(LakeError, match=r"'pockett': catalog.yaml \(with what comes with actlake\) has .*pocket"):
+        actlake.open("lake").catalog.pair("pockett")
 
 
 def test_a_pair_of_one_model_says_so(tmp_path):

@@ -74,10 +74,10 @@ def find_weights(layout: Layout, model: str, catalog: Catalog | None) -> ModelSp
     spec = stored_weights(layout, model)
     if spec is None:
         if catalog is None or model not in catalog.models:
-            looked = f"{weights_folder(layout, model)} and {catalog.path if catalog else 'no catalog was given'}"
+            looked = f"{weights_folder(layout, model)} and {catalog.where if catalog else 'no catalog was given'}"
             raise LakeError(
-                f"model {model}: no weights found; looked in {looked}: name the model in the catalog, or put its weights into the"
-                " lake with `actlake capture --with-weights`"
+                f"model {model}: no weights found; looked in {looked}: name the model in a catalog.yaml in the folder you work"
+                " in, or put its weights into the lake with `actlake capture --with-weights`"
             )
         spec = catalog.model(model)
     check_here(spec)

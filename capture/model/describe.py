@@ -49,7 +49,7 @@ def find_specs(catalog: Catalog, name: str) -> list[ModelSpec]:
         return [catalog.model(name)]
     if name in catalog.pairs or not path.exists():
         if "/" in name or name.endswith(".gguf"):
-            raise LakeError(f"{name}: no such model folder or .gguf file, and no pair of {catalog.path}")
+            raise LakeError(f"{name}: no such model folder or .gguf file, and no pair of {catalog.where}")
         found = catalog.pair(name)
         return [spec for spec in (found.pt, found.it) if spec]
     if path.is_file():

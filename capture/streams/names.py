@@ -78,8 +78,8 @@ def find_pair(name: str, variants: Sequence[str], catalog: Catalog, layout: Layo
         pt, it = (mine.get(models[v]) or _stored(models[v], layout) if v in models else None for v in VARIANTS)
         if not (pt or it):
             raise LakeError(
-                f"pair {name}: the lake has it, but not its weights, and {catalog.path} does not name them: add the pair to the"
-                " catalog"
+                f"pair {name}: the lake has it, but not its weights, and {catalog.where} does not name them: add the pair to a"
+                " catalog.yaml in the folder you work in"
             )
         spec = PairSpec(name, pt, it, {})
     for variant in variants:
@@ -92,8 +92,8 @@ def _alone(model: str, catalog: Catalog, layout: Layout | None) -> PairSpec:
     spec = catalog.models.get(model) or _stored(model, layout)
     if spec is None:
         raise LakeError(
-            f"model {model}: the lake has it, but not its weights, and {catalog.path} does not name them: add the model to the"
-            " catalog"
+            f"model {model}: the lake has it, but not its weights, and {catalog.where} does not name them: add the model to a"
+            " catalog.yaml in the folder you work in"
         )
     base = spec.template == "raw"
     return PairSpec(model, spec if base else None, None if base else spec, {})

@@ -116,5 +116,5 @@ def keep_prompts(layout: Layout, catalog: Catalog, file: Path, name: str | None,
     of the file is text, id and category where their names differ."""
     name = name or file.stem
     if name in catalog.prompts:
-        raise LakeError(f"prompt set {name!r} is already a name of {catalog.path}; choose another with --name")
+        raise LakeError(f"prompt set {name!r} is already a name of {catalog.where}; choose another with --name")
     return read_prompts(add_prompts(file, layout, name, columns), name)

@@ -167,7 +167,7 @@ class Context:
         for name, (start, stop) in found.items():
             if not 0 <= start < stop <= n_layers:
                 raise LakeError(
-                    f"pair {pair}: window {name} [{start}, {stop}) of {self.catalog.path} is outside the model, whose blocks are"
+                    f"pair {pair}: window {name} [{start}, {stop}) of {self.catalog.where} is outside the model, whose blocks are"
                     f" 0 to {n_layers - 1}"
                 )
         (early, _), (mid, mid_stop), (_, late_stop) = (found[name] for name in WINDOWS)

@@ -75,7 +75,7 @@ def _spec(kit: Context, model: str) -> ModelSpec:
         return ModelSpec(model, weights_folder(kit.layout, model), None, None, None)
     raise LakeError(
         f"table weights compares the models' own files; this lake has none of {model} (`actlake capture {model}"
-        f" --with-weights` keeps them there), and {kit.catalog.path} does not name the model"
+        f" --with-weights` keeps them there), and {kit.catalog.where} does not name the model"
     )
 
 

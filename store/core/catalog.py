@@ -46,6 +46,11 @@ class Catalog:
     lakes: dict[str, str]
     rows: dict[str, Path]  # folders of .sql files, by what the catalog calls them
 
+    @property
+    def where(self) -> str:
+        """What messages call it: its file, or what it is where that is none of the user's."""
+        return "the catalog that comes with actlake" if self.path == PACKAGED else str(self.path)
+
     def model(self, name: str) -> ModelSpec:
         """The model of this name."""
         return self._find("model", self.models, name)
@@ -77,7 +82,7 @@ class Catalog:
     def _find(self, kind: str, entries: Mapping[str, T], name: str) -> T:
         if name in entries:
             return entries[name]
-        where = self.path if _is_packaged(self.path) else f"{self.path} (with what comes with actlake)"
+        where = self.where if _is_packaged(self.path) else f"{self.path} (with what comes with actlake)"
         raise LakeError(f"unknown {kind} {name!r}: {where} has {listed(entries)}{hint(name, entries)}")
 
 

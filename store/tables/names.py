@@ -106,7 +106,7 @@ def pair_named(name: str, catalog: Catalog, there: set[str]) -> dict[str, str]:
     if "/" in name:
         raise LakeError(f"{name!r} names a model; name its pair, {name.partition('/')[0]}")
     here = stored_pairs(catalog, there)
-    where = f"the lake has {listed(here)}, {catalog.path} {listed(catalog.pairs)}"
+    where = f"the lake has {listed(here)}, {catalog.where} {listed(catalog.pairs)}"
     raise LakeError(f"unknown pair {name!r}: {where}{hint(name, pairs)}")
 
 
@@ -168,7 +168,7 @@ def models_named(
             known = [*pairs, *catalog.chains, *sorted({*there, *catalog.models})]
             here = f"the lake has {listed(stored_pairs(catalog, there))}, " if there else ""
             raise LakeError(
-                f"unknown pair, model or chain {name!r}: {here}{catalog.path} {listed(catalog.pairs)}{hint(name, known)}"
+                f"unknown pair, model or chain {name!r}: {here}{catalog.where} {listed(catalog.pairs)}{hint(name, known)}"
             )
     paired = {one.model for one in found if one.pair}
     return [one for one in found if one.pair or one.model not in paired]
