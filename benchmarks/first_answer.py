@@ -42,7 +42,7 @@ def prepare(gguf: Path, lake: Path) -> list[str]:
 def measure(where: list[str], out: Path, stop: bool) -> None:
     """Run the rows in a fresh copy of the lake without tables and probes, and print what came when."""
     lake = Path(where[1])
-    for made in ("tables", "probes", "directions"):
+    for made in ("tables", "lenses", "directions"):
         shutil.rmtree(lake / made, ignore_errors=True)
     words = command("run", *ROWS, "--pair", "twin", "--out", str(out), *where)
     started = time.perf_counter()

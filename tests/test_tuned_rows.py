@@ -11,18 +11,19 @@ import tiny
 import torch
 import xarray as xr
 from actlake.analyze import lazy
-from actlake.analyze.lens.tuned_lens import Probes
+from actlake.analyze.lens.tuned_lens import Probes, Trainer
 from actlake.analyze.tuned.folds import fold_of
 from actlake.analyze.tuned.recipes import Adam, Sgd
 from actlake.lake import Lake
+from actlake.queries.engine import estimate
 from actlake.queries.engine.context import Context, Scope
 from actlake.queries.makers import ensure
 from actlake.queries.probes import choice as choosing
 from actlake.queries.probes import training as probe_training
 from actlake.queries.probes.choice import choose
 from actlake.queries.probes.spec import ProbeSpec
-from actlake.queries.probes.training import recipe_of, train_probes
-from actlake.store.artifacts.probes import read_probes, save_training, training_file, write_probes
+from actlake.queries.probes.training import Training, recipe_of, train_probes
+from actlake.store.artifacts.probes import read_facts, read_probes, save_training, training_file, write_probes
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture, CheckedArray, find_capture
 from actlake.store.core.catalog import PairSpec
@@ -255,6 +256,25 @@ def test_training_that_takes_long_is_said_before(tmp_path: Path, llama: PairSpec
         train_probes(layout, "llama-it", "native", QUICK, device="cpu")
     line = "training probes for the tuned lens of llama-it on cpu, a few seconds; fewer --tokens take less, and after Ctrl-C"
     assert line in " ".join(said[0].split())
+
+
+@pytest.mark.parametrize("buffer", [30_000, 384 << 20])
+def test_estimates_count_what_training_reads(lake: Lake, monkeypatch, buffer: int) -> None:
+    """Rows that probes are trained on, whether memory holds them or not, and rows that they are looked at with."""
+    monkeypatch.setattr(probe_training, "BUFFER_BYTES", buffer)
+    looked: list[int] = []
+    measure = Trainer.measure
+    monkeypatch.setattr(Trainer, "measure", lambda self, rows: [looked.append(len(rows)), measure(self, rows)][1])
+    kit = Context(lake.layout, "cpu")
+    recipe = Adam(batch=16, steps=60, check_every=7, patience=1_000)
+    job = Training(kit, ProbeSpec(names(lake, "it"), recipe, None, 0, 2))
+    job.finish()
+    trained = sum(read_facts(lake.layout.files, job.path)["trained_tokens"])
+    assert trained <= job.forwards < trained + 2 * recipe.batch
+    assert sum(looked) <= job.checked <= 2 * sum(looked)
+    shape = estimate._shape(kit, "llama-it")
+    assert estimate._operations(kit, job) == (estimate.TRAINING * job.forwards + job.checked) * shape.logit * 3
+    shutil.rmtree(job.path)
 
 
 def test_rows_that_are_not_finite_are_left_out(lake: Lake, monkeypatch) -> None:

@@ -119,7 +119,7 @@ def _operations(kit: Context, job: Job) -> float:
         total += capture.n_tokens * (shape.layers + 1) * cost
     if job.stage == Stage.PROBES:
         shape = _shape(kit, job.runs[0])
-        return job.forwards * shape.logit * shape.layers * TRAINING
+        return (job.forwards * TRAINING + job.checked) * shape.logit * shape.layers
     return total + sum(2.0 * job.forwards * _shape(kit, model).parameters for model in job.runs)
 
 

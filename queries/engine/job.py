@@ -49,6 +49,7 @@ class Job:
     runs: tuple[str, ...] = ()  # the models that it runs, or trains probes of
     lenses = 0.0  # what it costs, in passes of a lens over all tokens; 0: it reads no logits
     forwards = 0  # tokens that these read, or that probes are trained on, about
+    checked = 0  # tokens that probes are looked at with, over all looks
     source: Any = None  # the kit and the need that build.jobs_of made it of, from which it can be made again elsewhere
 
     def __init__(self, name: str, path: Path):

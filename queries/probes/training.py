@@ -44,8 +44,10 @@ class Training(Job):
         super().__init__(f"tuned lens {spec.names[0]}", spec.path(kit))
         self._kit, self._spec, self._rows = kit, spec, _Rows(capture, spec.seed, spec.folds)
         self.runs = (spec.names[0],)
-        steps = spec.folds * spec.recipe.steps * spec.recipe.batch
-        self.forwards = spec.folds * spec.tokens if spec.tokens else steps
+        # At most: training may end early, and how many tokens are looked at hangs on the chunks that come first.
+        self.forwards = sum(self._rows.trained(spec.tokens or spec.recipe.steps * spec.recipe.batch))
+        looks = 2 + self.forwards // (spec.folds * spec.recipe.batch * spec.recipe.check_every)
+        self.checked = looks * sum(self._rows.checks)
 
     def finish(self) -> None:
         """Train, going on from where an earlier run was stopped, and seal the result."""
@@ -108,6 +110,7 @@ class _Rows:
         most = BUFFER_BYTES // 8 * 7 // row // (2 * folds - 1)  # while one fold's buffer fills, rows of the others wait
         self.capacity = [max(1, min(there, most)) for there in self.tokens]
         self._room = [max(1, min(CHECK_TOKENS, BUFFER_BYTES // 8 // row // folds))] * folds
+        self.checks = [min(room, int(mask.sum())) for room, mask in zip(self._room, self._held, strict=True)]  # at most
         self._kept: list[list[Tensor]] = [[] for _ in range(folds)]
         self._waiting: list[deque[Tensor]] = [deque() for _ in range(folds)]
         self._finite = not (capture.manifest and capture.manifest["variables"]["resid"]["nonfinite"])
@@ -116,6 +119,13 @@ class _Rows:
         parts = [slice(chunk * self._chunk, (chunk + 1) * self._chunk) for chunk in order.tolist()]
         # Those first that every fold can be looked at with; the order is random among them and among the rest.
         self._parts = iter(sorted(parts, key=lambda part: not all(mask[part].any() for mask in self._held)))
+
+    def trained(self, wanted: int) -> list[int]:
+        """Tokens that each fold is trained on, of so many: of rows that memory does not hold, each once."""
+        return [
+            wanted if room >= there else min(wanted, there)
+            for there, room in zip(self.tokens, self.capacity, strict=True)
+        ]
 
     def blocks(self, fold: int) -> Iterator[Tensor]:
         """Rows [n, L+1, d] to train a fold on."""
