@@ -155,6 +155,8 @@ def score(
         if as_json:
             return print_json(lines)
         return line("\n".join(lines))
+    for name in (sweep or ["exp12"]) if judge else ():  # before texts are written
+        lake.judge(pair, name, second=second, referee=referee, check=True, **options)
     for name in sweep or ["exp12"]:
         table = lake.score(pair, name, metric or (), prompts)
         found[name] = {"scores": records(table)}

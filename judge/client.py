@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,7 +94,7 @@ class Endpoint:
             if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
                 self.stop()
                 said = scrub(str(cause)) or "no connection in time"
-                raise LakeError(f"judge at {self.url}: can't be reached ({said}); is the server running?") from None
+                raise _unreached(self.url, said) from None
             if isinstance(error, self._errors.APITimeoutError):
                 raise Unanswered(f"no answer within {self._timeout:g} s") from None
             raise Unanswered(f"connection lost ({scrub(str(cause)) or type(cause).__name__})") from None
@@ -121,6 +122,19 @@ class Endpoint:
             self.stop()
             return LakeError(f"{judge}: it refuses every question with {said}")
         return Unanswered(said)
+
+
+def check_address(url: str) -> None:
+    """Raise LakeError unless `url` has the form of an address and something listens there; nothing is sent."""
+    parts = urlsplit(_checked(url))
+    try:
+        socket.create_connection((parts.hostname, parts.port or {"http": 80}.get(parts.scheme, 443)), 10).close()
+    except OSError as error:
+        raise _unreached(url, error.strerror or str(error)) from None
+
+
+def _unreached(url: str, why: str) -> LakeError:
+    return LakeError(f"judge at {url}: can't be reached ({why}); is the server running?")
 
 
 def _checked(url: str) -> str:

@@ -16,7 +16,7 @@ from ..store.core.errors import CorruptError, LakeError
 from ..store.core.files import hash_json
 from ..store.core.progress import Advance
 from ..store.format.paths import Layout
-from .client import KEY, MODEL, URL, Endpoint, Unanswered, scrub
+from .client import KEY, MODEL, URL, Endpoint, Unanswered, check_address, scrub
 from .rubrics import PAIR_ANSWERS, Rubric, find_answer, find_rubric, pair_swapped, read_rubrics
 
 UNJUDGED = "unjudged"
@@ -125,6 +125,12 @@ class Judge:
         self._workers, self._asking = max(1, workers), (max_tokens, timeout, tries)
         self._prices = None if price_in is None or price_out is None else (price_in, price_out)
         self._store = VerdictStore(layout.judge, part, layout.files)
+
+    def check(self) -> None:
+        """Raise LakeError where no question could be sent: no address, one of another form, or nothing listens there."""
+        if not self._url:
+            raise _nowhere()
+        check_address(self._url)
 
     def estimate(self, items: Sequence[JudgeItem]) -> Cost:
         """Estimated cost of judging these items; sends nothing."""

@@ -213,22 +213,27 @@ class Make(Look):
         second: str | None = None,
         referee: str | None = None,
         agree: Callable[[Cost], bool] = lambda cost: True,
+        check: bool = False,
         **server: Any,
     ) -> list[str]:
         """Ask an LLM judge about every reply of a sweep that it has not judged yet; a line per rubric.
 
         With `gold` (a file of id, rubric, reply, value) only the judge's agreement with it is measured. `agree` is asked with the
         estimated calls and tokens before anything is sent. `second` and `referee` are further models: the referee decides where
-        two judges differ. `server`: url, model, price_in, price_out, else ACTLAKE_JUDGE_URL, ACTLAKE_JUDGE_MODEL; the key is
+        two judges differ. With `check` nothing is judged: LakeError where texts are still to be written and no judge could be
+        asked about them. `server`: url, model, price_in, price_out, else ACTLAKE_JUDGE_URL, ACTLAKE_JUDGE_MODEL; the key is
         ACTLAKE_JUDGE_KEY. Verdicts stay in the lake. LakeError without a judge, and for a server that does not answer.
         """
-        from ..queries.generation.judging import agreement_with, judge_sweep
+        from ..queries.generation.judging import agreement_with, check_judge, judge_sweep
         from ..queries.generation.scores import scope_of
 
         context, file = self._context(), Path(rubrics) if rubrics else None
         scope = scope_of(context, pair, prompts)
         if gold:
             return agreement_with(context, scope, Path(gold), file, **server)
+        if check:
+            check_judge(context, scope, sweep, file, second, referee, **server)
+            return []
         return judge_sweep(context, scope, sweep, file, agree, second, referee, **server)
 
     @needs()

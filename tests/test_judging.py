@@ -138,6 +138,23 @@ def test_without_a_judge(made, monkeypatch):
     assert code and "no metric matches beauty; sweep exp12 has str" in text
 
 
+def test_a_judge_that_can_not_be_asked_is_told_before_texts_are_written(made, monkeypatch, tmp_path):
+    for name in ("URL", "MODEL", "KEY", "RUBRICS"):
+        monkeypatch.delenv(f"ACTLAKE_JUDGE_{name}", raising=False)
+    monkeypatch.setattr("actlake.lake.Lake.score", lambda *_: pytest.fail("texts would be written"))
+    closed = f"http://127.0.0.1:{serving.free_port()}/v1"
+    for words, says in (
+        ((), "no judge: set ACTLAKE_JUDGE_URL"),
+        (("--judge-model", "it"), "no judge: set ACTLAKE_JUDGE_URL"),
+        (("--judge-model", "it", "--judge-url", "localhost:8000/v1"), "is not of the form https://HOST/v1"),
+        (("--judge-model", "it", "--judge-url", closed), f"judge at {closed}: can't be reached (Connection refused)"),
+        (("--judge-model", "it", "--second", "x"), "a second judge and a referee belong together"),
+        (("--judge-model", "it", "--rubrics", str(tmp_path / "none.yaml")), "none.yaml: no such"),
+    ):
+        code, text = command(made, "score", "llama", "--sweep", "exp15", "--judge", "--yes", *words)
+        assert code and says in text, (words, text)
+
+
 def test_classes_are_shares():
     """Known pitfall: incoherent replies. S1's classes each have a share; grades and answers of two replies have their number."""
     packaged = rubrics_of()

@@ -159,6 +159,27 @@ class JudgedTable(TableJob):
         )
 
 
+def check_judge(
+    kit: Context,
+    scope: Scope,
+    sweep: str,
+    rubrics: Path | None = None,
+    second: str | None = None,
+    referee: str | None = None,
+    **options: Any,
+) -> None:
+    """Raise LakeError where a judge could not be asked about a sweep whose texts are to be written first."""
+    judge = _judge_of(kit, rubrics, second, referee, **options)
+    if not all(job.path.exists() for job in Scores(kit, scope, sweep).texts):
+        judge.check()
+
+
+def _judge_of(kit: Context, rubrics: Path | None, second: str | None, referee: str | None, **options: Any) -> Judge:
+    if bool(second) != bool(referee):
+        raise LakeError("a second judge and a referee belong together: give both or none")
+    return Judge(kit.layout, rubrics_of(rubrics), **options)
+
+
 def judge_sweep(
     kit: Context,
     scope: Scope,
@@ -174,9 +195,7 @@ def judge_sweep(
     With a `second` judge and a `referee` (models at the same address) the referee decides where the two differ (METHODS 12).
     `agree` is asked with the estimate before anything is sent. Options are those of `Judge`. LakeError as in `Judge`.
     """
-    if bool(second) != bool(referee):
-        raise LakeError("a second judge and a referee belong together: give both or none")
-    judge = Judge(kit.layout, rubrics_of(rubrics), **options)
+    judge = _judge_of(kit, rubrics, second, referee, **options)
     asked = [each.item for each in questions(Scores(kit, scope, sweep), judge.rubrics)]
     others = [Judge(kit.layout, judge.rubrics, **{**options, "model": model}) for model in (second, referee) if model]
     if not agree(sum((other.estimate(asked) for other in others[:1]), judge.estimate(asked))):
