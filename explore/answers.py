@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from typing import Any
 
@@ -13,43 +12,18 @@ import pandas as pd
 from ..queries.answer.answer import Answer
 from ..queries.answer.asking import Asking, Forecast
 from ..queries.engine.estimate import Work
-from ..queries.rows.findings import Panel, is_contrast, marked, reference, shown, split, unit
+from ..queries.figures.chosen import chosen
+from ..queries.figures.looks import DARK, Look, looks
+from ..queries.rows.findings import Panel, hues, is_contrast, marked, reference, shown, split
+from ..queries.rows.measures import axis
 from ..queries.rows.numbers import interval
-from ..queries.rows.registry import description, pitfall_link, queries
+from ..queries.rows.registry import description, group_of, pitfall_link, queries
 from ..store.core.errors import LakeError
 from ..store.core.extras import needs
 from .packing import packed
 from .source import ExplorerSource
 
-# What rows are about, by the first of their tables that is named here.
-GROUPS = {
-    "Texts under edits": {"scores", "effects", "judged"},
-    "Late blocks exchanged or changed": {
-        "graft",
-        "factorial",
-        "mechanism",
-        "candidates",
-        "divergence",
-        "patching",
-        "writeout",
-    },
-    "Directions and geometry": {"directions", "geometry"},
-    "Layers and lenses": {
-        "lens",
-        "delta",
-        "pair_lens",
-        "churn",
-        "lens_eval",
-        "endpoint",
-        "commit_layers",
-        "commitment",
-    },
-    "Weights and attention": {"weights", "attention"},
-}
 MOST = 10  # prompts that contribute most, of a measure
-ITEM = re.compile(
-    r"^((?:`[^`]+`(?:, (?:and )?)?)+)"
-)  # what an item of `about` begins with: the measures that it explains
 
 
 class Answers:
@@ -104,7 +78,7 @@ class Answers:
                 "pair": pair,
                 "row": one.query.id,
                 "title": one.query.title,
-                "group": group_of({want.table for want in one.query.needs}),
+                "group": group_of(one.query),
                 "file": at.get((pair, one.query.id)),
                 "why": self._source.without_path(one.refused or one.words),
             }
@@ -120,16 +94,17 @@ class Answers:
             return packed({"pair": pair, "row": row, "error": "this row turned out to have no answer here"})
         answer = found[0]
         lines, numbers = split(answer)
-        explained = explanations(answer.query.about)
+        first = [one.panel.measure for one in chosen(answer).panels]  # what the row's figure shows comes first
+        lines.sort(key=lambda panel: first.index(panel.measure) if panel.measure in first else len(first))
+        each = looks(hues(lines + numbers), answer.query.plot.get("hue", "variant"))
         value = {
             "pair": pair,
             "row": row,
             "title": answer.query.title,
             "sentence": self._source.without_path(answer.sentence),
-            "x": answer.query.plot.get("x", "layer"),
-            "y": answer.query.plot.get("y", ""),
-            "curves": [_curve(answer, panel, explained) for panel in lines],
-            "numbers": [_number(answer, panel, explained) for panel in numbers],
+            "x": axis(answer.query.plot.get("x", "layer")),
+            "curves": [_curve(answer, panel, each) for panel in lines],
+            "numbers": [_number(answer, panel, each) for panel in numbers],
             "main": sorted({str(name) for name in answer.main["measure"]}),
             "published": answer.published.drop(columns="row").to_dict("records"),
             "description": [
@@ -188,69 +163,47 @@ class Answers:
         return list(self._source.stream(stream).prompt_ids) if stream else []
 
 
-def group_of(tables: set[str]) -> str:
-    """The group of a row that reads these tables."""
-    return next((name for name, known in GROUPS.items() if known & tables), "Others")
-
-
-def explanations(about: str) -> dict[str, str]:
-    """Measure, or pattern of measures, -> what the row's header says of it."""
-    found = {}
-    for line in about.splitlines():
-        text = line.removeprefix("- ")
-        if line.startswith("- ") and (match := ITEM.match(text)):
-            for name in re.findall(r"`([^`]+)`", match[1]):
-                found[name] = text
-    return found
-
-
-def _explanation(measure: str, explained: dict[str, str]) -> str:
-    from fnmatch import fnmatchcase
-
-    return explained.get(measure) or next((text for name, text in explained.items() if fnmatchcase(measure, name)), "")
-
-
-def _curve(answer: Answer, panel: Panel, explained: dict[str, str]) -> dict[str, Any]:
-    """A measure along an axis: a series per hue."""
+def _curve(answer: Answer, panel: Panel, each: dict[object, Look]) -> dict[str, Any]:
+    """A measure along an axis: a series per hue; of a heat map its values by place."""
+    if panel.heat:
+        grid = panel.rows.pivot_table(index="y", columns="x", values="estimate", aggfunc="first").sort_index()
+        places = {"x": grid.columns.tolist(), "y": grid.index.tolist(), "values": grid.to_numpy(float).tolist()}
+        return {**_about(panel), "series": [], "points": [], "heat": places}
     series = []
     for hue in dict.fromkeys(panel.rows["hue"]):
         rows = panel.rows[[value == hue or (value is None and hue is None) for value in panel.rows["hue"]]]
         columns = {name: rows[name].tolist() for name in ("x", "estimate", "low", "high")}
         counted = sorted({(int(n), str(of)) for n, of in zip(rows["n"], rows["unit"], strict=True) if not pd.isna(n)})
-        series.append(
-            {
-                "name": shown(hue),
-                "role": hue if hue in ("pt", "it") else "",
-                "contrast": is_contrast(hue),
-                **columns,
-                "n": counted,
-            }
-        )
+        series.append({**_looked(each, hue), **columns, "n": counted})
     points = [[x, line["value"]] for x, line in marked(answer, panel)]
-    return {**_about(panel, explained), "unit": answer.query.plot.get("y", ""), "series": series, "points": points}
+    return {**_about(panel), "series": series, "points": points}
 
 
-def _number(answer: Answer, panel: Panel, explained: dict[str, str]) -> dict[str, Any]:
+def _number(answer: Answer, panel: Panel, each: dict[object, Look]) -> dict[str, Any]:
     """A single number: a line per hue with its interval and what was published."""
     lines = []
     for row in panel.rows.itertuples():
         published = reference(answer, panel, row.hue)
         lines.append(
             {
-                "name": shown(row.hue),
-                "role": row.hue if row.hue in ("pt", "it") else "",
-                "contrast": is_contrast(row.hue),
+                **_looked(each, row.hue),
                 "text": interval(row.estimate, row.low, row.high),
                 "n": row.n,
                 "of": row.unit,
                 "published": None if published is None else [published[name] for name in ("value", "low", "high")],
             }
         )
-    return {**_about(panel, explained), "unit": unit(answer, panel), "lines": lines}
+    return {**_about(panel), "lines": lines}
 
 
-def _about(panel: Panel, explained: dict[str, str]) -> dict[str, str]:
-    return {"label": panel.label, "measure": panel.measure, "about": _explanation(panel.measure, explained)}
+def _looked(each: dict[object, Look], hue: object) -> dict[str, Any]:
+    look = each[hue]
+    role, colours = hue if hue in ("pt", "it") else "", [look.colour, DARK.get(look.colour, look.colour)]
+    return {"name": look.label, "role": role, "contrast": is_contrast(hue), "colours": colours, "dashed": look.dashed}
+
+
+def _about(panel: Panel) -> dict[str, str]:
+    return {"label": panel.label, "measure": panel.measure, "about": panel.definition, "unit": panel.unit}
 
 
 def _link(item: str) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..analyze.lens.head import Head
     from ..analyze.lens.tuned_lens import Probes
+    from ..explore.inline import PromptView
     from ..queries.engine.context import Context
     from ..queries.engine.passes import Engine
 
@@ -204,10 +205,24 @@ class Look:
         return directions_of(self._context(), pair or self.only_pair(), name, prompts)
 
     def texts(self, model: str | None = None) -> pd.DataFrame:
-        """What models wrote freely (of a model, or of all): condition, prompt set, prompt id, text, tokens ..."""
+        """What models wrote freely (of a model, or of all): condition, prompt set, prompt id, text, tokens ...
+
+        In a notebook the texts of a prompt stand beside each other; `.figure()` draws their lengths by condition.
+        """
+        from ..explore.inline import TextFrame
         from ..queries.answer.listings import text_table
 
-        return text_table(self.layout, self._model(model) if model else None)
+        return TextFrame(text_table(self.layout, self._model(model) if model else None))
+
+    def prompt(self, prompt_id: str) -> PromptView:
+        """One prompt: `lake.prompt("pocket-fact-001").lens(pair="pocket")` shows what each layer would say, `.figure()` draws it.
+
+        Nothing is computed into the lake and no model is loaded. LakeError for a prompt that no capture has.
+        """
+        from ..explore.inline import PromptView
+        from ..explore.source import ExplorerSource
+
+        return PromptView(ExplorerSource(self.layout, self.device, self._catalog), prompt_id)
 
     def describe(self, capture: str) -> dict[str, Any]:
         """The record of a capture, MODEL/STREAM: what made it, its files by hash, counts, noise floor."""

@@ -40,6 +40,7 @@ def answer(name: str, pair: str, rows: list[dict[str, Any]], **plot: str) -> Any
         sentence="Through the second half of the layers IT stays farther from its own final distribution than PT.",
         seconds=0.42,
         rows=len(rows) * 240,
+        chain=None,
     )
 
 

@@ -48,7 +48,10 @@ def test_an_answer_is_short_in_text_and_whole_in_a_notebook(lake: Lake) -> None:
     assert said.startswith("Answer: L2, Convergence gap and commitment, llama. Through the second half")
     assert said.endswith(f"{len(answer.table)} estimates") and len(said) < 1000 and "SELECT" not in said
     html = answer._repr_html_()
-    assert "data:image/png;base64," in html and answer.query.title in html and "cg_raw" in html
+    assert "data:image/svg+xml;base64," in html and answer.query.title in html and "cg_raw" in html
+    assert (
+        "convergence gap, raw lens (nats)" in html and "KL(final ‖ layer) (nats) by layer: PT from" in html
+    )  # in words
     assert html.count("<tr") > len(answer.table)  # the main numbers, and folded all of them
     figure = answer.figure()
     png, size = figure._repr_png_()
@@ -90,9 +93,12 @@ def test_a_notebook_shows_lakes_answers_figures_and_bars(lake: Lake) -> None:
 
         (found,) = cell(f"import actlake; lake = actlake.open({str(lake.layout.root)!r}); lake")
         assert "llama" in found["text/html"]
-        assert "data:image/png" in cell("answer = lake.run('L1', probes=False); answer")[-1]["text/html"]
+        assert "data:image/svg+xml" in cell("answer = lake.run('L1', probes=False); answer")[-1]["text/html"]
         assert cell("answer.figure()")[-1]["image/png"]
         assert "kl" in cell("lake.sql('SELECT avg(kl_final_layer) AS kl FROM lens').df()")[-1]["text/html"]
+        prompt = lake.prompts["id"].iloc[0]
+        assert "<td style=" in cell(f"view = lake.prompt({prompt!r}).lens(pair='llama'); view")[-1]["text/html"]
+        assert cell("view.figure()")[-1]["image/png"]
         bars = cell("from actlake.store.core.progress import bar\nwith bar('work', 7) as one: one.advance(7)")
         assert "<progress max='7' value='7'>" in bars[-1]["text/html"]
     finally:

@@ -12,11 +12,13 @@ import pytest
 import tiny
 from actlake.analyze.lens.logit_lens import lens
 from actlake.cli.main import app
+from actlake.explore import inline
 from actlake.explore.packing import packed, script, short_floats, unpacked
 from actlake.explore.server import ExplorerServer
 from actlake.explore.site import PAGE, SCRIPTS, ExplorerSite
 from actlake.explore.source import ExplorerSource
 from actlake.lake import Lake
+from actlake.queries.rows.numbers import number
 from actlake.store.artifacts.texts import Condition
 from actlake.store.core.errors import LakeError
 from actlake.store.core.schema import OUTPUTS
@@ -256,7 +258,50 @@ def test_rows_are_answered_from_what_is_there(told: Layout) -> None:
     assert it["x"] == wanted["layer"].tolist() and np.allclose(
         np.array(it["estimate"], float), wanted["estimate"], equal_nan=True
     )
-    assert profile["about"].startswith("`kl_final_layer`") and found["most"][0]["prompts"]
+    assert profile["label"] == "KL(final ‖ layer), raw lens" or profile["label"] == "KL(final ‖ layer)"
+    assert profile["unit"] == "nats" and profile["about"].startswith("divergence of the layer's lens")
+    assert it["name"] == "IT" and it["colours"] == ["#c75000", "#f2915a"] and found["most"][0]["prompts"]
+    assert found["curves"][0] is profile  # what the row's figure shows comes first
+
+
+def test_a_notebook_sees_what_the_explorer_shows(told: Layout) -> None:
+    lake = Lake(told.root, device="cpu")
+    view = lake.prompt("p0").lens(pair="llama")
+    made = ExplorerSite(ExplorerSource(told, "cpu"))
+    one = next(v for v in made.source.views if v.name == "llama")
+    value, arrays = read(made, f"cells/{one.captures['it']}/0")
+    at = np.flatnonzero(arrays["step"] >= 0)[:24]
+    grid = view.grids[-1]
+    assert grid.name == "IT llama-it" and grid.layers == value["layers"]
+    np.testing.assert_allclose(grid.values, arrays["raw.kl_final_layer"][:, at], rtol=1e-4)
+    assert grid.words[-1] == [value["words"][top] for top in arrays["raw.top"][0, -1, at]]
+    html = view._repr_html_()
+    assert html.count("<td ") == sum(len(grid.words) * len(grid.reads) for grid in view.grids) and "<script" not in html
+    assert f"KL(final ‖ layer), nats {number(grid.values[0, 0])}" in html
+    figure = view.figure()
+    (image,) = figure.axes[-2].images
+    np.testing.assert_allclose(np.asarray(image.get_array()), grid.values)
+    less = lake.prompt("p0").lens(pair="llama", difference=True)
+    pt = view.grids[0]
+    common = [step for step in pt.steps if step in grid.steps]
+    wanted = [grid.values[:, grid.steps.index(s)] - pt.values[:, pt.steps.index(s)] for s in common]
+    np.testing.assert_allclose(less.grids[0].values, np.stack(wanted, 1))
+    with pytest.raises(LakeError, match="did you mean"):
+        lake.prompt("p00")
+    with pytest.raises(LakeError, match="llama on native"):
+        lake.prompt("p0").lens(pair="nobody")
+
+
+def test_a_notebook_shows_texts_and_what_an_edit_changed(told: Layout) -> None:
+    texts = Lake(told.root, device="cpu").texts()
+    html = texts._repr_html_()
+    assert HOSTILE[1] not in html and "<script" not in html and "tokens" in html
+    assert texts.figure().axes and type(texts[texts["prompt_id"] == "p0"]) is type(texts)
+    assert "<td" in texts[["text"]]._repr_html_()
+    assert (
+        inline._marked("a dog sat", "a cat sat") == "a <mark>dog</mark> sat"
+        and inline._marked("<b>", None) == "&lt;b&gt;"
+    )
 
 
 def test_directions_say_what_the_arrays_say(told: Layout) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from actlake.queries.figures import kept
-from actlake.queries.figures.figure import DPI, INK, _FigureSpec, draw, layer_ticks, styles
+from actlake.queries.figures.chosen import PANELS, chosen, described
+from actlake.queries.figures.figure import DPI, draw, layer_ticks
 from actlake.queries.figures.kept import drawn, figure_key, save
+from actlake.queries.figures.looks import INK, looks
 from actlake.queries.rows.findings import is_contrast, reference, shown, split
 from actlake.store.core.errors import LakeError
 from matplotlib.collections import LineCollection, PolyCollection
@@ -44,22 +46,29 @@ def diamonds(figure: Figure) -> int:
     return sum(line.get_marker() == "D" for axes in figure.axes for line in axes.lines)
 
 
+def shared(figure: Figure) -> Any:
+    """The axes of the single numbers, one a unit: names stand on their left in the place of a line."""
+    return [axes for axes in figure.axes if not axes.spines["left"].get_visible()]
+
+
 def curves(count: int, layers: int) -> Any:
-    """An L2-like answer with so many measures, each with PT, IT and their difference at every layer."""
+    """An answer with so many measures that no header names, each with PT, IT and their difference at every layer."""
     rows = []
     for measure in range(count):
         for layer in range(layers):
             rows += made.by_variant(f"measure_{measure}", 1000.0 + layer, 1000.5 + layer, 0.2, layer=layer)
-    return made.answer("L2", "pocket", rows)
+    answer = made.answer("L2", "pocket", rows)
+    answer.query.plot = {"kind": "line", "x": "layer", "hue": "variant", "y": "KL (nats)"}
+    return answer
 
 
 def test_levels_above_contrast_with_bands_for_every_line():
     figure = draw(made.l2())
-    assert titles(figure)[:2] == ["kl_final_layer", "kl_layer_final"]
+    assert titles(figure) == ["KL(final ‖ layer)"]
     levels, contrast = figure.axes[:2]
     assert [len(bands(axes)) for axes in (levels, contrast)] == [2, 1]
-    assert [to_hex(line.get_color()).upper() for line in lines_of(levels)] == ["#0072B2", "#D55E00"]
-    assert levels.get_ylabel() == "KL (nats)" and contrast.get_ylabel() == "IT − PT"
+    assert [to_hex(line.get_color()).upper() for line in lines_of(levels)] == ["#0072B2", "#C75000"]
+    assert levels.get_ylabel() == "nats" and contrast.get_ylabel() == "IT − PT"
     assert any(line.get_linestyle() == "--" and not np.any(line.get_ydata()) for line in contrast.lines)
     table = made.l2().table
     expected = table[(table["measure"] == "kl_final_layer") & (table["variant"] == "it")].sort_values("layer")
@@ -74,7 +83,7 @@ def test_words_around_the_axes():
     assert "L1 · δ-cosine of block updates · gemma3_4b" in words(figure)
     assert "n = 229 to 231 prompts · 95 % BCa intervals" in words(figure)
     assert "PT native-pocket-1a2b3c4d, IT native-pocket-5e6f7a8b" in words(figure)
-    assert legend(figure) == ["PT", "IT", "IT − PT", "final 20 % of layers", "published"]
+    assert legend(figure) == ["PT", "IT", "IT − PT", "final 20 % of layers", "published"]  # each once
     lowest = figure.axes[1]
     assert lowest.get_xlabel().startswith("layer")
     labels = [label.get_text() for label in lowest.get_xticklabels()]
@@ -92,8 +101,8 @@ def test_shading_begins_at_the_final_fifth(layers: int, first: int):
 def test_one_to_six_measures_each_with_its_contrast(count: int):
     figure = draw(curves(count, 34))
     figure.draw_without_rendering()
-    assert titles(figure) == [f"measure_{i}" for i in range(count)]
-    assert len(figure.axes) == 2 * count
+    assert titles(figure) == [f"measure_{i}" for i in range(min(count, PANELS))]
+    assert len(figure.axes) == 2 * min(count, PANELS)
     assert all(len(lines_of(axes)) in (1, 2) for axes in figure.axes)
     assert figure.get_size_inches()[0] * DPI == 1200
 
@@ -133,22 +142,23 @@ def test_no_text_is_cut_off_or_covers_another(which: int):
         assert not covered, (text, covered)
 
 
-def test_single_numbers_stand_in_a_strip_with_the_published_figure():
-    figure = draw(made.l2("gemma3_4b", 34))
-    assert "cg_raw (nats)" in titles(figure) and "commit_top1_raw_mean_skip5 (layers)" in titles(figure)
-    strip = next(axes for axes in figure.axes if axes.get_title(loc="left") == "cg_raw (nats)")
-    assert [label.get_text() for label in strip.get_yticklabels()] == ["PT", "IT"]
-    below = figure.axes[figure.axes.index(strip) + 1]
-    assert [np.asarray(line.get_xdata())[0] for line in below.lines if line.get_marker() == "D"] == [1.008]
-    assert diamonds(figure) == 3  # the gap, and PT's and IT's mean commitment
-    assert diamonds(draw(made.l2())) == 0
+def test_numbers_of_one_unit_share_an_axis_and_a_number_alone_has_none():
+    answer = made.l2("gemma3_4b", 34)
+    assert not shared(draw(answer))  # one of the numbers that its header names in nats, one in layers
+    answer.query.plot["forest"] = "cg_raw,cg_raw_prompt,commit_kl01*"
+    (nats,) = shared(draw(answer))
+    assert nats.get_xlabel() == "nats (IT − PT)"
+    names = ["convergence gap, raw lens", "convergence gap, raw lens, prompts alike"]
+    assert [label.get_text() for label in nats.get_yticklabels()] == names
+    assert [np.asarray(line.get_xdata())[0] for line in nats.lines if line.get_marker() == "D"] == [1.008]
+    assert diamonds(draw(answer)) == 1 and diamonds(draw(made.l2())) == 0
 
 
 def test_numbers_without_variants_share_one_axis():
     figure = draw(made.exp16("gemma3_4b", 34))
     assert len(figure.axes) == 2
-    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][0] == "js_ac_final20"
-    assert figure.axes[1].get_xlabel() == "JS (nats)"
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][0] == "all layers"
+    assert figure.axes[1].get_xlabel() == "nats" == figure.axes[0].get_ylabel()
     assert diamonds(figure) == 3
 
 
@@ -182,7 +192,7 @@ def test_one_layer_and_missing_intervals():
 def test_undefined_estimates_leave_gaps_and_an_empty_table_says_so():
     answer = made.l1()
     answer.table.loc[answer.table["measure"] == "final20", ["estimate", "low", "high"]] = np.nan
-    assert "final20 (cosine)" not in titles(draw(answer))
+    assert not shared(draw(answer))  # the last layer is alone
     answer.table = answer.table.iloc[:0]
     assert "No estimate to draw." in words(draw(answer))
 
@@ -191,17 +201,62 @@ def test_further_dimensions_make_panels_and_words_make_an_axis():
     rows = [
         made.row("kl", 1.0 + i, 0.1, variant="pt", layer=i, lens=lens) for i in range(4) for lens in ("raw", "tuned")
     ]
-    assert titles(draw(made.answer("L2", "pocket", rows))) == ["kl · lens raw", "kl · lens tuned"]
+    answer = made.answer("L2", "pocket", rows)
+    answer.query.plot = {"kind": "line", "x": "layer", "hue": "variant"}
+    assert titles(draw(answer)) == ["kl, raw lens", "kl, tuned lens"]
+    answer.query.plot["panels"] = "kl/tuned"
+    assert titles(draw(answer)) == ["kl, tuned lens"]
     rows = [made.row("js", 0.1, 0.02, group=group, condition=name) for group in ("late", "early", "a") for name in "AB"]
-    figure = draw(made.answer("L2", "pocket", rows, x="group", hue="condition", kind="dots"))
+    answer = made.answer("L2", "pocket", rows)
+    answer.query.plot = {"kind": "dots", "x": "group", "hue": "condition"}
+    figure = draw(answer)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "early", "late"]
-    assert legend(figure) == ["A", "B"] and not bands(figure.axes[0])
+    assert legend(figure) == ["PT", "PT with IT's late MLPs"] and not bands(figure.axes[0])
     assert figure.axes[0].get_xlabel() == "group"
+
+
+def test_measures_of_one_unit_share_a_panel():
+    rows = [
+        made.row(name, 0.1 * a, 0.05, alpha=float(a))
+        for a in range(4)
+        for name in ("format", "coherent", "str", "nll_pt")
+    ]
+    answer = made.answer("A1", "pocket", rows)
+    answer.query.plot = {"kind": "line", "x": "alpha", "panels": "format+coherent,str+nll_pt"}
+    figure = draw(answer)
+    assert titles(figure) == ["share of replies", "structural words", "surprise of the PT"]  # other units, other panels
+    assert legend(figure)[:2] == ["format compliance", "coherent replies"]
+
+
+def test_a_heat_map_where_there_are_two_axes():
+    rows = [made.row("between", 1.0 - 0.1 * abs(a - b), np.nan, layer=a, other=b) for a in range(5) for b in range(5)]
+    rows += [made.row("pc1", 0.3, np.nan, layer=a) for a in range(5)]
+    answer = made.answer("1A", "pocket", rows)
+    figure = draw(answer)
+    (image,) = [image for axes in figure.axes for image in axes.images]
+    np.testing.assert_allclose(np.asarray(image.get_array())[1], [0.9, 1.0, 0.9, 0.8, 0.7])
+    assert "Heat map of directions of two layers by layer: from 0.600 to 1.00." in described(answer)
+
+
+def test_a_distribution_has_steps_with_intervals():
+    rows = []
+    for layer in range(6):
+        rows += made.by_variant("committed_top1", 0.1 + 0.02 * layer, 0.2, 0.01, layer=layer)
+    figure = draw(made.answer("L2", "pocket", rows))
+    levels = figure.axes[0]
+    assert len([patch for patch in levels.patches if patch.__class__.__name__ == "StepPatch"]) == 4
+    assert figure.axes[1].get_ylabel() == "IT − PT"
 
 
 def test_more_panels_than_fit_are_counted():
     figure = draw(curves(15, 2))
-    assert len(titles(figure)) == 12 and "3 more in the table" in words(figure)
+    assert len(titles(figure)) == PANELS and "12 more in the table" in words(figure)
+
+
+def test_what_is_seen_is_said():
+    said = described(made.l1())
+    assert said.startswith("δ-cosine of blocks (cosine) by layer: PT from −0.0849 at 1 to −0.236 at 5; IT from")
+    assert "In cosine: final 20 % of layers (IT − PT) −0.245 [−0.259, −0.231]" in said
 
 
 def test_names_are_never_read_as_mathematics():
@@ -212,19 +267,29 @@ def test_names_are_never_read_as_mathematics():
     assert titles(figure)[0] == "$\\frac{"
 
 
-def test_looks_are_fixed_for_variants_and_differ_for_others():
+def test_one_thing_has_one_look_everywhere():
     many = ["pt", "it", *(f"c{i}" for i in range(14)), "it - pt"]
-    looks = styles(many)
-    assert looks["pt"] == styles(["pt"])["pt"] and len(set(looks.values())) == len(many)
-    nameless = styles([*"abcdefgh", None])
-    assert len(set(nameless.values())) == 9 and nameless[None].colour == INK != styles([None])[None].colour
+    found = looks(many)
+    assert found["pt"] == looks(["pt"])["pt"] and len(set(found.values())) == len(many)
+    assert (
+        looks(["A", "C"], "condition")["A"][:2] == found["pt"][:2]
+        and looks(["PT side"])["PT side"][1] == found["pt"][1]
+    )
+    for column, others in (("direction", ["d_mean", "d_conv"]), ("arm", ["d_mean", "seed42", "five seeds"])):
+        assert looks(others, column)["d_mean"] == looks(["d_mean"])["d_mean"]
+    assert {look.colour for look in looks(["B_early", "B_mid", "B_late"]).values()} == {
+        look.colour for look in looks(["early", "mid", "late"]).values()
+    }
     assert is_contrast("it - pt") and not is_contrast("it") and shown("it - pt") == "IT − PT"
+    ordered = looks(["10", "25", "50", "all"], "records")
+    assert len({look.colour for look in ordered.values()}) == 4 and ordered["all"].colour == "#0d3a6b"
+    assert looks([None])[None].colour == INK
 
 
 def test_hues_are_read_in_one_order_whatever_the_table_says():
     answer = made.l2()
     answer.table = answer.table.sample(frac=1, random_state=0, ignore_index=True)
-    assert list(_FigureSpec.read(answer).styles) == ["pt", "it", "it - pt"]
+    assert list(chosen(answer).panels[0].looks) == ["pt", "it", "it - pt"]
     for panel in split(answer)[0]:
         assert list(panel.levels["x"]) == 2 * list(range(6)) and list(panel.contrasts["x"]) == list(range(6))
 
@@ -283,4 +348,5 @@ def test_without_a_cache_figures_are_drawn(tmp_path, monkeypatch):
 def test_text_of_an_svg_is_text(tmp_path):
     save(draw(made.l2()), tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
-    assert "L2 · Convergence gap" in text and "cg_raw (nats)" in text
+    assert "L2 · Convergence gap" in text and "KL(final ‖ layer)" in text
+    assert "prefers-color-scheme: dark" in text and '[style*="stroke: #0072b2"]{stroke:#5fb3e6!important}' in text

@@ -1,7 +1,10 @@
 """The HTML page: self-contained, escaped, complete, and with numbers a reader can use."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from typing import Any
 
 import made
@@ -30,7 +33,7 @@ STEPS = [Step("capture pocket-pt", 12.34, 98_765_432), Step("lens table", 0.4, 2
 class Reader(HTMLParser):
     """Collects tags, attribute values and visible text, and checks that tags are closed in order."""
 
-    void = frozenset(("meta", "img"))
+    void = frozenset(("meta", "img", "input"))
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class Reader(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] != "style":
+        if self._open and self._open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property
@@ -76,17 +79,45 @@ def html() -> str:
     return render([made.l1(), made.l2(), made.exp16(), made.l2("gemma3_4b", 34)])
 
 
-def test_one_file_without_network_or_script(html: str):
+def test_one_file_without_network_whose_only_script_is_its_own(html: str):
     reader = Reader(html)
     assert "http://" not in html and "https://" not in html and "@import" not in html
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(reader.tags)
-    for tag, name, value in reader.attributes:
+    assert not {"link", "iframe", "object", "embed", "base", "img"} & set(reader.tags)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    (allowed,) = re.findall(r"script-src 'sha256-([^']+)'", html)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == allowed
+    assert script == resources.files("actlake.queries.figures").joinpath("page.js").read_text(encoding="utf-8")
+    assert "innerHTML" not in script and "eval" not in script
+    for _, name, value in reader.attributes:
         assert not name.startswith("on")
-        if name in ("src", "href"):
-            assert value.startswith("data:image/png;base64," if tag == "img" else "#")
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("data:image/png;base64,", "#"))
         assert "default-src 'none'" in value or name != "content" or "policy" not in value.lower()
-    assert reader.tags.count("img") == 4
-    assert len(html.encode()) < 3_000_000
+    assert sum((tag, name, value) == ("svg", "class", "figure") for tag, name, value in reader.attributes) == 4
+    assert len(html.encode()) < 400_000
+
+
+def test_contents_by_group_with_a_search_box(html: str):
+    reader = Reader(html)
+    links = [value for tag, name, value in reader.attributes if (tag, name) == ("a", "href")]
+    ids = {value for _, name, value in reader.attributes if name == "id"}
+    assert (
+        links[:4] == ["#L1-pocket", "#L2-pocket", "#exp16-pocket", "#L2-gemma3_4b"]
+        and {link[1:] for link in links} <= ids
+    )
+    assert "search" in ids and "Layers and lenses" in reader.text
+
+
+def test_the_page_and_the_explorer_share_their_colours():
+    files = ("actlake.queries.figures", "page.css"), ("actlake.explore", "web/explorer.css")
+    page, explorer = (resources.files(package).joinpath(name).read_text(encoding="utf-8") for package, name in files)
+    for block in re.findall(r"--paper[^}]*?--accent-wash: #\w+", page):
+        assert block in explorer
+
+
+def test_figures_say_what_is_seen(html: str):
+    told = [value for tag, name, value in Reader(html).attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(told) == 4 and told[0].startswith("Figure of L1. δ-cosine of blocks (cosine) by layer: PT from")
 
 
 def test_everything_is_there(html: str):
@@ -96,7 +127,7 @@ def test_everything_is_there(html: str):
     for answer in (made.l1(), made.l2(), made.exp16()):
         assert set(answer.table["measure"]) <= set(text.split())
         assert re.sub(r"\s+", " ", answer.sql) in text and answer.query.source in text and answer.sentence in text
-    assert text.index(SENTENCES[0]) < text.index("final20") < text.index("profile")
+    assert text.index(SENTENCES[0]) < text.index(" final20 ") < text.index("( profile ,")
     assert "The PT/IT study has no published figure for pocket in this row" in text
     assert "The PT/IT study has no published figure for gemma3_4b" not in text
 
@@ -107,7 +138,8 @@ def test_numbers_of_the_table_and_published_ones_beside_them(html: str):
     assert "−0.245 [−0.259, −0.231]" in text
     assert "published 22.02" in text and "published 25.71" in text
     assert "All that is published for gemma3_4b in this row (23)" in text and "1,273,606" in text
-    assert re.search(r"measure\s+PT\s+IT\s+IT − PT\s+n\s", text)
+    assert re.search(r"measure\s+PT\s+IT\s+IT − PT\s+unit\s", text) and "n = 240 prompts." in text
+    assert "convergence gap, raw lens cg_raw" in text
 
 
 def test_captures_steps_and_their_sums(html: str):
@@ -142,7 +174,7 @@ def test_hostile_names_and_texts_stay_text():
         [answer], title=evil, sentences=[evil, quote, evil], captures=captures, steps=steps, next_commands=[quote]
     )
     reader = Reader(text)
-    assert "script" not in reader.tags and reader.tags.count("img") == 1
+    assert reader.tags.count("script") == 1 and "img" not in reader.tags
     assert not any(name.startswith("on") for _, name, _ in reader.attributes)
     assert evil in reader.text and "<img src=x" in reader.text
 
@@ -155,7 +187,7 @@ def test_a_page_of_nothing_and_a_row_without_single_numbers():
     assert "Finding one." in Reader(render([], captures=CAPTURES.iloc[:0], steps=[])).text
     answer = made.exp16()
     answer.table = answer.table[answer.table["layer"].notna()]
-    assert "js by layer (6 rows, 240 prompts)" in Reader(render([answer])).text
+    assert "in nats, by layer ( js , 6 rows, 240 prompts)" in Reader(render([answer])).text
     answer.table.loc[answer.table["layer"] == 2, ["estimate", "low", "high"]] = np.nan
     assert "undefined" in Reader(render([answer])).text
 

@@ -300,6 +300,45 @@ const figures = (() => {
     return made;
   }
 
+  // Values on two axes: values[y][x]; the value under the pointer is named.
+  function heat({x, y, values, label, unit, across}) {
+    const all = values.flat().filter(Number.isFinite),
+      most = Math.max(...all.map(Math.abs)) || 1;
+    const scaled = scale({low: 0, high: most, diverging: all.some(value => value < 0)});
+    const width = innerWidth < 600 ? 360 : 560,
+      left = 40,
+      tall = Math.min(26, Math.max(8, 320 / y.length)),
+      wide = (width - left) / x.length;
+    const made = svg("svg", {viewBox: `0 0 ${width} ${tall * y.length + 36}`, role: "img", "aria-label": label, class: "curves"});
+    const says = el("p.says", {"aria-live": "polite"}, "\u00a0");
+    values.forEach((row, down) =>
+      row.forEach((value, at) => {
+        const top = (y.length - 1 - down) * tall,
+          place = {x: left + at * wide, y: top, width: wide, height: tall, fill: scaled.colour(value)[0]};
+        const cell = svg("rect", place);
+        cell.addEventListener("pointerenter", () => {
+          says.textContent = `${number(x[at])}, ${number(y[down])}: ${number(value)} ${unit}`;
+        });
+        made.append(cell);
+      }),
+    );
+    const every = count => Math.max(1, Math.ceil(count / 12));
+    x.forEach((value, at) => {
+      if (at % every(x.length) === 0)
+        made.append(
+          svg("text", {x: left + (at + 0.5) * wide, y: tall * y.length + 14, "text-anchor": "middle"}, number(value)),
+        );
+    });
+    y.forEach((value, down) => {
+      if (down % every(y.length) === 0)
+        made.append(
+          svg("text", {x: left - 6, y: (y.length - 0.5 - down) * tall + 4, "text-anchor": "end"}, number(value)),
+        );
+    });
+    made.append(svg("text", {x: width / 2, y: tall * y.length + 32, "text-anchor": "middle", class: "name"}, across));
+    return el("figure.chart", {}, el("figcaption", {}, label), key(scaled, unit), made, says);
+  }
+
   // A histogram of numbers; dragging over it chooses a range, a double click lets it go. chosen(low, high).
   function histogram({
     values,
@@ -416,5 +455,5 @@ const figures = (() => {
     return new Promise(done => canvas.toBlob(done, "image/png"));
   }
 
-  return {role, hue, css, scale, ticks, svg, key, curves, histogram, swatch, svgFile, pngFile};
+  return {role, hue, css, scale, ticks, svg, key, curves, heat, histogram, swatch, svgFile, pngFile};
 })();

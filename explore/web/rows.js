@@ -16,7 +16,13 @@ explorer.page(
       names.sort((a, b) => a.contrast - b.contrast || (order[a.role] ?? 2) - (order[b.role] ?? 2));
       const published = some.some(one => one.lines.some(line => line.published));
       const columns = [
-        ["measure", one => (one.about ? el("abbr", {title: one.about.replace(/`/g, "")}, one.label) : one.label)],
+        [
+          "measure",
+          one => [
+            one.about ? el("abbr", {title: one.about.replace(/`/g, "")}, one.label) : one.label,
+            el("code.name", {}, one.measure),
+          ],
+        ],
       ];
       for (const name of names)
         columns.push([
@@ -56,9 +62,10 @@ explorer.page(
       const off = new Set(get("off").split("|").filter(Boolean));
       const places = values => (values.every(Number.isFinite) ? values : values.map((_, i) => i));
       const texts = chosen.series.some(one => !one.x.every(Number.isFinite));
-      const line = (one, i) => ({
+      const line = one => ({
         name: one.name,
-        colour: one.contrast ? figures.css("--ink") : figures.hue(one.role, i),
+        colour: one.colours[explorer.dark() ? 1 : 0],
+        dashed: one.dashed,
         x: places(one.x),
         y: one.estimate.map(y => y ?? NaN),
         low: one.low.map(y => y ?? NaN),
@@ -93,7 +100,7 @@ explorer.page(
         figures.curves({
           series: series.map(line),
           x: answer.x,
-          y: chosen.unit || answer.y,
+          y: chosen.unit,
           title,
           whole: answer.x === "layer",
           points,
@@ -112,6 +119,7 @@ explorer.page(
             )
           : null,
         chosen.about ? el("p.soft", {}, prose(chosen.about)) : null,
+        chosen.heat ? figures.heat({...chosen.heat, label: chosen.label, unit: chosen.unit, across: answer.x}) : null,
         boxes,
         texts
           ? el(

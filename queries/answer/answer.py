@@ -27,7 +27,7 @@ from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, Stage
 from ..engine.passes import stage_of
 from ..makers import jobs_of
-from ..rows.findings import Findings
+from ..rows.findings import Findings, in_words
 from ..rows.numbers import interval
 from ..rows.registry import Query, Wanted, published
 from .beside import Beside, beside, said_beside
@@ -52,18 +52,17 @@ class Answer(Findings):
 
     def _repr_html_(self) -> str:
         """The sentence, the figure, the main numbers, and all of them folded."""
-        import base64
-
         from ...analyze.core.html import section, table
-        from ..figures.figure import draw
+        from ..figures.page import notebook_figure
 
-        png, size = draw(self)._repr_png_()
-        picture = f"<img width='{size['width']}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+        picture = notebook_figure(self)
         every = (
             f"<details><summary>all {len(self.table)} estimates</summary>{table(self.table, len(self.table))}</details>"
         )
-        heading = f"{self.query.id} · {self.query.title} · {self.pair}"
-        return section(heading, f"<p>{escape(self.sentence)}</p>", picture, table(self.main), every)
+        heading, main = f"{self.query.id} · {self.query.title} · {self.pair}", self.main.copy()
+        named = [in_words(self.query, name) for name in main["measure"]]
+        main.insert(1, "what it is", [f"{each.label} ({each.unit})" for each in named])
+        return section(heading, f"<p>{escape(self.sentence)}</p>", picture, table(main), every)
 
     @property
     def main(self) -> pd.DataFrame:

@@ -1,65 +1,38 @@
-"""The figure of an answer: lines over the layers with interval bands, their contrast below, single numbers in a strip.
+"""The figure of an answer: up to three panels side by side, and a forest of the numbers that matter below them.
 
-Figures are plain matplotlib objects, 1200 pixels wide when saved: no window, no global state. Above the axes stand the
-title and the legend, below them what the intervals are and which streams were read. PT and IT have the same two colours
-everywhere (Okabe and Ito's palette, safe for colour-blind readers) and markers of different shape; contrasts are dark and
-have a line at zero.
+Figures are plain matplotlib objects, 1200 pixels wide when saved: no window, no global state, no layout engine. Above the axes
+stand the title and the legend, below them what the intervals are and which streams were read. One thing has one colour
+everywhere (`looks`); contrasts are ink and have a line at zero.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase as fnmatch
-from typing import Any, NamedTuple
+import textwrap
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..rows import findings
-from ..rows.findings import Findings, Panel, caption, heading, hues, is_contrast, marked, reference, shown, split, unit
+from ..rows.findings import Findings, Panel, by_stage, caption, heading, is_contrast, marked, shown
+from ..rows.measures import axis
+from .chosen import Chosen, Drawn, chosen, legend_of
+from .looks import DIVERGING, GREY, GRID, INK, RAMP, SHADE, Look
+from .marks import LABEL, ZERO, clean, diamond, draw_forest, lines_of, shared, tick
 
 WIDTH, DPI = 8.0, 150
-MOST = 12  # panels of lines, and of single numbers
-INK, GREY, GRID, SHADE, EDGE = "#222222", "#5A5A5A", "#DDDDDD", "#EFECE2", "#CFC9B4"
+LEFT, RIGHT, GAP = 0.62, 0.22, 0.66  # inches beside and between panels
+LEVELS, CONTRAST, UNDER = 1.75, 0.85, 0.52  # heights: levels, a difference below them, the x axis' words
+NAMES = 3.1  # width of the names of single numbers
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
-Part = tuple[Axes, pd.DataFrame]
-LABEL: dict[str, Any] = {"size": 8.5, "color": INK}
-ZERO: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
-
-
-class _Style(NamedTuple):
-    """How a hue looks."""
-
-    colour: str
-    marker: str
-
-
-FIXED = {"pt": _Style("#0072B2", "o"), "it": _Style("#D55E00", "s")}
-OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C6D1F")
-
-
-def styles(hues: Iterable[object]) -> dict[object, _Style]:
-    """A style for every hue; PT, IT and contrasts always get theirs, others differ in colour, then in marker too.
-
-    None, the last of several, is what has no name in the legend: it looks like none of those that have.
-    """
-    found: dict[object, _Style] = {}
-    others = 0
-    for hue in hues:
-        fixed = _Style(INK, "o") if is_contrast(hue) or (hue is None and found) else FIXED.get(str(hue))
-        turn, which = divmod(others, len(OTHERS))
-        found[hue] = fixed or _Style(OTHERS[which], "o^vDPX"[turn % 6])
-        others += fixed is None
-    return found
 
 
 class Picture(Figure):
@@ -67,284 +40,242 @@ class Picture(Figure):
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=DPI)
+        self.savefig(buffer, format="png", dpi=DPI, facecolor="white")
         width, height = self.get_size_inches()
         return buffer.getvalue(), {"width": round(96 * width), "height": round(96 * height)}
 
 
 def draw(answer: Findings) -> Picture:
-    """Draw an answer as its query's header says; rows without x make the strip at the bottom.
-
-    The header's `plot:` line holds a kind (`line`, or `dots` for points that are not joined), x, hue, y (label of the
-    lines' y axis), `numbers` (unit of the single numbers), MEASURE=UNIT for a number in another unit, and hide=MEASURE,...
-    for what only the table shows; both may be patterns (commit_*). At most 12 panels and 12 single numbers are drawn; the
-    caption says how many are left.
-    """
-    spec = _FigureSpec.read(answer := findings.by_stage(answer))
-    parts = [part for part in (spec.lines, spec.numbers, spec.plain) if part.panels]
-    heights = [part.height for part in parts] or [0.3]
-    handles, head, foot = spec.legend(), heading(answer), caption(answer, spec.left_out)
-    widths = [len(str(handle.get_label())) + 9 for handle in handles] or [1]
-    across = len(widths) if sum(widths) <= 118 else max(1, 118 // max(widths))
-    above = 0.2 + 0.2 * len(head) + (0.07 + 0.2 * -(-len(handles) // across) if handles else 0)
-    height = above + sum(heights) + (below := 0.16 + 0.16 * len(foot))
-    inside = (0.008, below / height, 0.984, sum(heights) / height)
-    figure = Picture(figsize=(WIDTH, height), facecolor="white")
-    figure.set_layout_engine("constrained", rect=inside, w_pad=0.06, h_pad=0.06)
-    figure.text(0.015, 1 - 0.12 / height, "\n".join(head), va="top", size=11, weight="bold", color=INK)
-    figure.text(0.015, 0.08 / height, "\n".join(foot), va="bottom", size=7.5, color=GREY, linespacing=1.4)
+    """Draw what `chosen` takes from an answer: its panels in a row, its numbers below, one unit an axis."""
+    found = chosen(answer := by_stage(answer))
+    named, published = legend_of(answer, found)
+    head, foot, handles = heading(answer), caption(answer, found.left_out), _handles(named, found, published)
+    across = _across([len(str(handle.get_label())) + 9 for handle in handles])
+    legend = 0.07 + 0.2 * -(-len(handles) // across) if handles else 0.0
+    wide = (WIDTH - LEFT - RIGHT) / max(1, len(found.panels)) - GAP * (len(found.panels) - 1) / max(
+        1, len(found.panels)
+    )
+    titles = [textwrap.wrap(one.panel.label, max(20, int(13 * wide))) for one in found.panels]
+    title = 0.06 + 0.15 * max(map(len, titles), default=0)
+    stacked = any(len(one.panel.levels) and len(one.panel.contrasts) and one.kind != "heat" for one in found.panels)
+    tall = LEVELS + 0.35 * (len(found.panels) == 1) + (CONTRAST if stacked else 0.0)
+    panels = title + tall + UNDER if found.panels else 0.0
+    forests = [0.34 + 0.21 * sum(lines_of(panel) for panel, _ in group) + 0.26 for group in found.numbers.values()]
+    above, below = 0.2 + 0.2 * len(head) + legend, 0.16 + 0.16 * len(foot)
+    height = above + (panels + sum(forests) or 0.4) + below
+    figure = Picture(figsize=(WIDTH, height), facecolor="none")
+    figure.text(0.12 / WIDTH, 1 - 0.12 / height, "\n".join(head), va="top", size=11, weight="bold", color=INK)
+    figure.text(0.12 / WIDTH, 0.08 / height, "\n".join(foot), va="bottom", size=7.5, color=GREY, linespacing=1.4)
     if handles:
-        corner = (0.008, 1 - (0.16 + 0.2 * len(head)) / height)
-        figure.legend(handles=handles, ncols=across, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=corner)
-    if not parts:
-        figure.text(0.015, (below + 0.1) / height, "No estimate to draw.", size=9, color=INK)
-    blocks = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-    for index, part in enumerate(parts):
-        part.draw(spec, figure, blocks[index])
+        corner = (0.06 / WIDTH, 1 - (0.16 + 0.2 * len(head)) / height)
+        figure.legend(
+            handles=handles,
+            ncols=across,
+            frameon=False,
+            fontsize=8,
+            loc="upper left",
+            bbox_to_anchor=corner,
+            labelcolor=INK,
+        )
+    if not found.panels and not forests:
+        figure.text(0.12 / WIDTH, (below + 0.1) / height, "No estimate to draw.", size=9, color=INK)
+
+    def place(left: float, bottom: float, width: float, tall: float) -> Axes:
+        return figure.add_axes((left / WIDTH, bottom / height, width / WIDTH, tall / height), facecolor="none")
+
+    top = height - above - title
+    for index, (one, lines) in enumerate(zip(found.panels, titles, strict=True)):
+        left = LEFT + index * (wide + GAP)
+        if one.kind == "heat":
+            bar = place(left + wide - 0.3, top - tall, 0.1, tall)
+            first = axes = place(left, top - tall, wide - 0.42, tall)
+            _draw_heat(axes, bar, one)
+        else:
+            parts = [part for part in (one.panel.levels, one.panel.contrasts) if len(part)]
+            low = CONTRAST - 0.12 if len(parts) == 2 else 0.0
+            first = axes = place(left, top - tall + (CONTRAST if low else 0), wide, tall - (CONTRAST if low else 0))
+            _draw_panel(axes, parts[0], one, found, answer, bottom=not low)
+            if low:
+                axes = place(left, top - tall, wide, low)
+                _draw_panel(axes, parts[1], one, found, answer, bottom=True)
+                said = "\n".join(textwrap.wrap(shown(parts[1]["hue"].iloc[0], answer.query.plot.get("hue", "")), 13))
+                axes.set_ylabel(said, size=8 if len(said) < 10 else 6.5, color=INK)
+                axes.sharex(first)
+        for each in {first, axes}:
+            each.yaxis.set_label_coords(-0.42 / wide, 0.5)
+        first.set_title("\n".join(lines), loc="left", size=9, color=INK, y=1.0, pad=4)
+        _x_axis(axes, one, found, wide)
+    bottom = below
+    for tall, (unit, group) in reversed(list(zip(forests, found.numbers.items(), strict=True))):
+        axes = place(NAMES, bottom + 0.36, WIDTH - NAMES - RIGHT - 0.1, tall - 0.46)
+        group, ends = shared(group)
+        draw_forest(axes, group, answer)
+        of = {row.hue for panel, _ in group for row in panel.rows.itertuples()}
+        what = f" ({shown(of.pop())})" if len(of) == 1 and is_contrast(next(iter(of))) else ""
+        axes.set_xlabel(f"{unit}{ends}{what}", labelpad=1, **LABEL)
+        bottom += tall
     for text in figure.findobj(Text):  # a name may hold a $, which must not become mathematics
         text.set_parse_math(False)
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if not axis.get_label_text():
-            axis.set_label_coords(0.5, 0.5)  # spares the search for a place beside all tick labels
     return figure
 
 
-# --- what a figure shows ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _FigureSpec:
-    """What the parts of one figure share: its panels, their styles, and the words around them."""
-
-    answer: Findings
-    styles: dict[object, _Style]
-    lines: _Lines
-    numbers: _Numbers  # keyed by a hue
-    plain: _Plain  # single numbers without a hue
-    left_out: int
-
-    @classmethod
-    def read(cls, answer: Findings) -> _FigureSpec:
-        """Sort an answer's table into what a figure shows."""
-        hidden = answer.query.plot.get("hide", "").split(",")
-        lines, numbers = (
-            [p for p in part if p.rows["estimate"].notna().any() and not any(fnmatch(p.measure, x) for x in hidden)]
-            for part in split(answer)
+def _handles(named: Sequence[Look], found: Chosen, published: bool) -> list[Any]:
+    """A handle for every hue that has a name, and for what else needs a word."""
+    handles: list[Any] = [
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            marker=look.marker,
+            ms=4.5,
+            lw=1.8,
+            ls="--" if look.dashed else "-",
+            label=look.label,
         )
-        looks, left_out = styles(hues(lines + numbers)), max(0, len(lines) - MOST) + max(0, len(numbers) - MOST)
-        values = list(dict.fromkeys(x for panel in lines for x in panel.rows["x"]))
-        layers = 1 + int(max(values)) if lines and answer.query.plot.get("x", "layer") == "layer" else 0
-        names = [] if all(isinstance(value, (int, float)) for value in values) else values
-        if names:
-            lines = [replace(p, rows=p.rows.assign(x=p.rows["x"].map(names.index))) for p in lines]
-        keyed, plain = ([p for p in numbers[:MOST] if p.rows["hue"].notna().any() == one] for one in (True, False))
-        drawn = _Lines(lines[:MOST], layers, [shown(name) for name in names])
-        return cls(answer, looks, drawn, _Numbers(keyed), _Plain(plain), left_out)
-
-    def legend(self) -> list[Artist]:
-        """A handle for every hue that has a name, and for what else needs a word."""
-        found: list[Artist] = [
-            Line2D([], [], color=look.colour, marker=look.marker, markersize=4.5, linewidth=1.8, label=shown(hue))
-            for hue, look in self.styles.items()
-            if hue is not None
-        ]
-        if self.lines.layers > 1:
-            found.append(Patch(facecolor=SHADE, edgecolor=EDGE, linewidth=0.6, label="final 20 % of layers"))
-        answer, numbers = self.answer, self.numbers.panels + self.plain.panels
-        beside = any(reference(answer, panel, hue) is not None for panel in numbers for hue in panel.rows["hue"])
-        if beside or any(marked(answer, panel) for panel in self.lines.panels):
-            found.append(Line2D([], [], color=INK, marker="D", ms=4.5, ls="", mfc="white", label="published"))
-        return found
+        for look in named
+    ]
+    if found.layers > 1 and any(one.x == "layer" and one.kind != "heat" for one in found.panels):
+        handles.append(Patch(facecolor=SHADE, edgecolor=GRID, linewidth=0.6, label="final 20 % of layers"))
+    if published:
+        handles.append(Line2D([], [], color=INK, marker="D", ms=4.5, ls="", mfc="white", label="published"))
+    return handles
 
 
-# --- parts of a figure, from the top down ----------------------------------------------------------------------------
+def _across(widths: Sequence[int]) -> int:
+    """How many columns of a legend fit."""
+    return max(1, len(widths) if sum(widths) <= 118 else 118 // max(widths))
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Panels in rows and columns."""
-
-    panels: list[Panel]
-
-    @property
-    def columns(self) -> int:
-        return {1: 1, 2: 2, 4: 2}.get(len(self.panels), 3)
-
-    @property
-    def stacked(self) -> bool:  # contrasts get axes of their own under the levels
-        return any(len(panel.levels) and len(panel.contrasts) for panel in self.panels)
-
-    @property
-    def rows(self) -> int:
-        return -(-len(self.panels) // self.columns)
-
-    def axes(self, figure: Figure, place: SubplotSpec, ratios: list[float], share: bool) -> Iterator[list[Part]]:
-        """The axes of each panel with the rows that belong there: levels above contrasts, or everything in one."""
-        each = len(ratios)
-        grid = place.subgridspec(self.rows * each, self.columns, height_ratios=ratios * self.rows)
-        for index, panel in enumerate(self.panels):
-            row, column = divmod(index, self.columns)
-            top = figure.add_subplot(grid[row * each, column])
-            self.name(top, panel.label)
-            if each == 2 and len(panel.levels) and len(panel.contrasts):
-                low = figure.add_subplot(grid[row * each + 1, column], sharex=top if share else None)
-                yield [(top, panel.levels), (low, panel.contrasts)]
-            else:
-                yield [(top, panel.rows)]
-
-    def name(self, axes: Axes, text: str) -> None:
-        """Write a panel's title, smaller where it would not fit into its column; a y spares a search for one."""
-        most = {1: 90, 2: 44}.get(self.columns, 28)
-        axes.set_title(text, loc="left", size=min(9, 9 * most / max(len(text), 1)), color=INK, y=1.0)
+# --- panels ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Lines(_Grid):
-    """Measures along the x axis. `layers` is 0 where that is not the layer, `names` are its ticks if it holds words."""
-
-    layers: int
-    names: list[str]
-
-    @property
-    def ratios(self) -> list[float]:
-        one = self.columns == 1
-        return ([2.6, 1.3] if one else [1.9, 1.1]) if self.stacked else [3.0 if one else 2.1]
-
-    @property
-    def height(self) -> float:
-        return self.rows * (sum(self.ratios) + 0.5) + 0.25
-
-    def draw(self, spec: _FigureSpec, figure: Figure, place: SubplotSpec) -> None:
-        plot = spec.answer.query.plot
-        for index, parts in enumerate(self.axes(figure, place, self.ratios, share=True)):
-            panel, top, lowest = self.panels[index], parts[0][0], parts[-1][0]
-            for axes, rows in parts:
-                _draw_lines(axes, rows, spec.styles, joined=plot.get("kind", "line") == "line")
-                for x, line in marked(spec.answer, panel) if axes is top else ():
-                    _diamond(axes, x, line["value"])
-                if self.layers > 1:  # from floor(0.8 L) on
-                    axes.axvspan(4 * self.layers // 5 - 0.5, self.layers - 0.5, color=SHADE, zorder=0, linewidth=0)
-                axes.tick_params(labelbottom=axes is lowest)
-            if index % self.columns == 0:
-                top.set_ylabel(plot.get("y", "estimate"), **LABEL)
-                if len(parts) == 2:
-                    lowest.set_ylabel(shown(parts[1][1]["hue"].iloc[0]), **LABEL)
-            if self.layers:  # numbers with the share of the depth under them
-                first = min(0, int(panel.rows["x"].min()))
-                lowest.set_xlim(first - 0.5, self.layers - 0.5)
-                ticks = layer_ticks(first, self.layers - 1, {1: 18, 2: 9}.get(self.columns, 6))
-                lowest.set_xticks(ticks, [f"{tick}\n{100 * (tick + 1) / self.layers:.0f} %" for tick in ticks])
-            elif self.names:
-                lowest.set_xlim(-0.5, len(self.names) - 0.5)
-                lowest.set_xticks(range(len(self.names)), self.names)
-            if index + self.columns >= len(self.panels):
-                name = "layer, with its share of the depth" if self.layers else plot.get("x", "layer")
-                lowest.set_xlabel(name, **LABEL)
-
-
-@dataclass(frozen=True)
-class _Numbers(_Grid):
-    """Single numbers, a line a hue."""
-
-    @property
-    def ratios(self) -> list[float]:
-        most = max(len(panel.levels if self.stacked else panel.rows) for panel in self.panels)
-        return [0.24 * max(most, 1), 0.3][: 1 + self.stacked]
-
-    @property
-    def height(self) -> float:
-        return self.rows * (sum(self.ratios) + 0.3 + 0.35 * len(self.ratios))
-
-    def draw(self, spec: _FigureSpec, figure: Figure, place: SubplotSpec) -> None:
-        for panel, parts in zip(self.panels, self.axes(figure, place, self.ratios, share=False), strict=True):
-            if named := unit(spec.answer, panel):
-                self.name(parts[0][0], f"{panel.label} ({named})")
-            for axes, rows in parts:
-                _draw_dots(axes, rows, rows["hue"].map(shown), spec, [panel] * len(rows))
-
-
-@dataclass(frozen=True)
-class _Plain(_Grid):
-    """All numbers without a hue share one axis: they are regions or readings of one quantity."""
-
-    @property
-    def height(self) -> float:
-        return 0.45 + 0.22 * len(self.panels)
-
-    def draw(self, spec: _FigureSpec, figure: Figure, place: SubplotSpec) -> None:
-        axes, each = figure.add_subplot(place), [panel for panel in self.panels for _ in range(len(panel.rows))]
-        _draw_dots(axes, pd.concat([p.rows for p in self.panels]), [panel.label for panel in each], spec, each)
-        axes.set_xlabel(" or ".join(dict.fromkeys(unit(spec.answer, panel) for panel in self.panels)), **LABEL)
-
-
-# --- marks on one pair of axes ---------------------------------------------------------------------------------------
-
-
-def _draw_lines(axes: Axes, rows: pd.DataFrame, looks: dict[object, _Style], *, joined: bool) -> None:
-    """One line per hue with its interval band; points that nothing joins stand side by side with error bars instead.
-
-    The x values have to be numbers.
-    """
-    _clean(axes, grid="y")
-    if any(is_contrast(hue) for hue in rows["hue"]):
+def _draw_panel(axes: Axes, rows: pd.DataFrame, one: Drawn, found: Chosen, answer: Findings, bottom: bool) -> None:
+    """Levels or differences along x, with their intervals."""
+    names = _names(one)
+    if names:
+        rows = rows.assign(x=rows["x"].map(names.index))
+    clean(axes, grid="y")
+    if any(is_contrast(hue) for hue in rows["hue"]) or (rows["low"] < 0).any() or (rows["estimate"] < 0).any():
         axes.axhline(0, **ZERO)
-    joined = joined and rows["x"].nunique() > 1
-    present = [hue for hue in looks if any(value == hue for value in rows["hue"])]
+    present = [hue for hue in one.looks if any(value == hue for value in rows["hue"])]
+    joined = one.kind == "line" and rows["x"].nunique() > 1
     for index, hue in enumerate(present):
-        colour, marker = looks[hue]
-        found = rows[[value == hue for value in rows["hue"]]]
-        aside = 0.0 if joined else min(0.1, 0.6 / len(present)) * (index - (len(present) - 1) / 2)
-        x = found["x"].astype(float) + aside
-        every = max(1, len(found) // 12) if joined else 1
-        line: dict[str, Any] = {"linestyle": "-", "ms": 3.6} if joined else {"linestyle": "none", "ms": 5}
-        axes.plot(x, found["estimate"], color=colour, lw=1.7, marker=marker, markevery=every, zorder=3, **line)
-        if joined:
-            axes.fill_between(x, found["low"], found["high"], color=colour, alpha=0.2, linewidth=0, zorder=2)
+        part = rows[[value == hue for value in rows["hue"]]]
+        part, look = part[part["estimate"].notna()], one.looks[hue]
+        if one.kind == "bars" and not is_contrast(hue):
+            _bars(axes, part, look)
+        elif joined or one.kind == "bars":
+            _curve(axes, part, look)
         else:
-            axes.vlines(x, found["low"], found["high"], color=colour, linewidth=2, zorder=2)
+            aside = min(0.1, 0.6 / len(present)) * (index - (len(present) - 1) / 2)
+            x = part["x"].astype(float) + aside
+            axes.plot(x, part["estimate"], color=look.colour, marker=look.marker, ls="", ms=5, zorder=3)
+            axes.vlines(x, part["low"], part["high"], color=look.colour, linewidth=2, zorder=2)
+    for x, line in (
+        marked(answer, one.panel) if not (bottom and len(one.panel.levels) and len(one.panel.contrasts)) else ()
+    ):
+        diamond(axes, x, line["value"])
+    if found.layers > 1 and one.x == "layer":  # from floor(0.8 L) on
+        axes.axvspan(4 * found.layers // 5 - 0.5, found.layers - 0.5, color=SHADE, zorder=0, linewidth=0)
     axes.margins(y=0.08)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    if all(float(value).is_integer() for value in rows["x"]):  # no ticks between counts
-        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+    axes.yaxis.set_major_locator(
+        MaxNLocator(4 if len(one.panel.contrasts) != len(rows) else 3, steps=[1, 2, 2.5, 5, 10])
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
+    if len(one.panel.levels) == len(rows) or not len(one.panel.levels):
+        axes.set_ylabel(one.panel.unit, **LABEL)
+    axes.tick_params(labelbottom=bottom)
 
 
-def _draw_dots(axes: Axes, rows: pd.DataFrame, labels: Sequence[str], spec: _FigureSpec, panels: list[Panel]) -> None:
-    """A row per number: dot and interval, and a diamond where a published figure stands beside it."""
-    _clean(axes, grid="x")
-    if any(is_contrast(hue) for hue in rows["hue"]):
-        axes.axvline(0, **ZERO)
-    for height, (row, panel) in enumerate(zip(rows.itertuples(), panels, strict=True)):
-        (colour, marker), line = spec.styles[row.hue], reference(spec.answer, panel, row.hue)
-        axes.hlines(height, row.low, row.high, color=colour, linewidth=2.2, zorder=2)
-        axes.plot([row.estimate], [height], marker=marker, ms=5, color=colour, linestyle="", zorder=3)
-        if line is not None:
-            axes.hlines(height + 0.22, line["low"], line["high"], color=INK, linewidth=0.9, zorder=4)
-            _diamond(axes, line["value"], height + 0.22)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.margins(x=0.08)
-    axes.ticklabel_format(axis="x", useOffset=False)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
+def _curve(axes: Axes, part: pd.DataFrame, look: Look) -> None:
+    """A line with the band of its intervals."""
+    x = part["x"].astype(float)
+    every = max(1, len(part) // 10)
+    line = "--" if look.dashed else "-"
+    axes.plot(
+        x, part["estimate"], color=look.colour, lw=1.6, ls=line, marker=look.marker, ms=3.6, markevery=every, zorder=3
+    )
+    axes.fill_between(x, part["low"], part["high"], color=look.colour, alpha=0.18, linewidth=0, zorder=2)
 
 
-def _diamond(axes: Axes, x: float, y: float) -> None:
-    """The mark of a published figure."""
-    axes.plot([x], [y], "D", ms=4.2, color=INK, mfc="white", mew=1.0, zorder=5)
+def _bars(axes: Axes, part: pd.DataFrame, look: Look) -> None:
+    """A distribution over whole numbers, with intervals in the middle of its steps."""
+    x = part["x"].astype(float)
+    edges = np.append(x - 0.5, x.iloc[-1:] + 0.5)
+    axes.stairs(part["estimate"], edges, fill=True, color=look.colour, alpha=0.16, zorder=2)
+    axes.stairs(part["estimate"], edges, color=look.colour, lw=1.5, zorder=3)
+    axes.vlines(x, part["low"], part["high"], color=look.colour, linewidth=1.2, zorder=3)
+
+
+def _draw_heat(axes: Axes, bar: Axes, one: Drawn) -> None:
+    """An estimate for each place on two axes, and the key of its colours."""
+    rows = one.panel.rows
+    grid = rows.pivot_table(index="y", columns="x", values="estimate", aggfunc="first").sort_index()
+    grid = grid[sorted(grid.columns)]
+    values = grid.to_numpy(float)
+    most = float(np.nanmax(np.abs(values))) or 1.0
+    signed = bool((values < 0).any())
+    colours = LinearSegmentedColormap.from_list("heat", DIVERGING if signed else RAMP)
+    low = -most if signed else 0.0
+    image = axes.imshow(values, aspect="auto", origin="lower", cmap=colours, interpolation="none", vmin=low, vmax=most)
+    if values.shape[1] * 0.34 < axes.get_position().width * WIDTH:  # room to read them
+        for (down, across), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
+            dark = abs(value) > 0.6 * most
+            axes.text(
+                across,
+                down,
+                tick(float(f"{value:.2g}")),
+                ha="center",
+                va="center",
+                size=6,
+                color="white" if dark else "#15171a",
+            )
+    for which, found in ((axes.xaxis, grid.columns), (axes.yaxis, grid.index)):
+        every = max(1, -(-len(found) // 8))
+        which.set_ticks(range(0, len(found), every), [f"{value:g}" for value in list(found)[::every]])
+    clean(axes, grid="")
+    axes.set_ylabel("layer" if one.panel.measure == "between" else "token of the answer", **LABEL)
+    key = bar.figure.colorbar(image, cax=bar)
+    key.outline.set_visible(False)
+    key.ax.yaxis.set_major_locator(MaxNLocator(4))
+    key.ax.yaxis.set_major_formatter(FuncFormatter(tick))
+    key.ax.tick_params(labelsize=7, length=2, color=GREY, labelcolor=INK)
+
+
+def _names(one: Drawn) -> list[Any]:
+    """The places on an x axis that holds words."""
+    values = list(dict.fromkeys(one.panel.rows["x"]))
+    return [] if all(isinstance(value, (int, float)) for value in values) else values
+
+
+def _x_axis(axes: Axes, one: Drawn, found: Chosen, wide: float) -> None:
+    """Ticks and name of an x axis: layers with the share of the depth under them, words, or numbers."""
+    name = axis(one.x)
+    if one.kind == "heat":
+        pass
+    elif one.x == "layer" and found.layers:
+        first = min(0, int(one.panel.rows["x"].min()))
+        axes.set_xlim(first - 0.5, found.layers - 0.5)
+        ticks = layer_ticks(first, found.layers - 1, max(4, int(wide * 2.4)))
+        axes.set_xticks(ticks, [f"{tick}\n{100 * (tick + 1) / found.layers:.0f} %" for tick in ticks])
+        name = "layer, with its share of the depth" if wide > 2.4 else "layer (share of depth)"
+    elif names := _names(one):
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        room = max(6, int(14 * wide / len(names)))
+        axes.set_xticks(range(len(names)), ["\n".join(textwrap.wrap(axis(str(each)), room)) for each in names])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(max(4, int(wide * 2)), steps=[1, 2, 5, 10], integer=_whole(one.panel)))
+        axes.xaxis.set_major_formatter(FuncFormatter(tick))
+    axes.set_xlabel("\n".join(textwrap.wrap(name, max(20, int(13 * wide)))), labelpad=2, **LABEL)
+
+
+def _whole(panel: Panel) -> bool:
+    return all(float(value).is_integer() for value in panel.rows["x"])
 
 
 def layer_ticks(first: int, last: int, most: int) -> list[int]:
     """Evenly spaced layers, at most `most` or so, that end with the last one; it replaces a neighbour it would touch."""
     step = next((step for step in STEPS if (last - first) / step < most), 50)
     return [*(tick for tick in range(first, last) if tick % step == 0 and last - tick >= 0.75 * step), last]
-
-
-def _clean(axes: Axes, grid: str) -> None:
-    """Light grid along one axis, no box."""
-    axes.tick_params(labelsize=8, length=2.5, color=GREY, labelcolor=INK)
-    axes.grid(axis=grid, color=GRID, linewidth=0.6)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GREY)

@@ -8,38 +8,44 @@ from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_file, hash_json, write_atomic
 from ...store.remote.hashes import user_cache
-from ..rows import findings, numbers
+from ..rows import findings, measures, numbers
 from ..rows.findings import Findings
-from . import figure
+from . import chosen, figure, looks, marks, vector
+from .chosen import described
+from .vector import svg
 
-DRAWING = (figure, findings, numbers)  # modules that decide what a figure looks like
+# What decides how a figure looks.
+DRAWING = (
+    *(each.__file__ for each in (figure, chosen, looks, marks, vector, findings, numbers, measures)),
+    measures.FILE,
+)
 MOST = 2000  # files that are kept, those that were asked for last
 
 
-def save(drawing: Figure, *paths: Path) -> None:
-    """Write a figure as PNG (150 dots per inch) or SVG, its text as text, by the endings of the names; it carries no date."""
+def save(drawing: Figure, *paths: Path, told: str = "") -> None:
+    """Write a figure as PNG (150 dots per inch, on white) or SVG, by the endings of the names; it carries no date.
+
+    SVG has its text as text, colours for dark pages, and `told` for readers who don't see it.
+    """
     for path in paths:
         if path.suffix.lower() not in (".png", ".svg"):
             raise LakeError(f"{path}: a figure is written as .png or .svg")
-    if engine := drawing.get_layout_engine():  # once for all files: it takes as long as drawing does
-        engine.execute(drawing)
-        drawing.set_layout_engine("none")
     for path in paths:
-        svg = path.suffix.lower() == ".svg"
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "actlake"}):
-            drawing.savefig(path, dpi=figure.DPI, metadata={"Date": None} if svg else {"Software": None})
+        if path.suffix.lower() == ".svg":
+            path.write_text(svg(drawing, told), encoding="utf-8")
+        else:
+            drawing.savefig(path, dpi=figure.DPI, facecolor="white", metadata={"Software": None})
 
 
 def figure_key(answer: Findings) -> str:
     """Hash of all that a figure shows and of the code that draws it."""
-    query, code = answer.query, [hash_file(Path(str(module.__file__))) for module in DRAWING]
-    shown = [query.id, query.title, query.plot, query.contrast, answer.pair, answer.streams]
+    query, code = answer.query, [hash_file(Path(str(file))) for file in DRAWING]
+    shown = [query.id, query.title, query.plot, query.contrast, query.measures, answer.pair, answer.streams]
     # DuckDB's threads add in no fixed order: the last digits of a sum differ from run to run and show in no figure.
     table = answer.table.to_csv(float_format="%.7g")
     return hash_json([*shown, table, answer.published.to_csv(), code, matplotlib.__version__])
@@ -57,7 +63,7 @@ def drawn(answer: Findings, suffix: str = ".png") -> bytes:
     suffixes = dict.fromkeys((suffix, ".png", ".svg"))
     with tempfile.TemporaryDirectory() as place:
         files = {each: Path(place) / f"figure{each}" for each in suffixes}
-        save(figure.draw(answer), *files.values())
+        save(figure.draw(answer), *files.values(), told=described(answer))
         found = {each: path.read_bytes() for each, path in files.items()}
     with suppress(OSError):  # a full disk, or a cache that can't be written: nothing depends on it
         for each, data in found.items():

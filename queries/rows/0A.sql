@@ -3,7 +3,8 @@
 -- needs: directions(stability)
 -- stream: native
 -- bootstrap: none
--- plot: line x=layer hue=records y=cosine numbers=cosine records_to_993=records
+-- plot: line x=layer hue=records panels=subset,canonical,pairwise
+--   forest=early_pairwise_mean,mid_pairwise_mean,corrective_pairwise_mean
 -- says: Directions from two resamples of the records agree to {corrective_pairwise_mean} in the corrective layers (worst pair
 --   {corrective_pairwise_min}, weakest layer {corrective_pairwise_layer_min}), each with that of all records to {corrective_canonical_mean}[; {records_to_993} records are
 --   enough for 0.993].
@@ -19,6 +20,27 @@
 --   - `*_mean`: mean over layers. `*_min`: the worst single pair (or resample) of any layer. `*_layer_min`: the
 --     smallest layer mean, which the study's text calls the minimum.
 --   - Low and high are percentiles over the resamples.
+-- measures:
+--   - canonical | resamples against all records | cosine | cosine of a bootstrap resample's direction with
+--     that of all records, mean over 50 resamples
+--   - pairwise | resamples against each other | cosine | cosine of the directions of two bootstrap resamples,
+--     mean over pairs of 50
+--   - subset | subsets against all records | cosine | cosine of the direction of a random subset of so many
+--     records with that of all, mean over 20 subsets
+--   - <group>_pairwise_mean | two resamples, <group> layers | cosine | cosine of the directions of two
+--     resamples, mean over pairs and layers
+--   - <group>_pairwise_min | worst pair of resamples, <group> layers | cosine | smallest cosine of any pair
+--     of resamples in any layer
+--   - <group>_pairwise_layer_min | two resamples, weakest of the <group> layers | cosine | smallest layer
+--     mean of the cosine of two resamples
+--   - <group>_canonical_mean | resample and all records, <group> layers | cosine | cosine of a resample with
+--     all records, mean over resamples and layers
+--   - <group>_canonical_min | worst resample, <group> layers | cosine | smallest cosine of any resample with
+--     all records in any layer
+--   - <group>_canonical_layer_min | resample and all records, weakest of the <group> layers | cosine |
+--     smallest layer mean of the cosine with all records
+--   - records_to_993 | records that are enough for 0.993 | records | fewest records whose subsets agree with
+--     all records to more than 0.993 in every corrective layer
 -- positions: Each model on its own continuation, the first min(length PT, length IT, 200) − 1 generated tokens;
 --   prompts with fewer than 5 are left out.
 -- pitfalls:

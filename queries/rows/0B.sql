@@ -3,7 +3,7 @@
 -- needs: directions(matched), directions(reverse)?
 -- stream: native
 -- bootstrap: none
--- plot: line x=layer y=cosine numbers=cosine
+-- plot: line x=layer panels=matched+reverse forest=early_matched,mid_matched,corrective_matched,corrective_reverse
 -- says: With PT reading IT's tokens, the direction keeps a cosine of {corrective_matched} with the canonical one in the
 --   corrective layers, of {early_matched} in the early ones: the rest of the canonical direction is difference in text.
 -- about: Whether the mean direction is a difference between the models or between their texts.
@@ -15,6 +15,17 @@
 --   - Prompts differ (raw against chat), so part of what remains is the template's. Layer groups as in 0A.
 --   - Intervals: the estimate plus and minus 1.96 standard deviations over 200 resamples of the records, on Fisher's
 --     z scale. Percentiles would be too low, because a resampled direction is noisier.
+-- measures:
+--   - <which> | cosine with the canonical direction, <which> | cosine | cosine with the canonical direction, of the mean difference where both
+--     models read the same continuation
+--   - <group>_<which> | <which>, <group> layers | cosine | the cosine with the canonical direction, mean over
+--     these layers
+--   - <group>_<which>_min | <which>, weakest of the <group> layers | cosine | smallest cosine with the
+--     canonical direction in these layers
+--   - all_<which>_min | <which>, weakest layer | cosine | smallest cosine with the canonical direction in any
+--     layer
+--   - all_<which>_max | <which>, strongest layer | cosine | largest cosine with the canonical direction in
+--     any layer
 -- positions: The first min(length, 80) tokens of the continuation that both read (streams teacher and reverse).
 -- pitfalls:
 --   - MLP before post-norm: Both directions are of the MLP's output before any norm that follows it.

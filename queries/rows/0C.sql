@@ -3,8 +3,7 @@
 -- needs: scores(0C)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=arm y=share numbers="share, d_mean - random"
---   hide=answer,seeds_*,spread_*,gap_answer_*,gap_coherent_*,gap_alignment_*,gap_reasoning_0
+-- plot: line x=alpha hue=arm panels=str,format,reasoning forest=gap_str_0,gap_str_3,gap_str_5
 -- says: At alpha 5 replies have {gap_str_5?more|fewer|about as many} structural words along d_mean {gap_str_5?than|than|as}
 --   along a random direction with the same share of each MLP output ({gap_str_5}), at 3 {gap_str_3}, with the component
 --   taken out (alpha 0) {gap_str_0}; format-compliance rates differ by {gap_format_5}, {gap_format_3} and {gap_format_0},
@@ -19,6 +18,13 @@
 --     the largest standard deviation over alphas of the five seeds' means; no interval.
 --   - Metrics as in 0D: `str`, `format`, `reasoning` (answers contained, CONTENT-REASON), `answer` of all questions,
 --     `alignment`, `coherent`.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - seeds_<metric> | <metric>, each random direction | <metric> | <metric>, under one random direction
+--   - gap_<metric>_<n> | d_mean less random, α = <n>: <metric> | <metric> | difference between d_mean and the
+--     matched random direction on the same prompts: <metric>
+--   - spread_<metric> | spread of five random directions: <metric> | <metric> | largest standard deviation
+--     over α of the five seeds' means: <metric>
 -- positions: Replies of IT under the edit; each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

@@ -3,8 +3,8 @@
 -- needs: scores(A1), effects(A1)?
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=metric y="share, or d" numbers="Spearman's rho with alpha"
---   hide=*_change_?,p_*,*any_number,*first_choice,*choice_logprob,reasoning,last_number
+-- plot: line x=alpha hue=metric panels=format+answer+alignment+coherent,str,cohens_d
+--   forest=rho_str,rho_format,rho_alignment,rho_answer,rho_coherent
 -- says: Over the alphas of the sweep the share of structural words has a rank correlation with alpha of {rho_str}[ (p
 --   {p_str})], format compliance of {rho_format}, right reactions to SAFETY prompts of {rho_alignment}, right answers of
 --   {rho_answer}. Without the component (alpha 0) structural words change by {str_change_0}, at five times by
@@ -22,6 +22,18 @@
 --   - `rho_METRIC`: Spearman's correlation of the 14 means with alpha; a trend that turns at alpha 1 has none. Its
 --     interval resamples prompts. `p_METRIC` takes the 14 means as the sample (two-sided), as the study does.
 --   - Intervals: 2,000 BCa resamples (study: 10,000).
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_change_<n> | change at α = <n>: <metric> | <metric> | α = <n> less α = 1 on the same prompts:
+--     <metric>
+--   - cohens_d | effect size against α = 1 | standard deviations | Cohen's d: mean at α less mean at α = 1
+--     over the pooled standard deviation
+--   - cohens_d_answers | effect size against α = 1, right answers | standard deviations | Cohen's d of right
+--     answers: mean at α less mean at α = 1 over the pooled standard deviation
+--   - rho_<metric> | rank correlation with α: <metric> | Spearman's rho | Spearman's correlation of the 14
+--     means with α: <metric>
+--   - p_<metric> | p of the rank correlation: <metric> | p | two-sided p of Spearman's correlation with the
+--     14 means as the sample: <metric>
 -- positions: Replies of A1: IT's late MLP outputs with their component along d_mean times alpha; each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study pools re-generations of its benchmarks: n is 2,300 for 1,400 prompts and

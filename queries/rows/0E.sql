@@ -3,8 +3,8 @@
 -- needs: scores(0E)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=words y="share of words" numbers="share of words" times="times the baseline"
---   hide=times_*,max_*,base_share,passes
+-- plot: line x=alpha hue=words panels=shift,share
+--   forest=max_marks_to_structural,max_marks_to_content,max_function_to_content,max_content_to_function
 -- says: Words at the boundary of the structural classes all counted as structural move the mean share of structural words by
 --   {max_marks_to_structural} at most over all conditions, all counted as content by {max_marks_to_content}; function words
 --   at the boundary counted as content by {max_function_to_content}, content words counted as function words by
@@ -23,6 +23,21 @@
 --     share at alpha 3 over that at alpha 1, a ratio of means, prompts resampled.
 --   - STR counts neither function nor content words, so moving words between these two changes it only where they are
 --     of a structural class in their own text (published as 7e-6).
+-- measures:
+--   - shift | shift of the share of structural words | share of words | mean share with the moved words less
+--     the mean share
+--   - largest_shift | largest shift over all conditions | share of words | largest absolute shift of the mean
+--     share of structural words
+--   - max_<words_moved> | largest shift, <words_moved> | share of words | largest absolute shift of the mean
+--     share of structural words when these words are moved
+--   - passes | ways of moving words that shift less than .01 | of 4 | how many of the four ways stay below
+--     .01
+--   - share | share of words of a class | share of words | share of a reply's words that are of this class
+--   - base_share | share of words of a class at α = 1 | share of words | share of words of this class in the
+--     IT as it is
+--   - times | share at α = 3 over that at α = 1 | times | ratio of mean shares of words of this class
+--   - times_<words> | <words>, share at α = 3 over that at α = 1 | times | ratio of mean shares of words of
+--     this class
 -- positions: All words of A1's replies (alphas and random additions); each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

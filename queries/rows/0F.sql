@@ -3,8 +3,9 @@
 -- needs: scores(0F)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x="alpha (importance: block)" hue=layers y=share numbers=share
---   hide=answer,spread_*,format_5_*,most_*
+-- plot: line x="alpha (importance: block)" hue=layers panels=str,format,importance
+--   forest=str_5_late,str_5_wider,str_5_cut,str_5_later
+--   at_importance=block
 -- says: With five times the component along d_mean the replies' share of structural words is {str_5_late} when the late
 --   blocks are steered[, {str_5_wider} with blocks before them too][, {str_5_cut} without the last ones][, {str_5_later}
 --   without the first ones]: the ranges lie up to {spread_str_5} apart (format compliance {spread_format_5}). Taken out of
@@ -18,6 +19,18 @@
 --   - `importance`, by block: |mean STR with the component taken out of this one block (alpha 0) − mean STR without|,
 --     with the interval of the difference in the direction of its mean.
 --   - `most_important`: the block with the largest importance, one of many and not tested.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - importance | change when one block's component is taken out | share of words | absolute change of the
+--     share of structural words with the component taken out of this one block
+--   - <metric>_5_<range> | α = 5 in <range>: <metric> | <metric> | mean at α = 5 when these blocks are
+--     steered: <metric>
+--   - spread_<metric>_5 | largest less smallest of the ranges: <metric> | <metric> | difference of the ranges
+--     with the highest and the lowest mean at α = 5: <metric>
+--   - most_important_by | change by the most important block | share of words | change of the share of
+--     structural words with the component taken out of that block
+--   - most_important | most important block | block | the block whose component changes the share of
+--     structural words most when it is taken out
 -- positions: Replies of IT under the edit; each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

@@ -5,7 +5,8 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=threshold hue=variant y="mean layer" numbers=layers hide=mean,median,here_mean,kl_q3,kl_q5,adaptive,low_entropy
+-- plot: line x=threshold hue=variant panels=kl/raw,majority/raw,entropy/raw
+--   forest=commit_top1_raw_mean_skip5,commit_kl01_raw_mean_skip5,commit_top1_tuned_mean_skip5,commit_kl01_tuned_mean_skip5
 -- says: By the primary rules IT commits {commit_top1_raw_mean_skip5?later|earlier|neither clearly later nor earlier} than PT
 --   by its top token ({commit_top1_raw_mean_skip5} layers, median {commit_top1_raw_median}) and
 --   {commit_kl01_raw_mean_skip5?later|earlier|neither clearly later nor earlier} by KL < 0.1 nats
@@ -23,6 +24,16 @@
 --     variants (kl_q3, adaptive, mean, median ...) too.
 --   - Two of the paper's rules do not exist in the study's code: "no flip back for 3 consecutive layers", and a
 --     rank-qualified rule that says more than top1.
+-- measures:
+--   - <family> | <family> | layer | mean layer from which the rule holds, at its threshold T
+--   - commit_<rule>_<lens>_median | <rule>, <lens>, median token | layer | median over tokens of the layer
+--     from which the rule holds
+--   - commit_<rule>_<lens>_mean_skip5 | <rule>, <lens> | layer | mean over tokens of the layer from which the
+--     rule holds, the first five tokens left out
+--   - commit_<rule>_<lens>_prompt_mean | <rule>, <lens>, prompts alike | layer | the same with every prompt
+--     alike
+--   - continuous_<lens> | first crossing of 0.1 nats, <lens> | layer | layer at which KL is 0.1 nats for the
+--     first time, interpolated between layers
 -- positions: Continuation tokens from the second on; `mean_skip5` and `prompt_mean` after the first five of these.
 -- pitfalls:
 --   - off-by-one step: The study's fast collector is shifted by one.

@@ -3,8 +3,8 @@
 -- needs: directions(splits), scores(0H)?
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=layer hue=sets y=cosine numbers=cosine str_*="share of words" format_*=share
---   hide=str,format,alignment,answer,coherent,str_?_*,format_[03]*,format_5_*
+-- plot: line x=layer hue=sets panels=cosine
+--   forest=corrective_top_bottom,corrective_top_random,corrective_bottom_random,str_5_top,str_5_bottom,str_5_random
 -- says: In the corrective layers the directions of the highest- and the lowest-contrast records have a cosine of
 --   {corrective_top_bottom}, of the highest and random ones {corrective_top_random}.[ With five times the component along
 --   them IT's replies have {str_5_top} structural words (top), {str_5_bottom} (bottom) and {str_5_random} (random), with
@@ -22,6 +22,18 @@
 --     by prompt. The table has `str`, `format`, `answer`, `alignment` and `coherent` at all 14 alphas; alpha 1 of any
 --     part is the baseline.
 --   - Without texts the row has the cosines alone.
+-- measures:
+--   - cosine | cosine of two parts' directions | cosine | cosine between the mean directions of two parts of
+--     the records
+--   - corrective_<set1>_<set2> | <set1> and <set2>, corrective layers | cosine | cosine of the two parts' directions,
+--     mean over the corrective layers
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_<n> | α = <n>: <metric> | <metric> | mean at α = <n> along the direction of a part of the
+--     records: <metric>
+--   - <metric>_<n>_<set> | α = <n>, <set>: <metric> | <metric> | mean at α = <n> along the direction of this
+--     part of the records: <metric>
+--   - <metric>_<n>_top_minus_<set> | α = <n>, highest contrast less <set>: <metric> | <metric> | difference
+--     between two parts' directions at α = <n> on the same prompts: <metric>
 -- positions: Directions: as in 0A. Metrics: replies of IT under the edit, intervals over prompts, each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

@@ -3,8 +3,8 @@
 -- needs: scores(0I)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=formula y=share numbers=share
---   hide=tokens*,harm*_complied*,harmless_incoherent*,*_2,harm*_0,choice_*_0,alignment_*,answer_*,reasoning_*
+-- plot: line x=alpha hue=formula panels=coherent,format,str
+--   forest=format_mlp_scale_0,format_residual_scale_0,format_attn_scale_0,format_mlp_inject_0
 -- says: With the direction's component taken out (alpha 0) of the late residuals, coherent replies
 --   {coherent_residual_scale_0?become more|become fewer|show no clear response} ({coherent_residual_scale_0}, as a share)
 --   and those of the form asked for {format_residual_scale_0?become more|become fewer|show no clear response}
@@ -23,6 +23,10 @@
 --   - d_mean comes from MLP outputs, so in residuals and attention outputs it is a borrowed direction.
 --   - `METRIC_FORMULA_A`: alpha = A less alpha = 1 on the same prompts. `choice_generated` is the study's forced
 --     choice (three tokens, no template); `choice_logprob` is another question (the likeliest choice).
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_<formula>_<n> | <formula>, α = <n>: change of <metric> | <metric> | α = <n> less α = 1 on the
+--     same prompts: <metric>
 -- positions: Replies of IT under the edit; each prompt once.
 -- pitfalls:
 --   - no-op injection: The study's run of the additive formula changed alpha and left beta at 0. Its "flat" curve

@@ -3,7 +3,7 @@
 -- needs: delta
 -- stream: native
 -- bootstrap: none
--- plot: line x=layer y="δ-cosine, IT − PT" numbers=layer onset_*rules=rules hide=onset_*rules
+-- plot: line x=layer panels=diff
 -- says: First layer of the drop of IT's δ-cosine below PT's, one standard deviation under the baseline layers: with the
 --   baseline at the study's share of the depth[: layer {onset_scaled_1sd}||: none, no two consecutive layers qualify][; with its
 --   layers (baseline 6 to 14, search from 15) layer {onset_1sd}||; with its own layers (baseline 6 to 14, search from 15) none].
@@ -17,6 +17,20 @@
 --   - `*_earliest`, `*_latest`: over all nine rules. `*_rules`: how many of them have an onset.
 --   - No line: no two consecutive layers qualify (the study's "none"), or there are fewer than two baseline layers.
 --     An onset is a layer, so there are no intervals.
+-- measures:
+--   - diff | δ-cosine, IT − PT | cosine | difference of the models' cosine between what a block adds and the
+--     residual it is added to
+--   - onset_scaled_rules | rules with an onset, baseline at the same share of the depth | of 9 | how many of
+--     the nine rules find an onset
+--   - onset_scaled_<end> | <end> onset of the rules, baseline at the same share of the depth | layer | over
+--     all nine rules
+--   - onset_scaled_<bound> | onset by <bound>, baseline at the same share of the depth | layer | first of two
+--     consecutive layers after the baseline whose difference is below the bound
+--   - onset_rules | rules with an onset, baseline layers 6 to 14 | of 9 | how many of the nine rules find an
+--     onset
+--   - onset_<end> | <end> onset of the rules, baseline layers 6 to 14 | layer | over all nine rules
+--   - onset_<bound> | onset by <bound>, baseline layers 6 to 14 | layer | first of two consecutive layers
+--     from 15 on whose difference is below the bound
 -- positions: As L1: steps 10 to 99 of each model's own continuation, layers 1 and up.
 -- pitfalls: none
 -- published: Onsets of several families. They do not follow from the published L1 arrays: on these the rule gives

@@ -3,7 +3,9 @@
 -- needs: directions(spread)
 -- stream: native
 -- bootstrap: none
--- plot: line x=layer y=share numbers=cosine
+-- plot: line x=layer panels=pc1+pc5+pc10+mean_share,pc1_mean,between
+--   forest=early_early,early_corrective,corrective_corrective
+--   heat=between down=other
 -- says: Directions of two corrective layers have a cosine of {corrective_corrective} on average, of two early layers
 --   {early_early}, of an early and a corrective layer {early_corrective}.
 -- about: How much the records' differences vary around their mean: IT − PT of each record's mean MLP outputs (as in
@@ -14,6 +16,15 @@
 --     average of very different records.
 --   - `early_early`, `early_corrective` and alike: mean cosines between the directions of two different layers, by
 --     layer group (0A).
+-- measures:
+--   - pc1_mean | first component and mean direction | cosine | absolute cosine of the first principal
+--     component with the mean direction
+--   - <firsts> | <firsts> | share of variance | share of the records' variance in these principal components
+--   - mean_share | mean difference | share of variance | share of the mean square that the mean difference
+--     makes up
+--   - between | directions of two layers | cosine | cosine between the mean directions of two layers
+--   - <group1>_<group2> | <group1> and <group2> layers | cosine | cosine between the directions of two
+--     different layers, mean over such pairs
 -- positions: As 0A.
 -- pitfalls:
 --   - MLP before post-norm: Differences are of the MLP's output before any norm that follows it.
@@ -37,3 +48,9 @@ UNION ALL
 SELECT CASE WHEN one = 'corrective' AND two <> 'corrective' THEN two || '_' || one ELSE one || '_' || two END, NULL, avg(value),
     min(n), 'records'
 FROM ends GROUP BY one, two
+UNION ALL BY NAME
+SELECT 'between' AS measure, a.layer, b.layer AS other, coalesce(found.value, 1) AS estimate, n, 'records' AS unit
+FROM (SELECT DISTINCT layer, n FROM cells) AS a CROSS JOIN (SELECT DISTINCT layer FROM cells) AS b
+    LEFT JOIN (SELECT layer, other, value FROM cells WHERE name = 'between') AS found
+        ON (found.layer = a.layer AND found.other = b.layer) OR (found.layer = b.layer AND found.other = a.layer)
+WHERE found.value IS NOT NULL OR a.layer = b.layer

@@ -3,9 +3,8 @@
 -- needs: scores(A1)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha y="share (nll: nats a token)" numbers=share
---   hide=degenerate*,reasoning*,last_number*,blank*,tokens*,ended*,harm*_complied*,harmless_incoherent*,harm*_change_*,choice_*_change_*,
---   nll_*_change_*,*_spearman,*_change_minus5,format_change_random,answer_change_random,alignment_change_random
+-- plot: line x=alpha panels=format+answer+alignment+coherent,str,nll_pt+nll_it
+--   forest=format_change_0,format_change_5,coherent_change_0,coherent_change_5
 -- says: With the component along the PT-IT direction taken out of IT's late MLPs (alpha 0) replies of the form asked for
 --   {format_change_0?become more|become fewer|show no clear response} ({format_change_0}, as a share) and structural words
 --   {str_change_0?become more|become fewer|show no clear response} ({str_change_0}). With five times the component form
@@ -37,6 +36,14 @@
 --     = 1: the norm of each output).
 --   - `*_spearman`: rank correlation of the means with alpha over the 14 alphas, no interval; a curve that falls to
 --     both sides has a small one.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_change_random | random direction: change of <metric> | <metric> | a random unit vector added
+--     at full length, less α = 1 on the same prompts: <metric>
+--   - <metric>_change_<n> | α = <n>: change of <metric> | <metric> | α = <n> less α = 1 on the same prompts:
+--     <metric>
+--   - <metric>_spearman | rank correlation with α: <metric> | Spearman's rho | rank correlation of the 14
+--     means with α: <metric>
 -- positions: Free greedy replies to every prompt, each counted once: only real tokens, at most as many as the
 --   captures' continuations have (the study: 200).
 -- pitfalls:

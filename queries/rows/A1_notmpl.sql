@@ -3,9 +3,8 @@
 -- needs: scores(A1_notmpl)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=template y=share numbers=share
---   hide=tokens*,ended*,harm*_complied*,harmless_incoherent*,harm*_change_*,harm*_raw_minus_chat,*_apart_*,answer_*,alignment_*,
---   blank_change_*
+-- plot: line x=alpha hue=template panels=blank,str,coherent
+--   forest=blank_raw_minus_chat,coherent_raw_minus_chat,coherent_change_0,coherent_change_5
 -- says: On bare prompts {blank_raw_minus_chat?more|fewer|about as many} of the replies of IT as it is are blank
 --   {blank_raw_minus_chat?than|than|as} in its template ({blank_raw_minus_chat}, as a share) and
 --   {coherent_raw_minus_chat?more|fewer|about as many} coherent ({coherent_raw_minus_chat}). There the share of coherent
@@ -20,6 +19,14 @@
 --     leaves few prompts to compare: see n.
 --   - `*_raw_minus_chat`: bare less templated prompt, at alpha = 1.
 --   - `*_change_A`: bare prompts, alpha = A less alpha = 1. `*_apart_A`: that change less the same in the template.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_raw_minus_chat | bare prompt less template: <metric> | <metric> | bare less templated prompt
+--     at α = 1, on the same prompts: <metric>
+--   - <metric>_change_<n> | bare prompt, α = <n>: change of <metric> | <metric> | bare prompts, α = <n> less
+--     α = 1: <metric>
+--   - <metric>_apart_<n> | bare prompt less template, α = <n>: change of <metric> | <metric> | the change on
+--     bare prompts less that in the template: <metric>
 -- positions: As A1: free greedy replies, each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

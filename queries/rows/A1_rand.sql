@@ -3,9 +3,8 @@
 -- needs: scores(A1_rand)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=arm y=share numbers=share
---   hide=tokens*,harm*_complied*,harmless_incoherent*,harm*_change_*,harm*_apart_*,choice_*_change_*,choice_*_apart_*,choice_logprob,
---   answer_*_0,answer_*_5,alignment_*_0,alignment_*_5
+-- plot: line x=alpha hue=arm panels=format,str,coherent
+--   forest=format_change_0,format_change_5,coherent_change_5,format_apart_5
 -- says: Scaled along random directions, IT's replies of the form asked for {format_change_0?become more|become fewer|show
 --   no clear response} at alpha 0 ({format_change_0}) and {format_change_5?become more|become fewer|show no clear
 --   response} at alpha 5 ({format_change_5}); structural words {str_change_5?become more|become fewer|show no clear
@@ -19,6 +18,12 @@
 --   changes as large as d_mean's. Metrics as in A1.
 --   - `*_change_A`: random directions, alpha = A less alpha = 1 on the same prompts.
 --   - `*_apart_A`: the change along d_mean less that one.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_change_<n> | random direction, α = <n>: change of <metric> | <metric> | random directions, α =
+--     <n> less α = 1 on the same prompts: <metric>
+--   - <metric>_apart_<n> | d_mean less random, α = <n>: change of <metric> | <metric> | the change along
+--     d_mean less that along random directions: <metric>
 -- positions: As A1: free greedy replies, each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

@@ -3,9 +3,8 @@
 -- needs: scores(A2)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=beta hue=direction y="share (nll: nats a token)" numbers=share
---   hide=tokens*,ended*,harm*_complied*,harmless_*,harm*_change_*,harm*_apart_*,answer_*_1,answer_*_3,alignment_*,nll_*_change_*,
---   nll_*_apart_*,*_content_*,*_rotated_*
+-- plot: line x=beta hue=direction panels=format,str,coherent
+--   forest=format_change_1,coherent_change_1,format_apart_random_1,coherent_apart_random_1
 -- says: With the PT-IT direction added to the PT's late MLPs at the length of their output (beta 1) its replies of the
 --   form asked for {format_change_1?become more|become fewer|show no clear response} ({format_change_1}, as a share),
 --   structural words {str_change_1?become more|become fewer|show no clear response} ({str_change_1}), coherent replies
@@ -28,6 +27,12 @@
 --   - `nll_it`, of the replies under IT in its template, shows how close they are to IT's own; `nll_pt`, under the PT
 --     as it is, how far the edit leads away from it.
 --   - `ended`, `tokens`: a PT that does not end its turn writes its whole budget.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_change_<n> | β = <n>: change of <metric> | <metric> | along d_mean, β = <n> less 0 on the same
+--     prompts: <metric>
+--   - <metric>_apart_<control>_<n> | d_mean less <control>, β = <n>: <metric> | <metric> | the change along
+--     d_mean less that along the control: <metric>
 -- positions: Free greedy replies to the bare prompt, each counted once: only real tokens, at most as many as the
 --   captures' continuations have (the study: 200).
 -- pitfalls:

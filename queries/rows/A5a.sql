@@ -4,8 +4,8 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: of format - coherent
--- plot: line x=skipped hue=of y="share (relative: of skipping none)" numbers=share relative_*="of skipping none"
---   hide=tokens*,ended*,coherent_relative,reasoning*,harm*_complied*,harmless_incoherent*,harm*_change_*,str_change_*
+-- plot: line x=skipped hue=of panels=format+coherent+alignment+answer,str
+--   forest=format_change_1,coherent_change_1,format_change_all,coherent_change_all
 -- says: Without its last block IT's replies of the form asked for {format_change_1?become more|become fewer|show no clear
 --   response} ({format_change_1}, as a share), coherent ones {coherent_change_1?become more|become fewer|show no clear
 --   response} ({coherent_change_1})[; without its last three form changes by {format_change_3}, coherence by
@@ -21,6 +21,18 @@
 --     whole IT scores 0.
 --   - `relative_first`, `relative_all`: one block and all late blocks skipped, form less coherence.
 --   - `*_change_K`: K blocks skipped less none, on the same prompts.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_relative | what is left of <metric> | of skipping none | share over that of the whole IT:
+--     <metric>
+--   - relative_first | what is left without the last block | of skipping none | share over that of the whole
+--     IT, one block skipped
+--   - relative_all | what is left without all late blocks | of skipping none | share over that of the whole
+--     IT, all late blocks skipped
+--   - <metric>_change_all | all late blocks skipped: change of <metric> | <metric> | all late blocks skipped
+--     less none, on the same prompts: <metric>
+--   - <metric>_change_<n> | last <n> skipped: change of <metric> | <metric> | so many of the last blocks
+--     skipped less none, on the same prompts: <metric>
 -- positions: As A1: free greedy replies, each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

@@ -5,7 +5,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant y="δ-cosine" numbers=cosine
+-- plot: line x=layer hue=variant panels=profile forest=first_third,middle_third,final20,last_layer
 -- says: Over the final 20 % of layers IT's blocks write {final20?more|less|neither clearly more nor less} along the residual
 --   they are added to than PT's: δ-cosine difference {final20}[ (PT {final20@pt}, IT {final20@it})].
 -- about: The cosine between what a whole block (attention and MLP) adds to the residual stream and the residual that
@@ -16,6 +16,12 @@
 --   - `final20`: mean over layers floor(0.8 L) and up. `last_layer`: the last layer alone.
 --   - `first_third`, `middle_third`, `last_third`: layers split at L // 3 and 2 L // 3.
 --   - Pooled over pairs: the mean of the pairs' numbers.
+-- measures:
+--   - profile | δ-cosine of blocks | cosine | cosine between what a block adds to the residual and the
+--     residual that it is added to
+--   - final20 | final 20 % of layers | cosine | δ-cosine, mean over layers floor(0.8 L) and up
+--   - last_layer | last layer | cosine | δ-cosine of the last layer alone
+--   - <third>_third | <third> of the layers | cosine | δ-cosine, mean over these layers
 -- positions: Continuation tokens, each model on its own text, so PT and IT read different tokens. The study counts
 --   from the second generated token: its step t is step t + 1 here. Layer 0 is undefined in the study and left out.
 --   For all steps: `actlake sql "SELECT variant, layer, avg(block_cos) FROM delta WHERE step >= 1 GROUP BY ALL"`.

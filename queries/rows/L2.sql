@@ -5,8 +5,9 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant facet=lens y="KL (nats)" numbers=nats commit_*=layers late_half_*=layers
---   hide=gap_*,tokens_*
+-- plot: line x=layer hue=variant panels=kl_final_layer/raw,committed_top1/raw,committed_kl01/raw
+--   forest=cg_raw,cg_tuned,commit_top1_raw_mean,commit_kl01_raw_mean
+--   bars=committed_*
 -- says: [Through the second half of the layers IT stays {cg_raw?farther from|closer to|about as far from} its own final
 --   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats). ][With the tuned lens the gap is {cg_tuned} nats. ]
 --   [Its top token settles {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean}
@@ -25,6 +26,26 @@
 --     which KL stays under 0.1 nats. Mean and median over tokens. All rules and prompt means: row 0G.
 --   - The tuned lens is left out where a capture has no residuals to train it from. On few prompts its probes are
 --     poorer than the study's, and poorer still for the variant with fewer tokens (row tuned).
+-- measures:
+--   - kl_final_layer | KL(final ‖ layer) | nats | divergence of the layer's lens from the model's own final
+--     distribution; the direction of the study's code
+--   - kl_layer_final | KL(layer ‖ final) | nats | the other direction of the divergence, that the study's
+--     text names
+--   - cg_<lens> | convergence gap, <lens> | nats | KL(final ‖ layer), mean over layers floor(L/2) and up,
+--     tokens alike
+--   - cg_<lens>_prompt | convergence gap, <lens>, prompts alike | nats | the same with every prompt alike
+--   - gap_<lens>_<third>_third | <third> of the layers, <lens> | nats | KL(final ‖ layer), mean over these
+--     layers
+--   - commit_<rule>_<lens>_mean | <rule>, <lens> | layer | mean over tokens of the layer from which the rule
+--     holds
+--   - commit_<rule>_<lens>_median | <rule>, <lens>, median token | layer | median over tokens of the layer
+--     from which the rule holds
+--   - committed_<rule> | tokens that commit at a layer, <rule> | share of tokens | share of tokens for which
+--     the rule holds from this layer on and not before
+--   - late_half_layers | layers of the second half | layers | how many layers the gap is a mean over
+--   - late_half_layers_it_above_pt_<lens> | of these with IT above PT, <lens> | layers | layers of the second
+--     half in which IT's mean KL is above PT's
+--   - tokens_<variant> | tokens of the <variant> | tokens | continuation tokens that were counted
 -- positions: Continuation tokens from the second on (METHODS 0, set a); no further step is dropped.
 -- pitfalls:
 --   - two KL directions: The gap uses KL(final || layer); exp11, exp14 and exp22 use KL(layer || final).
@@ -60,6 +81,9 @@ WITH depth AS (
     ON top1, kl01 INTO NAME rule VALUE value
 ), commits AS MATERIALIZED (
     SELECT lens, variant, prompt, rule, value, count(*) AS n FROM picked GROUP BY ALL
+), places AS (
+    SELECT *, unnest(range((SELECT layers FROM depth)::BIGINT)) AS layer
+    FROM (SELECT lens, variant, prompt, rule, sum(n) AS every FROM commits GROUP BY ALL)
 )
 SELECT 'kl_final_layer' AS measure, lens, variant, layer, prompt, kl AS total, n FROM cells
 UNION ALL BY NAME
@@ -78,6 +102,9 @@ FROM commits
 GROUP BY ALL
 UNION ALL BY NAME
 SELECT 'commit_' || rule || '_' || lens || '_median' AS measure, variant, prompt, value, n FROM commits
+UNION ALL BY NAME
+SELECT 'committed_' || rule AS measure, lens, variant, layer, prompt, coalesce(commits.n, 0) AS total, every AS n
+FROM places LEFT JOIN (SELECT * RENAME (value AS layer) FROM commits) AS commits USING (lens, variant, prompt, rule, layer)
 UNION ALL BY NAME
 SELECT 'late_half_layers' AS measure, count(DISTINCT layer) AS estimate, count(DISTINCT layer) AS n, 'layers' AS unit
 FROM late

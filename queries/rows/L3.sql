@@ -3,7 +3,7 @@
 -- needs: weights
 -- stream: none
 -- bootstrap: none
--- plot: line x=layer hue=part y="RMS, or ratio" numbers=RMS mlp_argmax=layer mlp_late_early=ratio
+-- plot: line x=layer hue=part panels=rms,relative
 -- says: Post-training moved the MLP weights by {mlp_min} (least changed layer) to {mlp_max} (most changed, layer
 --   {mlp_argmax}) RMS; the late layers (from 0.6 of the depth on) changed {mlp_late_early} times as much as those below.
 -- about: Root mean square of the difference IT − PT over all weights of a part, read from both checkpoints; no model
@@ -17,6 +17,17 @@
 --   - `mlp_min`, `mlp_max`, `mlp_argmax`: smallest and largest layer of the study's mlp group, and the layer of the
 --     largest.
 --   - `mlp_late_early`: mean over layers round(0.6 L) and up, over the mean of those below.
+-- measures:
+--   - rms | change of the weights | RMS | root mean square of IT − PT over the weights of a part
+--   - relative | change over PT's weights | times PT's RMS | root mean square of IT − PT over that of PT's
+--     weights
+--   - rms_seed | change of the weights, the study's groups | RMS | root mean square of IT − PT, tensors
+--     grouped by parts of their names
+--   - mlp_min | least changed MLP | RMS | smallest change of a layer's MLP weights
+--   - mlp_max | most changed MLP | RMS | largest change of a layer's MLP weights
+--   - mlp_argmax | layer of the most changed MLP | layer | the layer whose MLP weights changed most
+--   - mlp_late_early | late layers over the ones below | times | mean change of layers round(0.6 L) and up
+--     over the mean of those below
 -- positions: None. The unit is the weight; there are no intervals.
 -- pitfalls:
 --   - late weight change: The study's claim that Gemma changed most at the corrective layers is not in its own

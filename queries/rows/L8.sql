@@ -5,7 +5,8 @@
 -- stream: native
 -- bootstrap: none
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant y="dimension, rank or share" numbers=""
+-- plot: line x=layer hue=variant panels=participation_ratio,twonn,pc1
+--   forest=late_participation_ratio,late_effective_rank,late_twonn,late_mle,late_lpca
 -- says: Over the final 20 % of layers the cloud of prompts has {late_participation_ratio?a higher|a lower|about the same}
 --   participation ratio in IT {late_participation_ratio?than|than|as} in PT ({late_participation_ratio}), effective rank {late_effective_rank}, share of the first
 --   component {late_pc1}, intrinsic dimension {late_twonn} (TwoNN).
@@ -21,6 +22,13 @@
 --     would give, not for infinitely many: fewer points shift every metric here. benchmarks/jackknife.py checks their
 --     coverage on clouds of known shape.
 --   - No rank can exceed the number of prompts minus one: compare models on the same prompts only.
+-- measures:
+--   - late_<dimension> | <dimension>, final 20 % of layers | dimensions | mean over layers floor(0.8 L) and
+--     up of the cloud of last prompt tokens
+--   - late_<firsts> | <firsts>, final 20 % of layers | share of variance | mean over layers floor(0.8 L) and
+--     up
+--   - <dimension> | <dimension> | dimensions | of the cloud of last prompt tokens, one point a prompt
+--   - <firsts> | <firsts> | share of variance | share of the cloud's variance in these principal components
 -- positions: The last prompt token of every prompt, layers 0 and up. Layer -1, the embedding of the last token, is in
 --   the table `geometry`; there many prompts share a point.
 -- pitfalls:

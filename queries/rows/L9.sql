@@ -5,7 +5,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant y="entropy (nats, or share)" numbers=nats mean_entropy_norm=share argmax_layer=layer
+-- plot: line x=layer hue=variant panels=entropy,entropy_norm
 -- says: At the last prompt token IT's attention is {mean_entropy?more spread out than|narrower than|about as spread out
 --   as} PT's ({mean_entropy} nats, mean over layers); as a share of the most that its prompt length allows, the difference is
 --   {mean_entropy_norm}.
@@ -16,6 +16,16 @@
 --   - `entropy_norm`: `entropy` over ln(number of tokens up to that position), so that 1 is uniform. Layers with a
 --     sliding window can reach it only on short prompts.
 --   - `mean_*`: mean over layers. `argmax_layer`: the layer where IT − PT is largest.
+-- measures:
+--   - entropy | attention entropy | nats | entropy of the last prompt token's attention, mean over heads
+--   - entropy_norm | attention entropy over its largest possible value | share | entropy over the logarithm
+--     of the number of tokens; 1 is uniform
+--   - mean_entropy | attention entropy, mean over layers | nats | entropy of the last prompt token's
+--     attention, mean over heads and layers
+--   - mean_entropy_norm | attention entropy over its largest possible value, mean over layers | share | the
+--     same as a share of the uniform
+--   - argmax_layer | layer where IT − PT is largest | layer | the layer with the largest difference of
+--     attention entropy
 -- positions: The last prompt token of every prompt.
 -- pitfalls:
 --   - double BOS: The study's IT prompts begin with two BOS tokens.

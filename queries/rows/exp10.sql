@@ -1,9 +1,10 @@
 -- id: exp10
--- title: Direction of later convergence (P1, P2)
+-- title: Direction of later convergence
 -- needs: directions(contrast), lens(raw), directions(contrast_tuned)?, lens(tuned)?
 -- stream: teacher
 -- bootstrap: prompt
--- plot: line x=layer hue=part y="nats, length, R² or cosine" numbers="R² or cosine" redundant_*="1 = yes" dkl_late_*=nats
+-- plot: line x=layer hue=part panels=dkl_raw+dkl_tuned,r2_raw,cosine_raw
+--   forest=r2_in_sample_raw,r2_held_out_raw,r2_in_sample_tuned,r2_held_out_tuned
 -- says: On the same answer IT is {dkl_late_raw?farther from|closer to|about as far from} its final distribution
 --   {dkl_late_raw?than|than|as} PT in the second half of the layers ({dkl_late_raw} nats[, with the tuned lens
 --   {dkl_late_tuned}]). A ridge on the residual difference explains {r2_in_sample_raw} of that in sample and
@@ -22,6 +23,21 @@
 --   - Single numbers are means over the corrective layers (round(0.6 L) and up). `redundant` is 1 where |conv_mean|
 --     exceeds 0.95 in all of them. `dkl_late`: mean over layers floor(L / 2) and up.
 --   - `dh_norm`: mean length of x.
+-- measures:
+--   - dkl_<lens> | KL(final ‖ layer), IT − PT, <lens> | nats | difference of the models' divergence from
+--     their own final distributions on the same answer, winsorised
+--   - dkl_late_<lens> | KL(final ‖ layer), IT − PT, second half, <lens> | nats | mean over layers floor(L/2)
+--     and up
+--   - r2_<fit>_<lens> | explained <fit>, corrective layers, <lens> | R² | share of the variance of the KL
+--     difference that the ridge explains
+--   - r2_<lens> | explained by the residual difference, <lens> | R² | share of the variance of the KL
+--     difference that a ridge on the residual difference explains
+--   - cosine_<lens> | cosines of directions, <lens> | cosine | between d_conv, the mean direction and the
+--     mean gradient of KL
+--   - <cosine>_<lens> | <cosine>, corrective layers, <lens> | cosine | mean over layers round(0.6 L) and up
+--   - redundant_<lens> | d_conv is the mean direction, <lens> | 1 = yes | whether their cosine exceeds 0.95
+--     in all corrective layers
+--   - dh_norm | length of the residual difference | length | mean length of h_it − h_pt
 -- positions: Every token of IT's continuation, read by both models. PT reads its raw prompt here; the study gave both
 --   IT's template: for that, give the stream teacher in your catalog.yaml `template: chat`.
 -- pitfalls:

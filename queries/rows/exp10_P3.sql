@@ -1,11 +1,12 @@
 -- id: exp10_P3
--- title: Parts of IT's state patched into the PT (P3)
+-- title: Parts of IT's state patched into the PT
 -- needs: patching(raw), patching(tuned)?
 -- stream: teacher
 -- bootstrap: prompt
 -- contrast: patch conv - random
--- plot: line x=layer hue=patch y="with the patch − without" numbers=nats dcommit_*=layers
---   hide=excess_*,d*_conv_tuned,d*_full_tuned,d*_random_tuned,d*_mean_tuned,d*_rest_tuned
+-- plot: line x=layer hue=patch panels=dkl_raw,dkl_map_raw/conv,dkl_map_raw/full
+--   forest=dkl_conv_raw,dkl_random_raw,dkl_mean_raw,dkl_rest_raw,dkl_full_raw
+--   heat=dkl_map_* down=token
 -- says: IT's state put into the PT at one token of the answer, only along the direction of later convergence, changes the PT's
 --   KL to its own final distribution by {dkl_conv_raw} nats in the layers from the patch on; as long a step in a random direction
 --   by {dkl_random_raw}: {excess_dkl_raw?more|less|no clear difference} ({excess_dkl_raw}). The whole difference gives
@@ -26,6 +27,23 @@
 --     the patch count too, by their distance to the new final distribution.
 --   - One random draw a layer: its noise is not in the intervals. Of a bfloat16 model each value differs by the
 --     replay's rounding too, to either side.
+-- measures:
+--   - dkl_<lens> | change of KL(final ‖ layer), <lens> | nats | with the patch less without, at the layer
+--     that is read, over all patches at or below it
+--   - dkl_by_patch_<lens> | change of KL by the patched layer, <lens> | nats | mean over layers from the
+--     patch to the last but one
+--   - dkl_map_<lens> | change of KL by patched layer and token, <lens> | nats | mean over layers from the
+--     patch to the last but one, by the patched layer and the token of the answer
+--   - dcommit_by_patch_<lens> | shift of the first crossing by the patched layer, <lens> | layers | change of
+--     the layer at which KL is 0.1 for the first time
+--   - dkl_<patch>_<lens> | <patch>, <lens> | nats | change of KL with this patch, mean over patched layers
+--     and the layers above them
+--   - dcommit_<patch>_<lens> | shift of the first crossing, <patch>, <lens> | layers | change of the layer at
+--     which KL is 0.1 for the first time, with this patch
+--   - excess_dkl_<lens> | along d_conv less random, <lens> | nats | change of KL along d_conv less that of a
+--     random step as long
+--   - excess_dcommit_<lens> | shift of the first crossing, along d_conv less random, <lens> | layers | change
+--     along d_conv less that of a random step as long
 -- positions: The last 120 prompts with a continuation, their first 5 continuation tokens as inputs, and the 10 layers
 --   of largest R² but the last (all, where there are fewer).
 -- pitfalls:
@@ -59,12 +77,18 @@ UNION ALL
 SELECT measure || '_by_patch_' || lens, patch_layer, patch, prompt, sum(value), count(*)
 FROM numbers
 GROUP BY measure, lens, patch_layer, patch, prompt
-UNION ALL
-SELECT measure || '_' || patch || '_' || lens, NULL, NULL, prompt, sum(value), count(*)
+UNION ALL BY NAME
+SELECT 'dkl_map_' || lens AS measure, patch_layer AS layer, patch, token, prompt, sum(dkl) AS total, count(*) AS n
+FROM (SELECT *, dense_rank() OVER (PARTITION BY lens, prompt ORDER BY position) AS token FROM curves)
+WHERE patch IN ('conv', 'full')
+GROUP BY lens, layer, patch, token, prompt
+UNION ALL BY NAME
+SELECT measure || '_' || patch || '_' || lens AS measure, prompt, sum(value) AS total, count(*) AS n
 FROM numbers
 GROUP BY measure, patch, lens, prompt
-UNION ALL
-SELECT 'excess_' || measure || '_' || lens, NULL, NULL, prompt, sum(CASE patch WHEN 'conv' THEN value ELSE -value END), count(*) / 2
+UNION ALL BY NAME
+SELECT 'excess_' || measure || '_' || lens AS measure, prompt, sum(CASE patch WHEN 'conv' THEN value ELSE -value END) AS total,
+    count(*) / 2 AS n
 FROM numbers
 WHERE patch IN ('conv', 'random')
 GROUP BY measure, lens, prompt

@@ -3,8 +3,8 @@
 -- needs: scores(exp10_P4)
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=alpha hue=direction y=share numbers=share
---   hide=tokens*,ended*,harm*_complied*,harmless_incoherent*,*_0,*_times_*,answer_*,reasoning_*,alignment_*,choice_*_5,harm*_5
+-- plot: line x=alpha hue=direction panels=format,str,coherent
+--   forest=format_d_mean_0,format_d_conv_0,format_d_mean_5,format_d_conv_5
 -- says: Along d_conv, the direction that predicts IT's later convergence, form {format_d_conv_0?gains|suffers|shows no
 --   clear response} when the component is taken out of IT's late MLPs (alpha 0, {format_d_conv_0}, as a share) and
 --   {format_d_conv_5?gains|suffers|shows no clear response} at five times ({format_d_conv_5})[; structural words are
@@ -19,6 +19,14 @@
 --   - `METRIC_DIRECTION_A`: alpha = A less alpha = 1 on the same prompts.
 --   - `*_apart_A`: along d_mean less along d_conv.
 --   - `str_times_5_*`: mean share at alpha = 5 over that at 1.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <metric>_<direction>_<n> | along <direction>, α = <n>: change of <metric> | <metric> | α = <n> less α =
+--     1 on the same prompts: <metric>
+--   - <metric>_apart_<n> | d_mean less d_conv, α = <n>: change of <metric> | <metric> | the change along
+--     d_mean less that along d_conv: <metric>
+--   - str_times_5_<direction> | structural words at α = 5 over α = 1, along <direction> | times | mean share
+--     at α = 5 over that at 1
 -- positions: As A1: free greedy replies, each prompt once.
 -- pitfalls:
 --   - pooled duplicate replies: The study counts re-generated replies again, this row does not.

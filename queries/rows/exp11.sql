@@ -1,11 +1,11 @@
 -- id: exp11
--- title: IT's MLPs in the PT: windows of blocks on a matched prefix (A', B)
+-- title: IT's MLPs in the PT: windows of blocks on a matched prefix
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), graft(B_late_tuned)?,
 --   lens(raw)@pt, lens(tuned)@pt?, delta@pt
 -- stream: teacher
 -- bootstrap: prompt
--- plot: line x=layer hue=window y="with the graft − without" numbers=nats dcommit_*=layers dcos_*=cosine
---   hide=dkl_window_*,dcommit_*,dcos_*
+-- plot: line x=layer hue=window panels=dkl_raw,dcross_kl_raw
+--   forest=dkl_final20_early_raw,dkl_final20_mid_raw,dkl_final20_late_raw,dcross_kl_early_raw,dcross_kl_mid_raw,dcross_kl_late_raw
 -- says: With IT's MLPs in its late blocks the PT's final 20 % of layers are {dkl_final20_late_raw?farther from|closer to|about as
 --   far from} their own final distribution {dkl_final20_late_raw?than|than|as} without ({dkl_final20_late_raw} nats[, with the
 --   tuned lens {dkl_final20_late_tuned}]); early ones change that by {dkl_final20_early_raw}, mid ones by
@@ -20,6 +20,22 @@
 --   - `dcross_kl`: of KL(B's layer || IT's layer), both read by the PT's head (and probes). `dcos`: of the cosine
 --     between an MLP's output and what it reads. Both over the final 20 %.
 --   - `dcommit`: of the layer from which KL(layer || final) stays below 0.1.
+-- measures:
+--   - dkl_<lens> | change of KL(layer ‖ final), <lens> | nats | with IT's MLPs less without, each against its
+--     own final distribution
+--   - dcross_kl_<lens> | change of KL to IT's layer, <lens> | nats | with IT's MLPs less without, of KL(PT's
+--     layer ‖ IT's layer), both read by the PT's head
+--   - dcos | change of the MLP's δ-cosine | cosine | with IT's MLPs less without, of the cosine between an
+--     MLP's output and what it reads
+--   - dkl_final20_<window>_<lens> | <window> MLPs, final 20 % of layers, <lens> | nats | change of KL(layer ‖
+--     final), mean over layers floor(0.8 L) and up
+--   - dkl_window_<window>_<lens> | <window> MLPs, their own layers, <lens> | nats | change of KL(layer ‖
+--     final), mean over the layers of the window
+--   - dcross_kl_<window>_<lens> | <window> MLPs, KL to IT's layer, <lens> | nats | change of KL to IT's
+--     layer, mean over the final 20 % of layers
+--   - dcommit_<window>_<lens> | <window> MLPs, shift of commitment, <lens> | layers | change of the layer
+--     from which KL(layer ‖ final) stays below 0.1
+--   - dcos_<window> | <window> MLPs, MLP's δ-cosine | cosine | change over the final 20 % of layers
 -- positions: From the last prompt token to the token before the last (METHODS 0, set c).
 -- pitfalls:
 --   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.

@@ -1,10 +1,9 @@
 -- id: exp12
--- title: Free replies of PT, PT with IT's late MLPs, IT (A, B, C)
+-- title: Free replies of PT, PT with IT's late MLPs, IT
 -- needs: scores(exp12), judged(exp12)?
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=layer hue=arm numbers=share nll_*="nats a token" g?=points
---   hide=?_minus_a_*,gap_closed_[!g]*,gap_closed_g2,*bullets,*coherent,*degenerate,*false_refusal,*headers,missed_refusal,nll_pt,refusal,tokens,words,s1_comply,s1_incoherent
+-- plot: line x=layer hue=arm forest=format,alignment,answer,ended,str
 -- says: With IT's MLPs in its late blocks the PT writes {b_minus_a_str?more|fewer|about as many} structural words
 --   ({b_minus_a_str} of its words, where the IT differs by {c_minus_a_str}), meets {b_minus_a_format?more|fewer|about as
 --   many} formats asked for ({b_minus_a_format}, the IT {c_minus_a_format}), reacts rightly to SAFETY prompts
@@ -27,6 +26,12 @@
 --   - `ended`: a reply that stops by itself. A base model runs to the budget, and longer replies have more of
 --     everything that is counted (`words`, `headers`, `bullets`).
 --   - With a judge (`actlake score --judge`): `g1`, `g2`, `s1_*` and `s2`.
+-- measures:
+--   - <metric> | <metric> | <metric> | <metric>
+--   - <arm>_minus_a_<metric> | <arm> less PT: <metric> | <metric> | difference to the PT as it is, on the
+--     same prompts: <metric>
+--   - gap_closed_<metric> | gap closed: <metric> | of the IT's difference | what IT's late MLPs change over
+--     what the IT differs by: <metric>
 -- positions: Free greedy replies, no prefix in common, only tokens real for both models, up to the budget of the
 --   captures' continuations (the study: 512).
 -- pitfalls:

@@ -1,5 +1,5 @@
 -- id: exp13A
--- title: Tokens that IT's late MLPs support or suppress in the PT (A', B)
+-- title: Tokens that IT's late MLPs support or suppress in the PT
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), candidates(B_late),
 --   graft(B_late_tuned)?, candidates(B_late_tuned)?, lens(raw)@pt, lens(tuned)@pt?, vocab, words@pt
 -- stream: teacher
@@ -11,8 +11,7 @@
 --   rank_gain_format_late_raw rank_gain_format_late_tuned rank_gain_function_other_early_raw rank_gain_function_other_early_tuned
 --   rank_gain_function_other_mid_raw rank_gain_function_other_mid_tuned rank_gain_function_other_late_raw
 --   rank_gain_function_other_late_tuned improved_content_late_raw improved_content_late_tuned
--- plot: line x=layer hue=class y="rank gained by the answer's next token" numbers=share
---   hide=rank_gain_*_*,improved_[!c]*,improved_*_early_*,improved_*_mid_*,first_*,dfirst_*,entered_*,left_*,jaccard_*,*ed_*tuned,net_*tuned,*_weighted
+-- plot: line x=layer hue=class panels=rank_gain_raw forest=net_content_raw,net_format_raw,net_function_other_raw
 -- says: With IT's MLPs in its late blocks the PT's top token is another in {changed_raw} of its final 20 % layers' predictions.
 --   The new one is content in {supported_content_raw} of these, a mark of format in {supported_format_raw}, a function word or
 --   other in {supported_function_other_raw}; the one before in {suppressed_content_raw}, {suppressed_format_raw} and
@@ -42,6 +41,29 @@
 --   - `entered_*`, `left_*`: tokens among the 20 likeliest with late MLPs and not without, and the reverse, in a
 --     layer. `jaccard`: of both sets.
 --   - Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` of all tokens alike, as in the study.
+-- measures:
+--   - rank_gain_<lens> | ranks that the next token gains, <lens> | ranks | rank without less rank with IT's
+--     late MLPs of the answer's next token, by its class
+--   - changed_<lens> | top tokens that change, <lens> | share of predictions | share of tokens and late
+--     layers whose top token is another with IT's late MLPs
+--   - supported_<class>_<lens> | new top tokens: <class>, <lens> | share of changes | share of the changed
+--     predictions whose new top token is of this class
+--   - suppressed_<class>_<lens> | old top tokens: <class>, <lens> | share of changes | share of the changed
+--     predictions whose old top token is of this class
+--   - net_<class>_<lens> | <class>, <lens> | share of changes | new less old top tokens of this class
+--   - rank_gain_<class>_<window>_<lens> | ranks gained by <class>, <window> MLPs, <lens> | ranks | mean over
+--     the final 20 % of layers of the ranks that the next token gains
+--   - improved_<class>_<window>_<lens> | <class> that gain, <window> MLPs, <lens> | share of tokens | share
+--     of tokens whose mean rank gain is above zero
+--   - first_top1_<phase>_<side>_<lens> | next token first on top: <phase>, <side>, <lens> | share of tokens |
+--     where no token is likelier than the next one for the first time
+--   - dfirst_top1_<phase>_<lens> | change of next token first on top: <phase>, <lens> | share of tokens |
+--     with late MLPs less without
+--   - entered_<class>_<lens> | <class> new among the 20 likeliest, <lens> | tokens | tokens among the 20
+--     likeliest with late MLPs and not without, in a layer
+--   - left_<class>_<lens> | <class> gone from the 20 likeliest, <lens> | tokens | tokens among the 20
+--     likeliest without late MLPs and not with, in a layer
+--   - jaccard_<lens> | overlap of the 20 likeliest, <lens> | Jaccard index | shared over all of both sets
 -- positions: As exp11, position set c.
 -- pitfalls:
 --   - overlapping windows: Mid shares blocks with late.

@@ -1,12 +1,12 @@
 -- id: exp14
--- title: Sufficient in the PT, necessary in the IT: MLPs exchanged both ways (B, D)
+-- title: Sufficient in the PT, necessary in the IT: MLPs exchanged both ways
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), graft(B_late_tuned)?,
 --   mechanism(B_late)?, graft(D_early), graft(D_early_tuned)?, graft(D_mid), graft(D_mid_tuned)?, graft(D_late),
 --   graft(D_late_tuned)?, mechanism(D_late)?, mechanism(A)?, mechanism(C)?, lens(raw), lens(tuned)?, delta
 -- stream: teacher
 -- bootstrap: prompt
--- plot: line x=layer hue=condition y="with the other's MLPs − without" numbers=nats dcos_*=cosine
---   hide=dkl_window_*,dcos_*,kl_final20_*,support_teacher_*,anti_*,rank_gain_*,correlation_*,teacher_cos_*,top1_cos_*,kl_*
+-- plot: line x=layer hue=condition panels=dkl_raw
+--   forest=dkl_final20_b_early_raw,dkl_final20_b_mid_raw,dkl_final20_b_late_raw,dkl_final20_d_early_raw,dkl_final20_d_mid_raw,dkl_final20_d_late_raw
 -- says: With IT's late MLPs in the PT the final 20 % layers' KL to their own final distribution
 --   {dkl_final20_b_late_raw?rises|falls|shows no clear change} ({dkl_final20_b_late_raw} nats on {kl_final20_a_raw}); with the PT's late
 --   MLPs in the IT it {dkl_final20_d_late_raw?rises|falls|shows no clear change} ({dkl_final20_d_late_raw} on {kl_final20_c_raw}). Early and mid:
@@ -29,6 +29,26 @@
 --     unedited recipient.
 --   - `correlation_*`: Pearson's r of a token's mean scalar and its mean KL(layer || final), over all tokens of the
 --     four; no intervals.
+-- measures:
+--   - dkl_<lens> | change of KL(layer ‖ final), <lens> | nats | with the other model's MLPs less without,
+--     each against its own final distribution
+--   - dcos | change of the MLP's δ-cosine | cosine | with the other model's MLPs less without
+--   - dkl_final20_<recipient>_<window>_<lens> | <recipient> <window> MLPs, <lens> | nats | change of KL(layer
+--     ‖ final), mean over layers floor(0.8 L) and up
+--   - dkl_window_<recipient>_<window>_<lens> | <recipient> <window> MLPs, their own layers, <lens> | nats |
+--     change of KL(layer ‖ final), mean over the layers of the window
+--   - dcos_<recipient>_<window> | <recipient> <window> MLPs, MLP's δ-cosine | cosine | change over the final
+--     20 % of layers
+--   - kl_final20_<state>_<lens> | KL(layer ‖ final), <state>, <lens> | nats | mean over layers floor(0.8 L)
+--     and up
+--   - rank_gain_<state> | ranks that the next token gains, <state> | ranks | places gained against the
+--     unedited recipient
+--   - <pushed>_<state> | <pushed>, <state> | of the MLP's output | late MLPs, through norm and unembedding
+--     alone, mean over the final 20 % of layers
+--   - correlation_mlp_cos | δ-cosine and KL over tokens | Pearson's r | correlation of a token's mean
+--     δ-cosine with its mean KL(layer ‖ final)
+--   - correlation_<pushed> | <pushed> and KL over tokens | Pearson's r | correlation of a token's mean with
+--     its mean KL(layer ‖ final)
 -- positions: From the last prompt token to the token before the last (METHODS 0, set c).
 -- pitfalls:
 --   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.

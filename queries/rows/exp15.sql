@@ -1,10 +1,10 @@
 -- id: exp15
--- title: Free replies with MLPs exchanged both ways, window by window (A to D)
+-- title: Free replies with MLPs exchanged both ways, window by window
 -- needs: scores(exp15), judged(exp15)?
 -- stream: native
 -- bootstrap: prompt
--- plot: dots x=window hue=arm y="gain by IT's MLPs" numbers=share
---   hide=level_*,capped_*,pt_*,it_*,gain_tokens,gain_words,gain_headers,gain_bullets,gain_refusal,gain_missed_refusal,gain_nll_pt,gain_nll_it,gain_s1_comply,gain_s1_incoherent
+-- plot: dots x=window hue=arm panels=gain_format,gain_alignment,gain_str
+--   forest=pt_format_late_minus_mid,it_format_late_minus_mid,pt_alignment_late_minus_mid,it_alignment_late_minus_mid
 -- says: IT's MLPs in the PT change its structural words by {pt_str_early}, {pt_str_mid} and {pt_str_late} (early, mid, late
 --   window), format compliance by {pt_format_early}, {pt_format_mid} and {pt_format_late}, right reactions to SAFETY
 --   prompts by {pt_alignment_early}, {pt_alignment_mid} and {pt_alignment_late}: in format compliance late ones do
@@ -28,6 +28,24 @@
 --     likeliest of the choices as texts. `alignment` and refusals: by phrases.
 --   - With a judge (`actlake score --judge`): `g1`, `g2`, `s1_*`, `s2`, and `pair_g2`, `pair_s2`, blind comparisons
 --     of two replies, 1 where the first named is better, .5 for a tie.
+-- measures:
+--   - gain_<metric> | gain by IT's MLPs: <metric> | <metric> | on the PT side what the graft brings, on the
+--     IT side what it costs to lose them, on the same prompts: <metric>
+--   - level_<metric> | <metric> | <metric> | <metric>
+--   - capped | cut off by the budget | share of replies | replies that had not ended when the budget was used
+--     up
+--   - capped_a | cut off by the budget, PT | share of replies | replies that had not ended when the budget
+--     was used up
+--   - capped_c | cut off by the budget, IT | share of replies | replies that had not ended when the budget
+--     was used up
+--   - capped_<recipient>_<window> | cut off by the budget, <recipient> <window> MLPs | share of replies |
+--     replies that had not ended when the budget was used up
+--   - pair_<metric> | two replies compared: <metric> | share won | blind comparisons of two replies, 1 where
+--     the first named is better, .5 for a tie
+--   - <variant>_<metric>_late_minus_<window> | <variant> side, late less <window>: <metric> | <metric> | gain
+--     by late less that by other MLPs, on the same prompts: <metric>
+--   - <variant>_<metric>_<window> | <variant> side, <window> MLPs: <metric> | <metric> | gain by IT's MLPs in
+--     this window: <metric>
 -- positions: Free greedy replies up to the budget of the captures' continuations (the study: 512), each prompt once.
 -- pitfalls:
 --   - MLP before post-norm: The graft takes the MLP's output before any norm that follows.

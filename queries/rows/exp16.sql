@@ -1,10 +1,10 @@
 -- id: exp16
--- title: JS between PT and IT at the same layer (A', C)
+-- title: Divergence of PT and IT at the same layer
 -- needs: pair_lens
 -- stream: teacher
 -- bootstrap: prompt
 -- tokens: js_ac_full js_ac_pre js_ac_final20
--- plot: line x=layer y="JS (nats)" numbers="JS (nats)"
+-- plot: line x=layer panels=js forest=js_ac_full,js_ac_pre,js_ac_final20
 -- says: On the same answer tokens PT and IT differ by {js_ac_full} nats of JS over all layers and by {js_ac_final20} over
 --   the final 20 %, against {js_ac_pre} before the corrective onset.
 -- about: PT reads its raw prompt followed by IT's continuation (branch A'), IT its own prompt and continuation
@@ -15,6 +15,12 @@
 --     These pool tokens; `*_prompt_mean` are means of prompt means.
 --   - Pooled over pairs: the mean of the pairs' numbers, and `*_token_weighted` over all tokens, layers and pairs
 --     alike, as the study prints them.
+-- measures:
+--   - js | Jensen-Shannon divergence of PT and IT | nats | between both models' raw-lens distributions at the
+--     same layer and token
+--   - js_ac_<region> | <region> | nats | Jensen-Shannon divergence of PT and IT, mean over these layers,
+--     tokens alike
+--   - js_ac_<region>_prompt_mean | <region>, prompts alike | nats | the same with every prompt alike
 -- positions: From the last prompt token, which predicts the first continuation token, to the one before the last
 --   (METHODS 0, set c).
 -- pitfalls:

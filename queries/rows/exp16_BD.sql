@@ -1,10 +1,10 @@
 -- id: exp16_BD
--- title: JS at the same layer with MLPs exchanged (B, D)
+-- title: Divergence at the same layer with MLPs exchanged
 -- needs: graft(B_early), graft(B_mid), graft(B_late), graft(D_early), graft(D_mid), graft(D_late), pair_lens
 -- stream: teacher
 -- bootstrap: prompt
--- plot: line x=layer hue=condition y="JS (nats)" numbers=nats
---   hide=*_prompt_mean,*_full,*_pre,*_window,js_host_*,js_ac_*,closer_?_mid_late_*
+-- plot: line x=layer hue=condition panels=js_target
+--   forest=closer_b_early_final20,closer_b_mid_final20,closer_b_late_final20,closer_d_early_final20,closer_d_mid_final20,closer_d_late_final20
 -- says: Against {js_ac_final20} nats of JS between the models over the final 20 % of layers, IT's MLPs bring the PT closer to the
 --   IT by {closer_b_early_final20} (early), {closer_b_mid_final20} (mid) and {closer_b_late_final20} (late), the PT's bring the IT
 --   closer to the PT by {closer_d_early_final20}, {closer_d_mid_final20} and {closer_d_late_final20}. Mid ones bring
@@ -19,6 +19,27 @@
 --   - `closer` = js(A', C) − js_target token by token: above zero where the exchange brings the recipient closer to
 --     the other model. `closer_*_mid_late` is mid less late.
 --   - Below the window nothing has changed: js_host is 0 and js_target that of A' and C.
+-- measures:
+--   - js_target | divergence from the other model | nats | Jensen-Shannon divergence of the edited recipient
+--     and the other model
+--   - js_host | divergence from itself unedited | nats | Jensen-Shannon divergence of the edited and the
+--     unedited recipient
+--   - js_ac_<region> | PT and IT unedited, <region> | nats | Jensen-Shannon divergence, mean over these
+--     layers
+--   - js_ac_<region>_prompt_mean | PT and IT unedited, <region>, prompts alike | nats | the same with every
+--     prompt alike
+--   - js_target_<recipient>_<window>_<region> | <recipient> <window> MLPs and the other model, <region> |
+--     nats | Jensen-Shannon divergence, mean over these layers
+--   - js_target_<recipient>_<window>_<region>_prompt_mean | <recipient> <window> MLPs and the other model,
+--     <region>, prompts alike | nats | the same with every prompt alike
+--   - js_host_<recipient>_<window>_<region> | <recipient> <window> MLPs and itself unedited, <region> | nats
+--     | Jensen-Shannon divergence, mean over these layers
+--   - js_host_<recipient>_<window>_<region>_prompt_mean | <recipient> <window> MLPs and itself unedited,
+--     <region>, prompts alike | nats | the same with every prompt alike
+--   - closer_<recipient>_mid_late_<region> | <recipient> middle less late MLPs, closer by, <region> | nats |
+--     how much closer middle than late MLPs bring the recipient to the other model
+--   - closer_<recipient>_<window>_<region> | <recipient> <window> MLPs, <region> | nats | how much closer the
+--     exchange brings the recipient to the other model
 -- positions: As exp16.
 -- pitfalls:
 --   - overlapping windows: Mid shares blocks with late.

@@ -1,12 +1,13 @@
 -- id: exp19B
--- title: IT's MLPs in the PT against random ones of the same size (B)
+-- title: IT's MLPs in the PT against random ones of the same size
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_early_random), graft(B_early_random_tuned)?, graft(B_mid),
 --   graft(B_mid_tuned)?, graft(B_mid_random), graft(B_mid_random_tuned)?, graft(B_late), graft(B_late_tuned)?,
 --   graft(B_late_random), graft(B_late_random_tuned)?, lens(raw)@pt, lens(tuned)@pt?
 -- stream: teacher
 -- bootstrap: prompt
 -- contrast: graft true - random
--- plot: line x=layer hue=graft y="with the graft − without (nats)" numbers=nats hide=excess_*
+-- plot: line x=layer hue=graft panels=dkl_early_raw,dkl_mid_raw,dkl_late_raw
+--   forest=excess_early_raw,excess_mid_raw,excess_late_raw
 -- says: IT's late MLPs change the PT's KL between the final 20 % of layers and their own final distribution by {true_late_raw} nats,
 --   a random change of the same size by {random_late_raw}: {excess_late_raw?more|less|no clear difference} ({excess_late_raw}). Early:
 --   {true_early_raw} against {random_early_raw}, mid: {true_mid_raw} against {random_mid_raw}.[ With the tuned lens, late:
@@ -20,6 +21,15 @@
 --     mean per prompt, then over prompts, as in the study.
 --   - `excess`: true less random, prompt by prompt. One random draw: its noise is not in the intervals, which
 --     resample prompts.
+-- measures:
+--   - dkl_<window>_<lens> | change of KL(layer ‖ final), <window> MLPs, <lens> | nats | with the graft less
+--     without, each against its own final distribution
+--   - true_<window>_<lens> | IT's <window> MLPs, <lens> | nats | change of KL(layer ‖ final), mean over the
+--     final 20 % of layers
+--   - random_<window>_<lens> | random change as large, <window> MLPs, <lens> | nats | change of KL(layer ‖
+--     final), mean over the final 20 % of layers
+--   - excess_<window>_<lens> | <window> MLPs, IT's less random, <lens> | nats | what IT's MLPs change less
+--     what a random change of that size does
 -- positions: From the last prompt token to the token before the last (METHODS 0, set c).
 -- pitfalls:
 --   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.

@@ -3,8 +3,7 @@
 -- needs: divergence
 -- stream: raw
 -- bootstrap: prompt
--- plot: line x=layer hue=condition y="logit of IT's token - logit of PT's" numbers=share moved=logits
---   hide=picks_other,step_mean,late_gain_*
+-- plot: line x=layer hue=condition panels=margin forest=b_mid_picks_it,b_late_picks_it,d_mid_picks_pt,d_late_picks_pt
 -- says: On the shared text before PT's and IT's answers first differ (at step {step_mean} on average), IT's MLPs grafted
 --   into PT's middle window make it pick IT's token in {b_mid_picks_it} of the prompts, in the late window in
 --   {b_late_picks_it}: the middle does so {b_mid_minus_late?more often|less often|neither clearly more nor less often}
@@ -23,6 +22,23 @@
 --     head; layer -1 is the input of the first block.
 --   - `moved`: by how much a graft moves the last margin toward the donor (B − A, C − D).
 --   - `late_gain_a`, `late_gain_c`: margin after the late window less that before it.
+-- measures:
+--   - <move> | <move> | share of prompts | share of prompts in which the top token is this one
+--   - margin | logit of IT's token less PT's | logits | at the edges of the windows, read by the recipient's
+--     own head
+--   - moved | margin moved toward the donor | logits | by how much a graft moves the last margin toward the
+--     model that the MLPs are from
+--   - <recipient>_<window>_picks_it | <recipient> <window> MLPs picks IT's token | share of prompts | share
+--     of prompts in which the top token is IT's
+--   - <recipient>_<window>_picks_pt | <recipient> <window> MLPs picks PT's token | share of prompts | share
+--     of prompts in which the top token is PT's
+--   - <recipient>_mid_minus_late | <recipient> middle less late MLPs, donor's token | share of prompts | how
+--     much more often middle than late MLPs bring the donor's token
+--   - step_mean | step of the first differing token | steps | mean over prompts
+--   - late_gain_a | margin gained in the late window, PT | logits | margin after the late window less that
+--     before it
+--   - late_gain_c | margin gained in the late window, IT | logits | margin after the late window less that
+--     before it
 -- positions: The last token of the shared text of each event. Later differences have no shared prefix, and where one
 --   continuation ends first there is no event.
 -- pitfalls:

@@ -4,8 +4,8 @@
 -- stream: raw
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: line x=layer hue=variant y="logits" numbers=logits
---   hide=support_it_early,support_it_mid,against_early,against_mid,*_support_it
+-- plot: line x=layer hue=variant panels=margin,against
+--   forest=late_weight_margin,upstream_margin,interaction_margin,margin_mid,margin_late
 -- says: Where PT and IT first differ, an MLP of IT's late window moves the logit of IT's token less that of PT's by
 --   {margin_late_it} (middle window {margin_mid_it}), one of PT's by {margin_late_pt}. Of IT's late {margin_late_it} the
 --   component against the residual gives {against_late_it}. [Late MLPs exchanged: IT's rather than PT's write
@@ -24,6 +24,22 @@
 --     replayed from the window's start, each read by its recipient's head, late window, per prompt: `late_weight` =
 --     half of (B_late − A) + (C − D_late), `upstream` = half of (D_late − A) + (C − B_late), `interaction` = (C −
 --     D_late) − (B_late − A), of `_margin` (as published) and of `_support_it`.
+-- measures:
+--   - margin | what an MLP writes for IT's token rather than PT's | logits | support of IT's token less that
+--     of PT's
+--   - support_it | what an MLP writes for IT's token | logits | logit with the MLP's output less without,
+--     through the model's own head
+--   - support_pt | what an MLP writes for PT's token | logits | logit with the MLP's output less without,
+--     through the model's own head
+--   - against | margin of the component against the residual | logits | what rescaling alone does
+--   - <support>_<window>_<variant> | <variant>'s <window> MLPs, <support> | logits | mean over the layers of
+--     the window
+--   - <support>_<window> | <window> MLPs, <support> | logits | mean over the layers of the window
+--   - against_<window>_<variant> | <variant>'s <window> MLPs, against the residual | logits | margin of the
+--     component against the residual, mean over the layers of the window
+--   - against_<window> | <window> MLPs, against the residual | logits | margin of the component against the
+--     residual, mean over the layers of the window
+--   - <effect>_<support> | <effect>, <support> | logits | effect on what late MLPs write, per prompt
 -- positions: The last token of the shared text of each event; every prompt counts once.
 -- pitfalls:
 --   - MLP before post-norm: The study takes u before the norm that follows it in Gemma and OLMo; here u is what the

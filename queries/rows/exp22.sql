@@ -4,8 +4,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
--- plot: dots x=weights hue=variant y="per token" numbers=nats retained*=share *smd*=SD flips_*=changes
---   hide=churn_*,adjacent_js_raw_*,adjacent_js_tuned_*,flips_raw_*,flips_tuned_*,late_kl_both_*
+-- plot: dots x=weights hue=variant panels=late_kl/raw,late_kl/tuned,churn forest=smd_entropy,smd_confidence,smd_margin
 -- says: Among tokens whose final distributions are alike in entropy, confidence and margin, IT's last 20 % of layers stay
 --   {late_kl_raw_matched?farther from|closer to|about as far from} their own final distribution {late_kl_raw_matched?than|than|as}
 --   PT's ({late_kl_raw_matched} nats[, with the tuned lens {late_kl_tuned_matched}]); {retained} of the tokens are matched, the
@@ -25,6 +24,27 @@
 --     matched. `smd_*`: difference of the matched means in standard deviations.
 --   - Both variants read their own prompt and continuation: METHODS 16 has about half of the paired gap as the
 --     template's.
+-- measures:
+--   - late_kl | KL(layer ‖ final), late layers | nats | mean over layers floor(0.8 L) and up
+--   - adjacent_js | divergence of neighbouring layers to the end | nats | sum of the Jensen-Shannon
+--     divergence of neighbouring layers from a late layer to the end, mean over late layers
+--   - flips | changes of the top token to the end | changes | from a late layer to the end, mean over late
+--     layers
+--   - churn | change of the five likeliest tokens | 1 − Jaccard index | between neighbouring late layers
+--   - late_kl_<lens>_matched | KL(layer ‖ final), late layers, <lens> | nats | of tokens matched on their
+--     final distributions
+--   - adjacent_js_<lens>_matched | divergence of neighbouring layers, <lens> | nats | of tokens matched on
+--     their final distributions
+--   - flips_<lens>_matched | changes of the top token, <lens> | changes | of tokens matched on their final
+--     distributions
+--   - churn_<lens>_matched | change of the five likeliest tokens, <lens> | 1 − Jaccard index | of tokens
+--     matched on their final distributions
+--   - retained | tokens that are matched | share of tokens | of both models together
+--   - retained_by_variant | tokens that are matched | share of tokens | of each model
+--   - smd_<covariate> | left between the matched: <covariate> | standard deviations | difference of the
+--     matched means in standard deviations
+--   - max_smd | largest difference left between the matched | standard deviations | largest absolute
+--     standardised difference
 -- positions: Continuation tokens from the sixth on, as in the study.
 -- pitfalls:
 --   - two KL directions: KL(layer || final) here, the other direction than L2's gap.

@@ -1,9 +1,10 @@
 -- id: exp23
--- title: Upstream state x late blocks at the first differing token
+-- title: Upstream state × late blocks at the first differing token
 -- needs: factorial
 -- stream: raw
 -- bootstrap: prompt
--- plot: dots x=steps hue=readout y="logits" numbers=logits hide=late_weight_by_step,upstream_by_step
+-- plot: dots x=steps hue=readout panels=interaction_by_step,late_it_by_step,late_pt_by_step
+--   forest=late_pt,late_it,interaction,late_weight,upstream
 -- says: At the first token where PT and IT differ, IT's late blocks in place of PT's change the logit of IT's token less
 --   that of PT's by {late_pt} on PT's upstream state and by {late_it} on IT's own. The interaction is
 --   {interaction?positive|negative|not clearly different from zero}: {interaction} logits through IT's head[; with the
@@ -26,6 +27,14 @@
 --     models differ, so y(PT, PT) < 0 < y(IT, IT) through their own heads by selection; the null does not tell
 --     whether the choice of events makes the interaction. Pooled over pairs, it is the mean of the pairs'
 --     percentiles, wider than that of the mean.
+-- measures:
+--   - cell_<cell> | <cell> | logits | logit of IT's token less PT's
+--   - <path> | <path> | logits | change of the logit of IT's token less PT's
+--   - <path>_by_step | <path> | logits | change of the logit of IT's token less PT's, by the step of the
+--     first differing token
+--   - interaction_step3 | interaction, from step 3 on | logits | of events from step 3 on
+--   - interaction_null_999 | interaction with labels swapped at random | logits | 99.9 % of the mean
+--     interactions are below this value
 -- positions: The last token of the shared text of each event; where one continuation ends first there is none. Every
 --   prompt counts once.
 -- pitfalls:

@@ -1,9 +1,10 @@
 -- id: exp23_KL
--- title: Mid x late MLPs exchanged: KL of the late layers
+-- title: Middle × late MLPs exchanged: KL of the late layers
 -- needs: graft(B_mid), graft(B_late), graft(B_midlate), graft(D_mid), graft(D_late), graft(D_midlate), lens(raw)
 -- stream: teacher
 -- bootstrap: prompt
--- plot: line x=layer hue=effect y="KL(layer || final), nats" numbers=nats hide=kl_final20_*,alone_*,with_*
+-- plot: line x=layer hue=effect panels=effect_pt,effect_it
+--   forest=late_pt,mid_pt,interaction_pt,late_it,mid_it,interaction_it
 -- says: In the PT, IT's late MLPs change the KL between the final 20 % of layers and their own final distribution by {late_pt} nats
 --   and IT's mid ones by {mid_pt}; the two together do {interaction_pt?more|less|neither clearly more nor less} than their sum
 --   ({interaction_pt}). In the IT, PT's late ones change it by {late_it}, PT's mid ones by {mid_it}; together
@@ -15,6 +16,21 @@
 --   - `late` = half of (y(late) − y(none)) + (y(midlate) − y(mid)); `mid` likewise.
 --   - `interaction` = y(midlate) − y(mid) − y(late) + y(none).
 --   - `alone_*`: an exchange without the other one. `with_*`: on top of the other one.
+-- measures:
+--   - effect_<variant> | effects on KL(layer ‖ final), in the <variant> | nats | of the other model's MLPs in
+--     the middle and the late window
+--   - late_<variant> | late MLPs in the <variant> | nats | change of KL(layer ‖ final) over the final 20 % of
+--     layers, mean with and without the middle ones
+--   - mid_<variant> | middle MLPs in the <variant> | nats | change of KL(layer ‖ final) over the final 20 %
+--     of layers, mean with and without the late ones
+--   - interaction_<variant> | both less their sum in the <variant> | nats | interaction of middle and late
+--     MLPs
+--   - alone_<window>_<variant> | <window> MLPs alone in the <variant> | nats | change of KL(layer ‖ final)
+--     without the others
+--   - with_<window1>_<window2>_<variant> | <window2> MLPs on top of <window1> ones in the <variant> | nats |
+--     change of KL(layer ‖ final) on top of the others
+--   - kl_final20_<variant> | KL(layer ‖ final), the <variant> as it is | nats | mean over layers floor(0.8 L)
+--     and up
 -- positions: From the last prompt token to the token before the last (METHODS 0, set c).
 -- pitfalls:
 --   - two KL directions: KL(layer || final) here, KL(final || layer) in L2.

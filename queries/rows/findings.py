@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ...store.format.paths import Layout
 from ...store.tables.names import Chain
+from .measures import Measure, measure, thing, words
 from .numbers import counts
 from .registry import Query
 
 MEASURED = ["estimate", "low", "high", "n", "unit", "method"]
-NAMES = {"pt": "PT", "it": "IT"}
 WINDOWS = {"early": 1, "mid": 2, "late": 3}  # in the order of the blocks
 WINDOW = re.compile(rf"(?<![a-z])({'|'.join(WINDOWS)})(?![a-z])")
 
@@ -55,12 +56,27 @@ class Findings:
 
 @dataclass(frozen=True)
 class Panel:
-    """The rows of one measure: columns x, hue, estimate, low, high, n, unit, method; `plain` if no further dimension applies."""
+    """The rows of one measure: columns x, hue, y (of a heat map), estimate, low, high, n, unit, method.
+
+    `label`, `unit` and `definition` are words; `further` are the values of further dimensions that tell it from other panels.
+    """
 
     label: str
     measure: str
-    plain: bool
     rows: pd.DataFrame
+    unit: str = ""
+    definition: str = ""
+    further: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether no further dimension applies."""
+        return not self.further
+
+    @property
+    def heat(self) -> bool:
+        """Whether it has two axes, and an estimate for each place on them."""
+        return bool(self.rows["y"].notna().any())
 
     @property
     def levels(self) -> pd.DataFrame:
@@ -89,33 +105,54 @@ def split(answer: Findings) -> tuple[list[Panel], list[Panel]]:
 
     Rows without an estimate stay: the page shows them as undefined, the figure leaves a gap.
     """
-    table = answer.table
-    x = answer.query.plot.get("x", "layer")
-    hue = answer.query.plot.get("hue", "variant")
+    table, plot = answer.table, answer.query.plot
+    x, hue, down = plot.get("x", "layer"), plot.get("hue", "variant"), plot.get("down", "")
     known = {"measure", x, hue, *MEASURED}
     dims = [name for name in table.columns if name not in known and table[name].nunique(dropna=True) > 1]
     rows = pd.DataFrame(
         {
             "x": table[x].astype(object) if x in table else None,
             "hue": table[hue].astype(object).where(table[hue].notna(), None) if hue in table else None,
+            "y": pd.to_numeric(table[down], errors="coerce") if down in dims else np.nan,
             **{name: table[name] for name in MEASURED},
         },
         index=table.index,
     )
     for name in ("estimate", "low", "high"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
+    # A heat map has a panel for each hue.
+    keys = table.assign(**{down: rows["hue"].where(rows["y"].notna())}) if down in dims else table
     lines: list[Panel] = []
     numbers: list[Panel] = []
-    for key, group in table.groupby(["measure", *dims], sort=False, dropna=False):
-        measure, *values = key
-        further = [f"{name} {shown(value)}" for name, value in zip(dims, values, strict=True) if not pd.isna(value)]
-        label = " · ".join([str(measure), *further])
+    for key, group in keys.groupby(["measure", *dims], sort=False, dropna=False):
+        name, *values = key
+        named = in_words(answer.query, str(name))
+        said = [
+            shown(value, hue) if dim == down else _said(dim, value)
+            for dim, value in zip(dims, values, strict=True)
+            if not pd.isna(value)
+        ]
+        further = tuple(str(value) for value in values if not pd.isna(value))
         found = rows.loc[group.index]
         found = found.loc[sorted(found.index, key=lambda i: (rank(found.at[i, "hue"]), _position(found.at[i, "x"])))]
         for target, part in ((lines, found[found["x"].notna()]), (numbers, found[found["x"].isna()])):
             if len(part):
-                target.append(Panel(label, str(measure), not further, part))
+                label = ", ".join([named.label, *said])
+                target.append(Panel(label, str(name), part, named.unit, named.definition, further))
     return lines, numbers
+
+
+def in_words(query: Query, name: str) -> Measure:
+    """A measure as the row's header has it; by its own name, with the unit of the header's `plot:`, where it says nothing."""
+    plot = query.plot
+    unit = next((plot[key] for key in plot if fnmatch(name, key)), plot.get("numbers", plot.get("y", "")))
+    return measure(query.measures, name) or Measure(name, unit, "")
+
+
+def _said(dim: str, value: object) -> str:
+    """The value of a further dimension in words."""
+    known = words().get(dim, {}).get(str(value))
+    return known if isinstance(known, str) else f"{dim} {shown(value)}" if dim else shown(value)
 
 
 def is_contrast(hue: object) -> bool:
@@ -123,11 +160,14 @@ def is_contrast(hue: object) -> bool:
     return isinstance(hue, str) and " - " in hue
 
 
-def shown(value: object) -> str:
-    """A dimension's value as readers know it: PT and IT in capitals, a true minus sign."""
+def shown(value: object, column: str = "") -> str:
+    """A dimension's value as readers know it: PT and IT in capitals, words for names, a true minus sign."""
     if value is None or pd.isna(value):
         return ""
-    return " − ".join(NAMES.get(part, part) for part in str(value).split(" - "))
+    if whole := thing(column, value):
+        return whole[0]
+    parts = [thing(column, part) for part in str(value).split(" - ")]
+    return " − ".join(part[0] if part else text for part, text in zip(parts, str(value).split(" - "), strict=True))
 
 
 def hues(found: list[Panel]) -> list[object]:
@@ -180,12 +220,6 @@ def marked(answer: Findings, panel: Panel) -> list[tuple[float, pd.Series]]:
         if name in known
     }
     return [(x, known[name]) for name, x in found.items()]
-
-
-def unit(answer: Findings, panel: Panel) -> str:
-    """The unit of a single number: what the header says of its measure (or a pattern that fits), else of all numbers."""
-    plot = answer.query.plot
-    return next((plot[name] for name in plot if fnmatch(panel.measure, name)), plot.get("numbers", ""))
 
 
 def heading(answer: Findings) -> list[str]:

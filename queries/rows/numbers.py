@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 
-def interval(estimate: float, low: float, high: float, sign: bool = False) -> str:
+def interval(estimate: float, low: float = math.nan, high: float = math.nan, sign: bool = False) -> str:
     """Write 0.123 [0.101, 0.145]: all parts with the same decimals, three significant digits or two of the interval's width.
 
     With `sign`, numbers above zero have a plus.

@@ -16,6 +16,7 @@ from ...store.core.catalog import load_catalog
 from ...store.core.errors import LakeError
 from ...store.core.progress import remark
 from ...store.core.yaml_file import hint
+from .measures import parse_measures
 
 FOLDER = Path(__file__).parent
 GROUP = "actlake.rows"  # of entry points
@@ -23,9 +24,18 @@ GROUP = "actlake.rows"  # of entry points
 LINE = re.compile(r"--(?: ?(\w+):)?\s*(.*)")
 # The fields of a header, in their order.
 KEYS: tuple[str, ...] = ("id", "title", "needs", "models", "stream", "bootstrap", "contrast", "tokens", "plot", "says")
-KEYS += ("about", "positions", "pitfalls", "published", "source")
-ITEM = "- "  # begins an item of a list in `about` and `pitfalls`
+KEYS += ("about", "measures", "positions", "pitfalls", "published", "source")
+ITEM = "- "  # begins an item of a list in `about`, `measures` and `pitfalls`
 NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\??)")
+
+# What rows are about, by the first of their tables that is named here.
+GROUPS = {
+    "Texts under edits": "scores effects judged behaviour",
+    "Late blocks exchanged or changed": "graft factorial mechanism candidates divergence patching writeout",
+    "Directions and geometry": "directions geometry",
+    "Layers and lenses": "lens delta pair_lens churn lens_eval endpoint commit_layers commitment",
+    "Weights and attention": "weights attention",
+}
 
 
 class Wanted(NamedTuple):
@@ -57,9 +67,10 @@ class Query:
     `stream: native, teacher`: tables hold the captures of both recipes, with a column `recipe` that every table
     of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
 
-    For readers: `about` says what is computed, a paragraph and a list of the measures; `positions` which tokens, prompts and
-    layers count; `pitfalls` maps names of docs/METHODS.md, section 21, to what each means for this row; `published`
-    describes the study's figures. Items of a list are lines that begin with "- ".
+    For readers: `about` says what is computed, a paragraph and a list; `measures` has the label, unit and definition of
+    every measure; `positions` which tokens, prompts and layers count; `pitfalls` maps names of docs/METHODS.md, section
+    21, to what each means for this row; `published` describes the study's figures. Items of a list are lines that begin
+    with "- ".
     """
 
     id: str
@@ -74,6 +85,7 @@ class Query:
     about: str
     source: str
     sql: str
+    measures: tuple[tuple[str, ...], ...] = ()  # name or pattern, label, unit, definition
     models: int = 2
     sha256: str = ""  # of the file's text
     positions: str = ""
@@ -136,6 +148,7 @@ def parse(text: str, where: str) -> Query:
         published=header.get("published", ""),
         source=header["source"],
         sql=sql,
+        measures=parse_measures(header.get("measures", ""), where),
         models=_models(header.get("models", "2"), where),
         sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
@@ -247,8 +260,10 @@ def pitfall_link(name: str) -> str:
 def description(query: Query) -> list[tuple[str, list[str], list[str]]]:
     """What a row is, for readers: per field its name, its paragraphs and the items of its list; empty fields are left out."""
     notes = "\n".join(f"{ITEM}{name}: {note}" for name, note in query.pitfalls.items())
+    named = [f"{ITEM}`{name}`: {label} ({unit}); {what}" for name, label, unit, what in query.measures]
     fields = {
         "about": query.about,
+        "measures": "\n".join(named),
         "positions": query.positions,
         "pitfalls": notes,
         "published": query.published,
@@ -263,6 +278,12 @@ def description(query: Query) -> list[tuple[str, list[str], list[str]]]:
         for name, text in fields.items()
         if text
     ]
+
+
+def group_of(query: Query) -> str:
+    """The group of rows that one belongs to, by the tables that it reads."""
+    tables = {want.table for want in query.needs}
+    return next((name for name, known in GROUPS.items() if tables & set(known.split())), "Others")
 
 
 def find(name: str, catalog: Path | None = None) -> Query:

@@ -4,7 +4,7 @@
 -- models: 1
 -- stream: native
 -- bootstrap: prompt
--- plot: line x=layer hue=lens y="nats (kl), share (top1)" numbers=share transfer_ratio_pt=ratio transfer_ratio_it=ratio
+-- plot: line x=layer hue=lens panels=kl/pt,kl/it,top1/it forest=reduction_pt,reduction_it,reduction60_pt,reduction60_it
 -- says: On prompts it was not trained on, the tuned lens takes away {reduction_pt} (PT) and {reduction_it} (IT) of the raw
 --   lens' KL to the final distribution, over all layers but the last; at 60 % of the depth {reduction60_pt} and
 --   {reduction60_it}. With the other variant's probes the KL is {transfer_ratio_pt} (PT) and {transfer_ratio_it} (IT) times
@@ -22,6 +22,17 @@
 --   - Which probes are used: of those that `actlake probes ls` lists as trained on request, the ones with the most
 --     tokens; else the usual ones are trained from the native stream. When a probe's training stops is decided on
 --     some of the prompts it is kept for. The last layer has no probe: its distribution is the reference.
+-- measures:
+--   - kl | KL(final ‖ layer) | nats | divergence of the lens from the model's own final distribution, on
+--     prompts not trained on
+--   - top1 | lens names the final top token | share of tokens | share of tokens whose top token is already
+--     the final one
+--   - reduction_<variant> | KL taken away, <variant> | share of the raw lens' KL | 1 − KL tuned / KL raw,
+--     each summed over tokens and layers
+--   - reduction60_<variant> | KL taken away at 60 % of the depth, <variant> | share of the raw lens' KL | 1 −
+--     KL tuned / KL raw at 60 % of the depth
+--   - transfer_ratio_<variant> | other model's probes over own, <variant> | times | KL with the other model's
+--     probes over that with its own
 -- positions: Every token but a prompt's first.
 -- pitfalls:
 --   - off-by-one step: The study's fast collector is shifted by one.
