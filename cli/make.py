@@ -219,7 +219,7 @@ def fit_lens(
     names: NamesArgument,
     where: Computing,
     kind: Annotated[str, typer.Option(help="tuned: an affine map per layer.")] = "tuned",
-    recipe: Annotated[str, typer.Option(help="sgd (the published one) or adam.")] = "adam",
+    recipe: Annotated[str, typer.Option(help="ridge, adam or sgd (the published one).")] = "ridge",
     stream: Annotated[str, typer.Option(help="Captured stream to train on, by a unique beginning.")] = "native",
     tokens: Annotated[
         int | None,

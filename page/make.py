@@ -117,7 +117,7 @@ class Make(Look):
         kind: str = "tuned",
         *,
         stream: str = "native",
-        recipe: str = "adam",
+        recipe: str = "ridge",
         tokens: int | None = None,
         batch: int | None = None,
         scale: float | None = None,
@@ -126,11 +126,11 @@ class Make(Look):
     ) -> dict[Path, dict[str, Any]]:
         """Train a tuned lens (an affine map per layer) from a stored capture; no model is loaded.
 
-        `names` are MODEL, PAIR, PAIR/ROLE or CHAIN, `stream` a unique beginning of the captured stream's name, `recipe` adam or
-        sgd (the published one; `scale` is its learning rate divided by 0.1), `tokens` and `batch` the recipe's unless given. Each
-        of `folds` lenses is kept for the prompts it was not trained on; 1 trains one on 80 % of the prompts. An interrupted
-        training goes on. Returns path -> record, with the held-out KL in nats, raw and tuned. LakeError for an unknown kind
-        or recipe and a capture that is not there or too small.
+        `names` are MODEL, PAIR, PAIR/ROLE or CHAIN, `stream` a unique beginning of the captured stream's name, `recipe` ridge,
+        adam or sgd (the published one; `scale` is its learning rate divided by 0.1), `tokens` and `batch` the recipe's unless
+        given. Each of `folds` lenses is kept for the prompts it was not trained on; 1 trains one on 80 % of the prompts. An
+        interrupted training goes on. Returns path -> record, with the held-out KL in nats, raw and tuned. LakeError for an
+        unknown kind or recipe and a capture that is not there or too small.
         """
         if kind != "tuned":
             raise LakeError("lens kind", expected="tuned", found=kind)

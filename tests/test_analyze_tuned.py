@@ -13,7 +13,8 @@ from actlake.analyze.lens.head import Head
 from actlake.analyze.lens.logit_lens import Block, lens
 from actlake.analyze.lens.tuned_lens import Objective, Probes, Trainer, train
 from actlake.analyze.tuned.folds import fold_of
-from actlake.analyze.tuned.recipes import Adam, Recipe, Sgd, family_scale
+from actlake.analyze.tuned.least_squares import least_squares
+from actlake.analyze.tuned.recipes import Adam, Recipe, Ridge, Sgd, family_scale
 from actlake.analyze.tuned.shuffle_buffer import Shuffle
 from distances import kl
 from hypothesis import given
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from test_analyze_lens import HEADS, assert_same, make_head, make_resid, reference, reference_logits
 
 QUICK = Adam(batch=16, steps=40, check_every=10, peak=1e-2)
+OURS = Ridge(batch=16, steps=40, check_every=10, patience=40)
 
 
 def make_probes(seed: int, layers: int, width: int) -> Probes:
@@ -172,6 +174,10 @@ def test_rates_and_scales_of_the_recipes() -> None:
     assert [round(Sgd(scale=0.25).rate(step, 250), 6) for step in (0, 125, 249)] == [0.025, 0.0125, 0.0001]
     rates = [Adam().rate(step, 100) for step in range(100)]
     assert max(rates) == 1e-3 == rates[5] and rates[0] < rates[4] < 1e-3 and rates[-1] < 1e-5
+    assert Ridge().record() == {
+        "name": "ridge", "batch": 64, "steps": 24, "clip": None, "check_every": 8, "patience": 1, "peak": 0.12, "decay": 0.0,
+        "warmup": 0.05, "look": 192, "least_gain": 0.01, "start_ridges": [0.3, 0.1, 0.03],
+    }  # fmt: skip
     assert [
         family_scale(name)
         for name in ("Gemma3ForCausalLM", "Qwen3ForCausalLM", "DeepseekV2ForCausalLM", "LlamaForCausalLM")
@@ -183,7 +189,7 @@ def test_rates_and_scales_of_the_recipes() -> None:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [QUICK, Sgd(batch=32, steps=40, check_every=10)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("recipe", [QUICK, Sgd(batch=32, steps=40, check_every=10), OURS], ids=["adam", "sgd", "ridge"])
 def test_training_lowers_the_held_out_kl_of_every_layer(recipe: Recipe) -> None:
     trainer = run(recipe, make_mixed(2, 216, 4), make_head(1))
     raw, best = np.array(trainer.curve[0]["held_out"]), trainer.best_kl
@@ -193,7 +199,7 @@ def test_training_lowers_the_held_out_kl_of_every_layer(recipe: Recipe) -> None:
     assert np.allclose(found["kl_final_layer"][:, :-1].mean(0), best, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", [QUICK, Sgd(batch=32, steps=40, check_every=10)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("recipe", [QUICK, Sgd(batch=32, steps=40, check_every=10), OURS], ids=["adam", "sgd", "ridge"])
 @pytest.mark.parametrize("stop", [1, 10, 17, 39])
 def test_a_resumed_run_ends_in_the_same_bits(recipe: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, head = make_mixed(2, 216, 4), make_head(1)
@@ -217,6 +223,45 @@ def test_a_resumed_run_ends_in_the_same_bits(recipe: Recipe, stop: int, monkeypa
     train([(second, Shuffle([rows[16:]], 200, 0), rows[:16])])
     assert torch.equal(second.best.weight, whole.best.weight) and torch.equal(second.best.bias, whole.best.bias)
     assert second.curve == whole.curve and second.seen == whole.seen
+
+
+def test_least_squares_is_where_the_weighted_sum_is_least() -> None:
+    r = np.random.default_rng(0)
+    x, y = (torch.from_numpy(r.standard_normal((50, 6)) * r.uniform(0.5, 5, (50, 1)) + 1).float() for _ in range(2))
+    weight, bias = (t.double().requires_grad_() for t in least_squares(x, y, 0.3))
+    share = 1 / y.double().square().sum(1)
+    share /= share.sum()
+    variance = share @ (x.double() - share @ x.double()).square() / 1.0
+    loss = share @ (x.double() @ weight.T + bias - y.double()).square().sum(1)
+    loss = loss + 0.3 * variance.mean() * (weight - torch.eye(6, dtype=torch.float64)).square().sum()
+    loss.backward()
+    assert weight.grad.abs().max() < 1e-5 and bias.grad.abs().max() < 1e-5
+    assert torch.allclose(least_squares(x, y, 1e9)[0], torch.eye(6), atol=1e-6)
+
+
+def test_ridge_starts_at_the_best_of_its_maps_and_keeps_the_raw_lens_where_that_is_better() -> None:
+    rows, head = make_mixed(2, 216, 4), make_head(1)
+    rows[:, 1] = rows[:, -1]
+    trainer, feed = Trainer(Objective(head), 4, OURS), Shuffle([rows[16:]], 200, 0)
+    trainer.check(rows[:16])
+    trainer.start(feed, rows[:16])
+    looks = np.array([line["held_out"] for line in trainer.curve])
+    assert [line.get("ridge") for line in trainer.curve] == [None, *OURS.start_ridges]
+    assert np.array_equal(trainer.best_kl, looks.min(0)) and looks[0, 1] < 1e-6
+    assert torch.equal(trainer.weight[1], torch.eye(12)) and not trainer.stale.any()
+    tried = [
+        least_squares(*(torch.from_numpy(rows[16:, at]) for at in (0, -1)), ridge)[0] for ridge in OURS.start_ridges
+    ]
+    assert any(torch.equal(trainer.weight[0], weight) for weight in tried)
+    size = np.linalg.norm(rows[16:, -1]) / np.linalg.norm(rows[16:, 2])
+    assert trainer.speed[2] == pytest.approx(size / 12, rel=1e-5)
+
+
+def test_ridge_does_as_well_as_adam_in_a_fifth_of_its_rows() -> None:
+    rows, head = make_mixed(2, 1016, 4), make_head(1)
+    few, many = Ridge(batch=16, steps=20, check_every=10), Adam(batch=16, steps=100, check_every=10, peak=1e-2)
+    ours, theirs = run(few, rows, head), run(many, rows, head)
+    assert ours.seen == theirs.seen / 5 and np.all(ours.best_kl <= theirs.best_kl)
 
 
 def test_patience_stops_each_probe_on_its_own() -> None:

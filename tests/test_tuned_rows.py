@@ -447,7 +447,7 @@ def test_probes_of_another_checkpoint_do_not_count(lake: Lake) -> None:
 
 
 def test_users_mistakes_are_told(lake: Lake, captured: Layout, tmp_path: Path, llama: PairSpec) -> None:
-    with pytest.raises(LakeError, match="recipe 'rmsprop': expected sgd or adam"):
+    with pytest.raises(LakeError, match="recipe 'rmsprop': expected sgd or adam or ridge"):
         recipe_of(lake.layout, "rmsprop", "llama-it")
     with pytest.raises(LakeError, match="scale is for the recipe sgd"):
         recipe_of(lake.layout, "adam", "llama-it", scale=0.5)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.arrays import LOG2_E, Array, as_tensor
 from ..core.html import facts
+from ..tuned.least_squares import least_squares
 from ..tuned.recipes import Recipe
 from ..tuned.shuffle_buffer import Shuffle
 from .head import Head
@@ -23,6 +24,7 @@ LOGIT_BYTES = 256 << 20
 # Smaller probabilities are raised to e^-60: negligible, and far from the denormal numbers that slow products down.
 FLOOR = -60.0
 SAVE_SECONDS = 60.0
+FASTEST = 16.0  # how much faster than the last probe another may learn (recipes.Ridge)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ class Trainer:
         self.done = self.seen = 0  # steps, and the rows that went into them
         self.curve: list[dict[str, Any]] = []
         self._parameters = [p for pair in zip(self.weight, self.bias, strict=True) for p in pair]
-        self._optimizer = recipe.optimizer(self._parameters)
+        self._optimizer = recipe.optimizer({"params": list(pair)} for pair in zip(self.weight, self.bias, strict=True))
+        self.speed = np.ones(len(self.bias))  # of each probe, times the recipe's learning rate
         self._loss, self._rows = np.zeros(len(self.bias)), 0  # since the last check; in the step under way
 
     @property
@@ -181,8 +184,8 @@ class Trainer:
                 parameter.grad = None if parameter.grad is None else parameter.grad.div_(self._rows)
             if self.recipe.clip is not None:
                 torch.nn.utils.clip_grad_norm_(pair, self.recipe.clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.done, self.steps)
+        for group, speed in zip(self._optimizer.param_groups, self.speed.tolist(), strict=True):
+            group["lr"] = self.recipe.rate(self.done, self.steps) * speed
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)  # without gradient the optimiser leaves a stopped probe alone
         self.done, self.seen, self._rows = self.done + 1, self.seen + self._rows, 0
@@ -192,7 +195,10 @@ class Trainer:
 
         The first check, before any step, is that of the raw lens. ValueError when it is not finite.
         """
-        found = self.measure(held_out)
+        moved = self.stale < self.recipe.patience  # the others are what they were at the last check
+        found = self.measure(held_out, np.flatnonzero(moved).tolist())
+        if self.curve:
+            found = np.where(moved, found, self.curve[-1]["held_out"])
         if not (self.curve or np.isfinite(found).all()):
             raise ValueError("tuned lens: the KL of the raw lens is not finite; the residuals hold NaN or infinity")
         rows = self.seen - (self.curve[-1]["tokens"] if self.curve else 0)
@@ -204,19 +210,43 @@ class Trainer:
         better = found < self.best_kl
         for layer in np.flatnonzero(better):
             self.best.weight[layer], self.best.bias[layer] = self.weight[layer].detach(), self.bias[layer].detach()
+        gained = found < self.best_kl * (1 - self.recipe.least_gain)
         self.best_kl = np.where(better, found, self.best_kl)
-        self.stale = np.where(better, 0, self.stale + 1)
+        self.stale = np.where(gained, 0, self.stale + 1)
         return found
 
+    def start(self, feed: Shuffle, held_out: Array) -> None:
+        """Begin with the best of the recipe's `start_ridges`, fitted to what the feed holds, where it beats the raw lens.
+
+        As the ridge falls, a probe that gets no better tries no smaller one.
+        """
+        for ridge in self.recipe.start_ridges:
+            last = feed.filled(-1).to(self.objective.device, torch.float32)
+            for layer in self.active:
+                here = feed.filled(layer).to(self.objective.device, torch.float32)
+                self._set(layer, *least_squares(here, last, ridge))
+                self.speed[layer] = min(float(last.norm() / here.norm()), FASTEST) / here.shape[-1]
+            self.check(held_out)
+            self.curve[-1]["ridge"] = ridge
+        for layer in range(len(self.bias)):
+            self._set(layer, self.best.weight[layer], self.best.bias[layer])
+        self.stale[:] = 0
+
     @torch.no_grad()
-    def measure(self, resid: Array) -> np.ndarray:
-        """Mean KL(p_L || p_l) [L] in nats of the probes as they are now, on rows [n, L+1, d]; float64."""
+    def _set(self, layer: int, weight: Tensor, bias: Tensor) -> None:
+        self.weight[layer].copy_(weight)
+        self.bias[layer].copy_(bias)
+
+    @torch.no_grad()
+    def measure(self, resid: Array, layers: Sequence[int] | None = None) -> np.ndarray:
+        """Mean KL(p_L || p_l) [L] in nats of the probes as they are now, on rows [n, L+1, d]; float64, 0 for other `layers`."""
         total, rows = np.zeros(len(self.bias)), as_tensor(resid)
         for part in rows.split(self.objective.rows):
             h = part.to(self.objective.device, torch.float32)
             self.objective.against(h[:, -1])
-            for layer, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
-                normed = self.objective.head.normed(torch.addmm(bias, h[:, layer], weight.T))
+            for layer in range(len(self.bias)) if layers is None else layers:
+                mapped = torch.addmm(self.bias[layer], h[:, layer], self.weight[layer].T)
+                normed = self.objective.head.normed(mapped)
                 total[layer] += float(self.objective.kl(normed)[0].sum())
         return total / max(len(rows), 1)
 
@@ -248,6 +278,7 @@ class Trainer:
             "loss": self._loss,
             "best_kl": self.best_kl,
             "stale": self.stale,
+            "speed": self.speed,
         }
         return found | {name: np.asarray(value) for name, value in numbers.items()}
 
@@ -266,7 +297,9 @@ class Trainer:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.done, self.seen = int(state["done"]), int(state["seen"])
-        self._loss, self.best_kl, self.stale = (state[name].copy() for name in ("loss", "best_kl", "stale"))
+        self._loss, self.best_kl, self.stale, self.speed = (
+            state[name].copy() for name in ("loss", "best_kl", "stale", "speed")
+        )
         self.curve = [dict(line) for line in curve]
 
 
@@ -286,6 +319,7 @@ def train(
         feed.skip(trainer.seen)
         if not trainer.curve:
             trainer.check(held_out)
+            trainer.start(feed, held_out)
     saved, looks = time.monotonic(), sum(len(trainer.curve) for trainer, *_ in runs)
     while active := [run for run in runs if run[0].active]:
         for trainer, feed, _ in runs:

@@ -36,6 +36,10 @@ class Shuffle:
         self.whole = self._next is None
         self._order = self._draw()
 
+    def filled(self, at: int) -> Tensor:
+        """Column `at` of the rows that the buffer holds now, in the order they came in: of all rows if it is `whole`."""
+        return self._buffer[torch.from_numpy(np.setdiff1d(np.arange(len(self._buffer)), self._free)), at]
+
     def take(self, count: int) -> Tensor:
         """The next `count` rows; fewer, and in the end none, when a stream of blocks comes to its end."""
         parts = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...analyze.tuned.recipes import Adam, Recipe
+from ...analyze.tuned.recipes import Recipe, Ridge
 from ...store.artifacts.probes import probes_path
 from ..engine.context import Context, Names
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 VERSION = 1  # raise when training the same recipe gives other probes
 
 
-DEFAULT = Adam()
+DEFAULT = Ridge()
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ..engine.passes import run
 from .spec import ProbeSpec
 
 BUFFER_BYTES = 384 << 20  # of rows in memory: 7/8 are to train on, the rest to look at
-CHECK_TOKENS = 2048  # held-out tokens of a look, as many as the study reported on
+CHECK_TOKENS = 2048  # held-out tokens that a look is drawn from, at most
 
 
 class Training(Job):
@@ -45,9 +45,10 @@ class Training(Job):
         self._kit, self._spec, self._rows = kit, spec, _Rows(capture, spec.seed, spec.folds)
         self.runs = (spec.names[0],)
         # At most: training may end early, and how many tokens are looked at hangs on the chunks that come first.
-        self.forwards = sum(self._rows.trained(spec.tokens or spec.recipe.steps * spec.recipe.batch))
-        looks = 2 + self.forwards // (spec.folds * spec.recipe.batch * spec.recipe.check_every)
-        self.checked = looks * sum(self._rows.checks)
+        recipe = spec.recipe
+        self.forwards = sum(self._rows.trained(spec.tokens or recipe.steps * recipe.batch))
+        looks = 2 + len(recipe.start_ridges) + self.forwards // (spec.folds * recipe.batch * recipe.check_every)
+        self.checked = looks * sum(min(recipe.look, there) for there in self._rows.checks)
 
     def finish(self) -> None:
         """Train, going on from where an earlier run was stopped, and seal the result."""
@@ -56,7 +57,7 @@ class Training(Job):
             Shuffle(rows.blocks(fold), capacity, (seed, fold), rows.dtype)
             for fold, capacity in enumerate(rows.capacity)
         ]
-        checks = rows.held_out()
+        checks = rows.held_out(recipe.look)
         objective = Objective(self._kit.head(self._spec.names), self._kit.device)
         trainers = []
         for feed, there in zip(feeds, rows.tokens, strict=True):
@@ -137,12 +138,13 @@ class _Rows:
         finally:
             self._waiting[fold] = deque(maxlen=0)  # a fold that has come to its end wants no more
 
-    def held_out(self) -> list[Tensor]:
-        """By fold, the rows held out from it that were met until now, some at least; no more are kept after that."""
+    def held_out(self, look: int = CHECK_TOKENS) -> list[Tensor]:
+        """By fold, `look` of the rows held out from it that were met until now, some at least; no more are kept after that."""
         while not all(map(len, self._kept)) and self._read():
             pass
         self._room = [0] * len(self._room)
-        return [torch.cat(kept) for kept in self._kept]
+        met = [torch.cat(kept) for kept in self._kept]
+        return [rows[np.sort(np.random.default_rng(len(rows)).permutation(len(rows))[:look])] for rows in met]
 
     def _read(self) -> bool:
         """Read the next chunk and deal its rows out; False when there is none."""
