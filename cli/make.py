@@ -16,6 +16,7 @@ from ..store.tables.names import stored_pairs
 from .options import (
     CAPTURE,
     BatchOption,
+    ByLayerOption,
     Computing,
     DeviceMapOption,
     DtypeOption,
@@ -98,6 +99,7 @@ def capture(
     dtype: DtypeOption = "auto",
     batch: BatchOption = 16,
     device_map: DeviceMapOption = None,
+    by_layer: ByLayerOption = False,
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -122,13 +124,13 @@ def capture(
 
     Several GPUs or machines: start the command once for each with --rank R --world N, or under torchrun or srun. Ranks write
     disjoint shard rows and never talk; the last to finish seals, or `actlake seal` does. A model that is larger than one
-    GPU: --device-map auto.
+    GPU: --device-map auto. One that is larger than memory: --by-layer.
     """
     with where.writing() as lake:
         results = lake.capture(
             names, profile=profile, outputs=outputs, dtype=dtype, batch=batch, double_bos=double_bos,
-            allow_nonfinite=allow_nonfinite, device_map=device_map, with_weights=with_weights, streams=reading.streams or (),
-            prompts=reading.prompts, **vars(tokens), **vars(ranks),
+            allow_nonfinite=allow_nonfinite, device_map=device_map, with_weights=with_weights, by_layer=by_layer,
+            streams=reading.streams or (), prompts=reading.prompts, **vars(tokens), **vars(ranks),
         )  # fmt: skip
     if as_json:
         return print_json([{**vars(one), "path": str(one.path), "seconds": round(one.seconds, 2)} for one in results])
@@ -163,6 +165,7 @@ def plan(
     disk_speed: Annotated[float, typer.Option(help="What the disk takes, in MB/s.", min=1)] = 500,
     dtype: DtypeOption = "auto",
     batch: BatchOption = 16,
+    by_layer: ByLayerOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """What a capture will take: tokens, bytes, shards, memory, time. Reads configs and tokenizers, loads no weights.
@@ -171,7 +174,7 @@ def plan(
     """
     table = where.open(missing=True).plan(
         names, profiles=profile or (), dtype=dtype, batch=batch, tokens_per_second=tokens_per_second,
-        disk_speed=disk_speed,
+        disk_speed=disk_speed, by_layer=by_layer,
         streams=reading.streams or (), prompts=reading.prompts, **vars(tokens),
     )  # fmt: skip
     if as_json:
@@ -190,10 +193,17 @@ def plan(
             str(timedelta(seconds=row["seconds"])),
         )
     out.print(shown)
+    way = ""
+    if by_layer:
+        read, spilled = (human_bytes(int(table[name].max())) for name in ("read", "on disk on the way"))
+        way = (
+            f"; layer by layer: {read} of weights are read once, {spilled} lie in the lake until the capture is sealed"
+        )
     out.print(
         f"time at {tokens_per_second:,.0f} tokens/s and {disk_speed:,.0f} MB/s of disk (--tokens-per-second, --disk-speed);"
         " generating continuations comes on top; device memory = weights + the largest batch; host memory = buffers + the"
-        f" head, which the lake keeps, too ({human_bytes(int(table['head'].max()))} before compression, once a model)",
+        f" head, which the lake keeps, too ({human_bytes(int(table['head'].max()))} before compression, once a model)"
+        + way,
         style="dim",
     )
 

@@ -35,6 +35,13 @@ DeviceMapOption = Annotated[
         help="auto: spread a model that is larger than one device over all of them (needs the package accelerate).",
     ),
 ]
+ByLayerOption = Annotated[
+    bool,
+    typer.Option(
+        "--by-layer",
+        help="For a model larger than memory: read each block once and take the whole stream through it; the same bytes.",
+    ),
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto (as stored), bfloat16, float16 or float32.")]
 BatchOption = Annotated[
     int,

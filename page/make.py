@@ -38,6 +38,7 @@ class Make(Look):
         control_tokens: bool = False,
         dtype: str = "auto",
         batch: int = 16,
+        by_layer: bool = False,
         tokens_per_second: float = 2000,
         disk_speed: float = 500,
     ) -> pd.DataFrame:
@@ -51,7 +52,7 @@ class Make(Look):
         from ..capture.streams.requests import Request, plan_captures
 
         request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens)
-        options = Options(self.device, dtype, batch)
+        options = Options(self.device, dtype, batch, by_layer=by_layer)
         found = plan_captures(self.layout, self.catalog, listed(names), request, listed(profiles), options)
         return pd.DataFrame(one.row(tokens_per_second, disk_speed * 1e6) for one in found)
 
@@ -74,6 +75,7 @@ class Make(Look):
         allow_nonfinite: bool = False,
         device_map: str | None = None,
         with_weights: bool = False,
+        by_layer: bool = False,
         rank: int | None = None,
         world: int | None = None,
     ) -> list[Result]:
@@ -82,8 +84,10 @@ class Make(Look):
         `names` are MODEL, PAIR (its models), PAIR/ROLE or CHAIN, `streams` recipes of the catalog (none: native), `prompts` a
         set of the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pocket models, else core), `profile` what
         is kept. Only the first `limit` prompts are read; `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of
-        a stream. `rank` and `world` share the work among processes. What is there is reused, and a killed capture goes on
-        where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes, seconds.
+        a stream. `rank` and `world` share the work among processes. `by_layer` reads each block's weights once and takes the
+        whole stream through it, for models larger than memory: the same bytes. What is there is reused, and a killed capture
+        goes on where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes,
+        seconds.
         LakeError for models, prompts and settings that can't be captured, with the reason.
         """
         from ..capture.run.ranks import Rank
@@ -93,7 +97,7 @@ class Make(Look):
         place = Rank.find(rank, world)
         device = place.device(self.device)
         request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens)
-        options = Options(device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights)
+        options = Options(device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights, by_layer)
         return capture_models(self.layout, self.catalog, listed(names), request, profile, outputs, options)
 
     @needs()

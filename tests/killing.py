@@ -1,8 +1,8 @@
 """A process that captures in forked children and kills them, at a moment or before a file operation.
 
 It imports everything once (what a first child turned out to need) and runs no tensor operation itself, so that forking
-it is safe and cheap. Orders are JSON lines on standard input, {"lake", "after": seconds or null, "operation": number or null, "rank": [rank, world] or null}; each is answered by one line,
-{"killed", "seconds", "operations"}.
+it is safe and cheap. Orders are JSON lines on standard input, {"lake", "after": seconds or null, "operation": number, part of a file's name or null, "rank": [rank, world] or null, "by_layer": true or left out}; each
+is answered by one line, {"killed", "seconds", "operations"}.
 """
 
 import contextlib
@@ -30,7 +30,9 @@ def child(order: dict[str, Any], pair: Any, answer: int) -> None:
         counter = Counter(order["lake"], order["operation"])
         sys.addaudithook(counter)
         rank = Rank(*order["rank"]) if order.get("rank") else ALONE
-        tiny.capture(Path(order["lake"]), pair, tiny.NATIVE, variants=("it",), batch=2, rank=rank)
+        layers = order.get("by_layer", False)
+        stream = tiny.BARE if layers else tiny.NATIVE
+        tiny.capture(Path(order["lake"]), pair, stream, variants=("it",), batch=2, rank=rank, by_layer=layers)
         os.write(answer, f"{counter.count}\n".encode())
         if order.get("modules"):
             Path(order["modules"]).write_text("\n".join(sys.modules))

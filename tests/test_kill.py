@@ -22,7 +22,8 @@ PHASES = ("nothing", "generating", "stream", "allocating", "writing", "written",
 class Killer:
     """Captures in another process and kills it on request; see killing.py."""
 
-    def __init__(self, folder: Path, pair: Path):
+    def __init__(self, folder: Path, pair: Path, by_layer: bool = False):
+        self.by_layer = by_layer
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, killing.__file__, str(pair), str(folder)]
         self._process = subprocess.Popen(
@@ -42,12 +43,12 @@ class Killer:
         self,
         lake: Path,
         after: float | None = None,
-        operation: int | None = None,
+        operation: int | str | None = None,
         rank: tuple[int, int] | None = None,
     ) -> dict:
         """One run of the capture command; `after` seconds or before file operation `operation` it is killed."""
         assert self._process.stdin and self._process.stdout
-        order = {"lake": str(lake), "after": after, "operation": operation, "rank": rank}
+        order = {"lake": str(lake), "after": after, "operation": operation, "rank": rank, "by_layer": self.by_layer}
         print(json.dumps(order), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         assert line, (self.folder / "errors.txt").read_text()[-4000:]
@@ -61,7 +62,7 @@ class Killer:
         """The finished lake is the undisturbed one, and its capture passes."""
         assert lake_tree(lake) == self.expected
         layout = Layout.open(lake)
-        report = verify(layout, find_capture(layout, "llama-it", "native"))
+        report = verify(layout, find_capture(layout, "llama-it", "bare" if self.by_layer else "native"))
         assert report.ok, report.problems
 
     def close(self) -> None:

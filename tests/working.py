@@ -44,9 +44,10 @@ MODEL = {
 
 
 class Counter:
-    """An audit hook that counts what changes files below a folder, and kills its own process before operation `last`."""
+    """An audit hook that counts what changes files below a folder, and kills its own process before operation `last`: its
+    number, or a part of the name of the file that it is on."""
 
-    def __init__(self, folder: str, last: int | None):
+    def __init__(self, folder: str, last: int | str | None):
         self.folder, self.last, self.count = folder, last, 0
         self.naming: list[int] = []  # the operations that give something finished its name
 
@@ -56,7 +57,7 @@ class Counter:
             self.count += 1
             if event in ("os.rename", "os.link"):
                 self.naming.append(self.count)
-            if self.count == self.last:
+            if self.count == self.last or (isinstance(self.last, str) and self.last in str(args[0])):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

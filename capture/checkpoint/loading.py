@@ -33,11 +33,13 @@ def load_hf(
     attention: str,
     device_map: Any = None,
     kind: Any = None,
+    whole: Any = None,
 ) -> tuple[Any, tuple[str, ...]]:
     """A Hugging Face module with a checkpoint's weights, and notes on tensors of the files that it does not run.
 
     `kind` is the module's class, unless it is to be the checkpoint's own; of a cut one (model.partial) it is not checked what
-    the files hold beside. LakeError for whatever is wrong with the files.
+    the files hold beside, but for `whole`, the module without memory that it is a part of. LakeError for whatever is wrong
+    with the files.
     """
     check_dtype(dtype)
     check_device_map(device_map, device)
@@ -47,7 +49,7 @@ def load_hf(
     found = quantised_of(spec, config)
     dtype = dtype_of(spec, given) if dtype == "auto" else dtype
     check_before(spec, found)
-    if kind is None and not found and not spec.gguf_file:
+    if (kind is None or whole is not None) and not found and not spec.gguf_file:
         _check_size(spec, given)
     special = loading(spec) if spec.gguf_file else {"use_safetensors": True}
     for part in (given, config):  # one and the same, but for a class of text alone in a wrapper's checkpoint
@@ -103,7 +105,8 @@ def load_hf(
             f"model {spec.name}: loaded as {str(hf.dtype).removeprefix('torch.')} although {dtype} was asked for: its class or"
             " its quantisation allows no other; choose that one with --dtype"
         )
-    return hf, check_extras(spec, hf, info["unexpected_keys"], found) if kind is None else ()
+    judged = hf if kind is None else whole
+    return hf, () if judged is None else check_extras(spec, judged, info["unexpected_keys"], found)
 
 
 def _check_size(spec: ModelSpec, config: Any) -> None:

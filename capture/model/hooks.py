@@ -46,6 +46,11 @@ class Batch:
         self.given = {"input_ids": self.ids} if state is None else {"inputs_embeds": state.to(device, copy=True)}
 
     @property
+    def beside(self) -> dict[str, Any]:
+        """What a forward gets beside the tokens: of logits one position, since they are computed for real tokens only."""
+        return {"attention_mask": self.mask, "position_ids": self.positions, "use_cache": False, "logits_to_keep": 1}
+
+    @property
     def n_tokens(self) -> int:
         """Wanted tokens in the batch."""
         return len(self.slots)
@@ -203,8 +208,8 @@ def forward_as(module: nn.Module, function: Callable[..., Any]) -> Iterator[None
 
 
 @contextmanager
-def gather(model: Model, sink: ActivationSink, kept: dict[str, dict[int, int]]) -> Iterator[None]:
-    """Send what the model computes inside the block to `sink`.
+def gather(model: Model, sink: Any, kept: dict[str, dict[int, int]]) -> Iterator[None]:
+    """Send what the model computes inside the block to the `padded` of an ActivationSink, or of what stands in for one.
 
     `kept[site]` maps what is kept to its place in the buffers: boundary -> place for "resid" (boundary 0 = what enters
     block 0, l+1 = what leaves block l), block -> place for the other sites.

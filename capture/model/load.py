@@ -27,7 +27,8 @@ from .trace import device_of_input
 class Model:
     """A loaded checkpoint: the untouched Hugging Face module, its tokenizer, its parts and its head in float32.
 
-    `notes` say which tensors of its files are not run.
+    `notes` say which tensors of its files are not run. Of a model that goes layer by layer (by_layer.load_frame) `blocks` reads
+    the blocks, and `played` has what they computed.
     """
 
     spec: ModelSpec
@@ -37,6 +38,8 @@ class Model:
     head: Head
     record: dict[str, Any]
     notes: tuple[str, ...] = ()
+    blocks: Any = None
+    played: Any = None
 
     @property
     def name(self) -> str:
@@ -121,22 +124,29 @@ def load_model(
     tokenizer = load_tokenizer(spec)  # before the weights, which take longer
     hf, notes = load_hf(spec, device, dtype, attention, device_map)
     parts, head = probed(spec, hf, lambda: discover(hf))
+    record = record_of(identify(spec, dtype, tokenizer), hf, tokenizer, len(parts.blocks), head, hf.num_parameters())
+    return Model(spec, hf, tokenizer, parts, head, record, notes)
+
+
+def record_of(
+    identity: dict[str, Any], hf: Any, tokenizer: Any, n_layers: int, head: Head, parameters: int
+) -> dict[str, Any]:
+    """What the lake keeps of a model beside its head: its identity, its class and its sizes."""
     config = {
         key: _finite(value)
         for key, value in hf.config.get_text_config().to_diff_dict().items()
         if not key.startswith("_") and key != "dtype"
     }
-    record = {
-        **identify(spec, dtype, tokenizer),
+    return {
+        **identity,
         "class": type(hf).__name__,
         "config": config,
-        "n_layers": len(parts.blocks),
+        "n_layers": n_layers,
         "d_model": head.d_model,
         "vocab": head.vocab,
-        "parameters": hf.num_parameters(),
+        "parameters": parameters,
         "special_ids": sorted(control_ids(tokenizer)),
     }
-    return Model(spec, hf, tokenizer, parts, head, record, notes)
 
 
 def _finite(value: Any) -> Any:

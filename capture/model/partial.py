@@ -49,11 +49,11 @@ def load_suffix(
 
 
 def _load_cut(spec: ModelSpec, first: int, device: str, dtype: str, attention: str) -> Model:
-    kind = _cut_class(spec, lambda whole: _keep_late(whole, first))
+    kind = cut_class(spec, lambda whole: _keep_late(whole, first))
     hf, _ = load_hf(spec, device, dtype, attention, kind=kind)
     width = hf.config.get_text_config().hidden_size
     state = random_states(width).to(device, hf.dtype)
-    with at_boundary(list(_stack(hf)), first, first, lambda _: state.clone()):
+    with at_boundary(list(stack_of(hf)), first, first, lambda _: state.clone()):
         parts, head = probed(spec, hf, lambda: discover(hf, {"inputs_embeds": state.clone()}, first))
     return Model(spec, hf, load_tokenizer(spec), parts, head, {})
 
@@ -61,9 +61,9 @@ def _load_cut(spec: ModelSpec, first: int, device: str, dtype: str, attention: s
 def load_donor(spec: ModelSpec, layers: Sequence[int], device: str = "cpu", dtype: str = "auto") -> Donor:
     """The MLP modules of some blocks of a checkpoint, without the rest of it; LakeError as in `load_suffix`."""
     check_layers(spec.name, load_config(spec), layers)
-    kind = _cut_class(spec, lambda whole: _keep_mlps(whole, layers))
+    kind = cut_class(spec, lambda whole: _keep_mlps(whole, layers))
     hf, _ = load_hf(spec, device, dtype, "eager", kind=kind)
-    blocks = _stack(hf)
+    blocks = stack_of(hf)
     return Donor(spec.name, {layer: as_one(tuple(blocks[layer].children())) for layer in layers})
 
 
@@ -99,7 +99,7 @@ def check_layers(name: str, config: Any, layers: Sequence[int]) -> None:
         raise LakeError(f"model {name}: no block {wrong[0]}; it has blocks 0 to {count - 1}")
 
 
-def _cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
+def cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
     """The model's Hugging Face class, cut as soon as it is built: loading then reads no tensor of the removed parts.
 
     Hugging Face builds modules without memory before it reads weights, and renames, merges and ties what it reads.
@@ -113,7 +113,7 @@ def _cut_class(spec: ModelSpec, cut: Callable[[Any], None]) -> Any:
     return type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
 
 
-def _decoder(hf: Any) -> nn.Module:
+def decoder_of(hf: Any) -> nn.Module:
     """The part of a model that holds the blocks: its class's decoder, else its base (without a vision tower)."""
     base = getattr(hf, hf.base_model_prefix, None)
     for found in (hf.get_decoder(), base):
@@ -122,41 +122,41 @@ def _decoder(hf: Any) -> nn.Module:
     raise LakeError(f"{type(hf).__name__}: no stack of blocks found in its decoder; this architecture can't be cut")
 
 
-def _stack(hf: Any) -> nn.ModuleList:
+def stack_of(hf: Any) -> nn.ModuleList:
     """The blocks of a model that can't run yet: the largest stack of its decoder."""
-    return stacks(_decoder(hf), layers_of(hf.config))[0]
+    return stacks(decoder_of(hf), layers_of(hf.config))[0]
 
 
 def _keep_late(hf: Any, first: int) -> None:
     """Leave the blocks from `first` on, the head, and what of the decoder stands around the blocks."""
-    blocks, decoder, unembed = _stack(hf), _decoder(hf), hf.get_output_embeddings()
+    blocks, decoder, unembed = stack_of(hf), decoder_of(hf), hf.get_output_embeddings()
     for block in blocks[:first]:
-        _empty(block)
+        empty(block)
     if not hf.all_tied_weights_keys:  # else the unembedding is the embedding
         hf.set_input_embeddings(nn.Identity())
-    _keep_only(hf, {decoder, unembed})
+    keep_only(hf, {decoder, unembed})
 
 
 def _keep_mlps(hf: Any, layers: Sequence[int]) -> None:
     """Leave the MLPs of some blocks and nothing else."""
-    blocks = _stack(hf)
+    blocks = stack_of(hf)
     mlps = {mlp for layer in layers for mlp in split(blocks[layer], layer, hf)[1]}
     hf.all_tied_weights_keys = {}
-    _keep_only(hf, mlps, also=set(blocks))
+    keep_only(hf, mlps, also=set(blocks))
 
 
-def _keep_only(module: nn.Module, kept: set[nn.Module], also: Container[nn.Module] = ()) -> None:
+def keep_only(module: nn.Module, kept: set[nn.Module], also: Container[nn.Module] = ()) -> None:
     """Take away all children below `module` but those `kept`, what holds them, and modules of `also` without their own."""
     for name, child in list(module.named_children()):
         if child in kept:
             continue
         if child in also or any(inner in kept for inner in child.modules()):
-            _keep_only(child, kept, also)
+            keep_only(child, kept, also)
         else:
             del module._modules[name]
 
 
-def _empty(block: nn.Module) -> None:
+def empty(block: nn.Module) -> None:
     """Make a shell of a block: no weights, and its input comes out again. Its buffers are small, and classes set them."""
     block._modules.clear()
     block._parameters.clear()

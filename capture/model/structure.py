@@ -14,6 +14,8 @@ from .branches import Branch, added_of, find_branches, is_norm, rounding_error
 from .heads import TOLERANCE, find_top, norm_parameters
 from .trace import SHARED, Trace, flat, random_tokens
 
+Seen = tuple[tuple[Branch, ...], Branch, float, str]  # what `look` finds of a block
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -140,11 +142,30 @@ def discover(hf: Any, given: dict[str, Tensor] | None = None, first: int = 0) ->
     """
     trace = Trace(hf, given or random_tokens(hf))
     blocks = _find_blocks(hf, trace)
-    _check_flow(trace, blocks, first, hf)
-    found = [find_branches(trace, block, index, hf) for index, block in enumerate(blocks[first:], first)]
-    parts = [_check_block(trace, block, *branch, hf) for block, branch in zip(blocks[first:], found, strict=True)]
-    errors, placements = [part[0] for part in parts], sorted({part[1] for part in parts})
-    normed = sorted({mlp.norm is not None for _, mlp in found})
+    check_flow(trace, blocks, range(first, len(blocks)), hf, causal=first == 0)
+    found = [look(trace, block, index, hf) for index, block in enumerate(blocks[first:], first)]
+    return assemble(trace, blocks, first, found, hf)
+
+
+def look(trace: Trace, block: nn.Module, index: int, hf: Any) -> Seen:
+    """One block as a small forward showed it: its branches, the relative error of its sum, where norms stand around its MLP.
+
+    LakeError that says what the block does besides adding its branches to its input.
+    """
+    mixers, mlp = find_branches(trace, block, index, hf)
+    error, placement = _check_block(trace, block, mixers, mlp, hf)
+    return tuple(mixers), mlp, error, placement
+
+
+def assemble(
+    trace: Trace, blocks: list[nn.Module], first: int, found: Sequence[Seen], hf: Any
+) -> tuple[Structure, Head]:
+    """A decoder of the blocks `found`, numbered from `first`, and the head that reads what `trace` has of the last one.
+
+    LakeError where the blocks' norms stand in different places, and for a head that does not give the trace's logits.
+    """
+    mixed, added, errors, where = zip(*found, strict=True)
+    placements, normed = sorted(set(where)), {mlp.norm is not None for mlp in added}
     if len(placements) > 1 and ("parallel" in placements or len(normed) > 1):
         raise LakeError(
             f"{type(hf).__name__}: blocks differ in where norms stand around the MLP ({', '.join(placements)}); not supported"
@@ -154,8 +175,8 @@ def discover(hf: Any, given: dict[str, Tensor] | None = None, first: int = 0) ->
     head_error = _check(top.head.logits(last), flat(trace.logits), hf, "head(resid[:, L]) is not the model's logits")
     structure = Structure(
         blocks=blocks,
-        added=[None] * first + [mlp for _, mlp in found],
-        mixed=[()] * first + [tuple(mixers) for mixers, _ in found],
+        added=[None] * first + list(added),
+        mixed=[()] * first + list(mixed),
         norm=top.norm,
         unembed=top.unembed,
         placement=placements[0],
@@ -168,10 +189,12 @@ def discover(hf: Any, given: dict[str, Tensor] | None = None, first: int = 0) ->
     return structure, top.head
 
 
-def _check_flow(trace: Trace, blocks: Sequence[nn.Module], first: int, hf: Any) -> None:
-    """Raise LakeError unless finite hidden states go once through all blocks in turn, and to no earlier token."""
+def check_flow(trace: Trace, blocks: Sequence[nn.Module], numbers: Sequence[int], hf: Any, causal: bool) -> None:
+    """Raise LakeError unless finite hidden states go once through these blocks in turn, and, if `causal`, to no earlier
+    token."""
     name = type(hf).__name__
-    for index, block in enumerate(blocks[first:], first):
+    for index in numbers:
+        block = blocks[index]
         given, out = trace.inputs[block], trace.outputs[block]
         if trace.runs[block] != 1:
             raise LakeError(
@@ -187,14 +210,14 @@ def _check_flow(trace: Trace, blocks: Sequence[nn.Module], first: int, hf: Any) 
                 f"{name}: NaN or infinity around block {index} in a short forward of random tokens; are the"
                 " weights damaged, or is the dtype too narrow?"
             )
-        if index > first and not torch.equal(given, trace.outputs[blocks[index - 1]]):
+        if index > numbers[0] and not torch.equal(given, trace.outputs[blocks[index - 1]]):
             raise LakeError(
                 f"{name}: block {index} does not read what block {index - 1} left: something between the blocks changes the"
                 " residual; this architecture is not supported"
             )
         limit = TOLERANCE[hf.dtype] * out[:, :SHARED].float().abs().max().item()
         apart = (out[0, :SHARED].float() - out[1, :SHARED].float()).abs().max().item()
-        if first == 0 and apart > limit:
+        if causal and apart > limit:
             raise LakeError(
                 f"{name}: block {index} attends to later tokens (changing the last ones moves earlier states by {apart:.1e}):"
                 " not a causal decoder; does its config need is_decoder=true?"

@@ -21,6 +21,10 @@ def watch(model: Model, ends: np.ndarray, names: Sequence[str]) -> Iterator[dict
     if "attn_entropy" not in names:
         yield found
         return
+    if model.played:
+        yield found
+        found["attn_entropy"] = model.played.entropies()
+        return
     with row_entropies(model, ends) as layers:
         yield found
     found["attn_entropy"] = torch.stack([layers[i].cpu() for i in range(len(layers))], dim=1).numpy()
@@ -54,9 +58,9 @@ def row_entropies(model: Model, ends: np.ndarray) -> Iterator[dict[int, Tensor]]
         yield found
     finally:
         del ALL_ATTENTION_FUNCTIONS[KERNEL]  # the library's own shows again
-    if len(found) != len(model.parts.attns):
+    if len(found) != (expected := sum(map(bool, model.parts.mixed))):
         raise LakeError(
-            f"{model.name}: {len(found)} of {len(model.parts.attns)} attention modules call the common kernel; attn_entropy"
+            f"{model.name}: {len(found)} of {expected} attention modules call the common kernel; attn_entropy"
             " can't be captured for this architecture: leave the site out"
         )
 

@@ -42,6 +42,7 @@ from .batching import (
     explain_memory,
     stored_ratio,
 )
+from .by_layer import spilled_bytes, through_blocks
 from .forward import forward, read
 from .ranks import ALONE, Rank
 from .reforward import NOISE, noise_floor, rows_of_noise, seal_with_noise
@@ -168,16 +169,24 @@ def capture(
     rows = rank.rows(template.n_shards)
     head = 0 if has_model(layout, model.name) else model.head.unembed.numel() * 4
     missing = len(missing_shards(path, template.n_shards) if rank.world == 1 else rows)
-    check_disk(size, missing, layout, int(head / stored_ratio(template.source_dtype)), weights)
-    write_model(layout, model.name, model.record, *head_arrays(model))
+    head = int(head / stored_ratio(template.source_dtype))
+    if model.blocks:
+        head += spilled_bytes(template, plan, model.head.d_model, model.dtype.itemsize)
+    check_disk(size, missing, layout, head, weights)
+    if not model.blocks:
+        write_model(layout, model.name, model.record, *head_arrays(model))
     create_capture(path, template, rank.world, layout.files)
     with rank.alone(path):
         if manifest := read_manifest(path):  # by another process, meanwhile
             shutil.rmtree(path / PROGRESS, ignore_errors=True)
             return Result(path, True, True, stream.n_tokens, manifest["bytes"], time.perf_counter() - started)
         todo = [shard for shard in missing_rows(path, layout.files)[0] if shard in rows]
-        _announce(model, name, template, plan, size, rank, len(todo))
+        if not model.blocks:
+            _announce(model, name, template, plan, size, rank, len(todo))
         with explain_memory(f"capturing {model.name}", batch):
+            if model.blocks:
+                model = through_blocks(model, template, plan, path, stream)
+                write_model(layout, model.name, model.record, *head_arrays(model))
             fill(model, template, path, plan, todo, allow_nonfinite, layout.files)
             manifest = _seal_if_whole(layout, model, path, stream)
     seconds = time.perf_counter() - started

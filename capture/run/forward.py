@@ -1,6 +1,7 @@
 """One forward of a batch: hooks keep the sites, logits are computed for real tokens only and reduced in slices."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,35 +26,38 @@ def read(
     model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int], parts: Sequence[TokenSpan]
 ) -> ActivationSink:
     """Run one batch and send the variables of `sizes` to `parts`; `wait` for the sink before reading them."""
-    sink, final = ActivationSink(batch, parts), []
-    logits = [name for name in ("logits", "topk_id") if name in sizes]
+    sink = ActivationSink(batch, parts)
+    logits = bool({"logits", "topk_id"} & set(sizes))
+    stage = _OnDeviceScalars(model, batch, sizes) if stages(sizes) else None
+    target, kept = (stage.sink, stage.places) if stage else (sink, places(sizes, boundaries, model.parts.first))
+    send = model.played.send if model.played else partial(_run, model)
+    final = send(batch, target, kept, logits)
+    if stage:
+        for name, value in stage.values(boundaries).items():
+            sink.flat(name, 0, value)
+    if final is not None:
+        hidden = final.reshape(-1, final.shape[-1]).index_select(0, batch.valid.to(final.device))
+        _logits(model, hidden, sizes, sink)
+    return sink
+
+
+def _run(
+    model: Model, batch: Batch, sink: ActivationSink, kept: dict[str, dict[int, int]], logits: bool
+) -> Tensor | None:
+    """One forward: the sites of `kept` go to the sink; for logits, what leaves the last block is returned."""
+    final: list[Tensor] = []
     watch = (
         model.parts.blocks[-1].register_forward_hook(lambda _m, _a, value: final.append(first_tensor(value).clone()))
         if logits
         else None
     )
-    stage = _OnDeviceScalars(model, batch, sizes) if stages(sizes) else None
-    target, kept = (stage.sink, stage.places) if stage else (sink, places(sizes, boundaries, model.parts.first))
     try:
-        with gather(model, target, kept):
-            # One position of logits: the rest is computed below, for real tokens only and in slices.
-            given = {
-                "attention_mask": batch.mask,
-                "position_ids": batch.positions,
-                "use_cache": False,
-                "logits_to_keep": 1,
-            }
-            model.hf(**accepted(model.hf, {**batch.given, **given}))
+        with gather(model, sink, kept):
+            model.hf(**accepted(model.hf, {**batch.given, **batch.beside}))
     finally:
         if watch:
             watch.remove()
-    if stage:
-        for name, value in stage.values(boundaries).items():
-            sink.flat(name, 0, value)
-    if logits:
-        hidden = final[0].reshape(-1, final[0].shape[-1]).index_select(0, batch.valid.to(final[0].device))
-        _logits(model, hidden, sizes, sink)
-    return sink
+    return final[0] if logits else None
 
 
 def forward(model: Model, batch: Batch, sizes: dict[str, tuple[int, ...]], boundaries: Sequence[int]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def noise_floor(layout: Layout, model: Model, path: Path, stream: Stream) -> dic
     sizes = {name: stored.array(name).shape[1:] for name in SITES if name in stored.group}
     boundaries = stored.array("boundary")[:].tolist()
     worst = dict.fromkeys(sizes, 0.0)
-    prompts = _noise_prompts(path, stream)
+    prompts = noise_prompts(path, stream)
     for prompt in prompts:
         batch = Batch([stream.tokens[prompt]], pad_id(model), model.device)
         for name, block in forward(model, batch, sizes, boundaries).items():
@@ -42,11 +42,11 @@ def noise_floor(layout: Layout, model: Model, path: Path, stream: Stream) -> dic
 def rows_of_noise(path: Path, stream: Stream) -> set[int]:
     """Shard rows that hold the prompts of the noise floor."""
     tokens = read_record(path / PROGRESS / TEMPLATE, "template")["shard_tokens"]
-    spans = ((int(stream.offset[prompt]), int(stream.offset[prompt + 1])) for prompt in _noise_prompts(path, stream))
+    spans = ((int(stream.offset[prompt]), int(stream.offset[prompt + 1])) for prompt in noise_prompts(path, stream))
     return {row for start, end in spans for row in range(start // tokens, -(-end // tokens))}
 
 
-def _noise_prompts(path: Path, stream: Stream) -> list[int]:
+def noise_prompts(path: Path, stream: Stream) -> list[int]:
     """The prompts that padding would change most: by turns those with most of it in their batch, and the longest with any."""
     lengths = np.diff(stream.offset).tolist()
     plan = batch_plan(lengths, read_record(path / PROGRESS / TEMPLATE, "template")["provenance"]["batch"])

@@ -23,19 +23,21 @@ from ..checkpoint.loading import check_device_map
 from ..checkpoint.stops import declared
 from ..checkpoint.tokens import check_same_tokenizer, template_for, vocabulary
 from ..checkpoint.vocabularies import check_glance
+from ..model.by_layer import load_frame
 from ..model.load import Model, context_of, identify, load_model
 from ..model.weights_copy import check_weights_fit, here_or_stored, keep_weights, weights_to_copy
 from ..run.batching import BATCH, check_sites
 from ..run.capture import Result, capture, find_sealed
 from ..run.ranks import ALONE, Rank
 from .prompts import PromptSet, read_prompts
-from .streams import Source, check_readable, ensure_stream, recipe_of
+from .streams import Source, check_readable, ensure_stream, recipe_of, unwritten
 
 
 @dataclass(frozen=True)
 class Options:
     """How models run: device, dtype, sequences a batch, the study's double BOS, NaN allowed, the rank of this process, a
-    device map in place of one device, and whether the checkpoints' own files go into the lake.
+    device map in place of one device, whether the checkpoints' own files go into the lake, and whether a stream passes a model
+    layer by layer.
 
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
     """
@@ -48,6 +50,7 @@ class Options:
     rank: Rank = ALONE
     device_map: Any = None
     with_weights: bool = False
+    by_layer: bool = False
 
 
 class _Loader:
@@ -58,11 +61,14 @@ class _Loader:
         self._model: Model | None = None
         self.loads = 0
 
-    def __call__(self, spec: ModelSpec) -> Model:
+    def __call__(self, spec: ModelSpec, identity: dict[str, Any]) -> Model:
         if self._model is None or self._model.spec != spec:
             self._model = None
             options = self._options
-            self._model = load_model(spec, options.device, options.dtype, device_map=options.device_map)
+            if options.by_layer:
+                self._model = load_frame(spec, options.device, options.dtype, identity)
+            else:
+                self._model = load_model(spec, options.device, options.dtype, device_map=options.device_map)
             self.loads += 1
         return self._model
 
@@ -95,6 +101,8 @@ def capture_pair(
     """
     check_sites(profile.sites)
     check_device_map(options.device_map, options.device)
+    if options.by_layer:
+        _check_by_layer(layout, options)
     variants = variants or pair.variants
     options = replace(options, dtype=profile.dtype if options.dtype == "auto" else options.dtype)
     pt, it = (spec and here_or_stored(layout, spec) for spec in (pair.pt, pair.it))
@@ -111,6 +119,14 @@ def capture_pair(
             key = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)["key"]
             _check_unfinished(layout, sources[variant].name, spec.name, prompts, key)
             check_readable(layout, sources, variant, spec, prompts, options.double_bos, key)
+            if options.by_layer and unwritten(
+                layout, sources, variant, spec, prompts, options.double_bos, options.batch
+            ):
+                raise LakeError(
+                    f"stream {spec.name} of {sources[variant].name}: --by-layer would read all weights once for every token that"
+                    " it writes: take a stream with continuation: none, or text that the lake has already (--outputs, or that of"
+                    " a teacher captured before without --by-layer)"
+                )
     kept = [pair.model(variant) for variant in variants] if options.with_weights else []
     check_weights_fit(layout, kept)
     results = []
@@ -152,6 +168,19 @@ def sources_of(
                 f"stream {spec.name}: needs the {spec.continuation} model of pair {pair.name}, which the catalog lacks"
             )
     return sources
+
+
+def _check_by_layer(layout: Layout, options: Options) -> None:
+    """Raise LakeError for what does not go together with --by-layer."""
+    if options.device_map or options.rank.world > 1:
+        other = "--device-map" if options.device_map else "several ranks"
+        raise LakeError(
+            f"--by-layer and {other} exclude each other: one process takes one block at a time; leave one out"
+        )
+    if layout.files.remote:
+        raise LakeError(
+            f"{layout}: --by-layer keeps residuals of every block on the way: capture into a local lake, then `actlake push`"
+        )
 
 
 def _check_unfinished(layout: Layout, model: str, kind: str, prompts: PromptSet, key: str) -> None:
@@ -224,7 +253,7 @@ def _source(variant: str, spec: ModelSpec, loader: _Loader, options: Options) ->
         tokenizer=tokenizer,
         max_positions=context_of(config),
         vocab=config.get_text_config().vocab_size,
-        load=lambda: loader(spec),
+        load=lambda: loader(spec, identity),
         declared=declared(spec, model_folder(spec), config),
         name=spec.name,
     )

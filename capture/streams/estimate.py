@@ -1,11 +1,10 @@
 """Estimated cost of a capture, from configs and tokenizers alone: no weights are loaded, nothing is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...store.artifacts.streams import Stream, find_stream, read_stream
 from ...store.captures.allocate import Template
@@ -13,10 +12,13 @@ from ...store.core.catalog import PairSpec, ProfileSpec, StreamSpec
 from ...store.core.progress import remark
 from ...store.core.specs import resolve_boundaries
 from ...store.format.paths import Layout
-from ..checkpoint.configs import DTYPES, config_for, explained, load_config, model_class
+from ..checkpoint.configs import DTYPES
 from ..checkpoint.loading import device_of
 from ..checkpoint.tokens import notes
+from ..model.by_layer import weight_bytes, without_memory
+from ..model.partial import stack_of
 from ..run.batching import Estimate, batch_plan, capture_sizes, check_sites, estimate
+from ..run.by_layer import spilled_bytes
 from .capture_pair import Options, sources_of
 from .prompts import PromptSet
 from .streams import Source, recipe_of, writer_of
@@ -26,8 +28,9 @@ from .streams import Source, recipe_of, writer_of
 class Forecast:
     """One capture to come: sizes in bytes; `exact` when its stream is there, else every continuation counts in full.
 
-    `weights` as the model loads them; `head` in float32, which stays on the host and goes into the lake once a model;
-    `site_bytes` of every variable before compression.
+    `weights` as the model holds them at a time; `head` in float32, which stays on the host and goes into the lake once a
+    model; `site_bytes` of every variable before compression. Layer by layer `read` are all weights, and `spilled` what lies on
+    disk until the capture is sealed.
     """
 
     model: str
@@ -38,6 +41,8 @@ class Forecast:
     head: int
     size: Estimate
     site_bytes: dict[str, int]
+    read: int = 0
+    spilled: int = 0
 
     @property
     def raw(self) -> int:
@@ -45,7 +50,9 @@ class Forecast:
         return sum(self.site_bytes.values())
 
     def seconds(self, rate: float, disk: float) -> float:
-        """Time for `rate` tokens/s of the model and `disk` bytes/s, which overlap."""
+        """Time for `rate` tokens/s of the model and `disk` bytes/s, which overlap; what goes layer by layer does not."""
+        if self.read:
+            return self.size.tokens / rate + (self.read + 2 * self.spilled + self.size.stored) / disk
         return max(self.size.tokens / rate, self.size.stored / disk)
 
     def row(self, rate: float, disk: float) -> dict[str, Any]:
@@ -60,6 +67,7 @@ class Forecast:
             **{f"{name} (raw)": count for name, count in self.site_bytes.items()},
             "raw": self.raw,
             "on disk": self.size.stored,
+            **({"read": self.read, "on disk on the way": self.spilled} if self.read else {}),
             "device memory": self.weights + self.size.device,
             "host memory": self.head + self.size.memory,
             "head": self.head,
@@ -69,13 +77,14 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What sizes follow from: blocks, attention heads, width, vocabulary, bytes of the weights."""
+    """What sizes follow from: blocks, attention heads, width, vocabulary, bytes of the weights, and of those at a time."""
 
     layers: int
     heads: int
     width: int
     vocab: int
     weights: int
+    held: int
 
 
 def forecast(
@@ -98,7 +107,7 @@ def forecast(
     sources = sources_of(pair, variants, streams, options)
     found = []
     for variant in variants:
-        shape = shape_of(pair, variant, sources[variant].identity["dtype"])
+        shape = shape_of(pair, variant, sources[variant].identity["dtype"], options.by_layer)
         for spec in streams:
             stream, exact = _stream(sources, variant, spec, prompts, options, layout)
             for profile in profiles:
@@ -106,20 +115,15 @@ def forecast(
     return found
 
 
-def shape_of(pair: PairSpec, variant: str, dtype: str) -> _Shape:
+def shape_of(pair: PairSpec, variant: str, dtype: str, by_layer: bool = False) -> _Shape:
     """The shape of a model, built without memory (on torch's meta device)."""
     spec = pair.model(variant)
-    config = load_config(spec)
-    kind = model_class(spec, config)
-    try:
-        with torch.device("meta"):
-            hf: Any = kind._from_config(config_for(kind, config), dtype=DTYPES[dtype])
-    except Exception as error:  # whatever a class raises about its config is a message about that
-        raise explained(spec, "build it from its config", error) from error
-    unembed = hf.get_output_embeddings().weight
-    weights = sum(p.numel() * p.element_size() for p in hf.parameters())
-    text = config.get_text_config()
-    return _Shape(text.num_hidden_layers, text.num_attention_heads, unembed.shape[1], unembed.shape[0], weights)
+    hf = without_memory(spec, dtype)
+    unembed, weights = hf.get_output_embeddings().weight, weight_bytes(hf)
+    text, sizes = hf.config.get_text_config(), list(map(weight_bytes, stack_of(hf) if by_layer else []))
+    # Of blocks one is there, while the next one's pages of the files are mapped.
+    held = weights - sum(sizes) + 2 * max(sizes, default=0)
+    return _Shape(text.num_hidden_layers, text.num_attention_heads, unembed.shape[1], unembed.shape[0], weights, held)
 
 
 def _stream(
@@ -173,4 +177,8 @@ def _one(
     if "attn_entropy" in profile.sites:
         each["attn_entropy"] = 4 * len(stream.starts) * shape.layers * shape.heads
     head = 4 * shape.vocab * shape.width
-    return Forecast(pair.model(variant).name, spec.name, profile.name, exact, shape.weights, head, size, each)
+    found = Forecast(pair.model(variant).name, spec.name, profile.name, exact, shape.held, head, size, each)
+    if not options.by_layer:
+        return found
+    itemsize = DTYPES[template.source_dtype].itemsize
+    return replace(found, read=shape.weights, spilled=spilled_bytes(template, batches, shape.width, itemsize))

@@ -241,6 +241,27 @@ def check_readable(
             reader.read(spec, prompts, double_bos)
 
 
+def unwritten(
+    layout: Layout,
+    sources: dict[str, Source],
+    variant: str,
+    spec: StreamSpec,
+    prompts: PromptSet,
+    double_bos: bool,
+    batch: int,
+) -> bool:
+    """Whether `ensure_stream` would let a model write."""
+    recipe, writer = recipe_of(sources, variant, spec, prompts, double_bos, batch), writer_of(sources, variant, spec)
+    if (
+        find_stream(layout, recipe["key"], spec.name)
+        or spec.continuation == "none"
+        or spec.continuation.startswith(TEXTS)
+    ):
+        return False
+    native = replace(spec, continuation="own")
+    return native == spec or unwritten(layout, sources, writer.variant, native, prompts, double_bos, batch)
+
+
 def check_prompts(
     starts: list[list[int]], names: Sequence[str], more: int, limit: int | None, vocab: int, tokenizer: Any, model: str
 ) -> None:
