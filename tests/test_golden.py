@@ -79,6 +79,23 @@ def test_choices_between_near_equals_may_differ_elsewhere() -> None:
         assert bool(golden.differences(recorded, computed, False)) == (not decided)
 
 
+def test_differences_that_cancel_are_compared_with_what_cancels() -> None:
+    """A difference of layers of a thousandth: its rounding is seen where it is of 1e-4 of a hundredth of a layer."""
+    old, near, far = (np.array([value]) for value in (6.5e-4, 6.5e-4 + 1.5e-7, 6.5e-4 + 2e-6))
+    for new, least, seen in ((near, 0.0, True), (near, golden.LEAST, False), (far, golden.LEAST, True)):
+        recorded, computed = ({"x": golden.digest(each, least=least)} for each in (old, new))
+        assert bool(golden.differences(recorded, computed, False)) == seen
+        assert golden.differences(recorded, computed, True)
+    recorded, computed = ({"x": golden.digest(VALUES * by, tolerance=1e-3)} for by in (1, 1 + 5e-4))
+    assert not golden.differences(recorded, computed, False) and golden.differences(recorded, computed, True)
+    found = golden.recorded()["entries"]
+    parts = [(name, part) for name, one in found.items() for part in one.values() if isinstance(part, dict)]
+    assert {name for name, part in parts if "tolerance" in part} == golden.LIMITS.keys()
+    told = {name for name, part in parts if "least" in part}
+    assert told and all("/exp10_P3/pocket/" in name and "dcommit" in name for name in told)
+    assert not any("decided" in part for name, part in parts if name.startswith("answers/"))
+
+
 def test_the_report_names_what_differs_by_how_much_and_what_to_do() -> None:
     old = golden.recorded()
     assert golden.report(old, old) == ""
