@@ -20,7 +20,8 @@ from actlake.capture.model.load import Model, load_model
 from actlake.capture.model.partial import load_donor
 from actlake.capture.run.batching import batch_plan
 from actlake.capture.streams.capture_pair import Options, capture_pair, find_prompts
-from actlake.capture.streams.greedy import decode, decoded
+from actlake.capture.streams.free import decoded
+from actlake.capture.streams.greedy import decode
 from actlake.queries.engine.context import Context
 from actlake.queries.generation.generate import plan, write
 from actlake.store.core.catalog import load_catalog

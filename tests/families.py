@@ -18,7 +18,7 @@ from actlake.capture.edit.edits import Scale, Zero
 from actlake.capture.edit.replay import load_late, replay_whole
 from actlake.capture.edit.start import open_start
 from actlake.capture.model.load import load_model
-from actlake.capture.streams.greedy import decoded
+from actlake.capture.streams.free import decoded
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.core.catalog import PairSpec

@@ -11,7 +11,8 @@ from actlake.capture.edit.replay import replay_whole
 from actlake.capture.edit.start import open_start
 from actlake.capture.model.load import load_model
 from actlake.capture.model.partial import load_donor, load_suffix
-from actlake.capture.streams.greedy import decode, decoded, nats
+from actlake.capture.streams.free import decoded
+from actlake.capture.streams.greedy import decode, nats
 from transformers import AutoModelForCausalLM, LogitsProcessor
 
 NEW, WIDTH, BLOCKS = 8, 32, (1, 2)

@@ -9,6 +9,7 @@ import torch
 from actlake.capture.checkpoint.stops import declared
 from actlake.capture.checkpoint.tokens import encode
 from actlake.capture.model.load import load_model
+from actlake.capture.streams import free
 from actlake.capture.streams.greedy import decode
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture, find_capture
@@ -209,3 +210,27 @@ def test_the_recipe_says_greedy_and_with_which_stops(llama, tmp_path):
         assert made["stops"] == sorted(settings.get("eos_token_id", [tiny.EOS]))
         keys[number] = {name: value for name, value in made.items() if name != "model_sha256"}
     assert keys[0] == keys[2] != keys[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "qwen2"])
+def test_rows_that_end_leave_the_batch_and_change_no_text(pairs, monkeypatch, family):
+    model = load_model(pairs(family).it)
+    assert free.drops_rows(model)
+    prompts = [encode(tiny.tokenizer(), row[2], "chat") for row in tiny.TEXTS[:6]]
+    plain = decode(model, prompts, 24, [])
+    stops = sorted({row[at] for at, row in zip((1, 4, 9), plain, strict=False)})
+    expected, widths = decode(model, prompts, 24, stops), []
+    hook = model.hf.register_forward_pre_hook(
+        lambda _m, _a, given: widths.append(len(given["input_ids"])), with_kwargs=True
+    )
+    found = dict(
+        pair for some, told in free.decoded(model, prompts, 24, stops, 6) for pair in zip(some, told, strict=True)
+    )
+    hook.remove()
+    assert [found[place] for place in range(6)] == expected and len({*map(len, expected)}) > 1
+    assert widths[0] == 6 and widths[-1] < 6 and widths == sorted(widths, reverse=True)
+    monkeypatch.setitem(free._drops_rows, model.hf, False)
+    again = dict(
+        pair for some, told in free.decoded(model, prompts, 24, stops, 6) for pair in zip(some, told, strict=True)
+    )
+    assert again == found

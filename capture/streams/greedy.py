@@ -58,28 +58,6 @@ def greedy(
     return [found[index] for index in range(len(prompts))]
 
 
-def decoded(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    stops: Sequence[int],
-    batch: int,
-    edits: Sequence[Edit] = (),
-    real: np.ndarray | None = None,
-    skip: Callable[[Sequence[int]], Sequence[int]] = lambda indices: indices,
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Batches of greedy continuations, (indices of prompts, their tokens), prompts of similar length together.
-
-    `edits` act on every position, at prefill and in each step; only tokens that `real` (bool [vocab]) marks can be chosen
-    (METHODS 1.4). `skip` is called before each batch and returns which of its prompts remain.
-    """
-    for planned in batch_plan([len(row) for row in prompts], batch):
-        indices = list(skip(planned))
-        if indices:
-            with edited(model, edits):
-                yield indices, decode(model, [prompts[i] for i in indices], max_new_tokens, stops, real)
-
-
 class _Next(LogitsProcessor):
     """Leaves one token at each step, so that a near tie doesn't end a comparison."""
 
@@ -123,7 +101,7 @@ def decode(
             same = [index for index, own in enumerate(lengths) if own == length]
             found |= zip(same, decode(model, [prompts[i] for i in same], max_new_tokens, stops, real), strict=True)
         return [found[index] for index in range(len(prompts))]
-    ids, mask, pad = _padded(model, prompts)
+    ids, mask, pad = padded(model, prompts)
     try:
         config = GenerationConfig(
             do_sample=False,
@@ -157,13 +135,13 @@ _pads_left: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by loaded modu
 def cache_works(model: Model) -> bool:
     """True when a class computes the same with its cache as without (some of transformers' don't); found out once."""
     if model.hf not in _cache_works:
-        plain = _few(model, 0, False)
+        plain = few(model, 0, False)
         try:
-            cached = _few(model, 0, True)
+            cached = few(model, 0, True)
         except Exception:  # some classes' caches fail where the forward itself works
             _cache_works[model.hf] = False
         else:
-            _cache_works[model.hf] = _alike(model, plain, cached)
+            _cache_works[model.hf] = alike(model, plain, cached)
     return _cache_works[model.hf]
 
 
@@ -171,12 +149,12 @@ def pads_left(model: Model) -> bool:
     """True when padding on the left leaves what a model computes as it is; found out once."""
     if model.hf not in _pads_left:
         cached = cache_works(model)
-        _pads_left[model.hf] = _alike(model, _few(model, 0, cached), _few(model, PROBE_TOKENS, cached))
+        _pads_left[model.hf] = alike(model, few(model, 0, cached), few(model, PROBE_TOKENS, cached))
     return _pads_left[model.hf]
 
 
 @torch.no_grad()
-def _few(model: Model, padding: int, cached: bool) -> Tensor:
+def few(model: Model, padding: int, cached: bool) -> Tensor:
     """Logits [3, vocab] after a few random tokens and two given ones more, with some padding on the left; float32."""
     ids = random_tokens(model.hf)["input_ids"][:1]
     pads = torch.full((1, padding), pad_id(model), dtype=ids.dtype, device=ids.device)
@@ -200,7 +178,7 @@ def _few(model: Model, padding: int, cached: bool) -> Tensor:
     return torch.cat(out.logits).float()
 
 
-def _alike(model: Model, a: Tensor, b: Tensor) -> bool:
+def alike(model: Model, a: Tensor, b: Tensor) -> bool:
     wide = (
         1 if model.dtype in (torch.float32, torch.float64) else 3
     )  # in a narrow dtype roundings add up over the blocks
@@ -217,7 +195,7 @@ def _without_settings(hf: Any) -> Iterator[None]:
         hf.generation_config = before
 
 
-def _padded(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
+def padded(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
     """Token ids and mask [batch, width] on the model's device, and the padding token."""
     width, pad = max(map(len, prompts)), pad_id(model)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)

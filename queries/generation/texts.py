@@ -23,7 +23,8 @@ from ...capture.checkpoint.tokens import encode_all, notes, reading, template_fo
 from ...capture.edit.words import EditSpec, condition_text
 from ...capture.model.load import Model
 from ...capture.run.batching import explain_memory
-from ...capture.streams.greedy import decoded, nats
+from ...capture.streams.free import decoded
+from ...capture.streams.greedy import nats
 from ...capture.streams.prompts import Prompt
 from ...capture.streams.streams import check_prompts
 from ...store.artifacts.texts import Condition, Row, prompt_key
@@ -61,7 +62,7 @@ class TextRequest:
 class _ConditionJob(Job, ABC):
     """A job whose result is one file of a condition: what is not known of its prompts yet is computed, batch by batch."""
 
-    kind = ""
+    kind, unit = "", "tokens"
     stage = Stage.TEXTS
     schema: pa.Schema
 
@@ -141,8 +142,6 @@ class _ConditionJob(Job, ABC):
     def grafts(self) -> bool:
         """Whether the other model takes part."""
         return any(edit.grafts for edit in self.asked.edits)
-
-    unit = "tokens"
 
     def work(self, missing: Sequence[int]) -> int:
         """How much the progress bar counts."""
