@@ -29,7 +29,7 @@ def print_forecast(asking: Asking, as_json: bool) -> None:
         return print_json({"rows": rows, "together": asdict(work) | {"seconds": work.seconds}})
     for one in found:
         out.print(f"[bold]{one.query.id:9}[/] {escape(one.words)}", highlight=False, soft_wrap=True)
-    line(f"\nin all, what rows share counted once: {'; '.join(work.parts()) or 'nothing'}")
+    line(f"\nin all, what rows share counted once: {str(work) or 'nothing'}")
 
 
 def print_about(asked: Sequence[Query]) -> None:

@@ -2,11 +2,10 @@
 
 import webbrowser
 from contextlib import closing, suppress
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +13,7 @@ from ..page.share import pull_lake
 from ..store.core.catalog import load_catalog
 from ..store.core.errors import LakeError
 from ..store.core.files import human_bytes
+from ..store.core.progress import Estimate
 from ..store.exchange.plan import origin_of
 from ..store.exchange.selection import Plan
 from .options import (
@@ -31,9 +31,6 @@ from .options import (
     grouped,
 )
 from .printing import grid, line, out, print_json, print_table
-
-if TYPE_CHECKING:
-    from ..explore.site import SitePlan
 
 LISTINGS = ("captures", "models", "streams", "prompts", "lenses", "texts")
 sharing = typer.Typer()
@@ -255,16 +252,17 @@ def explore(
                 webbrowser.open(server.url)
             server.wait()
         return
-    plans: list[SitePlan] = []
+    plans: list[Estimate] = []
 
-    def show(plan: "SitePlan") -> None:
+    def show(plan: Estimate) -> None:
         plans.append(plan)
         if not as_json:
             line(f"{out}: {plan}")
 
     page = lake.explore(out, prompts=prompts, limit=limit, top=top, show=show, dry_run=dry_run)
     if as_json:
-        return print_json({"page": None if dry_run else str(page.absolute()), **asdict(plans[0])})
+        size = {**plans[0].counts, "bytes": plans[0].bytes, "seconds": plans[0].seconds}
+        return print_json({"page": None if dry_run else str(page.absolute()), **size})
     if not dry_run:
         line(f"open {page.absolute()}")
 

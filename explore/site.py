@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from ..store.core.errors import LakeError
 from ..store.core.files import free_bytes, human_bytes
-from ..store.core.progress import bar, words
+from ..store.core.progress import Estimate, bar
 from . import lists
 from .answers import Answers
 from .cells import TOP, Cells, has_kernels
@@ -43,19 +42,6 @@ FILE, OTHER = 3000, 1500  # bytes of a file of cells beside these, and of any ot
 TEXT = 400  # bytes of a text that a model wrote, which is in two files
 SECONDS = 4e-5  # that writing a token and layer takes, without the lens; measured
 START = 5.0  # seconds before the first file
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    """What a static site will hold: prompts, files, bytes and seconds, roughly."""
-
-    prompts: int
-    files: int
-    bytes: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.prompts:,} prompts, {self.files:,} files, about {human_bytes(self.bytes)}, {words(self.seconds)}"
 
 
 def own_files() -> Iterator[tuple[str, bytes]]:
@@ -127,7 +113,7 @@ class ExplorerSite:
             pass
         raise LakeError(f"the explorer has no data file {name!r}")
 
-    def plan(self) -> SitePlan:
+    def plan(self) -> Estimate:
         """What the static site will take."""
         names = list(self.names())
         cells = sum(name.startswith("cells/") for name in names)
@@ -144,7 +130,8 @@ class ExplorerSite:
             total += rows * lenses * (CELL if likeliest else BARE)
             seconds += rows * (SECONDS + (lenses * _lens_seconds(self.source, vocab, width) if likeliest else 0.0))
         files = len(names) + len(PAGE) + len(SCRIPTS)
-        return SitePlan(sum(len(one.ids) for one in self.source.sets), files, int(total), seconds)
+        counts = {"prompts": sum(len(one.ids) for one in self.source.sets), "files": files}
+        return Estimate("a static site", int(total), seconds, "--limit or --top 1 takes less", counts)
 
     def _layers(self, model: str) -> int:
         from ..store.artifacts.models import read_model

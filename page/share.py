@@ -12,6 +12,7 @@ import pandas as pd
 from ..store.core.catalog import Catalog
 from ..store.core.errors import LakeError
 from ..store.core.extras import needs
+from ..store.core.progress import Estimate
 from ..store.exchange.plan import Planner, origin_of
 from ..store.exchange.selection import Plan, Selection
 from ..store.exchange.transfer import move, note_source, write_index
@@ -20,7 +21,6 @@ from .look import Look
 
 if TYPE_CHECKING:
     from ..explore.server import ExplorerServer
-    from ..explore.site import SitePlan
     from ..store.captures.verify import Report
     from ..store.remote.serve import LakeServer
 
@@ -150,7 +150,7 @@ class Share(Look):
         limit: int | None = None,
         top: int = 5,
         dry_run: bool = False,
-        show: Callable[[SitePlan], None] | None = None,
+        show: Callable[[Estimate], None] | None = None,
     ) -> Path: ...
     @needs()
     def explore(
@@ -162,7 +162,7 @@ class Share(Look):
         top: int = 5,
         port: int = 0,
         dry_run: bool = False,
-        show: Callable[[SitePlan], None] | None = None,
+        show: Callable[[Estimate], None] | None = None,
     ) -> ExplorerServer | Path:
         """The lake in a browser: prompts, what each layer would say, both models side by side. Nothing is computed into the lake.
 

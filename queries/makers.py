@@ -119,7 +119,7 @@ def ensure_all(
     if compute:
         engine(say_work(kit, jobs), None)
     elif missing := [job for job in jobs if not job.path.exists()]:
-        what = "; ".join(work_of(kit, jobs).parts())
+        what = str(work_of(kit, jobs))
         for name in dict.fromkeys(job.name for job in missing):
             if name in TABLES and not any(layout.table(name).glob("*.parquet")):
                 raise LakeError(f"table {name} has no rows yet, and computing is switched off; to compute: {what}")
@@ -129,7 +129,9 @@ def ensure_all(
 def say_work(kit: Context, jobs: list[Job]) -> list[Job]:
     """Say what takes longer than a moment to compute, and how to leave it out; returns the jobs."""
     if missing_of(jobs) and (work := work_of(kit, jobs)).seconds >= MOMENT:
-        say(f"computing {'; '.join(work.parts(kit.device))} (--no-compute, or compute=False, leaves it out)")
+        say(
+            f"computing {'; '.join(map(str, work.parts(kit.device).values()))} (--no-compute, or compute=False, leaves it out)"
+        )
     return jobs
 
 

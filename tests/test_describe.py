@@ -160,8 +160,8 @@ def test_loading_that_takes_long_is_said_before(tmp_path: Path) -> None:
     announce([whole], said.append)
     announce([whole, ModelSpec("two", tmp_path / "b", None, None, "b.Q4.gguf")], said.append)
     assert said == [
-        "loading one, 1.5 GB of weights, about 20 s; `actlake plan` loads none",
-        "loading one and two, 1.7 GB of weights, about 2 min; `actlake plan` loads none",
+        "loading one, 1.5 GB, about 20 s; `actlake plan` loads none",
+        "loading one and two, 1.7 GB, about 2 min; `actlake plan` loads none",
     ]
     announce([ModelSpec("hub", None, "org/model", None, None)], said.append)  # not here yet: no size to tell
     assert len(said) == 2

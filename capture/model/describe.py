@@ -11,8 +11,7 @@ from torch import nn
 from ...store.artifacts.models import weights_of
 from ...store.core.catalog import Catalog, ModelSpec
 from ...store.core.errors import LakeError
-from ...store.core.files import human_bytes
-from ...store.core.progress import WORTH_SAYING, say, words
+from ...store.core.progress import Estimate, say
 from ...store.core.schema import VARIANTS
 from ...store.core.specs import default_windows
 from ..checkpoint.configs import load_tokenizer
@@ -67,11 +66,8 @@ def announce(specs: Sequence[ModelSpec], tell: Callable[[str], None] = say) -> N
         for spec, path in local
     }
     seconds = sum(STARTING + sizes[spec.name] / (UNPACKED if spec.gguf_file else READ) for spec, _ in local)
-    if seconds >= WORTH_SAYING:
-        tell(
-            f"loading {' and '.join(sizes)}, {human_bytes(sum(sizes.values()))} of weights, {words(seconds)};"
-            " `actlake plan` loads none"
-        )
+    what = f"loading {' and '.join(sizes)}"
+    Estimate(what, sum(sizes.values()), seconds, "`actlake plan` loads none").announce(tell)
 
 
 def check_models(

@@ -9,8 +9,7 @@ from huggingface_hub import snapshot_download
 from ...store.artifacts.weights import bytes_to_copy, check_room, read_weights, write_weights
 from ...store.core.catalog import ModelSpec
 from ...store.core.errors import LakeError
-from ...store.core.files import human_bytes
-from ...store.core.progress import ERRORS, bar
+from ...store.core.progress import ERRORS, Estimate, bar
 from ...store.format.paths import Layout
 from ..checkpoint.configs import source
 from .checkpoint_diff import INDEX, weight_map
@@ -91,11 +90,11 @@ def keep_weights(layout: Layout, spec: ModelSpec, identity: dict[str, Any]) -> N
         return
     folder, names = files_of(spec)
     total = sum((folder / name).stat().st_size for name in names)
-    ERRORS.print(
-        f"weights of {spec.name}: {human_bytes(total)} into the lake. The model's licence goes with them: who shares the lake"
-        " passes the model on, and gated models ask each user to accept their terms first.",
-        highlight=False,
+    licence = (
+        "The model's licence goes with them: who shares the lake passes the model on, and gated models ask each user to accept"
+        " their terms first"
     )
+    ERRORS.print(str(Estimate(f"weights of {spec.name} into the lake", total, leave_out=licence)), highlight=False)
     with bar(f"weights {spec.name}", total, "bytes") as progress:
         write_weights(
             layout,

@@ -67,7 +67,7 @@ def stages(sizes: dict[str, tuple[int, ...]]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CaptureSize:
     """Sizes of a capture, all in bytes but for tokens and shard rows.
 
     `raw` as float32 and `stored` as expected on disk; `memory` the peak on the host on top of the model; `device` the peak
@@ -81,15 +81,11 @@ class Estimate:
     memory: int
     device: int
 
-    def line(self, rate: float | None = None) -> str:
-        """One line for people; `rate` in tokens/s adds the expected time."""
-        parts = [
-            f"{self.tokens:,} tokens",
-            f"{self.shards} shard rows",
-            f"about {human_bytes(self.stored)} on disk ({human_bytes(self.raw)} as float32)",
-            f"{human_bytes(self.memory)} buffers",
-        ]
-        return ", ".join(parts + ([f"about {max(1, round(self.tokens / rate))} s"] if rate else []))
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens:,} tokens, {self.shards} shard rows, about {human_bytes(self.stored)} on disk"
+            f" ({human_bytes(self.raw)} as float32), {human_bytes(self.memory)} buffers"
+        )
 
 
 def stored_ratio(dtype: str) -> float:
@@ -97,7 +93,7 @@ def stored_ratio(dtype: str) -> float:
     return STORED_RATIO.get(dtype, 1.1)
 
 
-def estimate(template: Template, plan: list[list[int]], vocab: int = 0, device: str = "cpu") -> Estimate:
+def estimate(template: Template, plan: list[list[int]], vocab: int = 0, device: str = "cpu") -> CaptureSize:
     """Sizes of a capture from its template, batch plan, vocabulary and the type of device the model runs on."""
     per_token = sum(template.bytes_per_token.values())
     tokens, shard, offset = template.stream.n_tokens, template.shard_tokens, template.stream.offset
@@ -107,7 +103,7 @@ def estimate(template: Template, plan: list[list[int]], vocab: int = 0, device: 
     # bfloat16 sites are held as they are; rows under way are held once more, encoded.
     held = sum(size // (2 if narrow and name in SITES else 1) for name, size in template.bytes_per_token.items())
     rows = min(open_rows + DEPTH, template.n_shards) * held + min(DEPTH, template.n_shards) * per_token / ratio
-    return Estimate(
+    return CaptureSize(
         tokens=tokens,
         shards=template.n_shards,
         raw=tokens * per_token,
@@ -147,7 +143,7 @@ def _shards_of(batches: list[list[int]], offset: np.ndarray, shard: int) -> set[
     return found
 
 
-def check_disk(size: Estimate, missing: int, layout: Layout, more: int = 0, weights: int = 0) -> None:
+def check_disk(size: CaptureSize, missing: int, layout: Layout, more: int = 0, weights: int = 0) -> None:
     """Raise LakeError when the disk can't hold the `missing` shard rows, `more` bytes and `weights`, before any is written."""
     if layout.files.remote:  # shards go straight to a remote lake, whose room nobody tells
         return

@@ -20,7 +20,7 @@ from ...store.captures.writer import ShardWriter, missing_shards
 from ...store.core.catalog import ProfileSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory, human_bytes, json_bytes, try_lock
-from ...store.core.progress import ERRORS, bar
+from ...store.core.progress import ERRORS, Estimate, bar
 from ...store.core.schema import PROGRESS, PROMPT_SITES, VARIABLES, scalars
 from ...store.core.specs import resolve_boundaries
 from ...store.core.version import __version__
@@ -34,7 +34,7 @@ from .attention import watch
 from .batching import (
     BATCH,
     WINDOW,
-    Estimate,
+    CaptureSize,
     batch_plan,
     capture_sizes,
     check_disk,
@@ -196,18 +196,16 @@ def capture(
 
 
 def _announce(
-    model: Model, name: str, template: Template, plan: list[list[int]], size: Estimate, rank: Rank, todo: int
+    model: Model, name: str, template: Template, plan: list[list[int]], size: CaptureSize, rank: Rank, todo: int
 ) -> None:
     """Say what will be done, how large it gets and how long it takes, before it starts."""
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     share = len(rank.rows(template.n_shards))
-    parts = [f"capture {model.name} on {name}: {size.line(_rate(model, template.stream, plan))}"]
-    parts.append(f" + {human_bytes(weights)} weights, on {model.device}")
-    if rank.world > 1:
-        parts.append(f"; {rank} (by {rank.source}) owns {share} of {template.n_shards} shard rows")
-    if todo < share:
-        parts.append(f"; {share - todo} shard rows are there already")
-    ERRORS.print("".join(parts), highlight=False)
+    what = f"capture {model.name} on {name}: {size} + {human_bytes(weights)} weights, on {model.device}"
+    seconds = size.tokens / _rate(model, template.stream, plan)
+    more = [f"{rank} (by {rank.source}) owns {share} of {template.n_shards} shard rows"] * (rank.world > 1)
+    more += [f"{share - todo} shard rows are there already"] * (todo < share)
+    ERRORS.print(str(Estimate(what, seconds=seconds, leave_out="; ".join(more))), highlight=False)
     for note in model.notes:
         ERRORS.print(f"{model.name}: {note}", highlight=False, markup=False, soft_wrap=True)
     if template.source_dtype == "float64":

@@ -12,8 +12,8 @@ from ...store.captures.reader import find_capture, list_captures, split_capture
 from ...store.captures.verify import Report, verify, verify_weights
 from ...store.core.catalog import Catalog
 from ...store.core.errors import LakeError
-from ...store.core.files import hash_file, human_bytes
-from ...store.core.progress import WORTH_SAYING, bar, say, words
+from ...store.core.files import hash_file
+from ...store.core.progress import Estimate, bar
 from ...store.exchange.whole_lake import verify_rest
 from ...store.format.paths import Layout
 from ...store.tables.names import model_named, pair_named, stored_models
@@ -76,13 +76,9 @@ def _announce(layout: Layout, paths: Sequence[Path], reforward: int) -> None:
     models = [path.parent.name for path in paths] if reforward else []
     parameters = sum(read_model(layout, model).get("parameters", 0) for model in models)
     seconds = total / CHECKED + len(models) * STARTING + parameters / LOADED
-    if seconds < WORTH_SAYING:
-        return
-    again = f", and {reforward} prompts of each run again (--reforward)" if reforward else ""
-    say(
-        f"verifying {len(paths)} capture{'s' * (len(paths) != 1)}, {human_bytes(total)}{again}, {words(seconds)};"
-        " MODEL/STREAM or --pair verifies less"
-    )
+    again = f" and running {reforward} prompts of each again (--reforward)" if reforward else ""
+    what = f"verifying {len(paths)} capture{'s' * (len(paths) != 1)}{again}"
+    Estimate(what, total, seconds, "MODEL/STREAM or --pair verifies less").announce()
 
 
 def _reforward(

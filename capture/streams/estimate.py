@@ -17,7 +17,7 @@ from ..checkpoint.loading import device_of
 from ..checkpoint.tokens import notes
 from ..model.by_layer import weight_bytes, without_memory
 from ..model.partial import stack_of
-from ..run.batching import Estimate, batch_plan, capture_sizes, check_sites, estimate
+from ..run.batching import CaptureSize, batch_plan, capture_sizes, check_sites, estimate
 from ..run.by_layer import spilled_bytes
 from .capture_pair import Options, sources_of
 from .prompts import PromptSet
@@ -39,7 +39,7 @@ class Forecast:
     exact: bool
     weights: int
     head: int
-    size: Estimate
+    size: CaptureSize
     site_bytes: dict[str, int]
     read: int = 0
     spilled: int = 0

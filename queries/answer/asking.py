@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...store.core.errors import LakeError
-from ...store.core.progress import WORTH_SAYING, say
+from ...store.core.progress import say
 from ...store.format.paths import Layout
 from ...store.tables.names import Chain
 from ...store.tables.sql import connect
@@ -43,10 +43,8 @@ class Forecast:
         """In a line."""
         if self.refused:
             return f"can't be answered: {self.refused}"
-        verbs = ("to compute", "to generate", "to train")
-        counts = (bool(self.work.tables), bool(self.work.conditions), bool(self.work.probes))
-        named = [verb for verb, there in zip(verbs, counts, strict=True) if there]
-        parts = [f"{verb}: {part}" for verb, part in zip(named, self.work.parts(), strict=True)]
+        verbs = {Stage.TABLES: "to compute", Stage.TEXTS: "to generate", Stage.PROBES: "to train"}
+        parts = [f"{verbs[stage]}: {part}" for stage, part in self.work.parts().items()]
         return "; ".join([*(parts or ["answered from what is there"]), *self.without])
 
 
@@ -106,27 +104,23 @@ class Asking:
         jobs = self._jobs(self._plans)
         if not missing_of(jobs):
             return
-        work, device = self.work(), self.kit.device
+        work = self.work().parts(self.kit.device)
         stages = {plan.query.id: plan.stage for plan in self._plans}
-        if work.tables and work.table_seconds >= WORTH_SAYING:
-            tell(f"computing {work_of(self.kit, jobs, Stage.TABLES).parts(device)[0]}")
-        if work.texts:
+        if tables := work.get(Stage.TABLES):
+            replace(tables, what=f"computing {tables.what}").announce(tell)
+        if texts := work.get(Stage.TEXTS):
             rows = listed(name for name, stage in stages.items() if stage >= Stage.TEXTS and self._writes(name))
-            tell(
-                f"generating {work_of(self.kit, jobs, Stage.TEXTS).parts(device)[0]}, after all that reads captures;"
-                f" --no-generate, or generate=False, leaves {rows} out"
-            )
-        if work.probes and work.probe_seconds >= WORTH_SAYING:
+            out = f"after all that reads captures; --no-generate, or generate=False, leaves {rows} out"
+            replace(texts, what=f"generating {texts.what}", leave_out=out).announce(tell, least=0)
+        if probes := work.get(Stage.PROBES):
             waiting = [plan for plan in self._plans if stages[plan.query.id] == Stage.PROBES]
             optional = [plan.query.id for plan in waiting if plan.needless(Stage.PROBES)]
             needed = [plan.query.id for plan in waiting if plan.query.id not in optional]
             parts = [f"the tuned lens out of {listed(optional)}"] if optional else []
             parts += [f"{listed(needed)} out"] if needed else []
-            tell(
-                f"{listed(plan.query.id for plan in waiting)}: training"
-                f" {work_of(self.kit, jobs, Stage.PROBES).parts(device)[0]}, last of all; --no-probes,"
-                f" probes=False, or Ctrl-C then, leaves {' and '.join(parts)}"
-            )
+            out = f"last of all; --no-probes, probes=False, or Ctrl-C then, leaves {' and '.join(parts)}"
+            what = f"{listed(plan.query.id for plan in waiting)}: training {probes.what}"
+            replace(probes, what=what, leave_out=out).announce(tell)
 
     def _writes(self, row: str) -> bool:
         """Whether models have to write for a row."""

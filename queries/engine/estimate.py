@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ...store.artifacts.models import read_model
 from ...store.captures.reader import Capture
-from ...store.core.progress import words
+from ...store.core.progress import Estimate
 from .job import Job, Stage
 from .passes import missing_of
 
@@ -51,21 +51,22 @@ class Work:
         """All of it."""
         return self.table_seconds + self.text_seconds + self.probe_seconds
 
-    def parts(self, on: str = "") -> list[str]:
-        """In words, one for tables, texts and probes; none when nothing is missing. `on`: the device that computes."""
-        on = f" on {on}" if on else ""
-        found = []
+    def parts(self, on: str = "") -> dict[Stage, Estimate]:
+        """What there is to compute, to generate and to train; none when nothing is missing. `on`: the device that computes."""
+        on, found = f" on {on}" if on else "", dict[Stage, Estimate]()
         if self.tables:
             of = f" for {self.captures} capture{'s' * (self.captures != 1)}" if self.captures else ""
-            found.append(f"{', '.join(self.tables)}{of}{on}, {words(self.table_seconds)}")
+            found[Stage.TABLES] = Estimate(f"{', '.join(self.tables)}{of}{on}", seconds=self.table_seconds)
         if self.conditions:
-            found.append(
-                f"{self.texts:,} texts under {self.conditions} conditions, at most {self.tokens:,} tokens{on},"
-                f" {words(self.text_seconds)}"
-            )
+            what = f"{self.texts:,} texts under {self.conditions} conditions, at most {self.tokens:,} tokens{on}"
+            found[Stage.TEXTS] = Estimate(what, seconds=self.text_seconds)
         if self.probes:
-            found.append(f"probes for the tuned lens of {listed(self.probes)}{on}, {words(self.probe_seconds)}")
+            what = f"probes for the tuned lens of {listed(self.probes)}{on}"
+            found[Stage.PROBES] = Estimate(what, seconds=self.probe_seconds)
         return found
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.parts().values()))
 
 
 def listed(names: Iterable[str]) -> str:
@@ -74,9 +75,9 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(every[:NAMED]) + (f" and {len(every) - NAMED} more" if len(every) > NAMED else "")
 
 
-def work_of(kit: Context, jobs: Sequence[Job], stage: Stage | None = None) -> Work:
-    """What of some jobs, and of those they need first, is missing; with `stage` only what belongs to it."""
-    missing = [job for job in missing_of(jobs).values() if stage in (None, job.stage)]
+def work_of(kit: Context, jobs: Sequence[Job]) -> Work:
+    """What of some jobs, and of those they need first, is missing."""
+    missing = list(missing_of(jobs).values())
     if not missing:
         return Work()
     by = {at: [job for job in missing if job.stage == at] for at in Stage}

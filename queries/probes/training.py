@@ -6,6 +6,7 @@ two blocks of one chunk's tokens, the trainer (4 or 5 times the probes) and the 
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ...store.artifacts.models import read_model
 from ...store.artifacts.probes import load_training, read_facts, save_training, write_probes
 from ...store.captures.reader import Capture, find_capture
 from ...store.core.errors import LakeError
-from ...store.core.progress import WORTH_SAYING, bar, say
+from ...store.core.progress import bar
 from ...store.format.paths import Layout
 from ..engine.context import Context, all_boundaries
 from ..engine.estimate import work_of
@@ -183,10 +184,9 @@ def train_probes(
     names = (model, find_capture(layout, model, stream).stem)
     kit = Context(layout, device)
     job = Training(kit, ProbeSpec(names, recipe, tokens, seed, folds))
-    if (work := work_of(kit, [job])).probe_seconds >= WORTH_SAYING:
-        say(
-            f"training {work.parts(kit.device)[0]}; fewer --tokens take less, and after Ctrl-C the same command goes on"
-        )
+    if work := work_of(kit, [job]).parts(kit.device).get(Stage.PROBES):
+        less = "fewer --tokens take less, and after Ctrl-C the same command goes on"
+        replace(work, what=f"training {work.what}", leave_out=less).announce()
     run([job])
     return job.path, read_facts(layout.files, job.path)
 

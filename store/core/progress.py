@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from typing import Any
@@ -99,6 +100,28 @@ def say(text: str) -> None:
     """One line on standard error, unless ACTLAKE_PROGRESS=off."""
     if _every() is not None:
         ERRORS.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What some work takes, roughly, said before it starts; `leave_out` says what leaves it out or takes less."""
+
+    what: str
+    bytes: int = 0
+    seconds: float | None = None
+    leave_out: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        size = [f"{count:,} {name}" for name, count in self.counts.items()]
+        size += [human_bytes(self.bytes)] if self.bytes else []
+        spent = [words(self.seconds)] if self.seconds is not None else []
+        return ", ".join([self.what, *size, *spent]) + (f"; {self.leave_out}" if self.leave_out else "")
+
+    def announce(self, tell: Callable[[str], None] = say, least: float = WORTH_SAYING) -> None:
+        """Say it where it takes at least so many seconds."""
+        if (self.seconds or 0.0) >= least:
+            tell(str(self))
 
 
 def _every() -> float | None:
