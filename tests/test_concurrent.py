@@ -26,7 +26,7 @@ from actlake.store.captures.reader import find_capture, list_captures
 from actlake.store.captures.verify import verify
 from actlake.store.core import files
 from actlake.store.core.errors import LakeError
-from actlake.store.core.files import clear_dead, temporary_of
+from actlake.store.core.files import clear_dead, replacing, temporary_of
 from actlake.store.format.paths import Layout
 from actlake.store.tables.sql import connect
 
@@ -211,9 +211,8 @@ def test_without_hard_links_the_first_file_stays_too(lake, monkeypatch):
     before = tiny.tree(lake.root)
     (file,) = lake.table("lens").glob("*")
     first = file.stat().st_ino
-    temporary = temporary_of(file)
-    temporary.write_bytes(b"another")
-    files.place(temporary, file)
+    with replacing(file, first=True) as temporary:
+        temporary.write_bytes(b"another")
     assert file.stat().st_ino == first and tiny.tree(lake.root) == before
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...store.core.files import explain_full_disk, sync_file, temporary_of
+from ...store.core.files import explain_full_disk, replacing
 from ...store.remote.files import HERE, Files
 
 Columns = dict[str, Any]  # arrays [n] or [n, ...], and constants: str or int
@@ -38,31 +38,26 @@ def part_writer(file: Path, files: Files = HERE) -> Iterator[Callable[[Columns],
     An Arrow file with a record batch per block; types, shapes and masks of arrays come back from `read_part` as they were.
     FileNotFoundError when its folder is gone, which means that nobody waits for the part any more.
     """
-    temporary, opened = temporary_of(file), list[tuple[pa.RecordBatchFileWriter, pa.Schema]]()
+    opened = list[tuple[pa.RecordBatchFileWriter, pa.Schema]]()
     if files.remote:  # the folder that was made for it lies on another machine
         file.parent.mkdir(parents=True, exist_ok=True)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    try:
-        with explain_full_disk(f"writing {file}"), open(temporary, "wb") as sink:
+    with explain_full_disk(f"writing {file}"), replacing(file) as temporary, open(temporary, "wb") as sink:
 
-            def add(block: Columns) -> None:
-                columns = {name: value for name, value in block.items() if isinstance(value, np.ndarray)}
-                fields, arrays = zip(*map(_to_arrow, columns.items()), strict=True)
-                if not opened:
-                    constants = {name: value for name, value in block.items() if name not in columns}
-                    schema = pa.schema(fields, {"constants": json.dumps(constants)})
-                    opened.append((pa.ipc.new_file(sink, schema, options=options), schema))
-                writer, schema = opened[0]
-                writer.write_batch(pa.RecordBatch.from_arrays(list(arrays), schema=schema))
+        def add(block: Columns) -> None:
+            columns = {name: value for name, value in block.items() if isinstance(value, np.ndarray)}
+            fields, arrays = zip(*map(_to_arrow, columns.items()), strict=True)
+            if not opened:
+                constants = {name: value for name, value in block.items() if name not in columns}
+                schema = pa.schema(fields, {"constants": json.dumps(constants)})
+                opened.append((pa.ipc.new_file(sink, schema, options=options), schema))
+            writer, schema = opened[0]
+            writer.write_batch(pa.RecordBatch.from_arrays(list(arrays), schema=schema))
 
-            yield add
-            for writer, _ in opened:
-                writer.close()
-        sync_file(temporary)
-        temporary.replace(file)
-        files.publish(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield add
+        for writer, _ in opened:
+            writer.close()
+    files.publish(file)
 
 
 def read_part(file: Path) -> Iterator[Columns]:

@@ -7,7 +7,7 @@ hashed file is vouched for, and there is nothing else.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,19 +45,40 @@ def writing(layout: Layout, folder: Path, recipe: Mapping[str, Any], facts: dict
 
     One that is there by then stays. What raises inside leaves nothing behind; a full disk is a LakeError.
     """
+
+    def record(files: dict[str, Any]) -> dict[str, Any]:
+        return {"recipe": dict(recipe), "key": key_of(recipe), **facts, "files": files}
+
+    with making(layout, folder, folder / RECORD, record, (folder / RECORD).exists) as made:
+        yield made
+
+
+@contextmanager
+def making(
+    layout: Layout,
+    folder: Path,
+    marker: Path,
+    record: Callable[[dict[str, Any]], dict[str, Any]],
+    is_there: Callable[[], bool],
+) -> Iterator[Path]:
+    """Make a folder that counts once `marker`, in it or beside it, has the sealed `record` of its files; else as `writing`."""
     temporary = temporary_of(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with explain_full_disk(f"writing {folder}"):
             temporary.mkdir(exist_ok=True)
             yield temporary
-            about = {"format_version": FORMAT_VERSION, "recipe": dict(recipe), "key": key_of(recipe), **facts}
-            write_json(temporary / RECORD, sealed({**about, "files": files_of(temporary)}))
+            about = sealed({"format_version": FORMAT_VERSION, **record(files_of(temporary))})
+            inside = marker.parent == folder
+            if inside:
+                write_json(temporary / marker.name, about)
             with layout.locked():
-                if not (folder / RECORD).exists():  # else another process was faster
-                    shutil.rmtree(folder, ignore_errors=True)  # what is no artifact without a record
+                if not is_there():  # else another process was faster
+                    shutil.rmtree(folder, ignore_errors=True)  # what a kill left before its record
                     temporary.rename(folder)
-            layout.files.publish(folder)
+                    if not inside:
+                        write_json(marker, about)
+            layout.files.publish(folder, *([] if inside else [marker]))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,8 +1,8 @@
 """What the lake keeps of a model: model.json and head.zarr, enough to read a lens without the checkpoint."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 import zarr
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import clear_dead, hash_json, temporary_of, write_json
+from ..core.files import clear_dead, hash_json
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
-from ..format.records import REPAIRS, check_record, read_record, sealed
+from ..format.records import REPAIRS, check_record, read_record
 from ..format.zarr_groups import checked, compressors, open_group, quiet_zarr
 from ..format.zarr_metadata import Described, check_dims, lengths_of
 from ..remote.hashes import known_hash
-from .artifact import files_of, problems
+from .artifact import making, problems
 
 ROWS = 4096  # rows of the unembedding per chunk
 SAMPLE = 256  # rows of it that tell a checkpoint from another
@@ -46,21 +46,14 @@ def write_model(
     """
     if check_same_model(layout, model, record):
         return
+
+    def about(files: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "model": model, "head_files": files, "head_sha256": hash_head(arrays, attrs)}
+
     folder = layout.model(model)
-    marker, mine = folder / "model.json", temporary_of(folder / "head")
-    try:
-        write_group(mine, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
-        files = files_of(mine)
-        with layout.locked():
-            if not check_same_model(layout, model, record):  # else another process was faster
-                shutil.rmtree(folder / "head.zarr", ignore_errors=True)  # what a kill left before its marker
-                mine.rename(folder / "head.zarr")
-                named = {"format_version": FORMAT_VERSION, **record, "model": model}
-                content = {"head_files": files, "head_sha256": hash_head(arrays, attrs)}
-                write_json(marker, sealed({**named, **content}))
-        layout.files.publish(folder / "head.zarr", marker)
-    finally:
-        shutil.rmtree(mine, ignore_errors=True)
+    there = partial(check_same_model, layout, model, record)
+    with making(layout, folder / "head.zarr", folder / "model.json", about, there) as made:
+        write_group(made, arrays, HEAD_DIMS, attrs, lambda shape: (min(ROWS, shape[0]), *shape[1:]))
 
 
 def clear_unfinished(layout: Layout, model: str) -> None:

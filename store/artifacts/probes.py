@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import explain_full_disk, parse_json, sync_file, temporary_of
+from ..core.files import explain_full_disk, parse_json, replacing
 from ..core.schema import RECORD
 from ..format.npz import read_npz
 from ..format.parquet import first_line
@@ -135,18 +135,11 @@ def training_file(path: Path) -> Path:
 def save_training(path: Path, training: Training) -> None:
     """Keep the state of a training beside `path`, atomically: the arrays and the curve of each fold."""
     file = training_file(path)
-    temporary = temporary_of(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"{fold}/{name}": value for fold, (state, _) in enumerate(training) for name, value in state.items()}
     curves = np.array(json.dumps([curve for _, curve in training]))
-    try:
-        with explain_full_disk(f"writing {file}"):
-            with open(temporary, "wb") as stored:  # array by array: a copy of all would double what a training takes
-                np.savez(stored, curves=curves, **arrays)  # type: ignore[arg-type]
-            sync_file(temporary)
-            temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explain_full_disk(f"writing {file}"), replacing(file) as temporary, open(temporary, "wb") as stored:
+        np.savez(stored, curves=curves, **arrays)  # type: ignore[arg-type]  # a copy of all would double what it takes
 
 
 def load_training(path: Path) -> Training:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import canonical_json, explain_full_disk, hash_json, sync_file, temporary_of, write_atomic, write_json
+from ..core.files import canonical_json, explain_full_disk, hash_json, replacing, write_atomic, write_json
 from ..core.schema import FORMAT_VERSION, OUTPUT_KINDS
 from ..format.parquet import about, parquet_writer, read_parquet
 from ..format.paths import Layout
@@ -73,19 +73,14 @@ class Condition:
         metadata = {b"actlake": canonical_json({"recipe": self.recipe, "provenance": provenance})}
         table = pa.Table.from_pylist(list(rows), schema.with_metadata(metadata))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_of(path)
         with explain_full_disk(f"writing texts of {self.model}"):
-            try:
+            with replacing(path) as temporary:
                 with parquet_writer(temporary, table.schema) as writer:
                     writer.write_table(table)
-                sync_file(temporary)
                 if not (marker := self.folder / "condition.json").exists():
                     named = {"model": self.model, "recipe": self.recipe}
                     write_json(marker, {"format_version": FORMAT_VERSION, **named})
-                temporary.replace(path)
-                self._files.publish(marker, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            self._files.publish(marker, path)
         done = {row["prompt_sha"] for row in table.to_pylist()}
         for part in (self.folder / ".parts").glob(f"{kind}-*.json"):
             with suppress(FileNotFoundError):

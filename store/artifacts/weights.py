@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import BLOCK, clear_dead, free_bytes, hash_file, human_bytes, temporary_of, write_json
+from ..core.files import BLOCK, clear_dead, free_bytes, hash_file, human_bytes, replacing, write_json
 from ..core.schema import FORMAT_VERSION
 from ..format.paths import Layout
 from ..format.records import REPAIRS, read_record, sealed
@@ -118,15 +118,9 @@ def _linked(source: Path, target: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> str:
     """Copy a file so that it appears whole and flushed; returns the SHA-256 of what was copied."""
-    temporary, digest = temporary_of(target), hashlib.sha256()
-    try:
-        with open(source, "rb") as given, open(temporary, "wb") as taken:
-            while block := given.read(BLOCK):
-                digest.update(block)
-                taken.write(block)
-            taken.flush()
-            os.fsync(taken.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    with replacing(target) as temporary, open(source, "rb") as given, open(temporary, "wb") as taken:
+        while block := given.read(BLOCK):
+            digest.update(block)
+            taken.write(block)
     return digest.hexdigest()

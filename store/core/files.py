@@ -114,23 +114,28 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, data: bytes, first: bool = False) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename).
+@contextmanager
+def replacing(path: Path, first: bool = False) -> Iterator[Path]:
+    """A file to write, beside `path`, that takes its place at the end of the block, flushed; what raises leaves nothing behind.
 
-    With `first` a file that is there already stays.
+    A reader sees the old content or the new, never a part. With `first` a file that is there by then stays.
     """
     temporary = temporary_of(path)
     try:
-        with _create(temporary) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync_file(temporary)
         if first:
-            place(temporary, path)
+            _place(temporary, path)
         else:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
+    with replacing(path) as temporary, _create(temporary) as file:
+        file.write(data)
 
 
 def _create(path: Path) -> BinaryIO:
@@ -143,8 +148,7 @@ def _create(path: Path) -> BinaryIO:
     return open(path, "wb")
 
 
-def place(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, unless another process was first: then that one's file stays."""
+def _place(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -152,7 +156,6 @@ def place(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         if not path.exists():
             os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

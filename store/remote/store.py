@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import hash_file, sync_file, temporary_of
+from ..core.files import hash_file, replacing
 from ..core.progress import say
 from ..core.redact import redacted, scrubbed
 
@@ -227,20 +227,14 @@ class Store:
         """
         self.check(name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_of(file)
-        try:
+        with replacing(file) as temporary:
             self._try(name, lambda: self._fetch(name, temporary, size))
             if sha256 and (found := hash_file(temporary)) != sha256:
                 raise CorruptError(
                     f"{self}/{name}: its sha256 is {found}, the manifest says {sha256}; restore it from a good copy with"
                     " `actlake push`"
                 )
-            sync_file(temporary)
-            size = temporary.stat().st_size
-            os.replace(temporary, file)
-            return size
-        finally:
-            temporary.unlink(missing_ok=True)
+            return temporary.stat().st_size
 
     def _fetch(self, name: str, file: Path, size: int | None) -> None:
         with open(file, "wb") as taken:

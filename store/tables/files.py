@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import LakeError
-from ..core.files import canonical_json, free_bytes, full_disk, human_bytes, place, sync_file, temporary_of
+from ..core.files import canonical_json, free_bytes, full_disk, human_bytes, replacing
 from ..format.parquet import about, parquet_writer
 from ..format.paths import Layout
 from .declared import TABLES
@@ -37,19 +37,19 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
     schema = TABLES[name].schema.with_metadata({b"actlake": canonical_json({"table": name, **recipe})})
     path = table_file(layout, name, table_key(name, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_of(path)
-    merged = temporary_of(path.with_suffix(".merged"))
     try:
-        with _writer(temporary, schema) as writer:
-            yield lambda group: writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
-        if parts := _of_one_layer(temporary, schema):
-            with _writer(merged, schema) as writer, pq.ParquetFile(temporary) as source:
-                for groups in parts:
-                    table = source.read_row_groups(groups).unify_dictionaries()
-                    writer.write_table(table.cast(schema), row_group_size=1 << 30)
-            merged.replace(temporary)
-        sync_file(temporary)
-        place(temporary, path)
+        with replacing(path, first=True) as temporary:
+            with _writer(temporary, schema) as writer:
+                yield lambda group: writer.write_table(_to_arrow(group, schema), row_group_size=1 << 30)
+            if parts := _of_one_layer(temporary, schema):
+                with (
+                    replacing(temporary) as merged,
+                    _writer(merged, schema) as writer,
+                    pq.ParquetFile(temporary) as source,
+                ):
+                    for groups in parts:
+                        table = source.read_row_groups(groups).unify_dictionaries()
+                        writer.write_table(table.cast(schema), row_group_size=1 << 30)
         layout.files.publish(path)
     except OSError as error:
         if full_disk(error):
@@ -57,9 +57,6 @@ def table_writer(layout: Layout, name: str, recipe: dict[str, Any]) -> Iterator[
                 f"disk full while writing table {name} ({human_bytes(free_bytes(path.parent))} free); nothing was kept"
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
-        merged.unlink(missing_ok=True)
 
 
 def _writer(file: Path, schema: pa.Schema) -> AbstractContextManager[pq.ParquetWriter]:
