@@ -17,7 +17,7 @@ from torch import Tensor
 from ...store.core.errors import LakeError
 from ...store.core.files import read_json
 from ...store.format.records import LARGEST
-from ...store.format.rules import FILE, TEXT, Each, misfit
+from ...store.format.rules import FILE, TEXT, misfit
 
 BLOCK = 1 << 24  # elements of one tensor in memory at a time: 64 MiB as float32, for each model
 INDEX = "model.safetensors.index.json"
@@ -202,7 +202,7 @@ def weight_map(index: Path) -> dict[str, str]:
     """Tensor -> file of an index of safetensors; LakeError for anything else, and for files outside the folder."""
     record = read_json(index, LARGEST)
     found = record.get("weight_map") if isinstance(record, dict) else None
-    if wrong := misfit(found, Each(TEXT, FILE), "weight_map"):
+    if wrong := misfit(found, {TEXT: FILE}, "weight_map"):
         raise LakeError(f"{index}: not an index of safetensors ({wrong}); fetch it again")
     return dict(found or {})
 

@@ -6,6 +6,7 @@ expected, what was found and what repairs it. Keys that are not listed are ignor
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,6 @@ from .rules import (
     VARIABLE,
     WHOLE,
     WHOLE_OR_NULL,
-    Each,
-    Many,
     matching,
     misfit,
     one_of,
@@ -64,9 +63,9 @@ def _are_files(files: dict[str, Any]) -> bool:
         return False
 
 
-HASHES = Each(FILE, HASH)
-FILES = Each(FILE, {"sha256": HASH, "bytes": WHOLE}, _are_files)
-EXTREMES = Each(VARIABLE, {"min": NUMBER_OR_NULL, "max": NUMBER_OR_NULL, "nonfinite": WHOLE})
+HASHES = {FILE: HASH}
+FILES = {replace(FILE, quick=_are_files): {"sha256": HASH, "bytes": WHOLE}}
+EXTREMES = {VARIABLE: {"min": NUMBER_OR_NULL, "max": NUMBER_OR_NULL, "nonfinite": WHOLE}}
 MADE = {
     "model": NAMED,
     "model_sha256": TEXT,
@@ -81,13 +80,13 @@ TEMPLATE = {
     "content_sha256": HASH,
     "n_prompts": WHOLE,
     "n_tokens": WHOLE,
-    "sizes": Each(VARIABLE, Many(SOME)),
-    "boundaries": Many(WHOLE),
-    "layers": Many(WHOLE),
+    "sizes": {VARIABLE: [SOME]},
+    "boundaries": [WHOLE],
+    "layers": [WHOLE],
     "source_dtype": TEXT,
     "shard_tokens": SOME,
     "provenance": MADE,
-    "per_prompt?": Many(VARIABLE),
+    "per_prompt?": [VARIABLE],
 }
 CAPTURED = {
     **dict.fromkeys(("model?", "model_pt?", "model_it?", "stream?", "stream_pt?"), NAMED),
@@ -97,11 +96,11 @@ LINE = {
     "prompt_sha": TEXT,
     **dict.fromkeys(("prompt_id?", "said?", "generated?", "likeliest?", "text?"), TEXT_OR_NULL),
     **dict.fromkeys(("tokens?", "prompt_tokens?"), WHOLE),
-    "token_id?": Many(WHOLE),
+    "token_id?": [WHOLE],
     "nats?": NUMBER_OR_NULL,
     "ended?": FLAG,
 }
-NOISE = {"prompts": WHOLE, "max_abs": Each(VARIABLE, NUMBER)}
+NOISE = {"prompts": WHOLE, "max_abs": {VARIABLE: NUMBER}}
 KEY = matching(re.compile("[0-9a-f]{16}"), "16 hexadecimal digits")
 SEALED = {"recipe": OBJECT, "key": KEY, "files": FILES, SEAL: HASH}
 # A key that ends in ? may be missing.
@@ -118,7 +117,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     },
     "partial": {
         "capture_sha256": HASH,
-        "holds": Each(VARIABLE, {"rows": PLACES, "places": PLACES}),
+        "holds": {VARIABLE: {"rows": PLACES, "places": PLACES}},
         "files": FILES,
         SEAL: HASH,
     },
@@ -137,8 +136,8 @@ RECORDS: dict[str, dict[str, Any]] = {
             "max_new_tokens?": WHOLE,
             **dict.fromkeys(("prompt_set_sha256?", "tokenizer_sha256?", "date?"), TEXT),
         },
-        "keys": Many(TEXT),
-        "written_by": Many(TEXT),
+        "keys": [TEXT],
+        "written_by": [TEXT],
         "same_as": NAMED,
         SEAL: HASH,
         "parquet_sha256?": HASH,
@@ -158,7 +157,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "class": TEXT,
         "config?": OBJECT,
         **dict.fromkeys(("n_layers?", "d_model?", "vocab?", "parameters?"), WHOLE),
-        "special_ids?": Many(WHOLE),
+        "special_ids?": [WHOLE],
         "vocab_sha256?": HASH,
         "head_files": FILES,
         "head_sha256": HASH,
@@ -183,8 +182,8 @@ RECORDS: dict[str, dict[str, Any]] = {
             "recipe": {"name": NAMED},
             "folds": SOME,
         },
-        **dict.fromkeys(("steps", "trained_tokens"), Many(WHOLE)),
-        **dict.fromkeys(("kl_raw", "kl_tuned"), Many(Many(NUMBER))),
+        **dict.fromkeys(("steps", "trained_tokens"), [WHOLE]),
+        **dict.fromkeys(("kl_raw", "kl_tuned"), [[NUMBER]]),
     },
     "directions": {**SEALED, "recipe": {"kind": NAMED, "models": MODELS}},
     "prompts": {**SEALED, "recipe": {"prompts": NAMED, "content_sha256": HASH}},
@@ -193,10 +192,10 @@ RECORDS: dict[str, dict[str, Any]] = {
         "recipe": {"template": TEXT, "max_new_tokens": WHOLE, "date?": TEXT},
     },
     # Batches of texts under way, and of continuations.
-    "lines": {"rows": Many(LINE)},
-    "tokens": {"rows": Many(Many(WHOLE))},
+    "lines": {"rows": [LINE]},
+    "tokens": {"rows": [[WHOLE]]},
     # In the metadata of a table file that came from elsewhere.
-    "foreign": {"foreign": {"captures": Many(CAPTURED)}},
+    "foreign": {"foreign": {"captures": [CAPTURED]}},
 }
 REPAIRS = {
     "manifest": RESTORE,

@@ -19,10 +19,14 @@ ARRAY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of value: what it is in words, and whether a value is one."""
+    """One kind of value: what it is in words, and whether a value is one.
+
+    As the key of an object, `quick` says of most objects that all their keys and values fit, in a fraction of the time.
+    """
 
     expected: str
     fits: Callable[[Any], bool]
+    quick: Callable[[dict[str, Any]], bool] = lambda _: False
 
 
 def matching(pattern: re.Pattern[str], expected: str) -> Rule:
@@ -75,44 +79,30 @@ FLAG = Rule("true or false", lambda value: isinstance(value, bool))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 
 
-@dataclass(frozen=True)
-class Each:
-    """An object whose keys and values are of one kind each; `quick` says for most that they are, in a fraction of the time."""
-
-    key: Rule
-    value: Any
-    quick: Callable[[dict[str, Any]], bool] = lambda _: False
-
-
-@dataclass(frozen=True)
-class Many:
-    """A list of one kind of value."""
-
-    value: Any
-
-
 def misfit(value: Any, rule: Any, at: str = "") -> str:
-    """What does not fit a rule, in words; nothing when all does. A tuple is a list of just these, one after the other."""
+    """What does not fit a rule, in words; nothing when all does.
+
+    [rule] is a list of one kind of value, (rule, rule) a list of just these, {Rule: rule} an object whose keys and values are of
+    one kind each, {"name": rule, "other?": rule} one with these keys, of which the second may be missing.
+    """
     if isinstance(rule, Rule):
         return "" if rule.fits(value) else _differs(at, rule.expected, value)
-    if isinstance(rule, Many):
+    if isinstance(rule, list):
         if not isinstance(value, list):
             return _differs(at, "a list", value)
-        return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule.value, f"{at}[{i}]"))), "")
+        return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule[0], f"{at}[{i}]"))), "")
     if isinstance(rule, tuple):
         if not isinstance(value, list) or len(value) != len(rule):
             return _differs(at, f"a list of {len(rule)}", value)
         return next((wrong for i, one in enumerate(value) if (wrong := misfit(one, rule[i], f"{at}[{i}]"))), "")
     if not isinstance(value, dict):
         return _differs(at, "an object", value)
-    if isinstance(rule, Each):
-        if rule.quick(value):
-            return ""
-        for key, one in value.items():
-            if wrong := misfit(key, rule.key, f"a key of {at}") or misfit(one, rule.value, f"{at}.{short(key)}"):
-                return wrong
-        return ""
     for key, inner in rule.items():
+        if isinstance(key, Rule):
+            for name, one in () if key.quick(value) else value.items():
+                if wrong := misfit(name, key, f"a key of {at}") or misfit(one, inner, f"{at}.{short(name)}"):
+                    return wrong
+            continue
         name = key.removesuffix("?")
         where = f"{at}.{name}".lstrip(".")
         if name not in value:

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import RESTORE, CorruptError
 from ..core.files import human_bytes, parse_json, read_json
 from .records import LARGEST
-from .rules import COUNT, FLAG, NUMBER, OBJECT, SOME, TEXT, VARIABLE, Each, Many, Rule, is_whole, misfit, one_of, whole
+from .rules import COUNT, FLAG, NUMBER, OBJECT, SOME, TEXT, VARIABLE, Rule, is_whole, misfit, one_of, whole
 
 BYTES = {"float32": 4, "int32": 4, "int64": 8, "bool": 1, "string": 0}
 FREE = 64 << 20  # decoded bytes of an array that need no reason
@@ -35,7 +35,7 @@ _SHARDED = (
     {
         "name": one_of("sharding_indexed"),
         "configuration": {
-            "chunk_shape": Many(SOME),
+            "chunk_shape": [SOME],
             "codecs": _PLAIN,
             "index_codecs": (_BYTES, _CRC),
             "index_location": one_of("end"),
@@ -66,12 +66,12 @@ _FILLS = {
 _ARRAY = {
     "zarr_format": one_of(3),
     "node_type": one_of("array"),
-    "shape": Many(whole(0, COUNT)),
+    "shape": [whole(0, COUNT)],
     "data_type": one_of(*BYTES),
-    "chunk_grid": {"name": one_of("regular"), "configuration": {"chunk_shape": Many(SOME)}},
+    "chunk_grid": {"name": one_of("regular"), "configuration": {"chunk_shape": [SOME]}},
     "chunk_key_encoding": {"name": one_of("default"), "configuration?": {"separator?": one_of("/")}},
     "attributes?": OBJECT,
-    "dimension_names": Many(TEXT),
+    "dimension_names": [TEXT],
     "storage_transformers?": one_of([]),
 }
 _GROUP = {
@@ -80,7 +80,7 @@ _GROUP = {
     "attributes?": OBJECT,
     "consolidated_metadata?": Rule("an object or null", lambda value: value is None or isinstance(value, dict)),
 }
-_CONSOLIDATED = {"kind": one_of("inline"), "metadata": Each(VARIABLE, OBJECT)}
+_CONSOLIDATED = {"kind": one_of("inline"), "metadata": {VARIABLE: OBJECT}}
 
 
 @dataclass(frozen=True)
