@@ -175,9 +175,11 @@ def test_rates_and_scales_of_the_recipes() -> None:
     rates = [Adam().rate(step, 100) for step in range(100)]
     assert max(rates) == 1e-3 == rates[5] and rates[0] < rates[4] < 1e-3 and rates[-1] < 1e-5
     assert Ridge().record() == {
-        "name": "ridge", "batch": 64, "steps": 24, "clip": None, "check_every": 8, "patience": 1, "peak": 0.12, "decay": 0.0,
-        "warmup": 0.05, "look": 192, "least_gain": 0.01, "start_ridges": [0.3, 0.1, 0.03],
+        "name": "ridge", "batch": 64, "steps": 500, "clip": None, "check_every": 8, "patience": 1, "peak": 0.12, "decay": 0.0,
+        "warmup": 0.05, "look": 192, "least_gain": 0.005, "start_ridges": [0.3, 0.1, 0.03],
     }  # fmt: skip
+    assert [Ridge().tokens(*size) // 64 for size in ((1073, 192), (10, 192), (10**6, 192))] == [56, 24, 500]
+    assert Adam().tokens(10, 192) == 64 * 500
     assert [
         family_scale(name)
         for name in ("Gemma3ForCausalLM", "Qwen3ForCausalLM", "DeepseekV2ForCausalLM", "LlamaForCausalLM")

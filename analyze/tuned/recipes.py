@@ -48,6 +48,10 @@ class Recipe:
         """Learning rate of step 0 .. steps - 1."""
         raise NotImplementedError
 
+    def tokens(self, there: int, width: int) -> int:
+        """How many tokens a fold is trained on that has `there` different ones, of a model of this width."""
+        return self.steps * self.batch
+
     def record(self) -> dict[str, Any]:
         """The recipe as JSON."""
         return {"name": self.name, **asdict(self)}
@@ -113,18 +117,22 @@ class Ridge(Adam):
 
     A probe starts as the ridge solution for the last residuals (`least_squares`) with that of `start_ridges` of which the
     held-out KL is lowest, or as the identity where that is lower still. Its learning rate is `peak` / width, times the size of
-    the last residuals over that of its own, at most 16. No weight decays. Source: METHODS 3.2.
+    the last residuals over that of its own, at most 16. There are 10 steps for each token a unit of the width, 24 to `steps`: few
+    tokens bear few steps. No weight decays. Source: METHODS 3.2.
     """
 
     name: ClassVar[str] = "ridge"
     look: ClassVar[int] = 192
-    least_gain: ClassVar[float] = 0.01
+    least_gain: ClassVar[float] = 0.005
     start_ridges: ClassVar[tuple[float, ...]] = (0.3, 0.1, 0.03)
-    steps: int = 24
+    steps: int = 500
     check_every: int = 8
     patience: int = 1
     peak: float = 0.12
     decay: float = 0.0
+
+    def tokens(self, there: int, width: int) -> int:
+        return self.batch * min(max(round(10 * there / width), 24), self.steps)
 
     def record(self) -> dict[str, Any]:
         more = {"look": self.look, "least_gain": self.least_gain, "start_ridges": list(self.start_ridges)}

@@ -47,7 +47,7 @@ class Training(Job):
         self.runs = (spec.names[0],)
         # At most: training may end early, and how many tokens are looked at hangs on the chunks that come first.
         recipe = spec.recipe
-        self.forwards = sum(self._rows.trained(spec.tokens or recipe.steps * recipe.batch))
+        self.forwards = sum(self._rows.trained(spec))
         looks = 2 + len(recipe.start_ridges) + self.forwards // (spec.folds * recipe.batch * recipe.check_every)
         self.checked = looks * sum(min(recipe.look, there) for there in self._rows.checks)
 
@@ -61,9 +61,8 @@ class Training(Job):
         checks = rows.held_out(recipe.look)
         objective = Objective(self._kit.head(self._spec.names), self._kit.device)
         trainers = []
-        for feed, there in zip(feeds, rows.tokens, strict=True):
-            tokens = self._spec.tokens or recipe.steps * recipe.batch
-            steps = max(1, (tokens if feed.whole else min(tokens, there)) // recipe.batch)
+        for tokens in rows.trained(self._spec):
+            steps = max(1, tokens // recipe.batch)
             trainers.append(Trainer(objective, rows.array.shape[1], recipe, steps))
         for trainer, kept in zip(trainers, load_training(self.path), strict=False):
             trainer.restore(*kept)
@@ -122,12 +121,13 @@ class _Rows:
         # Those first that every fold can be looked at with; the order is random among them and among the rest.
         self._parts = iter(sorted(parts, key=lambda part: not all(mask[part].any() for mask in self._held)))
 
-    def trained(self, wanted: int) -> list[int]:
-        """Tokens that each fold is trained on, of so many: of rows that memory does not hold, each once."""
-        return [
-            wanted if room >= there else min(wanted, there)
-            for there, room in zip(self.tokens, self.capacity, strict=True)
-        ]
+    def trained(self, spec: ProbeSpec) -> list[int]:
+        """Tokens that each fold is trained on at most: of rows that memory does not hold, each once."""
+        found = []
+        for there, room in zip(self.tokens, self.capacity, strict=True):
+            wanted = spec.tokens or spec.recipe.tokens(there, self.array.shape[-1])
+            found.append(wanted if room >= there else min(wanted, there))
+        return found
 
     def blocks(self, fold: int) -> Iterator[Tensor]:
         """Rows [n, L+1, d] to train a fold on."""
