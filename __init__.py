@@ -13,7 +13,7 @@ from .lake import Lake
 from .store.core.columns import Column
 from .store.core.errors import CorruptError, LakeError
 from .store.core.version import __version__
-from .store.exchange.selection import Selection
+from .store.exchange.transfer import Selection
 from .store.tables.declared import TABLES
 
 __all__ = [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from inspect import Parameter, Signature
 from typing import Any
 
-from .store.core.extras import needs
+from .store.core.errors import needs
 
 __all__ = ["Scale", "Inject", "Matched", "Zero", "Skip", "Graft", "RandomGraft"]  # noqa: F822 (__getattr__ makes them)
 Layers = str | int | Iterable[int]

@@ -13,12 +13,10 @@ import pandas as pd
 from .page.look import listed
 from .page.make import Make
 from .page.share import Share
-from .store.core.errors import LakeError
-from .store.core.extras import needs
+from .store.core.errors import LakeError, needs
 from .store.tables.names import chain_named, pairs_in, stored_models, stored_pairs
-from .store.tables.restriction import only_models
 from .store.tables.result import exact_frame
-from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, sql_error
+from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, only_models, sql_error
 from .store.tables.statements import tables_in
 
 if TYPE_CHECKING:

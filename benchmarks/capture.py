@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from actlake.capture.model.hooks import Batch, pad_id
 from actlake.capture.model.load import Model, load_model
-from actlake.capture.run.batching import BATCH, batch_plan
+from actlake.capture.run.batching import BATCH, ShardBuffers, batch_plan
 from actlake.capture.run.capture import fill, make_template
 from actlake.capture.run.forward import read
-from actlake.capture.run.shard_buffers import ShardBuffers
 from actlake.store.artifacts.streams import Stream
 from actlake.store.captures.allocate import Template, create_capture
 from actlake.store.captures.reader import Capture

@@ -24,8 +24,7 @@ from actlake.queries.makers import ensure
 from actlake.store.core.files import hash_files
 from actlake.store.core.progress import ERRORS
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move
+from actlake.store.exchange.transfer import Selection, move
 from actlake.store.format.paths import Layout
 from actlake.store.remote.opening import open_store
 from distributed import Client, LocalCluster

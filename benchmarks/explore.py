@@ -16,7 +16,7 @@ import numpy as np
 from actlake.explore import lists
 from actlake.explore.packing import packed, script
 from actlake.explore.site import own_files
-from actlake.explore.source import Source
+from actlake.explore.source import ExplorerSource
 from actlake.lake import Lake
 from browser import Browser, browser
 from measure import Row, main
@@ -45,7 +45,7 @@ def made(folder: Path, lake: Lake) -> int:
     listed = {"name": "made", "ids": ids, "categories": ["FACT"] * PROMPTS, "texts": ["what is it? " * 16] * PROMPTS}
     numbers = [{"label": f"n{at}", "unit": "", "meaning": "", "table": "t", "column": "c"} for at in range(40)]
     value = packed({**listed, "numbers": numbers}, {"numbers": generator.random((40, PROMPTS), np.float32)})
-    files = {"prompts/0": value, "index": lists.index(Source(lake.layout, "cpu"), server=False)}
+    files = {"prompts/0": value, "index": lists.index(ExplorerSource(lake.layout, "cpu"), server=False)}
     shape = (LAYERS, TOKENS)
     step = np.where(np.arange(TOKENS) < 100, -1, np.arange(TOKENS) - 100)
     for number in (0, 1):

@@ -34,7 +34,7 @@ from actlake.queries.answer.asking import Asking
 from actlake.queries.engine.context import Context
 from actlake.queries.engine.passes import run as sweep
 from actlake.queries.probes.choice import choose
-from actlake.queries.replayed.condition import SEED as NUMBER
+from actlake.queries.replayed.replays import SEED as NUMBER
 from actlake.queries.rows.index import reads
 from actlake.queries.rows.registry import find, queries
 from actlake.store.artifacts.models import read_head

@@ -13,8 +13,7 @@ from unittest.mock import patch
 import fsspec
 from actlake.store.core.progress import bar
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move, write_index
+from actlake.store.exchange.transfer import Selection, move, write_index
 from actlake.store.remote.opening import open_store
 from drill import Tally, Work, finished, judge, read_all, refusal
 from proxy import KINDS, Proxy, bad_network

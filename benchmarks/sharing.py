@@ -33,8 +33,7 @@ from actlake.store.captures.reader import Capture
 from actlake.store.captures.writer import encode_row, grid_of, shard_record, write_row
 from actlake.store.core.files import json_bytes, write_atomic
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move, write_index
+from actlake.store.exchange.transfer import Selection, move, write_index
 from actlake.store.format.paths import Layout
 from actlake.store.remote.files import is_shard
 from actlake.store.remote.hashes import user_cache

@@ -24,8 +24,8 @@ import mutate
 import tiny
 from actlake.capture.run.check import check_captures
 from actlake.queries.answer.lock import FILE, hash_of
-from actlake.store.captures.cite import citation
 from actlake.store.captures.reader import list_captures
+from actlake.store.captures.verify import citation
 from actlake.store.core.catalog import ProfileSpec, load_catalog
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout

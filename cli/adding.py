@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ..store.core.catalog import load_catalog
-from ..store.core.extras import needs
+from ..store.core.errors import needs
 from .options import Computing, DeviceMapOption, DtypeOption, JsonOption, Where, grouped
 from .printing import line, out, print_json
 

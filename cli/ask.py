@@ -197,7 +197,7 @@ def list_rows(
     from ..queries.rows.registry import find
 
     if check:
-        from ..queries.answer.check_row import check_row
+        from ..queries.answer.listings import check_row
 
         return line(f"{check}: row {check_row(check).id} is well formed")
     if row:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ..store.captures.reader import list_captures
 from ..store.core.catalog import load_catalog
-from ..store.core.errors import LakeError
-from ..store.core.extras import EXTRAS
+from ..store.core.errors import EXTRAS, LakeError
 from ..store.core.files import free_bytes, human_bytes
 from ..store.core.version import __version__
 from ..store.format.paths import Layout

@@ -14,7 +14,7 @@ import typer
 from ..lake import Lake
 from ..store.core.catalog import load_catalog
 from ..store.core.schema import MARKER
-from ..store.exchange.selection import Selection
+from ..store.exchange.transfer import Selection
 from ..store.format.paths import Layout, writing
 from ..store.remote.store import is_remote
 

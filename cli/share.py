@@ -15,7 +15,7 @@ from ..store.core.errors import LakeError
 from ..store.core.files import human_bytes
 from ..store.core.progress import Estimate
 from ..store.exchange.plan import origin_of
-from ..store.exchange.selection import Plan
+from ..store.exchange.transfer import Plan
 from .options import (
     CAPTURE,
     CatalogOption,
@@ -128,7 +128,7 @@ def cite(
     as_json: JsonOption = False,
 ) -> None:
     """An immutable reference to a sealed capture, and the model, stream, prompts and versions behind it."""
-    from ..store.captures.cite import citation_lines
+    from ..store.captures.verify import citation_lines
 
     found = where.open().cite(capture)
     if as_json:

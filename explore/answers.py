@@ -18,8 +18,7 @@ from ..queries.rows.findings import Panel, hues, is_contrast, marked, reference,
 from ..queries.rows.measures import axis
 from ..queries.rows.numbers import interval
 from ..queries.rows.registry import description, group_of, pitfall_link, queries
-from ..store.core.errors import LakeError
-from ..store.core.extras import needs
+from ..store.core.errors import LakeError, needs
 from .packing import packed
 from .source import ExplorerSource
 

@@ -11,8 +11,8 @@ import pandas as pd
 from ..queries.answer.listings import model_table, prompt_table, table_table
 from ..queries.rows.index import reads
 from ..queries.rows.registry import queries
-from ..store.captures.cite import citation, citation_lines
 from ..store.captures.reader import list_captures
+from ..store.captures.verify import citation, citation_lines
 from ..store.core.columns import Column
 from ..store.core.errors import LakeError
 from ..store.core.version import __version__

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..queries.engine.context import Context
+from ..store.artifacts.models import read_vocab
 from ..store.artifacts.streams import Stream, read_stream, stream_records
-from ..store.artifacts.vocab import read_vocab
 from ..store.captures.reader import captured_streams
 from ..store.core.errors import LakeError
 from ..store.core.schema import VARIANTS

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from ..store.artifacts.verdicts import PART, VerdictStore
+from ..store.artifacts.texts import PART, VerdictStore
 from ..store.core.errors import CorruptError, LakeError
 from ..store.core.files import hash_json
 from ..store.core.progress import Advance

@@ -14,8 +14,7 @@ from ..store.artifacts.models import read_head
 from ..store.artifacts.probes import find_probes, probes_table
 from ..store.captures.reader import find_capture, list_captures, open_capture, prompts_of
 from ..store.core.catalog import Catalog, load_catalog
-from ..store.core.errors import LakeError
-from ..store.core.extras import needs
+from ..store.core.errors import LakeError, needs
 from ..store.core.files import human_bytes
 from ..store.format.paths import Layout
 from ..store.tables.names import NAMES_PAIRS, model_named, pair_table, stored_models, stored_pairs
@@ -165,7 +164,7 @@ class Look:
 
         Control tokens are written out. LakeError for an id that the model lacks, and in a lake that keeps no vocabulary of it.
         """
-        from ..store.artifacts.vocab import decode
+        from ..store.artifacts.models import decode
 
         return decode(self.layout, self._model(model), ids)
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..store.core.errors import LakeError
-from ..store.core.extras import needs
+from ..store.core.errors import LakeError, needs
 from ..store.tables.names import known_pairs, stored_models
 from .look import Look, listed
 

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from ..store.core.catalog import Catalog
-from ..store.core.errors import LakeError
-from ..store.core.extras import needs
+from ..store.core.errors import LakeError, needs
 from ..store.core.progress import Estimate
 from ..store.exchange.plan import Planner, origin_of
-from ..store.exchange.selection import Plan, Selection
-from ..store.exchange.transfer import move, note_source, write_index
+from ..store.exchange.transfer import Plan, Selection, move, note_source, write_index
 from ..store.remote.store import Store, is_remote
 from .look import Look
 
@@ -49,7 +47,7 @@ class Share(Look):
 
         `capture` is MODEL/STREAM, or a whole reference, which is checked. LakeError for another hash.
         """
-        from ..store.captures.cite import citation, find_cited
+        from ..store.captures.verify import citation, find_cited
 
         return citation(self.layout, find_cited(self.layout, capture, self._model))
 

@@ -15,8 +15,7 @@ from actlake.store.artifacts.directions import directions_writer
 from actlake.store.artifacts.models import read_model, write_model
 from actlake.store.artifacts.probes import write_probes
 from actlake.store.artifacts.streams import Stream, write_stream
-from actlake.store.artifacts.texts import Condition, prompt_key
-from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.artifacts.texts import Condition, VerdictStore, prompt_key
 from actlake.store.captures.manifest import seal
 from actlake.store.captures.writer import Template
 from actlake.store.core.schema import OUTPUTS, VARIANTS

@@ -14,10 +14,8 @@ from actlake.analyze.lens.head import Head
 from actlake.analyze.lens.logit_lens import lens, pair_lens
 from actlake.analyze.lens.topk import churn
 from actlake.analyze.residual.delta import delta
-from actlake.analyze.residual.mechanism import mlp_mechanism
+from actlake.analyze.residual.mechanism import choose, mlp_mechanism, writeout
 from actlake.analyze.residual.ridge import Moments, kl_gradient
-from actlake.analyze.residual.two_tokens import choose
-from actlake.analyze.residual.writeout import writeout
 from actlake.analyze.tuned.shuffle_buffer import Shuffle
 
 HEAD = tiny.head(8, 30)

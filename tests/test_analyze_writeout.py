@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 from actlake.analyze.lens.head import Head
-from actlake.analyze.residual.writeout import writeout
+from actlake.analyze.residual.mechanism import writeout
 from actlake.store.artifacts.models import read_head
 from actlake.store.captures.reader import Capture, find_capture
 from transformers import AutoModelForCausalLM

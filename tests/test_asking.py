@@ -17,7 +17,7 @@ from actlake.queries.answer.ready import next_questions
 from actlake.queries.engine import estimate
 from actlake.queries.probes.training import Training
 from actlake.queries.rows.registry import find
-from actlake.store.artifacts.prompts import write_prompts
+from actlake.store.artifacts.streams import write_prompts
 from actlake.store.core.errors import LakeError
 from actlake.store.core.progress import words
 from actlake.store.format.paths import Layout

@@ -86,7 +86,7 @@ def test_sealed_without_entropy(tmp_path, llama):
 
 
 def test_architecture_that_attends_in_its_own_way(tmp_path, llama):
-    from actlake.capture.run.attention import row_entropies
+    from actlake.capture.run.forward import row_entropies
 
     model = load_model(llama.it)
     model.hf.set_attn_implementation("eager")

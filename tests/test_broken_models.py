@@ -99,7 +99,7 @@ def test_optional_tables_of_a_model_that_does_not_load_are_done_without(scene, m
     def fails(*_: object) -> None:
         raise LakeError("no memory for this")
 
-    monkeypatch.setattr("actlake.queries.replayed.mechanism._columns", fails)
+    monkeypatch.setattr("actlake.queries.replayed.graft._pushes", fails)
     found = answer(layout, find("exp14"), "llama", catalog=file)
     assert found.sentence.count("without mechanism(") == 4 and "no memory for this" in found.sentence
     assert len(found.table) < len(expected.table)

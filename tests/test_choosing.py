@@ -9,8 +9,7 @@ import pytest
 import tiny
 from actlake.capture.streams.prompts import canonical_bytes
 from actlake.lake import Lake
-from actlake.store.artifacts.prompts import write_prompts
-from actlake.store.artifacts.streams import stream_records
+from actlake.store.artifacts.streams import stream_records, write_prompts
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.tables.streams import same_prompts

@@ -20,8 +20,7 @@ from actlake.store.artifacts.directions import directions_path, read_directions
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import list_probes, read_probes
 from actlake.store.artifacts.streams import stream_records
-from actlake.store.artifacts.texts import Condition
-from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.artifacts.texts import Condition, VerdictStore
 from actlake.store.captures.reader import find_capture, list_captures
 from actlake.store.captures.verify import verify
 from actlake.store.core import files

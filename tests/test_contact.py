@@ -21,7 +21,7 @@ from actlake.capture.streams.prompts import canonical_bytes
 from actlake.cli.main import app, main
 from actlake.cli.printing import print_json, print_table
 from actlake.lake import Lake
-from actlake.store.artifacts.prompts import write_prompts
+from actlake.store.artifacts.streams import write_prompts
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError, SqlError
 from actlake.store.format.paths import Layout

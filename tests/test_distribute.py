@@ -20,16 +20,15 @@ from actlake.lake import Lake
 from actlake.queries.cluster import cluster as distribute
 from actlake.queries.cluster import scheduler
 from actlake.queries.cluster.cluster import Cluster, runs_of
-from actlake.queries.engine import passes, task_parts
+from actlake.queries.engine import blocks, passes
+from actlake.queries.engine.blocks import part_writer, read_part
 from actlake.queries.engine.context import Scope
-from actlake.queries.engine.task_parts import part_writer, read_part
 from actlake.queries.makers import ensure
 from actlake.queries.probes import choice as probe_choice
 from actlake.store.captures.reader import find_capture
 from actlake.store.core.errors import LakeError
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move
+from actlake.store.exchange.transfer import Selection, move
 from actlake.store.format.paths import Layout
 from actlake.store.remote.opening import open_store
 from distributed import Client, LocalCluster, WorkerPlugin
@@ -378,7 +377,7 @@ def test_parts_come_back_as_they_were(tmp_path):
 
 
 def test_a_part_that_breaks_off_is_not_there(tmp_path):
-    file = task_parts.part_file(tmp_path / "x.parquet", "plan", range(3))
+    file = blocks.part_file(tmp_path / "x.parquet", "plan", range(3))
     with pytest.raises(FileNotFoundError), part_writer(file):
         pass
     file.parent.mkdir()
@@ -386,7 +385,7 @@ def test_a_part_that_breaks_off_is_not_there(tmp_path):
         add({"x": np.arange(3)})
         raise RuntimeError
     assert list(file.parent.iterdir()) == []
-    task_parts.drop_parts(tmp_path / "x.parquet")
+    blocks.drop_parts(tmp_path / "x.parquet")
     assert not file.parent.exists()
 
 

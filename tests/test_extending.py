@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import tiny
 from actlake.capture.edit.edits import EDITS
-from actlake.queries.answer.check_row import check_row
+from actlake.queries.answer.listings import check_row
 from actlake.queries.engine.context import Context
 from actlake.queries.makers import jobs_of
 from actlake.queries.rows.registry import find, queries
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables.declared import TABLES
-from actlake.store.tables.live import stale_files
+from actlake.store.tables.files import stale_files
 from actlake.store.tables.sql import connect
 from actlake.store.tables.statements import known_tables, tables_behind
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from actlake.analyze.residual.two_tokens import choose
+from actlake.analyze.residual.mechanism import choose
 from actlake.capture.edit import replay
 from actlake.capture.edit.replay import load_late, replay_whole
 from actlake.capture.edit.start import open_start

@@ -18,8 +18,7 @@ import tiny
 from actlake.store.artifacts.directions import read_directions
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.streams import read_stream, stream_records
-from actlake.store.artifacts.texts import read_condition
-from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.artifacts.texts import VerdictStore, read_condition
 from actlake.store.captures.reader import find_capture
 from actlake.store.captures.verify import verify
 from actlake.store.core.errors import CorruptError, LakeError

@@ -10,7 +10,7 @@ import tiny
 import torch
 import zarr
 from actlake.capture.model.load import load_model
-from actlake.capture.run import capture, shard_buffers
+from actlake.capture.run import batching, capture
 from actlake.capture.streams.capture_pair import Options, find_prompts
 from actlake.capture.streams.estimate import Forecast, forecast, shape_of
 from actlake.capture.streams.prompts import PromptSet
@@ -145,9 +145,9 @@ def test_memory_is_what_a_capture_takes(tmp_path, monkeypatch, family, profile):
         buffers.append(buffer(*args, **options))
         return buffers[-1]
 
-    read, buffer = capture.read, shard_buffers.buffer
+    read, buffer = capture.read, batching.buffer
     monkeypatch.setattr(capture, "read", watched)
-    monkeypatch.setattr(shard_buffers, "buffer", counted)
+    monkeypatch.setattr(batching, "buffer", counted)
     layout = tiny.capture(tmp_path / "lake", pair, tiny.NATIVE, profile=profile, variants=("it",))
     size = foreseen(pair, tiny.NATIVE, tiny.prompt_set(), profile, layout).size
     assert 1 <= size.device / max(peaks) < 2

@@ -17,7 +17,7 @@ from actlake.queries.answer.sentences import say
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows.findings import reference, split
 from actlake.queries.rows.registry import find
-from actlake.store.artifacts.prompts import write_prompts
+from actlake.store.artifacts.streams import write_prompts
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.specs import default_windows
 from actlake.store.format.paths import Layout

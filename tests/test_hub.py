@@ -17,8 +17,7 @@ from actlake.lake import Lake
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.core.errors import LakeError
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move
+from actlake.store.exchange.transfer import Selection, move
 from actlake.store.format.paths import Layout
 from actlake.store.remote.opening import open_store
 from aiohttp import web

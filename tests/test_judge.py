@@ -24,7 +24,7 @@ import serving
 import tiny
 from actlake.judge.judge import UNJUDGED, Cost, Judge, JudgeItem, Verdict, escalate, summary
 from actlake.judge.rubrics import Rubric, pair_swapped, read_rubrics
-from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.artifacts.texts import VerdictStore
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
 

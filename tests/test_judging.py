@@ -17,7 +17,7 @@ from actlake.queries.engine.context import Context
 from actlake.queries.generation.judging import JudgedTable, _Judged, judge_sweep, rubrics_of
 from actlake.queries.generation.scores import scope_of
 from actlake.queries.makers import ensure
-from actlake.store.artifacts.prompts import write_prompts
+from actlake.store.artifacts.streams import write_prompts
 from actlake.store.core.errors import LakeError
 from actlake.store.tables.sql import connect
 from test_graft_rows import catalog

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from actlake.store.core.errors import CorruptError
-from actlake.store.tables import live
+from actlake.store.tables import files as live
 from actlake.store.tables.declared import TABLES
 from actlake.store.tables.sql import connect
 from actlake.store.tables.statements import tables_in

@@ -22,7 +22,7 @@ from actlake.store.captures.manifest import read_manifest
 from actlake.store.captures.reader import find_capture
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
-from actlake.store.tables.live import stale_files
+from actlake.store.tables.files import stale_files
 from hypothesis import given
 from hypothesis import strategies as st
 from test_queries import LAYERS, D, Made, put_capture

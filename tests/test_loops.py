@@ -1,8 +1,7 @@
 """Degenerate replies: loops of every kind are found, ordinary replies of every kind are not."""
 
 import pytest
-from actlake.analyze.text.loops import is_degenerate
-from actlake.analyze.text.scores import is_coherent, score
+from actlake.analyze.text.scores import is_coherent, is_degenerate, score
 
 SONG = """Row, row, row your boat,
 Gently down the stream.

@@ -22,7 +22,7 @@ from actlake.queries.generation.generate import plan, setting_of, write
 from actlake.queries.generation.models import hosts, steering
 from actlake.queries.makers import ensure
 from actlake.store.artifacts.directions import read_directions
-from actlake.store.artifacts.prompts import write_prompts
+from actlake.store.artifacts.streams import write_prompts
 from actlake.store.captures.reader import Capture, list_captures
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout

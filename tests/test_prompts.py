@@ -312,7 +312,7 @@ def test_add_writes_nothing_when_the_source_or_the_disk_is_bad(tmp_path, monkeyp
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("actlake.store.artifacts.prompts.write_atomic", full)
+    monkeypatch.setattr("actlake.store.artifacts.streams.write_atomic", full)
     with pytest.raises(LakeError, match="disk full"):
         add_prompts(write(tmp_path, GOOD), lake, "mine")
     assert not list(lake.prompts.iterdir())

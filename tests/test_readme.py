@@ -13,8 +13,7 @@ from actlake.capture.streams.capture_pair import Options, capture_pair, find_pro
 from actlake.cli.main import app
 from actlake.store.core.catalog import load_catalog
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move
+from actlake.store.exchange.transfer import Selection, move
 from actlake.store.format.paths import Layout
 from typer.main import get_command
 

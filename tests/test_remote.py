@@ -21,8 +21,7 @@ from actlake.store.captures.reader import Capture, find_capture, list_captures, 
 from actlake.store.captures.verify import verify
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move, write_index
+from actlake.store.exchange.transfer import Selection, move, write_index
 from actlake.store.format.paths import Layout
 from actlake.store.remote import store as origins
 from actlake.store.remote.opening import open_store

@@ -14,8 +14,7 @@ from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.tables import files
 from actlake.store.tables.declared import TABLES
-from actlake.store.tables.files import table_file, write_table
-from actlake.store.tables.live import table_key
+from actlake.store.tables.files import table_file, table_key, write_table
 from actlake.store.tables.sql import check_select, connect, interruptible, sql_error
 from actlake.store.tables.statements import tables_in
 from hypothesis import HealthCheck, given, settings

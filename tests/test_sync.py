@@ -14,7 +14,7 @@ import xarray as xr
 from actlake.cli.main import app
 from actlake.lake import Lake
 from actlake.store.artifacts.directions import directions_path, directions_writer, read_directions
-from actlake.store.artifacts.prompts import write_prompts
+from actlake.store.artifacts.streams import write_prompts
 from actlake.store.artifacts.texts import Condition
 from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.captures.verify import verify
@@ -23,8 +23,7 @@ from actlake.store.core.files import hash_file, write_json
 from actlake.store.core.schema import OUTPUTS
 from actlake.store.exchange import transfer as moving
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Plan, Selection
-from actlake.store.exchange.transfer import move, write_index
+from actlake.store.exchange.transfer import Plan, Selection, move, write_index
 from actlake.store.format.parquet import parquet_writer
 from actlake.store.format.paths import Layout
 from actlake.store.format.records import sealed

@@ -1,7 +1,7 @@
 """What opens a bucket is never told: users, passwords, query strings and fragments of a lake's address."""
 
 import pytest
-from actlake.store.core.redact import redacted, scrubbed
+from actlake.store.core.errors import redacted, scrubbed
 from hypothesis import given
 from hypothesis import strategies as st
 

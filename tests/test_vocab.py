@@ -15,14 +15,12 @@ from actlake.capture.checkpoint.tokens import is_text, real_token_mask, running_
 from actlake.capture.run import check
 from actlake.capture.run.check import check_captures
 from actlake.lake import Lake
-from actlake.store.artifacts.models import read_model
-from actlake.store.artifacts.vocab import FILE, SCHEMA, keep_vocab, read_vocab, with_vocab
+from actlake.store.artifacts.models import FILE, SCHEMA, keep_vocab, read_model, read_vocab, with_vocab
 from actlake.store.core.catalog import load_catalog
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.core.files import hash_file, write_json
 from actlake.store.exchange.plan import Planner, origin_of
-from actlake.store.exchange.selection import Selection
-from actlake.store.exchange.transfer import move
+from actlake.store.exchange.transfer import Selection, move
 from actlake.store.format.paths import Layout
 
 

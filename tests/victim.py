@@ -13,15 +13,12 @@ from actlake.capture.model.load import stored_weights
 from actlake.capture.streams.capture_pair import find_prompts
 from actlake.capture.streams.requests import keep_prompts
 from actlake.store.artifacts.directions import directions_writer, read_directions
-from actlake.store.artifacts.models import read_head
+from actlake.store.artifacts.models import read_head, read_vocab
 from actlake.store.artifacts.probes import probes_table, read_probes, write_probes
 from actlake.store.artifacts.streams import read_stream, stream_records
-from actlake.store.artifacts.texts import Condition, read_condition, read_texts
-from actlake.store.artifacts.verdicts import VerdictStore
-from actlake.store.artifacts.vocab import read_vocab
-from actlake.store.captures.cite import citation
+from actlake.store.artifacts.texts import Condition, VerdictStore, read_condition, read_texts
 from actlake.store.captures.reader import Capture, list_captures, open_capture
-from actlake.store.captures.verify import verify
+from actlake.store.captures.verify import citation, verify
 from actlake.store.core.catalog import StreamSpec, load_catalog
 from actlake.store.core.schema import OUTPUT_KINDS, OUTPUTS
 from actlake.store.format.paths import Layout

@@ -19,8 +19,7 @@ from actlake.store.artifacts.directions import directions_writer
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.probes import write_probes
 from actlake.store.artifacts.streams import Stream, write_stream
-from actlake.store.artifacts.texts import Condition
-from actlake.store.artifacts.verdicts import VerdictStore
+from actlake.store.artifacts.texts import Condition, VerdictStore
 from actlake.store.captures.manifest import seal
 from actlake.store.core.schema import OUTPUTS, STREAM_SCHEMA
 from actlake.store.format.paths import Layout

@@ -13,9 +13,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ...store.core.errors import LakeError
+from ...store.core.errors import LakeError, scrubbed
 from ...store.core.progress import ERRORS
-from ...store.core.redact import scrubbed
 
 SEARCH = 5  # seconds
 LONGEST = 400  # characters of a foreign error's text

@@ -15,10 +15,9 @@ from ...store.core.catalog import ModelSpec
 from ...store.core.errors import LakeError
 from .causes import cause, silent
 from .configs import DTYPES, auto_of, config_for, dtype_of, explained, load_config, model_class, source, tensors_of
-from .extras import check_before, check_extras, without_scales
+from .extras import Quantised, check_before, check_extras, quantised_of, unpack, without_scales
 from .files import wrapped
 from .gguf import forget, loading, reading
-from .quantised import Quantised, quantised_of, unpack
 from .stops import declared
 
 T = TypeVar("T")

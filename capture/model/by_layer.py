@@ -16,8 +16,8 @@ from ...store.core.catalog import ModelSpec
 from ...store.core.errors import LakeError
 from ..checkpoint.causes import cause, silent
 from ..checkpoint.configs import DTYPES, config_for, explained, load_config, load_tokenizer, model_class
+from ..checkpoint.extras import quantised_of
 from ..checkpoint.loading import load_hf, probed
-from ..checkpoint.quantised import quantised_of
 from .heads import find_top
 from .hooks import at_boundary
 from .load import Model, record_of

@@ -16,10 +16,9 @@ from ...store.core.schema import VARIANTS
 from ...store.core.specs import default_windows
 from ..checkpoint.configs import load_tokenizer
 from ..checkpoint.loading import attention_of, check_device_map, check_dtype
-from ..checkpoint.stops import find_stops, stop_ids
+from ..checkpoint.stops import check_glance, find_stops, stop_ids
 from ..checkpoint.templates import PROBE, has_template
 from ..checkpoint.tokens import check_same_tokenizer, encode, reading, real_token_mask
-from ..checkpoint.vocabularies import check_glance
 from .load import Model, load_model
 from .structure import Structure
 

@@ -16,8 +16,8 @@ from ...store.core.catalog import ModelSpec
 from ...store.core.files import hash_files, hash_json
 from ...store.format.paths import Layout
 from ..checkpoint.configs import config_for, dtype_of, load_config, load_tokenizer, model_class
+from ..checkpoint.extras import quantised_of
 from ..checkpoint.loading import check_dtype, load_hf, probed
-from ..checkpoint.quantised import quantised_of
 from ..checkpoint.tokens import control_ids, real_token_mask, tokenizer_hash
 from .structure import Structure, discover
 from .trace import device_of_input

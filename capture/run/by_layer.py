@@ -29,8 +29,8 @@ from ..model.load import Model
 from ..model.partial import entering
 from ..model.structure import Seen, assemble, check_flow, look
 from ..model.trace import PROBE_TOKENS, Trace, accepted, random_tokens
-from .attention import row_entropies
 from .batching import stages
+from .forward import row_entropies
 from .reforward import noise_prompts
 
 FOLDER = "blocks"  # in the progress folder

@@ -30,11 +30,11 @@ from ...store.remote.files import HERE, Files
 from ..checkpoint.loading import attention_of
 from ..model.hooks import ActivationSink, Batch, pad_id
 from ..model.load import Model, head_arrays
-from .attention import watch
 from .batching import (
     BATCH,
     WINDOW,
     CaptureSize,
+    ShardBuffers,
     batch_plan,
     capture_sizes,
     check_disk,
@@ -43,10 +43,9 @@ from .batching import (
     stored_ratio,
 )
 from .by_layer import spilled_bytes, through_blocks
-from .forward import forward, read
+from .forward import forward, read, watch
 from .ranks import ALONE, Rank
 from .reforward import NOISE, noise_floor, rows_of_noise, seal_with_noise
-from .shard_buffers import ShardBuffers
 
 Windows = Mapping[str, tuple[int, int]]
 ENDING = "end.lock"  # of ranks that are done at once, one measures the noise floor and seals

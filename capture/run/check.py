@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...store.artifacts.models import read_model
-from ...store.artifacts.vocab import REPAIR as VOCAB_REPAIR
-from ...store.artifacts.vocab import damage, vocab_file
+from ...store.artifacts.models import REPAIR as VOCAB_REPAIR
+from ...store.artifacts.models import damage, read_model, vocab_file
 from ...store.artifacts.weights import read_weights
 from ...store.captures.manifest import read_manifest
 from ...store.captures.reader import find_capture, list_captures, split_capture

@@ -16,9 +16,8 @@ from ...store.format.paths import Layout
 from ...store.format.records import read_record
 from ..model.hooks import Batch, pad_id
 from ..model.load import Model
-from .attention import watch
 from .batching import batch_plan
-from .forward import forward
+from .forward import forward, watch
 from .ranks import Rank
 
 NOISE_PROMPTS = 4

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...store.artifacts.models import check_same_model, equal_weights, has_model, read_model
-from ...store.artifacts.prompts import stored_prompts
-from ...store.artifacts.streams import stream_records
-from ...store.artifacts.vocab import has_vocab, keep_vocab
+from ...store.artifacts.models import check_same_model, equal_weights, has_model, has_vocab, keep_vocab, read_model
+from ...store.artifacts.streams import stored_prompts, stream_records
 from ...store.captures.manifest import read_manifest
 from ...store.core.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec
 from ...store.core.errors import LakeError
@@ -20,9 +18,8 @@ from ...store.format.paths import Layout, check_name
 from ..checkpoint.configs import load_config, load_tokenizer
 from ..checkpoint.configs import source as model_folder
 from ..checkpoint.loading import check_device_map
-from ..checkpoint.stops import declared
+from ..checkpoint.stops import check_glance, declared
 from ..checkpoint.tokens import check_same_tokenizer, template_for, vocabulary
-from ..checkpoint.vocabularies import check_glance
 from ..model.by_layer import load_frame
 from ..model.load import Model, context_of, identify, load_model
 from ..model.weights_copy import check_weights_fit, here_or_stored, keep_weights, weights_to_copy

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ...store.artifacts.prompts import stored_prompts, write_prompts
+from ...store.artifacts.streams import stored_prompts, write_prompts
 from ...store.core.errors import LakeError
 from ...store.core.files import LARGEST, canonical_json, parse_json, too_deep
 from ...store.format.paths import Layout

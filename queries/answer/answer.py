@@ -18,8 +18,7 @@ from ...store.captures.manifest import noise_warnings
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
-from ...store.tables.files import find_tables
-from ...store.tables.live import FOREIGN
+from ...store.tables.files import FOREIGN, find_tables
 from ...store.tables.names import Chain, Pairs
 from ...store.tables.sql import sql_error
 from ...store.tables.streams import PUBLISHED, same_prompts

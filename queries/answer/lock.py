@@ -17,8 +17,7 @@ from ...store.core.schema import FORMAT_VERSION
 from ...store.core.version import __version__
 from ...store.format.paths import NAME, Layout, check_version
 from ...store.remote.store import is_remote
-from ...store.tables.files import find_tables
-from ...store.tables.live import foreign_files, foreign_record
+from ...store.tables.files import find_tables, foreign_files, foreign_record
 from ...store.tables.names import Chain, models_of
 from ...store.tables.statements import tables_behind
 from ...store.tables.streams import stream_table

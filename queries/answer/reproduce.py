@@ -16,7 +16,7 @@ from ...store.captures.reader import check_sealed
 from ...store.core.errors import CorruptError, LakeError
 from ...store.format.paths import Layout
 from ...store.format.records import SEAL
-from ...store.tables.live import FOREIGN
+from ...store.tables.files import FOREIGN
 from ...store.tables.names import Chain
 from ..rows.registry import Query, find
 from .answer import Answer

@@ -20,12 +20,10 @@ from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import Bar, bar
 from ...store.format.paths import Layout
-from ..engine.blocks import BlockReader
+from ..engine.blocks import BlockReader, drop_parts, part_file, parts_folder
 from ..engine.context import Context
 from ..engine.job import Job
-from ..engine.passes import cost_of, feeds_of, label_of, missing_of, passes, prompt_blocks, run, together
-from ..engine.running import fail, ready
-from ..engine.task_parts import drop_parts, part_file, parts_folder
+from ..engine.passes import cost_of, fail, feeds_of, label_of, missing_of, passes, prompt_blocks, ready, run, together
 from ..makers import Need
 from .scheduler import PATIENCE, address_of, check_workers, clear_errors
 from .worker import Call, Done, join, parts, tidy, whole, work

@@ -13,12 +13,10 @@ from ...store.core.catalog import PACKAGED
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory
 from ...store.format.paths import Layout
-from ..engine.blocks import Block
+from ..engine.blocks import Block, Columns, part_file, part_writer, read_part
 from ..engine.context import Context
 from ..engine.job import Job
-from ..engine.passes import feeds_of, read
-from ..engine.running import RunningJobs
-from ..engine.task_parts import Columns, part_file, part_writer, read_part
+from ..engine.passes import RunningJobs, feeds_of, read
 from ..makers import Need, jobs_of
 
 JobRequest = tuple[Need, str]  # a job: what it comes from, and where in the lake its result will lie

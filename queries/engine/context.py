@@ -24,7 +24,7 @@ from ...store.core.schema import VARIANTS
 from ...store.core.specs import default_windows
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
-from ...store.tables.live import FOREIGN
+from ...store.tables.files import FOREIGN
 from ...store.tables.names import Pairs, foreign_captures, pair_named, stored_models, stored_pairs
 from ...store.tables.streams import pair_streams
 from .blocks import Block

@@ -12,10 +12,8 @@ import numpy as np
 from ...store.captures.reader import Capture
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
-from ...store.tables.files import drop_tables, table_file, table_writer
-from ...store.tables.live import table_key
-from .blocks import Block
-from .task_parts import Columns
+from ...store.tables.files import drop_tables, table_file, table_key, table_writer
+from .blocks import Block, Columns
 
 HELD_TOKENS = 1 << 14  # of a table of token x layer in memory at a time
 

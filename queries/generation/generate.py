@@ -13,7 +13,7 @@ from ...capture.edit.words import condition_text, parse_edits
 from ...capture.run.ranks import ALONE, Rank
 from ...capture.streams.capture_pair import find_prompts
 from ...capture.streams.prompts import PromptSet
-from ...store.artifacts.prompts import stored_prompts
+from ...store.artifacts.streams import stored_prompts
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.core.specs import check_date

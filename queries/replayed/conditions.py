@@ -18,8 +18,7 @@ from ..engine.blocks import Block, following
 from ..engine.context import Context, Names, Scope, aligned, all_boundaries
 from ..engine.job import LayerTable
 from ..probes.choice import choose
-from .condition import SEED, Condition, answer_resid
-from .replays import Replays
+from .replays import SEED, Condition, Replays, answer_resid
 
 HOST = replace(VARIANT, meaning="model that runs: pt or it", fill="if(condition[1] IN ('A', 'B'), 'pt', 'it')")
 HOSTED = (*MODELS, HOST, STREAM, STREAM_PT, CONDITION)  # columns of every table of conditions

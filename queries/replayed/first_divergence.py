@@ -165,7 +165,7 @@ class EventTable(TableJob):
 
         Only tokens that are real for both models count.
         """
-        from ...analyze.residual.two_tokens import choose
+        from ...analyze.residual.mechanism import choose
 
         mask = self.kit.common_real(self.names)
         tokens = events[["it_token", "pt_token"]].to_numpy()

@@ -7,21 +7,27 @@ MLP's input, and is random across it. `_tuned` behind the name is the tuned lens
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ...analyze.text.word_class import COLLAPSED, GROUPS
 from ...store.core.columns import (
     COSINE,
     JENSEN_SHANNON,
+    LAST,
     LAYER,
     LENS,
     LENS_VALUES,
+    NO_TARGET,
     NONNEGATIVE,
     PROMPT,
+    SHARE,
     STEP,
+    ZERO,
     Column,
     label_column,
 )
@@ -30,8 +36,10 @@ from ..engine.blocks import Block
 from ..engine.context import Context, Scope, pair_columns
 from ..engine.declare import table
 from ..engine.job import LayerTable
-from .condition import Condition
-from .conditions import HOSTED, Replayed, by_condition_and_lens, check_scope, window_of
+from ..tables.final_layer import LATE
+from ..tables.words import Vocab, vocab_table
+from .conditions import HOSTED, Replayed, by_condition, by_condition_and_lens, check_scope, window_of
+from .replays import Condition
 
 NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?(_tuned)?")
 TUNED = "lens tuned"
@@ -147,3 +155,123 @@ def condition_of(kit: Context, scope: Scope, table: str, kind: str) -> Replayed:
         kind.removesuffix("_tuned"), HOST[letter], window_of(kit, scope, window), random=random is not None
     )
     return Replayed(kit, scope, condition, "tuned" if tuned else "raw")
+
+
+K = 20
+
+
+def _candidates(job: Replayed, vocab: Vocab, late: int, pt: Block, it: Block) -> dict[str, Any]:
+    """All columns of a block, [n, layers from `late` on], against the host as it is."""
+    from ...analyze.lens.topk import exchanged
+
+    (mine, here), _ = job.sides(pt, it)
+    after = job.translated(mine, here, job.whole(mine, here)[0])[:, late + 1 :]
+    before, head = job.stored(mine, here)[:, late + 1 :], job.kit.head(job.host)
+    groups = job.kit.once(_groups, vocab, head.vocab)
+    found = exchanged(head, before, after, groups, k=K, device=job.kit.device)
+    counts = {
+        f"{way}_{group}": found[way][..., place] for way in ("entered", "left") for place, group in enumerate(GROUPS)
+    }
+    return {**counts, "jaccard": found["jaccard"]}
+
+
+def _groups(kit: Context, vocab: Vocab, size: int) -> np.ndarray:
+    """The place in GROUPS of every token id [size]."""
+    return np.array([GROUPS.index(COLLAPSED[name]) for name in vocab.column("word_class")[:size]])
+
+
+@table(
+    "candidates",
+    [
+        *HOSTED,
+        LENS,
+        *PROMPT,
+        STEP,
+        LAYER,
+        *(
+            Column(f"{way}_{group}", "int32", f"tokens of the class {group} among the {K} likeliest {when}", "tokens")
+            for way, when in (("entered", "under the condition alone"), ("left", "without the condition alone"))
+            for group in GROUPS
+        ),
+        Column("jaccard", "float32", f"tokens among the {K} likeliest of both over those of either", "1", SHARE),
+    ],
+    "Which of the likeliest tokens of late layers others replace under a condition.",
+    "condition x lens x (prompt, step) x late layer",
+    of="pair",
+    version=1,
+    kinds=("B_late",),
+    kind_columns=by_condition_and_lens,
+    one_model=True,
+    how="replay",
+    lenses=1.0,
+)
+def candidates_table(kit: Context, scope: Scope, kind: str) -> LayerTable:
+    """The job that makes one condition's rows, `kind` its name. LakeError as for `graft` and `vocab`."""
+    replayed, vocab = condition_of(kit, scope, "candidates", kind), vocab_table(kit, scope)
+    late = int(LATE * kit.capture(scope.captures[0]).layers)
+    columns = partial(_candidates, replayed, vocab, late)
+    job = replayed.table("candidates", columns, late, k=K, vocab=vocab.path.stem)
+    job.before = (*job.before, vocab)
+    return job
+
+
+EVERY = (-math.inf, math.inf)
+PIPELINES = {"A": "pt", "B_late": "pt", "C": "it", "D_late": "it"}
+
+
+def _pushes(job: Replayed, late: int, pt: Block, it: Block) -> dict[str, Any]:
+    """All columns of a block, [n, layers from `late` on], through the host's own raw lens (METHODS 9)."""
+    from ...analyze.residual.mechanism import mlp_mechanism
+
+    (mine, here), _ = job.sides(pt, it)
+    resid, mlp_out = job.whole(mine, here)
+    target, head = mine.columns["target"][here], job.kit.head(job.host)
+    return dict(mlp_mechanism(head, resid[:, late + 1 :], mlp_out[:, late:], target, device=job.kit.device))
+
+
+@table(
+    "mechanism",
+    [
+        *HOSTED,
+        *PROMPT,
+        STEP,
+        LAYER,
+        *(
+            Column(name, "float32", f"{what} of the MLP's output along the gradient {of}", unit, limits, null)
+            for name, what, of, unit, limits, null in (
+                ("support_teacher", "length", "of the target's logit", "1", EVERY, NO_TARGET),
+                ("anti_top1", "minus the length", "of the top token's logit", "1", EVERY, ""),
+                ("anti_kl", "length", "of KL(final || layer)", "1", EVERY, LAST),
+                ("teacher_cos", "cosine", "of the target's logit", "1", COSINE, NO_TARGET),
+                ("top1_cos", "cosine", "of the top token's logit", "1", COSINE, ZERO),
+                ("kl_cos", "cosine", "of KL(final || layer)", "1", COSINE, LAST),
+            )
+        ),
+        Column(
+            "kl_rest", "float32", "length of the MLP's output across the gradient of KL(final || layer)", "1", null=LAST
+        ),
+    ],
+    "Where MLP outputs push the lens, floor(0.8 L) and up, in both models and with late MLPs exchanged.",
+    "condition x (prompt, step) x late layer",
+    of="pair",
+    version=1,
+    kinds=tuple(PIPELINES),
+    kind_columns=by_condition,
+    one_model=True,
+    how="replay",
+)
+def mechanism_table(kit: Context, scope: Scope, kind: str) -> LayerTable:
+    """The job that makes one pipeline's rows: A (the PT), C (the IT), B_late or D_late. LakeError as for `graft`."""
+    if kind not in PIPELINES:
+        raise LakeError(f"mechanism({kind}): expected one of {', '.join(PIPELINES)}")
+    check_scope(kit, scope)
+    layers = kit.capture(scope.names("pt")).layers
+    window = window_of(kit, scope, "late") if kind.endswith("late") else (layers, layers)
+    replayed, late = Replayed(kit, scope, Condition(kind, PIPELINES[kind], window)), int(LATE * layers)
+    job = replayed.table("mechanism", partial(_pushes, replayed, late), late)
+    for capture in job.captures:
+        if "mlp_out" not in capture:
+            raise LakeError(
+                f"{capture.path}: mechanism needs mlp_out, which this capture left out: capture with the profile full"
+            )
+    return job

@@ -12,7 +12,7 @@ from ...store.core.schema import VARIANTS
 from ..engine.context import WINDOWS, Context, Scope
 from ..engine.declare import table
 from .conditions import HOSTED
-from .divergence import HOSTS
+from .factorial import HOSTS
 from .first_divergence import READ_TOGETHER, EventTable, tokens_of
 
 
@@ -53,7 +53,7 @@ def _add_layers(
 ) -> None:
     """Rows of some events for the blocks from `first` on, through the model's own head: resid [n, blocks + 1, d], mlp [n,
     blocks, d]."""
-    from ...analyze.residual.writeout import writeout
+    from ...analyze.residual.mechanism import writeout
 
     kit, tokens = job.kit, events[["it_token", "pt_token"]].to_numpy()
     post, parallel = kit.mlp_branch(job.names[host])

@@ -15,10 +15,9 @@ from ...store.artifacts.directions import DirectionsWriter, directions_path, dir
 from ...store.captures.reader import Capture
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
-from ..engine.blocks import Block
+from ..engine.blocks import Block, Columns
 from ..engine.context import Context, Scope, all_boundaries, raw_lens
 from ..engine.job import Job
-from ..engine.task_parts import Columns
 from ..probes.choice import Chosen, choose
 from .tuned import tuned_columns
 

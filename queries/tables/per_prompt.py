@@ -7,11 +7,10 @@ import numpy as np
 from ...analyze.residual.geometry import FEWEST_POINTS, MOST_POINTS, geometry
 from ...store.core.columns import LAYER, MODEL, PROMPT, Column, label_column
 from ...store.core.errors import LakeError
-from ..engine.blocks import Block
+from ..engine.blocks import Block, Columns
 from ..engine.context import Context, Names, all_boundaries, name_columns
 from ..engine.declare import table
 from ..engine.job import TableJob
-from ..engine.task_parts import Columns
 
 
 def last_prompt_tokens(prompt: np.ndarray, step: np.ndarray) -> np.ndarray:

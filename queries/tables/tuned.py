@@ -10,11 +10,10 @@ from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, SIDE, 
 from ...store.core.columns import PROMPT as PROMPTS
 from ...store.core.errors import LakeError
 from ...store.tables.files import drop_tables
-from ..engine.blocks import Block
+from ..engine.blocks import Block, Columns
 from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label
 from ..engine.declare import table
 from ..engine.job import LayerTable, TableJob
-from ..engine.task_parts import Columns
 from ..probes.choice import choose
 from .per_layer import raw_lens_table
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...analyze.text.word_class import alone, in_context
-from ...store.artifacts.models import has_model, read_model
-from ...store.artifacts.vocab import has_vocab, read_vocab
+from ...store.artifacts.models import has_model, has_vocab, read_model, read_vocab
 from ...store.core.columns import IS_SPECIAL, MODELS, PLACE, SIDE, TOKEN, TOKEN_ID, TOKEN_TEXT, Column
 from ...store.core.errors import LakeError
 from ...store.format.parquet import read_parquet

@@ -1,9 +1,10 @@
-"""Streams: frozen token sequences, named by what they are and by the hash of their content."""
+"""Streams and prompt sets: frozen token sequences, named by what they are and by the hash of their content."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import pyarrow.parquet as pq
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import hash_file, write_atomic, write_json
-from ..core.schema import FORMAT_VERSION, STREAM_SCHEMA, VARIANTS
+from ..core.schema import FORMAT_VERSION, RECORD, STREAM_SCHEMA, VARIANTS
 from ..format.parquet import read_parquet
 from ..format.paths import Layout, check_name
 from ..format.records import REPAIRS, SEAL, read_record, sealed
+from ..format.rules import is_name
+from ..remote.files import Files
+from .artifact import Artifact, read, writing
 
 
 @dataclass(frozen=True)
@@ -234,3 +238,34 @@ def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
         special=table["is_special"].to_numpy(),
         recipe=record["recipe"],
     )
+
+
+FILE = "prompts.jsonl"
+
+
+def write_prompts(layout: Layout, name: str, data: bytes) -> Path:
+    """Keep a set, given as its canonical file; returns where that is. A set that has the name already stays."""
+    folder = layout.prompts / name
+    recipe: dict[str, Any] = {"prompts": name, "content_sha256": sha256(data).hexdigest()}
+    with writing(layout, folder, recipe, {}) as made:
+        write_atomic(made / FILE, data)
+    return folder / FILE
+
+
+def stored_prompts(layout: Layout, name: str) -> Path | None:
+    """The file of a set that the lake keeps, or None; CorruptError when it is not what was kept."""
+    if not is_name(name) or not ((folder := layout.prompts / name) / RECORD).is_file():
+        return None
+    read_set(layout.files, folder).check()
+    return folder / FILE
+
+
+def read_set(lake: Files, folder: Path) -> Artifact:
+    """A set with its record checked; CorruptError where that is another set's."""
+    found = read(lake, folder, "prompts")
+    if (name := found.record["recipe"]["prompts"]) != folder.name:
+        raise CorruptError(f"{folder / RECORD}: the record of {name}; {REPAIRS['prompts']}")
+    kept, said = found.record["files"].get(FILE, {}).get("sha256"), found.record["recipe"]["content_sha256"]
+    if kept != said:
+        raise CorruptError(f"{folder / FILE}: recorded as {kept}, the recipe says {said}; {REPAIRS['prompts']}")
+    return found

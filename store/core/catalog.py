@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from yaml.nodes import Node, ScalarNode, SequenceNode
 
 from .columns import SCALARS
-from .errors import LakeError
-from .redact import redacted
+from .errors import LakeError, redacted
 from .schema import PROMPT_SITES, SITES, VARIANTS
 from .specs import ConditionSpec, ModelSpec, PairSpec, ProfileSpec, StreamSpec, check_date
 from .yaml_file import NodeReader, compose, hint, kind_of, listed

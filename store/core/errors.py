@@ -1,8 +1,10 @@
-"""The one exception a user is meant to read."""
+"""Errors that a user is meant to read, also for a missing package, and text without the secrets of a lake's address."""
 
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 # What repairs a file of a capture, or of what is read like one.
 RESTORE = (
@@ -68,3 +70,72 @@ def _reworded(parts: list[str]) -> list[str]:
                 fresh = f"`rm -r {shlex.quote(root)}` lets it be fetched anew"
                 return [problem, *parts[1:3], f"{KEEPER}; if only its copy here is damaged, {fresh}"]
     return parts
+
+
+# Package -> the extra that brings it.
+EXTRAS = {
+    "torch": "capture",
+    "transformers": "capture",
+    "safetensors": "capture",
+    "huggingface_hub": "hub",
+    "accelerate": "capture",
+    "gguf": "gguf",
+    "distributed": "cluster",
+    "openai": "judge",
+    "intake": "intake",
+}
+
+
+@contextmanager
+def needs() -> Iterator[None]:
+    """Inside the block, or in a function decorated by it, a missing package of an extra is a LakeError that names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise LakeError(
+            f"this needs the package {package}, which is not installed",
+            repair=f"pip install 'actlake[{EXTRAS[package]}]'",
+        ) from error
+
+
+CHAIN = re.compile(r"(::)(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)  # fsspec's way to name a URL inside another
+URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
+SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY|API_KEY")
+WITH_PORT = ("http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs", "smb")
+SHORTEST = 8  # characters below which a variable's value is a word such as "false", and no secret
+
+
+def redacted(url: object) -> str:
+    """A path or URL without user, password, query string and fragment, for messages and records.
+
+    A path without a scheme and a file:// URL stay as they are. A password may hold '/', as the keys of S3 do; the '@' of
+    a revision (hf://datasets/NAME@REVISION) is none of a user's.
+    """
+    return "".join(_shown(part) for part in CHAIN.split(str(url)))
+
+
+def _shown(url: str) -> str:
+    scheme, slashes, rest = url.partition("://")
+    if not slashes or scheme.lower() == "file":
+        return url
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, colon, after = authority.partition(":")
+    port = after.isdigit() and scheme.lower() in WITH_PORT  # the secret of an S3 key may begin with digits and a '/'
+    password = bool(colon) and not user.startswith("[") and not port
+    if "@" in authority or password:
+        _, _, tail = rest.partition("@")
+        address = re.split(r"[?#]", tail, maxsplit=1)[0]
+        # Behind a password the last '@' counts: a password that was not percent-encoded may hold some itself.
+        rest = address.rpartition("@")[2] if password else address
+    return scheme + slashes + re.split(r"[?#]", rest, maxsplit=1)[0]
+
+
+def scrubbed(text: str) -> str:
+    """A foreign error's text with its URLs as `redacted` tells them and the values of secret environment variables as ***."""
+    for name, value in os.environ.items():
+        if SECRET.search(name.upper()) and len(value) >= SHORTEST:
+            text = text.replace(value, "***")
+    return URL.sub(lambda found: redacted(found[0]), text)

@@ -23,15 +23,13 @@ from ..format.parquet import first_line
 from ..format.partial import Held, Partial, parse_partial
 from ..format.paths import MEND, Layout, check_lake, check_links
 from ..format.records import REPAIRS, SEAL, parse_record, sealed
-from ..remote.files import is_shard
+from ..remote.files import RangeFile, is_shard
 from ..remote.opening import open_store
-from ..remote.range_file import RangeFile
 from ..remote.store import Entry, Store, transfers
-from ..tables.live import FOREIGN
+from ..tables.files import FOREIGN
 from ..tables.names import models_named, models_of, stored_pairs
-from .conflicts import Compared, other_stream
-from .models import model_unit
-from .selection import Item, Plan, Selection, Unit
+from .conflicts import Compared, model_unit, other_stream
+from .transfer import Item, Plan, Selection, Unit
 
 
 def origin_of(place: Layout | str) -> Store:

@@ -5,14 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from ..artifacts.artifact import problems, read
-from ..artifacts.models import hash_head, read_head, read_model
-from ..artifacts.prompts import read_set
-from ..artifacts.streams import read_stream
-from ..artifacts.texts import read_condition, read_lines
-from ..artifacts.verdicts import read_verdicts
-from ..artifacts.vocab import FILE as VOCAB
-from ..artifacts.vocab import REPAIR as VOCAB_REPAIR
-from ..artifacts.vocab import damage, vocab_file
+from ..artifacts.models import FILE as VOCAB
+from ..artifacts.models import REPAIR as VOCAB_REPAIR
+from ..artifacts.models import damage, hash_head, read_head, read_model, vocab_file
+from ..artifacts.streams import read_set, read_stream
+from ..artifacts.texts import read_condition, read_lines, read_verdicts
 from ..artifacts.weights import RECORD as WEIGHTS
 from ..artifacts.weights import read_weights
 from ..captures.verify import Report
@@ -25,7 +22,7 @@ from ..format.records import REPAIRS, read_record
 from ..remote.objects import read_index
 from ..remote.store import INDEX
 from ..tables.declared import TABLES
-from ..tables.live import stale
+from ..tables.files import stale
 
 UNKNOWN = "no record of the lake names it; delete it, or run what was making it again"
 

@@ -6,6 +6,7 @@ captures stay where they are and are read by byte range. What is written appears
 go straight to the lake; of a lake that can only be read, tables made here stay here, for the next command.
 """
 
+import io
 import os
 import re
 import threading
@@ -164,3 +165,36 @@ class Files:
 
 
 HERE = Files(Path("/"))
+
+
+class RangeFile(io.RawIOBase):
+    """A file of a store, open for reading; each read is one range."""
+
+    def __init__(self, store: Store, name: str, size: int):
+        super().__init__()
+        self._store, self._name, self._size, self._at = store, name, size, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """The place."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes."""
+        stop = max(self._at, min(self._at + len(buffer), self._size))
+        data = self._store.read(self._name, self._at, stop) if stop > self._at else b""
+        buffer[: len(data)] = data
+        self._at = stop
+        return len(data)

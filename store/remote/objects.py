@@ -13,10 +13,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import HTTPStore, S3Store, from_url
 
-from ..core.errors import CorruptError, LakeError
+from ..core.errors import CorruptError, LakeError, scrubbed
 from ..core.files import hash_json, parse_json
 from ..core.progress import say
-from ..core.redact import scrubbed
 from ..core.schema import MARKER
 from . import store
 from .store import INDEX, LARGEST_RECORD, PART, Entry, Store, safe

@@ -7,9 +7,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from ..core.errors import LakeError
+from ..core.errors import LakeError, scrubbed
 from ..core.files import BLOCK
-from ..core.redact import scrubbed
 from .store import Entry, Store
 
 

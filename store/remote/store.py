@@ -16,10 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from ..core.errors import CorruptError, LakeError
+from ..core.errors import CorruptError, LakeError, redacted, scrubbed
 from ..core.files import hash_file, replacing
 from ..core.progress import say
-from ..core.redact import redacted, scrubbed
 
 HOPELESS = ("InvalidPathError", "InvalidURL", "NonHttpUrlClientError", "UnknownConfigurationKeyError")
 T = TypeVar("T")

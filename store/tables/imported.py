@@ -14,8 +14,7 @@ from ..core.files import hash_file
 from ..core.schema import VARIANTS
 from ..format.paths import Layout, check_name
 from .declared import TABLES, Table
-from .files import ROW_GROUP_TOKENS, table_file, write_table
-from .live import FOREIGN, table_key
+from .files import FOREIGN, ROW_GROUP_TOKENS, table_file, table_key, write_table
 from .names import Pairs, foreign_captures, models_of
 from .statements import VIEWS, tables_behind
 from .streams import stream_table

@@ -13,7 +13,7 @@ from ..core.schema import VARIANTS
 from ..core.yaml_file import hint, listed
 from ..format.paths import Layout, check_name
 from .declared import TABLES
-from .live import foreign_files, foreign_record
+from .files import foreign_files, foreign_record
 
 Pairs = dict[str, dict[str, str]]  # pair -> variant -> model
 BETWEEN = ".."  # BASE..TUNED is a pair of any two models; no model's name may hold it

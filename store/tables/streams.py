@@ -14,7 +14,7 @@ from ..core.errors import LakeError
 from ..core.schema import VARIANTS
 from ..format.paths import Layout
 from .declared import TABLES
-from .live import FOREIGN
+from .files import FOREIGN
 from .names import Pairs, foreign_captures
 
 PUBLISHED = "published"  # the stream of rows from elsewhere whose texts are not known: it answers rows of every recipe
