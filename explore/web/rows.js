@@ -18,10 +18,13 @@ explorer.page(
       const columns = [
         [
           "measure",
-          one => [
-            one.about ? el("abbr", {title: one.about.replace(/`/g, "")}, one.label) : one.label,
-            el("code.name", {}, one.measure),
-          ],
+          one =>
+            el(
+              "span",
+              {},
+              one.about ? el("abbr", {title: one.about.replace(/`/g, "")}, one.label) : one.label,
+              el("code.name", {}, one.measure),
+            ),
         ],
       ];
       for (const name of names)

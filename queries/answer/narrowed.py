@@ -54,6 +54,8 @@ def _where(name: str, scope: Scope) -> str:
         return pair
     if name in TABLES and "stream_pt" in TABLES[name].names:
         return f"{pair} AND stream = {sql_text(scope.streams['it'])} AND stream_pt = {sql_text(scope.streams['pt'])}"
+    if any("stream_pt" in TABLES[each].names for each in tables_behind(name)):  # a pair's rows stand under IT's stream
+        return f"{pair} AND stream = {sql_text(scope.streams.get('it', ''))}"
     # A model may have read the other's text, too: of a pair with one template under the very name of the other's stream.
     read = ", ".join(f"({sql_text(variant)}, {sql_text(stream)})" for variant, stream in sorted(scope.streams.items()))
     return f"{pair} AND (variant, stream) IN ({read})"

@@ -16,17 +16,19 @@ OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 ELSE = "||"  # in an optional part: the alternative
 SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\[{])")
 NO_INTERVAL = "[no interval]"
+BRACKETS = 2  # intervals in a sentence; the others stand in the table
 DUST = 1e-6  # what sums of float32 leave of nothing
 
 
 def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) -> str:
     """Fill a query's sentence with the estimates of its answer.
 
-    {name} is that measure's estimate and interval; {name@arm} is that of one arm of the contrast, whose difference is meant
-    otherwise. {name?a|b|c} is a when the interval is above zero, b when it is below, c when it holds zero. Without an
+    {name} is that measure's estimate and interval; {name@arm} is the estimate of one arm of the contrast, whose difference is
+    meant otherwise. {name?a|b|c} is a when the interval is above zero, b when it is below, c when it holds zero. Without an
     interval the sign of the estimate decides, and the number says so: c would deny it. [...] is left out where a measure in
     it is not known, [...||otherwise] is replaced by what follows the bars. With `listed` a sentence without any known measure
-    is left out, and one that lacks some is replaced by a list of those there are.
+    is left out, and one that lacks some is replaced by a list of those there are. After BRACKETS intervals of a sentence
+    estimates stand alone.
     """
     scalars = table[table["layer"].isna()] if "layer" in table else table
     compared = {match[1] for match in FIELD.finditer(template) if match[3] is not None}
@@ -35,14 +37,21 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
     def line_of(match: re.Match[str]) -> Any:
         return known.get((match[1], match[2] or ""))
 
+    intervals = 0  # in this sentence
+
     def fill(match: re.Match[str]) -> str:
+        nonlocal intervals
         line = line_of(match)
         if line is None:
             return f"({match[1]} undefined)"
         if match[3] is None:
             if match[2]:
-                return interval(line.estimate, line.low, line.high)
-            return _number(line, match[1] in compared, _differs(line, query))
+                return interval(line.estimate)
+            shown = _number(line, match[1] in compared, _differs(line, query))
+            if pd.isna(line.low):
+                return shown
+            intervals += 1
+            return shown if intervals <= BRACKETS else shown.partition(" [")[0]
         low, high = (line.estimate - DUST, line.estimate + DUST) if pd.isna(line.low) else (line.low, line.high)
         return match[3] if low > 0 else match[4] if high < 0 else match[5]
 
@@ -62,7 +71,11 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
     if listed:
         kept = [text if all(map(line_of, FIELD.finditer(text))) else named(text) for text in kept]
         kept = kept or ["None of the numbers of this row's sentence is known."]
-    return " ".join(FIELD.sub(fill, " ".join(kept)).split())
+    filled = []
+    for text in kept:
+        intervals = 0
+        filled.append(FIELD.sub(fill, text))
+    return " ".join(" ".join(filled).split())
 
 
 def say_of_chain(chain: Chain, query: Query, table: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@
 -- stream: native
 -- bootstrap: prompt
 -- plot: line x=alpha hue=metric panels=format+answer+alignment+coherent,str,cohens_d
---   forest=rho_str,rho_format,rho_alignment,rho_answer,rho_coherent
+--   forest=rho_str,rho_format,rho_alignment,rho_answer
 -- says: Over the alphas of the sweep the share of structural words has a rank correlation with alpha of {rho_str}[ (p
 --   {p_str})], format compliance of {rho_format}, right reactions to SAFETY prompts of {rho_alignment}, right answers of
 --   {rho_answer}. Without the component (alpha 0) structural words change by {str_change_0}, at five times by

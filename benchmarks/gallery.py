@@ -1,0 +1,97 @@
+"""docs/gallery: the figure of every row that a lake answers as SVG, and each page of the explorer as a screenshot.
+
+    python benchmarks/gallery.py LAKE...     needs Chromium (apt-get install chromium); writes docs/gallery anew
+
+Nothing is computed into a lake: what none answers is not drawn. The explorer is that of the first lake.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import helpers  # noqa: F401
+from actlake.lake import Lake
+from actlake.queries.answer.answer import Answer
+from actlake.queries.answer.results import write_page
+from actlake.queries.figures.kept import drawn
+from actlake.queries.rows.registry import queries
+from browser import Browser, browser
+from PIL import Image
+
+FOLDER = Path(__file__).parent.parent / "docs" / "gallery"
+COLOURS = 96  # of a screenshot, so that it is small
+PAGES = ("lake", "prompts", "prompt", "texts", "directions", "rows", "sql")
+
+
+def answered(lakes: list[Lake]) -> dict[str, Answer]:
+    """The answer of every row whose tables are there, of the first lake that has them."""
+    found: dict[str, Answer] = {}
+    for lake in lakes:
+        forecast = lake.ask(generate=False, probes=False).forecast()
+        ready = [one.query.id for one in forecast if not one.refused and not one.work.parts()]
+        asked = [row for row in ready if row not in found]
+        for each in lake.ask(asked, generate=False, probes=False).answers() if asked else ():
+            if isinstance(each, Answer):
+                found[each.query.id] = each
+    return {row: found[row] for row in queries() if row in found}
+
+
+def figures(found: dict[str, Answer], folder: Path) -> Iterator[str]:
+    """Write the figure of each answer; the lines of the page that shows them."""
+    for row, answer in found.items():
+        (folder / f"{row}.svg").write_bytes(drawn(answer, ".svg"))
+        yield f"### {row} · {answer.query.title}\n\n{answer.sentence}\n\n![Figure of {row}]({row}.svg)\n"
+
+
+def picture(page: Browser, file: Path) -> None:
+    """A screenshot with few colours."""
+    page.picture(file)
+    with Image.open(file) as image:
+        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+def pages(lake: Lake, report: Path, folder: Path) -> Iterator[str]:
+    """Screenshots of the explorer, light, dark and on a phone, and of the report; the lines that show them."""
+    with tempfile.TemporaryDirectory() as place, browser() as page:
+        site = lake.explore(Path(place) / "site", limit=12)
+        for name in PAGES:
+            for kind, given in (("light", {}), ("dark", {"dark": True}), ("phone", {"width": 390, "height": 844})):
+                if kind == "phone" and name not in ("prompt", "rows"):
+                    continue
+                page.open(f"{site.as_uri()}#{name}", **given)  # type: ignore[arg-type]
+                page("new Promise(done => setTimeout(done, 700))")
+                picture(page, folder / f"{name}-{kind}.png")
+            if page.problems:
+                raise SystemExit(f"{name}: {page.problems}")
+            yield f"### {name.capitalize()}\n\n![{name}, light]({name}-light.png)\n\n![{name}, dark]({name}-dark.png)\n"
+        for kind in ("light", "dark"):
+            page.size(1300, 900)
+            page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": kind}])
+            page.call("Page.navigate", url=report.resolve().as_uri())
+            page.until("document.readyState === 'complete'")
+            picture(page, folder / f"report-{kind}.png")
+        yield "### The report of `run --all`\n\n![report, light](report-light.png)\n\n![report, dark](report-dark.png)\n"
+
+
+def main(lakes: list[Lake]) -> None:
+    """Write the folder anew."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for file in FOLDER.iterdir():
+        file.unlink()
+    found = answered(lakes)
+    rows, report = list(figures(found, FOLDER)), FOLDER / "report.html"
+    write_page(lakes[0].layout, list(found.values()), [], report)
+    seen = list(pages(lakes[0], report, FOLDER))
+    report.unlink()
+    words = (
+        "What the explorer and the rows show, drawn from the pair `pocket` by `python benchmarks/gallery.py LAKE...`."
+    )
+    text = "\n".join(["# Gallery", "", words, "", "## The explorer", "", *seen, "## The rows", "", *rows])
+    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+    size = sum(file.stat().st_size for file in FOLDER.iterdir())
+    print(f"{len(list(FOLDER.iterdir()))} files, {size / 1e6:.1f} MB in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main([Lake(name) for name in sys.argv[1:]])
