@@ -12,7 +12,7 @@ import torch
 from actlake.analyze.text.scores import score
 from actlake.capture.checkpoint.tokens import encode
 from actlake.capture.run.ranks import Rank
-from actlake.capture.streams import greedy as engine
+from actlake.capture.streams import free as engine
 from actlake.capture.streams.prompts import Prompt
 from actlake.capture.streams.streams import steered
 from actlake.cli.main import app
@@ -104,9 +104,9 @@ def test_equal_conditions_are_generated_once(lake, made, monkeypatch):
     Of the twelve prompts two have one text.
     """
     decoded = []
-    decode = engine.decode
+    decode = engine.written
     monkeypatch.setattr(
-        engine, "decode", lambda model, prompts, *rest: decoded.append(len(prompts)) or decode(model, prompts, *rest)
+        engine, "written", lambda model, prompts, *rest: decoded.append(len(prompts)) or decode(model, prompts, *rest)
     )
 
     def run(edits, count):
@@ -134,17 +134,17 @@ def test_a_kill_loses_one_batch_at_most(lake, made, monkeypatch):
     wanted = [setting_of(mine, "llama", "pt", [], "native")]
     whole = write(plan(mine, "llama", wanted, prompts_in(made), None, NEW, 12))[0].rows
     shutil.rmtree(lake.root / "texts")
-    decode, left = engine.decode, iter([True, True, False])
+    decode, left = engine.written, iter([True, True, False])
 
     def dies(model, prompts, *rest):
         if not next(left):
             raise KeyboardInterrupt
         return decode(model, prompts, *rest)
 
-    monkeypatch.setattr(engine, "decode", dies)
+    monkeypatch.setattr(engine, "written", dies)
     with pytest.raises(KeyboardInterrupt):
         write(plan(kit(lake, made), "llama", wanted, prompts_in(made), None, NEW, 4))
-    monkeypatch.setattr(engine, "decode", decode)
+    monkeypatch.setattr(engine, "written", decode)
     mine = kit(lake, made)
     again = plan(mine, "llama", wanted, prompts_in(made), None, NEW, 3)
     assert again.missing == 3 and again.tokens == 3 * NEW
@@ -391,11 +391,11 @@ def test_ranks_share_the_conditions(lake, made):
         return plan(kit(lake, made), "llama", wanted, prompts_in(made), None, NEW)
 
     second = Rank(1, 2)
-    decode = engine.decode
+    decode = engine.written
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             engine,
-            "decode",
+            "written",
             lambda model, prompts, *rest: decoded.append(len(prompts)) or decode(model, prompts, *rest),
         )
         first = found()

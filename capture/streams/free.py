@@ -39,9 +39,16 @@ def decoded(
     for planned in batch_plan([len(row) for row in prompts], batch):
         indices = list(skip(planned))
         if indices:
-            write = _dropping if drops_rows(model) else decode  # found out before there are edits
+            drops_rows(model)  # found out before there are edits
             with edited(model, edits):
-                yield indices, write(model, [prompts[i] for i in indices], max_new_tokens, stops, real)
+                yield indices, written(model, [prompts[i] for i in indices], max_new_tokens, stops, real)
+
+
+def written(
+    model: Model, prompts: Sequence[Sequence[int]], most: int, stops: Sequence[int], real: np.ndarray | None
+) -> list[list[int]]:
+    """One batch of continuations, as `decode` gives them."""
+    return (_dropping if drops_rows(model) else decode)(model, prompts, most, stops, real)
 
 
 def _dropping(
