@@ -264,7 +264,9 @@ def test_estimates_count_what_training_reads(lake: Lake, monkeypatch, buffer: in
     monkeypatch.setattr(probe_training, "BUFFER_BYTES", buffer)
     looked: list[int] = []
     measure = Trainer.measure
-    monkeypatch.setattr(Trainer, "measure", lambda self, rows: [looked.append(len(rows)), measure(self, rows)][1])
+    monkeypatch.setattr(
+        Trainer, "measure", lambda self, rows, *layers: [looked.append(len(rows)), measure(self, rows, *layers)][1]
+    )
     kit = Context(lake.layout, "cpu")
     recipe = Adam(batch=16, steps=60, check_every=7, patience=1_000)
     job = Training(kit, ProbeSpec(names(lake, "it"), recipe, None, 0, 2))
