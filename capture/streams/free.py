@@ -37,8 +37,7 @@ def decoded(
     batch and returns which of its prompts remain.
     """
     for planned in batch_plan([len(row) for row in prompts], batch):
-        indices = list(skip(planned))
-        if indices:
+        if indices := list(skip(planned)):
             drops_rows(model)  # found out before there are edits
             with edited(model, edits):
                 yield indices, written(model, [prompts[i] for i in indices], max_new_tokens, stops, real)
@@ -47,22 +46,16 @@ def decoded(
 def written(
     model: Model, prompts: Sequence[Sequence[int]], most: int, stops: Sequence[int], real: np.ndarray | None
 ) -> list[list[int]]:
-    """One batch of continuations, as `decode` gives them."""
-    return (_dropping if drops_rows(model) else decode)(model, prompts, most, stops, real)
-
-
-def _dropping(
-    model: Model, prompts: Sequence[Sequence[int]], most: int, stops: Sequence[int], real: np.ndarray | None
-) -> list[list[int]]:
-    """What `decode` gives, from a loop of our own that computes nothing more for prompts whose text has ended."""
+    """What `decode` gives, from a loop of our own, if it can, that computes nothing more for prompts whose text has ended."""
+    if not drops_rows(model):
+        return decode(model, prompts, most, stops, real)
     unreal = None if real is None else torch.from_numpy(~np.asarray(real, bool)).to(model.head_device)
 
     def choose(logits: Tensor, _step: int, _rows: Sequence[int]) -> list[int]:
         logits = logits.float()
         return (logits if unreal is None else logits.masked_fill(unreal, -torch.inf)).argmax(-1).tolist()
 
-    ids, mask, _ = padded(model, prompts)
-    return _loop(model, ids, mask, most, stops, choose)
+    return _loop(model, *padded(model, prompts)[:2], most, stops, choose)
 
 
 @torch.no_grad()
