@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -92,9 +92,10 @@ def load_frame(spec: ModelSpec, device: str, dtype: str, identity: dict[str, Any
     top = probed(spec, hf, lambda: find_top(hf, trace, stack[-1]))
     nothing: list[Any] = [None] * len(stack)
     parts = Structure(list(stack), nothing, [()] * len(stack), top.norm, top.unembed, "", {}, 0, top.scale)
-    tokenizer = load_tokenizer(spec)
-    record = record_of(identity, hf, tokenizer, len(stack), top.head, whole.num_parameters())
-    return Model(spec, hf, tokenizer, parts, top.head, record, notes, blocks)
+    weight: Any = top.unembed.weight
+    tokenizer, head = load_tokenizer(spec), replace(top.head, unembed=weight.detach())  # no second copy yet
+    record = record_of(identity, hf, tokenizer, len(stack), head, whole.num_parameters())
+    return Model(spec, hf, tokenizer, parts, head, record, notes, blocks)
 
 
 def seen_from(hf: Any, stack: nn.ModuleList, state: Tensor) -> Trace:
