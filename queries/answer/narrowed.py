@@ -3,8 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ...store.tables.declared import TABLES
-from ...store.tables.statements import VIEWS, tables_behind
+from ...store.tables.statements import VIEWS, described, tables_behind
 from ...store.tables.streams import sql_text
 from ..engine.context import Scope
 from ..rows.registry import Query
@@ -49,13 +48,12 @@ def _narrowed(name: str, scopes: Sequence[Scope], lenses: str) -> str:
 
 
 def _where(name: str, scope: Scope) -> str:
-    pair = f"pair = {sql_text(scope.pair)}"
-    if not scope.streams or (name in TABLES and "stream" not in TABLES[name].names):
+    pair, columns = f"pair = {sql_text(scope.pair)}", described()[name][1]
+    if not scope.streams or "stream" not in columns:
         return pair
-    if name in TABLES and "stream_pt" in TABLES[name].names:
-        return f"{pair} AND stream = {sql_text(scope.streams['it'])} AND stream_pt = {sql_text(scope.streams['pt'])}"
-    if any("stream_pt" in TABLES[each].names for each in tables_behind(name)):  # a pair's rows stand under IT's stream
-        return f"{pair} AND stream = {sql_text(scope.streams.get('it', ''))}"
+    if "stream_pt" in columns:  # a pair's rows
+        read = {"stream": scope.streams.get("it", ""), "stream_pt": scope.streams.get("pt", "")}
+        return " AND ".join([pair, *(f"{column} = {sql_text(stream)}" for column, stream in read.items())])
     # A model may have read the other's text, too: of a pair with one template under the very name of the other's stream.
-    read = ", ".join(f"({sql_text(variant)}, {sql_text(stream)})" for variant, stream in sorted(scope.streams.items()))
-    return f"{pair} AND (variant, stream) IN ({read})"
+    each = ", ".join(f"({sql_text(variant)}, {sql_text(stream)})" for variant, stream in sorted(scope.streams.items()))
+    return f"{pair} AND (variant, stream) IN ({each})"
