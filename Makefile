@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/actlake  # the root is the package: mypy wants it under its name
-	MYPYPATH=$(VENV)/src $(BIN)/mypy $(addprefix -p actlake.,store analyze capture judge queries cli page lake edits intake_driver models.pocket benchmarks)
+	MYPYPATH=$(VENV)/src $(BIN)/mypy $(addprefix -p actlake.,store analyze capture judge queries cli page lake edits explore intake_driver models.pocket benchmarks)
 
 bench: $(VENV)/.installed-dev
 	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/run_all.py

@@ -59,7 +59,7 @@ def pages(lake: Lake, report: Path, folder: Path) -> Iterator[str]:
             for kind, given in (("light", {}), ("dark", {"dark": True}), ("phone", {"width": 390, "height": 844})):
                 if kind == "phone" and name not in ("prompt", "rows"):
                     continue
-                page.open(f"{site.as_uri()}#{name}", **given)  # type: ignore[arg-type]
+                page.open(f"{site.as_uri()}#{name}", **given)
                 page("new Promise(done => setTimeout(done, 700))")
                 picture(page, folder / f"{name}-{kind}.png")
             if page.problems:
