@@ -10,7 +10,6 @@ import tiny
 from actlake.capture.streams.prompts import canonical_bytes
 from actlake.cli.main import app
 from actlake.lake import Lake
-from actlake.queries.answer import asking
 from actlake.queries.answer.answer import Answer, Refused
 from actlake.queries.answer.asking import Asking
 from actlake.queries.answer.ready import next_questions
@@ -18,6 +17,7 @@ from actlake.queries.engine import estimate
 from actlake.queries.probes.training import Training
 from actlake.queries.rows.registry import find
 from actlake.store.artifacts.streams import write_prompts
+from actlake.store.core import progress
 from actlake.store.core.errors import LakeError
 from actlake.store.core.progress import words
 from actlake.store.format.paths import Layout
@@ -101,7 +101,7 @@ def test_ctrl_c_while_probes_are_trained_leaves_the_tuned_lens_out(
 
 
 def test_what_takes_long_is_said_beforehand(where: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "WORTH_SAYING", 0.0)
+    monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
     said: list[str] = []
     ask(where, "L1", "L2", "tuned", "exp12").announce(said.append)
     assert said[0].startswith("computing ") and "delta" in said[0] and said[0].endswith(" on cpu, a few seconds")

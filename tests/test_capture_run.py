@@ -149,7 +149,7 @@ def test_estimate_is_what_is_written(captured, llama):
     assert size.raw == stream.n_tokens * 4 * (4 * 32 + 3 * 32 + 64 + 64 + 1)
     shards = sum(entry["bytes"] for name, entry in manifest["files"].items() if "/c/" in name)
     assert 0.8 < size.stored / shards < 1.2
-    assert f"{stream.n_tokens} tokens, {size.shards} shard rows" in size.line(10.0) and "about 15 s" in size.line(10.0)
+    assert str(size).startswith(f"{stream.n_tokens} tokens, {size.shards} shard rows, about ")
 
 
 def test_check_names_the_lowest_layer_first():

@@ -26,6 +26,7 @@ from actlake.queries.probes.training import Training, recipe_of, train_probes
 from actlake.store.artifacts.probes import read_facts, read_probes, save_training, training_file, write_probes
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.reader import Capture, CheckedArray, find_capture
+from actlake.store.core import progress
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.format.paths import Layout
@@ -249,7 +250,7 @@ def test_widened_bfloat16_is_held_narrow_and_gives_the_same(tmp_path: Path, monk
 
 def test_training_that_takes_long_is_said_before(tmp_path: Path, llama: PairSpec, monkeypatch, capsys) -> None:
     layout = tiny.capture(tmp_path / "lake", llama, tiny.NATIVE, variants=("it",), prompts=tiny.prompt_set(texts(12)))
-    monkeypatch.setattr(probe_training, "WORTH_SAYING", 0.0)
+    monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
     said: list[str] = []
     monkeypatch.setattr(probe_training, "run", lambda jobs: said.append(capsys.readouterr().err))
     with pytest.raises(LakeError):  # nothing was trained

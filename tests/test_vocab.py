@@ -12,10 +12,10 @@ import pytest
 import tiny
 from actlake.capture.checkpoint.configs import load_tokenizer
 from actlake.capture.checkpoint.tokens import is_text, real_token_mask, running_texts, vocabulary
-from actlake.capture.run import check
 from actlake.capture.run.check import check_captures
 from actlake.lake import Lake
 from actlake.store.artifacts.models import FILE, SCHEMA, keep_vocab, read_model, read_vocab, with_vocab
+from actlake.store.core import progress
 from actlake.store.core.catalog import load_catalog
 from actlake.store.core.errors import CorruptError, LakeError
 from actlake.store.core.files import hash_file, write_json
@@ -126,11 +126,11 @@ def test_damage_is_found_by_reading_and_by_verify(lake: Lake) -> None:
 
 
 def test_checks_that_take_long_are_said_before(lake: Lake, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(check, "WORTH_SAYING", 0.0)
+    monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
     check_captures(lake.layout, load_catalog(lake._catalog), None, "llama", 0)
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(r"verifying \d captures?, [\d.]+ KB, a few seconds; MODEL/STREAM or --pair verifies less", said)
-    monkeypatch.setattr(check, "WORTH_SAYING", 1e9)
+    monkeypatch.setattr(progress, "WORTH_SAYING", 1e9)
     check_captures(lake.layout, load_catalog(lake._catalog), None, "llama", 0)
     assert "verifying" not in capsys.readouterr().err
 

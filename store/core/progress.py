@@ -118,9 +118,9 @@ class Estimate:
         spent = [words(self.seconds)] if self.seconds is not None else []
         return ", ".join([self.what, *size, *spent]) + (f"; {self.leave_out}" if self.leave_out else "")
 
-    def announce(self, tell: Callable[[str], None] = say, least: float = WORTH_SAYING) -> None:
-        """Say it where it takes at least so many seconds."""
-        if (self.seconds or 0.0) >= least:
+    def announce(self, tell: Callable[[str], None] = say, least: float | None = None) -> None:
+        """Say it where it takes at least so many seconds (WORTH_SAYING unless given)."""
+        if (self.seconds or 0.0) >= (WORTH_SAYING if least is None else least):
             tell(str(self))
 
 
