@@ -339,7 +339,7 @@ def test_a_site_is_planned_and_written(captured: Layout, tmp_path: Path) -> None
     assert page == tmp_path / "site" / "index.html" and {*PAGE, *(f"{name}.js" for name in SCRIPTS)} <= {
         file.name for file in files
     }
-    assert plans[0].files == len(files) and plans[0].prompts == 2
+    assert plans[0].counts == {"prompts": 2, "files": len(files)}
     size = sum(file.stat().st_size for file in files)
     assert size / 4 < plans[0].bytes < 4 * size
     assert lake.explore(tmp_path / "site", limit=1) == page  # again, over the one that is there
