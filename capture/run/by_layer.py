@@ -98,7 +98,7 @@ class _Played:
         """Of the batch that was sent last, [batch, layer, head]."""
         rows = []
         for index in range(self.layers):
-            with np.load(self.spill.entropies(index)) as found:
+            with np.load(self.spill.entropies(index), allow_pickle=False) as found:
                 rows.append(found[self.key])
         return np.stack(rows, axis=1)
 
