@@ -277,7 +277,7 @@ class TextFrame(pd.DataFrame):
         return TextFrame
 
     def _repr_html_(self) -> str | None:
-        if not {"condition", "prompt_id", "text", "tokens", "ended", "model"} <= set(self.columns):
+        if self.empty or not {"condition", "prompt_id", "text", "tokens", "ended", "model"} <= set(self.columns):
             return super()._repr_html_()
         return "".join(self._parts())
 
