@@ -265,7 +265,7 @@ def _less(pt: _Grid, it: _Grid) -> _Grid:
 
 
 def _visible(word: str) -> str:
-    """A token with its spaces and line ends as signs, so that it can be told from others."""
+    """A token with its spaces and line ends as signs, so that it can be distinguished from others."""
     return re.sub(r"^ ", "·", word).replace("\n", "↵").replace("\t", "⇥")
 
 

@@ -154,7 +154,7 @@ class ExplorerSource:
         return {name: place for place, name in enumerate(self.stream(self.captures[number].stream).prompt_ids)}
 
     def without_path(self, text: str) -> str:
-        """A message without the folder that the lake lies in: pages are shown to others."""
+        """A message without the folder of the lake: pages are shown to others."""
         return text.replace(f"{self.layout.root}/", "")
 
     # --- words and rows --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from actlake.capture.model.load import identify, load_model
 from actlake.capture.run import capture as running
 from actlake.capture.run.batching import WINDOW, batch_plan, estimate
 from actlake.capture.run.capture import check_finite, make_template
+from actlake.capture.run.ranks import ALONE
 from actlake.store.artifacts.models import read_head, read_model
 from actlake.store.artifacts.streams import read_stream
 from actlake.store.captures.manifest import read_manifest
@@ -140,7 +141,7 @@ def test_stopping_in_the_middle_keeps_what_is_written(tmp_path, captured, llama,
     assert tiny.tree(layout.root / folder) == tiny.tree(captured.root / folder)
 
 
-def test_estimate_is_what_is_written(captured, llama):
+def test_estimate_is_what_is_written(captured, llama, monkeypatch, capsys):
     stream = read_stream(captured, find_capture(captured, "llama-it", "native").stem)
     template = make_template(load_model(llama.it), stream, tiny.FULL, 4)
     size = estimate(template, batch_plan(np.diff(stream.offset).tolist(), 4))
@@ -150,6 +151,10 @@ def test_estimate_is_what_is_written(captured, llama):
     shards = sum(entry["bytes"] for name, entry in manifest["files"].items() if "/c/" in name)
     assert 0.8 < size.stored / shards < 1.2
     assert str(size).startswith(f"{stream.n_tokens} tokens, {size.shards} shard rows, about ")
+    monkeypatch.setattr(running, "_rate", lambda *_: size.tokens / 15)  # tokens a second
+    running._announce(load_model(llama.it), "s", template, [], size, ALONE, size.shards)
+    said = " ".join(capsys.readouterr().err.split())
+    assert str(size) in said and said.endswith("on cpu, about 15 s")
 
 
 def test_check_names_the_lowest_layer_first():

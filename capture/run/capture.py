@@ -53,7 +53,7 @@ ENDING = "end.lock"  # of ranks that are done at once, one measures the noise fl
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did: where the capture lies, whether it is sealed (else other ranks' rows lack) and was so before, tokens,
+    """What a run did: where the capture is, whether it is sealed (else other ranks' rows lack) and was so before, tokens,
     bytes on disk, seconds."""
 
     path: Path

@@ -203,7 +203,7 @@ SCHEMA = pa.schema(
 
 
 def vocab_file(layout: Layout, model: str) -> Path:
-    """Where a model's vocabulary lies."""
+    """Path of a model's vocabulary."""
     return layout.model(model) / FILE
 
 

@@ -128,7 +128,7 @@ def find_probes(layout: Layout, model: str, name: str = "") -> Path:
 
 
 def training_file(path: Path) -> Path:
-    """Where the state of an unfinished training of `path` lies."""
+    """Path of the state of an unfinished training of `path`."""
     return path.with_name(f".{path.stem}.training")
 
 

@@ -118,7 +118,7 @@ def largest(manifest: Mapping[str, Any], name: str) -> float:
 def noise_warning(manifest: Mapping[str, Any]) -> str | None:
     """What to say of a capture whose values hang on the batch they were computed in; None where rounding explains it all.
 
-    Told from the recorded noise floor: batched against alone, more than FAR times what rounding allows.
+    From the recorded noise floor: batched against alone, more than FAR times what rounding allows.
     """
     allowed = rounding(manifest["source_dtype"])
     floor = manifest.get("noise_floor", {}).get("max_abs", {})

@@ -175,7 +175,7 @@ class ShardWriter:
     def put(self, shard: int, blocks: dict[str, np.ndarray], prompts: PromptValues | None = None) -> None:
         """Hand over one shard row (float32, int32, or uint16 for bfloat16 bits; the writer's until `recycle`).
 
-        `prompts` are per-prompt values of the prompts whose last prompt token lies in it.
+        `prompts` are per-prompt values of the prompts whose last prompt token is in it.
         """
         self._raise()
         self._room.acquire()

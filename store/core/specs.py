@@ -109,7 +109,7 @@ def default_windows(n_layers: int) -> dict[str, tuple[int, int]]:
     """Early, mid and late blocks of METHODS 1.6, half open and equally wide, from the number of blocks.
 
     Late begins at 60 % of the depth (the onset) and ends with the stack; its width is also that of the other
-    two: early begins at block 0, mid lies in the middle. Windows overlap by a few blocks, as in the study.
+    two: early begins at block 0, mid is in the middle. Windows overlap by a few blocks, as in the study.
     """
     if n_layers < 2:
         raise LakeError(f"a model of {n_layers} blocks has no early, mid and late window; it needs 2 or more")

@@ -1,4 +1,4 @@
-"""Checking what a lake holds beside sealed captures, each thing against its record; what no record names is told."""
+"""Checking what a lake holds beside sealed captures, each thing against its record; files that no record names are listed."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

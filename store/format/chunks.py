@@ -30,7 +30,7 @@ def checksum(data: bytes | np.ndarray) -> bytes:
 
 
 def check_sum(piece: np.ndarray, what: str) -> None:
-    """Raise ValueError unless bytes match the checksum at their end; `what` they are is told."""
+    """Raise ValueError unless bytes match the checksum at their end; it names `what` they are."""
     found, expected = checksum(piece[:-CHECKSUM]), piece[-CHECKSUM:].tobytes()
     if len(piece) <= CHECKSUM or found != expected:
         raise ValueError(f"{what}: found crc32c {found[::-1].hex()}, expected {expected[::-1].hex()}")
@@ -79,7 +79,7 @@ def at_once(file: str, flags: int) -> int:
 
 @dataclass(frozen=True)
 class Chunks:
-    """How an array is cut that has a file a chunk: shape, chunk, dtype; `file_of` says where a chunk lies."""
+    """How an array is cut that has a file a chunk: shape, chunk, dtype; `file_of` says where a chunk is."""
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
@@ -102,7 +102,7 @@ class Chunks:
         return out
 
     def _put(self, spot: tuple[int, ...], box: tuple[slice, ...], out: np.ndarray) -> None:
-        """Decode one chunk and copy what of it lies in the box."""
+        """Decode one chunk and copy the part of it inside the box."""
         file = self.file_of(spot)
         try:
             chunk = self._decode(file)

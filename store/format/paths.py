@@ -1,4 +1,4 @@
-"""Where everything in a lake lies, and the one place that decides whether a path or URL is a lake."""
+"""Where everything in a lake is, and the one place that decides whether a path or URL is a lake."""
 
 import json
 import os

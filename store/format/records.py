@@ -241,7 +241,7 @@ _kept = while_same(1 << 14)(_read)
 
 
 def parse_record(data: bytes, kind: str, where: object) -> dict[str, Any]:
-    """The record of this kind in some bytes, checked as `read_record` does; `where` they are from is told."""
+    """The record of this kind in some bytes, checked as `read_record` does; errors name `where` they are from."""
     record = _parsed(data, kind, where)
     check_version(record, where, REPAIRS[kind])
     check_record(record, kind, where)
@@ -268,7 +268,7 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_record(record: object, kind: str, where: object) -> None:
-    """Raise CorruptError for the first value of a record of this kind that does not fit; `where` it stands is told.
+    """Raise CorruptError for the first value of a record of this kind that does not fit; it names `where` that is.
 
     So is a record that has its own hash and another content.
     """

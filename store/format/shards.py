@@ -253,7 +253,7 @@ class Grid:
     def _part(
         self, spot: tuple[int, ...], shard: int, box: tuple[slice, ...], out: np.ndarray
     ) -> tuple[np.ndarray, tuple[slice, ...]]:
-        """Where in `out` what of a chunk lies in the box goes, and what of the chunk that is."""
+        """Where in `out` the part of a chunk inside the box goes, and which part that is."""
         corner = [i * c for i, c in zip(spot, self.chunk, strict=True)]
         corner[0] += shard * self.shard
         low = [max(axis.start, start) for axis, start in zip(box, corner, strict=True)]
@@ -304,13 +304,13 @@ class Grid:
         return first, found
 
     def _copy(self, first: int, data: np.ndarray, target: np.ndarray, inside: tuple[slice, ...]) -> None:
-        """Copy what lies at `inside` of a chunk from a stretch of it."""
+        """Copy the part `inside` of a chunk from a stretch of it."""
         start, stop = self._bytes_of(inside[0])
         rows = data[start - first : stop - first].view(self.dtype).reshape(-1, *self.chunk[1:])
         target[...] = rows[(slice(None), *inside[1:])]
 
     def _recall(self, chunk: Any, target: np.ndarray, inside: tuple[slice, ...]) -> bool:
-        """Copy what lies at `inside` of a chunk from what is held of it; False when it is not."""
+        """Copy the part `inside` of a chunk from what is held of it; False when it is not."""
         held = recent().get(chunk, *self._bytes_of(inside[0]))
         if held:
             self._copy(*held, target, inside)

@@ -121,7 +121,7 @@ class CheckedArray:
         Large ones are known by their size: hashing them would take longer than reading a slice.
         """
         recorded = self._files.get(file.relative_to(self.path).as_posix())
-        if not recorded or not file.is_file():  # what is not there is told where it is read
+        if not recorded or not file.is_file():  # a missing file is an error where it is read
             return
         size = file.stat().st_size
         if size != recorded["bytes"]:

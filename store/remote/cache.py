@@ -196,7 +196,7 @@ class RemoteFiles(Files):
         ]
 
     def hash(self, file: Path, size: int) -> str:
-        """SHA-256 (hex) of a file of so many bytes where it lies."""
+        """SHA-256 (hex) of a remote file of so many bytes."""
         return self.store.hash(self._name(file), size)
 
     def map(self, action: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
@@ -204,7 +204,7 @@ class RemoteFiles(Files):
         return transfers().map(action, names)
 
     def blob(self, file: Path, size: int | None = None) -> Path | RemoteFile:
-        """What to read a file from by ranges: its path when it is here, else where it lies."""
+        """What to read a file from by ranges: its path when it is here, else its URL."""
         return file if file.is_file() else RemoteFile(self.store, self._name(file), size)
 
     # --- writing --------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ ROW_GROUP_TOKENS = 1 << 17  # one row group = one layer of about this many token
 
 
 def table_file(layout: Layout, name: str, key: str) -> Path:
-    """Where the table file of this key lies."""
+    """Path of the table file of this key."""
     return layout.files.bring(layout.table(name) / f"{key}.parquet")
 
 
