@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ready
 import tiny
 import working
 from actlake.store.artifacts.directions import directions_path, read_directions
@@ -33,7 +33,7 @@ MADE = ("table", "head", "probes", "directions", "outputs", "verdicts", "prompts
 
 
 LONG = 900  # seconds after which a process hangs, on a machine that is busy with other things
-STARTED: list[subprocess.Popen[str]] = []
+STARTED: list[ready.Process] = []
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +50,11 @@ class Worker:
     """A process of working.py that has imported everything and waits for the word."""
 
     def __init__(self, layout: Layout, task: str, operation: int | None = None):
-        command = [sys.executable, working.__file__, str(layout.root), task, *([str(operation)] if operation else [])]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        STARTED.append(self.process)
-        assert self.process.stdin and self.process.stdout
+        self.process = start([working.__file__, str(layout.root), task, *([str(operation)] if operation else [])])
         self.line = self.process.stdout.readline
 
     def go(self) -> None:
         """Say the word."""
-        assert self.process.stdin
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
@@ -108,17 +103,17 @@ def command(llama, tmp_path) -> Callable[..., list[str]]:
     more = ("--prompts", "tiny", "--max-new-tokens", "6", "--batch", "4", "--catalog", str(tmp_path / "catalog.yaml"))
 
     def made(lake: Path, *words: str) -> list[str]:
-        return [sys.executable, "-m", "actlake", "capture", "llama", *more, *words, "--lake", str(lake)]
+        return ["-m", "actlake", "capture", "llama", *more, *words, "--lake", str(lake)]
 
     return made
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    STARTED.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+def start(words: list[str]) -> ready.Process:
+    STARTED.append(ready.Process(*words))
     return STARTED[-1]
 
 
-def finish(*commands: subprocess.Popen[str]) -> list[str]:
+def finish(*commands: ready.Process) -> list[str]:
     """Wait for commands, which must succeed; what they printed."""
     said = [process.communicate(timeout=LONG) for process in commands]
     assert [process.returncode for process in commands] == [0] * len(commands), said
@@ -169,7 +164,7 @@ def test_a_second_command_goes_on_when_the_first_is_killed(command, captured, tm
         first.wait()
     assert not (path / "manifest.json").exists()
     second = start(command(layout.root, "it"))
-    assert second.stderr and "waiting for it" in second.stderr.readline()
+    assert "waiting for it" in second.stderr.readline()
     first.kill()
     first.wait()
     finish(second)

@@ -1,10 +1,8 @@
 """First contact: what a lake, an answer, a head show of themselves, what can be looked up, and SQL's manners."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import ready
 import tiny
 import xarray as xr
 from actlake.capture.streams.prompts import canonical_bytes
@@ -304,17 +303,15 @@ main()
     ],
 )
 def test_ctrl_c_stops_a_query(lake: Lake, query: str) -> None:
-    command = [sys.executable, "-c", SAYS_WHEN_IT_ASKS, "sql", query, "--lake", str(lake.layout.root)]
-    pipe, environment = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
-        try:
-            assert process.stdout.readline() == "asking\n"
-            time.sleep(0.5)
-            assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            assert "stopped" in process.communicate(timeout=60)[1] and process.returncode == 130
-        finally:
-            process.kill()
+    process = ready.Process("-c", SAYS_WHEN_IT_ASKS, "sql", query, "--lake", lake.layout.root)
+    try:
+        assert process.stdout.readline() == "asking\n"
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert "stopped" in process.communicate(timeout=60)[1] and process.returncode == 130
+    finally:
+        process.kill()
 
 
 def test_tables_of_the_command_line_are_whole(capsys) -> None:

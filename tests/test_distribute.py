@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import dask
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ready
 import tiny
 from actlake.cli.main import app
 from actlake.lake import Lake
@@ -34,6 +34,7 @@ from actlake.store.remote.opening import open_store
 from distributed import Client, LocalCluster, WorkerPlugin
 from typer.testing import CliRunner
 
+FORKED = {"distributed.worker.multiprocessing-method": "forkserver"}
 COPIES = 10  # of the tiny prompts: enough points for geometry, enough blocks for many tasks
 
 
@@ -51,8 +52,10 @@ class Quick(WorkerPlugin):
 
 @pytest.fixture(scope="module")
 def client():
-    """Two workers of one thread each, in processes that are spawned."""
+    """Two workers of one thread each, in processes of their own."""
+    ready.start()
     with (
+        dask.config.set(FORKED),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True) as cluster,
         Client(cluster) as found,
     ):
@@ -270,7 +273,7 @@ def test_no_scheduler_there(source, address, monkeypatch):
 
 def test_one_line_and_exit_code_2(source):
     words = ["sql", "SELECT 1 FROM lens", "--lake", str(source.root), "--scheduler", "tcp://127.0.0.1:1"]
-    done = subprocess.run([sys.executable, "-m", "actlake", *words], capture_output=True, text=True)
+    done = ready.run("-m", "actlake", *words)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and "no answer" in done.stderr, done.stderr
 
@@ -393,14 +396,17 @@ def test_workers_with_nothing_in_common_but_a_bucket(source, local, small, bucke
     """Each worker has a mirror of its own; the tables in the bucket are, byte for byte, those of one process and a folder."""
     move(Planner(origin_of(source), origin_of(f"{bucket}/lake"), Selection()).plan())
 
-    def apart(folder: str) -> None:
+    def apart(folder: str, variables: dict[str, str]) -> None:
+        os.environ.update(variables)
         os.environ["ACTLAKE_CACHE"] = f"{folder}/{os.getpid()}"
 
+    ready.start()
     with (
+        dask.config.set(FORKED),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True) as cluster,
         Client(cluster) as here,
     ):
-        here.run(apart, str(tmp_path))
+        here.run(apart, str(tmp_path), dict(os.environ))
         lake = Lake(f"{bucket}/lake")
         ensure(lake.layout, [("lens", "raw", scope(lake.layout, "native"))], engine=Cluster(here).run)
     found = {name: open_store(f"{bucket}/lake").read(name) for name in open_store(f"{bucket}/lake").find("tables")}

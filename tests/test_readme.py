@@ -3,11 +3,10 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ready
 import tiny
 from actlake.capture.streams.capture_pair import Options, capture_pair, find_prompts
 from actlake.cli.main import app
@@ -45,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(folder: Path, code: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACTLAKE_CACHE": str(folder / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    done = ready.run("-c", code, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -86,12 +85,6 @@ def test_commands_that_need_nothing_else_run(folder: Path) -> None:
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line)[1:]
-        done = subprocess.run(
-            [sys.executable, "-m", "actlake", *words],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
+        done = ready.run("-m", "actlake", *words, cwd=folder)
         assert done.returncode == 0, (line, done.stderr[-2000:])
     assert (folder / "answers" / "L1-pocket.png").stat().st_size > 1000 and tiny.tree(folder / "answers")

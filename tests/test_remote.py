@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import ready
 import tiny
 import xarray as xr
 from actlake.lake import Lake
@@ -348,20 +347,9 @@ def test_a_lake_made_anew_at_the_same_place_is_seen(captured, bucket, llama, tmp
 
 
 def test_the_command_reads_a_bucket(pushed, s3_server, tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        "from actlake.cli.main import main; main()",
-        "sql",
-        "SELECT tokens FROM captures",
-        "--lake",
-        pushed,
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    words = ("sql", "SELECT tokens FROM captures", "--lake", pushed, "--json")
+    done = ready.run("-m", "actlake", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"tokens": 147' in done.stdout
-    gone = subprocess.run(
-        [*command[:3], "ls", "--lake", f"{pushed}-not-there"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    gone = ready.run("-m", "actlake", "ls", "--lake", f"{pushed}-not-there", cwd=tmp_path)
     assert gone.returncode == 2 and "Traceback" not in gone.stderr and len(gone.stderr.strip().splitlines()) <= 3

@@ -5,11 +5,8 @@ import functools
 import http.client
 import http.server
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ready
 import tiny
 import xarray as xr
 from actlake.cli.main import app
@@ -122,8 +120,7 @@ def test_serve_as_a_command(answered: Layout) -> None:
         taken.listen()
         refused = run(app, ["serve", str(answered.root), "--port", str(taken.getsockname()[1])])
         assert "can't listen there" in str(refused.exception)
-    command = [sys.executable, "-m", "actlake", "serve", str(answered.root), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = ready.Process("-m", "actlake", "serve", answered.root, "--port", "0")
     try:
         line = process.stdout.readline()
         assert "read-only; Ctrl-C ends it" in line
