@@ -16,7 +16,7 @@ from .page.share import Share
 from .store.core.errors import LakeError, needs
 from .store.tables.names import chain_named, pairs_in, stored_models, stored_pairs
 from .store.tables.result import exact_frame
-from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, only_models, sql_error
+from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, lenses_named, only_models, sql_error
 from .store.tables.statements import tables_in
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Lake(Make, Share):
         if names - {"captures", "pairs", "streams"}:
             from .queries.makers import ensure_all
 
-            ensure_all(self.layout, names, self.device, self._catalog, self._engine(), compute, only)
+            lenses = lenses_named(text)
+            ensure_all(self.layout, names, self.device, self._catalog, self._engine(), compute, only, lenses)
         try:
             return connect(self.layout, text, pairs, only=only)
         except duckdb.Error as error:

@@ -1,9 +1,11 @@
-"""Commands that capture models, and train on captures: demo, capture, plan, seal, fit-lens."""
+"""Commands that capture models and fit lenses: demo, capture, plan, seal, fit-lens, import-lens."""
 
+import math
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -29,9 +31,6 @@ from .options import (
     grouped,
 )
 from .printing import grid, line, out, print_json, print_table
-
-if TYPE_CHECKING:
-    pass
 
 DEMO_STREAMS, DEMO_ROWS = ("native", "teacher"), ("L1", "L2", "exp16")
 making = typer.Typer()
@@ -228,44 +227,115 @@ def seal(
 def fit_lens(
     names: NamesArgument,
     where: Computing,
-    kind: Annotated[str, typer.Option(help="tuned: an affine map per layer.")] = "tuned",
-    recipe: Annotated[str, typer.Option(help="ridge, adam or sgd (the published one).")] = "ridge",
-    stream: Annotated[str, typer.Option(help="Captured stream to train on, by a unique beginning.")] = "native",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="tuned: an affine map per layer, trained to predict the final distribution. jacobian: the mean derivative of the"
+            " last residual, by backward passes of the model."
+        ),
+    ] = "tuned",
+    recipe: Annotated[str, typer.Option(help="tuned: ridge, adam or sgd (the published one).")] = "ridge",
+    stream: Annotated[str, typer.Option(help="Captured stream to fit on, by a unique beginning.")] = "native",
     tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens to train on, again and again if memory holds them. [default: the recipe's]", min=1),
+        typer.Option(
+            help="tuned: tokens to train on, again and again if memory holds them. [default: the recipe's]", min=1
+        ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Tokens a step. [default: the recipe's]", min=1)] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens a step; of a Jacobian lens, tokens that are computed together. [default: the recipe's; what fits]",
+            min=1,
+        ),
+    ] = None,
     scale: Annotated[
         float | None, typer.Option(help="sgd: learning rate divided by 0.1. [default: the published one of the family]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the tokens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order of the tokens, or of which prompts are taken.")] = 0,
     folds: Annotated[
         int,
         typer.Option(
-            help="Sets of maps, each kept for the prompts it was not trained on. 1: a single set,"
-            " trained on 80 % of the prompts, for data outside the evaluation set.",
+            help="Sets of maps, each kept for the prompts it was not fitted on. 1: a single set, for data outside the evaluation"
+            " set; tuned is trained on 80 % of the prompts, jacobian on all.",
             min=1,
         ),
     ] = 2,
+    count: Annotated[
+        int | None,
+        typer.Option(help="jacobian: prompts to fit on. [default: 100, for widths from 576 on 200]", min=2),
+    ] = None,
+    skip: Annotated[int, typer.Option(help="jacobian: first tokens of a prompt that do not count.", min=0)] = 16,
+    length: Annotated[int, typer.Option(help="jacobian: tokens of a prompt that are read, at most.", min=2)] = 128,
+    centred: Annotated[
+        bool,
+        typer.Option("--centred", help="jacobian: map the mean residual to the mean last one, in place of 0 to 0."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a tuned lens from a stored capture, so that each layer predicts the final distribution. Loads no model.
+    """Fit a lens: tuned, trained from a stored capture without the model, or jacobian, from the model's weights.
 
-    Interrupted? The same command continues from the state saved last, at most a minute old.
-    Rows that need a tuned lens use what was trained here, the
-    most tokens first, before the lens they train by themselves. `actlake ls lenses` lists them.
+    Interrupted? The same command continues from the state saved last, at most a minute old. What a fit takes is said before.
+    Rows that need a tuned lens use what was trained here, the most tokens first, before the lens they train by themselves. Rows
+    and the explorer show a Jacobian lens beside the others where there is one. `actlake ls lenses` lists them.
     """
     found = where.open().fit_lens(
-        names, kind, stream=stream, recipe=recipe, tokens=tokens, batch=batch, scale=scale, seed=seed, folds=folds
-    )
+        names, kind, stream=stream, recipe=recipe, tokens=tokens, batch=batch, scale=scale, seed=seed, folds=folds,
+        count=count, skip=skip, length=length, centred=centred,
+    )  # fmt: skip
     if as_json:
         return print_json({str(path): record for path, record in found.items()})
     for path, record in found.items():
+        if "kind" in record:
+            _show_jacobian(path, record)
+            continue
         line(f"{path}: held-out KL in nats, layers -1 to {len(record['kl_raw'][0]) - 2}")
         for fold in range(folds):
             took = f"{record['trained_tokens'][fold]:,} tokens in {record['steps'][fold]} steps"
             out.print(f"  fold {fold + 1} of {folds}, {took}", highlight=False)
             for name in ("raw", "tuned"):
-                values = " ".join(f"{kl:.4g}" for kl in record[f"kl_{name}"][fold])
-                out.print(f"    {name:5} {values}", highlight=False)
+                _numbers(name, record[f"kl_{name}"][fold], "    ", 5)
+
+
+@making.command(name="import-lens")
+@grouped
+def import_lens(
+    file: Annotated[Path, typer.Argument(help="What torch.save wrote: J, n_prompts, source_layers, d_model.")],
+    where: Computing,
+    model: Annotated[str, typer.Option(help="MODEL or PAIR/ROLE of the lake that the lens is of.")],
+    kind: Annotated[str, typer.Option(help="jacobian: the format that Jacobian lenses are published in.")] = "jacobian",
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a Jacobian lens that others published, checked against the model: sizes, name, and how it reads stored residuals.
+
+    No code in the file is run. It has no map of the embeddings: layer -1 is read as it is.
+    """
+    if kind != "jacobian":
+        raise LakeError("lens kind", expected="jacobian", found=kind)
+    path, record = where.open().import_lens(file, model)
+    if as_json:
+        return print_json({str(path): record})
+    _show_jacobian(path, record)
+
+
+def _show_jacobian(path: Path, record: dict[str, Any]) -> None:
+    """What came of a Jacobian lens, layer by layer."""
+    line(f"{path}: a Jacobian lens, layers -1 to {len(record['error'][0]) - 2}")
+    for fold, (prompts, tokens) in enumerate(zip(record["prompts"], record["trained_tokens"], strict=True), 1):
+        size = f"{prompts:,} prompts" + (f", {tokens:,} tokens" if tokens else "")
+        out.print(f"  fold {fold} of {record['folds']}, {size}", highlight=False)
+        if None not in (errors := record["error"][fold - 1]):
+            _numbers("relative error of the mean", errors, "    ")
+            needed = {goal: math.ceil(prompts * (max(errors) / goal) ** 2) for goal in (0.1, 0.05)}
+            told = ", ".join(f"{goal:.0%} from {count:,} prompts on" for goal, count in needed.items())
+            out.print(f"    at the worst layer {told}: it falls with the root of their number", highlight=False)
+    if "halves" in record:
+        _numbers("difference of two halves of the prompts", record["halves"], "  ")
+    for name, what in (("kl", "KL to the final distribution, nats"), ("top1", "share of the final top token")):
+        for lens in ("raw", "jacobian") if f"{name}_jacobian" in record else ():
+            _numbers(f"{what}, {lens}", record[f"{name}_{lens}"], "  ", 44)
+
+
+def _numbers(name: str, values: Iterable[float], indent: str = "", width: int = 0) -> None:
+    """A line of numbers with their name before them."""
+    out.print(f"{indent}{name:{width}} {' '.join(f'{value:.4g}' for value in values)}", highlight=False)

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 
 from ..queries.engine.blocks import Block, BlockReader
-from ..queries.engine.context import Names, aligned, pair_columns, raw_lens
-from ..queries.tables.tuned import translated, tuned_columns
+from ..queries.engine.context import Names, aligned, pair_columns
+from ..queries.tables.tuned import lens_columns, translated
+from ..store.core.columns import LENSES
 from ..store.core.errors import LakeError
 from .packing import packed
 from .source import Captured, ExplorerSource, View
 
 TOP = 5
-LENSES = ("raw", "tuned")
 NUMBERS = ("kl_final_layer", "entropy", "p_target", "rank_target", "cos_final")
 HELD = 1 << 27  # bytes of residuals that are read together
 NO_LENS = (
@@ -214,8 +214,8 @@ class Cells:
         elif block is not None:
             names = (one.model, one.stream)
             try:
-                wide = raw_lens(self.kit, names, block) if lens == "raw" else tuned_columns(self.kit, names, block)
-            except LakeError:  # no tuned lens was trained
+                wide = lens_columns(self.kit, names, block, lens)
+            except LakeError:  # no such lens was fitted
                 return None
             columns = {name: wide[name][mine].T for name in (*NUMBERS, "top1")}
             layers = np.arange(-1, len(columns["top1"]) - 1)
@@ -237,10 +237,10 @@ class Cells:
 
         head, device = self.kit.head(names).to(self.kit.device), self.kit.device
         try:
-            resid = block["resid"] if lens == "raw" else translated(self.kit, names, block)
+            resid = translated(self.kit, names, block, lens)
         except LakeError:
             return None, None
-        if lens == "tuned":  # the last layer is the model's own
+        if lens != "raw":  # the last layer is the model's own
             resid = np.concatenate([resid[:, :-1], block["resid"][:, -1:]], axis=1)
         count, layers, width = resid.shape
         rows, step = resid.reshape(-1, width), max(1, LOGITS // head.vocab)

@@ -16,8 +16,9 @@ from ..queries.figures.figure import DPI, WIDTH, Picture
 from ..queries.figures.looks import DIVERGING, GREY, INK, RAMP, mixed
 from ..queries.rows.measures import colours
 from ..queries.rows.numbers import number
+from ..store.core.columns import LENSES
 from ..store.core.errors import LakeError
-from .cells import LENSES, NUMBERS, Cells
+from .cells import NUMBERS, Cells
 from .packing import script, unpacked
 from .source import ExplorerSource, View
 
@@ -65,9 +66,9 @@ class PromptView:
     ) -> LensView:
         """What each layer would say next, in the colour of a number: a heat map layers x tokens; `.figure()` draws it too.
 
-        `pair` is a pair or a model, `stream` a recipe (native, teacher ...), `lens` raw or tuned. `number` is kl_final_layer,
-        entropy, p_target, rank_target or cos_final; with `difference` IT − PT at the same steps. SHOWN steps of the answer are
-        seen, from `first` on. LakeError for what the lake does not have.
+        `pair` is a pair or a model, `stream` a recipe (native, teacher ...), `lens` raw, tuned or jacobian. `number` is
+        kl_final_layer, entropy, p_target, rank_target or cos_final; with `difference` IT − PT at the same steps. SHOWN steps of
+        the answer are seen, from `first` on. LakeError for what the lake does not have.
         """
         found = [v for v in self._views if pair in (None, v.name) and stream in (None, v.recipe)]
         if not found or lens not in LENSES or number not in NUMBERS:

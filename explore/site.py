@@ -126,7 +126,8 @@ class ExplorerSite:
             vocab, width = model["unembed"].shape
             likeliest = self.top > 1 and has_kernels()
             rows = tokens * (self._layers(one.model) + 1)
-            lenses = 1 + any(self.source.layout.lenses(one.model).glob("*.zarr"))  # the raw one, and a trained one
+            fitted = self.source.layout.lenses(one.model).glob("*.zarr")
+            lenses = 1 + len({path.name.partition("-")[0] for path in fitted})  # the raw one, and one of each kind
             total += rows * lenses * (CELL if likeliest else BARE)
             seconds += rows * (SECONDS + (lenses * _lens_seconds(self.source, vocab, width) if likeliest else 0.0))
         files = len(names) + len(PAGE) + len(SCRIPTS)

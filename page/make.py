@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..store.core.errors import LakeError, needs
+from ..store.core.errors import needs
 from ..store.tables.names import known_pairs, stored_models
 from .look import Look, listed
 
@@ -126,28 +126,42 @@ class Make(Look):
         scale: float | None = None,
         seed: int = 0,
         folds: int = 2,
+        count: int | None = None,
+        skip: int = 16,
+        length: int = 128,
+        centred: bool = False,
     ) -> dict[Path, dict[str, Any]]:
-        """Train a tuned lens (an affine map per layer) from a stored capture; no model is loaded.
+        """Fit a lens, a map per layer: tuned, trained from a stored capture alone, or jacobian, by backward passes of the model.
 
-        `names` are MODEL, PAIR, PAIR/ROLE or CHAIN, `stream` a unique beginning of the captured stream's name, `recipe` ridge,
-        adam or sgd (the published one; `scale` is its learning rate divided by 0.1), `tokens` and `batch` the recipe's unless
-        given. Each of `folds` lenses is kept for the prompts it was not trained on; 1 trains one on 80 % of the prompts. An
-        interrupted training goes on. Returns path -> record, with the held-out KL in nats, raw and tuned. LakeError for an
-        unknown kind or recipe and a capture that is not there or too small.
+        `names` are MODEL, PAIR, PAIR/ROLE or CHAIN, `stream` a unique beginning of the captured stream's name. Each of `folds`
+        lenses is kept for the prompts it was not fitted on; of a single one, tuned is trained on 80 % of the prompts, jacobian on
+        all. What is interrupted goes on.
+        tuned: `recipe` ridge, adam or sgd (the published one; `scale` is its learning rate divided by 0.1), `tokens` and `batch`
+        the recipe's unless given. jacobian: `count` prompts drawn by `seed` (100, from width 576 on 200), each cut after `length`
+        tokens of which the first `skip` do not count; `centred` maps the mean residual to the last mean one; `batch` tokens are
+        computed together. Returns path -> record, with the held-out KL in nats, raw and through the lens. LakeError for an
+        unknown kind or recipe, for an option of the other kind, and a capture that is not there or too small.
         """
-        if kind != "tuned":
-            raise LakeError("lens kind", expected="tuned", found=kind)
         from ..capture.streams.names import named
-        from ..queries.probes.training import recipe_of, train_probes
+        from ..queries.probes.fitting import fit_lens
 
-        found = {}
-        for model in dict.fromkeys(one.model for one in named(listed(names), self.catalog, self.layout)):
-            chosen = recipe_of(self.layout, recipe, model, batch, scale)
-            path, record = train_probes(
-                self.layout, model, stream, chosen, tokens=tokens, seed=seed, folds=folds, device=self.device
-            )
-            found[path] = record
-        return found
+        models = dict.fromkeys(one.model for one in named(listed(names), self.catalog, self.layout))
+        return fit_lens(
+            self._context(), models, kind, stream, recipe=recipe, tokens=tokens, batch=batch, scale=scale, seed=seed, folds=folds,
+            count=count, skip=skip, length=length, centred=centred,
+        )  # fmt: skip
+
+    @needs()
+    def import_lens(self, file: str | Path, model: str) -> tuple[Path, dict[str, Any]]:
+        """Keep a published Jacobian lens ({J, n_prompts, source_layers, d_model}, written by torch.save) for a model of the lake.
+
+        No code in the file is run. Its layer l is what leaves block l; the embeddings, of which it has none, are read as they
+        are. Returns the path and what is on record of it. LakeError for another format, for other sizes than the model's, and
+        for maps that read stored residuals far worse than no map.
+        """
+        from ..queries.probes.imported import import_jacobian
+
+        return import_jacobian(self._context(), Path(file), self._model(model))
 
     @needs()
     def generate(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
+from ..store.artifacts.probes import JACOBIAN
 from ..store.captures.manifest import read_manifest
 from ..store.core.errors import CorruptError, LakeError
 from ..store.core.progress import say
@@ -106,16 +107,17 @@ def ensure_all(
     engine: Engine = run,
     compute: bool = True,
     only: Set[str] | None = None,
+    lenses: Set[str] = frozenset(),
 ) -> None:
     """Compute what free SQL asks for: the named tables, for every sealed capture (of `only` some models) that has what they
-    take.
+    take. Of `lenses` that it names those that no question trains by itself (Jacobian ones) are read, too.
 
     What that takes is said before it starts. Without `compute` only what is missing is said, in a line. `engine` as in
     `ensure`. LakeError when a table can't be had of any capture and none of its
     rows came from elsewhere, or when it has no rows and is not to be computed.
     """
     kit = Context(layout, device, catalog, only=only)
-    jobs = jobs_of_all(kit, names)
+    jobs = jobs_of_all(kit, names) + (jobs_of_lens(kit, names, JACOBIAN) if JACOBIAN in lenses else [])
     if compute:
         engine(say_work(kit, jobs), None)
     elif missing := [job for job in jobs if not job.path.exists()]:
@@ -159,6 +161,27 @@ def jobs_of_all(kit: Context, names: set[str]) -> list[Job]:
             raise problem
         jobs += found
     return jobs
+
+
+def jobs_of_lens(kit: Context, names: set[str], lens: str) -> list[Job]:
+    """What makes the rows of one kind of lens in the named tables, of every sealed capture whose model has such a lens.
+
+    LakeError when none has.
+    """
+    found, problem = list[Job](), None
+    for table in (TABLES[name] for name in sorted(set().union(*map(tables_behind, names)))):
+        kinds = [f"{kind}_{lens}" if kind else lens for kind in table.kinds]
+        for kind in (kind for kind in kinds if table.kind_columns(kind).get("lens") == lens):
+            for scope in _scopes(kit, table):
+                try:
+                    found += jobs_of(kit, (table.name, kind, scope))
+                except CorruptError:
+                    raise
+                except LakeError as error:
+                    problem = None if kit.foreign(table.name) else error
+    if problem and not found:
+        raise problem
+    return found
 
 
 def _check_pairs(kit: Context, table: str) -> None:

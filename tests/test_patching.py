@@ -276,7 +276,7 @@ def test_other_directions_take_the_place_of_rows(lakes: Callable, monkeypatch: p
 def test_what_is_missing_is_named(tmp_path: Path, lakes: Callable) -> None:
     lake, pair = lakes("llama")
     kit, names = Context(lake.layout, catalog=lake._catalog), scope(lake.layout, "llama")
-    with pytest.raises(LakeError, match=r"patching\(logit\): the lens is raw or tuned"):
+    with pytest.raises(LakeError, match=r"patching\(logit\): the lens is raw, tuned or jacobian"):
         _Patching(kit, names, "logit")
     with pytest.raises(LakeError, match="capture both"):
         _Patching(kit, tiny.scope("llama", {"pt": names.streams["pt"]}, "teacher"), "raw")

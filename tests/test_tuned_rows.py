@@ -179,7 +179,7 @@ def test_churn_of_the_tuned_lens(lake: Lake) -> None:
     counts = table(lake, "SELECT lens, count(*) AS n, avg(churn) AS churn FROM churn GROUP BY lens ORDER BY lens")
     assert counts["lens"].tolist() == ["raw", "tuned"] and counts["n"].nunique() == 1
     assert counts["churn"].nunique() == 2
-    with pytest.raises(LakeError, match=r"lens\(sharp\): the lens is raw or tuned"):
+    with pytest.raises(LakeError, match=r"lens\(sharp\): the lens is raw, tuned or jacobian"):
         ensure(lake.layout, [("lens", "sharp", native(lake))])
 
 

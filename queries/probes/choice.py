@@ -1,8 +1,8 @@
-"""Probes of the tuned lens: which set a question uses."""
+"""Probes of the tuned and of the Jacobian lens: which set a question uses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ...analyze.tuned.folds import fold_of
-from ...store.artifacts.probes import list_probes, read_probes
+from ...store.artifacts.probes import JACOBIAN, TUNED, list_probes, read_probes
+from ...store.core.columns import LENSES
 from ...store.core.errors import LakeError
 from ...store.remote.files import HERE, Files
 from ...store.tables.streams import stream_table
@@ -51,11 +52,7 @@ class Chosen:
 
         A single fold reads everything.
         """
-        names, inverse = np.unique(prompt_ids.astype(str), return_inverse=True)
-        fold = np.maximum(fold_of(names, len(self.folds)), 0)[inverse]
-        for number, probes in enumerate(self.folds):
-            if len(places := np.flatnonzero(fold == number)):
-                yield probes, places
+        return reading(self.folds, prompt_ids)
 
     def translate(self, resid: np.ndarray, prompt_ids: np.ndarray, device: str) -> np.ndarray:
         """Residuals [n, L+1, d] as the lens reads them, each prompt through its own fold's probes; float32."""
@@ -68,6 +65,15 @@ class Chosen:
         return out
 
 
+def reading(folds: list[Probes], prompt_ids: np.ndarray) -> Iterator[tuple[Probes, np.ndarray]]:
+    """The probes of each fold, and the places in `prompt_ids` (one a token) that they read; see `Chosen.readers`."""
+    names, inverse = np.unique(prompt_ids.astype(str), return_inverse=True)
+    fold = np.maximum(fold_of(names, len(folds)), 0)[inverse]
+    for number, probes in enumerate(folds):
+        if len(places := np.flatnonzero(fold == number)):
+            yield probes, places
+
+
 def load_probes(path: Path, lake: Files = HERE) -> list[Probes]:
     """The probes of each fold under `path`, hashed first; CorruptError when they are damaged."""
     import torch
@@ -78,13 +84,41 @@ def load_probes(path: Path, lake: Files = HERE) -> list[Probes]:
     return [Probes(torch.from_numpy(w), torch.from_numpy(b)) for w, b in zip(weight, bias, strict=True)]
 
 
-def choose(kit: Context, names: Names) -> Chosen:
+def lens_of(table: str, kind: str) -> str:
+    """The kind of lens that a table is read through, the raw one unless said; LakeError for one that nobody knows."""
+    if kind not in ("", *LENSES):
+        raise LakeError(f"{table}({kind}): the lens is {', '.join(LENSES[:-1])} or {LENSES[-1]}")
+    return kind or LENSES[0]
+
+
+def choose(kit: Context, names: Names, kind: str = TUNED) -> Chosen:
     """The probes for a capture's model: of those that were asked for expressly the one trained on most tokens, else the
-    default recipe's, trained on the model's native stream of the same prompts if it was captured.
+    default recipe's, trained on the model's native stream of the same prompts if it was captured. Of Jacobian lenses (`kind`),
+    which no question fits by itself, the one of most prompts.
 
     Sets of another checkpoint don't count. LakeError when nothing is there and nothing can be trained.
     """
-    return kit.once(_choose, names)
+    return kit.once(_fitted if kind == JACOBIAN else _choose, names)
+
+
+def has_jacobian(kit: Context, captures: Iterable[Names]) -> bool:
+    """Whether the lake has a Jacobian lens of one of these models."""
+    return any(kit.once(_jacobians, names[0]) for names in captures)
+
+
+def _jacobians(kit: Context, model: str) -> list[tuple[int, Path]]:
+    """The Jacobian lenses of a model with their prompts; those of another checkpoint of its name don't count."""
+    sets = list_probes(kit.layout, model, JACOBIAN)
+    head = kit.head_hash((model, "")) if sets else ""
+    return [(max(record["prompts"]), path) for path, record in sets if record["model_sha256"] == head]
+
+
+def _fitted(kit: Context, names: Names) -> Chosen:
+    if not (sets := kit.once(_jacobians, names[0])):
+        raise LakeError(
+            f"no Jacobian lens of {names[0]} is here", repair=f"`actlake fit-lens {names[0]} --kind jacobian` fits one"
+        )
+    return Chosen(max(sets)[1], (), kit.layout.files)
 
 
 def _choose(kit: Context, names: Names) -> Chosen:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...store.core.columns import CONDITION, MODELS, STREAM, STREAM_PT, VARIANT
+from ...store.core.columns import CONDITION, LENSES, MODELS, STREAM, STREAM_PT, VARIANT
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.tables.declared import TABLES
@@ -24,20 +24,26 @@ HOST = replace(VARIANT, meaning="model that runs: pt or it", fill="if(condition[
 HOSTED = (*MODELS, HOST, STREAM, STREAM_PT, CONDITION)  # columns of every table of conditions
 
 
+def split_lens(kind: str) -> tuple[str, str]:
+    """A condition and the lens that it is read through: `B_late_tuned` is B_late and tuned, without a word the raw one."""
+    name, _, lens = kind.rpartition("_")
+    return (name, lens) if lens in LENSES[1:] else (kind, LENSES[0])
+
+
 def by_condition(kind: str) -> dict[str, str]:
     """The columns that tell rows of a condition, as in `graft(B_late_tuned)`."""
-    return {"condition": kind.removesuffix("_tuned")}
+    return {"condition": split_lens(kind)[0]}
 
 
 def by_condition_and_lens(kind: str) -> dict[str, str]:
     """Likewise, of a table that is read through a lens."""
-    return by_condition(kind) | {"lens": "tuned" if kind.endswith("_tuned") else "raw"}
+    return by_condition(kind) | {"lens": split_lens(kind)[1]}
 
 
 class Replayed:
     """A condition replayed on a pair's captures, block by block, and read through the host's lens of one kind.
 
-    `lens` is raw or tuned, or empty in a table that has no lens. LakeError without the probes of a tuned lens.
+    `lens` is one of LENSES, or empty in a table that has no lens. LakeError without the probes of a lens.
     """
 
     replays: Replays
@@ -46,7 +52,7 @@ class Replayed:
         self.kit, self.scope, self.condition, self.lens = kit, scope, condition, lens
         self.models = scope.both
         self.host = self.models[condition.host]
-        self._chosen = choose(kit, self.host) if lens == "tuned" else None
+        self._chosen = choose(kit, self.host, lens) if lens in LENSES[1:] else None
 
     def table(
         self,
@@ -124,11 +130,11 @@ class Replayed:
 
     def stored(self, rows: Block, at: np.ndarray) -> np.ndarray:
         """The stored residuals as the host's lens reads them [n, L+1, d]; shared by the conditions of a host."""
-        key = ("answer", self.condition.host if self.lens == "tuned" else "")
+        key = ("answer", *((self.condition.host, self.lens) if self._chosen else ()))
         return rows.once(key, lambda: self.translated(rows, at, answer_resid(rows, at)))
 
     def translated(self, rows: Block, at: np.ndarray, resid: np.ndarray) -> np.ndarray:
-        """Residuals of the chosen tokens [n, L+1, d] through the host's probes, if the lens is the tuned one."""
+        """Residuals of the chosen tokens [n, L+1, d] through the host's probes, if the lens has some."""
         if not self._chosen:
             return resid
         return self._chosen.translate(resid, rows.columns["prompt_id"][at], self.kit.device)

@@ -2,7 +2,7 @@
 
 A condition is named as in METHODS: B_early, B_mid, B_late and B_midlate are the PT, on its raw prompt, with the IT's MLPs;
 D_early ... the IT, on its own prompt, with the PT's; B_late_random has the size and direction of the graft's change on the
-MLP's input, and is random across it. `_tuned` behind the name is the tuned lens of the host's probes instead of the raw lens.
+MLP's input, and is random across it. `_tuned` or `_jacobian` behind the name is that lens of the host instead of the raw one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from ..engine.declare import table
 from ..engine.job import LayerTable
 from ..tables.final_layer import LATE
 from ..tables.words import Vocab, vocab_table
-from .conditions import HOSTED, Replayed, by_condition, by_condition_and_lens, check_scope, window_of
+from .conditions import HOSTED, Replayed, by_condition, by_condition_and_lens, check_scope, split_lens, window_of
 from .replays import Condition
 
-NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?(_tuned)?")
-TUNED = "lens tuned"
+NAME = re.compile(r"([BD])_(early|mid|late|midlate)(_random)?")
+PROBED = "lens not raw"
 HOST = {"B": "pt", "D": "it"}
 
 
@@ -85,7 +85,7 @@ def _compared(
     before = mine.once(("cross", condition.host, job.lens), lambda: by_host(stored, other)["kl_pt_it"])
     cross = np.concatenate([before[:, :after], by_host(changed, theirs)["kl_pt_it"]], axis=1)
     found = {"cross_kl": cross, "cross_kl_host": before}
-    if job.lens == "tuned":
+    if job.lens != "raw":
         return found | dict.fromkeys(("js_host", "js_target"), np.full_like(cross, np.nan))
     host = np.concatenate([np.zeros_like(cross[:, :after]), by_host(changed, own)["js"]], axis=1)
     near, far = (kit.common_head(job.models, who) for who in (condition.host, condition.other))
@@ -107,8 +107,8 @@ def _compared(
         LAYER,
         *LENS_VALUES,
         Column("mlp_cos", "float32", "cosine of the MLP's output and the residual it reads", "1", COSINE, "layer -1"),
-        Column("js_host", "float32", "Jensen-Shannon divergence to the host as it is", "nats", JENSEN_SHANNON, TUNED),
-        Column("js_target", "float32", "Jensen-Shannon divergence to the other model", "nats", JENSEN_SHANNON, TUNED),
+        Column("js_host", "float32", "Jensen-Shannon divergence to the host as it is", "nats", JENSEN_SHANNON, PROBED),
+        Column("js_target", "float32", "Jensen-Shannon divergence to the other model", "nats", JENSEN_SHANNON, PROBED),
         Column(
             "cross_kl", "float32", "KL(edited host || other model), both read by the host's head", "nats", NONNEGATIVE
         ),
@@ -142,19 +142,18 @@ def graft_table(kit: Context, scope: Scope, kind: str) -> LayerTable:
 
 
 def condition_of(kit: Context, scope: Scope, table: str, kind: str) -> Replayed:
-    """The condition of this name, and its lens, raw or tuned; LakeError for an unknown name or captures of different answers."""
-    match = NAME.fullmatch(kind)
+    """The condition of this name, and its lens; LakeError for an unknown name or captures of different answers."""
+    name, lens = split_lens(kind)
+    match = NAME.fullmatch(name)
     if not match:
         raise LakeError(
             f"{table}({kind}): expected B (IT's MLPs in the PT) or D (PT's in the IT), then _early, _mid, _late or _midlate, for"
-            " a control _random, and for the tuned lens _tuned"
+            " a control _random, and for another lens _tuned or _jacobian"
         )
-    letter, window, random, tuned = match.groups()
+    letter, window, random = match.groups()
     check_scope(kit, scope)
-    condition = Condition(
-        kind.removesuffix("_tuned"), HOST[letter], window_of(kit, scope, window), random=random is not None
-    )
-    return Replayed(kit, scope, condition, "tuned" if tuned else "raw")
+    condition = Condition(name, HOST[letter], window_of(kit, scope, window), random=random is not None)
+    return Replayed(kit, scope, condition, lens)
 
 
 K = 20

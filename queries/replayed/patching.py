@@ -21,7 +21,7 @@ from ...store.tables.files import drop_tables
 from ..engine.context import Context, Scope
 from ..engine.declare import table
 from ..engine.job import TableJob
-from ..probes.choice import choose
+from ..probes.choice import choose, lens_of
 from ..tables.mean_differences import Contrast, records, sibling
 
 if TYPE_CHECKING:
@@ -63,16 +63,15 @@ class _Patching(TableJob):
     the last state is changed; blocks from the one after the patch on run again. In memory: the residuals of the patched
     tokens at all boundaries, 4 * tokens * (L + 1) * d bytes, and a few prompts' states. Source: METHODS 7 (P3).
 
-    LakeError as `Contrast` and `records` raise it, for a lens that is neither raw nor tuned, a capture of some positions
+    LakeError as `Contrast` and `records` raise it, for a lens that nobody knows, a capture of some positions
     only, and where the PT's weights can't be found; a table that is there already needs no weights.
     """
 
     def __init__(self, kit: Context, scope: Scope, kind: str):
-        if kind not in ("", "raw", "tuned"):
-            raise LakeError(f"patching({kind}): the lens is raw or tuned")
+        lens = lens_of("patching", kind)
         if set(scope.streams) != set(VARIANTS):
             raise LakeError(f"pair {scope.pair}: patching puts IT's states into the PT; capture both")
-        self._kit, self._scope, self._lens = kit, scope, kind or "raw"
+        self._kit, self._scope, self._lens = kit, scope, lens
         contrast = Contrast(kit, scope, self._lens)
         own = records(kit, sibling(kit, scope, "native"), "own")
         self._groups = [contrast.path, own.path]
@@ -88,7 +87,7 @@ class _Patching(TableJob):
             "seed": SEED,
             "version": TABLES["patching"].version,
         }
-        recipe |= {"probes": choose(kit, names).name} if kind == "tuned" else {}
+        recipe |= {"probes": choose(kit, names, lens).name} if lens != "raw" else {}
         super().__init__(kit.layout, "patching", recipe)
         self.before, self.runs = (contrast, own), (names[0],)
         self.forwards = (
@@ -154,8 +153,8 @@ class _Patching(TableJob):
         from ...analyze.lens.logit_lens import lens
 
         kit, names = self._kit, self._names
-        if self._lens == "tuned":
-            resid = choose(kit, names).translate(resid, prompt_ids, kit.device)
+        if self._lens != "raw":
+            resid = choose(kit, names, self._lens).translate(resid, prompt_ids, kit.device)
         none = np.full(len(resid), -1)
         return lens(kit.head(names), resid[:, 1:], none, device=kit.device, js_next=False)["kl_final_layer"]
 

@@ -70,7 +70,7 @@ class _DirectionsTable(TableJob):
         *BOTH,
         label_column(
             "kind",
-            "question: stability, spread, matched, reverse, splits, contrast or contrast_tuned",
+            "question: stability, spread, matched, reverse, splits, contrast, contrast_tuned or contrast_jacobian",
             fill="CASE WHEN name IN ('matched', 'reverse') THEN name"
             " WHEN regexp_matches(name, '^(top|random|all)[-_]') THEN 'splits'"
             " WHEN name IN ('resample', 'subset', 'pairwise_mean', 'pairwise_min') THEN 'stability'"
@@ -230,4 +230,5 @@ KINDS: dict[str, Callable[[Context, Scope], Job]] = {
     "splits": _splits,
     "contrast": lambda kit, scope: _contrast(kit, scope, "raw"),
     "contrast_tuned": lambda kit, scope: _contrast(kit, scope, "tuned"),
+    "contrast_jacobian": lambda kit, scope: _contrast(kit, scope, "jacobian"),
 }

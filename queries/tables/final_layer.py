@@ -8,7 +8,8 @@ from ..engine.blocks import Block
 from ..engine.context import Context, Names, all_boundaries, label, name_columns
 from ..engine.declare import table
 from ..engine.job import LayerTable
-from .tuned import translated, tuned_table
+from ..probes.choice import lens_of
+from .tuned import probed_table, translated
 
 LATE = 0.8  # METHODS 0: the final 20 % of layers are floor(0.8 L) and up
 
@@ -90,9 +91,7 @@ def churn_table(kit: Context, names: Names, kind: str) -> LayerTable:
 
     LakeError when the capture does not hold the residual at every boundary, and as for `lens(tuned)`.
     """
-    if kind not in ("", "raw", "tuned"):
-        raise LakeError(f"churn({kind}): the lens is raw or tuned")
-    capture = kit.capture(names)
+    lens, capture = lens_of("churn", kind), kit.capture(names)
     all_boundaries(capture, "churn")
     layers = capture.layers
     start = min(int(LATE * layers), layers - 2)  # one step at least, however shallow the model
@@ -100,11 +99,11 @@ def churn_table(kit: Context, names: Names, kind: str) -> LayerTable:
     def compute(rows: Block) -> dict[str, np.ndarray]:
         from ...analyze.lens.topk import churn
 
-        resid = translated(kit, names, rows) if kind == "tuned" else rows["resid"]
+        resid = translated(kit, names, rows, lens)
         return {"churn": churn(kit.head(names), resid[:, start + 1 :], device=kit.device)}
 
-    if kind == "tuned":
-        return tuned_table(kit, names, "churn", compute, first=start)
+    if lens != "raw":
+        return probed_table(kit, names, "churn", lens, compute, first=start)
     columns = {**name_columns(names), "lens": "raw"}
     return LayerTable(
         kit.layout,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -16,10 +15,10 @@ from ...store.captures.reader import Capture
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ..engine.blocks import Block, Columns
-from ..engine.context import Context, Scope, all_boundaries, raw_lens
+from ..engine.context import Context, Scope, all_boundaries
 from ..engine.job import Job
 from ..probes.choice import Chosen, choose
-from .tuned import tuned_columns
+from .tuned import lens_columns
 
 if TYPE_CHECKING:
     from ...analyze.residual.ridge import Moments
@@ -122,7 +121,7 @@ class Contrast(Group):
     """Paired differences of both models on one text, regressed on how much later IT converges.
 
     Per block 0 to L-2 (the last layer's KL to itself is zero): x = h_it - h_pt at the generated tokens, y = difference
-    of KL(p_L || p_l), each model through its own lens, raw or tuned, winsorised per prompt. Memory 16 * L * d^2 bytes.
+    of KL(p_L || p_l), each model through its own lens of one kind, winsorised per prompt. Memory 16 * L * d^2 bytes.
     Source: METHODS 7 (P1, P2).
     """
 
@@ -144,12 +143,12 @@ class Contrast(Group):
             "lens": lens,
             "heads": {variant: kit.head_hash(names) for variant, names in scope.both.items()},
         }
-        self._lens: Callable[..., dict[str, np.ndarray]] = raw_lens
+        self._lens = lens
         self._chosen: Chosen | None = None
-        if lens == "tuned":
-            chosen = [choose(kit, names) for names in models]
+        if lens != "raw":
+            chosen = [choose(kit, names, lens) for names in models]
             recipe["probes"] = [found.name for found in chosen]
-            self._lens, self._chosen = tuned_columns, chosen[1]
+            self._chosen = chosen[1]
             self.before = tuple(job for found in chosen for job in found.before)
         super().__init__(kit, scope, "contrast", captures, **recipe)
         self.reads = ("resid",)
@@ -179,7 +178,7 @@ class Contrast(Group):
         prompt = pt.columns["prompt"][at[0]]
         x = it["resid"][at[1], 1:-1] - pt["resid"][at[0], 1:-1]
         kl = [
-            self._lens(self._kit, names, part)["kl_final_layer"][answered, 1:-1].astype(np.float64)
+            lens_columns(self._kit, names, part, self._lens)["kl_final_layer"][answered, 1:-1].astype(np.float64)
             for names, part, answered in zip(self._models, rows, at, strict=True)
         ]
         y, held = winsorised(kl[1] - kl[0], prompt), self._held[prompt]

@@ -1,4 +1,4 @@
-"""Tables made with the tuned lens: its rows of `lens`, and `lens_eval`, raw against tuned on held-out tokens."""
+"""Tables read through probes, tuned or Jacobian: rows of `lens`; and `lens_eval`, raw against tuned on held-out tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,26 +8,25 @@ import pandas as pd
 
 from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, SIDE, TOKEN, Column, by_lens, label_column
 from ...store.core.columns import PROMPT as PROMPTS
-from ...store.core.errors import LakeError
 from ...store.tables.files import drop_tables
 from ..engine.blocks import Block, Columns
-from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label
+from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label, raw_lens
 from ..engine.declare import table
 from ..engine.job import LayerTable, TableJob
-from ..probes.choice import choose
+from ..probes.choice import choose, lens_of
 from .per_layer import raw_lens_table
 
 PROMPT = ("prompt", "prompt_id", "category")
 
 
-def tuned_table(
-    kit: Context, names: Names, table: str, compute: Callable[[Block], dict[str, Any]], first: int = -1
+def probed_table(
+    kit: Context, names: Names, table: str, kind: str, compute: Callable[[Block], dict[str, Any]], first: int = -1
 ) -> LayerTable:
-    """A table of one capture through the tuned lens, as LayerTable has it; rows by other probes give way to it."""
+    """A table of one capture through the probes of a kind of lens, as LayerTable has it; rows by other probes give way."""
     capture = kit.capture(names)
-    all_boundaries(capture, f"{table}(tuned)")
-    chosen = choose(kit, names)
-    recipe = kit.recipe(table, names, head=True, lens="tuned", probes=chosen.name)
+    all_boundaries(capture, f"{table}({kind})")
+    chosen = choose(kit, names, kind)
+    recipe = kit.recipe(table, names, head=True, lens=kind, probes=chosen.name)
     same = {name: recipe[name] for name in ("model", "stream", "lens")}
 
     def labels(rows: Block) -> dict[str, Any]:
@@ -38,24 +37,28 @@ def tuned_table(
     return job
 
 
-def translated(kit: Context, names: Names, rows: Block) -> np.ndarray:
-    """The residuals of a block as the tuned lens reads them [n, L+1, d]; made once however many jobs want them."""
+def translated(kit: Context, names: Names, rows: Block, kind: str) -> np.ndarray:
+    """The residuals of a block as a kind of lens reads them [n, L+1, d]; made once however many jobs want them."""
+    if kind == "raw":
+        return rows["resid"]
 
     def translate() -> np.ndarray:
-        return choose(kit, names).translate(rows["resid"], rows.columns["prompt_id"], kit.device)
+        return choose(kit, names, kind).translate(rows["resid"], rows.columns["prompt_id"], kit.device)
 
-    return rows.once("translated", translate)
+    return rows.once(("translated", kind), translate)
 
 
-def tuned_columns(kit: Context, names: Names, rows: Block) -> dict[str, np.ndarray]:
-    """The tuned lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
+def lens_columns(kit: Context, names: Names, rows: Block, kind: str) -> dict[str, np.ndarray]:
+    """A kind of lens of a block, all columns [n, L+1]; computed once however many jobs want it."""
+    if kind == "raw":
+        return raw_lens(kit, names, rows)
 
     def compute() -> dict[str, np.ndarray]:
         from ...analyze.lens.logit_lens import lens
 
-        return lens(kit.head(names), translated(kit, names, rows), rows.columns["target"], device=kit.device)
+        return lens(kit.head(names), translated(kit, names, rows, kind), rows.columns["target"], device=kit.device)
 
-    return rows.once("lens(tuned)", compute)
+    return rows.once(("lens", kind), compute)
 
 
 @table(
@@ -68,20 +71,14 @@ def tuned_columns(kit: Context, names: Names, rows: Block) -> dict[str, np.ndarr
     lenses=1.0,
 )
 def lens_table(kit: Context, names: Names, kind: str) -> LayerTable:
-    """The rows of the table `lens` of one kind. LakeError for one that is neither raw nor tuned, and where one can't be had."""
-    if kind not in ("", "raw", "tuned"):
-        raise LakeError(f"lens({kind}): the lens is raw or tuned")
-    return tuned_lens(kit, names) if kind == "tuned" else raw_lens_table(kit, names)
-
-
-def tuned_lens(kit: Context, names: Names) -> LayerTable:
-    """The rows of the table `lens` with lens = 'tuned'."""
+    """The rows of the table `lens` of one kind. LakeError for a lens that nobody knows, and where one can't be had."""
+    lens = lens_of("lens", kind)
 
     def compute(rows: Block) -> dict[str, Any]:
-        found = tuned_columns(kit, names, rows)
+        found = lens_columns(kit, names, rows, lens)
         return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
-    return tuned_table(kit, names, "lens", compute)
+    return raw_lens_table(kit, names) if lens == "raw" else probed_table(kit, names, "lens", lens, compute)
 
 
 @table(

@@ -1,4 +1,4 @@
-"""Tuned-lens probes in the lake: sealed Zarr groups with their provenance, and the state of a training under way."""
+"""Probes of lenses in the lake, tuned or Jacobian: sealed Zarr groups with their provenance, and the state of a fit under way."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,23 @@ PROBE_DIMS = {
     "bias": ("fold", "boundary", "d_out"),
     "boundary": ("boundary",),
 }
+TUNED, JACOBIAN = "tuned", "jacobian"  # kinds of lenses that probes read
 Curve = list[dict[str, Any]]
 Training = list[tuple[dict[str, np.ndarray], Curve]]  # of each fold
 
 
 def probes_path(layout: Layout, recipe: dict[str, Any]) -> Path:
-    """Zarr group of the set that a recipe makes: tuned-STREAM-RECIPE-KEY.zarr, KEY the first 8 digits of the recipe's."""
-    name = f"tuned-{recipe['stream']}-{recipe['recipe']['name']}-{key_of(recipe)[:8]}"
-    return layout.lenses(recipe["model"]) / f"{name}.zarr"
+    """Zarr group of the set that a recipe makes: tuned-STREAM-RECIPE-KEY.zarr, KEY the first 8 digits of the recipe's; of a
+    Jacobian lens jacobian-STREAM-KEY.zarr, or jacobian-imported-KEY.zarr.
+    """
+    kind, name = recipe.get("kind", TUNED), recipe["recipe"]["name"]
+    words = [kind, recipe.get("stream", ""), "" if name == kind else name, key_of(recipe)[:8]]
+    return layout.lenses(recipe["model"]) / f"{'-'.join(filter(None, words))}.zarr"
+
+
+def record_kind(folder: str | Path) -> str:
+    """The kind of record that seals a set, by the name of its group."""
+    return JACOBIAN if Path(folder).name.startswith(f"{JACOBIAN}-") else "probes"
 
 
 def write_probes(
@@ -56,45 +65,45 @@ def read_probes(path: Path, lake: Files = HERE) -> tuple[np.ndarray, np.ndarray,
 
     Every file is hashed before its numbers are used. LakeError when there is no such set, CorruptError on damage.
     """
-    found = read(lake, path, "probes")
+    found = read(lake, path, record_kind(path))
     found.check()
     record = _facts(found)
     group, arrays = open_group(path, found.record["files"]["zarr.json"]["sha256"])
-    check_dims(path, arrays, PROBE_DIMS, {"fold": record["folds"], "boundary": len(record["kl_raw"][0])})
+    boundaries = len(record["error" if record_kind(path) == JACOBIAN else "kl_raw"][0])
+    check_dims(path, arrays, PROBE_DIMS, {"fold": record["folds"], "boundary": boundaries})
     weight, bias = (checked(path, group, name)[...] for name in ("weight", "bias"))
     return weight, bias, record
 
 
-def list_probes(layout: Layout, model: str = "*") -> list[tuple[Path, dict[str, Any]]]:
-    """Every sealed set with what is on record of it, or those of a model, by path."""
-    sets = sorted(layout.files.bring(layout.root / "lenses", RECORD).glob(f"{model}/tuned-*.zarr/{RECORD}"))
+def list_probes(layout: Layout, model: str = "*", kind: str = TUNED) -> list[tuple[Path, dict[str, Any]]]:
+    """Every sealed set of a kind of lens (* for all) with what is on record of it, or those of a model, by path."""
+    sets = sorted(layout.files.bring(layout.root / "lenses", RECORD).glob(f"{model}/{kind}-*.zarr/{RECORD}"))
     return [(file.parent, read_facts(layout.files, file.parent)) for file in sets]
 
 
 def read_facts(lake: Files, path: Path) -> dict[str, Any]:
     """What is on record of a set: its recipe (`recipe` is that of the training) and what came of it."""
-    return _facts(read_sealed(lake, path, "probes"))
+    return _facts(read_sealed(lake, path, record_kind(path)))
 
 
 def _facts(found: Artifact) -> dict[str, Any]:
     file, record = found.folder / RECORD, {**found.record, **found.record["recipe"]}
+    repair, fitted = REPAIRS[found.kind], found.kind == JACOBIAN
     if not file.parent.stem.endswith(f"-{found.record['key'][:8]}"):
-        raise CorruptError(f"{file}: key: found {found.record['key']} in a folder of another", repair=REPAIRS["probes"])
-    for key in ("steps", "trained_tokens", "kl_raw", "kl_tuned"):
+        raise CorruptError(f"{file}: key: found {found.record['key']} in a folder of another", repair=repair)
+    for key in ("prompts", "error") if fitted else ("steps", "trained_tokens", "kl_raw", "kl_tuned"):
         if (count := len(record[key])) != record["folds"]:
-            raise CorruptError(
-                f"{file}: {key}: expected {record['folds']} folds, found {count}", repair=REPAIRS["probes"]
-            )
-    if len(layers := {len(kl) for key in ("kl_raw", "kl_tuned") for kl in record[key]}) != 1 or 0 in layers:
-        raise CorruptError(
-            f"{file}: kl_raw, kl_tuned: expected one number a boundary in each fold", repair=REPAIRS["probes"]
-        )
+            raise CorruptError(f"{file}: {key}: expected {record['folds']} folds, found {count}", repair=repair)
+    each = ("error",) if fitted else ("kl_raw", "kl_tuned")
+    if len(layers := {len(line) for key in each for line in record[key]}) != 1 or 0 in layers:
+        raise CorruptError(f"{file}: {', '.join(each)}: expected one number a boundary in each fold", repair=repair)
     return record
 
 
 def probes_table(layout: Layout) -> pd.DataFrame:
-    """One row per set: model, name, recipe, folds, tokens and steps (of a fold), kl_raw, kl_tuned (held-out, mean
-    over folds and layers), path."""
+    """One row per set: model, name, recipe, folds, tokens and steps (of a fold), kl_raw, kl_tuned, kl_jacobian (held-out,
+    mean over folds and layers), error, path. Of a Jacobian lens a step is a prompt, and `error` its largest relative error.
+    """
     rows = [
         {
             "model": record["model"],
@@ -102,21 +111,30 @@ def probes_table(layout: Layout) -> pd.DataFrame:
             "recipe": record["recipe"]["name"],
             "folds": record["folds"],
             "tokens": max(record["trained_tokens"]),
-            "steps": max(record["steps"]),
-            "kl_raw": float(np.mean(record["kl_raw"])),
-            "kl_tuned": float(np.mean(record["kl_tuned"])),
+            "steps": max(record.get("steps") or record["prompts"]),
+            **{name: _mean(record.get(name)) for name in ("kl_raw", "kl_tuned", "kl_jacobian")},
+            "error": max((e for line in record.get("error", []) for e in line if e is not None), default=np.nan),
             "path": str(path),
         }
-        for path, record in list_probes(layout)
+        for path, record in list_probes(layout, kind="*")
     ]
-    columns = ["model", "name", "recipe", "folds", "tokens", "steps", "kl_raw", "kl_tuned", "path"]
+    columns = ["model", "name", "recipe", "folds", "tokens", "steps"]
+    columns += ["kl_raw", "kl_tuned", "kl_jacobian", "error", "path"]
     return pd.DataFrame(rows, columns=columns)
 
 
+def _mean(numbers: list[Any] | None) -> float:
+    return float(np.mean(numbers)) if numbers else np.nan
+
+
 def find_probes(layout: Layout, model: str, name: str = "") -> Path:
-    """The set of a model whose name starts with `name`; LakeError if none or several do."""
+    """The set of a model whose name starts with `name`, without a name one of a tuned lens before others; LakeError if
+    none or several do.
+    """
     folder = layout.lenses(model)
-    names = [path.stem for path, _ in list_probes(layout, model)]
+    names = [path.stem for path, _ in list_probes(layout, model, "*")]
+    if not name and any(known.startswith(TUNED) for known in names):
+        name = TUNED
     found = [name] if name in names else [known for known in names if known.startswith((name, f"tuned-{name}"))]
     if len(found) != 1:
         raise LakeError(

@@ -87,7 +87,8 @@ MODELS = (
 )
 SIDE = (*MODELS, VARIANT, STREAM)  # of one capture, with the pair's other model taken into account
 BOTH = (*SIDE, STREAM_PT)
-LENS = label_column("lens", "lens: raw or tuned", fill="'raw'")
+LENSES = ("raw", "tuned", "jacobian")
+LENS = label_column("lens", "lens: raw, tuned or jacobian", fill="'raw'")
 PROMPT = (
     label_column("prompt", "index of the prompt in its set", "int32", null=ALL),
     label_column("prompt_id", "id of the prompt", null=ALL),

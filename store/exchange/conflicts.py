@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ..artifacts.models import FILE as VOCAB
 from ..artifacts.models import with_vocab
+from ..artifacts.probes import record_kind
 from ..core.errors import CorruptError, LakeError
 from ..core.files import json_bytes
 from ..core.schema import RECORD
@@ -121,7 +122,8 @@ class Compared:
         yield whole
 
     def _sealed(self, area: str, folder: str, there: Mapping[str, Entry]) -> Unit:
-        unit, kind, name = Unit(area, folder), KINDS[area], f"{folder}/{RECORD}"
+        kind = record_kind(folder) if area == "lenses" else KINDS[area]
+        unit, name = Unit(area, folder), f"{folder}/{RECORD}"
         data = self.source.record(name) or b""
         record = parse_record(data, kind, f"{self.source}/{name}")
         mine = self.known(name, kind) if name in there else None

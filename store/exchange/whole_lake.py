@@ -8,6 +8,7 @@ from ..artifacts.artifact import problems, read
 from ..artifacts.models import FILE as VOCAB
 from ..artifacts.models import REPAIR as VOCAB_REPAIR
 from ..artifacts.models import damage, hash_head, read_head, read_model, vocab_file
+from ..artifacts.probes import record_kind
 from ..artifacts.streams import read_set, read_stream
 from ..artifacts.texts import read_condition, read_lines, read_verdicts
 from ..artifacts.weights import RECORD as WEIGHTS
@@ -55,7 +56,7 @@ def _kinds(layout: Layout) -> Iterator[tuple[str, Callable[[Layout, Path], list[
     yield "streams", _stream, _in(root, "streams")
     for area, kind, at in (
         ("prompts", "prompts", "prompts"),
-        ("lenses", "probes", "lenses/*"),
+        ("lenses", "", "lenses/*"),
         ("directions", "directions", "directions/*"),
     ):
         layout.files.bring(root / area)
@@ -117,6 +118,7 @@ def _stream(layout: Layout, file: Path) -> list[str]:
 def _sealed(layout: Layout, folder: Path, kind: str) -> list[str]:
     if not folder.is_dir():
         return [f"{folder}: {UNKNOWN}"]
+    kind = kind or record_kind(folder)
     reader = read_set if kind == "prompts" else partial(read, kind=kind)
     return list(problems(folder, reader(layout.files, folder).record["files"], kind))
 

@@ -185,6 +185,20 @@ RECORDS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("steps", "trained_tokens"), [WHOLE]),
         **dict.fromkeys(("kl_raw", "kl_tuned"), [[NUMBER]]),
     },
+    "jacobian": {
+        **SEALED,
+        "recipe": {
+            "model": NAMED,
+            "stream?": NAMED,
+            "model_sha256": TEXT,
+            "kind": one_of("jacobian"),
+            "recipe": {"name": NAMED},
+            "folds": SOME,
+        },
+        **dict.fromkeys(("prompts", "trained_tokens"), [WHOLE]),
+        "error": [[NUMBER_OR_NULL]],
+        **dict.fromkeys(("kl_raw?", "kl_jacobian?"), [NUMBER]),
+    },
     "directions": {**SEALED, "recipe": {"kind": NAMED, "models": MODELS}},
     "prompts": {**SEALED, "recipe": {"prompts": NAMED, "content_sha256": HASH}},
     "condition": {
@@ -209,6 +223,7 @@ REPAIRS = {
     "weights": "restore the file, or delete it and weights.json and run `actlake capture --with-weights` again",
     "head": "restore head.zarr, or delete the model's folder and run the same `actlake capture` again",
     "probes": "restore the file, or delete the probes' folder and run `actlake fit-lens` again",
+    "jacobian": "restore the file, or delete the lens's folder and run `actlake fit-lens --kind jacobian` or import-lens again",
     "directions": "delete its folder and run the question again",
     "prompts": "delete its folder and run `actlake prompts add` again, or restore it",
     "condition": "restore the file, or delete its folder and run `actlake generate` again",

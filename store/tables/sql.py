@@ -19,7 +19,7 @@ from ..artifacts.texts import output_files
 from ..captures.manifest import noise_warnings
 from ..captures.reader import list_captures
 from ..core.catalog import load_catalog
-from ..core.columns import Column, schema_of
+from ..core.columns import LENSES, Column, schema_of
 from ..core.errors import CorruptError, LakeError, SqlError
 from ..core.progress import remark
 from ..core.schema import OUTPUT_COLUMNS, OUTPUTS
@@ -289,6 +289,11 @@ def only_models(sql: str, pairs: Pairs) -> frozenset[str] | None:
     return min(found, key=len, default=None)  # any one of them holds for every row
 
 
+def lenses_named(sql: str) -> frozenset[str]:
+    """The kinds of lens that a statement names by a text, such as lens = 'jacobian'."""
+    return frozenset(LENSES) & {text for node in _nodes(tree_of(sql)) if (text := _text(node))}
+
+
 def _is_table(name: str) -> bool:
     """Whether each row is of the models that it names: those of a view may come from other models' rows, too."""
     return name in TABLES or name in ("outputs", "captures", "streams")
@@ -296,13 +301,17 @@ def _is_table(name: str) -> bool:
 
 def _types(node: Any) -> Iterator[str]:
     """The types of all parts of a statement."""
+    return (part["type"] for part in _nodes(node) if isinstance(part.get("type"), str))
+
+
+def _nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """All parts of a statement."""
     if isinstance(node, dict):
-        if isinstance(node.get("type"), str):
-            yield node["type"]
+        yield node
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from _types(child)
+            yield from _nodes(child)
 
 
 def _wanted(condition: Any) -> Iterator[tuple[str, list[str]]]:

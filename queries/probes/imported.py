@@ -1,0 +1,150 @@
+"""Jacobian lenses that others published: a file {J, n_prompts, source_layers, d_model}, checked against the lake's model."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...store.artifacts.models import read_model
+from ...store.artifacts.probes import JACOBIAN, probes_path, read_facts, write_probes
+from ...store.core.errors import LakeError
+from ...store.core.files import hash_file
+from ...store.core.progress import say
+from ...store.tables.streams import stream_table
+from ..engine.context import Context
+from .jacobian import looked_at
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1  # raise when a file is read as other numbers
+KEYS = ("J", "n_prompts", "source_layers", "d_model")
+# A map that belongs to a model finds its final top token, before the last block, about as often as the raw lens or oftener.
+LEAST = 0.5
+
+
+def import_jacobian(kit: Context, file: Path, model: str) -> tuple[Path, dict[str, Any]]:
+    """Keep a published Jacobian lens for a model of the lake; returns the set and what is on record of it.
+
+    Layer l of the file is what leaves block l, boundary l + 1. It has none of the embeddings, which are read as they are.
+    LakeError, one line, for a file of another format, of other sizes than the model's, of another model by its metadata, and
+    for one whose last map reads residuals of the lake far worse than no map at all.
+    """
+    found, record = _loaded(file), read_model(kit.layout, model)
+    layers, width = record["n_layers"], record["d_model"]
+    weight = np.stack([np.eye(width, dtype=np.float32), *_maps(file, found, model, layers, width)])
+    _check_name(file, found, model, record)
+    recipe = {
+        "model": model,
+        "kind": JACOBIAN,
+        "file_sha256": hash_file(file),
+        "model_sha256": kit.head_hash((model, "")),
+        "checkpoint_sha256": record["sha256"],
+        "recipe": {"name": "imported", "prompts": int(found["n_prompts"])},
+        "folds": 1,
+        "version": VERSION,
+    }
+    path = probes_path(kit.layout, recipe)
+    if not path.exists():
+        facts = {"prompts": [int(found["n_prompts"])], "trained_tokens": [0], "error": [[None] * layers]}
+        looks = _checked(kit, file, model, weight)
+        write_probes(kit.layout, recipe, weight[None], np.zeros((1, layers, width), np.float32), facts | looks)
+    return path, read_facts(kit.layout.files, path)
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    """The dictionary of a file, from which no code is run; LakeError for anything else."""
+    import torch
+
+    if not file.is_file():
+        raise LakeError(f"{file}: no such file")
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LakeError(
+            f"{file}: can't be read as tensors alone", found=first[:160], expected="a file that torch.save wrote"
+        ) from error
+    if not isinstance(found, dict) or (lacks := [key for key in KEYS if key not in found]):
+        what = f"it lacks {', '.join(lacks)}" if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise LakeError(f"{file}: no Jacobian lens", expected=f"a dictionary with {', '.join(KEYS)}", found=what)
+    if type(found["n_prompts"]) is not int or found["n_prompts"] < 1:
+        raise LakeError(f"{file}: n_prompts", expected="a whole number from 1", found=repr(found["n_prompts"])[:60])
+    return found
+
+
+def _maps(file: Path, found: dict[str, Any], model: str, layers: int, width: int) -> list[np.ndarray]:
+    """The maps [d, d] of the boundaries 1 .. L-1, float32."""
+    import torch
+
+    maps: Any = found["J"]
+    if found["d_model"] != width:
+        raise LakeError(
+            f"{file}: d_model", expected=f"{width}, the width of {model}", found=repr(found["d_model"])[:60]
+        )
+    if not isinstance(maps, dict) or not all(type(layer) is int for layer in maps):
+        raise LakeError(f"{file}: J", expected="a dictionary from layers to matrices", found=type(maps).__name__)
+    wanted, there = list(range(layers - 1)), sorted(maps)
+    if there != wanted or _numbers(found["source_layers"]) != wanted:
+        raise LakeError(
+            f"{file}: its layers",
+            expected=f"0 to {layers - 2}, all but the last of the {layers} of {model}",
+            found=f"matrices of {_few(there)}, source_layers {_few(_numbers(found['source_layers']))}",
+        )
+    for layer, matrix in maps.items():
+        fits = isinstance(matrix, torch.Tensor) and matrix.shape == (width, width) and matrix.is_floating_point()
+        if not fits or not torch.isfinite(matrix).all():
+            shape = (
+                f"{list(matrix.shape)} of {matrix.dtype}" if isinstance(matrix, torch.Tensor) else type(matrix).__name__
+            )
+            raise LakeError(f"{file}: J of layer {layer}", expected=f"finite floats [{width}, {width}]", found=shape)
+    return [_array(maps[layer]) for layer in wanted]
+
+
+def _array(matrix: Tensor) -> np.ndarray:
+    return np.asarray(matrix.float().numpy())
+
+
+def _numbers(layers: Any) -> list[int]:
+    return sorted(layers) if isinstance(layers, list | tuple) and all(type(one) is int for one in layers) else []
+
+
+def _few(layers: list[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}, {len(layers)} of them" if layers else "none"
+
+
+def _check_name(file: Path, found: dict[str, Any], model: str, record: dict[str, Any]) -> None:
+    """LakeError when the file says which hub model it is of, and the lake's is another one of the hub."""
+    facts = found.get("metadata")
+    said = (
+        next((facts[key] for key in ("model", "model_name") if facts.get(key)), "") if isinstance(facts, dict) else ""
+    )
+    if not isinstance(said, str) or not said or record["files"]:  # a local folder has no name that says what it is
+        return
+    if said.rpartition("/")[2].lower() != record["id"].rpartition("/")[2].lower():
+        raise LakeError(f"{file}: a lens of another model", expected=record["id"], found=said[:100])
+
+
+def _checked(kit: Context, file: Path, model: str, weight: np.ndarray) -> dict[str, list[float]]:
+    """What `looked_at` finds on a capture of the model, if the lake has one of all residuals; LakeError where it does not fit."""
+    import torch
+
+    from ...analyze.lens.tuned_lens import Probes
+
+    probes = Probes(torch.from_numpy(weight), torch.zeros(weight.shape[:2]))
+    streams = stream_table(kit.layout, [model])
+    for stream in sorted(set(streams["stream"]), key=lambda name: (not name.startswith("native"), name)):
+        if kit.layout.capture(model, stream).exists() and (looks := looked_at(kit, (model, stream), [probes])):
+            raw, mapped = looks["top1_raw"][-1], looks["top1_jacobian"][-1]
+            if mapped < LEAST * raw:
+                raise LakeError(
+                    f"{file}: a lens of another checkpoint than {model}",
+                    expected=f"the final top token at {raw:.0%} of positions before the last block, as without a map, or more",
+                    found=f"{mapped:.0%}",
+                )
+            return looks
+    say(f"{model}: no capture here has residuals at every boundary, so that the lens is checked by its sizes alone")
+    return {}
