@@ -1,4 +1,5 @@
-# make demo    the main job on the embedded pair        make test    the full test suite
+# make demo    the main job on the embedded pair        make test    the tests
+#                                                       make sweep   what samples stand for in the tests: every family of models
 # make lint    ruff and mypy                            make bench   benchmarks, into benchmarks/RESULTS.md
 # make clean   the environment and what was built; lakes and answers stay
 # make demo TORCH_INDEX=cu130   which build of torch: a name below download.pytorch.org/whl (cpu, cu130 ...), an index's URL,
@@ -12,13 +13,16 @@ PIP := -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # Asked before pip does, which tries an index that does not answer for minutes.
 ANSWERS := import sys, urllib.request as u; u.urlopen(sys.argv[1].rstrip("/") + "/torch/", timeout=5).read(1)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test sweep lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/actlake demo
 
 test: $(VENV)/.installed-dev
 	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n auto
+
+sweep: $(VENV)/.installed-dev
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n auto -m sweep
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

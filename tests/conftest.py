@@ -32,34 +32,9 @@ hypothesis.settings.register_profile("shared-cores", deadline=None)
 hypothesis.settings.load_profile("shared-cores")
 
 
-SAMPLE = 12  # tests of a sweep that the normal suite runs
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """How many tests of those marked sweep are run."""
-    parser.addoption(
-        "--sample", type=int, help=f"Run N of the tests marked sweep. [default: {SAMPLE}; all with -m sweep]"
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave the slow tests out unless -m asks for them."""
-    if config.option.sample is None and not config.option.markexpr:
-        config.option.sample = SAMPLE
-    config.option.markexpr = config.option.markexpr or "not slow"
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep only as many tests of a sweep as are asked for, evenly spread and always the same ones, of what -k left."""
-    swept = [item for item in items if item.get_closest_marker("sweep")]
-    sample = config.option.sample
-    if sample is None or len(swept) <= sample:
-        return
-    kept = {swept[number * len(swept) // sample].nodeid for number in range(sample)}
-    left_out = [item for item in swept if item.nodeid not in kept]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item.nodeid not in {one.nodeid for one in left_out}]
+    """Leave out the slow tests, and what a sweep's sample stands for, unless -m asks for them."""
+    config.option.markexpr = config.option.markexpr or "not slow and not sweep"
 
 
 @pytest.fixture(scope="session")

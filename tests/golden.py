@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 FILE = HERE / "golden.json"
 FAMILIES = ("gemma3", "gpt_neox", "deepseek_v2")  # a sandwich of norms; parallel, layer norm; mixture of experts
 PAIRS = ("pocket", *FAMILIES)
+COMPLETE = "gpt_neox"  # the pair that answers every row
 STREAMS = ("native", "teacher", "reverse", "raw")
 SETS = {"golden": (20, 6, STREAMS), "wide": (32, 14, ("native",))}  # prompts, new tokens, streams
 WIDE = ("L1", "L8", "0J")  # rows that need more prompts, or longer answers
@@ -62,8 +63,8 @@ pairs:
 # --- the lake --------------------------------------------------------------------------------------------------------
 
 
-def make(root: Path) -> Any:
-    """Capture all pairs below `root` through the command line, and return the Lake."""
+def make(root: Path, pairs: Sequence[str] = PAIRS) -> Any:
+    """Capture pairs below `root` through the command line, and return the Lake."""
     import actlake
     from actlake.analyze.tuned.recipes import Adam
     from actlake.queries.probes import choice as probe_choice
@@ -78,7 +79,7 @@ def make(root: Path) -> Any:
         folders = [_model(root / family / variant, family, seed) for seed, variant in enumerate(("pt", "it"))]
         text += f"  {family}: {{pt: {{path: {folders[0]}}}, it: {{path: {folders[1]}}}}}\n"
     (root / "catalog.yaml").write_text(text, encoding="utf-8")
-    for pair in PAIRS:
+    for pair in pairs:
         for name, (_, new, streams) in SETS.items():
             what = [word for stream in streams for word in ("--stream", stream)]
             what += ["--prompts", name, "--profile", "golden", "--max-new-tokens", str(new)]
@@ -125,18 +126,26 @@ LIMITS = {"answers/exp10_P3/gemma3": 1e-3}
 NAMELESS = {"key", "prompt_sha", "probes", "model", "model_pt", "model_it"}  # columns that name files and models
 
 
-def entries(lake: Any) -> Entries:
-    """Everything that is pinned, by name; answers come first, because they make the tables."""
-    found = dict(_answers(lake))
-    return dict(sorted({**found, **_captures(lake), **_models(lake), **_directions(lake), **_tables(lake)}.items()))
+def entries(lake: Any, pairs: Sequence[str] = PAIRS) -> Entries:
+    """Everything that is pinned of some pairs, by name; answers come first, because they make the tables."""
+    found = dict(_answers(lake, pairs))
+    for more in (_captures, _models, _directions, _tables):
+        found |= more(lake, pairs)
+    return dict(sorted(found.items()))
 
 
-def _answers(lake: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def of_pairs(entries: Entries, pairs: Sequence[str]) -> Entries:
+    """The entries of some pairs: their name is a part of an entry's."""
+    names = {name for pair in pairs for name in (pair, f"{pair}-pt", f"{pair}-it")}
+    return {name: one for name, one in entries.items() if names & {*name.replace(" ", "/").split("/")}}
+
+
+def _answers(lake: Any, pairs: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Estimates with limits and counts: each measure of the first pair that answers a row, each row of the others."""
     from actlake.queries.rows.registry import queries
 
     root = Path(str(lake.layout.root)).parent
-    for pair in PAIRS:
+    for pair in pairs:
         rows = [row for row in queries() if row not in LEFT_OUT[pair]]
         for prompts, asked in (("wide", WIDE), ("golden", [row for row in rows if row not in WIDE])):
             said = _run(root, "run", *asked, "--pair", pair, "--prompts", prompts, "--device", "cpu", "--json")
@@ -158,7 +167,7 @@ def _answers(lake: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield where, {"shape": [len(lines)], "sha": _sha([lines[kept].to_csv(index=False)]), **numbers}
 
 
-def depends_on_others(lake: Any, pair: str = "gpt_neox") -> list[str]:
+def depends_on_others(lake: Any, pair: str) -> list[str]:
     """Rows of a pair that are answered otherwise alone than with all others, in either order, when all tables are there."""
     from actlake.queries.answer.asking import Asking
     from actlake.queries.rows.registry import queries
@@ -179,10 +188,10 @@ def depends_on_others(lake: Any, pair: str = "gpt_neox") -> list[str]:
     return different
 
 
-def _captures(lake: Any) -> Entries:
+def _captures(lake: Any, pairs: Sequence[str]) -> Entries:
     """Every array and coordinate of every capture, by the stream that a reader asks for."""
     found = {}
-    for pair in PAIRS:
+    for pair in pairs:
         for variant in ("pt", "it"):
             for prompts, (_, _, streams) in SETS.items():
                 for stream in streams:
@@ -194,10 +203,10 @@ def _captures(lake: Any) -> Entries:
     return found
 
 
-def _models(lake: Any) -> Entries:
+def _models(lake: Any, pairs: Sequence[str]) -> Entries:
     """Heads and probes."""
     found = {}
-    for model in (f"{pair}-{variant}" for pair in PAIRS for variant in ("pt", "it")):
+    for model in (f"{pair}-{variant}" for pair in pairs for variant in ("pt", "it")):
         parts = {"head": lake.head(model)}
         names = sorted(path.stem for path in lake.layout.lenses(model).glob("tuned-*.zarr"))
         for name in names:
@@ -212,12 +221,12 @@ def _models(lake: Any) -> Entries:
     return found
 
 
-def _directions(lake: Any) -> Entries:
+def _directions(lake: Any, pairs: Sequence[str]) -> Entries:
     """The arrays of every group of directions; groups of one kind are told apart by what they hold."""
     import zarr
 
     found: Entries = {}
-    for pair in PAIRS:
+    for pair in pairs:
         kinds: dict[str, list[Entries]] = {}
         for folder in lake.layout.directions({v: f"{pair}-{v}" for v in ("pt", "it")}).glob("*.zarr"):
             arrays = {name: digest(array[...]) for name, array in zarr.open_group(folder, mode="r").arrays()}
@@ -232,7 +241,7 @@ def _rounded(arrays: Entries) -> list[Any]:
     return [(name, one["shape"], f"{one.get('norm', 0):.3g}") for name, one in sorted(arrays.items())]
 
 
-def _tables(lake: Any) -> Entries:
+def _tables(lake: Any, pairs: Sequence[str]) -> Entries:
     """Every column of every table and view, pair by pair, in an order that hangs on the content alone."""
     from actlake.store.tables.sql import connect
 
@@ -243,7 +252,7 @@ def _tables(lake: Any) -> Entries:
         table = table.drop(columns=[column for column in table if column in NAMELESS])
         for column in {"stream", "stream_pt"} & {*table}:
             table[column] = table[column].astype(str).str.rsplit("-", n=1).str[0]
-        for pair in PAIRS:
+        for pair in pairs:
             mine = table[table["pair"] == pair].drop(columns="pair")
             if len(mine):
                 found |= {
@@ -405,13 +414,13 @@ def _difference(old: dict[str, Any], new: dict[str, Any], exactly: bool) -> str:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def compute() -> dict[str, Any]:
+def compute(pairs: Sequence[str] = PAIRS) -> dict[str, Any]:
     """Make the lake in a process with the pinned arithmetic: {"fingerprint": .., "entries": .., "depends on others": ..}."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ACTLAKE_")}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "computed.json"
         environment |= {**ARITHMETIC, "ACTLAKE_CACHE": f"{folder}/mirrors"}
-        command = [sys.executable, str(Path(__file__).resolve()), "--make", str(out)]
+        command = [sys.executable, str(Path(__file__).resolve()), "--make", str(out), "--pairs", *pairs]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the golden lake could not be made:\n{done.stderr[-4000:]}")
@@ -447,13 +456,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="take what comes out as the truth")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", nargs="+", default=PAIRS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.make:
         import torch
 
         torch.set_num_threads(1)
-        lake = make(chosen.make.parent)
-        found = {"fingerprint": fingerprint(), "entries": entries(lake), "depends on others": depends_on_others(lake)}
+        lake = make(chosen.make.parent, chosen.pairs)
+        found = {"fingerprint": fingerprint(), "entries": entries(lake, chosen.pairs)}
+        found["depends on others"] = depends_on_others(lake, COMPLETE) if COMPLETE in chosen.pairs else []
         chosen.make.write_text(json.dumps(found), encoding="utf-8")
         return
     new = compute()

@@ -19,7 +19,7 @@ from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from transformers import AutoModelForCausalLM
 
-FAMILIES = list(tiny.FAMILIES)
+FAMILIES = tiny.sampled("qwen3", "gemma3_wrapper", "cohere", "starcoder2")
 IDS = [row[0] for row in tiny.TEXTS]
 
 

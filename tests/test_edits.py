@@ -32,7 +32,7 @@ from actlake.store.core.errors import LakeError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-FAMILIES = list(tiny.FAMILIES)
+FAMILIES = tiny.sampled("llama", "gemma3", "gpt_neox", "deepseek_v2")
 SHARED = StreamSpec("shared", "raw", "it", 6)  # both models on the same tokens
 WIDTH = tiny.SIZES["hidden_size"]
 UNITS = random_units((1, 2), WIDTH)

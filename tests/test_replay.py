@@ -26,7 +26,7 @@ from actlake.store.format.paths import Layout
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-FAMILIES = list(tiny.FAMILIES)
+FAMILIES = tiny.sampled("llama_tied", "gemma3_wrapper", "gpt_neox", "deepseek_v2")
 STORED = ("topk_id", "topk_logit", "logsumexp")
 BLOCK = re.compile(r"(?:layers|h)\.(\d+)\.")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from actlake.analyze.lens.head import Head
@@ -153,6 +154,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT
     return fast
+
+
+def sampled(*families: str) -> list[Any]:
+    """Parameters of a test that holds for every family: those named run always, the others with -m sweep."""
+    assert {*families} <= FAMILIES.keys()
+    return [pytest.param(name, marks=() if name in families else pytest.mark.sweep) for name in FAMILIES]
 
 
 def make_model(
