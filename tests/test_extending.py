@@ -230,7 +230,7 @@ def test_entry_points_add_tables_and_rows_and_a_broken_one_is_left_out(captured:
 
 def test_every_column_of_sql_has_a_meaning(lake: Layout) -> None:
     declared()
-    connection = connect(lake)
+    connection = connect(lake, "SELECT comment FROM duckdb_columns()")
     columns = connection.execute(
         "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal"
     ).fetchall()

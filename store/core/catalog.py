@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,8 +95,8 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
     """
     here = Path("catalog.yaml")
     file = Path(path) if path is not None else here if here.is_file() else PACKAGED
-    found = _read(file)
-    packaged = {} if _is_packaged(file) else _read(PACKAGED)
+    packaged = _packaged(Path.cwd())
+    found, packaged = (packaged, {}) if _is_packaged(file) else (_read(file), {**packaged})
     for kind in KINDS:  # a name of the catalog's own is no other kind of thing because the packaged one has it
         mine = set().union(*(found.get(other, {}) for other in KINDS if other != kind))
         packaged[kind] = {name: entry for name, entry in packaged.get(kind, {}).items() if name not in mine}
@@ -143,6 +144,12 @@ def _is_packaged(file: Path) -> bool:
 
 
 _EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {}, {}, {}, {})
+
+
+@cache
+def _packaged(working: Path) -> dict[str, dict]:
+    """The sections of the catalog that comes with actlake, as they are in a working folder; to be read only."""
+    return _read(PACKAGED)
 
 
 def _read(file: Path) -> dict[str, dict]:

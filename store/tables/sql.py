@@ -35,6 +35,7 @@ from .statements import (
     VIEWS,
     described,
     known_tables,
+    names_alone,
     tables_behind,
     tables_in,
     tables_read,
@@ -66,7 +67,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection that sees the lake's tables as views and nothing else.
 
-    `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it. `pairs` are
+    `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it; the columns that
+    it may name, or all where it names no table, have their comments. `pairs` are
     those that rows are told apart by (left out: all that the lake and the usual catalog have). With `files` there are just the
     tables that `sql` reads, of each just these files and those from elsewhere (left out: all that count). With `only`, rows of
     other models than these need not be there (`restriction.only_models`).
@@ -97,7 +99,7 @@ def connect(
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
         connection.unregister(f"_{name}")
     columns_of = {name: table.columns for name, table in TABLES.items()} | {TEXTS: OUTPUT_COLUMNS}
-    needed = {*columns_of} if files is None else {*read, *behind, *files}
+    needed = {*read, *behind, *(files or ())} if files is not None or (sql and names_alone(sql)) else {*columns_of}
     for name in [name for name in columns_of if name in needed]:
         columns = columns_of[name]
         try:
@@ -111,8 +113,8 @@ def connect(
     for name, view in VIEWS.items():
         if tables_behind(name) <= needed:
             connection.execute(f"CREATE VIEW {name} AS {view}")
-    if files is None:
-        _comment(connection, tables_in(sql or ""))
+    if files is None and sql:
+        _comment(connection, named)
     connection.execute(f"SET allowed_paths = [{', '.join(_quoted(file) for some in found.values() for file in some)}]")
     # Its widget would stay in a notebook's output; where ipywidgets is missing there is none, and setting it is an error.
     with suppress(duckdb.InvalidInputException):

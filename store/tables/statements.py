@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +123,16 @@ def tables_in(sql: str) -> set[str]:
     return {name for name in known if name.lower() in lowered}
 
 
+@cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """A connection that parses, of which each call takes a cursor: opening one takes as long as a small query."""
+    return duckdb.connect(":memory:", config=CLOSED)
+
+
 @lru_cache(maxsize=256)
 def _parsed(sql: str) -> frozenset[str] | None:
     """The tables of one statement that reads, None where DuckDB can't name them; opens no file."""
-    with suppress(duckdb.Error), duckdb.connect(":memory:", config=CLOSED) as parser:
+    with suppress(duckdb.Error), _parser().cursor() as parser:
         return frozenset(parser.get_table_names(sql))
     # Of some joins it names no tables but can still parse them.
     parsed = tree_of(sql)
@@ -135,9 +141,15 @@ def _parsed(sql: str) -> frozenset[str] | None:
 
 def tree_of(sql: str) -> dict[str, Any]:
     """A statement as DuckDB's parser has it, `error` for one that it can't parse; opens no file."""
-    with duckdb.connect(":memory:", config=CLOSED) as parser:
+    with _parser().cursor() as parser:
         tree = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
     return json.loads(tree[0]) if tree else {"error": True}
+
+
+def names_alone(sql: str) -> bool:
+    """Whether a statement reads tables of the lake and nothing else, not the database's own lists of what there is."""
+    found = _parsed(sql)
+    return bool(found) and {name.lower() for name in found} <= {name.lower() for name in known_tables()}
 
 
 def _base_tables(node: Any) -> Iterator[str]:
