@@ -14,7 +14,7 @@ from ..queries.answer.asking import Asking, Forecast
 from ..queries.engine.estimate import Work
 from ..queries.figures.chosen import chosen
 from ..queries.figures.looks import DARK, Look, looks
-from ..queries.rows.findings import Panel, hues, is_contrast, marked, reference, shown, split
+from ..queries.rows.findings import Panel, hues, is_contrast, marked, reference, shown
 from ..queries.rows.measures import axis
 from ..queries.rows.numbers import interval
 from ..queries.rows.registry import description, group_of, pitfall_link, queries
@@ -92,7 +92,7 @@ class Answers:
         if not found:
             return packed({"pair": pair, "row": row, "error": "this row turned out to have no answer here"})
         answer = found[0]
-        lines, numbers = split(answer)
+        lines, numbers = answer.parts
         first = [one.panel.measure for one in chosen(answer).panels]  # what the row's figure shows comes first
         lines.sort(key=lambda panel: first.index(panel.measure) if panel.measure in first else len(first))
         each = looks(hues(lines + numbers), answer.query.plot.get("hue", "variant"))

@@ -5,9 +5,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from actlake.queries.rows.findings import split
 from actlake.queries.rows.registry import find, published
 
 STREAMS = {"pt": "native-pocket-1a2b3c4d", "it": "native-pocket-5e6f7a8b"}
+
+
+class Made(SimpleNamespace):
+    """An object with the attributes of an Answer."""
+
+    parts = property(split)
 
 
 def row(measure: str, estimate: float, half: float, n: int = 240, **dims: Any) -> dict[str, Any]:
@@ -25,12 +32,12 @@ def row(measure: str, estimate: float, half: float, n: int = 240, **dims: Any) -
 
 
 def answer(name: str, pair: str, rows: list[dict[str, Any]], **plot: str) -> Any:
-    """An object with the attributes of an Answer, for the packaged query of this name."""
+    """A made-up answer of the packaged query of this name."""
     query = find(name)
     table = pd.DataFrame(rows)
     if "layer" in table:
         table["layer"] = table["layer"].astype("Int64")
-    return SimpleNamespace(
+    return Made(
         query=SimpleNamespace(**{**vars(query), "plot": {**query.plot, **plot}}),
         pair=pair,
         streams=dict(STREAMS),

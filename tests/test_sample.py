@@ -1,34 +1,58 @@
-"""How many tests of a sweep are run: a few, evenly spread and always the same, unless more are asked for."""
+"""Which tests run when none are asked for: no slow ones, and of a sweep the sample that its test names."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
 import pytest
+import tiny
+
+TESTS = """
+import pytest
+import tiny
+
+@pytest.mark.parametrize("family", tiny.sampled("gpt2", "llama"))
+def test_family(family): pass
+
+@pytest.mark.slow
+def test_slow(): pass
+
+def test_usual(): pass
+"""
 
 
-def collected(sample: int | None, swept: int) -> list[str]:
-    """What is left of a test that is no part of a sweep, and of so many that are."""
-    items = [SimpleNamespace(nodeid=f"t[{n}]", get_closest_marker={"sweep": "mark"}.get) for n in range(swept)]
-    items.insert(0, SimpleNamespace(nodeid="plain", get_closest_marker=lambda name: None))
-    gone: list[str] = []
-    hook = SimpleNamespace(pytest_deselected=lambda items: gone.extend(item.nodeid for item in items))
-    conftest.pytest_collection_modifyitems(SimpleNamespace(option=SimpleNamespace(sample=sample), hook=hook), items)
-    left = [item.nodeid for item in items]
-    assert len(gone) + len(left) == swept + 1 and not {*gone} & {*left}
-    return left
+def test_a_sample_has_the_families_that_are_named() -> None:
+    found = {one.values[0]: [mark.name for mark in one.marks] for one in tiny.sampled("gpt2", "llama")}
+    assert found == {name: [] if name in ("gpt2", "llama") else ["sweep"] for name in tiny.FAMILIES}
+    with pytest.raises(AssertionError):
+        tiny.sampled("gpt9")
 
 
-@pytest.mark.parametrize("swept", [1, 12, 13, 143])
-def test_a_sample_is_evenly_spread_and_leaves_other_tests_alone(swept: int) -> None:
-    left = collected(12, swept)
-    assert left[:2] == ["plain", "t[0]"] and len(left) == 1 + min(swept, 12) and left == collected(12, swept)
-    places = [int(name[2:-1]) for name in left[1:]]
-    assert max((b - a for a, b in zip(places, places[1:], strict=False)), default=0) <= -(-swept // 12)
-    assert len(collected(None, swept)) == swept + 1 and collected(0, swept) == ["plain"]
-
-
-@pytest.mark.parametrize(("words", "sample"), [("", 12), ("sweep", None), ("slow", None)])
-def test_the_normal_suite_takes_a_sample_and_no_slow_tests(words: str, sample: int | None) -> None:
-    config = SimpleNamespace(option=SimpleNamespace(sample=None, markexpr=words))
+@pytest.mark.parametrize("words", ["", "sweep", "slow"])
+def test_what_is_asked_for_counts(words: str) -> None:
+    config = SimpleNamespace(option=SimpleNamespace(markexpr=words))
     conftest.pytest_configure(config)
-    assert config.option.sample == sample and config.option.markexpr == (words or "not slow")
+    assert config.option.markexpr == (words or "not slow and not sweep")
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [((), 3), (("-m", "sweep"), len(tiny.FAMILIES) - 2), (("-m", "slow"), 1)], ids=str
+)
+def test_the_normal_suite_and_a_sweep_are_all_there_is(tmp_path: Path, words: tuple[str, ...], count: int) -> None:
+    folder = Path(__file__).parent
+    (tmp_path / "test_some.py").write_text(TESTS)
+    options = [
+        "-c",
+        folder.parent / "pyproject.toml",
+        "-p",
+        "conftest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        tmp_path,
+    ]
+    command = [sys.executable, "-m", "pytest", tmp_path / "test_some.py", *options, "--collect-only", *words]
+    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True)
+    assert f"{count}/{2 + len(tiny.FAMILIES)} tests collected" in done.stdout, done.stdout + done.stderr

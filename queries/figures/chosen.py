@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase as fnmatch
 
 import pandas as pd
 
-from ..rows.findings import Findings, Panel, by_stage, hues, marked, reference, shown, split
+from ..rows.findings import Findings, Panel, by_stage, hues, marked, reference, shown
 from ..rows.measures import axis
 from ..rows.numbers import interval
 from .looks import Look, looks
@@ -50,7 +50,7 @@ def chosen(answer: Findings) -> Chosen:
     hidden = plot.get("hide", "").split(",")
     lines, numbers = (
         [p for p in part if p.rows["estimate"].notna().any() and not any(fnmatch(p.measure, x) for x in hidden)]
-        for part in split(answer)
+        for part in answer.parts
     )
     drawn = list(_panels(lines, plot)) if "panels" in plot else []
     drawn = [one for at, one in enumerate(drawn) if not any(one[0] is before for before, _ in drawn[:at])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -42,13 +43,18 @@ def save(drawing: Figure, *paths: Path, told: str = "") -> None:
             drawing.savefig(path, dpi=figure.DPI, facecolor="white", metadata={"Software": None})
 
 
+@cache
+def _code() -> list[str]:
+    return [hash_file(Path(str(file))) for file in DRAWING]
+
+
 def figure_key(answer: Findings) -> str:
     """Hash of all that a figure shows and of the code that draws it."""
-    query, code = answer.query, [hash_file(Path(str(file))) for file in DRAWING]
+    query = answer.query
     shown = [query.id, query.title, query.plot, query.contrast, query.measures, answer.pair, answer.streams]
     # DuckDB's threads add in no fixed order: the last digits of a sum differ from run to run and show in no figure.
     table = answer.table.to_csv(float_format="%.7g")
-    return hash_json([*shown, table, answer.published.to_csv(), code, matplotlib.__version__])
+    return hash_json([*shown, table, answer.published.to_csv(), _code(), matplotlib.__version__])
 
 
 def drawn(answer: Findings, suffix: str = ".png") -> bytes:

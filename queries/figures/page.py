@@ -21,7 +21,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from ...store.core.files import human_bytes
-from ..rows.findings import Findings, Panel, hues, rank, reference, shown, split
+from ..rows.findings import Findings, Panel, hues, rank, reference, shown
 from ..rows.numbers import count, counts, interval, seconds
 from ..rows.registry import GROUPS, description, group_of
 from . import figure
@@ -95,7 +95,7 @@ def page(
 
 
 def _row(answer: Findings) -> dict[str, Any]:
-    lines, panels = split(answer)
+    lines, panels = answer.parts
     plot = answer.query.plot
     named = [*FIELD.findall(answer.query.says), *plot.get("forest", "").split(",")]
     main = [panel for panel in panels if any(fnmatch(panel.measure, name) for name in named)] or panels[:MAIN]

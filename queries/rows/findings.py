@@ -10,6 +10,7 @@ import re
 import textwrap
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase as fnmatch
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,11 @@ class Findings:
     read: list[Path]
     layout: Layout
     chain: Chain | None = None  # the chain whose pairs it compares; None for one pair, or several pooled
+
+    @cached_property
+    def parts(self) -> tuple[list[Panel], list[Panel]]:
+        """The table taken apart once for all who show it: panels with an x axis, and panels of single numbers."""
+        return split(self)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,8 @@ def split(answer: Findings) -> tuple[list[Panel], list[Panel]]:
         ]
         further = tuple(str(value) for value in values if not pd.isna(value))
         found = rows.loc[group.index]
-        found = found.loc[sorted(found.index, key=lambda i: (rank(found.at[i, "hue"]), _position(found.at[i, "x"])))]
+        places = [(rank(row_hue), _position(at)) for row_hue, at in zip(found["hue"], found["x"], strict=True)]
+        found = found.iloc[sorted(range(len(found)), key=places.__getitem__)]
         for target, part in ((lines, found[found["x"].notna()]), (numbers, found[found["x"].isna()])):
             if len(part):
                 label = ", ".join([named.label, *said])
@@ -175,6 +182,7 @@ def hues(found: list[Panel]) -> list[object]:
     return sorted({value for panel in found for value in panel.rows["hue"]}, key=rank)
 
 
+@lru_cache(maxsize=10_000)
 def rank(hue: object) -> tuple[bool, bool, int, str]:
     """Sort key of a hue: PT, IT, others by name (windows by depth), contrasts, none."""
     name = WINDOW.sub(lambda window: str(WINDOWS[window[0]]), str(hue))
