@@ -200,6 +200,14 @@ class Tokens:
             "--control-tokens", help="Let prompts hold control tokens such as <|im_end|>; else they are refused."
         ),
     ] = False
+    thinking: Annotated[
+        str | None,
+        typer.Option(
+            "--thinking",
+            help="on or off: tell a chat template whether the model thinks before it answers. [default: the stream's, else off]",
+            metavar="on|off",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

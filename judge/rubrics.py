@@ -10,7 +10,7 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node
 
-from ..capture.streams.prompts import EXPECTATIONS
+from ..capture.streams.rows import EXPECTATIONS
 from ..store.core.errors import LakeError
 from ..store.core.yaml_file import NodeReader, compose, hint, listed
 

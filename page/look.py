@@ -152,8 +152,8 @@ class Look:
     def tokens(self, model: str, stream: str, prompt: str | None = None) -> pd.DataFrame:
         """What a model read on a stream (named as in `dataset`), a row per token, of one prompt id or of all.
 
-        Columns: prompt, prompt_id, category, position, step, token_id, token_text, is_special, is_continuation. LakeError for a
-        prompt that the stream lacks.
+        Columns: prompt, prompt_id, category, position, step, token_id, token_text, is_special, is_continuation, segment, turn.
+        LakeError for a prompt that the stream lacks.
         """
         from ..queries.answer.listings import token_table
 

@@ -35,6 +35,7 @@ class Make(Look):
         max_new_tokens: int | None = None,
         date: str | None = None,
         control_tokens: bool = False,
+        thinking: str | None = None,
         dtype: str = "auto",
         batch: int = 16,
         by_layer: bool = False,
@@ -50,7 +51,7 @@ class Make(Look):
         from ..capture.streams.capture_pair import Options
         from ..capture.streams.requests import Request, plan_captures
 
-        request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens)
+        request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens, thinking)
         options = Options(self.device, dtype, batch, by_layer=by_layer)
         found = plan_captures(self.layout, self.catalog, listed(names), request, listed(profiles), options)
         return pd.DataFrame(one.row(tokens_per_second, disk_speed * 1e6) for one in found)
@@ -67,6 +68,7 @@ class Make(Look):
         max_new_tokens: int | None = None,
         date: str | None = None,
         control_tokens: bool = False,
+        thinking: str | None = None,
         outputs: str | None = None,
         dtype: str = "auto",
         batch: int = 16,
@@ -82,8 +84,9 @@ class Make(Look):
 
         `names` are MODEL, PAIR (its models), PAIR/ROLE or CHAIN, `streams` recipes of the catalog (none: native), `prompts` a
         set of the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pocket models, else core), `profile` what
-        is kept. Only the first `limit` prompts are read; `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of
-        a stream. `rank` and `world` share the work among processes. `by_layer` reads each block's weights once and takes the
+        is kept. Only the first `limit` prompts are read; `thinking` (on or off) is for chat templates that can be told;
+        `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of a stream. `rank` and `world` share the work among
+        processes. `by_layer` reads each block's weights once and takes the
         whole stream through it, for models larger than memory: the same bytes. What is there is reused, and a killed capture
         goes on where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes,
         seconds.
@@ -95,7 +98,7 @@ class Make(Look):
 
         place = Rank.find(rank, world)
         device = place.device(self.device)
-        request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens)
+        request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens, thinking)
         options = Options(device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights, by_layer)
         return capture_models(self.layout, self.catalog, listed(names), request, profile, outputs, options)
 
@@ -177,6 +180,7 @@ class Make(Look):
         max_new_tokens: int | None = None,
         date: str | None = None,
         control_tokens: bool = False,
+        thinking: str | None = None,
         batch: int = 64,
         dry_run: bool = False,
         rank: int | None = None,
@@ -200,7 +204,7 @@ class Make(Look):
         pair, roles = one_pair(listed(names), "generate", self.catalog, self.layout)
         wanted = Generation(
             tuple(map(str, listed(edits))), tuple(listed(conditions)), tuple(listed(sweeps)), template, prompts, limit,
-            max_new_tokens, date, control_tokens, batch,
+            max_new_tokens, date, control_tokens, thinking, batch,
         )  # fmt: skip
         return generate(self._context(place.device(self.device)), pair, roles, wanted, place, dry_run, show)
 

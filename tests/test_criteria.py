@@ -2,7 +2,7 @@
 
 import pytest
 from actlake.analyze.text.criteria import CRITERIA_CHECKS, bullets, headings, holds, sentences, unscored, visible
-from actlake.capture.streams.prompts import CRITERIA
+from actlake.capture.streams.rows import CRITERIA
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt

@@ -240,7 +240,7 @@ def test_a_capture_that_claims_more_than_its_files_can_hold(stranger):
         for name, array in record["consolidated_metadata"]["metadata"].items():
             if array["dimension_names"][0] == "token":
                 array["shape"][0] = tokens
-                if name in ("token_id", "prompt", "position", "step", "is_special"):
+                if name in ("token_id", "prompt", "position", "step", "is_special", "segment", "turn"):
                     array["chunk_grid"]["configuration"]["chunk_shape"] = [2**28]
 
     change(path / "zarr.json", enlarge, stranger.root)

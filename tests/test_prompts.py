@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from actlake.capture.streams import prompts as module
 from actlake.capture.streams.capture_pair import find_prompts
-from actlake.capture.streams.prompts import CRITERIA, Prompt, add_prompts, canonical_bytes, read_prompts
+from actlake.capture.streams.prompts import Prompt, add_prompts, canonical_bytes, read_prompts
+from actlake.capture.streams.rows import CRITERIA
 from actlake.cli.main import app
 from actlake.store.core.catalog import load_catalog
 from actlake.store.core.errors import LakeError

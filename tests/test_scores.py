@@ -18,7 +18,7 @@ from actlake.analyze.text.scores import (
     score,
 )
 from actlake.analyze.text.word_class import CLASSES
-from actlake.capture.streams.prompts import CRITERIA
+from actlake.capture.streams.rows import CRITERIA
 from actlake.store.core.errors import LakeError
 from hypothesis import given
 from hypothesis import strategies as st

@@ -307,7 +307,8 @@ def test_plain_xarray_opens_a_capture_without_actlake(captured, llama):
     assert found["dims"] == {name: list(VARIABLES[name].dims) for name in found["dims"]}
     assert found["data"] == ["logsumexp", "mlp_out", "resid", "topk_id", "topk_logit"]
     assert found["coords"] == sorted(
-        ["boundary", "layer", "token_id", "prompt", "position", "step", "is_special", "prompt_id", "category", "offset"]
+        ["boundary", "layer", "token_id", "prompt", "position", "step", "is_special", "segment", "turn", "prompt_id"]
+        + ["category", "offset"]
     )
     numeric = {name: VARIABLES[name].dtype for name in found["dims"] if VARIABLES[name].dtype != "string"}
     assert {name: found["dtypes"][name] for name in numeric} == numeric

@@ -28,6 +28,8 @@ COORDINATES = (
     "position",
     "step",
     "is_special",
+    "segment",
+    "turn",
     "prompt_id",
     "category",
     "offset",

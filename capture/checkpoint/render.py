@@ -27,14 +27,15 @@ def main() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     found: list[dict[str, str]] = []
     template: Any = None
-    for messages in asked["conversations"]:
+    for talk in asked["conversations"]:
         signal.setitimer(
             signal.ITIMER_PROF, asked["seconds"]
         )  # processor time, so that a busy machine does not count against the template
         try:
             template = template or environment(asked["date"]).from_string(asked["template"])
-            most = asked["characters"] + 4 * len(json.dumps(messages))
-            found.append(_whole(template.generate(messages=messages, **asked["variables"]), most))
+            template.environment.marks = talk.pop("marks", ("", ""))
+            most = asked["characters"] + 4 * len(json.dumps(talk))
+            found.append(_whole(template.generate({**asked["variables"], **talk}), most))
         except TemplateSyntaxError as error:
             found.append({"error": f"line {error.lineno}: {error.message}"})
         except MemoryError:
@@ -81,8 +82,9 @@ def environment(date: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} marks what an assistant writes; the text inside stays as it is."""
+        """{% generation %} marks what an assistant writes; the text inside stands between the marks that were asked for."""
 
+        environment: Any
         tags = {"generation"}  # noqa: RUF012 (jinja's own way)
 
         def parse(self, parser: Any) -> Any:
@@ -91,7 +93,7 @@ def environment(date: str) -> Any:
             return jinja2.nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
 
         def _inside(self, caller: Any) -> Any:
-            return caller()
+            return caller().join(self.environment.marks)
 
     class Dict:
         """`dict` without its other attributes."""

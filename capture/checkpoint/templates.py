@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as calendar
 from functools import lru_cache
@@ -73,27 +73,39 @@ def uses_date(tokenizer: Any) -> bool:
     return bool(DATES.search(source_of(tokenizer)))
 
 
+def knows_thinking(tokenizer: Any) -> bool:
+    """Whether the chat template can be told to think or not."""
+    return bool(re.search(r"\benable_thinking\b", source_of(tokenizer)))
+
+
 def turn(role: str, text: str, form: str = "string") -> dict[str, Any]:
     """One message; the content as a string, or in the form `parts` as a list of one text part."""
     return {"role": role, "content": text if form == "string" else [{"type": "text", "text": text}]}
 
 
 def render(
-    tokenizer: Any, conversations: Sequence[Turns], ready: bool = True, date: str | None = None
+    tokenizer: Any,
+    conversations: Sequence[Turns | Mapping[str, Any]],
+    ready: bool = True,
+    date: str | None = None,
+    thinking: bool | None = None,
 ) -> list[_Rendering]:
     """Conversations as the chat template writes them, `ready` for the assistant to answer, on a fixed day.
 
-    `date` None is DATE, and leaves the template a date of its own where it has one. Raises LakeError without a template,
-    and for a template that takes longer than SECONDS.
+    One that is a mapping names the template's variables itself (messages, tools ...), and in `marks` two texts that stand
+    around what the template marks as generated. `date` None is DATE, and leaves the template a date of its own where it has
+    one; `thinking` None is off. Raises LakeError without a template, and for a template that takes longer than SECONDS.
     """
     source = source_of(tokenizer)
     special = {name: _plain(value) for name, value in tokenizer.special_tokens_map.items()}
-    more: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": ready, "enable_thinking": False}
+    more: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": ready}
+    more["enable_thinking"] = bool(thinking)
     day = check_date(date or DATE)
     if date and "date_string" in source:
         more["date_string"] = calendar.fromisoformat(day).strftime("%d %b %Y")
     day = day if "strftime_now" in source else DATE  # one answer for all days
-    asked = json.dumps([source, {**special, **more}, list(conversations)])
+    talks = [talk if isinstance(talk, Mapping) else {"messages": talk} for talk in conversations]
+    asked = json.dumps([source, {**special, **more}, talks])
     found = _rendered(asked, day)
     if isinstance(found, str):
         raise LakeError(f"{owner(tokenizer)}: its chat template {found}; use a raw stream, or mend the template")
@@ -140,12 +152,12 @@ class _Frame:
     after: str
 
 
-def frame_of(tokenizer: Any, date: str | None = None) -> _Frame:
+def frame_of(tokenizer: Any, date: str | None = None, thinking: bool | None = None) -> _Frame:
     """The form in which a template writes a prompt's text: content as a string, else as parts.
 
     LakeError for a template that fails, or that writes the text in neither form as it is.
     """
-    tried = [render(tokenizer, [[turn("user", PROBE, form)]], date=date)[0] for form in FORMS]
+    tried = [render(tokenizer, [[turn("user", PROBE, form)]], True, date, thinking)[0] for form in FORMS]
     for form, found in zip(FORMS, tried, strict=True):
         printed = form == "parts" and str(turn("user", PROBE, form)["content"]) in found.text  # the list itself
         if PROBE in found.text and not printed:

@@ -43,43 +43,53 @@ def encode_all(
     date: str | None = None,
     control: bool = False,
     names: Sequence[str] | None = None,
+    thinking: bool | None = None,
 ) -> list[list[int]]:
     """Token ids of prompts under `raw` or `chat`, with BOS exactly once and nothing after the text.
 
     Special tokens that a tokenizer puts behind a text are left out (`dropped` says which). `double_bos` renders the chat
     template to a string and tokenizes it with special tokens again, as most collectors of the PT/IT study did (METHODS
-    1.3); `date` is the day that templates write (None: templates.DATE). `names` stand for the prompts in messages.
+    1.3); `date` is the day that templates write (None: templates.DATE), `thinking` whether they let the model think (None: no).
+    `names` stand for the prompts in messages.
 
     Raises LakeError for `chat` without a chat template, for a template that fails or does not write a prompt's text, for a
     text without tokens, with a control token (unless `control`) or one that the tokenizer has no token for, and for two
     different texts that give the same tokens.
     """
     names = names or [f"prompt {text[:40]!r}" for text in texts]
-    marks = control_texts(tokenizer)
-    # Some models begin every turn with their BOS, and their tokenizers add none: then it may stand anywhere.
-    once = {tokenizer.bos_token_id} & set(tokenizer("")["input_ids"]) & marks.keys()
-    plain = _cut(tokenizer, texts, False)
-    for name, text, ids in zip(names, texts, plain, strict=True):
-        _check_text(tokenizer, name, text, ids)
-        held = [index for index in ids if index in marks]
-        if control:  # but for a BOS that would not be the only one
-            held = [index for index in (ids[1:] if template == "raw" else ids) if index in once]
-        if held:
-            raise LakeError(
-                f"{name}: its text holds the control token {marks[held[0]]!r} ({held[0]}); take it out of the text"
-                + (": BOS stands once, at the beginning" if control else ", or allow such tokens with --control-tokens")
-            )
+    plain = check_texts(tokenizer, names, texts, template, control)
     if template == "raw":
-        return _told_apart(names, texts, [ids for ids, _ in _once(tokenizer, texts, True, False, plain)])
-    frame = frame_of(tokenizer, date)
-    renderings = render(tokenizer, [[turn("user", text, frame.form)] for text in texts], date=date)
+        return told_apart(names, texts, [ids for ids, _ in once(tokenizer, texts, True, False, plain)])
+    frame = frame_of(tokenizer, date, thinking)
+    renderings = render(tokenizer, [[turn("user", text, frame.form)] for text in texts], True, date, thinking)
     for name, text, rendering in zip(names, texts, renderings, strict=True):
         if rendering.error:
             raise LakeError(f"{name}: the chat template of {owner(tokenizer)} fails: {rendering.error}")
         if lost := presence(frame, text, rendering.text):
             raise LakeError(f"{name}: the chat template of {owner(tokenizer)} does not write its text: {lost}")
     whole = [rendering.text for rendering in renderings]
-    return _told_apart(names, texts, [ids for ids, _ in _once(tokenizer, whole, double_bos, True)])
+    return told_apart(names, texts, [ids for ids, _ in once(tokenizer, whole, double_bos, True)])
+
+
+def check_texts(
+    tokenizer: Any, names: Sequence[str], texts: Sequence[str], template: str, control: bool
+) -> list[list[int]]:
+    """Token ids of texts without anything around them; LakeError for one that no prompt may hold, see `encode_all`."""
+    marks = control_texts(tokenizer)
+    # Some models begin every turn with their BOS, and their tokenizers add none: then it may stand anywhere.
+    single = {tokenizer.bos_token_id} & set(tokenizer("")["input_ids"]) & marks.keys()
+    plain = _cut(tokenizer, texts, False)
+    for name, text, ids in zip(names, texts, plain, strict=True):
+        _check_text(tokenizer, name, text, ids)
+        held = [index for index in ids if index in marks]
+        if control:  # but for a BOS that would not be the only one
+            held = [index for index in (ids[1:] if template == "raw" else ids) if index in single]
+        if held:
+            raise LakeError(
+                f"{name}: its text holds the control token {marks[held[0]]!r} ({held[0]}); take it out of the text"
+                + (": BOS stands once, at the beginning" if control else ", or allow such tokens with --control-tokens")
+            )
+    return plain
 
 
 def form_of(tokenizer: Any) -> str:
@@ -91,21 +101,28 @@ def dropped(tokenizer: Any, template: str, double_bos: bool = False, date: str |
     """Special tokens that the tokenizer or the template puts around a prompt and `encode_all` leaves out: all behind the text,
     and a BOS that follows another."""
     if template == "raw":
-        return _once(tokenizer, [PROBE], True, False)[0][1]
+        return once(tokenizer, [PROBE], True, False)[0][1]
     frame = frame_of(tokenizer, date)
     rendering = render(tokenizer, [[turn("user", PROBE, frame.form)]], date=date)[0]
-    return _once(tokenizer, [rendering.text], double_bos, True)[0][1]
+    return once(tokenizer, [rendering.text], double_bos, True)[0][1]
 
 
 def reading(
-    tokenizer: Any, template: str, double_bos: bool = False, date: str | None = None, control: bool = False
+    tokenizer: Any,
+    template: str,
+    double_bos: bool = False,
+    date: str | None = None,
+    control: bool = False,
+    thinking: bool | None = None,
 ) -> dict[str, Any]:
     """A recipe's entries on how prompts are read, beside the template: `content` (the form of a message's content, for chat),
-    and where it applies `date`, `dropped` and `control_tokens`.
+    and where it applies `date`, `thinking`, `dropped` and `control_tokens`.
     """
     found: dict[str, Any] = {"content": frame_of(tokenizer, date).form} if template == "chat" else {}
     if template == "chat" and uses_date(tokenizer):
         found["date"] = date or DATE
+    if template == "chat" and thinking is not None:
+        found["thinking"] = "on" if thinking else "off"
     if left := dropped(tokenizer, template, double_bos, date):
         found["dropped"] = left
     return found | ({"control_tokens": "allowed"} if control else {})
@@ -134,7 +151,7 @@ def _cut(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]
     return [list(ids) for ids in found]
 
 
-def _once(
+def once(
     tokenizer: Any, texts: Sequence[str], special: bool, chat: bool, inner: list[list[int]] | None = None
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of texts with what the tokenizer puts before them (when `special`), BOS once; and the ids that were left out.
@@ -176,7 +193,7 @@ def _check_text(tokenizer: Any, name: str, text: str, ids: list[int]) -> None:
         )
 
 
-def _told_apart(names: Sequence[str], texts: Sequence[str], found: list[list[int]]) -> list[list[int]]:
+def told_apart(names: Sequence[str], texts: Sequence[Any], found: list[list[int]]) -> list[list[int]]:
     """The ids themselves; LakeError where two different texts have the same."""
     seen: dict[tuple[int, ...], int] = {}
     for place, ids in enumerate(found):

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,43 +14,37 @@ from ...store.artifacts.streams import stored_prompts, write_prompts
 from ...store.core.errors import LakeError
 from ...store.core.files import LARGEST, canonical_json, parse_json, too_deep
 from ...store.format.paths import Layout
+from .rows import FIELDS, check_scoring, check_talk, is_text, short
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 PROMPTS = "prompt file"
 MAPPED = (
     "; `actlake prompts add FILE --text COLUMN --category COLUMN` takes other columns and numbers prompts without ids"
 )
-EXPECTATIONS = ("refuse", "comply")
-
-# Criterion type -> kind of its `value`. These are the checkable ones of METHODS 2.
-CRITERIA: Mapping[str, str] = {
-    "all_lowercase": "true",
-    "all_uppercase": "true",
-    "bullet_list": "count",
-    "contains_all_keywords": "texts",
-    "contains_phrase": "text",
-    "ends_with": "text",
-    "has_placeholders": "count",
-    "highlighted_sections": "count",
-    "json": "true",
-    "markdown_sections": "count",
-    "no_commas": "true",
-    "sentence_count_max": "count",
-    "sentence_count_min": "count",
-    "word_count_max": "count",
-    "word_count_min": "count",
-    "wrapped_in_quotes": "true",
-}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: what the model reads, and in `fields` whatever else its row holds (answer, criteria)."""
+    """One prompt: what the model reads, and in `fields` whatever else its row holds (answer, criteria).
+
+    Of a conversation (`talk`: messages and tools as JSON) `text` is the last thing that a user says.
+    """
 
     id: str
     category: str
     text: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+    talk: bytes = b""
+
+    @property
+    def said(self) -> str | bytes:
+        """What the model reads: the text, or the conversation."""
+        return self.talk or self.text
+
+    def row(self) -> dict[str, Any]:
+        """The prompt as an object of a prompt file."""
+        said = json.loads(self.talk) if self.talk else {"text": self.text}
+        return {**self.fields, "id": self.id, "category": self.category, **said}
 
 
 @dataclass(frozen=True)
@@ -65,11 +59,15 @@ class PromptSet:
     prompts: tuple[Prompt, ...]
     sha256: str
 
+    @property
+    def labels(self) -> list[str]:
+        """The prompts in messages."""
+        return [f"prompt {prompt.id!r} of set {self.name}" for prompt in self.prompts]
+
 
 def canonical_bytes(prompts: Iterable[Prompt]) -> bytes:
     """The one JSONL text of these prompts: sorted keys, no spaces, a line feed after each."""
-    records = ({**p.fields, "id": p.id, "category": p.category, "text": p.text} for p in prompts)
-    return b"".join(canonical_json(record) + b"\n" for record in records)
+    return b"".join(canonical_json(prompt.row()) + b"\n" for prompt in prompts)
 
 
 def read_prompts(
@@ -116,7 +114,7 @@ def _named(path: Path, columns: dict[str, str], number: bool) -> Iterator[tuple[
         for name, column in columns.items():
             if column not in record and name != "category":
                 raise LakeError(
-                    f"{path}:{line}: no {column}, which is to be the {name}; the row has {_short([*record])}"
+                    f"{path}:{line}: no {column}, which is to be the {name}; the row has {short([*record])}"
                 )
         taken = {name: record.get(column) for name, column in columns.items()}
         for name in ("id", "category"):  # numbers of another program's
@@ -230,10 +228,10 @@ def _header(cells: list[str], where: str, columns: tuple[str, ...]) -> list[str]
         column = header.index("") + 1
         raise LakeError(f"{where}: column {column} has no name (in pandas, write with index=False)")
     if len(set(header)) < len(header):
-        raise LakeError(f"{where}: a column name occurs twice in {_short(header)}")
-    if missing := set(columns) - set(header):
+        raise LakeError(f"{where}: a column name occurs twice in {short(header)}")
+    if missing := set(columns) - set(header) - ({"text"} if "messages" in header else set()):
         raise LakeError(
-            f"{where}: no column {', '.join(sorted(missing))}; the header is {_short(header)}{_hint(header, columns)}"
+            f"{where}: no column {', '.join(sorted(missing))}; the header is {short(header)}{_hint(header, columns)}"
         )
     return header
 
@@ -249,7 +247,7 @@ def _csv_record(header: list[str], cells: list[str], where: str) -> dict[str, An
     if len(cells) != len(header):
         raise LakeError(f"{where}: {len(cells)} cells, but {len(header)} columns; quote cells that hold commas")
     record: dict[str, Any] = {key: cell for key, cell in zip(header, cells, strict=True) if cell}
-    for key in ("choices", "criteria"):  # the two fields that are lists are JSON inside their cell
+    for key in ("choices", "criteria", *(FIELDS if "messages" in record else ())):  # lists are JSON inside their cell
         if key in record:
             try:
                 record[key] = parse_json(record[key].encode())
@@ -260,83 +258,25 @@ def _csv_record(header: list[str], cells: list[str], where: str) -> dict[str, An
 
 def _checked(record: dict[str, Any], where: str) -> Prompt:
     record = {key: value for key, value in record.items() if value is not None}  # null means absent
+    if "messages" in record:
+        record["text"] = check_talk(record, where)
     for key in ("id", "text"):
         if key not in record:
             raise LakeError(
-                f"{where}: no {key}; every prompt needs `id` and `text`, and this has {_short([*record])}{MAPPED}"
+                f"{where}: no {key}; every prompt needs `id` and `text` (or `messages`), and this has {short([*record])}{MAPPED}"
             )
-        if not _is_text(record[key]):
-            raise LakeError(f"{where}: {key} is {_short(record[key])}, expected non-blank text")
+        if not is_text(record[key]):
+            raise LakeError(f"{where}: {key} is {short(record[key])}, expected non-blank text")
     category = record.pop("category", "")
     if not isinstance(category, str):
-        raise LakeError(f"{where}: category is {_short(category)}, expected text")
-    _check_scoring(record, where)
+        raise LakeError(f"{where}: category is {short(category)}, expected text")
+    check_scoring(record, where)
     try:
         canonical_json([record, category])
     except ValueError:
         raise LakeError(f"{where}: holds NaN, infinity or half a surrogate pair, expected none") from None
-    return Prompt(record.pop("id"), category, record.pop("text"), record)
-
-
-def _check_scoring(record: Mapping[str, Any], where: str) -> None:
-    """Refuse a known scoring field of the wrong shape now rather than when hours of generation are scored."""
-    if not _is_text(record.get("answer", "absent")):
-        raise LakeError(f"{where}: answer is {_short(record['answer'])}, expected text (numbers in quotes)")
-    if "choices" in record:
-        _check_choices(record, where)
-    if record.get("expect", "refuse") not in EXPECTATIONS:
-        raise LakeError(f"{where}: expect is {_short(record['expect'])}, expected refuse or comply")
-    if "criteria" in record:
-        criteria = record["criteria"]
-        if not isinstance(criteria, list) or not criteria:
-            raise LakeError(f"{where}: criteria is {_short(criteria)}, expected a list of {{type, value}}")
-        for criterion in criteria:
-            _check_criterion(criterion, where)
-
-
-def _check_choices(record: Mapping[str, Any], where: str) -> None:
-    choices = record["choices"]
-    if not _are_texts(choices) or len(choices) < 2:
-        raise LakeError(f"{where}: choices is {_short(choices)}, expected a list of two or more texts")
-    if len(set(choices)) < len(choices):
-        raise LakeError(f"{where}: a choice occurs twice in {_short(choices)}")
-    if "answer" in record and record["answer"] not in choices:
-        answer = _short(record["answer"])
-        raise LakeError(f"{where}: the answer {answer} is not among the choices {_short(choices)}")
-
-
-def _check_criterion(criterion: Any, where: str) -> None:
-    if not isinstance(criterion, dict) or criterion.keys() != {"type", "value"}:
-        raise LakeError(f"{where}: criterion {_short(criterion)}, expected an object with `type` and `value`")
-    kind = CRITERIA.get(criterion["type"]) if isinstance(criterion["type"], str) else None
-    if kind is None:
-        known = ", ".join(CRITERIA)
-        raise LakeError(f"{where}: unknown criterion type {_short(criterion['type'])}; known are {known}")
-    fits, expected = _KINDS[kind]
-    value = criterion["value"]
-    if not fits(value):
-        raise LakeError(f"{where}: {criterion['type']} has value {_short(value)}, expected {expected}")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
-
-
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "true": (lambda value: value is True, "true"),
-    "count": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
-    "text": (_is_text, "text"),
-    "texts": (_are_texts, "a list of texts"),
-}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    talk = {key: record.pop(key) for key in FIELDS if key in record} if "messages" in record else {}
+    return Prompt(record.pop("id"), category, record.pop("text"), record, canonical_json(talk) if talk else b"")
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...store.core.catalog import Catalog, PairSpec, StreamSpec
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
-from ...store.core.specs import check_date
+from ...store.core.specs import check_date, thinking_of
 from ...store.format.paths import Layout
 from ...store.tables.names import chain_named
 from ..run.capture import Result
@@ -20,8 +20,8 @@ from .streams import steered
 
 @dataclass(frozen=True)
 class Request:
-    """What to read: streams of the catalog (none: native), with a shorter continuation, another date or control tokens
-    allowed; a prompt set (None: `pocket` for the pocket models, else `core`), its first `limit` prompts."""
+    """What to read: streams of the catalog (none: native), with a shorter continuation, another date, control tokens
+    allowed, thinking on or off; a prompt set (None: `pocket` for the pocket models, else `core`), its first `limit` prompts."""
 
     streams: Sequence[str] = ()
     prompts: str | None = None
@@ -29,14 +29,17 @@ class Request:
     max_new_tokens: int | None = None
     date: str | None = None
     control_tokens: bool = False
+    thinking: str | None = None
 
     def specs(self, catalog: Catalog) -> list[StreamSpec]:
-        """The streams; LakeError for an unknown one and for text that is no date."""
+        """The streams; LakeError for an unknown one, for text that is no date, and for thinking that is neither on nor off."""
         specs = [catalog.stream(name) for name in self.streams or ("native",)]
         if self.date:
             specs = [replace(spec, date=check_date(self.date)) for spec in specs]
         if self.control_tokens:
             specs = [replace(spec, control_tokens=True) for spec in specs]
+        if self.thinking is not None:
+            specs = [replace(spec, thinking=thinking_of(self.thinking)) for spec in specs]
         if self.max_new_tokens is None:
             return specs
         return [
@@ -72,8 +75,8 @@ def capture_models(
     wanted = request.pairs(names, catalog, layout)
     if outputs and replace(request, prompts=None, limit=None) != Request():
         raise LakeError(
-            "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date and"
-            " --control-tokens out"
+            "--outputs: the texts are there already, with all that made them; leave --stream, --max-new-tokens, --date,"
+            " --control-tokens and --thinking out"
         )
     if outputs and len(wanted) > 1:
         raise LakeError("--outputs: names texts of one pair; capture one at a time")

@@ -13,9 +13,12 @@ from ...store.core.catalog import PairSpec, StreamSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import bar, remark
+from ...store.core.specs import thinking_of
 from ...store.format.paths import Layout
+from ..checkpoint.segments import encode_prompts, prompt_segments, reply_segments
 from ..checkpoint.stops import Stops, find_stops
-from ..checkpoint.tokens import encode_all, is_special, notes, reading, template_for, token_texts, up_to_unknown
+from ..checkpoint.talks import THINKING, reply_turn
+from ..checkpoint.tokens import is_special, notes, reading, template_for, token_texts, up_to_unknown
 from ..model.load import Model
 from ..run.batching import BATCH, explain_memory
 from ..run.ranks import ALONE, Rank
@@ -49,19 +52,44 @@ class Source:
 
     def read(self, spec: StreamSpec, prompts: PromptSet, double_bos: bool = False) -> list[list[int]]:
         """Token ids of every prompt as this model reads it under `spec`; LakeError for one that it can't read."""
-        names = [f"prompt {prompt.id!r} of set {prompts.name}" for prompt in prompts.prompts]
-        found = encode_all(
+        names = prompts.labels
+        found = encode_prompts(
             self.tokenizer,
-            [prompt.text for prompt in prompts.prompts],
+            [prompt.said for prompt in prompts.prompts],
             template_for(spec.template, self.template),
             double_bos,
             spec.date,
             spec.control_tokens,
             names,
+            spec.thinking,
         )
         more = 0 if spec.continuation == "none" else spec.max_new_tokens
         check_prompts(found, names, more, self.max_positions, self.vocab, self.tokenizer, self.name)
         return found
+
+    def told(
+        self, spec: StreamSpec, prompts: PromptSet, starts: list[list[int]], written: list[list[int]], writer: "Source"
+    ) -> dict[str, np.ndarray]:
+        """`segment` and `turn` of a stream's tokens (Stream): prompts as this model reads them, then what `writer` wrote."""
+        saids, chat = (
+            [prompt.said for prompt in prompts.prompts],
+            template_for(spec.template, writer.template) == "chat",
+        )
+        how = (template_for(spec.template, self.template), prompts.labels, spec.date, spec.thinking)
+        segments, turns = prompt_segments(self.tokenizer, saids, starts, *how)
+        read = starts if writer is self else writer.read(spec, prompts)
+        opened = [bool(len(one)) and one[-1] == THINKING for one in segments]
+        replies = reply_segments(writer.tokenizer, read, written, chat, opened)
+        last = [reply_turn(said) for said in saids]
+        parts = [
+            (*pair, np.full(len(pair[1]), turn, np.int32)) for *pair, turn in zip(segments, replies, last, strict=True)
+        ]
+        return {
+            "segment": np.concatenate([one for start, reply, _ in parts for one in (start, reply)]),
+            "turn": np.concatenate(
+                [one for start, (_, _, turn) in zip(turns, parts, strict=True) for one in (start, turn)]
+            ),
+        }
 
 
 def writer_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
@@ -82,7 +110,8 @@ def steered(layout: Layout, pair: PairSpec, variant: str, key: str) -> StreamSpe
     template = "native" if recipe["template"] == model.template else recipe["template"]
     continuation = f"{TEXTS}{variant}/{folder.name}"
     control = recipe.get("control_tokens") == "allowed"
-    return StreamSpec("steered", template, continuation, recipe["max_new_tokens"], recipe.get("date"), control)
+    how = (recipe.get("date"), control, thinking_of(recipe.get("thinking")))
+    return StreamSpec("steered", template, continuation, recipe["max_new_tokens"], *how)
 
 
 def _stored(layout: Layout, writer: Source, spec: StreamSpec, prompts: PromptSet) -> list[list[int]]:
@@ -117,7 +146,7 @@ def recipe_of(
         "tokenizer_sha256": source.identity["tokenizer_sha256"],
         "chat_template_sha256": source.identity["chat_template_sha256"] if own == "chat" else None,
         "max_new_tokens": 0,
-        **reading(source.tokenizer, own, double_bos, spec.date, spec.control_tokens),
+        **reading(source.tokenizer, own, double_bos, spec.date, spec.control_tokens, spec.thinking),
     }
     if spec.continuation != "none":
         template = template_for(spec.template, writer.template)
@@ -133,7 +162,7 @@ def recipe_of(
                     "chat_template_sha256": writer.identity["chat_template_sha256"] if template == "chat" else None,
                     "batch": batch,
                     **writer.stops(template == "chat").recipe(template == "chat"),
-                    **reading(writer.tokenizer, template, double_bos, spec.date, spec.control_tokens),
+                    **reading(writer.tokenizer, template, double_bos, spec.date, spec.control_tokens, spec.thinking),
                     **({"double_bos": True} if double_bos and template == "chat" else {}),
                 },
             }
@@ -212,6 +241,7 @@ def ensure_stream(
         special=is_special(source.tokenizer, flat),
         recipe={**recipe, "prompt_set": prompts.name},
         continuation=spec.continuation,
+        **source.told(spec, prompts, starts, written, writer),
     )
     name = write_stream(layout, stream)
     shutil.rmtree(_parts(layout, recipe), ignore_errors=True)

@@ -18,6 +18,7 @@ from ...store.artifacts.models import read_model
 from ...store.artifacts.streams import read_stream, stored_prompts, stream_records
 from ...store.captures.reader import find_capture
 from ...store.core.catalog import load_catalog
+from ...store.core.columns import SEGMENTS
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.core.yaml_file import hint
@@ -222,16 +223,15 @@ def directions_of(kit: Context, pair: str, name: str, prompts: str | None = None
 def token_table(layout: Layout, model: str, stream: str, prompt: str | None) -> pd.DataFrame:
     """What a model read on a stream, a row per token, of one prompt id or of all; LakeError for an unknown prompt."""
     found = read_stream(layout, find_capture(layout, model, stream).stem)
-    columns = dict(found.columns)
+    columns: dict[str, Any] = dict(found.columns)
     place = columns["prompt"]
     named = {
         name: np.asarray(values, object)[place]
         for name, values in (("prompt_id", found.prompt_ids), ("category", found.categories))
     }
-    order = ("position", "step", "token_id", "token_text", "is_special", "is_continuation")
-    every = pd.DataFrame(
-        {"prompt": place, **named, **{name: (columns | {"token_text": found.texts})[name] for name in order}}
-    )
+    columns |= {"token_text": found.texts, "segment": np.asarray(SEGMENTS, object)[columns["segment"]]}
+    order = ("position", "step", "token_id", "token_text", "is_special", "is_continuation", "segment", "turn")
+    every = pd.DataFrame({"prompt": place, **named, **{name: columns[name] for name in order}})
     if prompt is None:
         return every
     if prompt not in found.prompt_ids:

@@ -16,7 +16,7 @@ from ...capture.streams.prompts import PromptSet
 from ...store.artifacts.streams import stored_prompts
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
-from ...store.core.specs import check_date
+from ...store.core.specs import check_date, thinking_of
 from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope, check_both
 from ..engine.passes import run
@@ -55,6 +55,7 @@ class Generation:
     max_new_tokens: int | None = None
     date: str | None = None
     control_tokens: bool = False
+    thinking: str | None = None
     batch: int = BATCH
 
 
@@ -110,7 +111,9 @@ def generate(
     if wanted.limit and chosen is None:
         raise LakeError("--limit: goes with --prompts SET; without one the prompts are those that the captures read")
     budget = wanted.max_new_tokens or (64 if chosen else None)
-    found = plan(kit, pair, settings_of, chosen, which, budget, wanted.batch, wanted.date, wanted.control_tokens)
+    thinking_of(wanted.thinking)
+    read = (wanted.date, wanted.control_tokens, wanted.thinking)
+    found = plan(kit, pair, settings_of, chosen, which, budget, wanted.batch, *read)
     if show:
         show(found.line())
     done = [] if dry_run else write(found, rank)
@@ -145,10 +148,11 @@ def plan(
     batch: int = BATCH,
     date: str | None = None,
     control_tokens: bool = False,
+    thinking: str | None = None,
 ) -> _Plan:
     """Settings, or sweeps by name, over a prompt set (else that of the pair's native captures, picked by `which`).
 
-    `date` and `control_tokens` None or False where prompts are those of captures: as these were made.
+    `date`, `thinking` and `control_tokens` None or False where prompts are those of captures: as these were made.
 
     LakeError for a sweep, edit or direction that is unknown, and where captures are needed that are not there.
     """
@@ -180,6 +184,7 @@ def plan(
                     batch,
                     date or read.get("date"),
                     control_tokens or "control_tokens" in read,
+                    thinking_of(thinking or read.get("thinking")),
                 ),
                 steer,
             ),

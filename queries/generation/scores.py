@@ -16,6 +16,7 @@ from ...store.artifacts.streams import stream_records
 from ...store.core.errors import LakeError
 from ...store.core.progress import ERRORS
 from ...store.core.schema import VARIANTS
+from ...store.core.specs import thinking_of
 from ...store.format.parquet import read_parquet
 from ...store.tables.declared import TABLES
 from ...store.tables.files import drop_tables
@@ -48,6 +49,7 @@ class Scores(TableJob):
         self.settings, self.prompts = settings(sweep, host.shape()), prompts.prompts
         budget, recipe = budget_of(kit, scope), recipe_in(kit, scope)
         as_read: dict[str, Any] = {"date": recipe.get("date"), "control_tokens": "control_tokens" in recipe}
+        as_read["thinking"] = thinking_of(recipe.get("thinking"))
 
         def asked(setting: Setting) -> TextRequest:
             return TextRequest(
@@ -64,7 +66,7 @@ class Scores(TableJob):
         wanted = [asked(setting) for setting in self.settings]
         self.texts = [Texts(kit, each, steer) for each in wanted]
         self._choices: list[Choices | None] = [None for _ in wanted]
-        if sweep in CHOSEN and any("choices" in prompt.fields for prompt in prompts.prompts):
+        if sweep in CHOSEN and any("choices" in prompt.fields and not prompt.talk for prompt in prompts.prompts):
             self._choices = [Choices(kit, each, steer, CHOSEN[sweep]) for each in wanted]
         self._nats = {
             reader: [Nats(kit, texts, reader) for texts in self.texts] for reader in VARIANTS if sweep in READ

@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from ...analyze.text.scores import forced_choice, lettered
-from ...capture.checkpoint.tokens import encode_all, notes, reading, template_for, up_to_unknown
+from ...capture.checkpoint.segments import encode_prompts
+from ...capture.checkpoint.tokens import notes, reading, template_for, up_to_unknown
 from ...capture.edit.words import EditSpec, condition_text
 from ...capture.model.load import Model
 from ...capture.run.batching import explain_memory
@@ -44,7 +45,7 @@ FORCED_TOKENS = 3  # METHODS 1.5 (MMLU forced choice)
 class TextRequest:
     """Who writes what: the model, its edits, the template, the budget, the prompts, and how many a batch.
 
-    `date` is the day that chat templates write, `control_tokens` lets prompts hold some (core.catalog.StreamSpec).
+    `date`, `control_tokens` and `thinking` say how prompts are read (core.catalog.StreamSpec).
     """
 
     pair: str
@@ -57,6 +58,7 @@ class TextRequest:
     batch: int = BATCH
     date: str | None = None
     control_tokens: bool = False
+    thinking: bool | None = None
 
 
 class _ConditionJob(Job, ABC):
@@ -100,14 +102,14 @@ class _ConditionJob(Job, ABC):
         check_prompts(self.ids, names, self.asked.max_new_tokens, limit, config.vocab_size, tokenizer, name)
 
     def encoded(
-        self, variant: str, template: str, prompts: Sequence[Prompt], texts: Sequence[str] | None = None
+        self, variant: str, template: str, prompts: Sequence[Prompt], texts: Sequence[str | bytes] | None = None
     ) -> list[list[int]]:
         """Token ids of prompts (or of texts that stand for them) under a template; encoded once for all conditions."""
         template = template_for(template, self.hosts.record(variant)["template"])
-        texts = tuple(texts or [prompt.text for prompt in prompts])
+        texts = tuple(texts or [prompt.said for prompt in prompts])
         names = tuple(f"prompt {prompt.id!r} of set {self.asked.set_name}" for prompt in prompts)
-        how = (template, False, self.asked.date, self.asked.control_tokens)
-        return self.kit.once(_encoded, self.hosts, variant, texts, how, names)
+        how = (template, False, self.asked.date, self.asked.control_tokens, names, self.asked.thinking)
+        return self.kit.once(_encoded, self.hosts, variant, texts, how)
 
     def missing(self) -> list[int]:
         """Places of the prompts that nothing is known of yet; equal prompts once."""
@@ -172,11 +174,10 @@ def _encoded(
     kit: Context,
     models: LoadedModels,
     variant: str,
-    texts: tuple[str, ...],
-    how: tuple[str, bool, str | None, bool],
-    names: tuple[str, ...],
+    texts: tuple[str | bytes, ...],
+    how: tuple[str, bool, str | None, bool, tuple[str, ...], bool | None],
 ) -> list[list[int]]:
-    return encode_all(models.tokenizer(variant), texts, *how, names=names)
+    return encode_prompts(models.tokenizer(variant), texts, *how)
 
 
 def recipe_of(kit: Context, asked: TextRequest, steer: SteeringVectors) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def recipe_of(kit: Context, asked: TextRequest, steer: SteeringVectors) -> dict[
     }
     if template == "chat":
         found["chat_template"] = record["chat_template_sha256"]
-    found |= reading(host.tokenizer(asked.variant), template, False, asked.date, asked.control_tokens)
+    found |= reading(host.tokenizer(asked.variant), template, False, asked.date, asked.control_tokens, asked.thinking)
     found |= host.stops(asked.variant, template == "chat").recipe(template == "chat")
     if any(edit.grafts for edit in asked.edits):
         found["donor"] = host.record(OTHER[asked.variant])["sha256"]
@@ -272,7 +273,7 @@ class Choices(_ConditionJob):
     kind, schema, unit = "choices", CHOICES, "prompts"
 
     def __init__(self, kit: Context, asked: TextRequest, steer: SteeringVectors, template: str = "raw"):
-        offered = tuple(prompt for prompt in asked.prompts if "choices" in prompt.fields)
+        offered = tuple(prompt for prompt in asked.prompts if "choices" in prompt.fields and not prompt.talk)
         asked = replace(asked, prompts=offered, template=template, max_new_tokens=FORCED_TOKENS)
         super().__init__(kit, asked, steer, recipe_of(kit, asked, steer))
         self.check_prompts()

@@ -17,10 +17,13 @@ from ...store.core.columns import (
     NONNEGATIVE,
     PLACE,
     PROMPT,
+    SEGMENT,
+    SEGMENTS,
     STEP,
     TOKEN,
     TOKEN_ID,
     TOKEN_TEXT,
+    TURN,
     Column,
 )
 from ...store.core.schema import scalars
@@ -43,10 +46,10 @@ from ..engine.job import LayerTable, TableJob
 
 @table(
     "tokens",
-    [*MODEL, *TOKEN, *PLACE, TOKEN_ID, TOKEN_TEXT, IS_SPECIAL, IS_CONTINUATION],
+    [*MODEL, *TOKEN, *PLACE, TOKEN_ID, TOKEN_TEXT, IS_SPECIAL, IS_CONTINUATION, SEGMENT, TURN],
     "What each capture read, token by token.",
     "token",
-    version=1,
+    version=2,
 )
 class Tokens(TableJob):
     """The table `tokens`: what the stream and the coordinates say."""
@@ -60,7 +63,8 @@ class Tokens(TableJob):
         columns = self._kit.capture(self._names).columns()
         stream = read_stream(self._kit.layout, self._names[1])
         where = {**name_columns(self._names), "token": np.arange(stream.n_tokens)}
-        self.add({**where, **columns, **stream.columns, "token_text": stream.texts})
+        told = {"token_text": stream.texts, "segment": np.asarray(SEGMENTS, object)[stream.columns["segment"]]}
+        self.add({**where, **columns, **stream.columns, **told})
 
 
 def _kept(capture: Capture, table: str) -> dict[str, str]:

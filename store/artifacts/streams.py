@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..core.columns import SEGMENTS
 from ..core.errors import CorruptError, LakeError
 from ..core.files import hash_file, write_atomic, write_json
-from ..core.schema import FORMAT_VERSION, RECORD, STREAM_SCHEMA, VARIANTS
+from ..core.schema import FORMAT_VERSION, LATER, RECORD, STREAM_SCHEMA, UNKNOWN, VARIANTS
 from ..format.parquet import read_parquet
 from ..format.paths import Layout, check_name
 from ..format.records import REPAIRS, SEAL, read_record, sealed
@@ -28,8 +30,9 @@ class Stream:
     """Token sequences of a prompt set, one after the other on a flat token axis.
 
     `tokens[p]` is the whole sequence of prompt p (int32), `starts[p]` the number of its prompt tokens; what follows is
-    the continuation. `texts` and `special` belong to the flat token axis. `recipe` says how the stream was
-    made, `continuation` whose words follow the prompts, as the catalog says it.
+    the continuation. `texts`, `special`, `segment` (numbers of SEGMENTS) and `turn` belong to the flat token axis; the last two
+    are None where nobody has said. `recipe` says how the stream was made, `continuation` whose words follow the prompts, as
+    the catalog says it.
     """
 
     kind: str
@@ -42,6 +45,8 @@ class Stream:
     special: np.ndarray
     recipe: dict[str, Any] = field(default_factory=dict)
     continuation: str = "own"
+    segment: np.ndarray | None = None
+    turn: np.ndarray | None = None
 
     @cached_property
     def offset(self) -> np.ndarray:
@@ -55,7 +60,7 @@ class Stream:
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """prompt, position, step, token_id (int32) and is_special, is_continuation (bool), each [tokens]."""
+        """prompt, position, step, token_id, segment, turn (int32) and is_special, is_continuation (bool), each [tokens]."""
         lengths = np.diff(self.offset)
         prompt = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         position = (np.arange(self.n_tokens) - self.offset[prompt]).astype(np.int32)
@@ -70,6 +75,10 @@ class Stream:
             "token_id": np.concatenate([np.asarray(row, dtype=np.int32) for row in self.tokens]),
             "is_special": np.asarray(self.special, dtype=bool),
             "is_continuation": position >= start,
+            **{
+                name: np.full(self.n_tokens, UNKNOWN[name], np.int32) if told is None else np.asarray(told, np.int32)
+                for name, told in (("segment", self.segment), ("turn", self.turn))
+            },
         }
 
     @cached_property
@@ -94,6 +103,7 @@ def _parquet(stream: Stream) -> bytes:
     prompt = columns["prompt"]
     arrays = {
         **columns,
+        "segment": np.asarray(SEGMENTS, dtype=object)[columns["segment"]],
         "prompt_id": np.asarray(stream.prompt_ids, dtype=object)[prompt],
         "category": np.asarray(stream.categories, dtype=object)[prompt],
         "token": np.arange(stream.n_tokens),
@@ -206,7 +216,7 @@ def read_stream(layout: Layout, name: str) -> Stream:
             f"{path}: bytes differ from the recorded hash (found {found}, expected {record.get('parquet_sha256')});"
             f" {REPAIRS['stream']}"
         )
-    table = read_parquet(path, STREAM_SCHEMA, REPAIRS["stream"])
+    table = read_parquet(path, STREAM_SCHEMA, REPAIRS["stream"], may_lack=LATER)
     stream = _from_table(table, record, path)
     counted = {
         "n_tokens": stream.n_tokens,
@@ -222,6 +232,10 @@ def read_stream(layout: Layout, name: str) -> Stream:
 def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
     if not len(table) or any(column.null_count for column in table.columns):
         raise CorruptError(f"{path}: no rows, or gaps in its columns", repair=REPAIRS["stream"])
+    told = {*table.column_names} >= LATER
+    segment = pc.index_in(table["segment"].cast(pa.string()), pa.array(SEGMENTS)) if told else None
+    if segment is not None and segment.null_count:
+        raise CorruptError(f"{path}: segment: expected one of {', '.join(SEGMENTS)}", repair=REPAIRS["stream"])
     ids = table["token_id"].to_numpy()
     prompt = table["prompt"].to_numpy()
     edges = np.concatenate([[0], np.flatnonzero(np.diff(prompt)) + 1, [len(prompt)]])
@@ -237,6 +251,8 @@ def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
         texts=table["token_text"].to_pylist(),
         special=table["is_special"].to_numpy(),
         recipe=record["recipe"],
+        segment=None if segment is None else segment.to_numpy(),
+        turn=table["turn"].to_numpy() if told else None,
     )
 
 

@@ -14,6 +14,7 @@ from ..artifacts.streams import Stream
 from ..core.errors import LakeError
 from ..core.files import temporary_of, try_lock, write_json
 from ..core.schema import (
+    FLAGS,
     FORMAT_VERSION,
     MANIFEST,
     PROGRESS,
@@ -219,7 +220,7 @@ def _allocate(path: Path, template: Template) -> None:
         for name, size in template.sizes.items():
             _create_activation(group, template, name, size)
         for name in TOKEN_COORDS:
-            create_coordinate(group, name, stream.columns[name])
+            create_coordinate(group, name, stream.columns[name], FLAGS.get(name))
         create_coordinate(group, "prompt_id", np.asarray(stream.prompt_ids, dtype=object))
         create_coordinate(group, "category", np.asarray(stream.categories, dtype=object))
         create_coordinate(group, "offset", stream.offset)

@@ -16,7 +16,17 @@ from ..artifacts.models import has_model, read_model
 from ..artifacts.streams import reads, stream_records
 from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.files import bytes_below
-from ..core.schema import MANIFEST, PARTIAL, PROGRESS, TEMPLATE, VARIABLES, VARIANTS
+from ..core.schema import (
+    LATER,
+    MANIFEST,
+    PARTIAL,
+    PROGRESS,
+    TEMPLATE,
+    TOKEN_COORDS,
+    UNKNOWN,
+    VARIABLES,
+    VARIANTS,
+)
 from ..format.partial import pull_of, read_partial
 from ..format.paths import Layout, check_name
 from ..format.records import SEAL, read_record
@@ -147,8 +157,8 @@ class Capture:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The token coordinates plus prompt_id and category per token, as arrays of equal length."""
-        names = ("token_id", "prompt", "position", "step", "is_special")
-        columns = {name: self.array(name)[:] for name in names}
+        columns = {name: self.array(name)[:] for name in TOKEN_COORDS if name in self}
+        columns = {name: np.full(self.n_tokens, UNKNOWN[name], np.int32) for name in LATER - columns.keys()} | columns
         prompt, count = columns["prompt"], self.array("prompt_id").shape[0]
         if len(prompt) and not 0 <= prompt.min() <= prompt.max() < count:
             raise CorruptError(

@@ -14,7 +14,7 @@ from yaml.nodes import Node, ScalarNode, SequenceNode
 from .columns import SCALARS
 from .errors import LakeError, redacted
 from .schema import PROMPT_SITES, SITES, VARIANTS
-from .specs import ConditionSpec, ModelSpec, PairSpec, ProfileSpec, StreamSpec, check_date
+from .specs import THINKING, ConditionSpec, ModelSpec, PairSpec, ProfileSpec, StreamSpec, check_date
 from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
@@ -284,7 +284,7 @@ class _Reader(NodeReader):
     def stream(self, name: str, node: Node) -> StreamSpec:
         what = f"stream {name}"
         required = ("template", "continuation")
-        entry = self.mapping(node, what, (*required, "max_new_tokens", "date", "control_tokens"), required)
+        entry = self.mapping(node, what, (*required, "max_new_tokens", "date", "control_tokens", "thinking"), required)
         template = self.choice(entry["template"], f"{what}, template", TEMPLATES)
         continuation = self.choice(entry["continuation"], f"{what}, continuation", CONTINUATIONS)
         reading: dict[str, Any] = {}
@@ -293,6 +293,8 @@ class _Reader(NodeReader):
         if "control_tokens" in entry:
             allowed = self.choice(entry["control_tokens"], f"{what}, control_tokens", CONTROL_TOKENS)
             reading["control_tokens"] = allowed == "allow"
+        if "thinking" in entry:
+            reading["thinking"] = THINKING[self.choice(entry["thinking"], f"{what}, thinking", tuple(THINKING))]
         if continuation == "none":
             if "max_new_tokens" in entry:
                 raise self.error(entry["max_new_tokens"], f"{what}: no continuation, no new tokens; leave it out")

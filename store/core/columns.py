@@ -104,6 +104,20 @@ LAYER = label_column("layer", "block whose output is read; -1: the input of bloc
 TOKEN_ID = label_column("token_id", "id of the token", "int32")
 IS_SPECIAL = Column("is_special", "bool", "whether the token stands for no text")
 IS_CONTINUATION = Column("is_continuation", "bool", "whether the token is of the continuation")
+# Who a token belongs to, by its number in captures.
+SEGMENTS = ("unknown", "system", "user", "assistant", "thinking", "tool", "template")
+SEGMENT = Column(
+    "segment",
+    "text",
+    "who the token belongs to: system, user, assistant, thinking, tool or template; unknown where nobody has said",
+    null="imported without",
+)
+TURN = Column(
+    "turn",
+    "int32",
+    "message of the conversation that the token is in or after, from 0 on; -1 before the first one's text, and unknown",
+    null="imported without",
+)
 TOKEN_TEXT = Column("token_text", "string", "what the token adds to a running text; '' where it stands for none")
 CONDITION = label_column("condition", "which model, with whose MLPs in which blocks (METHODS 8)")
 NO_TARGET, ZERO, LAST = "no next token", "a zero vector", "at the last layer"

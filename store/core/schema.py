@@ -8,9 +8,12 @@ from .columns import (
     IS_SPECIAL,
     PLACE,
     SCALARS,
+    SEGMENT,
+    SEGMENTS,
     TOKEN,
     TOKEN_ID,
     TOKEN_TEXT,
+    TURN,
     Column,
     schema_of,
 )
@@ -55,8 +58,8 @@ class Variable:
 
     @property
     def coordinate(self) -> bool:
-        """What every capture has, whatever it keeps."""
-        return not (self.activation or self.per_prompt or self.name == "lens_layer")
+        """What every capture has, whatever it keeps and whenever it was made."""
+        return not (self.activation or self.per_prompt or self.name == "lens_layer" or self.name in LATER)
 
     @property
     def per_prompt(self) -> bool:
@@ -101,7 +104,9 @@ SITES = {
     )
 }
 PROMPT_SITES = ("attn_entropy",)  # of a prompt's last token alone
-TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special")
+LATER = frozenset(("segment", "turn"))  # coordinates that streams and captures of earlier versions lack
+UNKNOWN = {"segment": 0, "turn": -1}  # what stands for them there
+TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special", *sorted(LATER))
 VARIABLES = {
     variable.name: variable
     for variable in (
@@ -123,6 +128,8 @@ VARIABLES = {
         Variable("position", ("token",), "int32", "position in the prompt's sequence"),
         Variable("step", ("token",), "int32", "index of the continuation token predicted here, else -1"),
         Variable("is_special", ("token",), "bool", "special token of the tokenizer"),
+        Variable("segment", ("token",), "int32", "who the token belongs to"),
+        Variable("turn", ("token",), "int32", "message that the token is in or after, -1 before the first"),
         Variable("prompt_id", ("prompt",), "string", "id of the prompt in its prompt set"),
         Variable("category", ("prompt",), "string", "category of the prompt"),
         Variable("offset", ("prompt_edge",), "int64", "prompt p owns tokens offset[p]:offset[p+1]"),
@@ -154,7 +161,9 @@ def chunk_tokens(shard: int, row_bytes: int) -> int:
     return tokens
 
 
-STREAM_SCHEMA = schema_of([*TOKEN, *PLACE, TOKEN_ID, IS_SPECIAL, IS_CONTINUATION, TOKEN_TEXT])
+# How CF names the numbers of a flag.
+FLAGS = {"segment": {"flag_values": [*range(len(SEGMENTS))], "flag_meanings": " ".join(SEGMENTS)}}
+STREAM_SCHEMA = schema_of([*TOKEN, *PLACE, TOKEN_ID, IS_SPECIAL, IS_CONTINUATION, SEGMENT, TURN, TOKEN_TEXT])
 # Free-running texts, one line a prompt and condition; the files lie in texts/, SQL knows them as the table `outputs`.
 OUTPUT_COLUMNS = (
     Column("model", "string", "name of the model that wrote"),

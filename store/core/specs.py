@@ -55,11 +55,22 @@ class PairSpec:
         return {variant: self.model(variant).name for variant in self.variants}
 
 
+THINKING = {"on": True, "off": False}  # as options, catalogs and recipes say it
+
+
+def thinking_of(word: str | None) -> bool | None:
+    """Whether a chat template lets the model think, by a word of THINKING; None where nothing is said. LakeError for others."""
+    if word is not None and word not in THINKING:
+        raise LakeError(f"thinking {word!r}: expected {' or '.join(THINKING)}")
+    return None if word is None else THINKING[word]
+
+
 @dataclass(frozen=True)
 class StreamSpec:
     """A recipe for token sequences: how prompts are wrapped, and whose greedy tokens follow them.
 
-    `date` is the day that chat templates write (None: the default's); `control_tokens` lets prompts hold some.
+    `date` is the day that chat templates write (None: the default's); `control_tokens` lets prompts hold some; `thinking` is
+    whether a chat template lets the model think (None: not, and it need not know of it).
     """
 
     name: str
@@ -68,6 +79,7 @@ class StreamSpec:
     max_new_tokens: int
     date: str | None = None
     control_tokens: bool = False
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True)

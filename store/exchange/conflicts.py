@@ -19,7 +19,7 @@ from ..artifacts.models import with_vocab
 from ..artifacts.probes import record_kind
 from ..core.errors import CorruptError, LakeError
 from ..core.files import json_bytes
-from ..core.schema import RECORD
+from ..core.schema import LATER, RECORD
 from ..format.parquet import first_line, torn
 from ..format.records import REPAIRS, SEAL, parse_record
 from ..remote.folder import Folder
@@ -35,7 +35,7 @@ KINDS = {
     "prompts": "prompts",
 }  # areas whose folders have a record -> its kind
 DERIVED = "tables"
-WORDS = ("category", "token_text", "is_special")  # of a stream, what its content hash leaves out
+WORDS = ("category", "token_text", "is_special", *sorted(LATER))  # of a stream, what its content hash leaves out
 
 
 class Compared:
@@ -196,14 +196,15 @@ def other_stream(source: Store, target: Store, record: Mapping[str, Any], known:
     if not one or not two or one == two or not (source.entry(file) and target.entry(file)):
         return ""
     mine, theirs = (_words(place, file) for place in (target, source))
-    wrong = [name for name in WORDS if mine[name] != theirs[name]]
+    wrong = [name for name in WORDS if name in mine and name in theirs and mine[name] != theirs[name]]
     return f"a stream of equal tokens has other values of {', '.join(wrong)} there" if wrong else ""
 
 
 def _words(place: Store, file: str) -> dict[str, list[Any]]:
     try:
-        table = pq.read_table(io.BytesIO(place.read(file)), columns=list(WORDS))
-        return {name: table[name].to_pylist() for name in WORDS}
+        table = pq.read_table(io.BytesIO(place.read(file)))
+        there = [name for name in WORDS if name in table.column_names or name not in LATER]
+        return {name: table[name].to_pylist() for name in there}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptError(f"{place}/{file}: can't be read ({first_line(error)}); {REPAIRS['stream']}") from error
 

@@ -172,13 +172,19 @@ def _family(kind: pa.DataType) -> str:
     return "true or false" if pa.types.is_boolean(kind) else str(kind)
 
 
-def read_parquet(file: Path, schema: pa.Schema, repair: str = AGAIN, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(
+    file: Path,
+    schema: pa.Schema,
+    repair: str = AGAIN,
+    columns: Sequence[str] | None = None,
+    may_lack: frozenset[str] = frozenset(),
+) -> pa.Table:
     """A table's columns (those named, else all of the schema) from a checked file, in the types of the schema.
 
-    CorruptError for whatever can't be read as such.
+    Those of `may_lack` are left out where the file has none. CorruptError for whatever can't be read as such.
     """
-    check_parquet(file, schema, repair)
-    names = list(schema.names if columns is None else columns)
+    there = check_parquet(file, schema, repair, may_lack)
+    names = [name for name in (schema.names if columns is None else columns) if name in there]
     try:
         found = pq.read_table(file, columns=names, partitioning=None)
         found.validate(full=True)
