@@ -42,13 +42,13 @@ def prompt_segments(
     if not tokenizer.is_fast:
         return [np.full(len(row), UNKNOWN, np.int32) for row in ids], [np.full(len(row), -1, np.int32) for row in ids]
     if template == "raw":
-        placed = [Placed(str(said), *(np.full(len(said), value, np.int32) for value in (USER, 0))) for said in saids]
+        placed = [(str(said), np.full(len(said), USER, np.int32), np.zeros(len(said), np.int32)) for said in saids]
         closes = None
     else:
         form = frame_of(tokenizer, date, thinking).form
         placed = place(tokenizer, [talk_of(said, form) for said in saids], names, date, thinking)
         closes = find_stops(tokenizer, (), True).turn
-    cut = tokenizer([one.text for one in placed], add_special_tokens=False, return_offsets_mapping=True)
+    cut = tokenizer([text for text, *_ in placed], add_special_tokens=False, return_offsets_mapping=True)
     found = [
         _of_tokens(one, offsets, row, closes)
         for one, offsets, row in zip(placed, cut["offset_mapping"], ids, strict=True)
@@ -60,15 +60,16 @@ def _of_tokens(
     placed: Placed, offsets: Sequence[tuple[int, int]], ids: Sequence[int], closes: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """From letters to tokens; those in front that no letter stands behind are the template's."""
+    _, letters, their_turns = placed
     segment, turns = np.full(len(ids), TEMPLATE, np.int32), np.full(len(ids), -1, np.int32)
     offsets = list(offsets)[max(len(offsets) - len(ids), 0) :]  # a second BOS may have been left out
     first = len(ids) - len(offsets)
     for at, (begin, end) in enumerate(offsets, first):
-        part = placed.segment[begin : max(end, begin + 1)]
+        part = letters[begin : max(end, begin + 1)]
         own = np.flatnonzero(part != TEMPLATE)
         letter = begin + (int(own[0]) if len(own) else 0)
-        if letter < len(placed.text):
-            segment[at], turns[at] = placed.segment[letter], placed.turn[letter]
+        if letter < len(letters):
+            segment[at], turns[at] = letters[letter], their_turns[letter]
     for close in np.flatnonzero(np.asarray(ids) == closes) if closes is not None else ():
         told = np.flatnonzero(segment[:close] != TEMPLATE)[-1:]
         if len(told) and segment[told[0]] in (ASSISTANT, THINKING) and segment[close] == TEMPLATE:
@@ -115,7 +116,7 @@ def encode_prompts(
                 check_texts(tokenizer, [f"{name}, message {turn_}"], [text], template, control)
     form = frame_of(tokenizer, date, thinking).form
     placed = place(tokenizer, [talk_of(said, form) for said in saids], names, date, thinking)
-    found = [ids for ids, _ in once(tokenizer, [one.text for one in placed], double_bos, True)]
+    found = [ids for ids, _ in once(tokenizer, [text for text, *_ in placed], double_bos, True)]
     return told_apart(names, saids, found)
 
 

@@ -36,6 +36,7 @@ FIRST, GENERATED = 0xF0000, ("\U0010fffc", "\U0010fffd")
 OURS = re.compile("[\U000f0000-\U0010ffff]")
 
 Talk = dict[str, Any]  # messages, and tools where there are some
+Placed = tuple[str, np.ndarray, np.ndarray]  # what the template writes of one, segment and turn of each letter
 Said = str | bytes  # what a prompt says: a user's text, or a talk as JSON
 
 
@@ -134,15 +135,6 @@ def _called(function: Mapping[str, Any]) -> dict[str, Any]:
     return {key: function[key] for key in ("name", "arguments") if key in function}
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A conversation as the template writes it: the text that the model reads, and segment and turn of each letter."""
-
-    text: str
-    segment: np.ndarray
-    turn: np.ndarray
-
-
 def place(
     tokenizer: Any, talks: Sequence[Talk], names: Sequence[str], date: str | None, thinking: bool | None
 ) -> list[Placed]:
@@ -195,7 +187,7 @@ def _guessed(tokenizer: Any, talk: Talk, plain: str, name: str) -> Placed:
     at = plain.index(text)
     segment[at : at + len(text)] = ROLES[messages[0]["role"]]
     turns[at:] = 0
-    return Placed(plain, segment, turns)
+    return plain, segment, turns
 
 
 def _read(
@@ -245,7 +237,7 @@ def _read(
     if prefilled(marked.talk):
         plain, segment, turns = plain[:last], segment[:last], turns[:last]
     seen = np.maximum.accumulate(np.where(turns >= 0, np.arange(len(turns)), -1))
-    return Placed(plain, segment, np.where(seen >= 0, turns[seen], -1))
+    return plain, segment, np.where(seen >= 0, turns[seen], -1)
 
 
 def _ours(text: str) -> Iterator[tuple[int, str]]:

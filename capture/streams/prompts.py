@@ -41,10 +41,12 @@ class Prompt:
         """What the model reads: the text, or the conversation."""
         return self.talk or self.text
 
-    def row(self) -> dict[str, Any]:
-        """The prompt as an object of a prompt file."""
+    def line(self) -> bytes:
+        """The prompt as a line of the canonical file. Templates write the keys of tools and calls in their order: it is kept."""
         said = json.loads(self.talk) if self.talk else {"text": self.text}
-        return {**self.fields, "id": self.id, "category": self.category, **said}
+        row = {**self.fields, "id": self.id, "category": self.category, **said}
+        values = ((key, (_in_order if key in said else canonical_json)(row[key])) for key in sorted(row))
+        return b"{" + b",".join(canonical_json(key) + b":" + value for key, value in values) + b"}\n"
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,14 @@ class PromptSet:
         return [f"prompt {prompt.id!r} of set {self.name}" for prompt in self.prompts]
 
 
+def _in_order(value: Any) -> bytes:
+    """Compact JSON with keys in their order."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
 def canonical_bytes(prompts: Iterable[Prompt]) -> bytes:
     """The one JSONL text of these prompts: sorted keys, no spaces, a line feed after each."""
-    return b"".join(canonical_json(prompt.row()) + b"\n" for prompt in prompts)
+    return b"".join(prompt.line() for prompt in prompts)
 
 
 def read_prompts(
@@ -276,7 +283,7 @@ def _checked(record: dict[str, Any], where: str) -> Prompt:
     except ValueError:
         raise LakeError(f"{where}: holds NaN, infinity or half a surrogate pair, expected none") from None
     talk = {key: record.pop(key) for key in FIELDS if key in record} if "messages" in record else {}
-    return Prompt(record.pop("id"), category, record.pop("text"), record, canonical_json(talk) if talk else b"")
+    return Prompt(record.pop("id"), category, record.pop("text"), record, _in_order(talk) if talk else b"")
 
 
 def _reason(error: Exception) -> str:
