@@ -95,6 +95,7 @@ class Lake(Make, Share):
         generate: bool = True,
         probes: bool = True,
         chain: str | None = None,
+        segment: str | Sequence[str] = (),
     ) -> Answer:
         """Answer a row of the experiment index from the store, computing missing tables first.
 
@@ -102,12 +103,13 @@ class Lake(Make, Share):
         of their means). `chain` answers for the models of a chain instead: each against the first and against the one before,
         with the share of the whole difference that is there at each stage. `prompts` picks among several captured prompt sets.
         `generate` and `probes` say whether models may write, and a tuned lens may be trained, for what is not there: without, the
-        row does without it or is refused. Returns an Answer: `.table` (estimates with 95 % intervals), `.sentence`, `.figure()`,
+        row does without it or is refused. With `segment` (assistant, thinking, user, system, tool, template; one or some) the row
+        sees these tokens alone. Returns an Answer: `.table` (estimates with 95 % intervals), `.sentence`, `.figure()`,
         `.sql`, `.published`. Raises LakeError for an unknown row or captures that are not there.
         """
         from .queries.answer.asking import only_answer
 
-        return only_answer(self.ask(row, pair, prompts, generate, probes, chain))
+        return only_answer(self.ask(row, pair, prompts, generate, probes, chain, segment))
 
     @needs()
     def run_all(
@@ -120,6 +122,7 @@ class Lake(Make, Share):
         out: str | Path | None = None,
         show: Callable[[Answer], None] | None = None,
         chain: str | None = None,
+        segment: str | Sequence[str] = (),
     ) -> Results:
         """Answer many rows (every row of the index when none is named) in as few passes over the captures as possible.
 
@@ -129,7 +132,8 @@ class Lake(Make, Share):
         """
         from .queries.answer.results import answer_rows
 
-        return answer_rows(self.ask(rows, pair, prompts, generate, probes, chain), Path(out) if out else None, show)
+        asking = self.ask(rows, pair, prompts, generate, probes, chain, segment)
+        return answer_rows(asking, Path(out) if out else None, show)
 
     @needs()
     def ask(
@@ -140,6 +144,7 @@ class Lake(Make, Share):
         generate: bool = True,
         probes: bool = True,
         chain: str | None = None,
+        segment: str | Sequence[str] = (),
     ) -> Asking:
         """Plan rows (every row when none is named); arguments as in `run`. Nothing runs until answers are read.
 
@@ -155,8 +160,9 @@ class Lake(Make, Share):
         along = chain_named(chain, self.catalog) if chain else None
         pairs, engine = along.pairs if along else pair or self.only_pair(), self._engine()
         return Asking(
-            self.layout, wanted, pairs, prompts, self.device, self._catalog, generate, probes, engine, chain=along
-        )
+            self.layout, wanted, pairs, prompts, self.device, self._catalog, generate, probes, engine, chain=along,
+            segments=listed(segment),
+        )  # fmt: skip
 
     @needs()
     def reproduce(self, file: str | Path, generate: bool = True, tolerance: float = 0.0) -> list[Compared]:

@@ -21,6 +21,7 @@ from .options import (
     PairsOption,
     ProbesOption,
     PromptsOption,
+    SegmentOption,
     Where,
     Workers,
     grouped,
@@ -47,6 +48,7 @@ def run(
     pair: PairsOption = None,
     chain: ChainOption = None,
     prompts: PromptsOption = None,
+    segment: SegmentOption = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png, .svg and .sql.")] = Path(
         "answers"
     ),
@@ -84,12 +86,14 @@ def run(
     asked = [find(row, where.catalog) for row in rows] if rows else list(queries(where.catalog).values())
     if lock and (about or published or dry_run):
         raise LakeError("--lock is for answers; leave --about, --published and --dry-run out")
+    if lock and segment:
+        raise LakeError("--lock: a lock file does not know segments; leave --segment out")
     if about:
         return print_about(asked)
     if published:
         return print_published(asked, pair or [], as_json)
     with where.opened() as lake:
-        asking = lake.ask(rows or (), pair, prompts, generate, probes, chain)
+        asking = lake.ask(rows or (), pair, prompts, generate, probes, chain, segment or ())
         if dry_run:
             return print_forecast(asking, as_json)
         answers: list[Answer] = []

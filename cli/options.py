@@ -65,6 +65,13 @@ ChainOption = Annotated[
         help="Chain of the catalog, in place of a pair: each model against the first and against the one before.",
     ),
 ]
+SegmentOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--segment",
+        help="Only tokens of this segment: assistant, thinking, user, system, tool or template; may be given several times.",
+    ),
+]
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", help="Prompt set (or start of a stream name), when several were captured.")
 ]

@@ -526,3 +526,56 @@ def test_every_segment_has_its_letter():
     assert len(LETTER) == len(SEGMENTS) and {run[0] for runs in EXPECTED.values() for run, _ in runs} == {"t", "u", "a"}
     with pytest.raises(LakeError):
         told(shaped("gemma"), said([SYSTEM, USER]))
+
+
+MINE = """-- id: mine
+-- title: Entropy of every token
+-- needs: lens(raw)
+-- models: 1
+-- stream: native
+-- bootstrap: prompt
+-- plot: line x=layer hue=variant
+-- says: [Entropy is {entropy_pt} nats. ]
+-- about: Entropy of every token.
+-- positions: All.
+-- pitfalls: none
+-- source: this test
+SELECT 'entropy_' || variant AS measure, layer, prompt, sum(entropy) AS total, count(*) AS n FROM lens GROUP BY ALL
+"""
+
+
+def test_rows_are_asked_about_segments(talks, tmp_path, command_line):
+    """What a row gives of a segment is the mean over its tokens, by the table `tokens`; what can't be narrowed is refused."""
+    layout, pair = talks
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "mine.sql").write_text(MINE)
+    models = "".join(f"  {v}: {{path: {pair.model(v).path}}}\n" for v in ("pt", "it"))
+    (tmp_path / "catalog.yaml").write_text(f"rows: [./rows]\npairs:\n llama:\n{models}")
+    lake = Lake(layout, catalog=tmp_path / "catalog.yaml")
+    every = {}
+    for segment in ("user", "assistant", "template"):
+        answer = lake.run("mine", pair="llama", segment=segment)
+        by_hand = lake.sql(
+            "SELECT layer, avg(entropy) AS entropy, count(*) AS n FROM lens JOIN tokens USING (pair, variant, model, stream, token)"
+            f" WHERE variant = 'it' AND segment = '{segment}' GROUP BY ALL"
+        ).df()
+        its = answer.table[answer.table["measure"] == "entropy_it"].merge(by_hand, on="layer")
+        assert len(its) == len(by_hand) and np.allclose(its["estimate"], its["entropy"], rtol=1e-6)
+        assert f"only tokens of segment {segment}" in answer.sentence and answer.segments == (segment,)
+        assert sorted(each.name for each in answer.save(tmp_path / "out"))[0] == f"mine-llama-{segment}.csv"
+        assert len(lake.sql(answer.sql).df()) > 0
+        every[segment] = by_hand["n"].max()
+    both = lake.run("mine", pair="llama", segment=["user", "assistant", "template", "system"])
+    whole = lake.run("mine", pair="llama")
+    assert both.table["estimate"].tolist() == pytest.approx(whole.table["estimate"].tolist()) and sum(every.values()) > 50
+    assert lake.run("L2", pair="llama", probes=False, segment="assistant").table["estimate"].tolist() == pytest.approx(
+        lake.run("L2", pair="llama", probes=False).table["estimate"].tolist(), nan_ok=True
+    )
+    refused(lambda: lake.run("L3", pair="llama", segment="user"), "reads weights, whose lines are no tokens")
+    refused(lambda: lake.run("mine", pair="llama", segment="king"), "segment 'king': expected one of system, user")
+    refused(lambda: answer.lock(tmp_path / "x.lock"), "does not know segments")
+    where = ("--lake", str(layout.root), "--catalog", str(tmp_path / "catalog.yaml"), "--out", str(tmp_path / "out"))
+    code, out, _ = command_line("run", "mine", "--pair", "llama", "--segment", "tool", *where)
+    assert code == 2 or "no token passes" in out
+    code, out, err = command_line("run", "mine", "--segment", "user", "--lock", str(tmp_path / "y"), *where)
+    assert code == 2 and "segments" in err

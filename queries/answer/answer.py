@@ -86,7 +86,7 @@ class Answer(Findings):
         write_lock(self.layout, [self], Path(file))
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write ID-PAIR.csv, .png, .svg and .sql into a folder and return their paths.
+        """Write ID-PAIR.csv, .png, .svg and .sql (ID-PAIR-SEGMENT...) into a folder and return their paths.
 
         A figure that shows what one of before did is not drawn again, in whatever folder that was.
         """
@@ -94,7 +94,8 @@ class Answer(Findings):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{self.query.id}-{self.pair}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]
+        name = "-".join([self.query.id, self.pair, *self.segments])
+        files = [folder / f"{name}{suffix}" for suffix in (".csv", ".png", ".svg", ".sql")]
         self.table.to_csv(files[0], index=False)
         for file in files[1:3]:
             file.write_bytes(drawn(self, file.suffix))

@@ -24,6 +24,7 @@ from ..engine.passes import run as sweep
 from ..rows.registry import Query
 from .answer import Answer, Plan, Refused, answered
 from .estimates import RESAMPLES
+from .narrowed import within
 from .ready import lacking
 
 QUICK = 10.0  # seconds: rows whose tables take no longer are answered before all others
@@ -53,7 +54,8 @@ class Asking:
 
     `generate` and `probes` say whether models may write and probes may be trained; without, rows do without what is not
     there or are refused. `engine` computes tables. `refused` are the rows that can't be answered, known before anything
-    runs; others may be added while it runs. `seconds` is what tables, texts and probes took so far.
+    runs; others may be added while it runs. `segments`: rows see tokens of these alone.
+    `seconds` is what tables, texts and probes took so far.
     """
 
     def __init__(
@@ -69,10 +71,11 @@ class Asking:
         engine: Engine = sweep,
         resamples: int = RESAMPLES,
         chain: Chain | None = None,
+        segments: Sequence[str] = (),
     ):
         self.layout, self._engine, self._resamples = layout, engine, resamples
         self.order = {query.id: place for place, query in enumerate(queries)}
-        self.kit = Context(layout, device, catalog, generate, probes)
+        self.kit = Context(layout, device, catalog, generate, probes, segments=tuple(segments))
         pairs = chain.pairs if chain else [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
         self._plans, self.refused = list[Plan](), list[Refused]()
         self.seconds = 0.0
@@ -80,7 +83,7 @@ class Asking:
             self.kit.variants(name)  # a LakeError for an unknown pair, once
         for query in {query.id: query for query in queries}.values():
             try:
-                self._plans.append(Plan.make(self.kit, query, pairs, prompts, chain))
+                self._plans.append(Plan.make(self.kit, within(query, segments), pairs, prompts, chain))
             except LakeError as error:
                 why = LakeError(lack) if (lack := lacking(layout, self.kit, query, pairs)) else error
                 self.refused.append(Refused(query, str(why), why))
@@ -174,10 +177,14 @@ class Asking:
             started = time.perf_counter()
             found: Answer | Refused
             # One connection a row, with the files of that row: an answer does not depend on what else is asked.
-            with connect(self.layout, plan.query.sql, plan.pairs, plan.tables(self.layout)) as connection:
+            sql = f"SELECT 1 FROM ({plan.query.sql}), tokens" if self.kit.segments else plan.query.sql
+            with connect(self.layout, sql, plan.pairs, plan.tables(self.layout)) as connection:
                 try:
                     plan.do_without(failed)
                     found = answered(self.layout, connection, plan, made, self._resamples, started)
+                    if of := self.kit.segments:
+                        remark = f"{found.sentence} (only tokens of segment {', '.join(of)})".strip()
+                        found = replace(found, segments=of, sentence=remark)
                 except LakeError as error:
                     self.refused.append(found := Refused(plan.query, str(error), error))
             yield found

@@ -76,6 +76,8 @@ def write_lock(layout: Layout, answers: Sequence[Findings], file: Path, prompts:
     """
     hashed, rows = cache(hash_of), []
     for found in answers:
+        if found.segments:
+            raise LakeError(f"{file}: a lock file does not know segments; lock the answer without --segment")
         table = canonical(found)
         rows.append(
             {

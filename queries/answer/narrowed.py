@@ -1,12 +1,40 @@
-"""A query's SQL, its tables narrowed to the captures that are asked about."""
+"""A query's SQL, its tables narrowed to the captures and to the segments of tokens that are asked about."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
+from ...store.core.columns import SEGMENTS
+from ...store.core.errors import LakeError
 from ...store.tables.statements import VIEWS, described, tables_behind
 from ...store.tables.streams import sql_text
 from ..engine.context import Scope
-from ..rows.registry import Query
+from ..rows.registry import Query, Wanted
+
+PLACES = (("stream", "token"), ("stream", "prompt", "step"))  # columns by which a table's rows are tokens of a stream
+
+
+def within(query: Query, segments: Sequence[str]) -> Query:
+    """A row asked about tokens of some segments alone, whose numbers the table `tokens` knows.
+
+    LakeError for an unknown segment, and for a row that reads a table whose rows are no tokens.
+    """
+    if unknown := [name for name in segments if name not in SEGMENTS]:
+        raise LakeError(f"segment {unknown[0]!r}: expected one of {', '.join(SEGMENTS[1:])}")
+    if not segments:
+        return query
+    whole = [want.table for want in query.needs if not _place(described()[want.table][1])]
+    if whole:
+        raise LakeError(
+            f"{query.id}: reads {', '.join(dict.fromkeys(whole))}, whose lines are no tokens: it can't be asked about segments;"
+            " leave --segment out"
+        )
+    return replace(query, needs=tuple(dict.fromkeys((*query.needs, Wanted("tokens", "", False)))))
+
+
+def _place(columns: Container[str]) -> tuple[str, ...]:
+    """The columns of PLACES that a table has, empty where it has not all of any."""
+    return next((place for place in PLACES if all(name in columns for name in place)), ())
 
 
 def scoped(query: Query, scopes: Sequence[Scope]) -> str:
@@ -51,9 +79,11 @@ def _where(name: str, scope: Scope) -> str:
     pair, columns = f"pair = {sql_text(scope.pair)}", described()[name][1]
     if not scope.streams or "stream" not in columns:
         return pair
+    place, named = ", ".join(_place(columns)), ", ".join(map(sql_text, scope.segments))
+    inside = [f"({place}) IN (SELECT {place} FROM main.tokens WHERE segment IN ({named}))"] if named else []
     if "stream_pt" in columns:  # a pair's rows
         read = {"stream": scope.streams.get("it", ""), "stream_pt": scope.streams.get("pt", "")}
-        return " AND ".join([pair, *(f"{column} = {sql_text(stream)}" for column, stream in read.items())])
+        return " AND ".join([pair, *(f"{column} = {sql_text(stream)}" for column, stream in read.items()), *inside])
     # A model may have read the other's text, too: of a pair with one template under the very name of the other's stream.
     each = ", ".join(f"({sql_text(variant)}, {sql_text(stream)})" for variant, stream in sorted(scope.streams.items()))
-    return f"{pair} AND (variant, stream) IN ({each})"
+    return " AND ".join([pair, f"(variant, stream) IN ({each})", *inside])

@@ -42,13 +42,14 @@ T = TypeVar("T")
 class Scope:
     """What a question is about: for one pair and stream recipe, variant -> model and variant -> stream name.
 
-    A question that reads no captures has neither recipe nor streams.
+    A question that reads no captures has neither recipe nor streams. With `segments` it is about their tokens alone.
     """
 
     pair: str
     models: dict[str, str]
     streams: dict[str, str]
     recipe: str = ""
+    segments: tuple[str, ...] = ()
 
     @property
     def main(self) -> str:
@@ -86,7 +87,7 @@ class Context:
     """What the builders of one call share: the lake, the device, and captures and heads, each opened once.
 
     Without `generate` no texts are generated for it, and without `probes` none are trained: tables of those that are not
-    there are refused. With `only` it knows the pairs and captures of these models alone.
+    there are refused. With `only` it knows the pairs and captures of these models alone. Its scopes are about `segments`.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class Context:
         generate: bool = True,
         probes: bool = True,
         only: Set[str] | None = None,
+        segments: tuple[str, ...] = (),
     ):
-        self.only = only
+        self.only, self.segments = only, segments
         self.layout, self.requested_device, self._catalog = layout, device, catalog
         self.generate, self.probes = generate, probes
         self._made: dict[Any, Any] = {}
@@ -145,7 +147,7 @@ class Context:
 
     def scope(self, pair: str, streams: dict[str, str], recipe: str = "") -> Scope:
         """A pair's captures on these streams, variant -> stream."""
-        return Scope(pair, self.models(pair), streams, recipe)
+        return Scope(pair, self.models(pair), streams, recipe, self.segments)
 
     def is_foreign(self, scope: Scope) -> bool:
         """Whether these captures are known from imported tables alone."""

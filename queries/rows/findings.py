@@ -53,6 +53,7 @@ class Findings:
     read: list[Path]
     layout: Layout
     chain: Chain | None = None  # the chain whose pairs it compares; None for one pair, or several pooled
+    segments: tuple[str, ...] = ()  # those that its tokens are of; empty: all
 
     @cached_property
     def parts(self) -> tuple[list[Panel], list[Panel]]:
