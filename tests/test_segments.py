@@ -567,7 +567,9 @@ def test_rows_are_asked_about_segments(talks, tmp_path, command_line):
         every[segment] = by_hand["n"].max()
     both = lake.run("mine", pair="llama", segment=["user", "assistant", "template", "system"])
     whole = lake.run("mine", pair="llama")
-    assert both.table["estimate"].tolist() == pytest.approx(whole.table["estimate"].tolist()) and sum(every.values()) > 50
+    assert (
+        both.table["estimate"].tolist() == pytest.approx(whole.table["estimate"].tolist()) and sum(every.values()) > 50
+    )
     assert lake.run("L2", pair="llama", probes=False, segment="assistant").table["estimate"].tolist() == pytest.approx(
         lake.run("L2", pair="llama", probes=False).table["estimate"].tolist(), nan_ok=True
     )
