@@ -148,7 +148,7 @@ def tree_of(sql: str) -> dict[str, Any]:
 
 def names_alone(sql: str) -> bool:
     """Whether a statement reads tables of the lake and nothing else, not the database's own lists of what there is."""
-    found = _parsed(sql)
+    found = _parsed(sql) or frozenset()
     return bool(found) and {name.lower() for name in found} <= {name.lower() for name in known_tables()}
 
 
