@@ -17,6 +17,7 @@ RESULTS = HERE / "RESULTS.md"
 NAMES = (
     "lens",
     "tuned",
+    "jacobian",
     "store",
     "capture",
     "memory",

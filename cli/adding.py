@@ -90,7 +90,7 @@ class _Whose:
     stream_pt: Annotated[str | None, typer.Option(help="Stream of the pt, in tables of both variants.")] = None
     model_pt: Annotated[str | None, typer.Option(help="Base model, in tables of both variants.")] = None
     model_it: Annotated[str | None, typer.Option(help="Instruction-tuned model, in tables of both variants.")] = None
-    lens: Annotated[str | None, typer.Option(help="raw or tuned, in tables of lenses. [default: raw]")] = None
+    lens: Annotated[str | None, typer.Option(help="raw, tuned or jacobian, in tables of lenses. [default: raw]")] = None
 
 
 @table_app.command("add")

@@ -17,7 +17,7 @@ from ..store.core.columns import Column
 from ..store.core.errors import LakeError
 from ..store.core.version import __version__
 from ..store.tables.declared import TABLES
-from ..store.tables.statements import described
+from ..store.tables.statements import HISTORIED, described
 from .packing import packed
 from .source import ExplorerSource
 
@@ -169,7 +169,7 @@ def _of_table(
     """The mean of each numeric column of one table by prompt, for each combination of labels."""
     table = TABLES[name]
     values = [column for column in table.values if _numeric(column)]
-    labels = [label for label in LABELS if label in table.names or (label == "history" and name == "pair_lens")]
+    labels = [label for label in LABELS if label in table.names or (label == "history" and name in HISTORIED)]
     where = ["prompt_id IS NOT NULL"] + ["stream IN (SELECT unnest(?))"] * ("stream" in table.names)
     where += ["step >= 0"] * ("step" in table.names) + ["layer >= 0"] * ("layer" in table.names)
     # Rows of one model are there once for each pair that it is in.

@@ -181,11 +181,12 @@ class Look:
     def lenses(self, model: str, name: str = "") -> list[Probes]: ...
     @needs()
     def lenses(self, model: str | None = None, name: str = "") -> pd.DataFrame | list[Probes]:
-        """The tuned lenses of a model by fold, for analyze.lens and analyze.lazy; without a model the table of all.
+        """The tuned or Jacobian lenses of a model by fold, for analyze.lens and analyze.lazy; without one the table of all.
 
-        `name` is a unique beginning of the set's name, needed if there are several. A fold's lens was not trained on the
-        prompts for which `tuned.folds.fold_of(prompt_ids, folds)` is its number. The table has the held-out KL in nats,
-        raw and tuned. LakeError when there is no such set, CorruptError when it is damaged.
+        `name` is a unique beginning of the set's name, needed if there are several. A fold's lens was not fitted on the
+        prompts for which `tuned.folds.fold_of(prompt_ids, folds)` is its number. The table has the held-out KL in nats, raw
+        and through the lens, and the error of Jacobian ones. LakeError when there is no such set, CorruptError when it is
+        damaged.
         """
         if model is None:
             return probes_table(self.layout)

@@ -117,7 +117,9 @@ def ensure_all(
     rows came from elsewhere, or when it has no rows and is not to be computed.
     """
     kit = Context(layout, device, catalog, only=only)
-    jobs = jobs_of_all(kit, names) + (jobs_of_lens(kit, names, JACOBIAN) if JACOBIAN in lenses else [])
+    jobs = jobs_of_all(kit, names) + (
+        jobs_of_lens(kit, names, JACOBIAN, lenses == {JACOBIAN}) if JACOBIAN in lenses else []
+    )
     if compute:
         engine(say_work(kit, jobs), None)
     elif missing := [job for job in jobs if not job.path.exists()]:
@@ -163,14 +165,15 @@ def jobs_of_all(kit: Context, names: set[str]) -> list[Job]:
     return jobs
 
 
-def jobs_of_lens(kit: Context, names: set[str], lens: str) -> list[Job]:
+def jobs_of_lens(kit: Context, names: set[str], lens: str, alone: bool) -> list[Job]:
     """What makes the rows of one kind of lens in the named tables, of every sealed capture whose model has such a lens.
 
-    LakeError when none has.
+    LakeError when none has and `alone` says that no other lens is asked about, nor any table that is read through none.
     """
     found, problem = list[Job](), None
+    alone = alone and all("lens" in TABLES[name].names for each in names for name in tables_behind(each))
     for table in (TABLES[name] for name in sorted(set().union(*map(tables_behind, names)))):
-        kinds = [f"{kind}_{lens}" if kind else lens for kind in table.kinds]
+        kinds = [lens, *(f"{kind}_{lens}" for kind in table.kinds if kind)]
         for kind in (kind for kind in kinds if table.kind_columns(kind).get("lens") == lens):
             for scope in _scopes(kit, table):
                 try:
@@ -179,7 +182,7 @@ def jobs_of_lens(kit: Context, names: set[str], lens: str) -> list[Job]:
                     raise
                 except LakeError as error:
                     problem = None if kit.foreign(table.name) else error
-    if problem and not found:
+    if problem and alone and not found:
         raise problem
     return found
 

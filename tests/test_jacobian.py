@@ -191,6 +191,26 @@ def test_what_is_kept_says_how_good_it_is(lake: Lake) -> None:
     assert all(report.ok for report in lake.verify())
 
 
+def test_the_command_says_what_it_takes_and_what_came_of_it(
+    lake: Lake, command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "speed_of", lambda device: 1e6)
+    words = ["fit-lens", "llama/it", "--kind", "jacobian", "--skip", "3", "--count", "8", "--centred"]
+    code, said, error = command_line(*words, "--lake", str(lake.layout.root), "--catalog", str(lake._catalog))
+    line = next(line for line in " ".join(error.split()).split("; ") if "fitting" in line)
+    assert code == 0 and line.startswith("fitting the Jacobian lens of llama-it on cpu in ")
+    assert "of memory, 8 prompts, " in line and " tokens, 24.6 KB, about " in line, line
+    ((path, record),) = list_probes(lake.layout, "llama-it", "jacobian")
+    assert str(path) in said and read_probes(path)[1].any()
+    told = {" ".join(line.split()[:-3]): line.split()[-3:] for line in said.splitlines()}
+    assert told["difference of two halves of the prompts"] == [f"{value:.4g}" for value in record["halves"]]
+    assert told["share of the final top token, jacobian"] == [f"{value:.4g}" for value in record["top1_jacobian"]]
+    worst = max(record["error"][0])
+    assert f"at the worst layer 10% from {int(np.ceil(record['prompts'][0] * (worst / 0.1) ** 2)):,} prompts on" in said
+    with pytest.raises(LakeError, match="model llama-pt: no weights found"):
+        Lake(lake.layout.root).fit_lens("llama-pt", "jacobian", skip=SKIP)
+
+
 def test_a_fold_is_the_mean_over_the_prompts_of_the_other(lake: Lake, llama: PairSpec) -> None:
     from actlake.analyze.tuned.folds import fold_of
 
@@ -229,6 +249,111 @@ def test_rows_of_the_table_are_the_models_own_head_on_j_times_the_residual(lake:
             assert np.allclose(here["kl_final_layer"], kl, atol=1e-4)
             assert np.array_equal(here["top1"], logp.argmax(-1))
     assert (rows[rows["layer"] == 2]["kl_final_layer"] < 1e-6).all()
+
+
+def test_rows_show_it_where_it_was_fitted_and_are_else_what_they_were(lake: Lake) -> None:
+    rows = {
+        "L2": "cg_jacobian",
+        "0G": "commit_top1_jacobian_median",
+        "exp11": "dkl_final20_late_jacobian",
+        "exp16": "js_jacobian",
+    }
+
+    def answers() -> dict[str, Any]:
+        return {row: lake.run(row, "llama", probes=False) for row in rows}
+
+    without = answers()
+    assert not any("acobian" in answer.sentence for answer in without.values())
+    fitted(lake, "llama-it")
+    half = answers()
+    for row in ("L2", "0G"):
+        assert (
+            "(without lens(jacobian): no Jacobian lens of llama-pt is here; `actlake fit-lens llama-pt"
+            in half[row].sentence
+        )
+    assert "(without pair_lenses(jacobian): no Jacobian lens of llama-pt is here" in half["exp16"].sentence
+    assert half["exp11"].sentence == without["exp11"].sentence  # it is read by the PT's lens alone
+    fitted(lake, "llama-pt")
+    for row, answer in answers().items():
+        before, now = without[row].table, answer.table
+        assert rows[row] in set(now["measure"]), row
+        assert ("Jacobian lens" in answer.sentence) == (row != "0G")  # whose sentence is about longer answers
+        old = now[~now["measure"].str.contains("jacobian")]
+        old = old[old["lens"] != "jacobian"] if "lens" in old else old
+        keys = [name for name in before if name not in ("estimate", "low", "high", "n", "method")]
+        both = before.merge(old, on=keys, suffixes=("", "_now"), validate="one_to_one")
+        assert len(both) == len(before) == len(old), row
+        for name in ("estimate", "low", "high"):
+            assert np.allclose(both[name].astype(float), both[f"{name}_now"].astype(float), atol=1e-9, equal_nan=True)
+        answer.figure()
+
+
+def test_two_models_are_compared_each_through_its_own(lake: Lake) -> None:
+    from actlake.analyze.lens import pair_lens
+    from actlake.analyze.tuned.folds import fold_of
+
+    for model in ("llama-pt", "llama-it"):
+        fitted(lake, model)
+    sql = "SELECT * FROM pair_lenses WHERE stream LIKE 'native%' AND stream_pt LIKE 'teacher%' AND lens = 'jacobian'"
+    rows = lake.sql(f"{sql} ORDER BY prompt, step, layer").df()
+    assert set(rows["history"]) == {"shared"} and set(rows["lens"]) == {"jacobian"}
+    read = []
+    for model, stream in (("llama-pt", "teacher"), ("llama-it", "native")):
+        data, folds = lake.dataset(model, stream), lake.lenses(model, "jacobian")
+        fold = fold_of(data.prompt_id.values, 2)[data.prompt.values]
+        resid = np.stack(
+            [folds[k](torch.from_numpy(h[None]))[0].numpy() for k, h in zip(fold, data.resid.values, strict=True)]
+        )
+        read.append(resid[data.step.values >= 0])
+    expected = pair_lens(lake.head("llama-pt"), lake.head("llama-it"), *read, mask=np.ones(300, bool))
+    assert np.allclose(rows["js"].to_numpy().reshape(expected["js"].shape), expected["js"], atol=1e-3)
+    with pytest.raises(LakeError, match=r"pair_lenses\(raw\): the raw lens is in pair_lens"):
+        from actlake.queries.makers import ensure
+
+        streams = {"pt": rows["stream_pt"][0], "it": rows["stream"][0]}
+        ensure(lake.layout, [("pair_lenses", "raw", tiny.scope("llama", streams, "teacher"))])
+
+
+def test_a_prompt_is_shown_through_it(lake: Lake) -> None:
+    fitted(lake)
+    with pytest.raises(LakeError, match="no jacobian lens of llama-pt here"):
+        lake.prompt("p3").lens("llama", "native", lens="jacobian")
+    fitted(lake, "llama-pt")
+    seen = Lake(lake.layout.root, catalog=lake._catalog).prompt("p3").lens("llama", "native", lens="jacobian").grids
+    for grid, model in zip(seen, ("llama-pt", "llama-it"), strict=True):
+        assert model in grid.name
+        where = f"lens = 'jacobian' AND model = '{model}' AND prompt_id = 'p3' AND step >= 0 AND stream LIKE 'native%'"
+        rows = lake.sql(f"SELECT kl_final_layer FROM lens WHERE {where} ORDER BY layer, step").df()
+        assert np.allclose(grid.values.ravel(), rows["kl_final_layer"], atol=1e-4)
+
+
+def test_j_readout_and_file_are_those_of_transformer_lens(lake: Lake, llama: PairSpec, tmp_path: Path) -> None:
+    theirs = pytest.importorskip("transformer_lens.tools.analysis.jacobian_lens", exc_type=ImportError).JacobianLens
+    from transformer_lens.model_bridge import TransformerBridge
+
+    path, record = fitted(lake, folds=1)
+    stream = read_stream(lake.layout, find_capture(lake.layout, "llama-it", "native").stem)
+    ids = {str(p): torch.from_numpy(row[:128].astype(np.int64))[None] for p, row in enumerate(stream.tokens)}
+    bridge = TransformerBridge.boot_transformers(str(llama.it.path), device="cpu", dtype=torch.float32)
+    bridge.to_tokens = lambda text, *_, **__: ids[text]
+    used = [name for name, row in ids.items() if row.shape[1] > SKIP + 1]
+    found = theirs.fit(bridge, used, corpus="tiny", skip_first_positions=SKIP, show_progress=False)
+    assert record["prompts"] == [len(used)] == [found.n_prompts] and found.source_layers == [0, 1]
+    weight = read_probes(path)[0][0]
+    for layer, matrix in found.jacobians.items():
+        mine = torch.from_numpy(weight[layer + 1])
+        assert (matrix - mine).norm() < 1e-4 * mine.norm()
+    rows = lake.sql(
+        "SELECT prompt, layer, position, top1 FROM lens WHERE lens = 'jacobian' AND model = 'llama-it'"
+    ).df()
+    for name in used[:4]:
+        read = found.readout(bridge, ids[name], top_k=1)
+        for layer in (0, 1, 2):
+            mine = rows[(rows["prompt"] == int(name)) & (rows["layer"] == layer)].sort_values("position")["top1"]
+            assert np.array_equal(read.lens_topk_indices[layer][:, 0], mine), (name, layer)
+    found.save(str(file := tmp_path / "theirs.pt"), dtype=torch.float32)
+    again, _ = lake.import_lens(file, "llama-it")
+    assert np.allclose(read_probes(again)[0][0, 1:], weight[1:], atol=1e-5)
 
 
 def official(lake: Lake, path: Path, file: Path, **changed: Any) -> Path:
@@ -329,7 +454,15 @@ def test_a_lens_of_another_hub_model_is_refused(lake: Lake, tmp_path: Path, monk
     monkeypatch.setattr(imported, "read_model", lambda *given: read(*given) | {"files": {}, "id": "org/Other"})
     with pytest.raises(LakeError, match="a lens of another model: expected org/Other, found elsewhere/tiny"):
         lake.import_lens(file, "llama/it")
-    monkeypatch.setattr(imported, "read_model", lambda *given: read(*given) | {"files": {}, "id": "org/Tiny"})
+    monkeypatch.setattr(
+        imported, "read_model", lambda *given: read(*given) | {"files": {}, "id": "org/Tiny", "revision": "b"}
+    )
+    named = official(lake, one, tmp_path / "more.pt", metadata={"model_name": "org/tiny", "model_revision": "a"})
+    with pytest.raises(LakeError, match="a lens of another revision of the model: expected b, found a"):
+        lake.import_lens(named, "llama/it")
+    named = official(lake, one, tmp_path / "more.pt", metadata={"target_layer": 1})
+    with pytest.raises(LakeError, match="target_layer: expected 2, the last of the model, found 1"):
+        lake.import_lens(named, "llama/it")
     assert lake.import_lens(file, "llama/it")[0].exists()
 
 
@@ -368,3 +501,12 @@ def test_damage_is_found(lake: Lake) -> None:
     with pytest.raises(CorruptError, match=chunk.name):
         lake.lenses("llama-it", "jacobian")
     assert any(report.capture == "lenses" and not report.ok for report in lake.verify())
+
+
+def test_it_moves_with_its_lake_once(lake: Lake, tmp_path: Path) -> None:
+    path, _ = fitted(lake, count=8)
+    lake.push(str(tmp_path / "copy"))
+    copy = Lake(tmp_path / "copy")
+    assert tiny.tree(copy.layout.lenses("llama-it") / path.name) == tiny.tree(path)
+    assert copy.lenses().drop(columns="path").equals(lake.lenses().drop(columns="path"))
+    lake.push(str(tmp_path / "copy"))  # nothing is left to do, and nothing refused

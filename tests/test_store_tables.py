@@ -135,7 +135,7 @@ def test_tables_of_an_empty_lake_are_empty_and_typed(lake):
         relation = connection.sql(f"SELECT * FROM {name}")
         asked = ["pair", "variant"] if "model" in table.names else ["pair"]
         assert (
-            relation.columns == [*asked, *table.names, *["history"] * (name == "pair_lens")]
+            relation.columns == [*asked, *table.names, *["history"] * (name in ("pair_lens", "pair_lenses"))]
             and relation.fetchall() == []
         )
     assert connection.sql("SELECT count(*) FROM commitment").fetchall() == [(0,)]

@@ -1,4 +1,4 @@
-"""Lenses: a residual through the head, raw or tuned, without holding tokens x vocabulary."""
+"""Lenses: a residual through the head, raw or by probes, without holding tokens x vocabulary."""
 
 from ..core.exports import on_demand
 

@@ -111,17 +111,21 @@ def fit(
         states, valid = _forward(model, rows, skip)
         final, sources = states[-1], states[:-1]
         share = valid / valid.sum(1, keepdim=True)
-        of = torch.as_tensor(fold[start:stop], device=sums.total.device)
+        of = {
+            k: torch.from_numpy(np.flatnonzero(fold[start:stop] == k)).to(final.device) for k in range(len(sums.count))
+        }
         for at in range(row, width):
             for layer, gradient in enumerate(_row(model, final, sources, valid, at, at + 1 < width)):
-                mine = torch.einsum("bt,btd->bd", share, gradient).to(sums.total.device, sums.total.dtype)
-                sums.total[:, layer, at].index_add_(0, of, mine)
-                sums.square[:, layer].index_add_(0, of, mine.to(sums.square.dtype).square().sum(-1))
+                mine = torch.einsum("bt,btd->bd", share, gradient)
+                for k, places in of.items():  # in the same order on every device
+                    sums.total[k, layer, at] += mine[places].sum(0)
+                    sums.square[k, layer] += mine[places].to(sums.square.dtype).square().sum()
             sums.place = (start, stop, at + 1)
             if at + 1 == width:
                 for boundary, state in enumerate(states):
-                    mean = torch.einsum("bt,btd->bd", share, state.detach()).to(sums.mean.device, sums.mean.dtype)
-                    sums.mean[:, boundary].index_add_(0, of, mean)
+                    mean = torch.einsum("bt,btd->bd", share, state.detach()).to(sums.mean.dtype)
+                    for k, places in of.items():
+                        sums.mean[k, boundary] += mean[places].sum(0)
                 np.add.at(sums.count, fold[start:stop], 1)
                 sums.place = (stop, stop, 0)
             if progress:

@@ -26,13 +26,14 @@ from ..engine.context import Context, Scope, check_both
 from ..engine.job import Job, Stage
 from ..engine.passes import stage_of
 from ..makers import jobs_of
+from ..probes.choice import has_jacobian
 from ..rows.findings import Findings, in_words
 from ..rows.numbers import interval
 from ..rows.registry import Query, Wanted, published
 from .beside import Beside, beside, said_beside
 from .estimates import any_number, read, table_of, table_of_chain
 from .lock import write_lock
-from .narrowed import pooled
+from .narrowed import pooled, read_through
 from .sentences import FIELD, say, say_of_chain
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class Plan:
         plan.foreign = all(kit.is_foreign(scope) for scopes in plan.scopes.values() for scope in scopes)
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
+            if want.there and not has_jacobian(kit, read_through(every, want)):
+                continue
             try:
                 plan.made_by[want] = [
                     job for scope in every for job in jobs_of(kit, (want.table, want.kind, _part(scope, want)))

@@ -8,7 +8,8 @@ from ...store.core.columns import SEGMENTS
 from ...store.core.errors import LakeError
 from ...store.tables.statements import VIEWS, described, tables_behind
 from ...store.tables.streams import sql_text
-from ..engine.context import Scope
+from ..engine.context import Names, Scope
+from ..replayed.graft import HOST
 from ..rows.registry import Query, Wanted
 
 PLACES = (("stream", "token"), ("stream", "prompt", "step"))  # columns by which a table's rows are tokens of a stream
@@ -63,6 +64,12 @@ def _lenses(query: Query, name: str) -> str:
         return ""
     kinds = sorted({want.kind or "raw" for want in query.needs if tables_behind(want.table) & tables})
     return f" AND lens IN ({', '.join(map(sql_text, kinds))})"
+
+
+def read_through(scopes: Sequence[Scope], want: Wanted) -> list[Names]:
+    """The captures whose models' lenses a table is read through: of a condition its host's, of one variant that one's."""
+    variant = HOST.get(want.kind.partition("_")[0], want.variant)
+    return [names for scope in scopes for names in ([scope.names(variant)] if variant else scope.captures)]
 
 
 def _narrowed(name: str, scopes: Sequence[Scope], lenses: str) -> str:

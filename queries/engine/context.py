@@ -272,8 +272,16 @@ def aligned(pt: Block, it: Block) -> tuple[np.ndarray, np.ndarray]:
     return pt.once(("aligned", it.capture.path), align)
 
 
-def pair_columns(kit: Context, models: dict[str, Names], pt: Block, it: Block) -> dict[str, np.ndarray]:
-    """The columns of `pair_lens` [n, L+1] of a block; computed once however many jobs want them."""
+def pair_columns(
+    kit: Context,
+    models: dict[str, Names],
+    pt: Block,
+    it: Block,
+    kind: str = "raw",
+    read: Callable[[Names, Block], np.ndarray] = lambda _, rows: rows["resid"],
+) -> dict[str, np.ndarray]:
+    """The columns of `pair_lens` [n, L+1] of a block, of the lens `kind` which residuals are `read` through; computed once
+    however many jobs want them."""
 
     def compute() -> dict[str, np.ndarray]:
         from ...analyze.lens.logit_lens import pair_lens
@@ -282,10 +290,10 @@ def pair_columns(kit: Context, models: dict[str, Names], pt: Block, it: Block) -
         return pair_lens(
             kit.common_head(models, "pt"),
             kit.common_head(models, "it"),
-            pt["resid"][at_pt],
-            it["resid"][at_it],
+            read(models["pt"], pt)[at_pt],
+            read(models["it"], it)[at_it],
             mask=kit.common_real(models),
             device=kit.device,
         )
 
-    return pt.once(("pair_lens", it.capture.path), compute)
+    return pt.once(("pair_lens", kind, it.capture.path), compute)

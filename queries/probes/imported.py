@@ -36,7 +36,7 @@ def import_jacobian(kit: Context, file: Path, model: str) -> tuple[Path, dict[st
     found, record = _loaded(file), read_model(kit.layout, model)
     layers, width = record["n_layers"], record["d_model"]
     weight = np.stack([np.eye(width, dtype=np.float32), *_maps(file, found, model, layers, width)])
-    _check_name(file, found, model, record)
+    _check_facts(file, found, record)
     recipe = {
         "model": model,
         "kind": JACOBIAN,
@@ -116,16 +116,21 @@ def _few(layers: list[int]) -> str:
     return f"{layers[0]} to {layers[-1]}, {len(layers)} of them" if layers else "none"
 
 
-def _check_name(file: Path, found: dict[str, Any], model: str, record: dict[str, Any]) -> None:
-    """LakeError when the file says which hub model it is of, and the lake's is another one of the hub."""
+def _check_facts(file: Path, found: dict[str, Any], record: dict[str, Any]) -> None:
+    """LakeError when the file's metadata name another target than the last layer, or another hub model than the lake's."""
     facts = found.get("metadata")
-    said = (
-        next((facts[key] for key in ("model", "model_name") if facts.get(key)), "") if isinstance(facts, dict) else ""
-    )
-    if not isinstance(said, str) or not said or record["files"]:  # a local folder has no name that says what it is
+    facts = facts if isinstance(facts, dict) else {}
+    if (target := facts.get("target_layer", last := record["n_layers"] - 1)) != last:
+        raise LakeError(f"{file}: target_layer", expected=f"{last}, the last of the model", found=repr(target)[:60])
+    said, revision = facts.get("model_name") or facts.get("model"), facts.get("model_revision")
+    if record["files"] or not isinstance(said, str):  # a local folder has no name that says what it is
         return
     if said.rpartition("/")[2].lower() != record["id"].rpartition("/")[2].lower():
         raise LakeError(f"{file}: a lens of another model", expected=record["id"], found=said[:100])
+    if revision and record["revision"] and revision != record["revision"]:
+        raise LakeError(
+            f"{file}: a lens of another revision of the model", expected=record["revision"], found=str(revision)[:60]
+        )
 
 
 def _checked(kit: Context, file: Path, model: str, weight: np.ndarray) -> dict[str, list[float]]:

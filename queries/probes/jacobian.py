@@ -114,7 +114,7 @@ def _fit(
 
     spec, record = find_weights(kit.layout, names[0], kit.catalog), read_model(kit.layout, names[0])
     layers, width, folds = record["n_layers"], record["d_model"], recipe["folds"]
-    _announce(kit, names[0], record, rows, folds)
+    estimated(kit, names[0], record, rows, folds).announce()
 
     import torch
 
@@ -161,8 +161,8 @@ def done_rows(place: tuple[int, int, int], width: int) -> int:
     return start * width + (stop - start) * row
 
 
-def _announce(kit: Context, model: str, record: dict[str, Any], rows: Sequence[np.ndarray], folds: int) -> None:
-    """Say what a fit will take: prompts, tokens, bytes on disk, memory and time."""
+def estimated(kit: Context, model: str, record: dict[str, Any], rows: Sequence[np.ndarray], folds: int) -> Estimate:
+    """What a fit will take: prompts, tokens, bytes on disk, memory and time. `rows` are the prompts' tokens, the longest last."""
     from ...capture.run.jacobian import GRAPH, in_flight
 
     layers, width, tokens = record["n_layers"], record["d_model"], sum(map(len, rows))
@@ -172,13 +172,13 @@ def _announce(kit: Context, model: str, record: dict[str, Any], rows: Sequence[n
     size = 4 * folds * layers * width**2
     graph = 4 * GRAPH * layers * width * max(min(tokens, in_flight(kit.device, layers, width)), len(rows[-1]))
     memory = human_bytes(4 * record["parameters"] + 2 * size + graph)
-    Estimate(
+    return Estimate(
         f"fitting the Jacobian lens of {model} on {kit.device} in {memory} of memory",
         size,
         seconds,
         "a smaller --count takes less, and after Ctrl-C the same command goes on",
         {"prompts": len(rows), "tokens": tokens},
-    ).announce()
+    )
 
 
 def looked_at(kit: Context, names: Names, folds: list[Probes]) -> dict[str, list[float]]:
@@ -187,6 +187,8 @@ def looked_at(kit: Context, names: Names, folds: list[Probes]) -> dict[str, list
     On some prompts of a capture, each read by the fold that was not fitted on it, first positions left out. Empty where the
     capture keeps too few residuals.
     """
+    import torch
+
     from ...analyze.lens.logit_lens import lens
 
     capture = kit.capture(names)
@@ -202,13 +204,13 @@ def looked_at(kit: Context, names: Names, folds: list[Probes]) -> dict[str, list
             blocks.append(array[int(ends[prompt]) + 1 : int(ends[prompt + 1])])
             of += [ids[prompt]] * len(blocks[-1])
             seen += len(blocks[-1])
+    if not blocks:
+        return {}
     resid, prompt_ids = np.concatenate(blocks), np.array(of)
     finite = np.isfinite(resid).all((1, 2))
     resid, prompt_ids = resid[finite], prompt_ids[finite]
     mapped = np.empty_like(resid, order="C")
     for probes, places in reading(folds, prompt_ids):
-        import torch
-
         mapped[places] = probes.to(kit.device)(torch.from_numpy(resid[places]).to(kit.device)).cpu().numpy()
     facts = dict[str, list[float]]()
     for name, values in (("raw", resid), (JACOBIAN, mapped)):

@@ -27,7 +27,7 @@ HOSTED = (*MODELS, HOST, STREAM, STREAM_PT, CONDITION)  # columns of every table
 def split_lens(kind: str) -> tuple[str, str]:
     """A condition and the lens that it is read through: `B_late_tuned` is B_late and tuned, without a word the raw one."""
     name, _, lens = kind.rpartition("_")
-    return (name, lens) if lens in LENSES[1:] else (kind, LENSES[0])
+    return (name, lens) if name and lens in LENSES[1:] else (kind, LENSES[0])
 
 
 def by_condition(kind: str) -> dict[str, str]:

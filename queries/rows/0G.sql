@@ -1,20 +1,21 @@
 -- id: 0G
 -- title: Commitment layers, every rule
--- needs: lens(raw)?, lens(tuned)?
+-- needs: lens(raw)?, lens(tuned)?, lens(jacobian)??
 -- models: 1
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
 -- plot: line x=threshold hue=variant panels=kl/raw,majority/raw,entropy/raw
---   forest=commit_top1_raw_mean_skip5,commit_kl01_raw_mean_skip5,commit_top1_tuned_mean_skip5,commit_kl01_tuned_mean_skip5
+--   forest=commit_top1_raw_mean_skip5,commit_kl01_raw_mean_skip5,commit_top1_tuned_mean_skip5,commit_kl01_tuned_mean_skip5,commit_top1_jacobian_mean_skip5
 -- says: By the primary rules IT commits {commit_top1_raw_mean_skip5?later|earlier|neither clearly later nor earlier} than PT
 --   by its top token ({commit_top1_raw_mean_skip5} layers, median {commit_top1_raw_median}) and
 --   {commit_kl01_raw_mean_skip5?later|earlier|neither clearly later nor earlier} by KL < 0.1 nats
 --   ({commit_kl01_raw_mean_skip5}, median {commit_kl01_raw_median})[; with the tuned lens {commit_top1_tuned_mean_skip5} and
---   {commit_kl01_tuned_mean_skip5}].
+--   {commit_kl01_tuned_mean_skip5}][; with the Jacobian lens {commit_top1_jacobian_mean_skip5} and
+--   {commit_kl01_jacobian_mean_skip5}].
 -- about: Commitment is the layer from which a token's lens keeps to a rule, or the last layer where it never does.
 --   Rules and thresholds: METHODS 3.3, and the comment of the view `commit_layers`.
---   - `commit_top1_*`, `commit_kl01_*`: the primary rules, for both lenses. The second is "KL(final || layer) stays
+--   - `commit_top1_*`, `commit_kl01_*`: the primary rules, for each lens. The second is "KL(final || layer) stays
 --     under 0.1 nats"; the paper says "first crossing", the code is stays-below. For a tuned lens, top1 is the top
 --     token of the tuned last layer.
 --   - Medians are over all positions. `mean_skip5` leaves out the first five, as the study's intervals do.

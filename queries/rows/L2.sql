@@ -1,15 +1,16 @@
 -- id: L2
 -- title: Convergence gap and commitment
--- needs: lens(raw)?, lens(tuned)?
+-- needs: lens(raw)?, lens(tuned)?, lens(jacobian)??
 -- models: 1
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt
 -- plot: line x=layer hue=variant panels=kl_final_layer/raw,committed_top1/raw,committed_kl01/raw
---   forest=cg_raw,cg_tuned,commit_top1_raw_mean,commit_kl01_raw_mean
+--   forest=cg_raw,cg_tuned,cg_jacobian,commit_top1_raw_mean,commit_kl01_raw_mean
 --   bars=committed_*
 -- says: [Through the second half of the layers IT stays {cg_raw?farther from|closer to|about as far from} its own final
 --   distribution {cg_raw?than|than|as} PT (convergence gap {cg_raw} nats). ][With the tuned lens the gap is {cg_tuned} nats. ]
+--   [With the Jacobian lens the gap is {cg_jacobian} nats. ]
 --   [Its top token settles {commit_top1_raw_mean?later|earlier|neither clearly later nor earlier} ({commit_top1_raw_mean}
 --   layers), and its KL stays under 0.1 nats from {commit_kl01_raw_mean?a later|an earlier|about the same} layer on
 --   ({commit_kl01_raw_mean}).]
@@ -26,6 +27,8 @@
 --     which KL stays under 0.1 nats. Mean and median over tokens. All rules and prompt means: row 0G.
 --   - The tuned lens is left out where a capture has no residuals to train it from. On few prompts its probes are
 --     poorer than the study's, and poorer still for the variant with fewer tokens (row tuned).
+--   - The Jacobian lens is there where `actlake fit-lens --kind jacobian` or `import-lens` put one of each model; it is not
+--     fitted to predict the final distribution, so that its gap is no better measured one (METHODS 3.4).
 -- measures:
 --   - kl_final_layer | KL(final ‖ layer) | nats | divergence of the layer's lens from the model's own final
 --     distribution; the direction of the study's code

@@ -1,15 +1,16 @@
 -- id: exp11
 -- title: IT's MLPs in the PT: windows of blocks on a matched prefix
 -- needs: graft(B_early), graft(B_early_tuned)?, graft(B_mid), graft(B_mid_tuned)?, graft(B_late), graft(B_late_tuned)?,
---   lens(raw)@pt, lens(tuned)@pt?, delta@pt
+--   lens(raw)@pt, lens(tuned)@pt?, delta@pt, graft(B_early_jacobian)??, graft(B_mid_jacobian)??,
+--   graft(B_late_jacobian)??, lens(jacobian)@pt??
 -- stream: teacher
 -- bootstrap: prompt
 -- plot: line x=layer hue=window panels=dkl_raw,dcross_kl_raw
 --   forest=dkl_final20_early_raw,dkl_final20_mid_raw,dkl_final20_late_raw,dcross_kl_early_raw,dcross_kl_mid_raw,dcross_kl_late_raw
 -- says: With IT's MLPs in its late blocks the PT's final 20 % of layers are {dkl_final20_late_raw?farther from|closer to|about as
 --   far from} their own final distribution {dkl_final20_late_raw?than|than|as} without ({dkl_final20_late_raw} nats[, with the
---   tuned lens {dkl_final20_late_tuned}]); early ones change that by {dkl_final20_early_raw}, mid ones by
---   {dkl_final20_mid_raw}. Late ones bring these layers {dcross_kl_late_raw?farther from|closer to|neither closer to nor
+--   tuned lens {dkl_final20_late_tuned}][, with the Jacobian lens {dkl_final20_late_jacobian}]); early ones change that by
+--   {dkl_final20_early_raw}, mid ones by {dkl_final20_mid_raw}. Late ones bring these layers {dcross_kl_late_raw?farther from|closer to|neither closer to nor
 --   farther from} IT's at the same layer ({dcross_kl_late_raw}); early {dcross_kl_early_raw}, mid {dcross_kl_mid_raw}.
 -- about: The PT reads its raw prompt and IT's continuation (A'). In B_early, B_mid and B_late the MLPs of a window of
 --   blocks are IT's (a graft): they read the PT's normed residual, and their output is added as the PT's would be, at

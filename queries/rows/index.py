@@ -76,7 +76,8 @@ def _linked(item: str) -> str:
 
 def _tables(query: Query) -> str:
     return ", ".join(
-        f"`{want.table}{f'({want.kind})' if want.kind else ''}`{'?' if want.optional else ''}" for want in query.needs
+        f"`{want.table}{f'({want.kind})' if want.kind else ''}`{' where fitted' if want.there else '?' if want.optional else ''}"
+        for want in query.needs
     )
 
 

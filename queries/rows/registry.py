@@ -26,7 +26,7 @@ LINE = re.compile(r"--(?: ?(\w+):)?\s*(.*)")
 KEYS: tuple[str, ...] = ("id", "title", "needs", "models", "stream", "bootstrap", "contrast", "tokens", "plot", "says")
 KEYS += ("about", "measures", "positions", "pitfalls", "published", "source")
 ITEM = "- "  # begins an item of a list in `about`, `measures` and `pitfalls`
-NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\??)")
+NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\?{0,2})")
 
 # What rows are about, by the first of their tables that is named here.
 GROUPS = {
@@ -40,12 +40,13 @@ GROUPS = {
 
 class Wanted(NamedTuple):
     """A table that a query reads: `lens(tuned)@pt?` is the table lens of kind tuned, of the PT alone, done without where it
-    can't be had."""
+    can't be had; with `??`, of a Jacobian lens, not even asked for where no model has one."""
 
     table: str
     kind: str
     optional: bool
     variant: str = ""  # the one whose rows are read; both without
+    there: bool = False  # asked for only where a lens of its kind was fitted
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _needs(text: str, where: str) -> tuple[Wanted, ...]:
         match = NEED.fullmatch(word)
         if not match:
             raise LakeError(f"{where}: needs {word!r}, expected a table such as lens, lens(tuned), lens@pt or lens?")
-        found.append(Wanted(match[1], match[2] or "", bool(match[4]), match[3] or ""))
+        found.append(Wanted(match[1], match[2] or "", bool(match[4]), match[3] or "", match[4] == "??"))
     return tuple(found)
 
 

@@ -1,5 +1,7 @@
 """Tables of every token and layer that a capture, or a pair of them, gives at once: tokens, raw lens, delta, pair lens."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,18 +120,17 @@ def delta_table(kit: Context, names: Names) -> LayerTable:
     return LayerTable(kit.layout, "delta", recipe, (capture,), reads, compute, lambda rows: {**named, **label(rows)})
 
 
+PAIR_VALUES = (
+    Column("js", "float32", "Jensen-Shannon divergence of the two models' lenses", "nats", JENSEN_SHANNON),
+    Column("kl_pt_it", "float32", "KL(PT || IT) of the lenses", "nats", NONNEGATIVE),
+    Column("kl_it_pt", "float32", "KL(IT || PT) of the lenses", "nats", NONNEGATIVE),
+    Column("top1_agree", "bool", "whether both have the same likeliest token"),
+)
+
+
 @table(
     "pair_lens",
-    [
-        *BOTH,
-        *PROMPT,
-        STEP,
-        LAYER,
-        Column("js", "float32", "Jensen-Shannon divergence of the two models' lenses", "nats", JENSEN_SHANNON),
-        Column("kl_pt_it", "float32", "KL(PT || IT) of the lenses", "nats", NONNEGATIVE),
-        Column("kl_it_pt", "float32", "KL(IT || PT) of the lenses", "nats", NONNEGATIVE),
-        Column("top1_agree", "bool", "whether both have the same likeliest token"),
-    ],
+    [*BOTH, *PROMPT, STEP, LAYER, *PAIR_VALUES],
     "The raw lenses of a pair's two models at the same layer and step, over the tokens that are real for both.",
     "(prompt, step) x layer",
     of="pair",
@@ -138,23 +139,40 @@ def delta_table(kit: Context, names: Names) -> LayerTable:
 )
 def pair_lens_table(kit: Context, scope: Scope) -> LayerTable:
     """The table `pair_lens`: both models at the same layer and (prompt, step); LakeError without all residuals of both."""
-    models = scope.both
-    captures = {variant: kit.capture(names) for variant, names in models.items()}
-    for capture in captures.values():
-        all_boundaries(capture, "pair_lens")
+    return pair_table(kit, scope, "pair_lens", partial(pair_columns, kit, scope.both))
 
-    def compute(pt: Block, it: Block) -> dict[str, np.ndarray]:
-        return pair_columns(kit, models, pt, it)
+
+def pair_table(
+    kit: Context,
+    scope: Scope,
+    table: str,
+    compute: Callable[[Block, Block], dict[str, np.ndarray]],
+    columns: dict[str, Any] | None = None,
+    **more: Any,
+) -> LayerTable:
+    """A table of both models at the same layer and (prompt, step), `columns` the same in every row.
+
+    `more` are the recipe's further entries; rows with other ones of `columns` stay, with other ones of these give way.
+    """
+    captures = {variant: kit.capture(names) for variant, names in scope.both.items()}
+    for capture in captures.values():
+        all_boundaries(capture, table)
 
     def named(pt: Block, it: Block) -> dict[str, Any]:
         where = {**scope.columns, "variant": "both", "stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
-        return {**where, **{name: values[aligned(pt, it)[0]] for name, values in label(pt).items()}}
+        return {
+            **where,
+            **(columns or {}),
+            **{name: values[aligned(pt, it)[0]] for name, values in label(pt).items()},
+        }
 
-    recipe = {
+    same = {"streams": scope.streams, "models": scope.models, **(columns or {})}
+    recipe = same | {
         "captures": {variant: capture.sha256 for variant, capture in captures.items()},
-        "heads": {variant: kit.head_hash(names) for variant, names in models.items()},
-        "streams": scope.streams,
-        "models": scope.models,
-        "version": TABLES["pair_lens"].version,
+        "heads": {variant: kit.head_hash(names) for variant, names in scope.both.items()},
+        "version": TABLES[table].version,
+        **more,
     }
-    return LayerTable(kit.layout, "pair_lens", recipe, tuple(captures.values()), ("resid",), compute, named)
+    return LayerTable(
+        kit.layout, table, recipe, tuple(captures.values()), ("resid",), compute, named, same=same if more else None
+    )

@@ -6,15 +6,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...store.core.columns import LAYER, LENS, LENS_VALUES, MODEL, PLACE, SIDE, TOKEN, Column, by_lens, label_column
+from ...store.core.columns import (
+    BOTH,
+    LAYER,
+    LENS,
+    LENS_VALUES,
+    MODEL,
+    PLACE,
+    SIDE,
+    STEP,
+    TOKEN,
+    Column,
+    by_lens,
+    label_column,
+)
 from ...store.core.columns import PROMPT as PROMPTS
+from ...store.core.errors import LakeError
 from ...store.tables.files import drop_tables
 from ..engine.blocks import Block, Columns
-from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label, raw_lens
+from ..engine.context import OTHER, Context, Names, Scope, all_boundaries, label, pair_columns, raw_lens
 from ..engine.declare import table
 from ..engine.job import LayerTable, TableJob
 from ..probes.choice import choose, lens_of
-from .per_layer import raw_lens_table
+from .per_layer import PAIR_VALUES, pair_table, raw_lens_table
 
 PROMPT = ("prompt", "prompt_id", "category")
 
@@ -79,6 +93,33 @@ def lens_table(kit: Context, names: Names, kind: str) -> LayerTable:
         return {**found, "rank_target": np.ma.masked_equal(found["rank_target"], 0)}
 
     return raw_lens_table(kit, names) if lens == "raw" else probed_table(kit, names, "lens", lens, compute)
+
+
+@table(
+    "pair_lenses",
+    [*BOTH, LENS, *PROMPTS, STEP, LAYER, *PAIR_VALUES],
+    "As `pair_lens`, each model through its own tuned or Jacobian lens.",
+    "lens x (prompt, step) x layer",
+    of="pair",
+    version=1,
+    kinds=(),  # free SQL computes a lens that it names
+    kind_columns=by_lens,
+    lenses=0.6,
+)
+def pair_lenses_table(kit: Context, scope: Scope, kind: str) -> LayerTable:
+    """The rows of `pair_lenses` of one kind; LakeError as for `pair_lens`, for the raw lens, and where one can't be had."""
+    lens = lens_of("pair_lenses", kind)
+    if lens == "raw":
+        raise LakeError("pair_lenses(raw): the raw lens is in pair_lens")
+    chosen = {variant: choose(kit, names, lens) for variant, names in scope.both.items()}
+
+    def compute(pt: Block, it: Block) -> dict[str, np.ndarray]:
+        return pair_columns(kit, scope.both, pt, it, lens, lambda names, rows: translated(kit, names, rows, lens))
+
+    probes = {variant: found.name for variant, found in chosen.items()}
+    job = pair_table(kit, scope, "pair_lenses", compute, {"lens": lens}, probes=probes)
+    job.before = tuple(first for found in chosen.values() for first in found.before)
+    return job
 
 
 @table(

@@ -174,7 +174,7 @@ class _Rows:
         """Say which columns that tell rows apart are missing, how to give them, and what is filled in for others."""
         column = lacking[0]
         state = f"has gaps ({self.count - known[column]} of {self.count} rows)" if known[column] else "is missing"
-        values = {"variant": " (pt or it)", "lens": " (raw or tuned)"}.get(column, "")
+        values = {"variant": " (pt or it)", "lens": " (raw, tuned or jacobian)"}.get(column, "")
         hint = (
             f"give it with --{column.replace('_', '-')}{values}" if column in (*GIVEN, "pair") else "every row needs it"
         )

@@ -29,6 +29,7 @@ from .declared import TABLES
 from .files import captures_of, foreign_files, live_files
 from .names import Pairs, pair_table, stored_models, stored_pairs
 from .statements import (
+    HISTORIED,
     HISTORY,
     SMALL_TABLES,
     TEXTS,
@@ -88,7 +89,7 @@ def connect(
     connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
     small = {"pairs": pair_table(pairs)}
     small["streams"] = streams = NO_STREAMS
-    if behind & {"streams", "pair_lens"}:
+    if behind & {"streams", *HISTORIED}:
         mine = pairs if only is None else {pair: of for pair, of in pairs.items() if only & set(of.values())}
         alone = files is None and "streams" in behind
         small["streams"] = streams = _all_streams(layout, mine, only) if alone else pair_streams(layout, mine)
@@ -104,7 +105,7 @@ def connect(
         columns = columns_of[name]
         try:
             rows = _paired(_scan(found[name], columns), columns)
-            if name == "pair_lens":
+            if name in HISTORIED:
                 rows = f"SELECT *, {history(layout, streams)} AS {HISTORY.name} FROM ({rows})"
             connection.execute(f'CREATE VIEW "{name}" AS {rows}')
         except duckdb.Error as error:  # what pyarrow takes for a Parquet file and DuckDB does not

@@ -19,6 +19,7 @@ VIEW_COLUMN = re.compile(r"column (\w+)(?: \(([^)]*)\))?: (.*)")  # in the heade
 HISTORY = Column(
     "history", "string", "shared: both models read one answer; own: each read its own. Never average over both"
 )
+HISTORIED = ("pair_lens", "pair_lenses")  # tables that have it
 PAIR = Column("pair", "string", "name of the pair", null="the model is in none")
 PAIR_VARIANT = Column("variant", "string", "model of the pair: pt or it", null="the model is in no pair")
 PAIR_MODEL = Column("model", "string", "name of the model")
@@ -94,7 +95,7 @@ def described() -> dict[str, tuple[str, dict[str, Column]]]:
     A view says so in its header; a column that it does not name there is that of a table behind it.
     """
     every = {name: (table.about, table.columns) for name, table in TABLES.items()} | SMALL_TABLES
-    every["pair_lens"] = (every["pair_lens"][0], (*every["pair_lens"][1], HISTORY))
+    every |= {name: (every[name][0], (*every[name][1], HISTORY)) for name in HISTORIED}
     every[TEXTS] = ("What models wrote under edits, a text a row.", OUTPUT_COLUMNS)
     found = {
         name: (words, {column.name: column for column in (PAIR, PAIR_VARIANT, *columns)})
