@@ -1,6 +1,5 @@
 """Several ranks on one capture: the same bytes as one, whatever order they run in and whichever die."""
 
-import multiprocessing
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ready
 import tiny
 import zarr
 from actlake.capture.run.ranks import ALONE, Rank
@@ -149,8 +149,8 @@ def _rank(lake: Path, pair, rank: Rank) -> None:
 
 
 def test_ranks_at_the_same_time(tmp_path, captured, llama):
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(tmp_path / "lake", llama, Rank(rank, 2))) for rank in range(2)]
+    ready.start()
+    ranks = [ready.CONTEXT.Process(target=_rank, args=(tmp_path / "lake", llama, Rank(rank, 2))) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
