@@ -553,7 +553,8 @@ def test_the_package_has_nothing_that_runs_data():
                     "os.system",
                     "yaml.load",
                 ), file
-                assert called != "torch.load" or given.get("weights_only") == "True", file
+                tensors = file.name == "imported.py" and given.get("weights_only") == "True"  # a published lens
+                assert called != "torch.load" or tensors, file
                 assert "shell" not in given and given.get("trust_remote_code", "False") == "False", file
                 assert called != "np.load" or given.get("allow_pickle") == "False", file
 

@@ -573,11 +573,18 @@ def test_rows_are_asked_about_segments(talks, tmp_path, command_line):
     assert lake.run("L2", pair="llama", probes=False, segment="assistant").table["estimate"].tolist() == pytest.approx(
         lake.run("L2", pair="llama", probes=False).table["estimate"].tolist(), nan_ok=True
     )
+    refused(
+        lambda: lake.run("L2", pair="llama", probes=False, segment="user"),
+        "L2: it reads no token of segment user of pair",
+    )
+    refused(
+        lambda: lake.run("mine", pair="llama", segment="tool"), "mine: it reads no token of segment tool of pair llama"
+    )
     refused(lambda: lake.run("L3", pair="llama", segment="user"), "reads weights, whose lines are no tokens")
     refused(lambda: lake.run("mine", pair="llama", segment="king"), "segment 'king': expected one of system, user")
     refused(lambda: answer.lock(tmp_path / "x.lock"), "does not know segments")
     where = ("--lake", str(layout.root), "--catalog", str(tmp_path / "catalog.yaml"), "--out", str(tmp_path / "out"))
-    code, out, _ = command_line("run", "mine", "--pair", "llama", "--segment", "tool", *where)
-    assert code == 2 or "no token passes" in out
+    code, _, err = command_line("run", "mine", "--pair", "llama", "--segment", "tool", *where)
+    assert code == 2 and "it reads no token of segment tool" in err
     code, out, err = command_line("run", "mine", "--segment", "user", "--lock", str(tmp_path / "y"), *where)
     assert code == 2 and "segments" in err

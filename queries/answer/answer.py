@@ -31,7 +31,7 @@ from ..rows.findings import Findings, in_words
 from ..rows.numbers import interval
 from ..rows.registry import Query, Wanted, published
 from .beside import Beside, beside, said_beside
-from .estimates import any_number, read, table_of, table_of_chain
+from .estimates import check_any, read, table_of, table_of_chain
 from .lock import write_lock
 from .narrowed import pooled, read_through
 from .sentences import FIELD, say, say_of_chain
@@ -293,18 +293,7 @@ def answered(
         found = read(connection, sql, query, pairs)
     except duckdb.Error as error:
         raise sql_error(error, layout) from error
-    if missing := [pair for pair in pairs if pair not in found or (plan.foreign and not any_number(found[pair]))]:
-        on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
-        if plan.foreign:
-            raise LakeError(
-                f"{query.id}: the rows brought in for pair {', '.join(missing)} give none of its numbers: they are means"
-                f" where it takes single tokens or prompts, or of other tables ({'; '.join(plan.without) or 'all are there'});"
-                f" see `actlake run {query.id} --about`"
-            )
-        raise LakeError(
-            f"{query.id}: nothing of pair {', '.join(missing)} qualifies{on}: no token passes this row's filters;"
-            f" continuations may be too short. See `actlake run {query.id} --about`"
-        )
+    check_any(found, query, plan.scopes, plan.foreign, plan.without)
     paths = plan.files
     table = (
         table_of_chain(plan.chain, found, query, resamples)

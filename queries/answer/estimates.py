@@ -12,6 +12,7 @@ import pyarrow as pa
 from ...analyze.stats.bootstrap import Quantity, Sample, intervals, shares
 from ...store.core.errors import LakeError
 from ...store.tables.names import Chain
+from ..engine.context import Scope
 from ..rows.registry import Query
 from .sentences import compared as compared_measures
 
@@ -67,10 +68,40 @@ def _by_key(table: pa.Table, dims: list[str]) -> dict[Key, pa.StructArray]:
     return dict(sorted(found, key=lambda pair: repr(pair[0])))
 
 
-def any_number(found: _Found) -> bool:
-    """Whether a pair's lines hold any total, value or estimate."""
-    return any(
-        _numbers(lines, name, None).size for lines in found.lines.values() for name in ("total", "value", "estimate")
+def check_any(
+    found: Mapping[str, _Found],
+    query: Query,
+    scopes: Mapping[str, Sequence[Scope]],
+    foreign: bool,
+    without: Sequence[str],
+) -> None:
+    """LakeError for pairs of which nothing was found; of rows brought in, and of segments, for those without any number."""
+    segments = sorted({name for some in scopes.values() for scope in some for name in scope.segments})
+    # Counts of layers and prompts are there without any token: of segments what is summed over tokens counts.
+    summed = ("total", "value", *(() if segments and query.bootstrap == "prompt" else ("estimate",)))
+
+    def nothing(pair: str) -> bool:
+        if pair not in found or not (foreign or segments):
+            return pair not in found
+        return not any(_numbers(lines, name, None).size for lines in found[pair].lines.values() for name in summed)
+
+    if not (missing := ", ".join(pair for pair in scopes if nothing(pair))):
+        return
+    on = f" on stream {', '.join(query.recipes)}" if query.recipes else ""
+    if foreign:
+        raise LakeError(
+            f"{query.id}: the rows brought in for pair {missing} give none of its numbers: they are means where it takes single"
+            f" tokens or prompts, or of other tables ({'; '.join(without) or 'all are there'}); see"
+            f" `actlake run {query.id} --about`"
+        )
+    if segments:
+        raise LakeError(
+            f"{query.id}: it reads no token of segment {', '.join(segments)} of pair {missing}{on}: name another segment, or see"
+            f" which positions the row reads: `actlake run {query.id} --about`"
+        )
+    raise LakeError(
+        f"{query.id}: nothing of pair {missing} qualifies{on}: no token passes this row's filters; continuations may be too"
+        f" short. See `actlake run {query.id} --about`"
     )
 
 
