@@ -141,7 +141,7 @@ def run(size: str, tokens: int, folder: Path | None) -> list[Row]:
         plain = plain_read(model)
     seconds = found["load"] + found["capture"]
     least = found["start"] + found["around"] + found["head"] + found["largest"]
-    told = f"{weights / 1e9:.1f} GB of weights, {found['tokens']} tokens; machine of {machine.memory_gb():.0f} GB"
+    sizes = f"{weights / 1e9:.1f} GB of weights, {found['tokens']} tokens; machine of {machine.memory_gb():.0f} GB"
     return [
         Row(
             f"{size}: peak memory against all weights",
@@ -149,7 +149,7 @@ def run(size: str, tokens: int, folder: Path | None) -> list[Row]:
             weights / 1e9,
             "GB",
             "<= 0.5" if size == "13B" else "",
-            told,
+            sizes,
         ),
         Row(f"{size}: peak memory against one block and what stands around it", found["peak"] / 1e9, least / 1e9, "GB"),
         Row(

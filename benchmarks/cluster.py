@@ -1,7 +1,7 @@
 """The raw lens of a made-up capture by two dask workers of one thread each against one process: the same bytes, in what time.
 
 34 layers of width 640, a vocabulary of 2,048: about 0.1 TFLOP a thousand tokens. Workers and process are warm; tables are
-deleted between the rounds. `alone, all threads` is what one process does with the whole machine. `S3`: the lake lies in a
+deleted between the rounds. `alone, all threads` is what one process does with the whole machine. `S3`: the lake is in a
 bucket (SeaweedFS on the same machine), each worker has a mirror of its own, and the table goes back to the bucket.
 """
 

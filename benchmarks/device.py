@@ -152,7 +152,7 @@ class Loop:
         self.wait()
 
     def wait(self) -> None:
-        """Until the device has done all it was told."""
+        """Wait until the device has finished."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 

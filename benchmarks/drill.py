@@ -36,7 +36,7 @@ WARM = (  # what commands import
     ),
     *("transformers.models.llama.modeling_llama", "transformers.models.llama.tokenization_llama"),
 )
-TOLD = 3  # of the faults that came out badly
+SHOWN = 3  # of the faults that came out badly
 
 
 @dataclass
@@ -57,9 +57,9 @@ class Tally:
     def bad(self) -> list[str]:
         """What must not be."""
         kinds = (("wrong", self.wrong), ("traceback", self.tracebacks), ("lost", self.lost))
-        return [f"{kind}: {told}" for kind, some in kinds for told in some]
+        return [f"{kind}: {case}" for kind, some in kinds for case in some]
 
-    def count(self, told: str, found: str | None, right: bool = True) -> None:
+    def count(self, case: str, found: str | None, right: bool = True) -> None:
         """One fault: `found` is the line that refuses (None: none did), `right` whether what was read is what was there."""
         self.tried += 1
         if found is not None:
@@ -67,19 +67,19 @@ class Tally:
         elif right:
             self.survived += 1
         else:
-            self.wrong.append(told)
+            self.wrong.append(case)
 
-    def crash(self, told: str, error: BaseException) -> None:
+    def crash(self, case: str, error: BaseException) -> None:
         """One fault that ended in an exception no user should see."""
         self.tried += 1
-        self.tracebacks.append(f"{told}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        self.tracebacks.append(f"{case}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def row(self) -> Row:
         """The figures: how many came out badly, of how many."""
         counted = f"{self.detected} detected, {self.survived} survived"
         bad = f"{len(self.wrong)} silent wrong, {len(self.tracebacks)} tracebacks, {len(self.lost)} lost"
         described = [f"of the survived {self.described} with another description"] if self.described else []
-        note = "; ".join([f"{counted}; {bad}", *described, *self.notes, *self.bad[:TOLD]])
+        note = "; ".join([f"{counted}; {bad}", *described, *self.notes, *self.bad[:SHOWN]])
         return Row(f"{self.name}: came out badly", len(self.bad), self.tried or nan, "faults", "<= 0", note)
 
 
@@ -140,32 +140,32 @@ def read_all(place: Path | str, victim: Victim, file: str = "") -> Reading:
     return found
 
 
-def judge(tally: Tally, told: str, found: Reading, values: bool = True) -> None:
+def judge(tally: Tally, case: str, found: Reading, values: bool = True) -> None:
     """Count one fault by what reading gave; without `values` other values are no fault, as where hashes were made to fit.
 
     A number, table or text that is another one and that nothing refuses and `verify` does not find is a silent wrong answer.
     Fields that no number hangs on (provenance, names) have no checksum of their own: they are counted apart.
     """
     if found.crashed:
-        tally.crash(f"{told}: {found.crashed[0][0]}", found.crashed[0][1])
+        tally.crash(f"{case}: {found.crashed[0][0]}", found.crashed[0][1])
         return
     wrong = [name for name in found.other if name.split()[1] != "notes" and values and found.verified]
     if wrong:
-        tally.count(f"{told}: {wrong[0]}", None, right=False)
+        tally.count(f"{case}: {wrong[0]}", None, right=False)
         return
     tally.described += bool(values and found.other and found.verified and not found.refused)
     line = found.refused[0] if found.refused else None if found.verified else "found by verify"
-    tally.count(told, line)
+    tally.count(case, line)
 
 
-def intact(root: Path, tally: Tally, told: str, sealed: Iterable[str]) -> None:
+def intact(root: Path, tally: Tally, case: str, sealed: Iterable[str]) -> None:
     """Sealed captures stay sealed and whole whatever happens: those that are not are lost."""
     layout = Layout.open(root)
     there = {Path(row.path).relative_to(layout.root).as_posix(): row for row in list_captures(layout).itertuples()}
     for name in sealed:
         row = there.get(name)
         if row is None or not row.sealed or not verify(layout, layout.root / name).ok:
-            tally.lost.append(f"{told}: {name}")
+            tally.lost.append(f"{case}: {name}")
 
 
 def sealed_in(root: Path) -> list[str]:
@@ -269,15 +269,15 @@ def make_work(folder: Path, seed: int, share: float) -> Work:
 
 
 def command(*words: str) -> tuple[int, str]:
-    """Run an actlake command in this process: exit code and what it told on standard error. A crash goes on as it is."""
-    told, before = StringIO(), sys.argv
+    """Run an actlake command in this process: exit code and what it printed on standard error. A crash goes on as it is."""
+    case, before = StringIO(), sys.argv
     sys.argv = ["actlake", *words]
     try:
-        with redirect_stderr(told), redirect_stdout(StringIO()):
+        with redirect_stderr(case), redirect_stdout(StringIO()):
             main.main()
-        return 0, told.getvalue()
+        return 0, case.getvalue()
     except SystemExit as stop:
-        return int(stop.code or 0), told.getvalue()
+        return int(stop.code or 0), case.getvalue()
     finally:
         sys.argv = before
 

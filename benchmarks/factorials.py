@@ -3,7 +3,7 @@
 The pair is pocket on its own prompts. Ours answers the rows from its captures, with cold tables; the probes of the tuned
 lens are there. The study's way, written here with plain hooks, runs what METHODS 19.3 counts, and where it leaves a choice
 the least of it: TEACHER and RAW below are the whole list (exp21 without late MLPs exchanged, exp23 without donor forwards
-beside the native ones, no pilot, no reverse teacher). Replayed rows of which it counts no forward are told apart. The study's
+beside the native ones, no pilot, no reverse teacher). Replayed rows of which it counts no forward are counted apart. The study's
 way generates no text and reads each branch by the raw lens alone, where ours does all that the rows ask for. Both read the
 same tokens in the capture's batches. Work is slots x blocks that ran (batch x width, padding included), seen by hooks on
 every block's attention, the small forwards that check a loaded model included.

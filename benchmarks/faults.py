@@ -34,7 +34,7 @@ from networks import carry, networks, restarts
 
 PAGE = 4096  # bytes that disks give out at once
 YEAR = 365.25 * 86400
-FULL = ("are free", "disk full", "No space")  # how a full disk is told
+FULL = ("are free", "disk full", "No space")  # words that name a full disk
 REPAIR = re.compile("; (restore|delete|write) ")  # how a line says what mends a damaged file
 QUICK = 0.08  # share of the faults that --quick tries
 ROOT = Path(__file__).parent.parent
@@ -112,9 +112,9 @@ def fuzz(work: Work) -> Iterator[Tally]:
             if consistent:
                 mutate.again(victim.root, victim.root / name)
             # Values that a stranger wrote, with the hashes that go with them, are read as they are.
-            told = f"{deed} of {name}, fault {number}"
+            case = f"{deed} of {name}, fault {number}"
             plain = not consistent and deed in ("flip", "cut", "grow", "number")
-            judge(tally, told, read_all(victim.root, victim, name), values=plain)
+            judge(tally, case, read_all(victim.root, victim, name), values=plain)
             victim.restore()
         yield tally
     yield fuzz_pulls(work, rng)
@@ -142,16 +142,16 @@ def fuzz_pulls(work: Work, rng: Random) -> Tally:
         deed = mutate.spoil(source / name, rng)
         if rng.random() < 0.5:
             mutate.again(source, source / name)
-        told = f"{deed} of {name}, fault {number}"
+        case = f"{deed} of {name}, fault {number}"
         try:
             line, _ = refusal(partial(carry, source, target, **wish))
         except Exception as error:
-            tally.crash(told, error)
+            tally.crash(case, error)
             continue
         theirs, mine = tiny.tree(source), tiny.tree(target) if target.exists() else {}
         whole = [file for file in mine if not (file.endswith("partial.json") or (wish and "/c/" in file))]
         beside = [file for file in (target.parent.iterdir() if target.parent.exists() else ()) if file != target]
-        tally.count(told, line, not beside and all(mine[file] == theirs.get(file) for file in whole))
+        tally.count(case, line, not beside and all(mine[file] == theirs.get(file) for file in whole))
     return tally
 
 
@@ -223,11 +223,11 @@ def _kill(work: Work, job: Job, count: int) -> Tally:
     return tally
 
 
-def _compare(tally: Tally, told: str, found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+def _compare(tally: Tally, case: str, found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     if found != expected:
         names = found.keys() | expected.keys()
         other = sorted(name for name in names if found.get(name) != expected.get(name))
-        tally.wrong.append(f"{told}: {len(other)} files differ, {other[0]} first")
+        tally.wrong.append(f"{case}: {len(other)} files differ, {other[0]} first")
 
 
 # --- full disks ----------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Callable[[], None] | None]:
 
 @contextmanager
 def failing_flush(last: int) -> Iterator[Callable[[], None]]:
-    """Where no disk can be mounted: the flush of this number finds the disk full, until the block is told otherwise."""
+    """Where no disk can be mounted: the flush of this number finds the disk full, until the block ends that."""
     flush, left = os.fsync, [last]
 
     def full(fd: int) -> None:
@@ -281,7 +281,7 @@ def _fill(work: Work, job: Job) -> Tally:
         disk = work.fresh("disk")
         size = rng.randrange(taken + 1, needed + 1) * PAGE
         with small_disk(disk, size) as enlarge:
-            lake, told = disk / "lake", f"{size} bytes, fault {number}"
+            lake, case = disk / "lake", f"{size} bytes, fault {number}"
             with failing_flush(rng.randrange(1, 60)) if enlarge is None else _nothing(enlarge) as room:
                 try:
                     prepare(lake)
@@ -290,20 +290,20 @@ def _fill(work: Work, job: Job) -> Tally:
                 try:
                     code, line = command(*words(lake))
                 except Exception as error:
-                    tally.crash(told, error)
+                    tally.crash(case, error)
                     continue
                 sealed = sealed_in(lake) if (lake / "lake.json").exists() else []
                 room()
                 if sealed:
-                    intact(lake, tally, told, sealed)
+                    intact(lake, tally, case, sealed)
                 # Refused before it began, or stopped on its way.
                 good = code == 2 and line.count("error:") == 1 and any(words in line for words in FULL)
                 if code and not good:
-                    tally.crash(told, RuntimeError(f"exit code {code}: {line}"))
+                    tally.crash(case, RuntimeError(f"exit code {code}: {line}"))
                     continue
                 code, rest = command(*words(lake)) if code else (0, "")
                 right = code == 0 and finished(lake) == expected
-                tally.count(f"{told}: {rest}", line if good and right else None, right)
+                tally.count(f"{case}: {rest}", line if good and right else None, right)
     return tally
 
 
@@ -360,7 +360,7 @@ def clocks(work: Work) -> Tally:
     jumps, jobs = 0, [*work.jobs(), None]
     for number in steps(tally.name, work.times(15, len(jobs))):
         lake, job = work.fresh("clock"), jobs[number % len(jobs)]
-        told = f"{job.what if job else 'reading'}, fault {number}"
+        case = f"{job.what if job else 'reading'}, fault {number}"
         if job:
             job.prepare(lake)
         else:
@@ -370,13 +370,13 @@ def clocks(work: Work) -> Tally:
         try:
             with jumping:
                 if not job:
-                    judge(tally, told, read_all(lake, work.victim))
+                    judge(tally, case, read_all(lake, work.victim))
                     continue
                 code, line = command(*job.words(lake))
             right = code == 0 and finished(lake) == finished(job.result)
-            tally.count(f"{told}: {line}", None, right)
+            tally.count(f"{case}: {line}", None, right)
         except Exception as error:
-            tally.crash(told, error)
+            tally.crash(case, error)
         finally:
             jumps += jumping.jumps
     tally.notes.append(f"{jumps:,} jumps")

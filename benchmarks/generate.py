@@ -94,8 +94,8 @@ def speed() -> list[Row]:
 def agreement(model: Model, prompts: Sequence[Sequence[int]], real: np.ndarray) -> Row:
     """Share of the tokens written that one forward over the whole text has on top too, in the model's own bfloat16."""
     same = count = 0
-    for indices, told in decoded(model, prompts, NEW, (), BATCH, (), real):
-        for index, row in zip(indices, told, strict=True):
+    for indices, texts in decoded(model, prompts, NEW, (), BATCH, (), real):
+        for index, row in zip(indices, texts, strict=True):
             logits = model.hf(torch.tensor([[*prompts[index], *row]]), use_cache=False).logits[
                 0, len(prompts[index]) - 1 : -1
             ]

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """What this benchmark can be told."""
+    """Options of this benchmark."""
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="install these wheels for this run")
     parser.add_argument("--dry-run", action="store_true", help="tiny models on the CPU, to see that everything runs")
 

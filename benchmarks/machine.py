@@ -64,7 +64,7 @@ def load_average() -> float:
 
 
 class Others:
-    """Cores that other processes took since this object was made (Linux; NaN where it can't be told)."""
+    """Cores that other processes took since this object was made (Linux; NaN where it is unknown)."""
 
     def __init__(self) -> None:
         self._start = self._sample()

@@ -16,7 +16,7 @@ HEADER = ("what", "measured", "limit", "ratio", "target", "verdict")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure against its limit in the same run; `target` reads '>= 0.93', or is empty for a figure that is only told."""
+    """One figure against its limit in the same run; `target` reads '>= 0.93', or is empty for a figure without a target."""
 
     what: str
     measured: float

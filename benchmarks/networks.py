@@ -82,17 +82,17 @@ def _outage(server: S3, rng: Random, gives_up: bool, latest: float = 1.5) -> Ite
 def _push(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> None:
     """Push, the server gone in the middle; push again if that gave up; the bucket then has the lake, byte for byte."""
     url, gives_up = f"s3://lakes/push-{number}", number % 2 == 1
-    told = f"push {number}"
+    case = f"push {number}"
     try:
         with _outage(server, rng, gives_up):
             line, _ = refusal(lambda: carry(work.victim.root, url))
         carry(work.victim.root, url)
         carry(url, back := work.fresh("back"))
-        tally.count(told, line, finished(back) == work.victim.files)
+        tally.count(case, line, finished(back) == work.victim.files)
         if finished(back) != work.victim.files:
-            tally.lost.append(told)
+            tally.lost.append(case)
     except Exception as error:
-        tally.crash(told, error)
+        tally.crash(case, error)
 
 
 def _read(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> None:
@@ -100,12 +100,12 @@ def _read(tally: Tally, work: Work, server: S3, rng: Random, number: int) -> Non
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
     gives_up = number % 2 == 1
     file = some_file(work, rng) if gives_up else ""
-    told = f"read {number} {file}"
+    case = f"read {number} {file}"
     try:
         with _outage(server, rng, gives_up, 0.5 if gives_up else 1.5):
-            judge(tally, told, read_all(f"s3://lakes/push-{number}", work.victim, file))
+            judge(tally, case, read_all(f"s3://lakes/push-{number}", work.victim, file))
     except Exception as error:
-        tally.crash(told, error)
+        tally.crash(case, error)
 
 
 def some_file(work: Work, rng: Random) -> str:
@@ -166,29 +166,29 @@ def _bad_read(tally: Tally, work: Work, url: str, proxy: Proxy, fault: Fault) ->
     """Read a part of a lake from the start, nothing of it being on this machine."""
     shutil.rmtree(work.folder / "mirrors", ignore_errors=True)
     file = some_file(work, fault.rng)
-    told = f"{fault.kind} {fault.number}, {file}"
+    case = f"{fault.kind} {fault.number}, {file}"
     try:
         with _bad(proxy, fault.kind, fault.odds, fault.rng):
             found = read_all(url, work.victim, file)
         if proxy.done:
-            judge(tally, f"{told}, {proxy.done[0]}", found)
+            judge(tally, f"{case}, {proxy.done[0]}", found)
     except Exception as error:
-        tally.crash(told, error)
+        tally.crash(case, error)
 
 
 def _bad_push(tally: Tally, work: Work, url: str, proxy: Proxy, fault: Fault) -> None:
     """Push a lake, again without faults if that gave up; what is then in the bucket is the lake, or is known not to be."""
-    told = f"{fault.kind} {fault.number}"
+    case = f"{fault.kind} {fault.number}"
     try:
         with _bad(proxy, fault.kind, fault.odds, fault.rng):
             line, _ = refusal(lambda: carry(work.victim.root, url))
         if not proxy.done:
             return
-        told = f"{told}, {proxy.done[0]}"
+        case = f"{case}, {proxy.done[0]}"
         if line:
             carry(work.victim.root, url)
         back = work.fresh("back")
         broken, _ = refusal(lambda: carry(url, back))
-        tally.count(told, line or broken, broken is not None or finished(back) == work.victim.files)
+        tally.count(case, line or broken, broken is not None or finished(back) == work.victim.files)
     except Exception as error:
-        tally.crash(told, error)
+        tally.crash(case, error)

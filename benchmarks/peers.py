@@ -16,7 +16,7 @@ floor and seal in it. What each stores:
   plain zarr         float32, chunks of 256 tokens of one layer, zarr's default compressor, no shards
 
 Measured with torch 2.13.0, transformers 5.23.0, nnsight 0.8.1, transformer-lens 4.3.0 and zarr 3.1.6. Install the two
-peers with `pip install -e '.[peers]'`; what is missing is told and left out.
+peers with `pip install -e '.[peers]'`; what is missing is named and left out.
 """
 
 import gc

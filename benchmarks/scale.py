@@ -81,8 +81,8 @@ def make_capture(layout: Layout, pair: str, variant: str, stream: Stream) -> Non
             }
             for name, size in SIZES.items()
         }
-        told = {name: {"min": -1.0, "max": 1.0, "nonfinite": 0} for name in SIZES}
-        shard_record(path, shard).write_text(json.dumps({"shard": shard, "files": files, "statistics": told}))
+        ranges = {name: {"min": -1.0, "max": 1.0, "nonfinite": 0} for name in SIZES}
+        shard_record(path, shard).write_text(json.dumps({"shard": shard, "files": files, "statistics": ranges}))
     seal(path)
 
 

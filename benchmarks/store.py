@@ -60,7 +60,7 @@ def bit_entropy(bits: np.ndarray) -> float:
 
 
 def compression(capture: Capture, name: str) -> list[Row]:
-    """A site's stored bytes against the entropy limit: with every row of a layer kept once, and as it lies on disk.
+    """A site's stored bytes against the entropy limit: with every row of a layer kept once, and as it is on disk.
 
     Equal rows (a prompt's first tokens under one template, token embeddings at boundary 0) cost the codec nearly nothing
     and would lift it over any limit for independent values; so the row with the target counts distinct rows only. The

@@ -156,9 +156,9 @@ def run(lake: Path | None = None, model: str = "") -> list[Row]:
         layout, path = captured(Path(folder) / "lake")
         hf = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         stream = read_stream(layout, next(layout.streams.glob("*.parquet")).stem)
-        told = fold_of(stream.prompt_ids, 1) == 0
+        held_out = fold_of(stream.prompt_ids, 1) == 0
         train, test = (
-            rows(hf, [t for t, h in zip(stream.tokens, told, strict=True) if h == which]) for which in (False, True)
+            rows(hf, [t for t, h in zip(stream.tokens, held_out, strict=True) if h == which]) for which in (False, True)
         )
         raw = measured(hf, *test, lambda h, _layer: h)
         as_is, seconds = with_package(hf, *train, each=False)

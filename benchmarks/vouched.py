@@ -38,7 +38,7 @@ from victim import Victim, make_victim
 FOLDERS = ("texts", "lenses", "directions")  # of whose artifacts a lock file has one hash each
 PROFILE = ProfileSpec("full", ("resid", "mlp_out"), "auto", "auto", 64)
 DEEDS = ("flip", "cut", "exchange", "delete", "edit")
-TOLD = 6  # faults of a row that came out badly
+SHOWN = 6  # faults of a row that came out badly
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Count:
     def bad(self) -> list[str]:
         """What must not be."""
         kinds = (("silent", self.silent), ("answered from damage", self.answered), ("traceback", self.tracebacks))
-        return [f"{kind}: {told}" for kind, some in kinds for told in some]
+        return [f"{kind}: {case}" for kind, some in kinds for case in some]
 
     @property
     def tried(self) -> int:
@@ -143,7 +143,7 @@ class Judge:
         self.victim, self.counts, self.before = victim, defaultdict[tuple[str, str], Count](Count), seen(victim.root)
         assert not (wrong := verified(victim.root)), wrong
 
-    def count(self, kind: str, deed: str, told: str, name: str, read: bool = True) -> None:
+    def count(self, kind: str, deed: str, case: str, name: str, read: bool = True) -> None:
         """Count a fault of a file; with `read` also read what hangs on it."""
         count = self.counts[kind, deed]
         try:
@@ -151,21 +151,21 @@ class Judge:
             clear = [line for line in lines if "\n" not in line and named(line, name)]
             visible = clear or seen(self.victim.root) != self.before
         except Exception as error:
-            count.tracebacks.append(f"{told}: {type(error).__name__}: {str(error)[:200]}")
+            count.tracebacks.append(f"{case}: {type(error).__name__}: {str(error)[:200]}")
             return
         if clear:
             count.found += 1
         elif visible and not lines:
             count.visible += 1
         else:
-            count.silent.append(f"{told}{': ' + lines[0] if lines else ''}")
+            count.silent.append(f"{case}{': ' + lines[0] if lines else ''}")
         if not read:
             return
         found = read_all(self.victim.root, self.victim, name)
-        count.tracebacks += [f"{told}: {what}: {type(error).__name__}: {error}" for what, error in found.crashed]
+        count.tracebacks += [f"{case}: {what}: {type(error).__name__}: {error}" for what, error in found.crashed]
         # What is not there is not read: a table is computed again, a stream or verdict is not listed.
         if found.other and deed in DEEDS[:3]:
-            count.answered.append(f"{told}: {found.other[0]}")
+            count.answered.append(f"{case}: {found.other[0]}")
 
 
 # --- the drills ----------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def two_lakes(victim: Victim, rng: Random, folder: Path, share: float = 1.0) -> 
     chosen = sampled(plan, rng, share, key=lambda one: (kind_of(one[0]), one[1]))
     for number in steps("lakes of equal names", len(chosen)):
         name, way = chosen[number]
-        told, count = f"{way} beside an edited {name}", counts[name.split("/")[0], way]
+        case, count = f"{way} beside an edited {name}", counts[name.split("/")[0], way]
         if not mutate.edit(victim.root, victim.root / name, rng) or verified(victim.root):
             again(victim)
             continue
@@ -226,10 +226,10 @@ def two_lakes(victim: Victim, rng: Random, folder: Path, share: float = 1.0) -> 
                 refusal(partial(carry, source, target))
             lost = [one for lake, then in ((victim.root, mine), (theirs, victim.files)) for one in gone(lake, then)]
             wrong = [line for lake in (victim.root, theirs) for line in verified(lake)]
-            count.silent += [f"{told}: {(lost + wrong)[0]}"] if lost or wrong else []
+            count.silent += [f"{case}: {(lost + wrong)[0]}"] if lost or wrong else []
             count.found += not (lost or wrong)
         except Exception as error:
-            count.tracebacks.append(f"{told}: {type(error).__name__}: {str(error)[:200]}")
+            count.tracebacks.append(f"{case}: {type(error).__name__}: {str(error)[:200]}")
         shutil.rmtree(theirs, ignore_errors=True)
         again(victim)
     return counts
@@ -274,8 +274,8 @@ def rows_of(what: str, counts: Counts) -> Iterator[Row]:
     for kind in sorted({kind for kind, _ in counts}):
         some = {deed: count for (one, deed), count in counts.items() if one == kind}
         parts = [f"{deed} {count.found} found, {count.visible} in cite or lock" for deed, count in some.items()]
-        bad = [told for count in some.values() for told in count.bad]
-        note = "; ".join([*parts, *bad[:TOLD]])
+        bad = [case for count in some.values() for case in count.bad]
+        note = "; ".join([*parts, *bad[:SHOWN]])
         yield Row(
             f"{what}, {kind}: came out badly", len(bad), sum(c.tried for c in some.values()), "faults", "<= 0", note
         )

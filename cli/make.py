@@ -327,8 +327,8 @@ def _show_jacobian(path: Path, record: dict[str, Any]) -> None:
         if None not in (errors := record["error"][fold - 1]):
             _numbers("relative error of the mean", errors, "    ")
             needed = {goal: math.ceil(prompts * (max(errors) / goal) ** 2) for goal in (0.1, 0.05)}
-            told = ", ".join(f"{goal:.0%} from {count:,} prompts on" for goal, count in needed.items())
-            out.print(f"    at the worst layer {told}: it falls with the root of their number", highlight=False)
+            goals = ", ".join(f"{goal:.0%} from {count:,} prompts on" for goal, count in needed.items())
+            out.print(f"    at the worst layer {goals}: it falls with the root of their number", highlight=False)
     if "halves" in record:
         _numbers("difference of two halves of the prompts", record["halves"], "  ")
     for name, what in (("kl", "KL to the final distribution, nats"), ("top1", "share of the final top token")):

@@ -84,7 +84,7 @@ class Make(Look):
 
         `names` are MODEL, PAIR (its models), PAIR/ROLE or CHAIN, `streams` recipes of the catalog (none: native), `prompts` a
         set of the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pocket models, else core), `profile` what
-        is kept. Only the first `limit` prompts are read; `thinking` (on or off) is for chat templates that can be told;
+        is kept. Only the first `limit` prompts are read; `thinking` (on or off) is for chat templates that have a switch for it;
         `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of a stream. `rank` and `world` share the work among
         processes. `by_layer` reads each block's weights once and takes the
         whole stream through it, for models larger than memory: the same bytes. What is there is reused, and a killed capture

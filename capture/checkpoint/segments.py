@@ -71,9 +71,9 @@ def _of_tokens(
         if letter < len(letters):
             segment[at], turns[at] = letters[letter], their_turns[letter]
     for close in np.flatnonzero(np.asarray(ids) == closes) if closes is not None else ():
-        told = np.flatnonzero(segment[:close] != TEMPLATE)[-1:]
-        if len(told) and segment[told[0]] in (ASSISTANT, THINKING) and segment[close] == TEMPLATE:
-            segment[told[0] + 1 : close + 1] = ASSISTANT
+        before = np.flatnonzero(segment[:close] != TEMPLATE)[-1:]
+        if len(before) and segment[before[0]] in (ASSISTANT, THINKING) and segment[close] == TEMPLATE:
+            segment[before[0] + 1 : close + 1] = ASSISTANT
     return segment, turns
 
 
@@ -89,14 +89,14 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of prompts, conversations among them; as `encode_all`, which reads those that are texts.
 
-    LakeError as there, for conversations under `raw`, for `thinking` of a template that can't be told to think or not, and for
+    LakeError as there, for conversations under `raw`, for `thinking` of a template that has no switch for thinking, and for
     what `place` refuses.
     """
     names = names or [f"prompt {said[:40]!r}" for said in saids]
     if template == "chat" and thinking is not None and not knows_thinking(tokenizer):
         raise LakeError(
-            f"{owner(tokenizer)}: its chat template can't be told to think or not (it reads no enable_thinking): leave"
-            " --thinking out"
+            f"{owner(tokenizer)}: its chat template has no switch for thinking (it reads no enable_thinking): leave --thinking"
+            " out"
         )
     texts = [said for said in saids if isinstance(said, str)]
     if len(texts) == len(saids):

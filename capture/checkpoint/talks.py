@@ -142,7 +142,7 @@ def place(
     begun; with segment and turn of each letter.
 
     LakeError for a template that fails, that leaves out a message, a tool call or the tools, and for a text whose place in the
-    rendering can't be told.
+    rendering is ambiguous.
     """
     marks, asked, tried = thinking_marks(tokenizer), list[Talk](), list[list[_Marked]]()
     calls = [[at for at, one in enumerate(talk["messages"]) if one.get("tool_calls")] for talk in talks]
@@ -181,7 +181,7 @@ def _guessed(tokenizer: Any, talk: Talk, plain: str, name: str) -> Placed:
     if len(messages) > 1 or talk.get("tools") or plain.count(text) != 1:
         raise LakeError(
             f"{name}: the chat template of {owner(tokenizer)} looks into the text, so that its place in what the template writes"
-            " can't be told; shorten or change the text, or use a raw stream"
+            " is ambiguous; shorten or change the text, or use a raw stream"
         )
     segment, turns = np.full(len(plain), TEMPLATE, np.int32), np.full(len(plain), -1, np.int32)
     at = plain.index(text)
@@ -247,7 +247,7 @@ def _ours(text: str) -> Iterator[tuple[int, str]]:
 
 def _claim(segment: np.ndarray, turns: np.ndarray, begin: int, end: int, kind: int, over: bool = False) -> None:
     """Make a stretch the assistant's (`kind`), where it holds something of one assistant's message and nothing of others; `over`:
-    also what was told apart before."""
+    also what differed before."""
     part, held = segment[begin:end], np.unique(turns[begin:end][segment[begin:end] != TEMPLATE])
     if len(held) == 1 and not np.isin(part, (SYSTEM, USER, TOOL)).any():
         part[(part == TEMPLATE) | over] = kind

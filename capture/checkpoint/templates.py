@@ -74,7 +74,7 @@ def uses_date(tokenizer: Any) -> bool:
 
 
 def knows_thinking(tokenizer: Any) -> bool:
-    """Whether the chat template can be told to think or not."""
+    """Whether the chat template has a switch for thinking."""
     return bool(re.search(r"\benable_thinking\b", source_of(tokenizer)))
 
 

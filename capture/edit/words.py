@@ -135,7 +135,7 @@ def parse_edit(text: str, n_layers: int, windows: Mapping[str, tuple[int, int]])
         if given["direction"] in SEEDED:
             given.setdefault("seed", str(SEED))
         elif "seed" in given:
-            raise LakeError(f"edit {text!r}: a seed goes with direction {' or '.join(SEEDED)} only")
+            raise LakeError(f"edit {text!r}: a seed is for direction {' or '.join(SEEDED)} only")
     full = {name: value for name, value in {**known.defaults, **given}.items() if value}
     if full.get("code") != known.defaults.get("code"):
         raise LakeError(f"edit {text!r}: {kind} has changed since (its code is {known.defaults['code']} now)")

@@ -91,7 +91,7 @@ def keep_weights(layout: Layout, spec: ModelSpec, identity: dict[str, Any]) -> N
     folder, names = files_of(spec)
     total = sum((folder / name).stat().st_size for name in names)
     licence = (
-        "The model's licence goes with them: who shares the lake passes the model on, and gated models ask each user to accept"
+        "The model's licence comes with them: who shares the lake passes the model on, and gated models ask each user to accept"
         " their terms first"
     )
     ERRORS.print(str(Estimate(f"weights of {spec.name} into the lake", total, leave_out=licence)), highlight=False)

@@ -29,7 +29,7 @@ class Forecast:
     """One capture to come: sizes in bytes; `exact` when its stream is there, else every continuation counts in full.
 
     `weights` as the model holds them at a time; `head` in float32, which stays on the host and goes into the lake once a
-    model; `site_bytes` of every variable before compression. Layer by layer `read` are all weights, and `spilled` what lies on
+    model; `site_bytes` of every variable before compression. Layer by layer `read` are all weights, and `spilled` what is kept on
     disk until the capture is sealed.
     """
 

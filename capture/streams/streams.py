@@ -67,7 +67,7 @@ class Source:
         check_prompts(found, names, more, self.max_positions, self.vocab, self.tokenizer, self.name)
         return found
 
-    def told(
+    def token_segments(
         self, spec: StreamSpec, prompts: PromptSet, starts: list[list[int]], written: list[list[int]], writer: "Source"
     ) -> dict[str, np.ndarray]:
         """`segment` and `turn` of a stream's tokens (Stream): prompts as this model reads them, then what `writer` wrote."""
@@ -241,7 +241,7 @@ def ensure_stream(
         special=is_special(source.tokenizer, flat),
         recipe={**recipe, "prompt_set": prompts.name},
         continuation=spec.continuation,
-        **source.told(spec, prompts, starts, written, writer),
+        **source.token_segments(spec, prompts, starts, written, writer),
     )
     name = write_stream(layout, stream)
     shutil.rmtree(_parts(layout, recipe), ignore_errors=True)

@@ -334,6 +334,6 @@ def _sentence(plan: Plan, table: pd.DataFrame) -> str:
     lines = lines[lines["layer"].isna()] if "layer" in lines else lines
     rows = {row.measure: row for row in lines.itertuples()}
     named = [name for name in dict.fromkeys(name for name, *_ in FIELD.findall(plan.query.says)) if name in rows]
-    told = [f"{name} {interval(rows[name].estimate, rows[name].low, rows[name].high)}" for name in named]
+    parts = [f"{name} {interval(rows[name].estimate, rows[name].low, rows[name].high)}" for name in named]
     alone = f"{next(iter(plan.scopes))} has {only.pop()} only, which is compared with no other model"
-    return f"{alone}: {', '.join(told)}." if told else f"{alone}."
+    return f"{alone}: {', '.join(parts)}." if parts else f"{alone}."

@@ -104,11 +104,11 @@ def say_of_chain(chain: Chain, query: Query, table: pd.DataFrame) -> str:
         largest = steps["estimate"].abs().idxmax()
         before = chain.models[chain.models.index(largest) - 1]
         return f"{whole}. Of that, {parts} is there. The largest step is {before} to {largest} ({_signed(steps.loc[largest])})."
-    told = []
+    pairs = []
     for stage in chain.models[1:]:
         mine = table[(table["stage"] == stage) & (table["compared"] == "base")]
-        told.append(f"{base} to {stage}: {say(query.says, mine, query)}")
-    return " ".join(told)
+        pairs.append(f"{base} to {stage}: {say(query.says, mine, query)}")
+    return " ".join(pairs)
 
 
 def _signed(line: pd.Series) -> str:

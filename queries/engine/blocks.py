@@ -134,7 +134,7 @@ def part_writer(file: Path, files: Files = HERE) -> Iterator[Callable[[Columns],
     FileNotFoundError when its folder is gone, which means that nobody waits for the part any more.
     """
     opened = list[tuple[pa.RecordBatchFileWriter, pa.Schema]]()
-    if files.remote:  # the folder that was made for it lies on another machine
+    if files.remote:  # the folder that was made for it is on another machine
         file.parent.mkdir(parents=True, exist_ok=True)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with explain_full_disk(f"writing {file}"), replacing(file) as temporary, open(temporary, "wb") as sink:

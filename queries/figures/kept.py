@@ -28,17 +28,17 @@ DRAWING = (
 MOST = 2000  # files that are kept, those that were asked for last
 
 
-def save(drawing: Figure, *paths: Path, told: str = "") -> None:
+def save(drawing: Figure, *paths: Path, alt: str = "") -> None:
     """Write a figure as PNG (150 dots per inch, on white) or SVG, by the endings of the names; it carries no date.
 
-    SVG has its text as text, colours for dark pages, and `told` for readers who don't see it.
+    SVG has its text as text, colours for dark pages, and `alt` for readers who don't see it.
     """
     for path in paths:
         if path.suffix.lower() not in (".png", ".svg"):
             raise LakeError(f"{path}: a figure is written as .png or .svg")
     for path in paths:
         if path.suffix.lower() == ".svg":
-            path.write_text(svg(drawing, told), encoding="utf-8")
+            path.write_text(svg(drawing, alt), encoding="utf-8")
         else:
             drawing.savefig(path, dpi=figure.DPI, facecolor="white", metadata={"Software": None})
 
@@ -62,14 +62,14 @@ def drawn(answer: Findings, suffix: str = ".png") -> bytes:
     folder, key = user_cache() / "figures", figure_key(answer)
     with suppress(OSError):
         file = folder / f"{key}{suffix}"
-        told, data = file.read_bytes().split(b"\n", 1)
-        if told == _digest(data):
+        digest, data = file.read_bytes().split(b"\n", 1)
+        if digest == _digest(data):
             file.touch()
             return data
     suffixes = dict.fromkeys((suffix, ".png", ".svg"))
     with tempfile.TemporaryDirectory() as place:
         files = {each: Path(place) / f"figure{each}" for each in suffixes}
-        save(figure.draw(answer), *files.values(), told=described(answer))
+        save(figure.draw(answer), *files.values(), alt=described(answer))
         found = {each: path.read_bytes() for each, path in files.items()}
     with suppress(OSError):  # a full disk, or a cache that can't be written: nothing depends on it
         for each, data in found.items():

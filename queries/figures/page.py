@@ -35,10 +35,10 @@ CAPTURE_COLUMNS = ["model", "stream", "prompts", "tokens", "bytes"]
 
 def notebook_figure(answer: Findings) -> str:
     """The figure of an answer as an image for a notebook: on white, whatever the notebook's theme."""
-    told = described(answer)
+    alt = described(answer)
     data = base64.b64encode(svg(figure.draw(answer), dark=False).encode()).decode("ascii")
     width, style = 96 * figure.WIDTH, "max-width:100%;background:#fff"
-    return f'<img width="{width:.0f}" style="{style}" alt="{escape(told)}" src="data:image/svg+xml;base64,{data}">'
+    return f'<img width="{width:.0f}" style="{style}" alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
 
 @dataclass(frozen=True)

@@ -37,23 +37,23 @@ DARK_RULES = (
 _ALONE = f"<style>@media (prefers-color-scheme: dark){{{_rules('')}}}</style>"
 
 
-def svg(drawing: Figure, told: str = "", dark: bool = True) -> str:
-    """A figure as an SVG file: it carries no date, `told` for readers who don't see it, and, with
+def svg(drawing: Figure, alt: str = "", dark: bool = True) -> str:
+    """A figure as an SVG file: it carries no date, `alt` for readers who don't see it, and, with
     `dark`, what it looks like where the system is dark."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "actlake"}):
         drawing.savefig(buffer, format="svg", metadata={"Date": None})
     text = DECIMALS.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), buffer.getvalue())
     start = text.index(">", text.index("<svg ")) + 1
-    words = f"<title>{escape(told)}</title>" if told else ""
+    words = f"<title>{escape(alt)}</title>" if alt else ""
     return f"{text[:start]}{words}{_ALONE if dark else ''}{text[start:]}"
 
 
-def inline(text: str, told: str) -> str:
-    """The element of an SVG file for use inside a page, as wide as there is room; `told` is its alternative text."""
+def inline(text: str, alt: str) -> str:
+    """The element of an SVG file for use inside a page, as wide as there is room; `alt` is its alternative text."""
     text = METADATA.sub("", HEAD.sub("", text, 1), 1).replace(_ALONE, "", 1)
     text = re.sub(r"<title>.*?</title>", "", text, count=1, flags=re.DOTALL)
     opening, _, rest = STYLE.sub("", text, 1).partition(">")
     box = re.search(r'viewBox="[^"]*"', opening)
-    kept = f'<svg class="figure" role="img" aria-label="{escape(told)}" {box[0] if box else ""}>'
+    kept = f'<svg class="figure" role="img" aria-label="{escape(alt)}" {box[0] if box else ""}>'
     return kept + NAMED.sub("<g", SPACE.sub("><", rest)).strip()

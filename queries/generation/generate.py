@@ -109,7 +109,7 @@ def generate(
     if wanted.date:
         check_date(wanted.date)
     if wanted.limit and chosen is None:
-        raise LakeError("--limit: goes with --prompts SET; without one the prompts are those that the captures read")
+        raise LakeError("--limit: needs --prompts SET; without one the prompts are those that the captures read")
     budget = wanted.max_new_tokens or (64 if chosen else None)
     thinking_of(wanted.thinking)
     read = (wanted.date, wanted.control_tokens, wanted.thinking)

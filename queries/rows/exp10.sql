@@ -50,13 +50,13 @@ WITH mine AS (
     WHERE layer >= 0
 ), starts AS (
     SELECT lens, variant, prompt, position AS last FROM mine WHERE layer = 0 AND step = 0
-), told AS (
+), answered AS (
     SELECT lens, variant, prompt, layer, layers, position - last AS place, kl_final_layer AS kl
     FROM mine JOIN starts USING (lens, variant, prompt) WHERE position > last
 ), paired AS (
     SELECT lens, prompt, layer, layers, it.kl - pt.kl AS dkl
-    FROM (FROM told WHERE variant = 'it') AS it
-    JOIN (SELECT lens, prompt, layer, place, kl FROM told WHERE variant = 'pt') AS pt USING (lens, prompt, layer, place)
+    FROM (FROM answered WHERE variant = 'it') AS it
+    JOIN (SELECT lens, prompt, layer, place, kl FROM answered WHERE variant = 'pt') AS pt USING (lens, prompt, layer, place)
 ), tails AS (
     SELECT lens, prompt, layer, quantile_cont(dkl, 0.05) AS low, quantile_cont(dkl, 0.95) AS high, count(*) AS tokens
     FROM paired GROUP BY lens, prompt, layer

@@ -51,7 +51,7 @@ def count(value: float) -> str:
 
 
 def counts(rows: pd.DataFrame) -> str:
-    """What lies behind some estimates: "229 to 231 prompts", or "100 subsamples, 240 prompts" where units differ."""
+    """What some estimates come from: "229 to 231 prompts", or "100 subsamples, 240 prompts" where units differ."""
     known = rows[rows["n"].notna() & rows["unit"].notna()]
     parts = []
     for unit, n in known.groupby("unit")["n"]:

@@ -1,4 +1,4 @@
-"""Jobs that make what lies in directions/: record differences of MLP outputs, and regressions on paired residuals."""
+"""Jobs that make what directions/ holds: record differences of MLP outputs, and regressions on paired residuals."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ class Tokens(TableJob):
         columns = self._kit.capture(self._names).columns()
         stream = read_stream(self._kit.layout, self._names[1])
         where = {**name_columns(self._names), "token": np.arange(stream.n_tokens)}
-        told = {"token_text": stream.texts, "segment": np.asarray(SEGMENTS, object)[stream.columns["segment"]]}
-        self.add({**where, **columns, **stream.columns, **told})
+        words = {"token_text": stream.texts, "segment": np.asarray(SEGMENTS, object)[stream.columns["segment"]]}
+        self.add({**where, **columns, **stream.columns, **words})
 
 
 def _kept(capture: Capture, table: str) -> dict[str, str]:

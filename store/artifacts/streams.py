@@ -76,8 +76,8 @@ class Stream:
             "is_special": np.asarray(self.special, dtype=bool),
             "is_continuation": position >= start,
             **{
-                name: np.full(self.n_tokens, UNKNOWN[name], np.int32) if told is None else np.asarray(told, np.int32)
-                for name, told in (("segment", self.segment), ("turn", self.turn))
+                name: np.full(self.n_tokens, UNKNOWN[name], np.int32) if known is None else np.asarray(known, np.int32)
+                for name, known in (("segment", self.segment), ("turn", self.turn))
             },
         }
 
@@ -232,8 +232,8 @@ def read_stream(layout: Layout, name: str) -> Stream:
 def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
     if not len(table) or any(column.null_count for column in table.columns):
         raise CorruptError(f"{path}: no rows, or gaps in its columns", repair=REPAIRS["stream"])
-    told = {*table.column_names} >= LATER
-    segment = pc.index_in(table["segment"].cast(pa.string()), pa.array(SEGMENTS)) if told else None
+    known = {*table.column_names} >= LATER
+    segment = pc.index_in(table["segment"].cast(pa.string()), pa.array(SEGMENTS)) if known else None
     if segment is not None and segment.null_count:
         raise CorruptError(f"{path}: segment: expected one of {', '.join(SEGMENTS)}", repair=REPAIRS["stream"])
     ids = table["token_id"].to_numpy()
@@ -252,7 +252,7 @@ def _from_table(table: pa.Table, record: dict[str, Any], path: Path) -> Stream:
         special=table["is_special"].to_numpy(),
         recipe=record["recipe"],
         segment=None if segment is None else segment.to_numpy(),
-        turn=table["turn"].to_numpy() if told else None,
+        turn=table["turn"].to_numpy() if known else None,
     )
 
 

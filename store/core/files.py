@@ -229,7 +229,7 @@ def _finite(text: str) -> float:
 def try_lock(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold a lock on a file, made if need be; yields False when another process holds it (or waits for it, if `wait`).
 
-    The lock goes with the process, however it ends. File systems without locks yield True: what is written under a lock
+    The lock ends with the process, however that ends. File systems without locks yield True: what is written under a lock
     is the same bytes whoever writes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +293,8 @@ def human_bytes(count: float) -> str:
 def give_back_memory() -> None:
     """Let glibc return freed memory to the system; elsewhere nothing.
 
-    What outlives a block of work lies between what does not: without this the heap keeps all that was ever free, and grows.
+    What outlives a block of work is in memory between what does not:
+    without this the heap keeps all that was ever free, and grows.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:

@@ -62,7 +62,7 @@ for held in (recent, recent_frames):  # a lock does not survive a fork
 
 
 def identity(file: Path | RemoteFile) -> Any:
-    """What tells a file from another one that takes its place; None while that can't be told, right after it was written.
+    """What tells a file from another one that takes its place; None while that is unknown, right after it was written.
 
     Clocks of file systems tick every few ms. A remote file is known by the object that reads it, opened once a capture.
     """

@@ -70,7 +70,7 @@ def connect(
 
     `sql` is what it will be asked: of a remote lake only the tables in it are brought here, all without it; the columns that
     it may name, or all where it names no table, have their comments. `pairs` are
-    those that rows are told apart by (left out: all that the lake and the usual catalog have). With `files` there are just the
+    those that rows are assigned to (left out: all that the lake and the usual catalog have). With `files` there are just the
     tables that `sql` reads, of each just these files and those from elsewhere (left out: all that count). With `only`, rows of
     other models than these need not be there (`restriction.only_models`).
 
