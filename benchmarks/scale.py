@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from actlake.analyze import lazy
 from actlake.analyze.lens.head import Head
-from actlake.queries.answer.answer import scopes_of
+from actlake.queries.answer.answer import Plan
 from actlake.queries.engine.context import Context
 from actlake.queries.engine.passes import BLOCK_BYTES
-from actlake.queries.makers import jobs_of
 from actlake.queries.rows.registry import find
 from actlake.store.artifacts.models import write_model
 from actlake.store.artifacts.streams import Stream, write_stream
@@ -160,9 +159,8 @@ def graphs(lake: Any) -> dict[str, int]:
 
 def row_plan(layout: Layout, row: str) -> tuple[int, int]:
     """Jobs that make the missing tables of a row, and blocks of prompts that they take from each capture, in all."""
-    kit, query = Context(layout), find(row)
-    scopes = scopes_of(kit, query, "pair0", None)
-    jobs = [job for want in query.needs for scope in scopes for job in jobs_of(kit, (want.table, want.kind, scope))]
+    plan = Plan.make(Context(layout), find(row), ["pair0"], None)
+    jobs = [job for some in plan.made_by.values() for job in some]
     reads: dict[Capture, set[str]] = {}
     for job in jobs:
         for capture in job.captures:
