@@ -310,7 +310,7 @@ def command(lake, made, *words):
         (["--sweep", "A9"], "unknown sweep 'A9'; expected one of A1, A1_rand"),
         (["--condition", "nothing"], "unknown condition 'nothing'"),
         (["pocket", "--edit", "none"], "generate takes one pair, found llama, pocket"),
-        (["--limit", "3"], "--limit: goes with --prompts"),
+        (["--limit", "3"], "--limit: needs --prompts"),
         (["--prompts", "none.jsonl", "--edit", "none"], "none.jsonl: no such prompt file"),
     ],
 )  # fmt: skip

@@ -61,7 +61,7 @@ def test_canonical_text(text, canonical):
         ("scale:layers=9-3,direction=d_mean,alpha=0", "'9-3' run backwards"),
         ("scale:layers=end,direction=d_mean,alpha=0", "'end', expected a number, a run such as 2-5, or one of early, mid, late, all"),
         ("scale:layers=1,direction=d_mean,alpha=0,alpha=1", "alpha is given twice"),
-        ("scale:layers=1,direction=d_mean,alpha=0,seed=3", "a seed goes with direction random or rotated only"),
+        ("scale:layers=1,direction=d_mean,alpha=0,seed=3", "a seed is for direction random or rotated only"),
         ("scale:layers=1,direction=random,alpha=0,seed=-3", "seed is '-3', expected a whole number"),
         ("scale:layers=1,direction=d_mean,alpha", "'alpha' is no setting"),
         ("skip:layers=1,site=mlp", "skip has no setting 'site'; it takes layers"),

@@ -277,7 +277,7 @@ def command(tmp_path, pair, command_line) -> Callable[..., tuple[int, str, str]]
 def test_commands(command, tmp_path, pair):
     words = ("capture", "llama-it", "--prompts", "tiny", "--max-new-tokens", "2", "--with-weights")
     code, _, err = command(*words)
-    assert code == 0 and " ".join(err.split()).count("The model's licence goes with them") == 1
+    assert code == 0 and " ".join(err.split()).count("The model's licence comes with them") == 1
     assert "licence" not in command(*words)[2]
     shutil.rmtree(pair.it.path)
     code, out, _ = command("verify", "--reforward", "2", "--json")
