@@ -21,7 +21,7 @@ adding.add_typer(model_app, name="model")
 adding.add_typer(table_app, name="table")
 
 
-@model_app.command("check")
+@model_app.command("check", epilog="Example: `actlake model check pocket`")
 @grouped
 def model_check(
     what: Annotated[
@@ -51,7 +51,7 @@ def model_check(
         line("the two have one shape and one tokenizer: they can be captured as a pair")
 
 
-@prompts_app.command("add")
+@prompts_app.command("add", epilog="Example: `actlake prompts add mine.csv --text question`")
 @grouped
 def prompts_add(
     file: Annotated[Path, typer.Argument(help="A .jsonl or .csv file; prompts without ids are numbered.")],
@@ -93,7 +93,7 @@ class _Whose:
     lens: Annotated[str | None, typer.Option(help="raw, tuned or jacobian, in tables of lenses. [default: raw]")] = None
 
 
-@table_app.command("add")
+@table_app.command("add", epilog="Example: `actlake table add lens theirs.parquet`")
 @grouped
 def table_add(
     name: Annotated[str, typer.Argument(help="The table that the file has columns of: lens, delta, pair_lens ...")],

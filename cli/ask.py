@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 questions = typer.Typer()
 
 
-@questions.command()
+@questions.command(epilog="Example: `actlake run L2 exp16 --pair pocket`")
 @grouped
 def run(
     where: Workers,
@@ -111,7 +111,7 @@ def run(
             line(f"lock: {lock}; `actlake reproduce {lock}` checks it")
 
 
-@questions.command()
+@questions.command(epilog="Example: `actlake reproduce L2.lock`")
 @grouped
 def reproduce(
     file: Annotated[Path, typer.Argument(help="What `actlake run --lock FILE` wrote.")],
@@ -146,7 +146,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@questions.command()
+@questions.command(epilog='Example: `actlake sql "SELECT variant, layer, avg(kl_final_layer) FROM lens GROUP BY ALL"`')
 @grouped
 def sql(
     text: Annotated[str, typer.Argument(help="One SELECT statement.")],
@@ -181,7 +181,7 @@ def sql(
         Console(stderr=True).print(f"the first {rows} rows; --rows 0 prints all", style="dim")
 
 
-@questions.command(name="rows")
+@questions.command(name="rows", epilog="Example: `actlake rows L2`")
 @grouped
 def list_rows(
     row: Annotated[
@@ -209,7 +209,7 @@ def list_rows(
     print_table(every(catalog=catalog), as_json)
 
 
-@questions.command(name="tables")
+@questions.command(name="tables", epilog="Example: `actlake tables lens`")
 @grouped
 def list_tables(
     where: Where,
@@ -222,7 +222,7 @@ def list_tables(
     print_table(column_table(table) if table else where.open().tables, as_json)
 
 
-@questions.command()
+@questions.command(epilog="Example: `actlake report --pair pocket --out report.html`")
 @grouped
 def report(
     where: Workers,

@@ -39,7 +39,7 @@ for part in (making, writing, adding, questions, sharing):
     app.add_typer(part)
 
 
-@app.command()
+@app.command(epilog="Example: `actlake doctor --lake lake`")
 @grouped
 def doctor(where: Where, as_json: JsonOption = False) -> None:
     """Versions, devices, disk, catalog and lake, one line each."""

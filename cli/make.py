@@ -36,7 +36,7 @@ DEMO_STREAMS, DEMO_ROWS = ("native", "teacher"), ("L1", "L2", "exp16")
 making = typer.Typer()
 
 
-@making.command()
+@making.command(epilog="Example: `actlake demo --limit 24`")
 @grouped
 def demo(
     where: Computing,
@@ -86,7 +86,7 @@ def demo(
         line(f"  {command}")
 
 
-@making.command()
+@making.command(epilog="Example: `actlake capture pocket --stream native --stream teacher`")
 @grouped
 def capture(
     names: NamesArgument,
@@ -150,7 +150,7 @@ def capture(
             line(question, style="dim")
 
 
-@making.command()
+@making.command(epilog="Example: `actlake plan gemma3_4b --limit 200`")
 @grouped
 def plan(
     names: NamesArgument,
@@ -207,7 +207,7 @@ def plan(
     )
 
 
-@making.command()
+@making.command(epilog="Example: `actlake seal pocket/it/native`")
 @grouped
 def seal(
     where: Where,
@@ -222,7 +222,7 @@ def seal(
         line(f"{row.path}: sealed, {row.tokens:,} tokens, {human_bytes(row.bytes)}")
 
 
-@making.command(name="fit-lens")
+@making.command(name="fit-lens", epilog="Example: `actlake fit-lens pocket/it --kind jacobian`")
 @grouped
 def fit_lens(
     names: NamesArgument,
@@ -297,7 +297,7 @@ def fit_lens(
                 _numbers(name, record[f"kl_{name}"][fold], "    ", 5)
 
 
-@making.command(name="import-lens")
+@making.command(name="import-lens", epilog="Example: `actlake import-lens jlens.pt --model pocket/it`")
 @grouped
 def import_lens(
     file: Annotated[Path, typer.Argument(help="What torch.save wrote: J, n_prompts, source_layers, d_model.")],

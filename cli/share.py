@@ -41,7 +41,7 @@ OtherLake = Annotated[
 CaptureArgument = Annotated[str, typer.Argument(help=CAPTURE)]
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake ls models`")
 @grouped
 def ls(
     what: Annotated[str, typer.Argument(help=f"What to list: {', '.join(LISTINGS)}.")] = "captures",
@@ -61,7 +61,7 @@ def ls(
     print_table(table if as_json else table.drop(columns="path", errors="ignore"), as_json)
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake show pocket/it/native`")
 @grouped
 def show(capture: CaptureArgument, where: Where, as_json: JsonOption = False) -> None:
     """One capture: its arrays and where it comes from."""
@@ -79,7 +79,7 @@ def show(capture: CaptureArgument, where: Where, as_json: JsonOption = False) ->
         line(f"warning: {warning}", style="yellow")
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake verify --reforward 8`")
 @grouped
 def verify(
     where: Computing,
@@ -106,7 +106,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake gc --dry-run`")
 @grouped
 def gc(
     where: Where,
@@ -120,7 +120,7 @@ def gc(
         line(f"{len(found)} files, {human_bytes(int(found['bytes'].sum()))}{', not removed (--dry-run)' * dry_run}")
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake cite pocket/it/native`")
 @grouped
 def cite(
     capture: Annotated[str, typer.Argument(help=CAPTURE + " Or a whole reference, to check it.")],
@@ -137,7 +137,7 @@ def cite(
         line(f"{name:10} {value}")
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake push s3://bucket/lake pocket --dry-run`")
 @grouped
 def push(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonOption = False) -> None:
     """Copy this lake, or a part of it, to another place: only what is missing there moves, checked by its hashes.
@@ -149,7 +149,7 @@ def push(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonO
     _moved([plan], moving, as_json)
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake pull s3://bucket/lake pocket/it --lake part --site resid --limit 100`")
 @grouped
 def pull(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonOption = False) -> None:
     """Copy another lake, or a part of it, into this one (made if need be): only what is missing here moves, hashes checked.
@@ -162,7 +162,7 @@ def pull(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonO
     _moved([plan], moving, as_json)
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake sync s3://bucket/lake`")
 @grouped
 def sync(url: OtherLake, part: Part, moving: Moving, where: Where, as_json: JsonOption = False) -> None:
     """Give this lake and another one what either lacks of the other: pull, then push."""
@@ -170,7 +170,7 @@ def sync(url: OtherLake, part: Part, moving: Moving, where: Where, as_json: Json
     _moved(plans, moving, as_json)
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake index --lake /srv/www/lake`")
 @grouped
 def index(where: Where, as_json: JsonOption = False) -> None:
     """Write files.json, which names all files of a lake: with it any web server can hand out the lake, read-only.
@@ -184,7 +184,7 @@ def index(where: Where, as_json: JsonOption = False) -> None:
     line(f"{lake.layout.address}/files.json: {count:,} files")
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake serve lake --port 8080`")
 def serve(
     lake: Annotated[
         str, typer.Argument(metavar="LAKE", help="Folder of the lake, or its name in the catalog.", show_default=False)
@@ -205,7 +205,7 @@ def serve(
         server.serve_forever()
 
 
-@sharing.command()
+@sharing.command(epilog="Example: `actlake explore --out site --limit 100`")
 @grouped
 def explore(
     where: Computing,

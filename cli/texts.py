@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 writing = typer.Typer()
 
 
-@writing.command()
+@writing.command(
+    epilog="Example: `actlake generate pocket/it --edit scale:layers=late,direction=d_mean,alpha=0 --show 3`"
+)
 @grouped
 def generate(
     names: NamesArgument,
@@ -102,7 +104,7 @@ def generate(
             out.print(f"\n[bold]{one.key} {escape(row['prompt_id'])}[/]\n{escape(row['text'])}", highlight=False)
 
 
-@writing.command()
+@writing.command(epilog="Example: `actlake score pocket --sweep exp12`")
 @grouped
 def score(
     names: NamesArgument,

@@ -1,9 +1,12 @@
-"""`pip install .` without -e: everything the command needs travels in the wheel, and nothing generic does."""
+"""`pip install .` without -e: all that the command needs travels in the source archive and in the wheel made of it, nothing else does."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -28,15 +31,29 @@ NEEDED = (
 )
 
 
+def built(kind: str, tree: Path, out: Path) -> Path:
+    """The `sdist` or `wheel` of a tree, by the build backend itself."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, check=True, capture_output=True, text=True)
+    return next(out.glob("*.whl" if kind == "wheel" else "*.tar.gz"))
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that no build folder is left in the tree."""
-    copy, out = tmp_path_factory.mktemp("src") / "tree", tmp_path_factory.mktemp("wheel")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source archive, built from a copy so that no build folder is left in the tree."""
+    copy = tmp_path_factory.mktemp("src") / "tree"
     skip = shutil.ignore_patterns(".*", "lake", "build", "*.egg-info", "__pycache__", "answers")
     shutil.copytree(ROOT, copy, ignore=skip)
-    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", str(out)]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True, text=True)
-    return next(out.glob("*.whl"))
+    return built("sdist", copy, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that is made of the source archive alone."""
+    tree = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(archive) as files:
+        files.extractall(tree, filter="data")
+    return built("wheel", next(tree.iterdir()), tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_code_and_data_under_one_name(wheel: Path) -> None:
@@ -49,7 +66,20 @@ def test_the_wheel_holds_code_and_data_under_one_name(wheel: Path) -> None:
 
 def test_an_installed_wheel_finds_its_catalog_prompts_queries_and_models(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "-q",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (site / "bin" / "actlake").is_file()
     code = (
         "import actlake, pathlib; from actlake.store.core.catalog import load_catalog; from actlake.queries.rows.registry import queries;"
         "from actlake.capture.streams.prompts import read_prompts; c = load_catalog(); p = c.pair('pocket');"
@@ -62,6 +92,26 @@ def test_an_installed_wheel_finds_its_catalog_prompts_queries_and_models(wheel: 
     assert done.returncode == 0, done.stderr
     # The packaged catalog's lake lies where one works, not in site-packages.
     assert Path(done.stdout.strip()).resolve() == (tmp_path / "lake").resolve()
+
+
+def test_what_an_index_shows_of_it_is_complete_and_one_version_stands_everywhere(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    said = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith(".dist-info/METADATA"))).decode()
+    fields = dict(re.findall(r"^([A-Z][\w-]+): (.+)$", said.split("\n\n")[0], re.MULTILINE))
+    for field in ("Summary", "Keywords", "Classifier", "License-Expression", "Requires-Python", "Author"):
+        assert fields.get(field), field
+    version = fields["Version"]
+    assert re.search(rf"^## {re.escape(version)} ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    found = {f"actlake.{f.parent.relative_to(ROOT).as_posix().replace('/', '.')}" for f in ROOT.glob("*/**/*.py")}
+    outside = ("tests", "benchmarks", "examples", "docs", "build")
+    kept = {
+        n
+        for n in found
+        if n.split(".")[1] not in outside and "" not in n.split(".") and not n.startswith("actlake.models")
+    }
+    assert kept <= {*listed}, kept - {*listed}
 
 
 def test_the_command_sets_up_torch_before_it_is_loaded() -> None:
