@@ -25,7 +25,7 @@ import helpers  # noqa: F401  (the tests' helpers)
 import mutate
 import tiny
 from actlake.capture.streams.prompts import read_prompts
-from actlake.queries.rows.registry import parse
+from actlake.queries.rows.header import parse
 from actlake.store.core.catalog import load_catalog
 from actlake.store.core.progress import bar
 from drill import Job, Tally, Work, command, finished, intact, judge, make_work, read_all, refusal, sealed_in, start

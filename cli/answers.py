@@ -14,7 +14,7 @@ from .printing import line, out, print_json, print_table, records
 if TYPE_CHECKING:
     from ..queries.answer.answer import Answer
     from ..queries.answer.asking import Asking
-    from ..queries.rows.registry import Query
+    from ..queries.rows.header import Query
 
 PUBLISHED = 12  # published figures that are shown below an answer
 

@@ -184,29 +184,60 @@ def sql(
 @questions.command(name="rows", epilog="Example: `actlake rows L2`")
 @grouped
 def list_rows(
-    row: Annotated[
-        str | None, typer.Argument(help="A row, to be explained. Every row with its title when left out.")
-    ] = None,
-    check: Annotated[
-        Path | None, typer.Option(help="A row's .sql file: say what is wrong with it.", metavar="FILE")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ROW | new NAME | check FILE]",
+            help="A row, to be explained; `new NAME` writes a row of your own to begin with, `check FILE` says what one lacks."
+            " Every row with its title when left out.",
+        ),
     ] = None,
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The rows of the experiment index: its question, what it reads, and whether models must run for it. Needs no lake.
 
-    Rows of your own are .sql files in a folder that the catalog names, `rows: [./my_rows]`.
+    Rows of your own are .sql files in a folder that the catalog names, `rows: [./my_rows]`: `actlake rows new NAME` writes one.
     """
     from ..queries.answer.listings import rows as every
     from ..queries.rows.registry import find
 
-    if check:
-        from ..queries.answer.listings import check_row
+    if not words:
+        return print_table(every(catalog=catalog), as_json)
+    verb, *given = words
+    if verb in ("new", "check") and len(given) == 1:
+        return _new_row(given[0], catalog, as_json) if verb == "new" else _check_row(Path(given[0]), as_json)
+    if given or verb in ("new", "check"):
+        raise LakeError(f"rows {' '.join(words)}", expected="a row, `new NAME`, `check FILE`, or nothing for all rows")
+    print_about([find(verb, catalog)])
 
-        return line(f"{check}: row {check_row(check).id} is well formed")
-    if row:
-        return print_about([find(row, catalog)])
-    print_table(every(catalog=catalog), as_json)
+
+def _new_row(name: str, catalog: Path | None, as_json: bool) -> None:
+    """A row of one's own to begin with."""
+    from ..queries.answer.own import new_row
+
+    file, found = new_row(name, catalog)
+    if as_json:
+        return print_json({"path": str(file.absolute()), "found": found})
+    known = (
+        "" if found else f"; name its folder in your catalog, rows: [{file.parent.absolute()}], so that run finds it"
+    )
+    line(f"{file}: change it; `actlake rows check {file}` says what it lacks{known}")
+
+
+def _check_row(file: Path, as_json: bool) -> None:
+    """What a row of one's own lacks, line by line; exit code 2 when it lacks anything."""
+    from ..queries.answer.own import checked
+
+    query, problems = checked(file)
+    if as_json:
+        print_json({"row": query.id if query else None, "problems": problems})
+    for problem in () if as_json else problems:
+        line(problem)
+    if query is None:
+        raise typer.Exit(2)
+    if not as_json:
+        line(f"{file}: row {query.id} is well formed")
 
 
 @questions.command(name="tables", epilog="Example: `actlake tables lens`")

@@ -15,9 +15,10 @@ from ..queries.engine.estimate import Work
 from ..queries.figures.chosen import chosen
 from ..queries.figures.looks import DARK, Look, looks
 from ..queries.rows.findings import Panel, hues, is_contrast, marked, reference, shown
+from ..queries.rows.header import description, pitfall_link
 from ..queries.rows.measures import axis
 from ..queries.rows.numbers import interval
-from ..queries.rows.registry import description, group_of, pitfall_link, queries
+from ..queries.rows.registry import group_of, queries
 from ..store.core.errors import LakeError, needs
 from .packing import packed
 from .source import ExplorerSource

@@ -7,7 +7,7 @@ from typing import Any
 from actlake.queries.answer.answer import Answer, Refused
 from actlake.queries.answer.asking import RESAMPLES, Asking, only_answer
 from actlake.queries.engine.passes import run as sweep
-from actlake.queries.rows.registry import Query
+from actlake.queries.rows.header import Query
 from actlake.store.format.paths import Layout
 
 

@@ -183,7 +183,8 @@ def test_a_row_along_a_chain(chain: Lake, tmp_path: Path) -> None:
         assert "% after sft" in answer.sentence
     else:
         assert share["method"].startswith("undefined") and "on the way, against base: sft" in answer.sentence
-    assert answer.sentence.startswith("From base to dpo, cg_raw changes by ")
+    assert answer.sentence.startswith("From base to dpo the change is ")
+    assert "(convergence gap, raw lens, nats)" in answer.sentence
     assert answer.pair == "stages" and set(answer.models) == {"base..sft", "base..dpo", "sft..dpo"}
     # Its SQL is one that anybody can ask.
     assert len(chain.sql(answer.sql).df()) == answer.rows

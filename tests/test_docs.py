@@ -14,7 +14,7 @@ import tiny
 import yaml
 from actlake.capture.edit.edits import EDITS
 from actlake.cli.main import app
-from actlake.queries.answer.listings import check_row
+from actlake.queries.answer.own import check_row
 from actlake.store.core.registry import Registry
 from actlake.store.format.paths import Layout
 from actlake.store.tables.declared import TABLES

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from actlake.capture.edit.edits import EDITS
-from actlake.queries.answer.listings import check_row
+from actlake.queries.answer.own import check_row
 from actlake.queries.engine.context import Context
 from actlake.queries.makers import jobs_of
 from actlake.queries.rows.registry import find, queries
@@ -155,14 +155,17 @@ def test_tables_that_need_each_other(captured: Layout) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("SELECT 1", "bad.sql:1: the header lacks id, needs, source, stream, title"),
+        ("SELECT 1", "bad.sql:1: the header lacks id: write "),
         (
             ROW.replace("needs: kurtosis", "needs: lens(tuned"),
-            r"bad.sql: needs 'lens\(tuned', expected a table such as",
+            r"bad.sql:3: needs 'lens\(tuned', expected a table such as",
         ),
-        (ROW.replace("kurtosis\n-- models", "lense\n-- models"), "bad.sql: needs table 'lense', .*did you mean 'lens'"),
-        (ROW.replace("sum(kurtosis)", "sum(entropie)"), "bad.sql: SQL: .*entropie"),
-        (ROW.replace("SELECT 'kurtosis'", "DROP TABLE lens; SELECT 'kurtosis'"), "bad.sql: SQL: Parser Error"),
+        (
+            ROW.replace("kurtosis\n-- models", "lense\n-- models"),
+            "bad.sql:3: needs table 'lense', .*did you mean 'lens'",
+        ),
+        (ROW.replace("sum(kurtosis)", "sum(entropie)"), "bad.sql:8: SQL: .*entropie"),
+        (ROW.replace("SELECT 'kurtosis'", "DROP TABLE lens; SELECT 'kurtosis'"), "bad.sql:8: SQL: Parser Error"),
     ],
 )
 def test_what_is_wrong_with_a_row(tmp_path: Path, text: str, words: str) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from actlake.lake import Lake
-from actlake.queries.rows.registry import parse, queries
+from actlake.queries.rows.header import parse
+from actlake.queries.rows.registry import queries
 from actlake.store.core.catalog import ProfileSpec, StreamSpec
 from actlake.store.core.errors import LakeError
 from asking import answer_all
@@ -45,7 +46,7 @@ def test_rows_of_one_model_have_one_column(lake: tuple[Lake, str]) -> None:
     for answer in answers:
         if "variant" in answer.table:
             assert set(answer.table["variant"].dropna()) == {who}
-        assert answer.sentence.startswith(f"llama has {who} only, which is compared with no other model: ")
+        assert answer.sentence.startswith(f"llama has {who} only, which is compared with no other model. ")
         assert "undefined" not in answer.sentence and answer.table["estimate"].notna().any()
         assert answer.figure() is not None
 

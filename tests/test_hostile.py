@@ -30,7 +30,7 @@ from actlake.judge.rubrics import read_rubrics
 from actlake.lake import Lake
 from actlake.queries.answer.lock import read_lock
 from actlake.queries.figures.page import page
-from actlake.queries.rows.registry import parse
+from actlake.queries.rows.header import parse
 from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import read_probes
 from actlake.store.artifacts.streams import read_stream

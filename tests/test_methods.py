@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from actlake.cli.main import app
-from actlake.queries.rows.registry import Query, parse, pitfall_link, published, queries
+from actlake.queries.rows.header import Query, parse, pitfall_link
+from actlake.queries.rows.registry import published, queries
 from actlake.store.core.errors import LakeError
 from typer.testing import CliRunner
 
@@ -110,7 +111,7 @@ def test_pitfalls_are_a_list_or_none() -> None:
         "double BOS": "two of them."
     }
     for wrong in ("double BOS, off-by-one step", "\n--   - double BOS"):
-        with pytest.raises(LakeError, match="x.sql: pitfalls has .*expected `none` or a list"):
+        with pytest.raises(LakeError, match="x.sql:6: pitfalls has .*expected `none` or a list"):
             parse(header.format(wrong), "x.sql")
 
 

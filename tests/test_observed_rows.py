@@ -458,7 +458,7 @@ def test_equal_prompts_are_undefined_not_nan(tmp_path: Path, llama: PairSpec) ->
     found = Lake(layout.root).run("L8")
     assert found.table["estimate"].isna().all() and found.table["low"].isna().all()
     assert set(found.table["method"]) == {"undefined: points coincide"}
-    assert "(late_participation_ratio undefined)" in found.sentence
+    assert "(participation ratio, final 20 % of layers undefined)" in found.sentence
     table = Lake(layout.root).run("0A").table
     assert value(table, "pairwise", 1) == pytest.approx(1) and value(table, "canonical", 1) == pytest.approx(1)
 

@@ -20,7 +20,8 @@ from actlake.queries.figures.figure import draw
 from actlake.queries.generation.sweeps import Shape, settings
 from actlake.queries.rows import index, registry
 from actlake.queries.rows.findings import marked, split
-from actlake.queries.rows.registry import find, parse
+from actlake.queries.rows.header import parse
+from actlake.queries.rows.registry import find
 from actlake.store.core.catalog import PairSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.core.specs import default_windows

@@ -28,13 +28,14 @@ from ..engine.passes import stage_of
 from ..makers import jobs_of
 from ..probes.choice import has_jacobian
 from ..rows.findings import Findings, in_words
+from ..rows.header import Query, Wanted
 from ..rows.numbers import interval
-from ..rows.registry import Query, Wanted, published
+from ..rows.registry import published
 from .beside import Beside, beside, said_beside
 from .estimates import check_any, read, table_of, table_of_chain
 from .lock import write_lock
 from .narrowed import pooled, read_through
-from .sentences import FIELD, say, say_of_chain
+from .sentences import FIELD, LISTED, called, say, say_of_chain
 
 if TYPE_CHECKING:
     from ..figures.figure import Picture
@@ -334,6 +335,9 @@ def _sentence(plan: Plan, table: pd.DataFrame) -> str:
     lines = lines[lines["layer"].isna()] if "layer" in lines else lines
     rows = {row.measure: row for row in lines.itertuples()}
     named = [name for name in dict.fromkeys(name for name, *_ in FIELD.findall(plan.query.says)) if name in rows]
-    parts = [f"{name} {interval(rows[name].estimate, rows[name].low, rows[name].high)}" for name in named]
+    parts = [
+        f"{called(plan.query, name)}: {interval(rows[name].estimate, rows[name].low, rows[name].high)}"
+        for name in named or list(rows)[:LISTED]
+    ]
     alone = f"{next(iter(plan.scopes))} has {only.pop()} only, which is compared with no other model"
-    return f"{alone}: {', '.join(parts)}." if parts else f"{alone}."
+    return f"{alone}. {'; '.join(parts)}." if parts else f"{alone}."

@@ -21,7 +21,7 @@ from ..engine.estimate import Work, listed, work_of
 from ..engine.job import Job, Stage
 from ..engine.passes import Engine, missing_of, stage_of
 from ..engine.passes import run as sweep
-from ..rows.registry import Query
+from ..rows.header import Query
 from .answer import Answer, Plan, Refused, answered
 from .estimates import RESAMPLES
 from .narrowed import within

@@ -12,9 +12,10 @@ from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope
 from ..engine.job import Job
 from ..makers import jobs_of
-from ..rows.registry import Query, Wanted
+from ..rows.findings import in_words
+from ..rows.header import Query, Wanted
 from .estimates import read, table_of
-from .sentences import compared, say
+from .sentences import called, compared, say
 
 OWN_ANSWERS = {"lens", "delta", "endpoint", "churn", "lens_eval"}  # tables of every token of an answer
 OWN_PROMPTS = {"geometry", "attention"}  # of the last prompt token
@@ -65,7 +66,10 @@ def said_beside(connection: duckdb.DuckDBPyConnection, query: Query, there: Besi
         return there.own
     # The choice of nothing among nothing marks it as a difference, written with its sign.
     number = say(f"[{{{first}? | | }}{{{first}}}]", table_of(list(found.values()), query, resamples), query)
-    return f"{there.own} On the same text, IT's answers read by both, {first} is {number}." if number else there.own
+    named = f"{called(query, first)}, {in_words(query, first).unit}"
+    return (
+        f"{there.own} On the same text, IT's answers read by both, it is {number} ({named})." if number else there.own
+    )
 
 
 def _shared(kit: Context, pair: str, prompts: str | None) -> Scope:

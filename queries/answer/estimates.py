@@ -13,7 +13,7 @@ from ...analyze.stats.bootstrap import Quantity, Sample, intervals, shares
 from ...store.core.errors import LakeError
 from ...store.tables.names import Chain
 from ..engine.context import Scope
-from ..rows.registry import Query
+from ..rows.header import Query
 from .sentences import compared as compared_measures
 
 MEASURED = ("estimate", "low", "high", "n", "unit", "method")

@@ -1,14 +1,12 @@
-"""Tables about a lake for people: rows, models, prompts, tables, directions; and what a row of one's own lacks."""
+"""Tables about a lake for people: rows, models, prompts, tables, directions."""
 
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -20,21 +18,19 @@ from ...store.captures.reader import find_capture
 from ...store.core.catalog import load_catalog
 from ...store.core.columns import SEGMENTS
 from ...store.core.errors import LakeError
-from ...store.core.schema import VARIANTS
 from ...store.core.yaml_file import hint
 from ...store.format.paths import Layout
 from ...store.remote.cache import RemoteFiles
 from ...store.tables.declared import TABLES
 from ...store.tables.files import stale_files
-from ...store.tables.sql import check_select, connect, sql_error
-from ...store.tables.statements import VIEWS
+from ...store.tables.sql import connect
 from ...store.tables.streams import same_prompts
-from ..engine.context import Context, Scope
+from ..engine.context import Context
 from ..engine.passes import run
+from ..rows.header import Query
 from ..rows.index import reads
-from ..rows.registry import Query, find, parse, queries
+from ..rows.registry import find, queries
 from ..tables.mean_differences import Contrast, records
-from .narrowed import scoped
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -237,29 +233,3 @@ def token_table(layout: Layout, model: str, stream: str, prompt: str | None) -> 
     if prompt not in found.prompt_ids:
         raise LakeError(f"stream {found.name} has no prompt {prompt!r}{hint(prompt, found.prompt_ids)}")
     return every[every["prompt_id"] == prompt].reset_index(drop=True)
-
-
-def check_row(file: Path) -> Query:
-    """The row that a file holds. LakeError, which names the file, for the first thing in it that can't be right."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LakeError(f"{file}: can't be read as text ({error})") from None
-    query, known = parse(text, str(file)), [*TABLES, *VIEWS]
-    for want in query.needs:
-        if want.table not in known:
-            raise LakeError(f"{file}: needs table {want.table!r}, which nobody declares{hint(want.table, known)}")
-    both = {variant: variant for variant in VARIANTS}
-    scopes = [Scope("pair", both, both, recipe) for recipe in query.recipes] or [Scope("pair", both, {})]
-    sql = scoped(query, scopes)
-    try:
-        check_select(sql)
-    except LakeError as error:
-        raise LakeError(f"{file}: {error}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        connection = connect(Layout.open(Path(folder) / "lake", create=True), sql)
-        try:
-            connection.execute(f"EXPLAIN {sql}")
-        except duckdb.Error as error:
-            raise LakeError(f"{file}: {sql_error(error)}") from error
-    return query

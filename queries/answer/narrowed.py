@@ -10,8 +10,9 @@ from ...store.tables.statements import VIEWS, described, tables_behind
 from ...store.tables.streams import sql_text
 from ..engine.context import Names, Scope
 from ..replayed.graft import HOST
-from ..rows.registry import Query, Wanted
+from ..rows.header import Query, Wanted
 
+WITH = re.compile(r"^((?:\s*--[^\n]*\n)*\s*)WITH\s", re.IGNORECASE)  # begins a SELECT, comments before it stay
 PLACES = (("stream", "token"), ("stream", "prompt", "step"))  # columns by which a table's rows are tokens of a stream
 
 
@@ -43,7 +44,7 @@ def scoped(query: Query, scopes: Sequence[Scope]) -> str:
     names = list(dict.fromkeys(wanted.table for wanted in query.needs))
     names += [view for view in VIEWS if view not in names and tables_behind(view) <= set(names)]
     narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes, _lenses(query, name))})" for name in names)
-    body = re.sub(r"^WITH\s", "", query.sql, flags=re.IGNORECASE)
+    body = WITH.sub(r"\1", query.sql)
     return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
 
 

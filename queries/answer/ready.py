@@ -12,8 +12,9 @@ from ...store.core.schema import VARIANTS
 from ...store.format.partial import pulled_from
 from ...store.format.paths import Layout
 from ..engine.context import Context
+from ..rows.header import Query
 from ..rows.index import reads
-from ..rows.registry import Query, queries
+from ..rows.registry import queries
 from .answer import Plan
 
 

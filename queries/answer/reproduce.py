@@ -18,7 +18,8 @@ from ...store.format.paths import Layout
 from ...store.format.records import SEAL
 from ...store.tables.files import FOREIGN
 from ...store.tables.names import Chain
-from ..rows.registry import Query, find
+from ..rows.header import Query
+from ..rows.registry import find
 from .answer import Answer
 from .asking import Asking
 from .estimates import MEASURED

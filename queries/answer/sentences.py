@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from ...store.tables.names import Chain
+from ..rows.findings import in_words, shown
+from ..rows.header import Query
 from ..rows.numbers import interval, number
-from ..rows.registry import Query
 
 FIELD = re.compile(r"\{(\w+)(?:@(\w+))?(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 ELSE = "||"  # in an optional part: the alternative
 SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\[{])")
 NO_INTERVAL = "[no interval]"
+LISTED = 3  # measures that a row without a sentence of its own tells
 BRACKETS = 2  # intervals in a sentence; the others stand in the table
 DUST = 1e-6  # what sums of float32 leave of nothing
 
@@ -28,7 +31,7 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
     interval the sign of the estimate decides, and the number says so: c would deny it. [...] is left out where a measure in
     it is not known, [...||otherwise] is replaced by what follows the bars. With `listed` a sentence without any known measure
     is left out, and one that lacks some is replaced by a list of those there are. After BRACKETS intervals of a sentence
-    estimates stand alone.
+    estimates stand alone. A row without a sentence lists its first numbers.
     """
     scalars = table[table["layer"].isna()] if "layer" in table else table
     compared = {match[1] for match in FIELD.finditer(template) if match[3] is not None}
@@ -43,7 +46,7 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
         nonlocal intervals
         line = line_of(match)
         if line is None:
-            return f"({match[1]} undefined)"
+            return f"({called(query, match[1])} undefined)"
         if match[3] is None:
             if match[2]:
                 return interval(line.estimate)
@@ -56,13 +59,18 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
         return match[3] if low > 0 else match[4] if high < 0 else match[5]
 
     def named(text: str) -> str:
-        wanted = dict.fromkeys(match[1] for match in FIELD.finditer(text) if line_of(match))
-        return f"{', '.join(f'{name} {{{name}}}' for name in wanted)}."
+        return listing(dict.fromkeys(match[1] for match in FIELD.finditer(text) if line_of(match)))
+
+    def listing(names: Iterable[str]) -> str:
+        told = f" ({shown(' - '.join(query.contrast[1:]))})" if query.contrast and not listed else ""
+        return f"{'; '.join(f'{called(query, name)}{told}: {{{name}}}' for name in names)}."
 
     def keep(match: re.Match[str]) -> str:
         wanted, _, otherwise = match[1].partition(ELSE)
         return wanted if all(map(line_of, FIELD.finditer(wanted))) else otherwise
 
+    if not template and (names := [name for name, arm in known if not arm][:LISTED]):
+        template = listing(names)
     kept = [
         text
         for text in SENTENCE.split(OPTIONAL.sub(keep, template))
@@ -89,7 +97,10 @@ def say_of_chain(chain: Chain, query: Query, table: pd.DataFrame) -> str:
         of_base, steps = (mine[mine["compared"] == kind].set_index("stage") for kind in ("base", "step"))
         if last not in of_base.index or pd.isna(of_base.loc[last, "estimate"]):
             continue
-        whole = f"From {base} to {last}, {measure} changes by {_signed(of_base.loc[last])}"
+        change = _signed(of_base.loc[last])
+        whole = (
+            f"From {base} to {last} the change is {change} ({called(query, measure)}, {in_words(query, measure).unit})"
+        )
         if len(chain.models) == 2:
             return f"{whole}."
         share = table[table["measure"] == f"{measure}_share"].set_index("stage")[["estimate", "low", "high"]] * 100
@@ -109,6 +120,11 @@ def say_of_chain(chain: Chain, query: Query, table: pd.DataFrame) -> str:
         mine = table[(table["stage"] == stage) & (table["compared"] == "base")]
         pairs.append(f"{base} to {stage}: {say(query.says, mine, query)}")
     return " ".join(pairs)
+
+
+def called(query: Query, name: str) -> str:
+    """What a measure is called in the row's header."""
+    return in_words(query, name).label
 
 
 def _signed(line: pd.Series) -> str:

@@ -22,8 +22,9 @@ from markupsafe import Markup, escape
 
 from ...store.core.files import human_bytes
 from ..rows.findings import Findings, Panel, hues, rank, reference, shown
+from ..rows.header import description
 from ..rows.numbers import count, counts, interval, seconds
-from ..rows.registry import GROUPS, description, group_of
+from ..rows.registry import GROUPS, group_of
 from . import figure
 from .chosen import FIELD, described
 from .kept import drawn

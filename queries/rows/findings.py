@@ -18,9 +18,9 @@ import pandas as pd
 
 from ...store.format.paths import Layout
 from ...store.tables.names import Chain
+from .header import Query
 from .measures import Measure, measure, thing, words
 from .numbers import counts
-from .registry import Query
 
 MEASURED = ["estimate", "low", "high", "n", "unit", "method"]
 WINDOWS = {"early": 1, "mid": 2, "late": 3}  # in the order of the blocks

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ...store.tables.declared import HOW, TABLES
 from ...store.tables.statements import tables_behind
-from .registry import Query, description, pitfall_link, published, queries
+from .header import Query, description, pitfall_link
+from .registry import published, queries
 
 INTRODUCTION = """\
 # Rows
