@@ -13,6 +13,7 @@ import pandas as pd
 from .page.look import listed
 from .page.make import Make
 from .page.share import Share
+from .page.train import Train
 from .store.core.errors import LakeError, needs
 from .store.tables.names import chain_named, pairs_in, stored_models, stored_pairs
 from .store.tables.result import exact_frame
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .queries.answer.results import Results
 
 
-class Lake(Make, Share):
+class Lake(Make, Share, Train):
     """Models, streams, captures and tables in a folder or at a URL, and the questions that can be asked of them."""
 
     @property

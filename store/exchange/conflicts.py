@@ -32,6 +32,7 @@ LISTED = 12  # names in a refusal
 KINDS = {
     "lenses": "probes",
     "directions": "directions",
+    "statistics": "statistics",
     "prompts": "prompts",
 }  # areas whose folders have a record -> its kind
 DERIVED = "tables"

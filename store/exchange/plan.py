@@ -310,9 +310,9 @@ class Planner:
                 yield model_unit(self.compared, name, self.selection.weights, self.notes)
 
     def _made(self) -> Iterator[Unit]:
-        """What was made of captures: tables, lenses, directions, texts, verdicts."""
+        """What was made of captures: tables, lenses, directions, statistics, texts, verdicts."""
         yield from self.compared.units("tables", lambda name: self.selection.whole or self._is_about(name))
-        for area in ("lenses", "directions", "texts", "verdicts"):
+        for area in ("lenses", "directions", "statistics", "texts", "verdicts"):
             yield from self.compared.units(area, self._is_of_model)
 
     def _is_of_model(self, name: str) -> bool:

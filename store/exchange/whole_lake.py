@@ -58,6 +58,7 @@ def _kinds(layout: Layout) -> Iterator[tuple[str, Callable[[Layout, Path], list[
         ("prompts", "prompts", "prompts"),
         ("lenses", "", "lenses/*"),
         ("directions", "directions", "directions/*"),
+        ("statistics", "statistics", "statistics/*"),
     ):
         layout.files.bring(root / area)
         yield area, partial(_sealed, kind=kind), _in(root, at)

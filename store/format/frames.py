@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numcodecs.zstd import decompress
 
 if sys.version_info >= (3, 14):
     from compression.zstd import CompressionParameter, Strategy, ZstdCompressor
@@ -122,6 +123,47 @@ def _stream(plane: np.ndarray, way: _Way, high: bool) -> tuple[bytes, Any]:
     coded = compressors[way.name, high].compress(plane, ZstdCompressor.FLUSH_FRAME)
     data = coded if len(coded) < plane.size else plane.tobytes()
     return struct.pack("<i", len(data)), data
+
+
+def decode_bits(frame: np.ndarray, out: np.ndarray) -> bool:
+    """Decode the two upper planes of a checked frame (uint8) of float32 into `out`, contiguous uint16: bits of bfloat16.
+
+    False for a frame that is not made of planes, or whose two lower ones are not the zeros of `encode_frame`; ValueError for a
+    damaged one.
+    """
+    flags, typesize = frame[2:4].tolist()
+    size, block, _ = frame[4:16].view("<u4").tolist()
+    if flags != FLAGS or typesize != TYPESIZE or size % block or block % TYPESIZE or size != 2 * out.nbytes:
+        return False
+    words, flat, data = block // TYPESIZE, out.reshape(-1), memoryview(frame.data)
+    zeros = _zeros(words)[1]
+    for number, at in enumerate(frame[16 : 16 + 4 * (size // block)].view("<i4").tolist()):
+        planes = []
+        for plane in range(TYPESIZE):
+            length, start = int.from_bytes(data[at : at + 4], "little"), at + 4
+            at = start + length
+            if length > words or at > len(frame):
+                raise ValueError("a plane of a chunk ends behind the last byte")
+            if plane < TYPESIZE - 2:
+                if data[start:at] != zeros:
+                    return False
+            else:
+                stored = length == words
+                planes.append(frame[start:at] if stored else _plane(data[start:at], words, plane % 2))
+        part = flat[number * words : (number + 1) * words]
+        np.copyto(part, planes[1])
+        np.left_shift(part, 8, out=part)
+        np.bitwise_or(part, planes[0], out=part)
+    return True
+
+
+def _plane(coded: memoryview, words: int, which: int) -> np.ndarray:
+    """A plane decoded into one of this thread's two scratch memories."""
+    held = _held.__dict__.setdefault("decoded", {})
+    if len(held.get(which, ())) != words:
+        held[which] = np.empty(words, np.uint8)
+    decompress(coded, held[which])
+    return held[which]
 
 
 @cache

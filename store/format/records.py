@@ -200,6 +200,10 @@ RECORDS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("kl_raw?", "kl_jacobian?"), [NUMBER]),
     },
     "directions": {**SEALED, "recipe": {"kind": NAMED, "models": MODELS}},
+    "statistics": {
+        **SEALED,
+        "recipe": {"kind": one_of("norms", "scale"), "model": NAMED, "stream": NAMED, "site": NAMED},
+    },
     "prompts": {**SEALED, "recipe": {"prompts": NAMED, "content_sha256": HASH}},
     "condition": {
         "model": NAMED,
@@ -225,6 +229,7 @@ REPAIRS = {
     "probes": "restore the file, or delete the probes' folder and run `actlake fit-lens` again",
     "jacobian": "restore the file, or delete the lens's folder and run `actlake fit-lens --kind jacobian` or import-lens again",
     "directions": "delete its folder and run the question again",
+    "statistics": "delete its folder: what needs it computes it again",
     "prompts": "delete its folder and run `actlake prompts add` again, or restore it",
     "condition": "restore the file, or delete its folder and run `actlake generate` again",
     "lines": "delete the file and run the same command again",

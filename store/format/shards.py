@@ -235,7 +235,7 @@ class Grid:
             return
         name = identity(file)
         missed = [spot for spot, part in parts.items() if not self._recall((name, spot), *part)]
-        for spot, frame in self._frames(file, name, missed).items():
+        for spot, frame in self.frames(file, name, missed).items():
             target, inside = parts[spot]
             if frame is None:
                 if whole:
@@ -261,7 +261,7 @@ class Grid:
         target = out[tuple(slice(a - axis.start, b - axis.start) for a, b, axis in zip(low, high, box, strict=True))]
         return target, tuple(slice(a - start, b - start) for a, b, start in zip(low, high, corner, strict=True))
 
-    def _frames(
+    def frames(
         self, file: Path | RemoteFile, name: Any, spots: list[tuple[int, ...]]
     ) -> dict[tuple[int, ...], np.ndarray | None]:
         """Checked Blosc frames of these chunks, those that are held or else from the file; None for an absent one."""

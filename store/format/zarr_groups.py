@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from ..core.errors import RESTORE, CorruptError, LakeError
 from ..core.files import hash_file
 from ..core.schema import VARIABLES
 from ..remote.files import HERE, Files, RemoteFile
-from .chunks import DAMAGE, Chunks
+from .chunks import DAMAGE, Chunks, damaged
+from .frames import decode_bits
 from .parquet import first_line
 from .partial import Held, pull_of
 from .shards import Grid
@@ -84,6 +85,50 @@ class CheckedArray:
             raise LakeError(
                 f"{self.path / self.array.basename}: {shape} values of {self.dtype} do not fit into memory; read fewer at a time"
             ) from error
+
+    @property
+    def chunk_rows(self) -> int:
+        """Tokens of a chunk."""
+        return int(self.array.chunks[0])
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its values are bfloat16 that was widened."""
+        return self.array.attrs.get("lossless_cast") == "bfloat16"
+
+    def read_chunk(self, number: int, place: int, out: np.ndarray) -> None:
+        """Decode chunk `number` along the tokens at `place` of the second axis into `out` [chunk_rows, d], contiguous.
+
+        `out` is float32, or uint16 for the bits of bfloat16 values that were widened. Rows behind the last token are the fill
+        value. CorruptError with the file's name for a missing or damaged shard, LakeError where this copy lacks it.
+        """
+        grid = self._grid
+        if grid is None or self.ndim != 3 or grid.chunk[1:] != (1, self.shape[2]):
+            raise LakeError(f"{self.path / self.array.basename}: not laid out as docs/FORMAT.md has it, by layer")
+        self.check_rows(range(number, number + 1), place)
+        shard, inside = divmod(number, grid.counts[0])
+        file, spot = self._blob(shard), (inside, place, 0)
+        try:
+            frame = grid.frames(file, None, [spot])[spot]
+            if frame is None:
+                raise ValueError("a chunk is absent")
+            if out.dtype == np.float32:
+                grid.codec.decode(frame, out=out)
+            elif not decode_bits(frame, out):
+                whole = np.empty(out.shape, np.float32)
+                grid.codec.decode(frame, out=whole)
+                bits = whole.view(np.uint16).reshape(*out.shape, 2)  # of each number the low half, then the high one
+                if bits[..., 0].any():
+                    raise ValueError("values are not widened bfloat16")
+                out[...] = bits[..., 1]
+        except DAMAGE as error:
+            raise damaged(file, error) from error
+
+    def check_rows(self, chunks: Iterable[int], place: int) -> None:
+        """Raise LakeError when this copy lacks one of these chunks at a place of the second axis."""
+        for number in chunks if self.held else ():
+            first = number * self.chunk_rows
+            self._check_held((slice(first, first + 1), slice(place, place + 1)))
 
     def _check_held(self, box: tuple[slice, ...]) -> None:
         if self.held is None or self._grid is None:

@@ -27,6 +27,7 @@ AREAS = (
     "models",
     "lenses",
     "directions",
+    "statistics",
     "tables",
     "texts",
     "verdicts",

@@ -1,0 +1,1 @@
+"""Rows of captures in shuffled batches, for training: which rows, in what order, and how they are read."""

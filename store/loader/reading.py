@@ -1,0 +1,155 @@
+"""Reading the rows of a filling: whole chunks, decoded by several threads straight into the buffer, as bits of bfloat16."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..captures.reader import Capture
+from ..core.errors import LakeError
+from ..core.schema import VARIABLES
+from ..format.zarr_groups import CheckedArray
+from .order import Filled
+
+Slots = slice | np.ndarray
+_held = threading.local()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One site of one capture at one layer: capture number, the array, and its place on the array's second axis."""
+
+    capture: int
+    array: CheckedArray
+    place: int
+    site: str
+    layer: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What its rows are held as: bits of bfloat16 where its values are that, else float32."""
+        return np.dtype(np.uint16 if self.array.narrow else np.float32)
+
+
+def parts_of(captures: Sequence[Capture], sites: Sequence[str], layers: Sequence[int] | None) -> list[Part]:
+    """The parts of a row, by capture, site and layer in this order.
+
+    Layer l is the output of block l, as in tables; of the residual stream it is boundary l + 1, and -1 the input of block 0.
+    LakeError for what a capture lacks, and when widths differ.
+    """
+    found = []
+    for number, capture in enumerate(captures):
+        for site in sites:
+            if site not in capture:
+                there = [name for name in VARIABLES if name in capture and VARIABLES[name].dims[-1] == "d_model"]
+                capture.array(site) if site in capture.manifest["sizes"] else None  # a copy says what it lacks
+                raise LakeError(f"{capture.path}: no site {site!r}; it has {', '.join(there) or 'none'}")
+            array = capture.array(site)
+            known = [*map(int, capture.array(VARIABLES[site].dims[1])[:])]
+            known = [at - 1 for at in known] if VARIABLES[site].dims[1] == "boundary" else known
+            for layer in known if layers is None else layers:
+                if layer not in known:
+                    raise LakeError(f"{capture.path}: {site} at layer {layer}", expected=_range(known), found=layer)
+                found.append(Part(number, array, known.index(layer), site, layer))
+    widths = {part.array.shape[-1] for part in found}
+    if len(widths) > 1:
+        raise LakeError(f"rows side by side need one width, found {' and '.join(map(str, sorted(widths)))}")
+    if len({part.dtype for part in found}) > 1:
+        raise LakeError("rows side by side need one dtype; one capture is of a bfloat16 model, the other is not")
+    return found
+
+
+def _range(known: Sequence[int]) -> str:
+    whole = len(known) > 2 and list(known) == list(range(known[0], known[-1] + 1))
+    return f"{known[0]} to {known[-1]}" if whole else " or ".join(map(str, known))
+
+
+class Buffers:
+    """Two buffers of rows: one is drawn from while the other is filled. Memory: twice `capacity` rows of every part."""
+
+    def __init__(self, parts: Sequence[Part], rows: np.ndarray, capacity: int, pool: ThreadPoolExecutor):
+        self._parts, self._rows, self._pool = parts, rows, pool
+        width = parts[0].array.shape[-1]
+        size = min(capacity, len(rows))
+        self._sides = [[np.empty((size, width), part.dtype) for part in parts] for _ in range(2)]
+        self._under_way: list[Future[None]] = []
+
+    def fill(self, side: int, filled: Filled, from_other: bool) -> None:
+        """Begin to fill one side; rows that stay come from the other one, or else are read again."""
+        kept = len(filled.kept)
+        if from_other:
+            for one, other in zip(self._sides[side], self._sides[1 - side], strict=True):
+                self._submit(np.take, other, filled.kept, 0, one[:kept], "clip")
+        else:
+            order = np.argsort(filled.rows[:kept])
+            self._read(side, filled.rows[:kept][order], order)
+        at = kept
+        for piece in filled.pieces:
+            self._read(side, piece, slice(at, at + len(piece)))
+            at += len(piece)
+
+    def ready(self) -> None:
+        """Wait until what was begun is done; what went wrong is raised here."""
+        under_way, self._under_way = self._under_way, []
+        for future in under_way:
+            future.result()
+
+    def stop(self) -> None:
+        """Call off what has not begun."""
+        for future in self._under_way:
+            future.cancel()
+
+    def take(self, side: int, places: np.ndarray) -> list[np.ndarray]:
+        """The rows at some places of a side, [n, d] a part."""
+        return [held.take(places, axis=0, mode="clip") for held in self._sides[side]]
+
+    def _read(self, side: int, rows: np.ndarray, slots: Slots) -> None:
+        """Begin to read ascending rows into slots of a side, a chunk of an array at a time."""
+        tokens = self._rows[rows]
+        for part, held in zip(self._parts, self._sides[side], strict=True):
+            mine = tokens[:, part.capture]
+            for number, first, last in _chunks(mine, part.array.chunk_rows):
+                inside = mine[first:last] - number * part.array.chunk_rows
+                where = (
+                    slice(slots.start + first, slots.start + last) if isinstance(slots, slice) else slots[first:last]
+                )
+                self._submit(_read_chunk, part, number, inside, held, where)
+
+    def _submit(self, action: object, *given: object) -> None:
+        self._under_way.append(self._pool.submit(action, *given))  # type: ignore[arg-type]
+
+
+def _chunks(tokens: np.ndarray, size: int) -> Iterator[tuple[int, int, int]]:
+    """Chunk by chunk of ascending tokens (of a pair's other model nearly so): its number, and from where to where they are."""
+    numbers = tokens // size
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(tokens)] if len(tokens) else []
+    for first, last in pairwise(edges):
+        yield int(numbers[first]), first, last
+
+
+def _read_chunk(part: Part, number: int, inside: np.ndarray, held: np.ndarray, slots: Slots) -> None:
+    """Decode one chunk and put its tokens `inside` into slots of a buffer."""
+    size = part.array.chunk_rows
+    if isinstance(slots, slice) and len(inside) == size and (inside == np.arange(size)).all():
+        part.array.read_chunk(number, part.place, held[slots])
+        return
+    whole = read_whole(part, number)
+    if isinstance(slots, slice):
+        whole.take(inside, axis=0, out=held[slots], mode="clip")
+    else:
+        held[slots] = whole[inside]
+
+
+def read_whole(part: Part, number: int) -> np.ndarray:
+    """A chunk [chunk_rows, d] in this thread's scratch memory, good until it reads another."""
+    shape = (part.array.chunk_rows, part.array.shape[-1])
+    scratch = getattr(_held, "chunk", None)
+    if scratch is None or scratch.shape != shape or scratch.dtype != part.dtype:
+        scratch = _held.chunk = np.empty(shape, part.dtype)
+    part.array.read_chunk(number, part.place, scratch)
+    return scratch
