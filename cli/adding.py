@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 
 from ..store.core.catalog import load_catalog
-from ..store.core.errors import needs
+from ..store.core.errors import LakeError, needs
+from ..store.core.files import human_bytes
 from .options import Computing, DeviceMapOption, DtypeOption, JsonOption, Where, grouped
 from .printing import line, out, print_json
 
@@ -115,3 +116,79 @@ def table_add(
     captures = "; ".join("/".join(capture.values()) for capture in added.captures)
     state = "was there already" if added.reused else "added"
     line(f"{added.path}: {added.rows:,} rows of {captures}, {state}")
+
+
+@adding.command("import", epilog="Example: `actlake import vllm hidden_states --model pocket/it --boundaries 0-12`")
+@grouped
+def import_capture(
+    format: Annotated[
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help="vllm, speculators, specforge, crosscoder, saelens, transformerlens, nnsight, datasets, npy; or tokens: what an"
+            " engine wrote, a .jsonl or .parquet file of prompt_token_ids and token_ids.",
+        ),
+    ],
+    path: Annotated[Path, typer.Argument(help="The file or folder.")],
+    model: Annotated[str, typer.Option(help="The model it is of: MODEL or PAIR/ROLE.")],
+    where: Computing,
+    stream: Annotated[
+        str | None, typer.Option(help="Stream of the lake it was made on, for files without token ids.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the prompt set. [default: the file's]")] = None,
+    boundaries: Annotated[
+        str | None,
+        typer.Option(
+            help="Which boundaries unnamed layers are: 0 enters block 0, l+1 leaves block l; as 1,2,3 or 0-12."
+        ),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="With tokens: the engine that wrote them.")] = "",
+    setting: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="With tokens: a setting of the engine.")
+    ] = None,
+    dtype: DtypeOption = "auto",
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Keep NaN and infinity instead of refusing them.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring in a capture that another tool made, bit for bit; or text that another engine wrote, which is captured here.
+
+    Interrupted? Run the same command again. `actlake verify MODEL/STREAM --reforward 8` then says whether it is right.
+    """
+    lists = format == "tokens"
+    if lists and (stream or boundaries) or not lists and (engine or setting):
+        raise LakeError("--engine and --setting go with tokens, --stream and --boundaries with all other formats")
+    with where.writing() as lake:
+        if lists:
+            settings = {key: value for key, _, value in (one.partition("=") for one in setting or ())}
+            found = lake.add_tokens(path, model, engine=engine, settings=settings, name=name, dtype=dtype)
+            result, more = found.result, vars(found) | {"result": None}
+        else:
+            result = lake.add_capture(
+                format, path, model, stream, name=name, boundaries=_numbers(boundaries), dtype=dtype,
+                allow_nonfinite=allow_nonfinite,
+            )  # fmt: skip
+            more = {}
+    more.pop("result", None)
+    if as_json:
+        return print_json({**vars(result), "path": str(result.path), **more})
+    state = "was there already" if result.reused else f"imported in {result.seconds:.1f} s"
+    line(f"{result.path}: {result.tokens:,} tokens, {human_bytes(result.bytes)}, {state}")
+    if more and more["other"] is not None:
+        share = more["other"] / max(more["tokens"], 1)
+        line(
+            f"{more['other']:,} of {more['tokens']:,} written tokens ({share:.1%}) are not the model's own greedy choice,"
+            f" {more['first']:,} of them the first of their prompt"
+        )
+
+
+def _numbers(text: str | None) -> list[int]:
+    """Numbers as 1,2,3 or 0-12 says them."""
+    found = list[int]()
+    for part in (text or "").split(",") if text else []:
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or dash and not high.isdigit() or len(part) > 12:
+            raise LakeError(f"--boundaries {text!r}", expected="numbers such as 1,2,3 or 0-12")
+        found += range(int(low), int(high if dash else low) + 1)
+    return found

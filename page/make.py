@@ -15,6 +15,7 @@ from .look import Look, listed
 if TYPE_CHECKING:
     from ..capture.run.capture import Result
     from ..capture.streams.prompts import PromptSet
+    from ..exchange.tokens import Written
     from ..judge.judge import Cost
     from ..queries.generation.generate import Generated
     from ..store.tables.imported import Added
@@ -281,3 +282,67 @@ class Make(Look):
 
         pairs = known_pairs(self.catalog, stored_models(self.layout))
         return add_table(self.layout, name, Path(file), pairs, **given)
+
+    @needs()
+    def add_capture(
+        self,
+        format: str,
+        path: str | Path,
+        model: str,
+        stream: str | None = None,
+        *,
+        name: str | None = None,
+        boundaries: Sequence[int] = (),
+        dtype: str = "auto",
+        allow_nonfinite: bool = False,
+    ) -> Result:
+        """Bring in a capture that another tool made: its tokens become a stream, its values a sealed capture, bit for bit.
+
+        `format` is vllm, speculators, specforge, crosscoder, saelens, transformerlens, nnsight, datasets or npy (docs/IMPORT.md),
+        `path` its file or folder, `model` the model it is of, whose head and vocabulary are kept beside it. `stream` names the
+        stream that it was made on, needed where the files hold no token ids; `name` is the prompt set's name (the file's, unless
+        given). `boundaries` says which the layers of unnamed states are: 0 enters block 0, l + 1 leaves block l. Streamed; what
+        is interrupted goes on. Returns a result as `capture` does; `verify(.., reforward=N)` says whether it is right.
+        LakeError for files that are damaged, hold anything but numbers, or do not fit the model.
+        """
+        from ..exchange.importing import add_capture
+
+        return add_capture(
+            self.layout, self.catalog, format, Path(path), self._model(model), stream, name, boundaries, self.device, dtype,
+            allow_nonfinite,
+        )  # fmt: skip
+
+    @needs()
+    def add_tokens(
+        self,
+        file: str | Path,
+        model: str,
+        *,
+        engine: str = "",
+        settings: Mapping[str, str] | None = None,
+        name: str | None = None,
+        profile: str = "full",
+        dtype: str = "auto",
+        batch: int = 16,
+    ) -> Written:
+        """Capture a model on text that another engine wrote: a .jsonl or .parquet file of prompt_token_ids and token_ids.
+
+        `engine` and `settings` (temperature ...) go into the stream's recipe, `name` names the prompt set, `profile` is what is
+        kept. Returns `.result` (as `capture`), `.stream`, `.tokens` written, and `.other`: how many of these are not what the
+        model would have chosen itself, `.first` of them the first of their prompt. LakeError for ids that the model lacks.
+        """
+        from ..exchange.tokens import import_tokens
+
+        return import_tokens(
+            self.layout,
+            self.catalog,
+            Path(file),
+            self._model(model),
+            engine,
+            settings,
+            name,
+            profile,
+            self.device,
+            dtype,
+            batch,
+        )

@@ -1,13 +1,17 @@
 """Verifying what a lake holds: captures and their vocabularies and weights by hash, and some prompts run again."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...store.artifacts.models import REPAIR as VOCAB_REPAIR
 from ...store.artifacts.models import damage, read_model, vocab_file
+from ...store.artifacts.streams import read_stream
 from ...store.artifacts.weights import read_weights
 from ...store.captures.manifest import read_manifest
-from ...store.captures.reader import find_capture, list_captures, split_capture
+from ...store.captures.reader import Capture, find_capture, list_captures, split_capture
 from ...store.captures.verify import Report, verify, verify_weights
 from ...store.core.catalog import Catalog
 from ...store.core.errors import LakeError
@@ -16,6 +20,9 @@ from ...store.core.progress import Estimate, bar
 from ...store.exchange.whole_lake import verify_rest
 from ...store.format.paths import Layout
 from ...store.tables.names import model_named, pair_named, stored_models
+
+if TYPE_CHECKING:
+    from ..model.load import Model
 
 CHECKED = 60e6  # bytes of a capture that are hashed, decoded and looked at in a second
 STARTING, LOADED = 5.0, 250e6  # seconds until a model runs, and parameters that are loaded in a second
@@ -89,10 +96,26 @@ def _reforward(
     model = path.parent.name
     dtype = (read_manifest(path) or {})["provenance"]["dtype"]
     spec = stored_weights(layout, model) or catalog.model(model)
-    found = reforward(layout, load_model(spec, where[0], dtype, device_map=where[1]), path, count)
+    loaded = load_model(spec, where[0], dtype, device_map=where[1])
+    if "imported" in (read_manifest(path) or {})["provenance"]:
+        return _compare(layout, loaded, path, count, report)
+    found = reforward(layout, loaded, path, count)
     worst = ", ".join(f"{name} {value:.1e} (allowed {found.allowed[name]:.1e})" for name, value in found.worst.items())
     report.reforward = f"; {found.prompts} prompts run again: " + (
         "bit for bit equal" if found.exact else f"largest difference {worst}"
     )
     if not found.ok:
         report.problems.append(f"{path}: running {found.prompts} prompts again gives other activations: {worst}")
+
+
+def _compare(layout: Layout, model: Model, path: Path, count: int, report: Report) -> None:
+    """A capture of another tool against the model: right, or what is wrong with it by name."""
+    from .faults import compare
+    from .reforward import check_checkpoint
+
+    stored = Capture(path, lake=layout.files)
+    check_checkpoint(stored, model)
+    found = compare(model, stored, read_stream(layout, stored.manifest["stream"]), count)
+    share = f"a token's vector differs by {found.median:.1e} of its norm in the median, {found.worst:.1e} at most"
+    report.reforward = f"; {found.prompts} prompts run again: {'imported right, ' if not found.faults else ''}{share}"
+    report.problems += [f"{path}: {fault}" for fault in found.faults]

@@ -134,6 +134,14 @@ class _Reforward:
         return all(value <= self.allowed[name] for name, value in self.worst.items())
 
 
+def check_checkpoint(stored: Capture, model: Model) -> None:
+    """Raise LakeError unless a model is the checkpoint that a capture is recorded as."""
+    if stored.manifest["provenance"]["model_sha256"] != model.record["sha256"]:
+        raise LakeError(
+            f"{stored.path}: was captured from another checkpoint or dtype than {model.name} is now; nothing to compare"
+        )
+
+
 def reforward(layout: Layout, model: Model, path: Path, count: int) -> _Reforward:
     """Run `count` prompts of a sealed capture again, in the batches of its recorded plan, and compare with what is stored.
 
@@ -143,10 +151,7 @@ def reforward(layout: Layout, model: Model, path: Path, count: int) -> _Reforwar
     """
     stored = Capture(path, lake=layout.files)
     manifest = stored.manifest
-    if manifest["provenance"]["model_sha256"] != model.record["sha256"]:
-        raise LakeError(
-            f"{path}: was captured from another checkpoint or dtype than {model.name} is now; nothing to compare"
-        )
+    check_checkpoint(stored, model)
     stream = read_stream(layout, manifest["stream"])
     plan = batch_plan(np.diff(stream.offset).tolist(), manifest["provenance"]["batch"])
     wanted = set(np.linspace(0, len(stream.starts) - 1, min(count, len(stream.starts))).astype(int).tolist())

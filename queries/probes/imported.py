@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...exchange.torch_files import load_tensors
 from ...store.artifacts.models import read_model
 from ...store.artifacts.probes import JACOBIAN, probes_path, read_facts, write_probes
 from ...store.core.errors import LakeError
@@ -56,17 +57,7 @@ def import_jacobian(kit: Context, file: Path, model: str) -> tuple[Path, dict[st
 
 def _loaded(file: Path) -> dict[str, Any]:
     """The dictionary of a file, from which no code is run; LakeError for anything else."""
-    import torch
-
-    if not file.is_file():
-        raise LakeError(f"{file}: no such file")
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LakeError(
-            f"{file}: can't be read as tensors alone", found=first[:160], expected="a file that torch.save wrote"
-        ) from error
+    found = load_tensors(file)
     if not isinstance(found, dict) or (lacks := [key for key in KEYS if key not in found]):
         what = f"it lacks {', '.join(lacks)}" if isinstance(found, dict) else f"a {type(found).__name__}"
         raise LakeError(f"{file}: no Jacobian lens", expected=f"a dictionary with {', '.join(KEYS)}", found=what)
