@@ -99,9 +99,10 @@ def words(found: tuple[float, float]) -> str:
 def sae_lens_store(values: np.ndarray, folder: Path) -> Callable[[], Iterator[Any]]:
     """What starts SAELens' own store over an Arrow cache of these rows [n, d], as its runner writes it."""
     import torch
-    from datasets import Array2D, Dataset, Features
+    from datasets import Array2D, Dataset, Features, disable_progress_bars
     from sae_lens.training.activations_store import ActivationsStore
 
+    disable_progress_bars()
     features = Features({HOOK: Array2D(shape=(CONTEXT, WIDTH), dtype="float32")})
     whole = values[: len(values) // CONTEXT * CONTEXT].reshape(-1, CONTEXT, WIDTH)
 
