@@ -1,6 +1,7 @@
 # make demo    the main job on the embedded pair        make test    the tests
 #                                                       make sweep   what samples stand for in the tests: every family of models
 # make lint    ruff and mypy                            make bench   benchmarks, into benchmarks/RESULTS.md
+# make docs    the site, into build/site; notebooks run, warnings are errors
 # make clean   the environment and what was built; lakes and answers stay
 # make demo TORCH_INDEX=cu130   which build of torch: a name below download.pytorch.org/whl (cpu, cu130 ...), an index's URL,
 #                               or default: the one that pip finds by itself (on Linux PyPI's brings CUDA, 6.6 GB)
@@ -13,7 +14,7 @@ PIP := -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # Asked before pip does, which tries an index that does not answer for minutes.
 ANSWERS := import sys, urllib.request as u; u.urlopen(sys.argv[1].rstrip("/") + "/torch/", timeout=5).read(1)
 
-.PHONY: demo test sweep lint bench clean
+.PHONY: demo test sweep lint bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/actlake demo
@@ -29,6 +30,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/actlake  # the root is the package: mypy wants it under its name
 	MYPYPATH=$(VENV)/src $(BIN)/mypy $(addprefix -p actlake.,store analyze capture judge queries cli page lake edits explore intake_driver models.pocket benchmarks)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/site/build.py
 
 bench: $(VENV)/.installed-dev
 	GOMP_SPINCOUNT=10000 $(BIN)/python benchmarks/run_all.py
@@ -51,4 +55,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python $(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python $(PIP) -e '.[docs]'
 	@touch $@

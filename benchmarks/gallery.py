@@ -1,6 +1,7 @@
 """docs/gallery: the figure of every row that a lake answers as SVG, and each page of the explorer as a screenshot.
 
-    python benchmarks/gallery.py LAKE...     needs Chromium (apt-get install chromium); writes docs/gallery anew
+    python benchmarks/gallery.py LAKE...            needs Chromium (apt-get install chromium); writes docs/gallery anew
+    python benchmarks/gallery.py --rows LAKE...     the figures alone; the screenshots stay
 
 Nothing is computed into a lake: what none answers is not drawn. The explorer is that of the first lake.
 """
@@ -21,7 +22,17 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "docs" / "gallery"
 COLOURS = 96  # of a screenshot, so that it is small
-PAGES = ("lake", "prompts", "prompt", "texts", "directions", "rows", "sql")
+# Pages of the explorer and what each shows.
+PAGES = {
+    "lake": "What the lake holds: models, captures with their citations, tables, questions.",
+    "prompts": "All prompts, to search, to sort by any number of any table, and to brush in a histogram.",
+    "prompt": "What each layer would say next at each token, PT beside IT, with the likeliest words in the cells.",
+    "texts": "What a model wrote under each edit, with what differs from the reply without one marked.",
+    "directions": "The words that a direction raises and lowers, and the tokens where it is strongest.",
+    "rows": "The answers that need nothing new: sentence, numbers with intervals, figure, SQL.",
+    "sql": "Any other question, with the columns beside it.",
+}
+ROWS = "## The rows"
 
 
 def answered(lakes: list[Lake]) -> dict[str, Answer]:
@@ -55,7 +66,7 @@ def pages(lake: Lake, report: Path, folder: Path) -> Iterator[str]:
     """Screenshots of the explorer, light, dark and on a phone, and of the report; the lines that show them."""
     with tempfile.TemporaryDirectory() as place, browser() as page:
         site = lake.explore(Path(place) / "site", limit=12)
-        for name in PAGES:
+        for name, shows in PAGES.items():
             for kind, given in (("light", {}), ("dark", {"dark": True}), ("phone", {"width": 390, "height": 844})):
                 if kind == "phone" and name not in ("prompt", "rows"):
                     continue
@@ -64,7 +75,8 @@ def pages(lake: Lake, report: Path, folder: Path) -> Iterator[str]:
                 picture(page, folder / f"{name}-{kind}.png")
             if page.problems:
                 raise SystemExit(f"{name}: {page.problems}")
-            yield f"### {name.capitalize()}\n\n![{name}, light]({name}-light.png)\n\n![{name}, dark]({name}-dark.png)\n"
+            shown = "\n\n".join(f"![{name}, {kind}]({name}-{kind}.png)" for kind in ("light", "dark"))
+            yield f"### {name.capitalize()}\n\n{shows}\n\n{shown}\n"
         for kind in ("light", "dark"):
             page.size(1300, 900)
             page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": kind}])
@@ -74,24 +86,25 @@ def pages(lake: Lake, report: Path, folder: Path) -> Iterator[str]:
         yield "### The report of `run --all`\n\n![report, light](report-light.png)\n\n![report, dark](report-dark.png)\n"
 
 
-def main(lakes: list[Lake]) -> None:
-    """Write the folder anew."""
+def main(lakes: list[Lake], rows_only: bool = False) -> None:
+    """Write the folder anew, or the rows' part of it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for file in FOLDER.iterdir():
+    page = FOLDER / "README.md"
+    before = page.read_text(encoding="utf-8").partition(ROWS)[0] if rows_only else ""
+    for file in FOLDER.glob("*.svg" if rows_only else "*"):
         file.unlink()
     found = answered(lakes)
     rows, report = list(figures(found, FOLDER)), FOLDER / "report.html"
-    write_page(lakes[0].layout, list(found.values()), [], report)
-    seen = list(pages(lakes[0], report, FOLDER))
-    report.unlink()
-    words = (
-        "What the explorer and the rows show, drawn from the pair `pocket` by `python benchmarks/gallery.py LAKE...`."
-    )
-    text = "\n".join(["# Gallery", "", words, "", "## The explorer", "", *seen, "## The rows", "", *rows])
-    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+    if not rows_only:
+        write_page(lakes[0].layout, list(found.values()), [], report)
+        seen = list(pages(lakes[0], report, FOLDER))
+        report.unlink()
+        words = "What the explorer and the rows show, drawn from the pair `pocket` by `python benchmarks/gallery.py LAKE...`."
+        before = "\n".join(["# Gallery", "", words, "", "## The explorer", "", *seen, ""])
+    page.write_text("\n".join([before + ROWS, "", *rows]), encoding="utf-8")
     size = sum(file.stat().st_size for file in FOLDER.iterdir())
-    print(f"{len(list(FOLDER.iterdir()))} files, {size / 1e6:.1f} MB in {FOLDER}")
+    print(f"{len(found)} rows, {len(list(FOLDER.iterdir()))} files, {size / 1e6:.1f} MB in {FOLDER}")
 
 
 if __name__ == "__main__":
-    main([Lake(name) for name in sys.argv[1:]])
+    main([Lake(name) for name in sys.argv[1:] if name != "--rows"], "--rows" in sys.argv)

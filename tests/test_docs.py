@@ -75,6 +75,15 @@ def test_every_column_of_numbers_has_a_unit_and_every_column_a_meaning() -> None
             assert column.unit or column.key or not column.type.startswith("float"), (table.name, column.name)
 
 
+def test_every_public_name_is_shown_on_a_page_that_somebody_wrote() -> None:
+    written = [page for page in PAGES if page.name not in ("ROWS.md", "TABLES.md", "ARCHITECTURE.md", "llms.txt")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in written)
+    for line in (ROOT / "tests" / "page.txt").read_text(encoding="utf-8").splitlines():
+        owner, _, name = re.match(r"[\w.]+", line)[0].rpartition(".")  # type: ignore[index]
+        before = {"actlake": r"actlake\.", "actlake.Lake": r"\."}.get(owner, r"\b")
+        assert re.search(rf"{before}{name}\b", text), line
+
+
 def additions() -> dict[str, str]:
     """File -> the lines that a diff of CONTRIBUTING.md adds to it."""
     found = DIFF.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))

@@ -63,6 +63,11 @@ class Result:
     bytes: int
     seconds: float
 
+    def __repr__(self) -> str:
+        state = "there already" if self.reused else f"{self.seconds:.1f} s{'' if self.sealed else ', not sealed'}"
+        name = f"{self.path.parent.name}/{self.path.stem}"
+        return f"Result({name}: {self.tokens:,} tokens, {human_bytes(self.bytes)}, {state})"
+
 
 def make_template(
     model: Model, stream: Stream, profile: ProfileSpec, batch: int = BATCH, windows: Windows | None = None

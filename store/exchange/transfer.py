@@ -13,7 +13,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from ..core.errors import CorruptError, LakeError
-from ..core.files import explain_full_disk, hash_file, hash_json, json_bytes
+from ..core.files import explain_full_disk, hash_file, hash_json, human_bytes, json_bytes
 from ..core.progress import bar
 from ..core.schema import FORMAT_VERSION, PARTIAL, PULLED
 from ..format.partial import Partial, cut_shard
@@ -97,6 +97,10 @@ class Plan:
     target: Store
     units: list[Unit]
     notes: list[str]
+
+    def __repr__(self) -> str:
+        moved = ", ".join(f"{row['files']} files of {row['what']}" for row in self.rows() if row["files"])
+        return f"Plan({self.source} to {self.target}: {human_bytes(self.bytes)}; {moved or 'nothing to move'})"
 
     @property
     def todo(self) -> list[Unit]:

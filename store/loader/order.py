@@ -1,7 +1,7 @@
 """The order of an epoch: blocks of rows in random order, mixed in a buffer of bounded size. Numbers alone, nothing is read.
 
 Rows come in blocks that are read together (a chunk of a capture). The buffer is filled with blocks; half of its rows, drawn at
-random, are put into batches; more blocks take their place. The order is a function of the rows, the seed and the epoch, so that
+random, are put into batches; more blocks take their place. The order is a function of the rows, `seed` and the epoch, so that
 any process can work out any batch of it.
 """
 
