@@ -15,7 +15,7 @@ from .page.make import Make
 from .page.share import Share
 from .page.train import Train
 from .store.core.errors import LakeError, needs
-from .store.tables.names import chain_named, pairs_in, stored_models, stored_pairs
+from .store.tables.names import by_named, chain_named, pairs_in, stored_models, stored_pairs
 from .store.tables.result import exact_frame
 from .store.tables.sql import SQL_SECONDS, check_select, connect, interruptible, lenses_named, only_models, sql_error
 from .store.tables.statements import tables_in
@@ -97,6 +97,7 @@ class Lake(Make, Share, Train):
         probes: bool = True,
         chain: str | None = None,
         segment: str | Sequence[str] = (),
+        by: str | None = None,
     ) -> Answer:
         """Answer a row of the experiment index from the store, computing missing tables first.
 
@@ -105,12 +106,14 @@ class Lake(Make, Share, Train):
         with the share of the whole difference that is there at each stage. `prompts` picks among several captured prompt sets.
         `generate` and `probes` say whether models may write, and a tuned lens may be trained, for what is not there: without, the
         row does without it or is refused. With `segment` (assistant, thinking, user, system, tool, template; one or some) the row
-        sees these tokens alone. Returns an Answer: `.table` (estimates with 95 % intervals), `.sentence`, `.figure()`,
-        `.sql`, `.published`. Raises LakeError for an unknown row or captures that are not there.
+        sees these tokens alone. `by` compares one model (`pair` is MODEL or PAIR/ROLE) with itself: "prompts=A..B" on two prompt
+        sets, "streams=A..B" on two streams; rows whose header says so. Returns an Answer: `.table` (estimates with 95 %
+        intervals), `.sentence`, `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or captures that are
+        not there.
         """
         from .queries.answer.asking import only_answer
 
-        return only_answer(self.ask(row, pair, prompts, generate, probes, chain, segment))
+        return only_answer(self.ask(row, pair, prompts, generate, probes, chain, segment, by))
 
     @needs()
     def run_all(
@@ -124,6 +127,7 @@ class Lake(Make, Share, Train):
         show: Callable[[Answer], None] | None = None,
         chain: str | None = None,
         segment: str | Sequence[str] = (),
+        by: str | None = None,
     ) -> Results:
         """Answer many rows (every row of the index when none is named) in as few passes over the captures as possible.
 
@@ -133,7 +137,7 @@ class Lake(Make, Share, Train):
         """
         from .queries.answer.results import answer_rows
 
-        asking = self.ask(rows, pair, prompts, generate, probes, chain, segment)
+        asking = self.ask(rows, pair, prompts, generate, probes, chain, segment, by)
         return answer_rows(asking, Path(out) if out else None, show)
 
     @needs()
@@ -146,6 +150,7 @@ class Lake(Make, Share, Train):
         probes: bool = True,
         chain: str | None = None,
         segment: str | Sequence[str] = (),
+        by: str | None = None,
     ) -> Asking:
         """Plan rows (every row when none is named); arguments as in `run`. Nothing runs until answers are read.
 
@@ -159,10 +164,15 @@ class Lake(Make, Share, Train):
         if chain and pair:
             raise LakeError("name a pair or a chain, not both")
         along = chain_named(chain, self.catalog) if chain else None
-        pairs, engine = along.pairs if along else pair or self.only_pair(), self._engine()
+        engine, itself = self._engine(), None
+        if by:
+            if chain or len(models := listed(pair or ())) != 1:
+                raise LakeError("--by compares one model with itself: name it with --pair, MODEL or PAIR/ROLE")
+            itself = by_named(by, models[0], self.catalog, stored_models(self.layout))
+        pairs = along.pairs if along else itself.pair if itself else pair or self.only_pair()
         return Asking(
             self.layout, wanted, pairs, prompts, self.device, self._catalog, generate, probes, engine, chain=along,
-            segments=listed(segment),
+            segments=listed(segment), by=itself,
         )  # fmt: skip
 
     @needs()

@@ -49,6 +49,14 @@ def run(
     chain: ChainOption = None,
     prompts: PromptsOption = None,
     segment: SegmentOption = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            help="Compare one model (--pair MODEL or PAIR/ROLE) with itself: prompts=A..B, two prompt sets, or streams=A..B, two"
+            " streams.",
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png, .svg and .sql.")] = Path(
         "answers"
     ),
@@ -88,12 +96,14 @@ def run(
         raise LakeError("--lock is for answers; leave --about, --published and --dry-run out")
     if lock and segment:
         raise LakeError("--lock: a lock file does not know segments; leave --segment out")
+    if lock and by:
+        raise LakeError("--lock: a lock file is about models; leave --by out")
     if about:
         return print_about(asked)
     if published:
         return print_published(asked, pair or [], as_json)
     with where.opened() as lake:
-        asking = lake.ask(rows or (), pair, prompts, generate, probes, chain, segment or ())
+        asking = lake.ask(rows or (), pair, prompts, generate, probes, chain, segment or (), by)
         if dry_run:
             return print_forecast(asking, as_json)
         answers: list[Answer] = []

@@ -17,7 +17,7 @@ TEXTS = [
     (f"p{n}", ("FACT", "FORMAT")[n % 2], f"the {('cat', 'dog', 'rain')[n % 3]} {n} sat on the log") for n in range(32)
 ]
 PROFILE = ProfileSpec("full", ("resid", "mlp_out", "attn_entropy"), "auto", "auto", 64)
-ALONE = ["0G", "L1", "L2", "L8", "L9", "tuned"]
+ALONE = ["0G", "L1", "L2", "L8", "L9", "dla", "tuned"]
 
 
 @pytest.fixture(scope="module", params=["it", "pt"])

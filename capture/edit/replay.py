@@ -228,8 +228,9 @@ def _sizes(
     layers, head = model.n_layers, model.head
     known = range(start.boundary, layers + 1)
     kept = list(known if boundaries is None else boundaries)
-    if unknown := [site for site in keep if site not in SITES]:
-        raise LakeError(f"replay: no site {unknown[0]!r}; expected {', '.join(SITES)}")
+    sites = [name for name, site in SITES.items() if not site.inside]
+    if unknown := [site for site in keep if site not in sites]:
+        raise LakeError(f"replay: no site {unknown[0]!r}; expected {', '.join(sites)}")
     if logits not in LOGITS:
         raise LakeError(f"replay: logits {logits!r}; expected {', '.join(LOGITS)}")
     if wrong := [boundary for boundary in kept if boundary not in known]:

@@ -16,6 +16,7 @@ from .trace import Trace, flat
 
 MIXERS = re.compile(r"att|mixer|mamba|conv|ssm|temporal|recurrent|rwkv|lstm|mlstm|gdn|kda", re.IGNORECASE)
 ROUNDINGS = 16  # largest error of an element of a sum, in roundings
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # in configs
 FINDS = 12  # modules inside a branch that are tried as the one whose output is added
 
 
@@ -24,13 +25,15 @@ class Branch:
     """A part of a block that adds to the residual: scale * norm(sum of the outputs of `outs`), or without the norm.
 
     `whole` are the block's own modules that make it up, `outs` those whose outputs are added: the same, or modules inside
-    them where a module returns its output with the residual added (BLOOM, MPT), or the last of several (OPT).
+    them where a module returns its output with the residual added (BLOOM, MPT), or the last of several (OPT). `inner` is of a
+    token mixer the module that projects its heads' outputs, of a mixture of experts the router; None where there is none.
     """
 
     whole: tuple[nn.Module, ...]
     outs: tuple[nn.Module, ...]
     norm: nn.Module | None = None
     scale: float = 1.0
+    inner: nn.Module | None = None
 
 
 def as_one(modules: tuple[nn.Module, ...]) -> nn.Module:
@@ -90,14 +93,42 @@ def find_branches(trace: Trace, block: nn.Module, index: int, hf: Any) -> tuple[
         scales, error = _fit(end, start, [term for term, _ in terms], numbers)
         if error <= 1:
             wholes: list[tuple[nn.Module, ...]] = [*((m,) for m in mixers), tuple(mlps)]
+            inner = [*(_projection(trace, modules) for modules in chosen[:-1]), _router(trace, mlps, hf)]
             found = [
-                Branch(whole, modules, norm, scale)
-                for whole, modules, (_, norm), scale in zip(wholes, chosen, terms, scales, strict=True)
+                Branch(whole, modules, norm, scale, within)
+                for whole, modules, (_, norm), scale, within in zip(wholes, chosen, terms, scales, inner, strict=True)
             ]
             return found[:-1], found[-1]
     raise LakeError(
         f"{type(hf).__name__}: {_reason(trace, block, index, mixers, mlps)}; this architecture is not supported"
     )
+
+
+def _projection(trace: Trace, outs: Sequence[nn.Module]) -> nn.Module | None:
+    """The module with weights whose output is a token mixer's."""
+    if len(outs) != 1:
+        return None
+    inside = [m for m in outs[0].modules() if trace.runs[m] == 1 and matrix_of(m) is not None]
+    return next((m for m in inside if _same(trace.outputs[m], trace.outputs[outs[0]])), None)
+
+
+def _router(trace: Trace, mlps: Sequence[nn.Module], hf: Any) -> nn.Module | None:
+    """The module of a mixture of experts whose weights are one row an expert."""
+    experts = experts_of(hf.config.get_text_config())
+    for module in (m for mlp in mlps for m in mlp.modules() if experts > 1 and m in trace.inputs):
+        if (weight := matrix_of(module)) is not None and weight.shape == (experts, trace.inputs[module].shape[-1]):
+            return module
+    return None
+
+
+def experts_of(text: Any) -> int:
+    """How many experts a config says that the router of a block chooses among; 0 without any."""
+    return next((int(count) for name in EXPERTS if isinstance(count := getattr(text, name, None), int) and count), 0)
+
+
+def matrix_of(module: nn.Module) -> Tensor | None:
+    """A module's own weight matrix, as it keeps it."""
+    return next((p for p in module.parameters(recurse=False) if p.dim() == 2), None)
 
 
 def total_of(trace: Trace, outs: Sequence[nn.Module]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...store.core.schema import SITES, VARIABLES
 from .load import Model
+from .sites import inside
 from .trace import first_tensor, hidden_input
 
 
@@ -219,7 +220,9 @@ def gather(model: Model, sink: Any, kept: dict[str, dict[int, int]]) -> Iterator
         for name, places in kept.items():
             for index, place in places.items():
                 keep = partial(sink.padded, name, place)
-                if branch := SITES[name].branch:
+                if what := SITES[name].inside:
+                    stack.enter_context(inside(model.parts, what, index, keep))
+                elif branch := SITES[name].branch:
                     stack.enter_context(at_outputs(getattr(model.parts, branch)(index).outs, keep))
                 else:
                     stack.enter_context(at_boundary(model.parts.blocks, index, model.parts.first, keep))
@@ -238,12 +241,14 @@ def buffer(
 ) -> Tensor:
     """Memory for a variable of `tokens` tokens, [tokens, *size]; a site is stored layer by layer, as the model fills it.
 
-    Sites keep bfloat16 as it is (half the memory of the float32 on disk); everything else has its dtype on disk.
+    Sites keep bfloat16 as it is (half the memory of the float32 on disk); everything else has its dtype on disk. What no block
+    fills is NaN.
     """
     if name not in SITES:
         return torch.empty((tokens, *size), dtype=getattr(torch, VARIABLES[name].dtype), pin_memory=pin)
-    kept = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    return torch.empty((size[0], tokens, *size[1:]), dtype=kept, pin_memory=pin, device=device).transpose(0, 1)
+    kept = torch.bfloat16 if dtype == torch.bfloat16 and not VARIABLES[name].derived else torch.float32
+    found = torch.empty((size[0], tokens, *size[1:]), dtype=kept, pin_memory=pin, device=device)
+    return (found.fill_(torch.nan) if SITES[name].gaps else found).transpose(0, 1)
 
 
 def block_of(tensor: Tensor) -> np.ndarray:

@@ -92,7 +92,7 @@ class Structure:
         if len(found) != 1:
             kinds = " and ".join(type(m).__name__ for branch in found for m in branch.whole)
             raise LakeError(
-                f"block {layer} has {len(found)} token mixers ({kinds}); attn_out and edits of attention need one per block:"
+                f"block {layer} has {len(found)} token mixers ({kinds}); attn_out, z and edits of attention need one per block:"
                 " leave them out"
             )
         return found[0]

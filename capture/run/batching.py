@@ -1,7 +1,7 @@
 """What a capture does: the fixed batch plan, sizes and memory, and the buffers in which shard rows fill."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -15,7 +15,7 @@ from ...store.captures.writer import DEPTH, PromptValues
 from ...store.core.catalog import ProfileSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import free_bytes, human_bytes
-from ...store.core.schema import PROMPT_SITES, SCALARS, SITES, TOP_K, scalars
+from ...store.core.schema import PROMPT_SITES, SCALARS, SITES, TOP_K, VARIABLES, scalars
 from ...store.format.paths import Layout
 from ..model.hooks import TokenSpan, block_of, buffer
 
@@ -48,10 +48,15 @@ def check_sites(sites: Sequence[str]) -> None:
 
 
 def capture_sizes(
-    profile: ProfileSpec, n_layers: int, d_model: int, vocab: int, boundaries: Sequence[int]
+    profile: ProfileSpec,
+    n_layers: int,
+    d_model: int,
+    vocab: int,
+    boundaries: Sequence[int],
+    more: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """Variable -> shape after the token axis, for what a profile keeps of a model of this shape."""
-    lengths = {"boundary": len(boundaries), "layer": n_layers, "d_model": d_model}
+    """Variable -> shape after the token axis, for what a profile keeps of a model of this shape; `more` of `site_lengths`."""
+    lengths = {"boundary": len(boundaries), "layer": n_layers, "d_model": d_model, **(more or {})}
     sizes = {name: SITES[name].shape(lengths) for name in profile.sites if name in SITES}
     for table in profile.scalars:
         sizes |= dict.fromkeys(scalars(table).values(), (n_layers + 1,))
@@ -103,7 +108,8 @@ def estimate(template: Template, plan: list[list[int]], vocab: int = 0, device: 
     narrow = template.source_dtype == "bfloat16"
     ratio = stored_ratio(template.source_dtype)
     # bfloat16 sites are held as they are; rows under way are held once more, encoded.
-    held = sum(size // (2 if narrow and name in SITES else 1) for name, size in template.bytes_per_token.items())
+    half = {name for name in SITES if narrow and not VARIABLES[name].derived}
+    held = sum(size // (2 if name in half else 1) for name, size in template.bytes_per_token.items())
     rows = min(open_rows + DEPTH, template.n_shards) * held + min(DEPTH, template.n_shards) * per_token / ratio
     return CaptureSize(
         tokens=tokens,

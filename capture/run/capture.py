@@ -21,7 +21,7 @@ from ...store.core.catalog import ProfileSpec
 from ...store.core.errors import LakeError
 from ...store.core.files import give_back_memory, human_bytes, json_bytes, try_lock
 from ...store.core.progress import ERRORS, Estimate, bar
-from ...store.core.schema import PROGRESS, PROMPT_SITES, VARIABLES, scalars
+from ...store.core.schema import PROGRESS, PROMPT_SITES, SITES, VARIABLES, scalars
 from ...store.core.specs import resolve_boundaries
 from ...store.core.version import __version__
 from ...store.format.paths import Layout
@@ -30,6 +30,7 @@ from ...store.remote.files import HERE, Files
 from ..checkpoint.loading import attention_of
 from ..model.hooks import ActivationSink, Batch, pad_id
 from ..model.load import Model, head_arrays
+from ..model.sites import check_inside, site_lengths
 from .batching import (
     BATCH,
     WINDOW,
@@ -72,11 +73,18 @@ class Result:
 def make_template(
     model: Model, stream: Stream, profile: ProfileSpec, batch: int = BATCH, windows: Windows | None = None
 ) -> Template:
-    """The arrays and provenance of a capture of `model` on `stream`; `windows` are the pair's own."""
+    """The arrays and provenance of a capture of `model` on `stream`; `windows` are the pair's own.
+
+    LakeError for a site that the model has not.
+    """
     boundaries = resolve_boundaries(profile, model.n_layers, windows or {})
+    if model.blocks and (inner := [site for site in profile.sites if site in SITES and SITES[site].inside]):
+        raise LakeError(f"{model.name}: --by-layer keeps what is as wide as the residual, not {inner[0]}: leave it out")
+    lengths = site_lengths(model.hf.config, profile.sites, model.name)
+    check_inside(model.name, model.parts, lengths)
     return Template(
         stream=stream,
-        sizes=capture_sizes(profile, model.n_layers, model.head.d_model, model.head.vocab, boundaries),
+        sizes=capture_sizes(profile, model.n_layers, model.head.d_model, model.head.vocab, boundaries, lengths),
         boundaries=boundaries,
         layers=tuple(range(model.n_layers)),
         source_dtype=model.record["dtype"],

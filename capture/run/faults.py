@@ -50,7 +50,7 @@ class _Case:
 def compare(model: Model, stored: Capture, stream: Stream, count: int) -> Compared:
     """Run `count` prompts of a capture alone and compare; where they differ, look for the mistake that explains it."""
     prompts = np.unique(np.linspace(0, len(stream.starts) - 1, min(count, len(stream.starts))).astype(int)).tolist()
-    kept = [name for name in stored.manifest["sizes"] if name in SITES]
+    kept = [name for name in stored.manifest["sizes"] if name in SITES and not SITES[name].inside]
     cases = []
     with bar(f"reforward {model.name}", len(prompts), "prompts") as progress:
         for prompt in prompts:

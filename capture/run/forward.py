@@ -99,7 +99,7 @@ class _OnDeviceScalars:
         layers, width = model.n_layers, model.head.d_model
         lengths = {"boundary": layers + 1, "layer": layers, "d_model": width}
         shapes = {
-            name: site.shape(lengths)
+            name: sizes[name] if name in sizes and site.branch else site.shape(lengths)
             for name, site in SITES.items()
             if name == "resid" or name in sizes or (name == "mlp_out" and "delta" in stages(sizes))
         }

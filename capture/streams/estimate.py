@@ -17,6 +17,7 @@ from ..checkpoint.loading import device_of
 from ..checkpoint.tokens import notes
 from ..model.by_layer import weight_bytes, without_memory
 from ..model.partial import stack_of
+from ..model.sites import site_lengths
 from ..run.batching import CaptureSize, batch_plan, capture_sizes, check_sites, estimate
 from ..run.by_layer import spilled_bytes
 from .capture_pair import Options, sources_of
@@ -77,7 +78,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What sizes follow from: blocks, attention heads, width, vocabulary, bytes of the weights, and of those at a time."""
+    """What sizes follow from: blocks, attention heads, width, vocabulary, bytes of the weights, of those at a time, config."""
 
     layers: int
     heads: int
@@ -85,6 +86,7 @@ class _Shape:
     vocab: int
     weights: int
     held: int
+    config: Any = None
 
 
 def forecast(
@@ -123,7 +125,8 @@ def shape_of(pair: PairSpec, variant: str, dtype: str, by_layer: bool = False) -
     text, sizes = hf.config.get_text_config(), list(map(weight_bytes, stack_of(hf) if by_layer else []))
     # Of blocks one is there, while the next one's pages of the files are mapped.
     held = weights - sum(sizes) + 2 * max(sizes, default=0)
-    return _Shape(text.num_hidden_layers, text.num_attention_heads, unembed.shape[1], unembed.shape[0], weights, held)
+    width, vocab = unembed.shape[1], unembed.shape[0]
+    return _Shape(text.num_hidden_layers, text.num_attention_heads, width, vocab, weights, held, hf.config)
 
 
 def _stream(
@@ -162,9 +165,10 @@ def _one(
     options: Options,
 ) -> Forecast:
     boundaries = resolve_boundaries(profile, shape.layers, pair.windows)
+    lengths = site_lengths(shape.config, profile.sites, pair.model(variant).name)
     template = Template(
         stream=stream,
-        sizes=capture_sizes(profile, shape.layers, shape.width, shape.vocab, boundaries),
+        sizes=capture_sizes(profile, shape.layers, shape.width, shape.vocab, boundaries, lengths),
         boundaries=boundaries,
         layers=tuple(range(shape.layers)),
         source_dtype=sources[variant].identity["dtype"],

@@ -34,7 +34,7 @@ from ..rows.registry import published
 from .beside import Beside, beside, said_beside
 from .estimates import check_any, read, table_of, table_of_chain
 from .lock import write_lock
-from .narrowed import pooled, read_through
+from .narrowed import pooled, read_through, scope_by
 from .sentences import FIELD, LISTED, called, say, say_of_chain
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Plan:
             except LakeError as error:
                 refused[want] = error
         plan._leave_out(refused)
-        plan.beside = Beside() if plan.foreign else beside(kit, query, plan.scopes, prompts)
+        plan.beside = Beside() if plan.foreign or kit.by else beside(kit, query, plan.scopes, prompts)
         if chain:  # the number on the same text is one of a pair, or pooled
             plan.beside = Beside(plan.beside.own)
         return plan
@@ -249,6 +249,8 @@ def scopes_of(kit: Context, query: Query, pair: str, prompts: str | None) -> lis
 
     LakeError for an unknown pair, for captures that are not there, and for a pair of one model where the row compares two.
     """
+    if kit.by:
+        return [scope_by(kit, query, kit.by, prompts)]
     there = kit.variants(pair) or VARIANTS
     if query.models > 1:
         check_both(kit, pair, query.id)
@@ -275,7 +277,9 @@ def _equal_weights(layout: Layout, pairs: Pairs) -> list[str]:
     found = []
     for pair, models in pairs.items():
         records = [read_model(layout, model) for model in models.values() if has_model(layout, model)]
-        if len(records) == len(VARIANTS) and (remark := equal_weights(records[0], records[-1], pair)):
+        if len({*models.values()}) == len(VARIANTS) == len(records) and (
+            remark := equal_weights(records[0], records[-1], pair)
+        ):
             found.append(remark)
     return found
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ...store.core.errors import LakeError
 from ...store.core.progress import say
+from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
-from ...store.tables.names import Chain
+from ...store.tables.names import Chain, _By
 from ...store.tables.sql import connect
 from ..engine.context import Context
 from ..engine.estimate import Work, listed, work_of
@@ -24,7 +25,7 @@ from ..engine.passes import run as sweep
 from ..rows.header import Query
 from .answer import Answer, Plan, Refused, answered
 from .estimates import RESAMPLES
-from .narrowed import within
+from .narrowed import renamed, within, worded
 from .ready import lacking
 
 QUICK = 10.0  # seconds: rows whose tables take no longer are answered before all others
@@ -54,7 +55,7 @@ class Asking:
 
     `generate` and `probes` say whether models may write and probes may be trained; without, rows do without what is not
     there or are refused. `engine` computes tables. `refused` are the rows that can't be answered, known before anything
-    runs; others may be added while it runs. `segments`: rows see tokens of these alone.
+    runs; others may be added while it runs. `segments`: rows see tokens of these alone. `by`: one model with itself.
     `seconds` is what tables, texts and probes took so far.
     """
 
@@ -72,10 +73,11 @@ class Asking:
         resamples: int = RESAMPLES,
         chain: Chain | None = None,
         segments: Sequence[str] = (),
+        by: _By | None = None,
     ):
         self.layout, self._engine, self._resamples = layout, engine, resamples
         self.order = {query.id: place for place, query in enumerate(queries)}
-        self.kit = Context(layout, device, catalog, generate, probes, segments=tuple(segments))
+        self.kit = Context(layout, device, catalog, generate, probes, segments=tuple(segments), by=by)
         pairs = chain.pairs if chain else [pair] if isinstance(pair, str) else list(dict.fromkeys(pair))
         self._plans, self.refused = list[Plan](), list[Refused]()
         self.seconds = 0.0
@@ -83,9 +85,10 @@ class Asking:
             self.kit.variants(name)  # a LakeError for an unknown pair, once
         for query in {query.id: query for query in queries}.values():
             try:
-                self._plans.append(Plan.make(self.kit, within(query, segments), pairs, prompts, chain))
+                asked = within(worded(query, by) if by else query, segments)
+                self._plans.append(Plan.make(self.kit, asked, pairs, prompts, chain))
             except LakeError as error:
-                why = LakeError(lack) if (lack := lacking(layout, self.kit, query, pairs)) else error
+                why = LakeError(lack) if not by and (lack := lacking(layout, self.kit, query, pairs)) else error
                 self.refused.append(Refused(query, str(why), why))
 
     @property
@@ -182,6 +185,11 @@ class Asking:
                 try:
                     plan.do_without(failed)
                     found = answered(self.layout, connection, plan, made, self._resamples, started)
+                    if by := self.kit.by:
+                        table, query = renamed(found.table, found.query, by)
+                        streams = dict(zip(by.names, (found.streams[variant] for variant in VARIANTS), strict=True))
+                        title, nothing = by.title, found.published.iloc[:0]
+                        found = replace(found, table=table, query=query, pair=title, streams=streams, published=nothing)
                     if of := self.kit.segments:
                         remark = f"{found.sentence} (only tokens of segment {', '.join(of)})".strip()
                         found = replace(found, segments=of, sentence=remark)

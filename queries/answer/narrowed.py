@@ -4,14 +4,20 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
+import pandas as pd
+
 from ...store.core.columns import SEGMENTS
 from ...store.core.errors import LakeError
+from ...store.core.schema import VARIANTS
+from ...store.core.yaml_file import hint
+from ...store.tables.names import _By
 from ...store.tables.statements import VIEWS, described, tables_behind
-from ...store.tables.streams import sql_text
-from ..engine.context import Names, Scope
+from ...store.tables.streams import same_prompts, sql_text
+from ..engine.context import Context, Names, Scope
 from ..replayed.graft import HOST
 from ..rows.header import Query, Wanted
 
+SHIFT = 1 << 20  # more than a prompt set has prompts
 WITH = re.compile(r"^((?:\s*--[^\n]*\n)*\s*)WITH\s", re.IGNORECASE)  # begins a SELECT, comments before it stay
 PLACES = (("stream", "token"), ("stream", "prompt", "step"))  # columns by which a table's rows are tokens of a stream
 
@@ -32,6 +38,54 @@ def within(query: Query, segments: Sequence[str]) -> Query:
             " leave --segment out"
         )
     return replace(query, needs=tuple(dict.fromkeys((*query.needs, Wanted("tokens", "", False)))))
+
+
+def scope_by(kit: Context, query: Query, by: _By, prompts: str | None) -> Scope:
+    """One model's captures on two prompt sets, or two streams, as those of a pair's two models.
+
+    LakeError for a row that compares nothing of the kind, and for a set or stream that the model was not captured on.
+    """
+    if by.what not in query.compares or len(query.recipes) != 1:
+        raise LakeError(
+            f"{query.id}: it compares {' and '.join(query.compares)}, not {by.what} of one model: leave --by out, or ask a row"
+            f" whose header has `compares: {by.what}`"
+        )
+    streams, found = kit.streams_of(by.pair), dict[str, str]()
+    for variant, name in zip(VARIANTS, by.names, strict=True):
+        recipe, chosen = (query.recipes[0], name) if by.what == "prompts" else (name, prompts)
+        mine = streams[streams["variant"] == variant]
+        known = mine.loc[mine["recipe"] == recipe, "prompts"] if by.what == "prompts" else mine["recipe"]
+        if name not in set(known):
+            there = ", ".join(sorted(set(known))) or "none"
+            what = "prompt set" if by.what == "prompts" else "stream"
+            raise LakeError(f"{by.model}: no capture on {what} {name!r}{hint(name, set(known))}; there: {there}")
+        found[variant] = same_prompts(mine.assign(pair=by.model), by.model, recipe, chosen, (variant,))[variant]
+    shift = SHIFT if by.what == "prompts" else 0
+    return replace(kit.scope(by.pair, found, query.recipes[0]), shift=shift)
+
+
+def worded(query: Query, by: _By) -> Query:
+    """A row whose words name what is compared in place of PT and IT."""
+    words = {"PT": f"“{by.names[0]}”", "IT": f"“{by.names[1]}”"}
+
+    def said(text: str) -> str:
+        return re.sub(r"\b(PT|IT)\b", lambda match: words[match[1]], text)
+
+    return replace(
+        query, says=said(query.says), measures=tuple((name, *map(said, rest)) for name, *rest in query.measures)
+    )
+
+
+def renamed(table: pd.DataFrame, query: Query, by: _By) -> tuple[pd.DataFrame, Query]:
+    """An answer's table with what is compared in place of pt and it, and the row with the contrast of these."""
+    names = dict(zip(VARIANTS, by.names, strict=True))
+    names |= {f"{one} - {other}": f"{names[one]} - {names[other]}" for one in VARIANTS for other in VARIANTS}
+    if "variant" in table:
+        table = table.assign(variant=table["variant"].map(lambda name: names.get(name, name)))
+    column, *arms = query.contrast or ("", "", "")
+    plus, minus = (names.get(arm, arm) for arm in arms)
+    contrast = (column, plus, minus) if query.contrast else None
+    return table, replace(query, contrast=contrast)
 
 
 def _place(columns: Container[str]) -> tuple[str, ...]:
@@ -76,7 +130,13 @@ def read_through(scopes: Sequence[Scope], want: Wanted) -> list[Names]:
 def _narrowed(name: str, scopes: Sequence[Scope], lenses: str) -> str:
     """One table limited to the captures in scope; several recipes get a column `recipe`."""
     if len(scopes) == 1:
-        return f"SELECT * FROM main.{name} WHERE {_where(name, scopes[0])}{lenses}"
+        shift, columns = scopes[0].shift, described()[name][1]
+        every = "*"
+        if (
+            shift and {"prompt", "variant"} <= columns.keys()
+        ):  # other prompts are no partners when prompts are resampled
+            every = f"* REPLACE (prompt + if(variant = 'it', {shift}, 0) AS prompt)"
+        return f"SELECT {every} FROM main.{name} WHERE {_where(name, scopes[0])}{lenses}"
     return " UNION ALL ".join(
         f"SELECT {sql_text(scope.recipe)} AS recipe, * FROM main.{name} WHERE {_where(name, scope)}{lenses}"
         for scope in scopes

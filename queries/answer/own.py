@@ -89,6 +89,9 @@ def _of_sql(query: Query, at: dict[str, int], last: int) -> Iterator[tuple[int, 
     `at` is the line that each field of the header begins on.
     """
     first, there = last - len(query.sql.splitlines()) + 1, {want.table for want in query.needs}
+    pairs = [name for want in query.needs for name in tables_behind(want.table) if TABLES[name].of != "capture"]
+    if len(query.compares) > 1 and pairs:
+        yield at["compares"], f"compares more than models, but table {pairs[0]} is about two of them"
     both = {variant: variant for variant in VARIANTS}
     scopes = [Scope("pair", both, both, recipe) for recipe in query.recipes] or [Scope("pair", both, {})]
     sql = scoped(query, scopes)

@@ -25,7 +25,7 @@ from ...store.core.specs import default_windows
 from ...store.format.paths import Layout
 from ...store.tables.declared import TABLES
 from ...store.tables.files import FOREIGN
-from ...store.tables.names import Pairs, foreign_captures, pair_named, stored_models, stored_pairs
+from ...store.tables.names import Pairs, _By, foreign_captures, pair_named, stored_models, stored_pairs
 from ...store.tables.streams import pair_streams
 from .blocks import Block
 
@@ -42,7 +42,8 @@ T = TypeVar("T")
 class Scope:
     """What a question is about: for one pair and stream recipe, variant -> model and variant -> stream name.
 
-    A question that reads no captures has neither recipe nor streams. With `segments` it is about their tokens alone.
+    A question that reads no captures has neither recipe nor streams. With `segments` it is about their tokens alone. `shift`
+    is added to the numbers of the it's prompts where these are others than the pt's.
     """
 
     pair: str
@@ -50,6 +51,7 @@ class Scope:
     streams: dict[str, str]
     recipe: str = ""
     segments: tuple[str, ...] = ()
+    shift: int = 0
 
     @property
     def main(self) -> str:
@@ -87,7 +89,8 @@ class Context:
     """What the builders of one call share: the lake, the device, and captures and heads, each opened once.
 
     Without `generate` no texts are generated for it, and without `probes` none are trained: tables of those that are not
-    there are refused. With `only` it knows the pairs and captures of these models alone. Its scopes are about `segments`.
+    there are refused. With `only` it knows the pairs and captures of these models alone. Its scopes are about `segments`. With
+    `by` its pair is one model twice.
     """
 
     def __init__(
@@ -99,15 +102,17 @@ class Context:
         probes: bool = True,
         only: Set[str] | None = None,
         segments: tuple[str, ...] = (),
+        by: _By | None = None,
     ):
-        self.only, self.segments = only, segments
+        self.only, self.segments, self.by = only, segments, by
         self.layout, self.requested_device, self._catalog = layout, device, catalog
         self.generate, self.probes = generate, probes
         self._made: dict[Any, Any] = {}
         self.making: list[str] = []  # tables whose jobs are being made, each for the one before
         self.capture = cache(lambda names: Capture(layout.capture(*names), lake=layout.files))
         self.foreign = cache(lambda table: foreign_captures(layout, table))
-        self.models = cache(lambda pair: pair_named(pair, self.catalog, self.stored))
+        same = {} if by is None else {by.pair: dict.fromkeys(VARIANTS, by.model)}
+        self.models = cache(lambda pair: same.get(pair) or pair_named(pair, self.catalog, self.stored))
         self._arrays = cache(lambda model: read_head(layout, model))
         self._streams = cache(lambda pair: pair_streams(layout, {pair: self.models(pair)}))
 

@@ -110,6 +110,7 @@ class LayerTable(TableJob):
 
     The first column is layer `first`: -1, the input of block 0, where all boundaries have one. Row groups are one layer of
     HELD_TOKENS tokens (the last fewer); that many are held in memory. Files whose recipe has the entries of `same` give way.
+    `place` gives the columns that tell one of several rows a layer, in place of `first` and on.
     `holds` opens what blocks are computed with.
     """
 
@@ -127,11 +128,13 @@ class LayerTable(TableJob):
         first: int = -1,
         same: dict[str, Any] | None = None,
         holds: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        place: Callable[[int], dict[str, Any]] | None = None,
     ):
         super().__init__(layout, table, recipe)
         self.captures, self.reads, self.loaded = captures, reads, holds  # type: ignore[method-assign]
         self._layout, self._same = layout, same
-        self._compute, self._label, self._first = compute, label, first
+        self._compute, self._label = compute, label
+        self._place = place or (lambda at: {"layer": first + at})
         self._constant: dict[str, Any] = {}
         self._held: dict[str, np.ndarray] = {}
         self._layers = self._tokens = 0
@@ -176,5 +179,5 @@ class LayerTable(TableJob):
         columns = {name: column[..., : self._tokens] for name, column in self._held.items()}
         for place in range(self._layers):
             here = {name: column if column.ndim == 1 else column[place] for name, column in columns.items()}
-            self.add({**self._constant, "layer": self._first + place, **here})
+            self.add({**self._constant, **self._place(place), **here})
         self._tokens = 0

@@ -2,6 +2,7 @@
 -- title: Commitment layers, every rule
 -- needs: lens(raw)?, lens(tuned)?, lens(jacobian)??
 -- models: 1
+-- compares: models, prompts, streams
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

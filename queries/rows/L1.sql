@@ -2,6 +2,7 @@
 -- title: δ-cosine of block updates
 -- needs: delta
 -- models: 1
+-- compares: models, prompts, streams
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

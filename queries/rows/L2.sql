@@ -2,6 +2,7 @@
 -- title: Convergence gap and commitment
 -- needs: lens(raw)?, lens(tuned)?, lens(jacobian)??
 -- models: 1
+-- compares: models, prompts, streams
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

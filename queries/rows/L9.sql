@@ -2,6 +2,7 @@
 -- title: Attention entropy at the last prompt token
 -- needs: attention
 -- models: 1
+-- compares: models, prompts, streams
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

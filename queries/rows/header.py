@@ -14,8 +14,19 @@ T = TypeVar("T")
 # A line indented further continues the one above, whatever its first word.
 LINE = re.compile(r"--(?: ?(\w+):)?\s*(.*)")
 # The fields of a header, in their order.
-KEYS: tuple[str, ...] = ("id", "title", "needs", "models", "stream", "bootstrap", "contrast", "tokens", "plot", "says")
-KEYS += ("about", "measures", "positions", "pitfalls", "published", "source")
+KEYS: tuple[str, ...] = (
+    "id",
+    "title",
+    "needs",
+    "models",
+    "compares",
+    "stream",
+    "bootstrap",
+    "contrast",
+    "tokens",
+    "plot",
+)
+KEYS += ("says", "about", "measures", "positions", "pitfalls", "published", "source")
 # Those that each header has, and what to write.
 REQUIRED = {
     "id": "a name of one word",
@@ -26,6 +37,7 @@ REQUIRED = {
 }
 ITEM = "- "  # begins an item of a list in `about`, `measures` and `pitfalls`
 COMMENT = re.compile(r"--\s*#.*")  # in a header
+COMPARES = ("models", "prompts", "streams")  # two models; one model on two prompt sets, or on two streams of one set
 NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\?{0,2})")
 
 
@@ -54,7 +66,8 @@ class Query:
     total nor value are such estimates too. Pooled over several pairs, measures named by `tokens` get a second line
     (`MEASURE_token_weighted`) in which every token of every pair counts alike.
 
-    `models: 1`: the row has a meaning for one model, too, and answers a pair that has only one.
+    `models: 1`: the row has a meaning for one model, too, and answers a pair that has only one. `compares` says what its
+    contrast may be of: `models`; `prompts` and `streams`: one model with itself, on two prompt sets or two streams.
 
     `stream: native, teacher`: tables hold the captures of both recipes, with a column `recipe` that every table
     of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.
@@ -79,6 +92,7 @@ class Query:
     sql: str
     measures: tuple[tuple[str, ...], ...] = ()  # name or pattern, label, unit, definition
     models: int = 2
+    compares: tuple[str, ...] = COMPARES[:1]
     sha256: str = ""  # of the file's text
     positions: str = ""
     pitfalls: dict[str, str] = field(default_factory=dict)
@@ -140,6 +154,7 @@ def read_header(text: str, where: str) -> tuple[Query | None, list[str]]:
         "pitfalls": given("pitfalls", _pitfalls, "none"),
         "measures": given("measures", parse_measures),
         "models": given("models", _models, "2"),
+        "compares": given("compares", _compares, COMPARES[0]),
     }
     if problems:
         return None, problems
@@ -188,6 +203,13 @@ def _models(text: str, where: str) -> int:
     if text not in ("1", "2"):
         raise LakeError(f"{where}: models {text!r}, expected 1 (the row has a meaning for one model) or 2")
     return int(text)
+
+
+def _compares(text: str, where: str) -> tuple[str, ...]:
+    found = tuple(re.split(r"[\s,]+", text.strip()))
+    if unknown := [word for word in found if word not in COMPARES]:
+        raise LakeError(f"{where}: compares {unknown[0]!r}, expected some of {', '.join(COMPARES)}")
+    return found
 
 
 def _bootstrap(text: str, where: str) -> str:
@@ -242,10 +264,12 @@ def pitfall_link(name: str) -> str:
 def description(query: Query) -> list[tuple[str, list[str], list[str]]]:
     """What a row is, for readers: per field its name, its paragraphs and the items of its list; empty fields are left out."""
     notes = "\n".join(f"{ITEM}{name}: {note}" for name, note in query.pitfalls.items())
+    more = [" or ".join(f"two {what}" for what in query.compares[1:])] if query.compares[1:] else []
     named = [f"{ITEM}`{name}`: {label} ({unit}); {what}" for name, label, unit, what in query.measures]
     fields = {
         "about": query.about,
         "measures": "\n".join(named),
+        "compares": "".join(f"Two models; with --by also {beside} of one model." for beside in more),
         "positions": query.positions,
         "pitfalls": notes,
         "published": query.published,

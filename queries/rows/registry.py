@@ -22,7 +22,7 @@ GROUPS = {
     "Texts under edits": "scores effects judged behaviour",
     "Late blocks exchanged or changed": "graft factorial mechanism candidates divergence patching writeout",
     "Directions and geometry": "directions geometry",
-    "Layers and lenses": "lens delta pair_lens churn lens_eval endpoint commit_layers commitment",
+    "Layers and lenses": "dla lens delta pair_lens churn lens_eval endpoint commit_layers commitment",
     "Weights and attention": "weights attention",
 }
 

@@ -74,7 +74,7 @@ class Variable:
     @property
     def derived(self) -> bool:
         """Computed in float32 from what the model computed, so never a widened bfloat16."""
-        return self.name == "logsumexp" or self.dims[-1] == "lens_layer"
+        return self.name in ("logsumexp", "router") or self.dims[-1] == "lens_layer"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,16 @@ class Site:
     """What a capture can keep of every token and layer.
 
     `axes` follow the token: `layer` or `boundary`, then any. `branch`: the modules of a block whose output it is, a method of
-    the model's structure; empty: the residual stream at each boundary.
+    the model's structure; empty: the residual stream at each boundary. `inside`: what it is inside that branch, `heads` or
+    `router`, in place of its output. `gaps`: NaN in blocks that have none.
     """
 
     name: str
     axes: tuple[str, ...]
     meaning: str
     branch: str = ""
+    inside: str = ""
+    gaps: bool = False
 
     def shape(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape after the token, from the lengths of its axes."""
@@ -101,6 +104,8 @@ SITES = {
         Site("resid", ("boundary", "d_model"), "residual stream at each boundary"),
         Site("mlp_out", ("layer", "d_model"), "output of the MLP module", "mlp"),
         Site("attn_out", ("layer", "d_model"), "output of the attention module", "attention"),
+        Site("z", ("layer", "head", "d_head"), "output of each attention head", "attention", "heads"),
+        Site("router", ("layer", "expert"), "logits of the experts", "mlp", "router", True),
     )
 }
 PROMPT_SITES = ("attn_entropy",)  # of a prompt's last token alone
@@ -110,7 +115,7 @@ TOKEN_COORDS = ("token_id", "prompt", "position", "step", "is_special", *sorted(
 VARIABLES = {
     variable.name: variable
     for variable in (
-        *(Variable(site.name, ("token", *site.axes), "float32", site.meaning) for site in SITES.values()),
+        *(Variable(site.name, ("token", *site.axes), "float32", site.meaning, site.gaps) for site in SITES.values()),
         Variable("logits", ("token", "vocab"), "float32", "next-token logits", unit="nats"),
         Variable("topk_id", ("token", "k"), "int32", "token ids of the largest logits, descending"),
         Variable("topk_logit", ("token", "k"), "float32", "the largest logits, descending", unit="nats"),

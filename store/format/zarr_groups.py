@@ -92,22 +92,27 @@ class CheckedArray:
         return int(self.array.chunks[0])
 
     @property
+    def width(self) -> int:
+        """Values of a token at one place of the second axis."""
+        return int(np.prod(self.shape[2:]))
+
+    @property
     def narrow(self) -> bool:
         """Whether its values are bfloat16 that was widened."""
         return self.array.attrs.get("lossless_cast") == "bfloat16"
 
     def read_chunk(self, number: int, place: int, out: np.ndarray) -> None:
-        """Decode chunk `number` along the tokens at `place` of the second axis into `out` [chunk_rows, d], contiguous.
+        """Decode chunk `number` along the tokens at `place` of the second axis into `out` [chunk_rows, width], contiguous.
 
         `out` is float32, or uint16 for the bits of bfloat16 values that were widened. Rows behind the last token are the fill
         value. CorruptError with the file's name for a missing or damaged shard, LakeError where this copy lacks it.
         """
         grid = self._grid
-        if grid is None or self.ndim != 3 or grid.chunk[1:] != (1, self.shape[2]):
+        if grid is None or self.ndim < 3 or grid.chunk[1:] != (1, *self.shape[2:]):
             raise LakeError(f"{self.path / self.array.basename}: not laid out as docs/FORMAT.md has it, by layer")
         self.check_rows(range(number, number + 1), place)
         shard, inside = divmod(number, grid.counts[0])
-        file, spot = self._blob(shard), (inside, place, 0)
+        file, spot = self._blob(shard), (inside, place, *[0] * (self.ndim - 2))
         try:
             frame = grid.frames(file, None, [spot])[spot]
             if frame is None:

@@ -91,7 +91,7 @@ class Batches:
             )
             if not lone
         ]
-        self.shape = (*self._axes, parts[0].array.shape[-1])
+        self.shape = (*self._axes, parts[0].array.width)
         self._fingerprint = {
             "captures": [capture.sha256 for capture in there],
             "parts": [(part.capture, part.site, part.layer) for part in parts],

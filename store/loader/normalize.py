@@ -70,7 +70,7 @@ def _pass(part: Part, tokens: np.ndarray, threads: int, action: Any) -> list[Any
     chunks = np.unique(tokens // size)
     part.array.check_rows(chunks.tolist(), part.place)
     edges = np.searchsorted(tokens, [*(chunks * size), tokens[-1] + 1])
-    raw = len(tokens) * part.array.shape[-1] * 4
+    raw = len(tokens) * part.array.width * 4
     Estimate(f"statistics of {part.site} at layer {part.layer}", raw, raw / SPEED).announce()
 
     def one(at: int) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..captures.reader import Capture
 from ..core.errors import LakeError
-from ..core.schema import VARIABLES
+from ..core.schema import SITES, VARIABLES
 from ..format.zarr_groups import CheckedArray
 from .order import Filled
 
@@ -46,7 +46,7 @@ def parts_of(captures: Sequence[Capture], sites: Sequence[str], layers: Sequence
     for number, capture in enumerate(captures):
         for site in sites:
             if site not in capture:
-                there = [name for name in VARIABLES if name in capture and VARIABLES[name].dims[-1] == "d_model"]
+                there = [name for name in VARIABLES if name in capture and name in SITES]
                 capture.array(site) if site in capture.manifest["sizes"] else None  # a copy says what it lacks
                 raise LakeError(f"{capture.path}: no site {site!r}; it has {', '.join(there) or 'none'}")
             array = capture.array(site)
@@ -56,7 +56,7 @@ def parts_of(captures: Sequence[Capture], sites: Sequence[str], layers: Sequence
                 if layer not in known:
                     raise LakeError(f"{capture.path}: {site} at layer {layer}", expected=_range(known), found=layer)
                 found.append(Part(number, array, known.index(layer), site, layer))
-    widths = {part.array.shape[-1] for part in found}
+    widths = {part.array.width for part in found}
     if len(widths) > 1:
         raise LakeError(f"rows side by side need one width, found {' and '.join(map(str, sorted(widths)))}")
     if len({part.dtype for part in found}) > 1:
@@ -74,7 +74,7 @@ class Buffers:
 
     def __init__(self, parts: Sequence[Part], rows: np.ndarray, capacity: int, pool: ThreadPoolExecutor):
         self._parts, self._rows, self._pool = parts, rows, pool
-        width = parts[0].array.shape[-1]
+        width = parts[0].array.width
         size = min(capacity, len(rows))
         self._sides = [[np.empty((size, width), part.dtype) for part in parts] for _ in range(2)]
         self._under_way: list[Future[None]] = []
@@ -147,7 +147,7 @@ def _read_chunk(part: Part, number: int, inside: np.ndarray, held: np.ndarray, s
 
 def read_whole(part: Part, number: int) -> np.ndarray:
     """A chunk [chunk_rows, d] in this thread's scratch memory, good until it reads another."""
-    shape = (part.array.chunk_rows, part.array.shape[-1])
+    shape = (part.array.chunk_rows, part.array.width)
     scratch = getattr(_held, "chunk", None)
     if scratch is None or scratch.shape != shape or scratch.dtype != part.dtype:
         scratch = _held.chunk = np.empty(shape, part.dtype)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -40,6 +41,24 @@ class Chain:
     def pairs(self) -> list[str]:
         """All pairs, each once."""
         return list(dict.fromkeys([*self.from_base.values(), *self.steps.values()]))
+
+
+class _By(NamedTuple):
+    """One model compared with itself: read on two prompt sets, or on two streams of one, that stand in PT's and IT's place."""
+
+    what: str  # prompts or streams
+    names: tuple[str, str]
+    model: str
+
+    @property
+    def pair(self) -> str:
+        """The pair of the model with itself."""
+        return f"{self.model}{BETWEEN}{self.model}"
+
+    @property
+    def title(self) -> str:
+        """What is compared, as a name that files may have."""
+        return f"{self.model}-{BETWEEN.join(self.names)}"
 
 
 @dataclass(frozen=True)
@@ -124,8 +143,18 @@ def _between(name: str, models: Set[str]) -> dict[str, str]:
 def pairs_in(text: str, there: Set[str]) -> Pairs:
     """The pairs BASE..TUNED of models of a lake (`there`) that a text quotes."""
     quoted = {tuple(name.split(BETWEEN)) for name in re.findall(r"'([^']+)'", text) if BETWEEN in name}
-    found = [models for models in quoted if len(models) == len(set(models)) == len(VARIANTS) and there >= set(models)]
+    found = [models for models in quoted if len(models) == len(VARIANTS) and there >= set(models)]
     return {BETWEEN.join(models): dict(zip(VARIANTS, models, strict=True)) for models in sorted(found)}
+
+
+def by_named(text: str, name: str, catalog: Catalog, there: set[str]) -> _By:
+    """What `prompts=A..B` and `streams=A..B` compare of a model, MODEL or PAIR/ROLE; LakeError for other words."""
+    match = re.fullmatch(rf"(prompts|streams)=(.+?){re.escape(BETWEEN)}(.+)", text)
+    if not match or match[2] == match[3]:
+        raise LakeError(
+            f"by {text!r}", expected="prompts=A..B or streams=A..B, two prompt sets or two streams of one model"
+        )
+    return _By(match[1], (match[2], match[3]), model_named(name, catalog, there))
 
 
 def chain_named(name: str, catalog: Catalog) -> Chain:
