@@ -19,6 +19,7 @@ NAMES = (
     "tuned",
     "jacobian",
     "store",
+    "loader",
     "capture",
     "memory",
     "tables",

@@ -35,8 +35,10 @@ SITES = {"resid": (3, WIDTH), "mlp_out": (2, WIDTH)}
 ASK: dict[str, Any] = {"layer": 1, "batch": BATCH, "buffer": 4 * BATCH}
 
 
-def capture(layout: Layout, model: str, rows: Any, dtype: str = "bfloat16", name: str = "made") -> None:
-    """A sealed capture of made-up values of a model on a stream of its own."""
+def capture(
+    layout: Layout, model: str, rows: Any, dtype: str = "bfloat16", name: str = "made", odd: bool = False
+) -> None:
+    """A sealed capture of made-up values of a model on a stream of its own; an `odd` one has a NaN in a row of layer 0."""
     stream = tiny.synthetic_stream(rows, prompts=name)
     template = Template(stream, SITES, (0, 1, 2), (0, 1), dtype, {**tiny.MADE, "model": model}, SHARD)
     write_stream(layout, stream)
@@ -45,6 +47,8 @@ def capture(layout: Layout, model: str, rows: Any, dtype: str = "bfloat16", name
     with ShardWriter(path, template) as writer:
         for shard in range(template.n_shards):
             blocks = tiny.blocks_of(template, shard, seed=len(model) + ord(model[-2]))
+            if odd and shard == 0:
+                blocks["resid"][5, 1, 3] = np.nan
             if dtype == "bfloat16":
                 blocks = {key: (block.view(np.uint32) >> 16).astype(np.uint16) for key, block in blocks.items()}
             writer.put(shard, blocks)
@@ -108,6 +112,8 @@ def test_a_row_has_axes_for_models_sites_and_layers(made: Lake) -> None:
             for at, layer in enumerate((1, 0)):
                 values = stored[role][site].values[batch.token[:, m], layer + axis]
                 assert np.array_equal(batch.x[:, m, s, at], values)
+    both = made.batches("made/it", "raw", site=["mlp_out", "resid"], batch=BATCH)
+    assert both.shape == (2, 2, WIDTH)  # layers 0 and 1: mlp_out has no -1
     every = made.batches("made/it", "raw", batch=BATCH)
     assert every.shape == (3, WIDTH) and made.batches("made/it", "raw", layer=-1, batch=BATCH).shape == (WIDTH,)
 
@@ -460,6 +466,23 @@ def test_mistakes_are_told_in_a_line(made: Lake, change: dict[str, Any], words: 
     with pytest.raises(LakeError) as error:
         made.batches("made/it", "raw", **{**ASK, **change})
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_buffer_beyond_memory_is_refused_before_it_is_taken(made: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actlake.store.loader.batches._memory", lambda: 80_000)
+    words = "buffer: expected at most 78 rows, half of 80.0 KB of memory, found 248, which take 127.0 KB"
+    with pytest.raises(LakeError, match=words):
+        made.batches("made/it", "raw", layer=[0, 1], batch=20, buffer=80)
+
+
+def test_values_that_are_not_finite_have_no_mean(tmp_path) -> None:
+    layout = Layout.open(tmp_path / "lake", create=True)
+    capture(layout, "made-it", [(f"p{n}", "A", [1, 7, 8, n + 5], [9, 9, 9]) for n in range(20)], odd=True)
+    lake = Lake(layout)
+    with pytest.raises(LakeError, match="not finite, so no mean.* max_norm=NUMBER"):
+        lake.batches("made-it", "raw", layer=0, batch=10, normalize="scale")
+    found = lake.batches("made-it", "raw", layer=0, batch=10, normalize="scale", max_norm=50.0)
+    assert 5 not in found.tokens and all(np.isfinite(batch.x).all() for batch in found)
 
 
 def test_unknown_models_and_streams(made: Lake) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..captures.reader import Capture
 from ..core.errors import LakeError
-from ..core.files import hash_json
+from ..core.files import hash_json, human_bytes
 from ..format.paths import Layout
 from .normalize import norms_of, scale_of
 from .order import Filled, blocks_of, bounds, epoch_of
@@ -22,6 +22,9 @@ from .rows import choose, split_of
 from .wanted import Filter, Wanted
 
 STRIPE = 256  # rows that are widened at a time, while they are in the processor's cache
+
+
+Scale = tuple[np.ndarray | None, np.float32]  # what is taken from rows, and what they are multiplied by
 
 
 class Batch(NamedTuple):
@@ -83,7 +86,7 @@ class Batches:
         self._edges = blocks_of(
             self._at[:, main].astype(np.int64), parts[main * len(parts) // len(there)].array.chunk_rows
         )
-        self._check_size()
+        self._check_size(parts)
         self._axes = ([2] if len(there) == 2 else []) + [
             count
             for count, lone in zip(
@@ -195,7 +198,10 @@ class Batches:
                         if number == len(self):
                             return
                         if number >= start and number % workers == worker:
-                            yield number, self._made(buffers, side, filled, filled.drawn[first : first + wanted.batch])
+                            yield (
+                                number,
+                                self._made(buffers.held(side), filled, filled.drawn[first : first + wanted.batch]),
+                            )
                         number += 1
                     filled, side = after, 1 - side
             finally:
@@ -204,12 +210,12 @@ class Batches:
     def _count(self, filled: Filled) -> int:
         return -(-len(filled.drawn) // self.wanted.batch)
 
-    def _made(self, buffers: Buffers, side: int, filled: Filled, places: np.ndarray) -> Batch:
-        found = buffers.take(side, places)
-        if len(found) == 1:
-            x = self._values(found[0], 0)
-        else:
-            x = np.stack([self._values(each, at) for at, each in enumerate(found)], axis=1)
+    def _made(self, held: Sequence[np.ndarray], filled: Filled, places: np.ndarray) -> Batch:
+        """A batch of the rows at some places of a buffer, `held` by part."""
+        dtype = np.float32 if self.wanted.dtype == "float32" else np.uint16
+        x = np.empty((len(places), len(held), self.shape[-1]), dtype)
+        for at, rows in enumerate(held):
+            self._put(rows, places, x[:, at], self._scales[at] if self._scales else None)
         rows = self._at[filled.rows[places]].astype(np.int64)
         prompt, step = (self._where[self._main][name][rows[:, self._main]] for name in ("prompt", "step"))
         position = np.stack([each["position"][rows[:, at]] for at, each in enumerate(self._where)], axis=1)
@@ -217,27 +223,31 @@ class Batches:
             position, rows = position[:, 0], rows[:, 0]
         return Batch(x.reshape(len(places), *self.shape), prompt, position, step, rows)
 
-    def _values(self, held: np.ndarray, at: int) -> np.ndarray:
-        """Rows as they are held in the dtype that is wanted, normalised where that is wanted: float32, or bits of bfloat16."""
-        narrow = self.wanted.dtype == "bfloat16"
-        if narrow and held.dtype == np.uint16 and not self._scales:
-            return held
-        out = np.empty(held.shape, np.uint16 if narrow else np.float32)
-        for first in range(0, len(held), STRIPE):
-            rows = held[first : first + STRIPE]
-            target = np.empty(rows.shape, np.float32) if narrow else out[first : first + STRIPE]
-            if rows.dtype == np.uint16:
-                np.left_shift(rows, np.uint32(16), out=target.view(np.uint32), dtype=np.uint32)
-            else:
+    @staticmethod
+    def _put(held: np.ndarray, places: np.ndarray, out: np.ndarray, scale: Scale | None) -> None:
+        """Rows of a buffer in the dtype of `out`, float32 or bits of bfloat16, normalised where `scale` is given.
+
+        A stripe at a time goes through the processor's cache: three copies of a whole batch would take longer.
+        """
+        whole = np.empty((min(STRIPE, len(places)), held.shape[1]), np.float32)
+        for first in range(0, len(places), STRIPE):
+            rows = held.take(places[first : first + STRIPE], axis=0, mode="clip")
+            target = out[first : first + STRIPE]
+            if rows.dtype == out.dtype and scale is None:
                 target[...] = rows
-            if self._scales:
-                mean, scale = self._scales[at]
+                continue
+            wide = target if out.dtype == np.float32 else whole[: len(rows)]
+            if rows.dtype == np.uint16:
+                np.left_shift(rows, np.uint32(16), out=wide.view(np.uint32), dtype=np.uint32)
+            else:
+                wide[...] = rows
+            if scale is not None:
+                mean, factor = scale
                 if mean is not None:
-                    target -= mean
-                target *= scale
-            if narrow:
-                out[first : first + STRIPE] = rounded(target)
-        return out
+                    wide -= mean
+                wide *= factor
+            if wide is not target:
+                target[...] = rounded(wide)
 
     # --- what it is made of --------------------------------------------------------------------------------------------
 
@@ -282,9 +292,9 @@ class Batches:
 
     def _fitted(
         self, layout: Layout, captures: Sequence[Capture], parts: Sequence[Part], rows: np.ndarray
-    ) -> list[tuple[np.ndarray | None, np.float32]]:
+    ) -> list[Scale]:
         """Of each part what is taken away and the factor; nothing when rows are left as they are."""
-        found = list[tuple[np.ndarray | None, np.float32]]()
+        found = list[Scale]()
         for part in parts if self.wanted.normalize else ():
             tokens = rows[:, part.capture]
             mean, factors = scale_of(layout, captures[part.capture], part, tokens, self._threads(layout))
@@ -295,16 +305,20 @@ class Batches:
     def _threads(self, layout: Layout) -> int:
         return self.wanted.workers("://" in layout.address)
 
-    def _check_size(self) -> None:
+    def _check_size(self, parts: Sequence[Part]) -> None:
         wanted = self.wanted
         if wanted.batch > (fewest := len(self._at) // wanted.world):
             of = f" a rank, {wanted.world} ranks" if wanted.world > 1 else ""
             raise LakeError(
                 "batch", expected=f"at most {fewest:,} ({len(self._at):,} rows{of})", found=f"{wanted.batch:,}"
             )
+        row, held = 2 * sum(part.array.width * part.dtype.itemsize for part in parts), self._capacity
+        if (need := row * min(held, len(self._at))) > (memory := _memory()):
+            fits = f"at most {memory // 2 // row:,} rows, half of {human_bytes(memory)} of memory"
+            raise LakeError("buffer", expected=fits, found=f"{held:,}, which take {human_bytes(need)}")
 
     @property
-    def scales(self) -> list[tuple[np.ndarray | None, np.float32]]:
+    def scales(self) -> list[Scale]:
         """What normalisation takes from rows and multiplies them by, (mean [d] or None, factor) a part; empty without."""
         return self._scales
 
@@ -314,6 +328,11 @@ def rounded(values: np.ndarray) -> np.ndarray:
     bits = values.view(np.uint32)
     found = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), found)
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory, where the system tells them."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
 
 
 def _columns(capture: Capture) -> dict[str, np.ndarray]:

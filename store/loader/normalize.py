@@ -10,6 +10,7 @@ import numpy as np
 
 from ..artifacts.statistics import NORMS, SCALE, kept_statistics
 from ..captures.reader import Capture
+from ..core.errors import LakeError
 from ..core.progress import Estimate, bar
 from ..format.paths import Layout
 from ..format.shards import widen
@@ -45,6 +46,11 @@ def scale_of(layout: Layout, capture: Capture, part: Part, tokens: np.ndarray, t
         return {"mean": mean.astype(np.float32), "scale": np.array(factors, np.float32)}
 
     found = kept_statistics(layout, recipe, compute)
+    if not np.isfinite(found["mean"]).all():
+        raise LakeError(
+            f"{capture.path}: {part.site} at layer {part.layer} has values that are not finite, so no mean to normalise by",
+            repair="max_norm=NUMBER leaves such rows out",
+        )
     return found["mean"], found["scale"]
 
 

@@ -42,26 +42,34 @@ def parts_of(captures: Sequence[Capture], sites: Sequence[str], layers: Sequence
     Layer l is the output of block l, as in tables; of the residual stream it is boundary l + 1, and -1 the input of block 0.
     LakeError for what a capture lacks, and when widths differ.
     """
+    known = {(number, site): _layers(capture, site) for number, capture in enumerate(captures) for site in sites}
+    if layers is None:  # all that every site and capture has
+        layers = [layer for layer in next(iter(known.values())) if all(layer in each for each in known.values())]
     found = []
-    for number, capture in enumerate(captures):
-        for site in sites:
-            if site not in capture:
-                there = [name for name in VARIABLES if name in capture and name in SITES]
-                capture.array(site) if site in capture.manifest["sizes"] else None  # a copy says what it lacks
-                raise LakeError(f"{capture.path}: no site {site!r}; it has {', '.join(there) or 'none'}")
-            array = capture.array(site)
-            known = [*map(int, capture.array(VARIABLES[site].dims[1])[:])]
-            known = [at - 1 for at in known] if VARIABLES[site].dims[1] == "boundary" else known
-            for layer in known if layers is None else layers:
-                if layer not in known:
-                    raise LakeError(f"{capture.path}: {site} at layer {layer}", expected=_range(known), found=layer)
-                found.append(Part(number, array, known.index(layer), site, layer))
+    for (number, site), there in known.items():
+        for layer in layers:
+            if layer not in there:
+                raise LakeError(
+                    f"{captures[number].path}: {site} at layer {layer}", expected=_range(there), found=layer
+                )
+            found.append(Part(number, captures[number].array(site), there.index(layer), site, layer))
     widths = {part.array.width for part in found}
     if len(widths) > 1:
         raise LakeError(f"rows side by side need one width, found {' and '.join(map(str, sorted(widths)))}")
     if len({part.dtype for part in found}) > 1:
         raise LakeError("rows side by side need one dtype; one capture is of a bfloat16 model, the other is not")
     return found
+
+
+def _layers(capture: Capture, site: str) -> list[int]:
+    """The layers that a capture has of a site, in the order of its second axis."""
+    if site not in capture:
+        if site in capture.manifest["sizes"]:
+            capture.array(site)  # a copy says what it lacks
+        there = [name for name in SITES if name in capture]
+        raise LakeError(f"{capture.path}: no site {site!r}; it has {', '.join(there) or 'none'}")
+    axis = VARIABLES[site].dims[1]
+    return [int(at) - (axis == "boundary") for at in capture.array(axis)[:]]
 
 
 def _range(known: Sequence[int]) -> str:
@@ -104,9 +112,9 @@ class Buffers:
         for future in self._under_way:
             future.cancel()
 
-    def take(self, side: int, places: np.ndarray) -> list[np.ndarray]:
-        """The rows at some places of a side, [n, d] a part."""
-        return [held.take(places, axis=0, mode="clip") for held in self._sides[side]]
+    def held(self, side: int) -> list[np.ndarray]:
+        """The rows of a side by place, [rows, d] a part."""
+        return self._sides[side]
 
     def _read(self, side: int, rows: np.ndarray, slots: Slots) -> None:
         """Begin to read ascending rows into slots of a side, a chunk of an array at a time."""
