@@ -94,8 +94,6 @@ def run(
     asked = [find(row, where.catalog) for row in rows] if rows else list(queries(where.catalog).values())
     if lock and (about or published or dry_run):
         raise LakeError("--lock is for answers; leave --about, --published and --dry-run out")
-    if lock and segment:
-        raise LakeError("--lock: a lock file does not know segments; leave --segment out")
     if lock and by:
         raise LakeError("--lock: a lock file is about models; leave --by out")
     if about:

@@ -85,14 +85,28 @@ def test_one_block_is_there_at_a_time(tmp_path, llama, monkeypatch):
         assert there == whole - 2 * block < whole
 
 
-def test_resumed_after_a_kill_at_any_block(tmp_path_factory, llama):
+KILLS = [
+    ("resid-0001", None),
+    ("block-0001.json", None),
+    ("shard-000002.json", None),
+    ("block-0002.json", "shard-000003.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kills", "blocks"),
+    [
+        pytest.param(KILLS[3:], {2: 1}, id="twice"),
+        pytest.param(KILLS[:3], {0: 1, 1: 1, 3: 1}, id="others", marks=pytest.mark.sweep),
+    ],
+)
+def test_resumed_after_a_kill_at_any_block(tmp_path_factory, llama, kills, blocks):
     folder = tmp_path_factory.mktemp("kill")
     usual = captured(folder / "usual", llama, tiny.FULL, batch=2)
     killer, met = Killer(folder, llama.it.path.parent, by_layer=True), Counter[int]()
     try:
         assert killer.expected == {name: data for name, data in usual.items() if not name.endswith(".tmp")}
-        kills = (("resid-0001", None), ("block-0001.json", None), ("block-0002.json", "shard-000003.json"))
-        for number, (file, again) in enumerate((*kills, ("shard-000002.json", None))):
+        for number, (file, again) in enumerate(kills):
             lake = folder / f"{number}"
             assert killer.capture(lake, operation=file)["killed"]
             met[len(list(lake.glob("captures/*/*.zarr/.progress/blocks/block-*.json")))] += 1
@@ -101,7 +115,7 @@ def test_resumed_after_a_kill_at_any_block(tmp_path_factory, llama):
             killer.check(lake)
     finally:
         killer.close()
-    assert met == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert met == blocks
 
 
 def test_blocks_that_are_done_are_not_read_again(tmp_path, llama, monkeypatch):

@@ -260,7 +260,11 @@ def test_a_pair_of_one_model_says_so(tmp_path):
         ("models:\n  '[red]a': {path: x}\n", 2, "'[red]a' is no name"),
         ("chains:\n  c: [pocket-pt, nobody]\n", 2, "c names the model 'nobody', which no catalog has"),
         ("chains:\n  c: [pocket-pt]\n", 2, "expected two models or more"),
-        ("chains:\n  c: pocket-pt\n", 2, "expected a list: [base, sft, dpo]"),
+        ("chains:\n  c: pocket-pt\n", 2, "expected a list: [base, sft, dpo] or {STEP: MODEL, ...}"),
+        ("chains:\n  c: {0: pocket-pt}\n", 2, "expected two models or more"),
+        ("chains:\n  c: {0: pocket-pt, 8: pocket-pt}\n", 2, "expected two models or more, each once"),
+        ("chains:\n  c: {8: pocket-pt, 0: pocket-it}\n", 2, "expected training steps that grow, found 8, 0"),
+        ("chains:\n  c: {0: pocket-pt, end: pocket-it}\n", 2, "a training step"),
         ("chains:\n  c: [pocket-pt, pocket-pt]\n", 2, "names one thing twice"),
         ("pairs:\n  a:\n    pt: {}\n", 3, "expected either path (a folder) or hub"),
         ("pairs:\n  a:\n    pt: {path: x, hub: o/n}\n", 3, "expected either path (a folder) or hub"),
@@ -537,7 +541,9 @@ chains:
 """,
         )
     )
-    assert catalog.chains == {"stages": ("base", "sft", "dpo")}
+    assert catalog.chains["stages"] == ("base", "sft", "dpo") and "pocket_stages" in catalog.chains
+    other = load_catalog(write(tmp_path, "pairs:\n  pocket-sft: {pt: pocket-pt, it: pocket-it}\n"))
+    assert "pocket_stages" not in other.chains and "pocket-sft" not in other.models  # the name is the pair's here
     assert catalog.pair("preferred").models == {"pt": "sft", "it": "dpo"}
     assert catalog.pair("beside").models == {"pt": "beside-pt", "it": "sft"}
     assert catalog.pair("tuned").it is catalog.pair("preferred").pt is catalog.model("sft")  # one checkpoint

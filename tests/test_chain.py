@@ -12,6 +12,7 @@ import tiny
 from actlake.analyze.stats.bootstrap import Quantity, Sample, shares
 from actlake.capture.streams.capture_pair import Options, capture_pair
 from actlake.lake import Lake
+from actlake.queries.figures.chosen import described
 from actlake.store.captures.reader import list_captures
 from actlake.store.core.catalog import ModelSpec, PairSpec
 from actlake.store.core.errors import LakeError
@@ -38,7 +39,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         capture_pair(layout, spec, [tiny.NATIVE, tiny.TEACHER], prompts, tiny.FULL, options=Options(batch=4))
     lines = [f"  {name}: {{path: {name}}}" for name in models]
     lines += ["pairs:", *(f"  {pair}: {{pt: {pt}, it: {it}}}" for pair, (pt, it) in PAIRS.items())]
-    lines += ["chains: {stages: [base, sft, dpo]}"]
+    lines += ["chains: {stages: [base, sft, dpo], training: {0: base, 64: sft, 4096: dpo}}"]
     (root / "catalog.yaml").write_text("\n".join(["models:", *lines]) + "\n")
     return Lake(layout, catalog=root / "catalog.yaml")
 
@@ -194,6 +195,19 @@ def test_a_row_along_a_chain(chain: Lake, tmp_path: Path) -> None:
     chain.run("exp16", chain="stages").lock(tmp_path / "lock.json")
     (same,) = chain.reproduce(tmp_path / "lock.json")
     assert same.same, str(same)
+
+
+def test_a_figure_has_the_stages_or_training_steps_on_its_first_axis(chain: Lake) -> None:
+    named, trained = (chain.run("L2", chain=name, probes=False) for name in ("stages", "training"))
+    assert trained.table.equals(named.table)  # the same models: only the axis differs
+    differences = [line(named.table, "cg_raw", stage)["estimate"] for stage in ("sft", "dpo")]
+    for answer, scale, places in ((named, "linear", [0, 1]), (trained, "log", [64, 4096])):
+        axes = next(axes for axes in answer.figure().axes if "chain" in axes.get_xlabel())
+        curve = max(axes.lines, key=lambda found: len(found.get_xdata()) * bool(found.get_marker() != "None"))
+        assert axes.get_xscale() == scale
+        assert curve.get_xdata().tolist() == places and curve.get_ydata().tolist() == differences
+    assert [text.get_text() for text in named.figure().axes[0].get_xticklabels()] == ["sft", "dpo"]
+    assert "by training step" in described(trained) and "at 64 to" in described(trained)
 
 
 def test_any_two_models_are_a_pair(chain: Lake) -> None:

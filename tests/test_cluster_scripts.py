@@ -59,6 +59,7 @@ def test_their_syntax(script):
     assert os.access(script, os.X_OK) and script.name in (DOCS / "CLUSTER.md").read_text()
 
 
+@pytest.mark.sweep  # a dozen commands, each in processes of its own, as a cluster starts them
 def test_capture_and_analyse_under_slurm(run, tmp_path):
     run(SCRIPTS[2], "llama", "lake", *CAPTURE)
     assert list_captures(Layout.open(tmp_path / "lake"))["sealed"].tolist() == [True, True]
@@ -67,6 +68,7 @@ def test_capture_and_analyse_under_slurm(run, tmp_path):
     assert not list(tmp_path.glob("scheduler-*"))
 
 
+@pytest.mark.sweep
 def test_capture_under_torchrun(run, tmp_path):
     run(SCRIPTS[0], 2, "llama", "lake", *CAPTURE)
     assert list_captures(Layout.open(tmp_path / "lake"))["sealed"].tolist() == [True, True]

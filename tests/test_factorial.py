@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-FAMILIES = ["llama", "gemma3", "deepseek_v2"]
+FAMILIES = ["llama", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("gemma3", "deepseek_v2"))]
 LAYERS, ONSET = 5, 3
 WINDOWS = {"early": (0, 2), "mid": (1, 3), "late": (3, 5)}
 GRAFTED = WINDOWS | {"midlate": (1, 5), "earlymid": (0, 3), "last3": (2, 5), "last1": (4, 5)}

@@ -17,9 +17,11 @@ ROOT = Path(__file__).parent.parent
 NEEDED = (
     "catalog.yaml",
     "py.typed",
+    "models/pocket/dpo/model.safetensors",
     "models/pocket/it/model.safetensors",
     "models/pocket/it/tokenizer.json",
     "models/pocket/pt/model.safetensors",
+    "models/pocket/sft/model.safetensors",
     "prompts/core.jsonl",
     "prompts/pocket.jsonl",
     "prompts/rubrics.yaml",

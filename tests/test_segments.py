@@ -580,9 +580,21 @@ def test_rows_are_asked_about_segments(talks, tmp_path, command_line):
     )
     refused(lambda: lake.run("L3", pair="llama", segment="user"), "reads weights, whose lines are no tokens")
     refused(lambda: lake.run("mine", pair="llama", segment="king"), "segment 'king': expected one of system, user")
-    refused(lambda: answer.lock(tmp_path / "x.lock"), "does not know segments")
+    answer.lock(tmp_path / "x.lock")
+    (same,) = lake.reproduce(tmp_path / "x.lock")
+    assert same.same, str(same)
+    locked = json.loads((tmp_path / "x.lock").read_text())
+    assert locked["rows"][0]["segments"] == ["template"]
+    locked["rows"][0]["segments"] = ["user"]  # answered for these, the numbers are others
+    (tmp_path / "x.lock").write_text(json.dumps(locked))
+    (other,) = lake.reproduce(tmp_path / "x.lock")
+    assert not other.same and other.answer
+    locked["rows"][0]["segments"] = ["king"]
+    (tmp_path / "x.lock").write_text(json.dumps(locked))
+    refused(lambda: lake.reproduce(tmp_path / "x.lock"), "segments: expected a list of system, user")
     where = ("--lake", str(layout.root), "--catalog", str(tmp_path / "catalog.yaml"), "--out", str(tmp_path / "out"))
     code, _, err = command_line("run", "mine", "--pair", "llama", "--segment", "tool", *where)
     assert code == 2 and "it reads no token of segment tool" in err
-    code, out, err = command_line("run", "mine", "--segment", "user", "--lock", str(tmp_path / "y"), *where)
-    assert code == 2 and "segments" in err
+    code, _, err = command_line("run", "mine", "--segment", "user", "--lock", str(tmp_path / "y"), *where)
+    assert code == 0, err
+    assert json.loads((tmp_path / "y").read_text())["rows"][0]["segments"] == ["user"]

@@ -1,6 +1,7 @@
 """What the pocket pair can show, on held-out data: prints a table and writes check.json.
 
-python check.py --work DIR      # DIR as left by data.py and train.py
+python check.py --work DIR                      # DIR as left by data.py and train.py
+python check.py --work DIR --models sft dpo     # other stages, with the chat template alone, into the same file
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=800)
     parser.add_argument("--out", type=Path, default=HERE / "check.json")
+    parser.add_argument("--models", nargs="+", default=["pt", "it"], help="stages to check")
     args = parser.parse_args()
     held = [json.loads(s) for s in (args.work / "it_heldout.jsonl").read_text(encoding="utf-8").splitlines()]
     prompts = [json.loads(s) for s in PROMPTS.read_text(encoding="utf-8").splitlines()]
@@ -151,7 +153,8 @@ def main() -> None:
         "new_tokens": NEW,
     }
     samples: dict[str, dict[str, str]] = defaultdict(dict)
-    for kind in ("pt", "it"):
+    pair = args.models == ["pt", "it"]
+    for kind in args.models:
         model, tokenizer = load(kind)
         report["parameters"] = sum(p.numel() for p in model.parameters())
         loss, by_task = answer_loss(model, tokenizer, held[: args.pairs])
@@ -160,7 +163,7 @@ def main() -> None:
             "plain_loss": round(plain_loss(model, args.work), 4),
             "answer_loss_by_task": {k: round(v, 3) for k, v in sorted(by_task.items())},
         }
-        for form in ("raw", "chat"):
+        for form in ("raw", "chat") if pair else ("chat",):
             replies = greedy(model, tokenizer, [p["text"] for p in prompts], form == "chat")
             listed = greedy(model, tokenizer, [p["user"] for p in lists], form == "chat")
             scores: dict[str, list[bool]] = defaultdict(list)
@@ -178,6 +181,12 @@ def main() -> None:
                 for prompt, (reply, _) in list(zip(prompts, replies, strict=True))[:28]:
                     samples[prompt["text"]][kind] = reply
         report[kind] = one
+    if not pair:
+        found = json.loads(args.out.read_text(encoding="utf-8")) | {kind: report[kind] for kind in args.models}
+        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        for kind in args.models:
+            print(kind, json.dumps({k: v for k, v in report[kind].items() if k != "answer_loss_by_task"}))
+        return
     for stage in ("pt", "it"):
         log = args.work / f"{stage}.log.jsonl"
         if log.exists():

@@ -1,9 +1,10 @@
-"""Train the pocket pair: a byte-level BPE tokenizer, the PT model, then the IT model from it.
+"""Train the pocket models: a byte-level BPE tokenizer, the PT model, then the IT model from it; early stops along the way.
 
 python train.py --stage tokenizer --work DIR
 python train.py --stage pt --work DIR --minutes 61     # cosine by wall clock, resumes after a kill
 python train.py --stage it --work DIR                  # starts from DIR/pt.ckpt
-python train.py --stage export --work DIR              # writes pt/ and it/ beside this file
+python train.py --stage it --work DIR --name sft --start ../pocket/pt --steps 120    # the same schedule, cut short
+python train.py --stage export --work DIR --export pt it sft                         # writes pt/, it/ and sft/ beside this file
 """
 
 from __future__ import annotations
@@ -91,6 +92,13 @@ def held_out_loss(model: LlamaForCausalLM, stream: np.ndarray, device: str, rows
     return value
 
 
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint of this recipe, or of a folder that it exported."""
+    if path.is_dir():
+        return LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+    return torch.load(path, map_location="cpu", weights_only=True)["model"]
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     torch.save(state, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
@@ -104,8 +112,7 @@ def train(args: argparse.Namespace, device: str) -> None:
     chats = chat_batches(work, args.epochs, args.batch) if stage == "it" else []
     model = new_model()
     if stage == "it":
-        start = torch.load(args.start or work / "pt.ckpt", map_location="cpu", weights_only=True)
-        model.load_state_dict(start["model"])
+        model.load_state_dict(weights(args.start or work / "pt.ckpt"))
     if device == "cpu":
         model.config._attn_implementation = "plain_causal"
     torch.nn.Module.to(model, device).train()
@@ -127,7 +134,8 @@ def train(args: argparse.Namespace, device: str) -> None:
         step, tokens, used = old["step"], old["tokens"], old["used"]
     log = work / f"{args.name or stage}.log.jsonl"
     budget, saved = args.minutes * 60, time.time()
-    while used < budget and (stage == "pt" or step < len(chats)):
+    stop = min(len(chats), args.steps or len(chats))
+    while used < budget and (stage == "pt" or step < stop):
         begin = time.time()
         done = used / budget if stage == "pt" else max(step / len(chats), used / budget)
         rate = args.lr * min(1.0, (step + 1) / args.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
@@ -150,7 +158,7 @@ def train(args: argparse.Namespace, device: str) -> None:
         step, tokens = step + 1, tokens + ids.numel()
         used += time.time() - begin
         recent = value if step == 1 else 0.95 * recent + 0.05 * value
-        last = used >= budget or (stage == "it" and step == len(chats))
+        last = used >= budget or (stage == "it" and step == stop)
         if step % 20 == 0 or last:
             row = {
                 "step": step,
@@ -183,8 +191,7 @@ def export(work: Path, names: list[str], to: Path) -> None:
     """Write the checkpoints as bf16 safetensors folders, each moved into place whole."""
     for name in names:
         model = new_model()
-        state = torch.load(work / f"{name}.ckpt", map_location="cpu", weights_only=True)["model"]
-        model.load_state_dict(state)
+        model.load_state_dict(weights(work / f"{name}.ckpt"))
         torch.nn.Module.to(model, torch.bfloat16)
         model.generation_config = GenerationConfig(
             bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False, max_new_tokens=96
@@ -212,7 +219,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="rows (PT, default 16) or pairs (IT, default 32) a step")
     parser.add_argument("--lr", type=float, help="peak learning rate (default PT 2e-3, IT 4e-4)")
     parser.add_argument("--warmup", type=int, help="steps (default PT 200, IT 50)")
-    parser.add_argument("--start", type=Path, help="IT: the PT checkpoint to start from")
+    parser.add_argument("--start", type=Path, help="IT: the PT checkpoint, or exported folder, to start from")
+    parser.add_argument("--steps", type=int, help="IT: stop after so many steps of the schedule")
     parser.add_argument("--name", help="name of the checkpoint and log, if not the stage's")
     parser.add_argument("--fresh", action="store_true", help="do not resume")
     parser.add_argument("--export", nargs="*", default=["pt", "it"], help="checkpoints to export")

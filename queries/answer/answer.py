@@ -27,7 +27,7 @@ from ..engine.job import Job, Stage
 from ..engine.passes import stage_of
 from ..makers import jobs_of
 from ..probes.choice import has_jacobian
-from ..rows.findings import Findings, in_words
+from ..rows.findings import FIELD, Findings, in_words
 from ..rows.header import Query, Wanted
 from ..rows.numbers import interval
 from ..rows.registry import published
@@ -35,7 +35,7 @@ from .beside import Beside, beside, said_beside
 from .estimates import check_any, read, table_of, table_of_chain
 from .lock import write_lock
 from .narrowed import pooled, read_through, scope_by
-from .sentences import FIELD, LISTED, called, say, say_of_chain
+from .sentences import LISTED, called, say, say_of_chain
 
 if TYPE_CHECKING:
     from ..figures.figure import Picture

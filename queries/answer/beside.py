@@ -12,10 +12,10 @@ from ...store.tables.streams import same_prompts
 from ..engine.context import Context, Scope
 from ..engine.job import Job
 from ..makers import jobs_of
-from ..rows.findings import in_words
+from ..rows.findings import compared, in_words
 from ..rows.header import Query, Wanted
 from .estimates import read, table_of
-from .sentences import called, compared, say
+from .sentences import called, say
 
 OWN_ANSWERS = {"lens", "delta", "endpoint", "churn", "lens_eval"}  # tables of every token of an answer
 OWN_PROMPTS = {"geometry", "attention"}  # of the last prompt token

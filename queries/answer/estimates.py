@@ -13,8 +13,8 @@ from ...analyze.stats.bootstrap import Quantity, Sample, intervals, shares
 from ...store.core.errors import LakeError
 from ...store.tables.names import Chain
 from ..engine.context import Scope
+from ..rows.findings import compared
 from ..rows.header import Query
-from .sentences import compared as compared_measures
 
 MEASURED = ("estimate", "low", "high", "n", "unit", "method")
 TOTALS = ("prompt", "stratum", "total", "value")
@@ -140,7 +140,7 @@ def table_of_chain(chain: Chain, found: Mapping[str, _Found], query: Query, resa
         for compared, pairs in (("base", chain.from_base), ("step", chain.steps))
         for stage, pair in pairs.items()
     ]
-    parts += [_shares(chain, found, tables, query, measure, resamples) for measure in compared_measures(query.says)]
+    parts += [_shares(chain, found, tables, query, measure, resamples) for measure in compared(query.says)]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return table[
         ["measure", "stage", "compared", *(name for name in parts[0] if name not in ("measure", "stage", "compared"))]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...store.captures.reader import Capture
+from ...store.core.columns import SEGMENTS
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_file, hash_files, hash_json, read_json, write_json
 from ...store.core.schema import FORMAT_VERSION
@@ -58,6 +59,7 @@ class Locked:
     table: str
     table_sha256: str
     chain: Chain | None = None
+    segments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,13 @@ def write_lock(layout: Layout, answers: Sequence[Findings], file: Path, prompts:
     """
     hashed, rows = cache(hash_of), []
     for found in answers:
-        if found.segments:
-            raise LakeError(f"{file}: a lock file does not know segments; lock the answer without --segment")
         table = canonical(found)
         rows.append(
             {
                 "row": found.query.id,
                 "pairs": list(found.models),
                 **({"chain": [found.chain.name, *found.chain.models]} if found.chain else {}),
+                **({"segments": list(found.segments)} if found.segments else {}),
                 "prompts": prompts or _picked(layout, found),
                 "query_sha256": found.query.sha256,
                 "captures": captures_of(layout, found.captures),
@@ -195,6 +196,9 @@ def _locked(check: "_Check", row: Any) -> Locked:
         isinstance(chain, list) and len(chain) > 2 and all(_is(NAME, name) for name in chain)
     ):
         raise check.error("chain", "a list of its name and its models", chain)
+    segments = row.get("segments", [])
+    if not isinstance(segments, list) or not all(name in SEGMENTS[1:] for name in segments):
+        raise check.error("segments", f"a list of {', '.join(SEGMENTS[1:])}", segments)
     found = Locked(
         row=check.text(row, "row", WORD),
         pairs=pairs,
@@ -205,6 +209,7 @@ def _locked(check: "_Check", row: Any) -> Locked:
         table=check.text(row, "table", ANY),
         table_sha256=check.text(row, "table_sha256", SHA256),
         chain=Chain(chain[0], tuple(chain[1:])) if chain else None,
+        segments=tuple(segments),
     )
     if hashlib.sha256(found.table.encode(errors="replace")).hexdigest() != found.table_sha256:
         raise check.error("table", "text with the hash in table_sha256: the file was changed", found.table)

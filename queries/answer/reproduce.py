@@ -95,7 +95,7 @@ def reproduce(
     bytes are no difference either when the answer is within it. `generate` is that of `Asking`.
     LakeError for an unknown row, or a capture that is not there, not sealed or damaged.
     """
-    queries = [find(locked.row) for locked in lock.rows]
+    queries = [find(locked.row, catalog) for locked in lock.rows]
     replaced = [list(_replaced(layout, locked)) for locked in lock.rows]
     # What the lake has under another key is not computed again.
     hashed = cache(lambda name: hash_of(layout.files.bring(layout.root / name)))
@@ -133,15 +133,17 @@ def _answers(
     generate: bool,
 ) -> dict[int, Answer]:
     """Place in the lock file -> answer, of rows without a problem; rows of the same pairs and prompts share their passes."""
-    together: dict[tuple[tuple[str, ...], str | None, Chain | None], list[int]] = {}
+    together: dict[tuple[tuple[str, ...], str | None, Chain | None, tuple[str, ...]], list[int]] = {}
     for place, locked in enumerate(lock.rows):
         if not done[place].problem:
-            together.setdefault((tuple(locked.pairs), locked.prompts, locked.chain), []).append(place)
+            asked = tuple(locked.pairs), locked.prompts, locked.chain, locked.segments
+            together.setdefault(asked, []).append(place)
     found: dict[int, Answer] = {}
-    for (pairs, prompts, chain), places in together.items():
+    for (pairs, prompts, chain, segments), places in together.items():
         again = {queries[place].id: queries[place] for place in places}
         try:
-            asking = Asking(layout, list(again.values()), pairs, prompts, device, catalog, generate, chain=chain)
+            rows = list(again.values())
+            asking = Asking(layout, rows, pairs, prompts, device, catalog, generate, chain=chain, segments=segments)
             asking.announce()
             known = {one.query.id: one for one in asking if isinstance(one, Answer)}
         except (duckdb.Error, pa.ArrowException, CorruptError) as error:  # a table that is no Parquet file any more

@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 
 from ...store.tables.names import Chain
-from ..rows.findings import in_words, shown
+from ..rows.findings import FIELD, compared, in_words, shown
 from ..rows.header import Query
 from ..rows.numbers import interval, number
 
-FIELD = re.compile(r"\{(\w+)(?:@(\w+))?(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 ELSE = "||"  # in an optional part: the alternative
 SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\[{])")
@@ -130,11 +129,6 @@ def called(query: Query, name: str) -> str:
 def _signed(line: pd.Series) -> str:
     """A difference with its interval and its sign."""
     return interval(line["estimate"], line["low"], line["high"], sign=True)
-
-
-def compared(template: str) -> list[str]:
-    """The measures whose side of zero a template names, in its order."""
-    return list(dict.fromkeys(match[1] for match in FIELD.finditer(template) if match[3] is not None))
 
 
 def _known(scalars: pd.DataFrame, query: Query) -> dict[tuple[str, str], Any]:

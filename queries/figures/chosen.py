@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase as fnmatch
 
 import pandas as pd
 
-from ..rows.findings import Findings, Panel, by_stage, hues, marked, reference, shown
+from ...store.tables.names import Chain
+from ..rows.findings import Findings, Panel, by_stage, compared, hues, marked, reference, shown
 from ..rows.measures import axis
 from ..rows.numbers import interval
 from .looks import Look, looks
@@ -52,9 +53,13 @@ def chosen(answer: Findings) -> Chosen:
         [p for p in part if p.rows["estimate"].notna().any() and not any(fnmatch(p.measure, x) for x in hidden)]
         for part in answer.parts
     )
+    # What the row compares first has an axis of stages; the others keep theirs.
+    first = [panel for panel in numbers if _compared(panel, answer)][:1]
+    along = [_along(panel, answer.chain) for panel in first if answer.chain]
     drawn = list(_panels(lines, plot)) if "panels" in plot else []
     drawn = [one for at, one in enumerate(drawn) if not any(one[0] is before for before, _ in drawn[:at])]
-    drawn = drawn or [(panel, None) for panel in lines]
+    drawn = [*((panel, None) for panel in along), *(drawn or [(panel, None) for panel in lines])]
+    numbers = [panel for panel in numbers if panel.measure not in {drawn.measure for drawn in along}]
     wanted = plot["forest"].split(",") if "forest" in plot else FIELD.findall(answer.query.says)
     named = [p for want in dict.fromkeys(wanted) for p in numbers if fnmatch(p.measure, want)]
     named = named if named or "forest" in plot or drawn else numbers
@@ -63,12 +68,16 @@ def chosen(answer: Findings) -> Chosen:
     layers = 1 + int(max(places)) if places and x == "layer" else 0
     column, kept = plot.get("hue", "variant"), drawn[:PANELS]
     # Levels before contrasts, and one look for a hue in every panel.
-    every = looks(hues([panel for panel, names in kept if names is None] + named), column)
+    present = hues([panel for panel, names in kept if names is None] + named)
+    if answer.chain:
+        present = [None] * (None in present) + [stage for stage in answer.chain.models if stage in present]
+    every = looks(present, column)
+    stages = "training_step" if answer.chain and answer.chain.training else "stage"
     panels = [
         Drawn(
             panel,
             _kind(panel, plot),
-            plot.get(f"at_{panel.measure}", x),
+            stages if panel in along else plot.get(f"at_{panel.measure}", x),
             looks(names, "metric", names) if names else every,
         )
         for panel, names in kept
@@ -83,6 +92,19 @@ def chosen(answer: Findings) -> Chosen:
             del groups[unit]
     shown_numbers = sum(map(len, groups.values()))
     return Chosen(panels, groups, layers, len(lines) + len(numbers) - shown_numbers - sum(_parts(p) for p in panels))
+
+
+def _compared(panel: Panel, answer: Findings) -> bool:
+    """Whether a number is what the row's sentence compares, and a chain has stages enough for an axis of them."""
+    enough = answer.chain is not None and len(answer.chain.models) > 2
+    return enough and panel.measure in compared(answer.query.says)
+
+
+def _along(panel: Panel, chain: Chain) -> Panel:
+    """A number of every stage as a curve along the chain, by training step where the catalog says them."""
+    at = dict(zip(chain.models, chain.training or chain.models, strict=True))
+    rows = panel.rows.sort_values("hue", key=lambda stages: stages.map(chain.models.index))
+    return replace(panel, rows=rows.assign(x=rows["hue"].map(at), hue=None))
 
 
 def _parts(drawn: Drawn) -> int:

@@ -265,6 +265,9 @@ def _x_axis(axes: Axes, one: Drawn, found: Chosen, wide: float) -> None:
         axes.set_xlim(-0.5, len(names) - 0.5)
         room = max(6, int(14 * wide / len(names)))
         axes.set_xticks(range(len(names)), ["\n".join(textwrap.wrap(axis(str(each)), room)) for each in names])
+    elif one.x == "training_step":  # checkpoints are saved at powers of two
+        axes.set_xscale("symlog" if one.panel.rows["x"].min() <= 0 else "log")
+        axes.xaxis.set_major_formatter(FuncFormatter(tick))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(max(4, int(wide * 2)), steps=[1, 2, 5, 10], integer=_whole(one.panel)))
         axes.xaxis.set_major_formatter(FuncFormatter(tick))

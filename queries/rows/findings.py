@@ -25,6 +25,7 @@ from .numbers import counts
 MEASURED = ["estimate", "low", "high", "n", "unit", "method"]
 WINDOWS = {"early": 1, "mid": 2, "late": 3}  # in the order of the blocks
 WINDOW = re.compile(rf"(?<![a-z])({'|'.join(WINDOWS)})(?![a-z])")
+FIELD = re.compile(r"\{(\w+)(?:@(\w+))?(?:\?([^|}]*)\|([^|}]*)\|([^|}]*))?\}")  # of a sentence's template
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +95,11 @@ class Panel:
     def contrasts(self) -> pd.DataFrame:
         """The rows that are a difference between two hues."""
         return self.rows[self.rows["hue"].map(is_contrast).astype(bool)]
+
+
+def compared(template: str) -> list[str]:
+    """The measures whose side of zero a sentence's template names, in its order."""
+    return list(dict.fromkeys(match[1] for match in FIELD.finditer(template) if match[3] is not None))
 
 
 def by_stage(answer: Findings) -> Findings:
@@ -246,6 +252,9 @@ def caption(answer: Findings, left_out: int) -> list[str]:
         f"{kinds or 'no'} intervals",
         f"{left_out} more in the table" if left_out else "",
     ]
+    if answer.chain:  # each model once, though it is in several pairs
+        roles = {f"{pair} {role}": model for pair, roles in answer.models.items() for role, model in roles.items()}
+        streams = {roles.get(name, name): stream for name, stream in streams.items()}
     read = ", ".join(f"{shown(name)} {streams[name]}" for name in sorted(streams, key=rank))
     lines = [" · ".join(word for word in words if word), f"streams: {read}" if read else ""]
     return [part for line in lines for part in textwrap.wrap(line, 128)]

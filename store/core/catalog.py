@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from yaml.nodes import Node, ScalarNode, SequenceNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from .columns import SCALARS
 from .errors import LakeError, redacted
@@ -39,6 +39,7 @@ class Catalog:
     models: dict[str, ModelSpec]
     pairs: dict[str, PairSpec]
     chains: dict[str, tuple[str, ...]]  # names of models, the base first
+    training: dict[str, tuple[int, ...]]  # chain -> training steps of its models, where its entry says them
     prompts: dict[str, Path]
     streams: dict[str, StreamSpec]
     profiles: dict[str, ProfileSpec]
@@ -101,9 +102,8 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
         mine = set().union(*(found.get(other, {}) for other in KINDS if other != kind))
         packaged[kind] = {name: entry for name, entry in packaged.get(kind, {}).items() if name not in mine}
     models = packaged["models"].keys() | found.get("models", {}).keys()
-    packaged["pairs"] = {
-        name: entry for name, entry in packaged["pairs"].items() if models >= set(entry.models.values())
-    }
+    for kind in ("pairs", "chains"):
+        packaged[kind] = {n: entry for n, entry in packaged[kind].items() if models >= set(entry.models.values())}
     mine_first = {section: {**found.get(section, {}), **packaged.get(section, {})} for section in SECTIONS}
     merged = {name: some | found.get(name, {}) for name, some in mine_first.items()}
     return replace(_EMPTY, path=file, **_resolved(merged))
@@ -136,14 +136,15 @@ def _resolved(merged: dict[str, dict]) -> dict[str, dict]:
 
     pairs = {name: PairSpec(name, *both(entry), entry.windows) for name, entry in entries.items()}
     chains = {name: tuple(entry.models.values()) for name, entry in merged["chains"].items()}
-    return {**merged, "models": models, "pairs": pairs, "chains": chains}
+    training = {name: entry.training for name, entry in merged["chains"].items() if entry.training}
+    return {**merged, "models": models, "pairs": pairs, "chains": chains, "training": training}
 
 
 def _is_packaged(file: Path) -> bool:
     return file.resolve() == PACKAGED.resolve()
 
 
-_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {}, {}, {}, {})
+_EMPTY = Catalog(PACKAGED, {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
 
 
 @cache
@@ -195,9 +196,10 @@ def _read(file: Path) -> dict[str, dict]:
 class _Group:
     """A pair or chain as it stands in a file: names of its models, by variant or place, and the line it begins on."""
 
-    models: dict[str, str]
+    models: dict[Any, str]
     windows: dict[str, tuple[int, int]]
     where: str
+    training: tuple[int, ...] = ()  # steps of a chain's models
 
 
 class _Reader(NodeReader):
@@ -241,13 +243,13 @@ class _Reader(NodeReader):
         return _Group(models, read, f"{self.file}:{node.start_mark.line + 1}")
 
     def chain(self, name: str, node: Node) -> _Group:
-        what = f"chain {name}"
-        found = tuple(self.text(part, f"{what}, a model") for part in self.list(node, what, "[base, sft, dpo]"))
+        what, example = f"chain {name}", "[base, sft, dpo] or {STEP: MODEL, ...}"
+        of_steps = self.growing(node, what, "training step") if isinstance(node, MappingNode) else None
+        training, nodes = of_steps or ((), self.list(node, what, example))
+        found = tuple(self.text(part, f"{what}, a model") for part in nodes)
         if len(found) < 2 or len(set(found)) < len(found):
             raise self.error(node, f"{what}: expected two models or more, each once, found {listed(found)}")
-        return _Group(
-            {str(place): model for place, model in enumerate(found)}, {}, f"{self.file}:{node.start_mark.line + 1}"
-        )
+        return _Group(dict(enumerate(found)), {}, f"{self.file}:{node.start_mark.line + 1}", training)
 
     def model(self, name: str, node: Node) -> ModelSpec:
         return self._model(name, f"model {name}", node)
@@ -278,8 +280,8 @@ class _Reader(NodeReader):
         return start, stop
 
     def prompt_set(self, name: str, node: Node) -> Path:
-        what = f"prompt set {name}"
-        return self.local(self.mapping(node, what, ("path",), ("path",))["path"], f"{what}, path")
+        entry = self.mapping(node, f"prompt set {name}", ("path",), ("path",))
+        return self.local(entry["path"], f"prompt set {name}, path")
 
     def stream(self, name: str, node: Node) -> StreamSpec:
         what = f"stream {name}"
@@ -317,18 +319,15 @@ class _Reader(NodeReader):
             self.choice(site, f"{what}, a site", (*SITES, *PROMPT_SITES))
             for site in self.list(entry["sites"], f"{what}, sites", "[resid, mlp_out]")
         )
-        scalars: tuple[str, ...] = ()
-        if "scalars" in entry:
-            found = self.list(entry["scalars"], f"{what}, scalars", "[lens, delta]")
-            scalars = tuple(self.choice(table, f"{what}, a table of scalars", SCALARS) for table in found)
+        found = self.list(entry["scalars"], f"{what}, scalars", "[lens, delta]") if "scalars" in entry else []
+        scalars = tuple(self.choice(table, f"{what}, a table of scalars", SCALARS) for table in found)
         boundaries = None
         if "boundaries" in entry:
             found = self.list(entry["boundaries"], f"{what}, boundaries", "[0, mid, late, last]")
             boundaries = tuple(self.boundary(part, f"{what}, a boundary") for part in found)
         logits = self.choice(entry["logits"], f"{what}, logits", LOGITS) if "logits" in entry else "auto"
         dtype = self.choice(entry["dtype"], f"{what}, dtype", DTYPES) if "dtype" in entry else "auto"
-        tokens = None
-        count = entry.get("shard_tokens")
+        count, tokens = entry.get("shard_tokens"), None
         if count is not None and not count.tag.endswith(":null"):
             tokens = self.whole(count, f"{what}, shard_tokens", 1)
         return ProfileSpec(name, names, logits, dtype, tokens, boundaries, scalars)

@@ -6,6 +6,7 @@ The parser never turns them into objects, so that no file can run code and every
 import difflib
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -100,6 +101,13 @@ class NodeReader:
         if not digits or not node.tag.endswith(":int") or int(node.value) < least:
             raise self.error(node, f"{what} is {kind_of(node)}, expected a whole number from {least}")
         return int(node.value)
+
+    def growing(self, node: MappingNode, what: str, name: str) -> tuple[tuple[int, ...], list[Node]]:
+        """Whole numbers that grow, each with what it names."""
+        numbers = tuple(self.whole(key, f"{what}, a {name}", 0) for key, _ in node.value)
+        if any(one >= other for one, other in pairwise(numbers)):
+            raise self.error(node, f"{what}: expected {name}s that grow, found {listed(map(str, numbers))}")
+        return numbers, [part for _, part in node.value]
 
     def list(self, node: Node, what: str, example: str) -> list[Node]:
         """The nodes of a list with at least one entry and none twice."""

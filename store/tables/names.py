@@ -26,6 +26,7 @@ class Chain:
 
     name: str
     models: tuple[str, ...]
+    training: tuple[int, ...] = ()  # the training step of each model, where the catalog says it
 
     @property
     def from_base(self) -> dict[str, str]:
@@ -165,7 +166,7 @@ def chain_named(name: str, catalog: Catalog) -> Chain:
             f"unknown chain {name!r}: {catalog.path} has {listed(catalog.chains)}{near}; `chains: {{NAME: [BASE, SFT, ...]}}`"
             " in a catalog.yaml names one"
         )
-    return Chain(name, catalog.chains[name])
+    return Chain(name, catalog.chains[name], catalog.training.get(name, ()))
 
 
 def models_named(
