@@ -52,6 +52,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert not anchor or file.suffix != ".md" or anchor in anchors(file), target
 
 
+def test_every_page_is_in_the_contents_of_the_site() -> None:
+    docs = ROOT / "docs"
+    listed = {*re.findall(r"^[\w/-]+$", (docs / "index.md").read_text(encoding="utf-8"), re.MULTILINE)}
+    own = {page.relative_to(docs).with_suffix("").as_posix() for page in docs.rglob("*.md") if page.name != "README.md"}
+    assert own - {"index"} <= listed, own - listed
+
+
 def commands(command: Any, name: str = "actlake") -> Iterator[tuple[str, Any]]:
     """Every command that runs something, by all its words."""
     for part, below in getattr(command, "commands", {}).items():

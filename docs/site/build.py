@@ -30,6 +30,8 @@ ELSEWHERE = {
     "prompts/README.md": "prompts.md",
     "models/pocket/README.md": "pocket.md",
     "benchmarks/RESULTS.md": "results.md",
+    "examples/kurtosis/README.md": "examples/kurtosis.md",
+    "examples/training/README.md": "examples/training.md",
     "docs/gallery/README.md": "gallery/index.md",
     "README.md": "index.md",
 }
@@ -127,7 +129,7 @@ def main() -> None:
     fast = parser.parse_args().fast
     stage()
     words = ["-W", "--keep-going", "-n", "-q", "-b", "html", *(["-D", "nb_execution_mode=off"] if fast else [])]
-    environment = {**os.environ, "ACTLAKE_PROGRESS": "off", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = {**os.environ, "ACTLAKE_PROGRESS": "off", "PYTHONWARNINGS": "ignore"}
     code = subprocess.run([sys.executable, "-m", "sphinx", *words, STAGE, SITE], env=environment).returncode
     if code:
         sys.exit(f"the site has warnings or errors; pages are in {STAGE}")
