@@ -107,9 +107,9 @@ class Lake(Make, Share, Train):
         `generate` and `probes` say whether models may write, and a tuned lens may be trained, for what is not there: without, the
         row does without it or is refused. With `segment` (assistant, thinking, user, system, tool, template; one or some) the row
         sees these tokens alone. `by` compares one model (`pair` is MODEL or PAIR/ROLE) with itself: "prompts=A..B" on two prompt
-        sets, "streams=A..B" on two streams; rows whose header says so. Returns an Answer: `.table` (estimates with 95 %
-        intervals), `.sentence`, `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or captures that are
-        not there.
+        sets, "streams=A..B" on two streams, "layers=A..B" at two layers; rows whose header says so. Returns an Answer: `.table`
+        (estimates with 95 % intervals), `.sentence`, `.figure()`, `.sql`, `.published`. Raises LakeError for an unknown row or
+        captures that are not there.
         """
         from .queries.answer.asking import only_answer
 

@@ -53,8 +53,8 @@ def run(
         str | None,
         typer.Option(
             "--by",
-            help="Compare one model (--pair MODEL or PAIR/ROLE) with itself: prompts=A..B, two prompt sets, or streams=A..B, two"
-            " streams.",
+            help="Compare one model (--pair MODEL or PAIR/ROLE) with itself: prompts=A..B, two prompt sets, streams=A..B, two"
+            " streams, or layers=A..B.",
         ),
     ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for ROW-PAIR.csv, .png, .svg and .sql.")] = Path(

@@ -187,9 +187,11 @@ class Asking:
                     found = answered(self.layout, connection, plan, made, self._resamples, started)
                     if by := self.kit.by:
                         table, query = renamed(found.table, found.query, by)
-                        streams = dict(zip(by.names, (found.streams[variant] for variant in VARIANTS), strict=True))
+                        streams = dict(zip(by.labels, (found.streams[variant] for variant in VARIANTS), strict=True))
                         title, nothing = by.title, found.published.iloc[:0]
+                        said = found.sentence.replace("IT − PT", " − ".join(reversed(by.labels)))
                         found = replace(found, table=table, query=query, pair=title, streams=streams, published=nothing)
+                        found = replace(found, sentence=said)
                     if of := self.kit.segments:
                         remark = f"{found.sentence} (only tokens of segment {', '.join(of)})".strip()
                         found = replace(found, segments=of, sentence=remark)

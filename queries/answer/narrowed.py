@@ -41,7 +41,7 @@ def within(query: Query, segments: Sequence[str]) -> Query:
 
 
 def scope_by(kit: Context, query: Query, by: _By, prompts: str | None) -> Scope:
-    """One model's captures on two prompt sets, or two streams, as those of a pair's two models.
+    """One model's captures on two prompt sets, or two streams, as those of a pair's two models; of two layers one twice.
 
     LakeError for a row that compares nothing of the kind, and for a set or stream that the model was not captured on.
     """
@@ -52,8 +52,14 @@ def scope_by(kit: Context, query: Query, by: _By, prompts: str | None) -> Scope:
         )
     streams, found = kit.streams_of(by.pair), dict[str, str]()
     for variant, name in zip(VARIANTS, by.names, strict=True):
-        recipe, chosen = (query.recipes[0], name) if by.what == "prompts" else (name, prompts)
+        recipe = name if by.what == "streams" else query.recipes[0]
+        chosen = name if by.what == "prompts" else prompts
         mine = streams[streams["variant"] == variant]
+        if by.what == "layers":
+            found[variant] = same_prompts(mine.assign(pair=by.model), by.model, recipe, chosen, (variant,))[variant]
+            if int(name) >= (layers := kit.capture((by.model, found[variant])).layers):
+                raise LakeError(f"{by.model}: layer {name}", expected=f"0 to {layers - 1}")
+            continue
         known = mine.loc[mine["recipe"] == recipe, "prompts"] if by.what == "prompts" else mine["recipe"]
         if name not in set(known):
             there = ", ".join(sorted(set(known))) or "none"
@@ -65,12 +71,19 @@ def scope_by(kit: Context, query: Query, by: _By, prompts: str | None) -> Scope:
 
 
 def worded(query: Query, by: _By) -> Query:
-    """A row whose words name what is compared in place of PT and IT."""
-    words = {"PT": f"“{by.names[0]}”", "IT": f"“{by.names[1]}”"}
+    """A row whose words name what is compared in place of PT and IT; of two layers its curves there alone."""
+    words = {"PT": f"“{by.labels[0]}”", "IT": f"“{by.labels[1]}”"}
 
     def said(text: str) -> str:
         return re.sub(r"\b(PT|IT)\b", lambda match: words[match[1]], text)
 
+    if by.what == "layers":
+        one, two = by.names
+        sql = (
+            f"SELECT * EXCLUDE (variant, layer), CASE layer WHEN {one} THEN 'pt' ELSE 'it' END AS variant FROM (\n{query.sql}\n)"
+            f" WHERE variant = 'it' AND layer IN ({one}, {two})"
+        )
+        return replace(query, says="", sql=sql, plot={})
     return replace(
         query, says=said(query.says), measures=tuple((name, *map(said, rest)) for name, *rest in query.measures)
     )
@@ -78,7 +91,7 @@ def worded(query: Query, by: _By) -> Query:
 
 def renamed(table: pd.DataFrame, query: Query, by: _By) -> tuple[pd.DataFrame, Query]:
     """An answer's table with what is compared in place of pt and it, and the row with the contrast of these."""
-    names = dict(zip(VARIANTS, by.names, strict=True))
+    names = dict(zip(VARIANTS, by.labels, strict=True))
     names |= {f"{one} - {other}": f"{names[one]} - {names[other]}" for one in VARIANTS for other in VARIANTS}
     if "variant" in table:
         table = table.assign(variant=table["variant"].map(lambda name: names.get(name, name)))

@@ -2,7 +2,7 @@
 -- title: δ-cosine of block updates
 -- needs: delta
 -- models: 1
--- compares: models, prompts, streams
+-- compares: models, prompts, streams, layers
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

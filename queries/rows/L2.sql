@@ -2,7 +2,7 @@
 -- title: Convergence gap and commitment
 -- needs: lens(raw)?, lens(tuned)?, lens(jacobian)??
 -- models: 1
--- compares: models, prompts, streams
+-- compares: models, prompts, streams, layers
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

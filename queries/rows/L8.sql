@@ -2,7 +2,7 @@
 -- title: Geometry of the last prompt token
 -- needs: geometry
 -- models: 1
--- compares: models, prompts, streams
+-- compares: models, prompts, streams, layers
 -- stream: native
 -- bootstrap: none
 -- contrast: variant it - pt

@@ -2,7 +2,7 @@
 -- title: Attention entropy at the last prompt token
 -- needs: attention
 -- models: 1
--- compares: models, prompts, streams
+-- compares: models, prompts, streams, layers
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

@@ -2,7 +2,7 @@
 -- title: Direct logit attribution of blocks and heads
 -- needs: dla, dla_heads?
 -- models: 1
--- compares: models, prompts, streams
+-- compares: models, prompts, streams, layers
 -- stream: native
 -- bootstrap: prompt
 -- contrast: variant it - pt

@@ -37,7 +37,12 @@ REQUIRED = {
 }
 ITEM = "- "  # begins an item of a list in `about`, `measures` and `pitfalls`
 COMMENT = re.compile(r"--\s*#.*")  # in a header
-COMPARES = ("models", "prompts", "streams")  # two models; one model on two prompt sets, or on two streams of one set
+COMPARES = (
+    "models",
+    "prompts",
+    "streams",
+    "layers",
+)  # two models; of one model two prompt sets, streams of one set, layers
 NEED = re.compile(r"(\w+)(?:\((\w+)\))?(?:@(pt|it))?(\?{0,2})")
 
 
@@ -67,7 +72,8 @@ class Query:
     (`MEASURE_token_weighted`) in which every token of every pair counts alike.
 
     `models: 1`: the row has a meaning for one model, too, and answers a pair that has only one. `compares` says what its
-    contrast may be of: `models`; `prompts` and `streams`: one model with itself, on two prompt sets or two streams.
+    contrast may be of: `models`; `prompts`, `streams` and `layers`: one model with itself, on two prompt sets or two streams, or
+    its curves at two layers.
 
     `stream: native, teacher`: tables hold the captures of both recipes, with a column `recipe` that every table
     of the query has; `stream: none`: the row reads no captures, and its tables are narrowed to the pair alone.

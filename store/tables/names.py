@@ -45,11 +45,17 @@ class Chain:
 
 
 class _By(NamedTuple):
-    """One model compared with itself: read on two prompt sets, or on two streams of one, that stand in PT's and IT's place."""
+    """One model compared with itself: on two prompt sets, on two streams of one, or at two layers, in PT's and IT's place."""
 
-    what: str  # prompts or streams
+    what: str  # prompts, streams or layers
     names: tuple[str, str]
     model: str
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """What the two are called in answers."""
+        one, two = self.names
+        return (f"layer {one}", f"layer {two}") if self.what == "layers" else (one, two)
 
     @property
     def pair(self) -> str:
@@ -149,13 +155,14 @@ def pairs_in(text: str, there: Set[str]) -> Pairs:
 
 
 def by_named(text: str, name: str, catalog: Catalog, there: set[str]) -> _By:
-    """What `prompts=A..B` and `streams=A..B` compare of a model, MODEL or PAIR/ROLE; LakeError for other words."""
-    match = re.fullmatch(rf"(prompts|streams)=(.+?){re.escape(BETWEEN)}(.+)", text)
-    if not match or match[2] == match[3]:
+    """What `prompts=A..B`, `streams=A..B` and `layers=A..B` compare of a model, MODEL or PAIR/ROLE; LakeError for other words."""
+    match = re.fullmatch(rf"(?:(prompts|streams)=(.+?)|(layers)=(\d+)){re.escape(BETWEEN)}((?(3)\d+|.+))", text)
+    what, one, two = (match[1] or match[3], match[2] or match[4], match[5]) if match else ("", "", "")
+    if one == two:
         raise LakeError(
-            f"by {text!r}", expected="prompts=A..B or streams=A..B, two prompt sets or two streams of one model"
+            f"by {text!r}", expected="prompts=A..B, streams=A..B or layers=A..B, two different ones of one model"
         )
-    return _By(match[1], (match[2], match[3]), model_named(name, catalog, there))
+    return _By(what, (one, two), model_named(name, catalog, there))
 
 
 def chain_named(name: str, catalog: Catalog) -> Chain:
