@@ -1,14 +1,14 @@
 """docs/gallery: the figure of every row that a lake answers as SVG, and each page of the explorer as a screenshot.
 
     python benchmarks/gallery.py LAKE...            needs Chromium (apt-get install chromium); writes docs/gallery anew
-    python benchmarks/gallery.py --rows LAKE...     the figures alone; the screenshots stay
+    python benchmarks/gallery.py --more LAKE...     adds the rows that it lacks; all else stays
 
 Nothing is computed into a lake: what none answers is not drawn. The explorer is that of the first lake.
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import helpers  # noqa: F401
@@ -35,24 +35,28 @@ PAGES = {
 ROWS = "## The rows"
 
 
-def answered(lakes: list[Lake]) -> dict[str, Answer]:
-    """The answer of every row whose tables are there, of the first lake that has them."""
+def answered(lakes: list[Lake], there: Collection[str]) -> dict[str, Answer]:
+    """The answer of every row that is not there and whose tables are, of the first lake that has them."""
     found: dict[str, Answer] = {}
     for lake in lakes:
         forecast = lake.ask(generate=False, probes=False).forecast()
         ready = [one.query.id for one in forecast if not one.refused and not one.work.parts()]
-        asked = [row for row in ready if row not in found]
+        asked = [row for row in ready if row not in found and row not in there]
         for each in lake.ask(asked, generate=False, probes=False).answers() if asked else ():
             if isinstance(each, Answer):
                 found[each.query.id] = each
     return {row: found[row] for row in queries() if row in found}
 
 
-def figures(found: dict[str, Answer], folder: Path) -> Iterator[str]:
-    """Write the figure of each answer; the lines of the page that shows them."""
+def figures(found: dict[str, Answer], folder: Path) -> dict[str, str]:
+    """Write the figure of each answer; the part of the page that shows it."""
+    parts = {}
     for row, answer in found.items():
         (folder / f"{row}.svg").write_bytes(drawn(answer, ".svg"))
-        yield f"### {row} · {answer.query.title}\n\n{answer.sentence}\n\n![Figure of {row}]({row}.svg)\n"
+        prompts = answer.table["n"].max()
+        of = f" From {prompts:.0f} prompts." if answer.table["unit"].eq("prompts").any() else ""
+        parts[row] = f"### {row} · {answer.query.title}\n\n{answer.sentence}{of}\n\n![Figure of {row}]({row}.svg)\n"
+    return parts
 
 
 def picture(page: Browser, file: Path) -> None:
@@ -86,25 +90,27 @@ def pages(lake: Lake, report: Path, folder: Path) -> Iterator[str]:
         yield "### The report of `run --all`\n\n![report, light](report-light.png)\n\n![report, dark](report-dark.png)\n"
 
 
-def main(lakes: list[Lake], rows_only: bool = False) -> None:
-    """Write the folder anew, or the rows' part of it."""
+def main(lakes: list[Lake], more: bool = False) -> None:
+    """Write the folder anew, or add rows to it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    page = FOLDER / "README.md"
-    before = page.read_text(encoding="utf-8").partition(ROWS)[0] if rows_only else ""
-    for file in FOLDER.glob("*.svg" if rows_only else "*"):
+    page, report = FOLDER / "README.md", FOLDER / "report.html"
+    before, _, after = page.read_text(encoding="utf-8").partition(f"{ROWS}\n\n") if more else ("", "", "")
+    parts = {part.split(" · ")[0]: f"### {part}" for part in after.split("### ")[1:]}
+    for file in [] if more else FOLDER.iterdir():
         file.unlink()
-    found = answered(lakes)
-    rows, report = list(figures(found, FOLDER)), FOLDER / "report.html"
-    if not rows_only:
+    found = answered(lakes, parts)
+    parts |= figures(found, FOLDER)
+    if not more:
         write_page(lakes[0].layout, list(found.values()), [], report)
         seen = list(pages(lakes[0], report, FOLDER))
         report.unlink()
         words = "What the explorer and the rows show, drawn from the pair `pocket` by `python benchmarks/gallery.py LAKE...`."
         before = "\n".join(["# Gallery", "", words, "", "## The explorer", "", *seen, ""])
+    rows = [parts[row].strip() + "\n" for row in queries() if row in parts]
     page.write_text("\n".join([before + ROWS, "", *rows]), encoding="utf-8")
     size = sum(file.stat().st_size for file in FOLDER.iterdir())
-    print(f"{len(found)} rows, {len(list(FOLDER.iterdir()))} files, {size / 1e6:.1f} MB in {FOLDER}")
+    print(f"{len(found)} rows drawn, {len(parts)} in all, {size / 1e6:.1f} MB in {FOLDER}")
 
 
 if __name__ == "__main__":
-    main([Lake(name) for name in sys.argv[1:] if name != "--rows"], "--rows" in sys.argv)
+    main([Lake(name) for name in sys.argv[1:] if name != "--more"], "--more" in sys.argv)
