@@ -7,7 +7,7 @@ import actlake
 project, author, copyright = "actlake", "the actlake authors", "2026, the actlake authors"
 version = release = actlake.__version__
 extensions = ["myst_nb", "sphinx_copybutton"]
-exclude_patterns = ["_notebooks", "tutorials/lake", "tutorials/mine", "tutorials/stages", "tutorials/half"]
+exclude_patterns = ["_notebooks", "tutorials/lake", "tutorials/mine"]
 html_theme = "furo"
 html_title = f"actlake {version}"
 html_static_path = ["_static"]
