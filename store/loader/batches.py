@@ -17,7 +17,7 @@ from ..core.files import hash_json, human_bytes
 from ..format.paths import Layout
 from .normalize import norms_of, scale_of
 from .order import Filled, blocks_of, bounds, epoch_of
-from .reading import Buffers, Part, parts_of
+from .reading import Buffers, Part, Sides, parts_of, room_for
 from .rows import choose, split_of
 from .wanted import Filter, Wanted
 
@@ -65,6 +65,7 @@ class Batches:
         """
         self._address, self._names, self.wanted = layout.address, list(captures), wanted
         self._opened: tuple[int, list[Part]] | None = None
+        self._room: Sides | None = None
         self.epoch, self._start, self._next = 0, 0, 0
         there = [Capture(layout.capture(*names), lake=layout.files) for names in captures]
         parts = self._open(there)
@@ -185,27 +186,30 @@ class Batches:
         if filled is None or start >= len(self):
             return
         parts = self._parts()
-        with ThreadPoolExecutor(wanted.workers("://" in self._address)) as pool:
-            buffers, side, after = Buffers(parts, self._at, self._capacity, pool), 0, None
-            buffers.fill(side, filled, from_other=False)
-            try:
-                while filled is not None:
-                    buffers.ready()
-                    after = next(plan, None)
-                    if after is not None:
-                        buffers.fill(1 - side, after, from_other=True)
-                    for first in range(0, len(filled.drawn), wanted.batch):
-                        if number == len(self):
-                            return
-                        if number >= start and number % workers == worker:
-                            yield (
-                                number,
-                                self._made(buffers.held(side), filled, filled.drawn[first : first + wanted.batch]),
-                            )
-                        number += 1
-                    filled, side = after, 1 - side
-            finally:
-                buffers.stop()
+        # Memory that is new has to be cleared by the system first, so that an epoch leaves its own to the next one.
+        room, self._room = self._room or room_for(parts, min(self._capacity, len(self._at))), None
+        try:
+            with ThreadPoolExecutor(wanted.workers("://" in self._address)) as pool:
+                buffers, side = Buffers(parts, self._at, room, pool), 0
+                try:
+                    buffers.fill(side, filled, from_other=False)
+                    while filled is not None:
+                        buffers.ready()
+                        after = next(plan, None)
+                        if after is not None:
+                            buffers.fill(1 - side, after, from_other=True)
+                        for first in range(0, len(filled.drawn), wanted.batch):
+                            places = filled.drawn[first : first + wanted.batch]
+                            if number == len(self):
+                                return
+                            if number >= start and number % workers == worker:
+                                yield number, self._made(buffers.held(side), filled, places)
+                            number += 1
+                        filled, side = after, 1 - side
+                finally:
+                    buffers.stop()
+        finally:
+            self._room = room
 
     def _count(self, filled: Filled) -> int:
         return -(-len(filled.drawn) // self.wanted.batch)
@@ -229,13 +233,13 @@ class Batches:
 
         A stripe at a time goes through the processor's cache: three copies of a whole batch would take longer.
         """
+        if held.dtype == out.dtype and scale is None:
+            held.take(places, axis=0, out=out, mode="clip")
+            return
         whole = np.empty((min(STRIPE, len(places)), held.shape[1]), np.float32)
         for first in range(0, len(places), STRIPE):
             rows = held.take(places[first : first + STRIPE], axis=0, mode="clip")
             target = out[first : first + STRIPE]
-            if rows.dtype == out.dtype and scale is None:
-                target[...] = rows
-                continue
             wide = target if out.dtype == np.float32 else whole[: len(rows)]
             if rows.dtype == np.uint16:
                 np.left_shift(rows, np.uint32(16), out=wide.view(np.uint32), dtype=np.uint32)
@@ -269,7 +273,7 @@ class Batches:
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_opened": None, "_room": None}
 
     @cached_property
     def _capacity(self) -> int:

@@ -17,6 +17,7 @@ from ..format.zarr_groups import CheckedArray
 from .order import Filled
 
 Slots = slice | np.ndarray
+Sides = list[list[np.ndarray]]  # the memory of each of two buffers, by part
 _held = threading.local()
 
 
@@ -77,14 +78,16 @@ def _range(known: Sequence[int]) -> str:
     return f"{known[0]} to {known[-1]}" if whole else " or ".join(map(str, known))
 
 
-class Buffers:
-    """Two buffers of rows: one is drawn from while the other is filled. Memory: twice `capacity` rows of every part."""
+def room_for(parts: Sequence[Part], rows: int) -> Sides:
+    """Memory of two buffers of so many rows of every part."""
+    return [[np.empty((rows, part.array.width), part.dtype) for part in parts] for _ in range(2)]
 
-    def __init__(self, parts: Sequence[Part], rows: np.ndarray, capacity: int, pool: ThreadPoolExecutor):
-        self._parts, self._rows, self._pool = parts, rows, pool
-        width = parts[0].array.width
-        size = min(capacity, len(rows))
-        self._sides = [[np.empty((size, width), part.dtype) for part in parts] for _ in range(2)]
+
+class Buffers:
+    """Two buffers of rows, in memory of `room_for`: one is drawn from while the other is filled."""
+
+    def __init__(self, parts: Sequence[Part], rows: np.ndarray, sides: Sides, pool: ThreadPoolExecutor):
+        self._parts, self._rows, self._sides, self._pool = parts, rows, sides, pool
         self._under_way: list[Future[None]] = []
 
     def fill(self, side: int, filled: Filled, from_other: bool) -> None:
