@@ -27,6 +27,7 @@ __all__ = [
     "edit",
     "edits",
     "open",
+    "sample",
     "table",
 ]
 
@@ -48,12 +49,20 @@ def open(
     computes (auto: cuda, else mps, else cpu), `workers` a dask scheduler that computes tables in this process's place.
     LakeError when there is no lake.
     """
-    if "://" not in str(url) and not Path(url).exists():
-        from .store.core.catalog import load_catalog
+    if "://" not in str(url) and not Path(url).exists() and not (create and str(url) == "sample"):
+        from .page.sample import place_of
 
-        url = load_catalog(Path(catalog) if catalog else None).lakes.get(str(url), url)
+        url = place_of(str(url), Path(catalog) if catalog else None)
     lake = Lake(url, create=create, catalog=Path(catalog) if catalog else None, device=device)
     return lake.on(workers) if workers else lake
+
+
+def sample() -> Lake:
+    """The small lake that comes with actlake: 12 prompts of the pair `pocket`, with tables, a tuned lens and texts of a sweep.
+
+    It is unpacked into the user's cache folder ($ACTLAKE_CACHE); also `--lake sample`. Rows such as L2 need no torch.
+    """
+    return open("sample")
 
 
 def __getattr__(name: str) -> Any:

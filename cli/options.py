@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..lake import Lake
-from ..store.core.catalog import load_catalog
+from ..page.sample import place_of
 from ..store.core.schema import MARKER
 from ..store.exchange.transfer import Selection
 from ..store.format.paths import Layout, writing
@@ -112,7 +112,7 @@ class Where:
     @property
     def place(self) -> str:
         """Folder or URL of the lake."""
-        return str(load_catalog(self.catalog).lakes.get(self.lake, self.lake))
+        return place_of(self.lake, self.catalog)
 
     def open(self, missing: bool = False) -> Lake:
         """The lake; with `missing`, one that holds nothing where there is none, for what reads only the catalog."""

@@ -137,6 +137,30 @@ def cite(
         line(f"{name:10} {value}")
 
 
+@sharing.command(epilog="Example: `actlake export pocket/it/native npy residuals --boundary 4`")
+@grouped
+def export(
+    capture: CaptureArgument,
+    format: Annotated[str, typer.Argument(help="safetensors, npy, parquet, arrow or netcdf.")],
+    out_place: Annotated[Path, typer.Argument(metavar="OUT", help="A file or folder that is not there yet.")],
+    where: Where,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Only this site (resid, mlp_out ...); may be repeated.")
+    ] = None,
+    boundary: Annotated[list[int] | None, typer.Option(help="Only this boundary; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a capture, or a part of it, in a format of other tools; `actlake import` reads all but netcdf back."""
+    show = None if as_json else lambda estimate: line(str(estimate))
+    made = where.open().export(
+        capture, format, out_place, sites=site or (), boundaries=boundary or (), limit=limit, show=show
+    )
+    if as_json:
+        return print_json({"path": str(made)})
+    line(f"{made}: written")
+
+
 @sharing.command(epilog="Example: `actlake push s3://bucket/lake pocket --dry-run`")
 @grouped
 def push(url: OtherLake, part: Cut, moving: Moving, where: Where, as_json: JsonOption = False) -> None:

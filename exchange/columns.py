@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..store.core.errors import LakeError
@@ -95,7 +96,7 @@ def _values(column: Any, row: int, where: str) -> np.ndarray:
     while pa.types.is_list(found.type) or pa.types.is_large_list(found.type) or pa.types.is_fixed_size_list(found.type):
         if found.null_count:
             raise LakeError(f"{where}: gaps (null) among its lists")
-        lengths = found.value_lengths().to_numpy(zero_copy_only=False)
+        lengths = pc.list_value_length(found).to_numpy(zero_copy_only=False)
         if len(lengths) and lengths.min() != lengths.max():
             raise LakeError(f"{where}: lists of unequal lengths, {lengths.min()} and {lengths.max()}")
         shape.append(int(lengths[0]) if len(lengths) else 0)

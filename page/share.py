@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -113,6 +113,33 @@ class Share(Look):
             Planner(here, there, what, catalog=self.catalog, take=_winner(take, mine="source")).plan(),
         ]
         return [_carry_out(plan, dry_run, show) for plan in plans]
+
+    @needs()
+    def export(
+        self,
+        capture: str,
+        format: str,
+        out: str | Path,
+        *,
+        sites: Sequence[str] = (),
+        boundaries: Sequence[int] = (),
+        limit: int | None = None,
+        show: Callable[[Estimate], None] | None = None,
+    ) -> Path:
+        """Write a sealed capture (MODEL/STREAM), or a part of it, in a format of other tools; returns where.
+
+        `format` is safetensors (a file a prompt), npy (a tree of arrays to be mapped), parquet, arrow (a row a prompt, lists of
+        fixed size) or netcdf; `out` a file or folder that is not there yet. `sites`, `boundaries` and the first `limit` prompts
+        choose a part. `show` is called with the size before anything is written. bfloat16 stays so in safetensors and is float32
+        elsewhere, with the same values; `add_capture` reads all but netcdf back. LakeError for what the capture lacks, a place
+        that is taken, and a disk without room.
+        """
+        from ..exchange.export import export
+        from ..store.captures.reader import find_capture, split_capture
+
+        model, stream = split_capture(capture)
+        path = find_capture(self.layout, self._model(model), stream)
+        return export(self.layout, path, format, Path(out), sites, boundaries, limit, show)
 
     def index(self) -> int:
         """Write files.json, which names all files, for web servers that list no folders; returns how many there are."""

@@ -539,6 +539,7 @@ TOOLS: dict[str, tuple[str, dict[str, Any], Callable[[Path], dict[str, np.ndarra
         },
     ),
     "datasets": ("datasets", {"boundaries": [0, 1]}, lambda file: {"resid": lists(file, "hidden_states")}),
+    "saelens": ("saelens", {}, lambda file: {"resid": lists(file, "blocks.1.hook_resid_post")[:, None]}),
 }
 
 

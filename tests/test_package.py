@@ -22,6 +22,7 @@ NEEDED = (
     "models/pocket/it/tokenizer.json",
     "models/pocket/pt/model.safetensors",
     "models/pocket/sft/model.safetensors",
+    "models/sample/lake.zip",
     "prompts/core.jsonl",
     "prompts/pocket.jsonl",
     "prompts/rubrics.yaml",

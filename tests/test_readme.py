@@ -49,16 +49,21 @@ def python(folder: Path, code: str) -> str:
     return done.stdout
 
 
-def test_the_python_tour_runs_as_it_stands(folder: Path) -> None:
+def test_the_sample_is_answered_as_it_stands(folder: Path) -> None:
     said = python(folder, PYTHON[0])
+    assert said.startswith("Through the")
+
+
+def test_the_python_tour_runs_as_it_stands(folder: Path) -> None:
+    said = python(folder, PYTHON[1])
     assert re.match(r"\[\s*-?\d", said) and "kl" in said and "cg_raw" in said
 
 
 def test_python_of_remote_lakes_runs_on_a_lake_by_name(folder: Path, bucket: str) -> None:
-    assert len(PYTHON) == 2 and PYTHON[1].count("s3://bucket/lake") == 1
+    assert len(PYTHON) == 3 and PYTHON[2].count("s3://bucket/lake") == 1
     move(Planner(origin_of(Layout.open(folder / "lake")), origin_of(bucket), Selection()).plan())
     # The block as it stands, but for the bucket's name.
-    python(folder, PYTHON[1].replace("s3://bucket/lake", bucket) + "\nprint(it.resid[0, 0].values.shape)")
+    python(folder, PYTHON[2].replace("s3://bucket/lake", bucket) + "\nprint(it.resid[0, 0].values.shape)")
 
 
 def test_python_between_the_lines_runs(folder: Path) -> None:

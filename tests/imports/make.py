@@ -63,8 +63,17 @@ def saelens():
     from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
     from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformers import PreTrainedTokenizerFast
 
-    model, tokenizer = load()
+    model = AutoModelForCausalLM.from_pretrained(HERE / "model", torch_dtype=torch.bfloat16).eval()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(HERE / "model" / "tokenizer.json"),
+        bos_token="<|bos|>",
+        pad_token="<|pad|>",
+        eos_token="<|eos|>",
+    )
+    tokenizer.save_pretrained("/tmp/saelens-tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained("/tmp/saelens-tokenizer")
     config = HookedTransformerConfig(
         n_layers=2, d_model=8, n_ctx=128, d_head=4, n_heads=2, n_key_value_heads=1, d_mlp=16, d_vocab=300, act_fn="silu",
         eps=1e-6, normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=4, rotary_adjacent_pairs=False,
@@ -78,16 +87,17 @@ def saelens():
         convert_llama_weights(model.float(), config), fold_ln=False, center_writing_weights=False, center_unembed=False,
         fold_value_biases=False,
     )  # fmt: skip
-    Dataset.from_dict({"tokens": IDS.repeat(2, 1).tolist()}).save_to_disk("/tmp/saelens-tokens")
+    Path("/tmp/saelens-tokens").mkdir(exist_ok=True)
+    Dataset.from_dict({"tokens": IDS.repeat(2, 1).tolist()}).to_parquet("/tmp/saelens-tokens/data.parquet")
     cfg = CacheActivationsRunnerConfig(
         dataset_path="/tmp/saelens-tokens", model_name="tiny", model_batch_size=2, hook_name="blocks.1.hook_resid_post",
-        d_in=8, training_tokens=20, context_size=5, n_batches_in_buffer=2, new_cached_activations_path=str(HERE / "saelens"),
+        d_in=8, training_tokens=20, context_size=5, buffer_size_gb=1e-6, new_cached_activations_path=str(HERE / "saelens"),
         shuffle=False, prepend_bos=False, device="cpu", dtype="float32", autocast_lm=False, streaming=False,
     )  # fmt: skip
     import sae_lens.cache_activations_runner as module
 
     module.load_model = lambda **_: hooked
-    CacheActivationsRunner(cfg).run()
+    CacheActivationsRunner(cfg, Dataset.from_dict({"tokens": IDS.repeat(2, 1).tolist()})).run()
 
 
 if __name__ == "__main__":
