@@ -29,6 +29,7 @@ __all__ = [
     "open",
     "sample",
     "table",
+    "testing",
 ]
 
 
@@ -70,6 +71,10 @@ def __getattr__(name: str) -> Any:
         from .queries.engine.declare import table
 
         return table
+    if name == "testing":  # what programs seldom need
+        import importlib
+
+        return importlib.import_module(f"{__name__}.testing")
     if name == "edit":  # with torch
         from .capture.edit.edits import edit
 

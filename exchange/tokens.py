@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..capture.model.load import load_model
+from ..capture.checkpoint.configs import load_config
+from ..capture.model.load import context_of, load_model
 from ..capture.run.capture import Result, capture, find_sealed
 from ..capture.streams.streams import check_prompts
 from ..store.artifacts.models import has_model, read_model
@@ -63,7 +64,7 @@ def import_tokens(
     rows = list(read_tokens(file))
     if not rows:
         raise LakeError(f"{file}: has no rows")
-    limit = getattr(given.tokenizer, "model_max_length", None)
+    limit = context_of(load_config(given.spec))
     check_prompts([row.tokens.tolist() for row in rows], [f"{file}: {row.name}" for row in rows], 0, limit, given.vocab,
                   given.tokenizer, given.spec.name)  # fmt: skip
     facts = {"format": "tokens", "sha256": hash_file(file), "engine": engine, "settings": dict(settings or {})}

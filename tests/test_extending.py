@@ -243,7 +243,7 @@ def test_every_column_of_sql_has_a_meaning(lake: Layout) -> None:
     assert "(nats)" in units["entropy"] and "NULL: at the last layer" in units["js_next"]
 
 
-def test_the_examples_of_the_guide_run(lake_copy: Layout) -> None:
+def test_the_examples_of_the_guide_run(lake_copy: Layout, tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
     blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     known = dict(EDITS)
@@ -252,7 +252,8 @@ def test_the_examples_of_the_guide_run(lake_copy: Layout) -> None:
             module = {"__name__": "guide"}
             linecache.cache["guide.py"] = (len(block), None, block.splitlines(True), "guide.py")
             exec(compile(block, "guide.py", "exec"), module)
-        assert len(blocks) == 2 and "clamp" in EDITS
+        assert len(blocks) == 3 and "clamp" in EDITS
+        module["test_kurtosis"](tmp_path)
     finally:
         EDITS._known = known
     rows = actlake.open(lake_copy.root).sql("SELECT count(*), count(kurtosis) FROM resid_kurtosis").fetchall()

@@ -505,6 +505,7 @@ def test_text_of_another_engine(here: Lake, tmp_path: Path, model: Model, suffix
         ('{"prompt_token_ids": [1.5]}', "expected a list of token ids, whole numbers"),
         ('{"prompt_token_ids": [1], "token_ids": [99999]}', "token id 99999"),
         ('{"prompt_token_ids": [], "token_ids": []}', "row 0: no token ids"),
+        ('{"prompt_token_ids": ' + str([9] * 129) + "}", "129 tokens + 0 new ones, the model's context holds 128"),
     ],
 )
 def test_bad_text_of_an_engine(here: Lake, tmp_path: Path, line: str, words: str) -> None:

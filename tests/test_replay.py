@@ -23,11 +23,11 @@ from actlake.store.captures.reader import Capture, find_capture
 from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, StreamSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
+from actlake.testing import check_replay
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 FAMILIES = tiny.sampled("llama_tied", "gemma3_wrapper", "gpt_neox", "deepseek_v2")
-STORED = ("topk_id", "topk_logit", "logsumexp")
 BLOCK = re.compile(r"(?:layers|h)\.(\d+)\.")
 
 
@@ -51,12 +51,7 @@ def same_bits(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def check_identity(layout: Layout, model: Any, boundary: int) -> None:
-    start, capture = open_start(layout, model.name, "raw", boundary), stored(layout, model.name)
-    found = replay_whole(model, start, keep=("resid", "mlp_out"))
-    assert np.array_equal(found.tokens, np.arange(capture.n_tokens))
-    for name in ("resid", "mlp_out"):
-        assert same_bits(found.arrays[name], capture.array(name)[:][:, boundary:])
-    assert all(same_bits(found.arrays[name], capture.array(name)[:]) for name in STORED)
+    check_replay(layout, model, "raw", boundary)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,20 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from actlake.analyze.lens.head import Head
 from actlake.capture.streams.capture_pair import Options, capture_pair
 from actlake.capture.streams.prompts import Prompt, PromptSet, canonical_bytes
-from actlake.store.artifacts.streams import Stream
-from actlake.store.captures.allocate import Template, create_capture
-from actlake.store.captures.writer import ShardWriter
 from actlake.store.core.catalog import Catalog, ModelSpec, PairSpec, ProfileSpec, StreamSpec, load_catalog
 from actlake.store.core.files import temporary_of, write_json
 from actlake.store.format.paths import Layout
 from actlake.store.format.records import sealed
+from actlake.testing import RECORD, made_stream, made_values, write_values
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -47,12 +44,6 @@ RAW = StreamSpec("raw", "raw", "own", 6)
 NATIVE = StreamSpec("native", "native", "own", 6)
 TEACHER = StreamSpec("teacher", "native", "it", 6)
 MADE = {"model": "made-pt", "model_sha256": "m", "dtype": "float32", "batch": 4}  # provenance of no model
-# What model.json says beside id and sha256.
-MODEL = {
-    "template": "chat",
-    **{"revision": None, "files": {}, "dtype": "float32", "class": "Made"},
-    **dict.fromkeys(("tokenizer_sha256", "chat_template_sha256"), "t"),
-}
 BARE = StreamSpec("bare", "raw", "none", 6)
 
 
@@ -289,38 +280,5 @@ def head(width: int, vocab: int) -> Head:
     return Head(torch.randn(vocab, width, generator=generator), torch.ones(width))
 
 
-def synthetic_stream(rows: Any, prompts: str = "made", **fields: Any) -> Stream:
-    """A stream from (prompt id, category, prompt tokens, continuation tokens) rows, without any model."""
-    tokens = [np.asarray([*start, *told], dtype=np.int32) for _, _, start, told in rows]
-    flat = np.concatenate(tokens)
-    made: dict[str, Any] = {
-        "kind": "raw",
-        "prompts": prompts,
-        "prompt_ids": [row[0] for row in rows],
-        "categories": [row[1] for row in rows],
-        "tokens": tokens,
-        "starts": [len(row[2]) for row in rows],
-        "texts": [f"<{token}>" for token in flat],
-        "special": flat == BOS,
-        "recipe": {"key": "k", "tokenizer_sha256": "t"},
-    }
-    return Stream(**{**made, **fields})
-
-
-def blocks_of(template: Template, shard: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random values of one shard row, a function of the seed and the shard alone."""
-    generator = np.random.default_rng([seed, shard])
-    rows = min(template.shard_tokens, template.stream.n_tokens - shard * template.shard_tokens)
-    made = {}
-    for name, size in template.sizes.items():
-        values = generator.standard_normal((rows, *size)).astype(np.float32)
-        made[name] = (values * 100).astype(np.int32) if name == "topk_id" else values
-    return made
-
-
-def write_capture(path: Path, template: Template, order: Any = None) -> None:
-    """Create a capture and write its shard rows (all, or those of `order`); sealing is left to the caller."""
-    create_capture(path, template)
-    with ShardWriter(path, template) as writer:
-        for shard in range(template.n_shards) if order is None else order:
-            writer.put(shard, blocks_of(template, shard))
+# Made-up streams, values and captures, under the names that the tests know them by.
+synthetic_stream, blocks_of, write_capture, MODEL = made_stream, made_values, write_values, RECORD
