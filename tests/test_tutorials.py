@@ -47,7 +47,7 @@ def test_a_tutorial_is_a_notebook_that_installs_first_and_says_what_it_shows(pag
 
 
 def test_the_tour_runs_with_few_prompts(tmp_path: Path) -> None:
-    code, whole = program(FOLDER / "1-tour.md"), "streams=['raw', 'native', 'teacher']"
+    code, whole = program(FOLDER / "1-tour.md"), "streams=['native', 'teacher', 'raw']"
     assert code.count(whole) == 1
     run(code.replace(whole, f"{whole}, limit=8"), tmp_path)
 
@@ -79,5 +79,5 @@ def test_python_of_guides_is_python(page: Path) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("page", [page for page in GUIDES if page.stem not in ELSEWHERE], ids=lambda page: page.stem)
 def test_python_of_guides_runs_as_it_stands(page: Path, shared: Path) -> None:
-    made = "import actlake\nactlake.open('lake', create=True).capture('pocket', ['raw', 'native', 'teacher'], profile='attention')\n"
+    made = "import actlake\nactlake.open('lake', create=True).capture('pocket', ['native', 'teacher', 'raw'], profile='attention')\n"
     run(made + "\n".join(BLOCK.findall(page.read_text(encoding="utf-8"))), shared)
