@@ -1,18 +1,25 @@
 """Sites inside branches: what heads give adds up to what attention gives, a router's logits choose the experts that ran."""
 
+import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import families
 import numpy as np
 import pytest
 import tiny
 import torch
 from actlake.capture.edit.replay import replay_whole
 from actlake.capture.edit.start import open_start
+from actlake.capture.model.hooks import at_outputs
 from actlake.capture.model.load import load_model
-from actlake.capture.model.sites import projection_of, site_lengths
+from actlake.capture.model.sites import check_inside, inside, projection_of, site_lengths
+from actlake.capture.model.structure import discover
+from actlake.capture.model.trace import accepted, random_tokens
 from actlake.capture.streams.estimate import forecast
 from actlake.lake import Lake
 from actlake.store.captures.reader import Capture, list_captures, open_capture
@@ -39,6 +46,53 @@ def test_heads_add_up_to_what_attention_gives(pairs: Pairs, family: str, tmp_pat
         total = parts.sum(1) + (0 if bias is None else bias.detach().numpy())
         assert np.abs(total - out[:, layer]).max() < 1e-5
         assert np.abs(parts).sum(1).max() > 1e-3
+
+
+UNLIKE = ("gemma4_text", "jetmoe", "falcon_h1")  # heads of two widths, experts of attention, two token mixers
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.sweep if at % 24 else ()) for at, name in enumerate(families.NAMES)]
+    + [pytest.param(name, id=f"unlike-{name}") for name in UNLIKE],
+)
+def test_of_any_class_heads_add_up_or_are_refused_in_a_line(name: str) -> None:
+    """Every causal-LM class of transformers; and a router gives a logit for each expert and token."""
+    warnings.simplefilter("ignore")
+    try:
+        hf = families.build(name)
+        parts, _ = discover(hf)
+    except Exception as error:  # too large, sizes that don't fit together, or a class that is refused as a whole
+        pytest.skip(f"{type(error).__name__}: {str(error)[:80]}")
+    kept: dict[tuple[str, int], torch.Tensor] = {}
+    try:
+        lengths = site_lengths(hf.config, ("z",), name)
+        check_inside(name, parts, lengths)
+        assert name not in UNLIKE
+    except LakeError as error:
+        assert str(error).endswith(("leave the site out", "leave them out")) and "\n" not in str(error)
+        lengths = {}
+    mixed = range(len(parts.blocks)) if lengths else ()
+    routers = [layer for layer in range(len(parts.blocks)) if parts.mlp(layer).inner is not None]
+    with ExitStack() as stack, torch.no_grad():
+        for layer in mixed:
+            stack.enter_context(inside(parts, "heads", layer, partial(_note, kept, ("z", layer))))
+            stack.enter_context(at_outputs(parts.attention(layer).outs, partial(_note, kept, ("out", layer))))
+        for layer in routers:
+            stack.enter_context(inside(parts, "router", layer, partial(_note, kept, ("router", layer))))
+        hf(**accepted(hf, {**random_tokens(hf), "use_cache": False}))
+    for layer in mixed:
+        weight, bias = projection_of(name, parts, layer)
+        z, out = kept["z", layer].reshape(16, lengths["head"], -1), kept["out", layer].reshape(16, -1)
+        total = torch.einsum("thk,hkd->thd", z, weight.reshape(*z.shape[1:], -1)).sum(1)
+        total = total if bias is None else total + bias
+        assert (total - out).abs().max() <= 1e-5 * out.abs().max().clamp_min(1)
+    experts = site_lengths(hf.config, ("router",), name)["expert"] if routers else 0
+    assert all(kept["router", layer].reshape(16, -1).shape[1] == experts for layer in routers)
+
+
+def _note(kept: dict[tuple[str, int], torch.Tensor], key: tuple[str, int], value: torch.Tensor) -> None:
+    kept[key] = value.detach().clone()
 
 
 def test_each_head_attends_for_itself(llama: PairSpec, tmp_path: Path) -> None:
@@ -116,7 +170,9 @@ def test_plans_know_their_size_and_what_a_model_has_not_is_refused(pairs: Pairs,
             forecast(pairs("llama"), [tiny.BARE], tiny.prompt_set(), [replace(tiny.FULL, sites=sites)])
     config = SimpleNamespace(num_attention_heads=[2, 4, 4])
     config.get_text_config = lambda: config
-    with pytest.raises(LakeError, match="m: site z: its config says of no number of attention heads"):
+    with pytest.raises(
+        LakeError, match="m: site z: its config names no heads of one width that all blocks have; leave the site out"
+    ):
         site_lengths(config, ("z",), "m")
     layout = tiny.capture(tmp_path / "full", pairs("llama"), tiny.BARE, variants=("pt",))
     model = load_model(pairs("llama").pt)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -23,13 +23,13 @@ def site_lengths(config: Any, sites: Sequence[str], model: str) -> dict[str, int
     """
     text, found = config.get_text_config(), dict[str, int]()
     if "z" in sites:
-        heads = getattr(text, "num_attention_heads", None)
+        heads = width = None
+        with suppress(Exception):  # a config's own kind of error where blocks differ (Gemma 4)
+            width = getattr(text, "v_head_dim", None) or getattr(text, "head_dim", None)
+            heads = getattr(text, "num_attention_heads", None)
         if not isinstance(heads, int) or not heads:
-            raise LakeError(
-                f"{model}: site z: its config says of no number of attention heads that all blocks have; {OUT}"
-            )
-        width = getattr(text, "v_head_dim", None) or getattr(text, "head_dim", None) or text.hidden_size // heads
-        found |= {"head": heads, "d_head": int(width)}
+            raise LakeError(f"{model}: site z: its config names no heads of one width that all blocks have; {OUT}")
+        found |= {"head": heads, "d_head": int(width or text.hidden_size // heads)}
     if "router" in sites:
         if not (experts := experts_of(text)):
             raise LakeError(f"{model}: site router: it has no mixture of experts; {OUT}")
@@ -84,6 +84,6 @@ def inside(parts: Structure, what: str, layer: int, keep: Callable[[Tensor], Non
 
 
 def _logits(router: nn.Module, value: Tensor) -> Tensor:
-    weight: Any = matrix_of(router)
-    bias: Any = getattr(router, "bias", None)
+    weight, bias = matrix_of(router), getattr(router, "bias", None)
+    assert weight is not None
     return torch.nn.functional.linear(value.float(), weight.float(), None if bias is None else bias.float())
