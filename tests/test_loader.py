@@ -454,6 +454,7 @@ WRONG = [
     ({"max_norm": -1.0}, "max_norm: times the median norm: expected above 0, found -1"),
     ({"output": "jax"}, "output 'jax': expected numpy or torch"),
     ({"pin": True}, "pin=True: tensors alone can be pinned"),
+    ({"where": "tokn > 3"}, "SQL: Binder Error"),
     ({"seed": -1}, "seed: expected 0 or more, found -1"),
     ({"pair": "llama"}, "unknown pair 'llama'"),
     ({"pair": "wide-it..made-pt"}, "its rows need both, and one of them named first"),
@@ -483,6 +484,12 @@ def test_values_that_are_not_finite_have_no_mean(tmp_path) -> None:
         lake.batches("made-it", "raw", layer=0, batch=10, normalize="scale")
     found = lake.batches("made-it", "raw", layer=0, batch=10, normalize="scale", max_norm=50.0)
     assert 5 not in found.tokens and all(np.isfinite(batch.x).all() for batch in found)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned here")
+def test_pinned_memory_needs_a_gpu(made: Lake) -> None:
+    with pytest.raises(LakeError, match="pinned memory needs a GPU"):
+        made.batches("made/it", "raw", output="torch", pin=True, **ASK)
 
 
 def test_unknown_models_and_streams(made: Lake) -> None:
