@@ -332,7 +332,7 @@ def test_contrasts_of_published_means(lake: Layout, tmp_path: Path) -> None:
     said = mine.run("exp12", pair="theirs")
     table = said.table.set_index(["measure", said.table["arm"].fillna("")])["estimate"]
     assert table["g1", "B - A"] == pytest.approx(0.19) and table["gap_closed_g1", ""] == pytest.approx(0.19 / 2.44)
-    assert "b_minus_a_str +0.100 [no interval]" in said.sentence and "undefined" not in said.sentence
+    assert "structural words: +0.100 [no interval]" in said.sentence and "undefined" not in said.sentence
     steered = mine.run("exp10_P4", pair="theirs").table.set_index("measure")["estimate"]
     assert steered["str_times_5_d_mean"] == pytest.approx(13.7, abs=0.03)
     assert steered["str_d_mean_0"] == pytest.approx(0.096) and steered["str_apart_5"] == pytest.approx(0.7)
@@ -385,7 +385,7 @@ def test_differences_need_both_sides(lake: Layout, tmp_path: Path) -> None:
     own = {"variant": ["pt"] * 5, "layer": range(5), "kl_layer_final": [1.5] * 5}
     add_table(lake, "lens", write(tmp_path, own), pair="theirs")
     found = Lake(lake.root).run("exp19B", pair="theirs")
-    assert not found.table["measure"].str.startswith("excess").any() and "true_late_raw 0.500" in found.sentence
+    assert not found.table["measure"].str.startswith("excess").any() and "late MLPs, raw lens: 0.500" in found.sentence
     cells = [
         {"condition": c, "layer": i, "margin": m + i}
         for c, m in {"A": -2, "B_mid": 1, "C": 3}.items()

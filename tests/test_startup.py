@@ -49,7 +49,14 @@ def test_rows_whose_tables_are_there_load_no_torch(where: list[str]) -> None:
     assert sorted(Path(where[1]).rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["run", "L2", "--about"], ["run", "--published"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["run", "L2", "--about"],
+        *(pytest.param(words, marks=pytest.mark.sweep) for words in (["run", "--help"], ["run", "--published"])),
+    ],
+)
 def test_explaining_loads_nothing(command: list[str]) -> None:
     assert not loaded(*command)[1]
 

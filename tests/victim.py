@@ -15,11 +15,13 @@ from actlake.capture.streams.requests import keep_prompts
 from actlake.store.artifacts.directions import directions_writer, read_directions
 from actlake.store.artifacts.models import read_head, read_vocab
 from actlake.store.artifacts.probes import probes_table, read_probes, write_probes
+from actlake.store.artifacts.statistics import kept_statistics
 from actlake.store.artifacts.streams import read_stream, stream_records
 from actlake.store.artifacts.texts import Condition, VerdictStore, read_condition, read_texts
 from actlake.store.captures.reader import Capture, list_captures, open_capture
 from actlake.store.captures.verify import citation, verify
 from actlake.store.core.catalog import StreamSpec, load_catalog
+from actlake.store.core.errors import LakeError
 from actlake.store.core.schema import OUTPUT_KINDS, OUTPUTS
 from actlake.store.format.paths import Layout
 from actlake.store.tables.files import find_tables, write_table
@@ -27,6 +29,8 @@ from actlake.store.tables.names import foreign_captures
 from actlake.store.tables.sql import connect, sql_error
 from actlake.store.tables.streams import stream_table
 from safetensors.numpy import load_file
+
+NORMS = [{"kind": "norms", "model": "llama-it", "stream": "s", "site": "resid", "layer": layer} for layer in range(2)]
 
 
 @dataclass
@@ -68,6 +72,7 @@ def make_victim(lake: Path, pair: Any, *streams: StreamSpec, **options: Any) -> 
         with directions_writer(layout, pair.models, kind, {"version": 1}) as writer:
             writer.put("d_mean", values[0, :, 0] + seed)
             writer.put("layer", np.arange(3))
+        kept_statistics(layout, NORMS[seed], lambda seed=seed: {"norm": values[0, :, 0, 0] + seed})
         write_texts(Condition(layout, "llama-it", {"template": "chat", "max_new_tokens": 4 + seed}))
         store = VerdictStore(layout.judge)
         store.add({"key": f"k{seed}", "answer": "1", "reason": "r"})
@@ -77,6 +82,11 @@ def make_victim(lake: Path, pair: Any, *streams: StreamSpec, **options: Any) -> 
     found = Victim(layout.root, tiny.tree(layout.root), {})
     found.values = {name: reader() for name, reader in readers(layout).items()}
     return found
+
+
+def not_there() -> dict[str, np.ndarray]:
+    """In place of what computes statistics: a reader of them finds what is kept, or says that it is gone."""
+    raise LakeError("the statistics are not there")
 
 
 def write_texts(condition: Condition) -> None:
@@ -104,6 +114,7 @@ def readers(layout: Layout, names: Iterable[str] | None = None) -> dict[str, Cal
         "lenses ls": lambda: probes_table(layout).drop(columns="path").to_dict("list"),
         "texts sql": lambda: ask(layout, "SELECT * FROM outputs ORDER BY ALL"),
         "verdicts read": lambda: verdicts(layout),
+        "statistics read": lambda: [kept_statistics(layout, recipe, not_there) for recipe in NORMS],
         "prompts read": lambda: [find_prompts(load_catalog(), layout, f"mine-{seed}") for seed in range(2)],
         "tables sql": lambda: ask(layout, "SELECT * FROM lens ORDER BY ALL"),
         "tables where": lambda: ask(layout, "SELECT * FROM lens WHERE layer > 3 AND pair = 'llama' ORDER BY ALL"),
