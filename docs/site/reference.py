@@ -89,6 +89,7 @@ def api() -> str:
         " `actlake.LakeError` of one line. Names of captures and models are explained in the [glossary](../GLOSSARY.md).\n",
         "## Opening a lake\n",
         entry("actlake.open", actlake.open),
+        entry("actlake.sample", actlake.sample),
     ]
     lake = {name: inspect.getattr_static(actlake.Lake, name) for name in dir(actlake.Lake) if name[0] != "_"}
     known = {name for names in SUBJECTS.values() for name in names.split()}
@@ -120,6 +121,9 @@ def api() -> str:
     for name in ("lens", "delta", "geometry"):
         if hasattr(actlake.analyze.lazy, name):
             parts.append(entry(f"actlake.analyze.lazy.{name}", getattr(actlake.analyze.lazy, name)))
+    parts += ["## actlake.testing\n", words(actlake.testing).partition("\n\n")[0] + "\n"]
+    own = {name: each for name, each in vars(actlake.testing).items() if inspect.isfunction(each) and name[0] != "_"}
+    parts += [entry(f"actlake.testing.{n}", e) for n, e in own.items() if e.__module__ == actlake.testing.__name__]
     return "\n".join(parts)
 
 
