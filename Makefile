@@ -7,6 +7,8 @@
 #                               or default: the one that pip finds by itself (on Linux PyPI's brings CUDA, 6.6 GB)
 PYTHON ?= python3
 VENV ?= .venv
+# Of tests: one more than there are cores, as some wait for other processes.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 TORCH_INDEX ?= cpu
 BIN := $(VENV)/bin
 TORCH_URL := $(if $(findstring ://,$(TORCH_INDEX)),$(TORCH_INDEX),https://download.pytorch.org/whl/$(TORCH_INDEX))
@@ -20,10 +22,10 @@ demo: $(VENV)/.installed
 	$(BIN)/actlake demo
 
 test: $(VENV)/.installed-dev
-	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n auto
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n $(WORKERS)
 
 sweep: $(VENV)/.installed-dev
-	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n auto -m sweep
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n $(WORKERS) -m sweep
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ def test_unequal_weights_are_not(captured, capsys):
 def test_rows_and_tables_are_listed(lake):
     run = CliRunner().invoke
     rows = json.loads(run(app, ["rows", "--json"]).output)
-    assert len(rows) == 38 and {"row", "title", "how", "streams", "tables"} <= rows[0].keys()
+    assert len(rows) == 39 and {"row", "title", "how", "streams", "tables"} <= rows[0].keys()
     assert "Attention entropy" in run(app, ["rows", "l9"]).output
     columns = json.loads(run(app, ["tables", "lens", "--json", "--lake", str(lake.root)]).output)
     (found,) = [one for one in columns if one["column"] == "kl_final_layer"]

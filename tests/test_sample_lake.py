@@ -20,7 +20,7 @@ class Without:
 sys.meta_path.insert(0, Without())
 import actlake
 lake = actlake.sample()
-answer = lake.run("L2", generate=False, probes=False)
+answer = lake.run("L2")
 print(answer.sentence)
 print(len(lake.captures), lake.sql("SELECT count(DISTINCT prompt_id) FROM lens").df().iloc[0, 0])
 print(lake.dataset("pocket/it", "native").resid.sel(boundary=6).isnull().values.sum())
@@ -45,9 +45,12 @@ def test_l2_is_answered_without_torch(tmp_path: Path) -> None:
     assert len([*tmp_path.glob("sample-*/lake.json")]) == 1
 
 
-def test_it_has_a_name_on_the_command_line(command_line: Callable[..., tuple[int, str, str]]) -> None:
+def test_it_has_a_name_on_the_command_line(tmp_path: Path, command_line: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = command_line("sql", "SELECT count(*) AS n FROM tokens", "--lake", "sample", "--json")
     assert code == 0 and '"n"' in out, err
+    # Its residuals are some of the layers, so that no lens can be trained: the row does without.
+    code, out, err = command_line("run", "L2", "--lake", "sample", "--out", str(tmp_path))
+    assert code == 0 and "without lens(tuned)" in " ".join(out.split()), err
 
 
 def test_a_lake_of_ones_own_called_sample_counts_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

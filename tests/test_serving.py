@@ -203,11 +203,9 @@ def test_a_copy_of_a_part_says_once_what_brings_the_rest(answered: Layout, tmp_p
         every = run(
             app, ["run", "--all", "--no-generate", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")]
         )
-        assert (
-            every.exit_code == 0
-            and every.output.count("this copy lacks pt") == 1
-            and "actlake capture" not in every.output
-        )
+        assert every.exit_code == 0 and every.output.count("this copy lacks pt") == 1
+        heads = "`actlake capture llama-it --profile heads` into another lake"  # which nobody has captured
+        assert "actlake capture" not in every.output.replace(heads, "")
         assert run(app, command.split()[1:]).exit_code == 0
     again = run(app, ["run", "exp16", "--lake", str(tmp_path / "part"), "--out", str(tmp_path / "out")])
     assert again.exit_code == 0, again.exception

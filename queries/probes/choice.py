@@ -14,7 +14,7 @@ import pandas as pd
 from ...analyze.tuned.folds import fold_of
 from ...store.artifacts.probes import JACOBIAN, TUNED, list_probes, read_probes
 from ...store.core.columns import LENSES
-from ...store.core.errors import LakeError
+from ...store.core.errors import LakeError, needs
 from ...store.remote.files import HERE, Files
 from ...store.tables.streams import stream_table
 from ..engine.context import Context, Names
@@ -121,6 +121,7 @@ def _fitted(kit: Context, names: Names) -> Chosen:
     return Chosen(max(sets)[1], (), kit.layout.files)
 
 
+@needs()
 def _choose(kit: Context, names: Names) -> Chosen:
     model = kit.head_hash(names)
     spec = ProbeSpec(_native(kit, names), DEFAULT)

@@ -23,6 +23,7 @@ from ...store.artifacts.probes import load_training, read_facts, save_training, 
 from ...store.captures.reader import Capture, find_capture
 from ...store.core.errors import LakeError
 from ...store.core.progress import bar
+from ...store.format.partial import Held, pull_of
 from ...store.format.paths import Layout
 from ..engine.context import Context, all_boundaries
 from ..engine.estimate import work_of
@@ -42,6 +43,11 @@ class Training(Job):
     def __init__(self, kit: Context, spec: ProbeSpec):
         capture = kit.capture(spec.names)
         all_boundaries(capture, "lens(tuned)")
+        if capture.partial and capture.partial.holds.get("resid") != Held():
+            raise LakeError(
+                f"{capture.path}: this copy lacks residuals that a tuned lens is trained on",
+                repair=f"{pull_of(kit.layout.root)} brings the whole capture",
+            )
         super().__init__(f"tuned lens {spec.names[0]}", spec.path(kit))
         self._kit, self._spec, self._rows = kit, spec, _Rows(capture, spec.seed, spec.folds)
         self.runs = (spec.names[0],)
