@@ -295,7 +295,7 @@ def test_a_list_in_the_plot_line_goes_on_in_the_next_line() -> None:
 @pytest.mark.parametrize("end", ["SELECT 1 -- one", "SELECT 1;", "SELECT 1\n-- done"])
 def test_sql_that_can_stand_in_no_brackets_is_refused(end: str) -> None:
     head = "-- id: x\n-- title: x\n-- needs: lens\n-- stream: raw\n-- source: x\n"
-    with pytest.raises(LakeError, match=r"x.sql: its SQL ends in '.*no comment into the last line and no ;"):
+    with pytest.raises(LakeError, match=r"x.sql:\d: its SQL ends in '.*no comment into the last line and no ;"):
         parse(f"{head}-- plot: line x=a y=b\n{end}", "x.sql")
     assert parse(f"{head}SELECT 1 -- one\n  AS measure\n", "x.sql").sql.endswith("AS measure")
 
