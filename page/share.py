@@ -12,6 +12,7 @@ import pandas as pd
 from ..store.core.catalog import Catalog
 from ..store.core.errors import LakeError, needs
 from ..store.core.progress import Estimate
+from ..store.exchange.card import keep_card
 from ..store.exchange.plan import Planner, origin_of
 from ..store.exchange.transfer import Plan, Selection, move, note_source, write_index
 from ..store.remote.store import Store, is_remote
@@ -250,4 +251,6 @@ def _carry_out(plan: Plan, dry_run: bool, show: Show | None) -> Plan:
         show(plan)
     if not dry_run:
         move(plan)
+        if plan.target.scheme == "hf" and plan.todo:
+            keep_card(plan.target)
     return plan

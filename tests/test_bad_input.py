@@ -245,7 +245,7 @@ def test_unknown_dtype_and_site(lake, llama):
     profile = replace(tiny.FULL, sites=("resid", "attn_in"))
     with pytest.raises(
         LakeError,
-        match="site .attn_in. can.t be captured by this version; it knows resid, mlp_out, attn_out, attn_entropy",
+        match="site .attn_in. can.t be captured by this version; it knows resid, mlp_out, attn_out, z, router, attn_entropy",
     ):
         tiny.capture(lake.root, llama, tiny.BARE, profile=profile)
     assert list_captures(lake).empty

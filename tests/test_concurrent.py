@@ -21,6 +21,7 @@ from actlake.store.artifacts.models import read_head
 from actlake.store.artifacts.probes import list_probes, read_probes
 from actlake.store.artifacts.streams import stream_records
 from actlake.store.artifacts.texts import Condition, VerdictStore
+from actlake.store.captures.allocate import Template
 from actlake.store.captures.reader import find_capture, list_captures
 from actlake.store.captures.verify import verify
 from actlake.store.core import files
@@ -253,7 +254,7 @@ def unsealed(tmp_path_factory) -> Path:
     layout = Layout.open(tmp_path_factory.mktemp("unsealed") / "lake", create=True)
     stream = tiny.synthetic_stream([("a", "C", [1, 2, 3], [4, 5]), ("b", "C", [1, 2], [3])])
     sizes = {"resid": (3, 8), "mlp_out": (2, 8)}
-    template = tiny.Template(stream, sizes, (0, 1, 2), (0, 1), "float32", tiny.MADE | {"model": "p-it"}, 4)
+    template = Template(stream, sizes, (0, 1, 2), (0, 1), "float32", tiny.MADE | {"model": "p-it"}, 4)
     working.write_stream(layout, stream)
     tiny.write_capture(layout.capture("p-it", stream.name), template)
     return layout.root

@@ -1,5 +1,6 @@
 """Lakes at hf://, against a stand-in for the hub that answers what its client asks: repositories, trees, files by range."""
 
+import base64
 import hashlib
 import json
 import os
@@ -27,7 +28,11 @@ SQL = "SELECT variant, layer, avg(kl_final_layer) AS kl, count(*) AS n FROM lens
 
 
 class Hub(Web):
-    """One dataset, org/lake, whose revisions are the folders of the server's."""
+    """One dataset, org/lake, whose revisions are the folders of the server's; `commits` are their titles and files."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.commits: list[tuple[str, list[str]]] = []
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         kind, *rest = request.path.strip("/").split("/")
@@ -35,6 +40,8 @@ class Hub(Web):
             return await super()._answer(request.clone(rel_url="/" + "/".join(rest[3:])))
         if kind != "api" or rest[:3] != ["datasets", "org", "lake"]:
             return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
+        if request.method == "POST":
+            return await self._write(request, *rest[3:])
         action, revision, *path = rest[3:] or ["revision", "main"]
         root = self.folder / revision
         if not root.is_dir():
@@ -48,6 +55,25 @@ class Hub(Web):
             return web.Response(status=404, headers={"X-Error-Code": "EntryNotFound"})
         found = folder.rglob("*") if request.query.get("recursive", "").lower() == "true" else folder.iterdir()
         return web.json_response([_listed(file, root) for file in sorted(found)])
+
+    async def _write(self, request: web.Request, action: str, revision: str) -> web.Response:
+        """A commit: how each file is sent, then all of them at once."""
+        if action == "preupload":
+            asked = (await request.json())["files"]
+            return web.json_response(
+                {"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in asked]}
+            )
+        assert action == "commit", request.path
+        head, *lines = [json.loads(line) for line in (await request.text()).splitlines()]
+        self.commits.append((head["value"]["summary"], [line["value"]["path"] for line in lines]))
+        for line in lines:
+            assert line["key"] == "file"
+            file = self.folder / revision / line["value"]["path"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(base64.b64decode(line["value"]["content"]))
+        return web.json_response(
+            {"commitUrl": f"{self.url}/datasets/org/lake/commit/{'2' * 40}", "commitOid": "2" * 40}
+        )
 
 
 def _listed(file: Path, root: Path) -> dict[str, object]:
@@ -121,14 +147,49 @@ def test_what_the_hub_lacks_or_refuses_is_told_at_once(hub, captured):
         Layout.open("hf://datasets/org/lake/nowhere")
     with pytest.raises(LakeError, match=r"no lake at hf://datasets/org/other \(no lake.json\)"):
         Layout.open("hf://datasets/org/other")
-    with pytest.raises(LakeError, match="hf:// is read-only here"):
-        move(Planner(origin_of(captured), origin_of("hf://datasets/org/lake/new"), Selection()).plan())
     place = open_store("hf://datasets/org/lake")
+    with pytest.raises(LakeError, match="hf:// is read-only here"):
+        place.put("lake.json", b"{}")
     assert place.entry("lake.json")
     hub.failures += [403] * 20
     with pytest.raises(LakeError, match=r"lake.json: access denied \(HTTP 403\)"):
         place.read("lake.json")
     assert len(hub.failures) == 19
+
+
+def test_a_lake_is_pushed_in_commits_with_a_card(hub, captured):
+    """Each unit is one commit, whose records come last; a second push has nothing to do, and keeps a card somebody wrote."""
+    new = hub.folder / "main" / "new"
+    new.mkdir()
+    (new / ".gitattributes").write_text("*.parquet filter=lfs\n")  # as the hub makes it
+    url, mine = "hf://datasets/org/lake/new", Lake(captured.root)
+    plan = mine.push(url)
+    assert plan.bytes > 0 and len(hub.commits) == len(plan.todo) + 1
+    titles = [title for title, _ in hub.commits]
+    assert titles[0] == "actlake: lake.json" and titles[-1] == "actlake: dataset card"
+    for title, files in hub.commits:
+        if ".zarr" in title and "captures/" in title:
+            assert files[-1].endswith("manifest.json") and sum(name.endswith("manifest.json") for name in files) == 1
+    there = tiny.tree(new)
+    for name, data in tiny.tree(captured.root).items():
+        assert there[name] == data, name
+    text = there["README.md"].decode()
+    assert text.startswith("---\ntags:") and f'actlake.open("{url}")' in text
+    for row in mine.captures.itertuples():
+        assert f"`{mine.cite(f'{row.model}/{row.stream}')['reference']}`" in text
+    assert Lake(url).sql(SQL).df().equals(mine.sql(SQL).df())
+    count = len(hub.commits)
+    assert not mine.push(url).todo and len(hub.commits) == count
+    (new / "README.md").write_text("my own words\n")
+    mine.push(url)
+    assert (new / "README.md").read_text() == "my own words\n"
+
+
+def test_what_the_hub_can_t_take_is_said_before(hub, captured, tmp_path):
+    with pytest.raises(LakeError, match="a lake goes to the hub from a folder.*actlake pull"):
+        Lake("hf://datasets/org/lake").push("hf://datasets/org/lake/new")
+    with pytest.raises(LakeError, match="no such dataset or revision.*hf repo create OWNER/NAME"):
+        Lake(captured.root).push("hf://datasets/org/other")
 
 
 def test_the_command_reads_the_hub(hub, captured, tmp_path):

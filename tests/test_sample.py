@@ -1,5 +1,6 @@
 """Which tests run when none are asked for: no slow ones, and of a sweep the sample that its test names."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,5 +55,6 @@ def test_the_normal_suite_and_a_sweep_are_all_there_is(tmp_path: Path, words: tu
         tmp_path,
     ]
     command = [sys.executable, "-m", "pytest", tmp_path / "test_some.py", *options, "--collect-only", *words]
-    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
     assert f"{count}/{2 + len(tiny.FAMILIES)} tests collected" in done.stdout, done.stdout + done.stderr

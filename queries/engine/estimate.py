@@ -27,6 +27,7 @@ TRAINING = 1.6  # a trained token in tokens of a lens: forward, backward, optimi
 ELEMENT = 2000  # what cosines and norms cost a value of a residual, likewise
 READING = 1.5e9  # bytes of decoded residuals a second
 STARTING = 3.0  # seconds until a model is loaded, and a second more for each GB
+PLAIN = 5e10  # multiplications a second where no device is measured: two cores without a matrix product
 STEP = 0.004  # seconds that a block takes in a step of decoding, however small it is
 NAMED = 6  # models or rows that a line names
 
@@ -102,7 +103,9 @@ def _seconds(kit: Context, jobs: Sequence[Job]) -> float:
         return 0.0
     read = {capture.path: capture for job in jobs for capture in job.captures if job.stage == Stage.TABLES}
     total = sum(map(_bytes, read.values())) / READING
-    speed = speed_of(kit.device)
+    # Measuring a device takes torch, which tables that hold what the capture says do not need.
+    kernels = any(job.lenses or job.runs or job.stage != Stage.TABLES for job in jobs)
+    speed = speed_of(kit.device) if kernels else PLAIN
     loads = {key: size for job in jobs for key, size in _loads(kit, job)}
     total += sum(STARTING + 4 * size / 1e9 for size in loads.values())
     return total + sum(_operations(kit, job) / speed + _steps(kit, job) for job in jobs)

@@ -1,7 +1,7 @@
 """Checking a sealed capture against its manifest, its stream and the rules of the format; references to it by hash."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,11 @@ def find_cited(layout: Layout, text: str, model_named: Callable[[str], str] = st
     return path
 
 
+def reference(name: str, manifest: Mapping[str, Any]) -> str:
+    """What names the exact bytes of a sealed capture MODEL/STREAM."""
+    return f"{SCHEME}{name}@sha256:{manifest[SEAL]}"
+
+
 def citation(layout: Layout, path: Path) -> dict[str, Any]:
     """What to cite of a sealed capture: `reference`, and the model, stream, prompt set and versions behind it.
 
@@ -224,7 +229,7 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
     model = read_model(layout, path.parent.name)
     kept = read_weights(layout, path.parent.name)
     return {
-        "reference": f"{SCHEME}{name}@sha256:{manifest[SEAL]}",
+        "reference": reference(name, manifest),
         "capture": name,
         "capture_sha256": manifest["capture_sha256"],
         "model": {"id": made.get("model_id"), "revision": made.get("model_revision"), "sha256": made["model_sha256"]},

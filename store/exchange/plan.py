@@ -28,6 +28,7 @@ from ..remote.opening import open_store
 from ..remote.store import Entry, Store, transfers
 from ..tables.files import FOREIGN
 from ..tables.names import models_named, models_of, stored_pairs
+from .card import check_hub
 from .conflicts import Compared, model_unit, other_stream
 from .transfer import Item, Plan, Selection, Unit
 
@@ -85,6 +86,8 @@ class Planner:
         made = self._made() if self.selection.tables else []
         units = [start, *self._prompts(), *self._streams(streams), *self._models(captures), *captures, *made]
         self.compared.refuse()
+        if self.target.scheme == "hf":
+            check_hub(self.source, self.target, units)
         return Plan(self.source, self.target, units, [*self.notes, *self.compared.notes()])
 
     def _find_models(self) -> None:

@@ -143,7 +143,8 @@ def move(plan: Plan) -> None:
         bar(f"{plan.source} to {plan.target}", plan.bytes, "bytes") as progress,
     ):
         for unit in plan.todo:
-            _move_unit(plan, unit, progress.advance)
+            with plan.target.together(unit.name):
+                _move_unit(plan, unit, progress.advance)
         if any(unit.items or unit.records for unit in plan.todo) and plan.target.entry(INDEX):
             write_index(plan.target)
 

@@ -30,7 +30,6 @@ class Other(Store):
             raise LakeError(f"lake {self}: can't be opened ({scrubbed(str(error))})") from error
         self.fs: AbstractFileSystem = fs
         self._base = base.rstrip("/")
-        self.writable = self.scheme != "hf"
 
     def refresh(self) -> None:
         """Forget what was listed before."""

@@ -129,6 +129,11 @@ class Store:
         """Take away a file, or all below a folder."""
         raise NotImplementedError
 
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Write what is put inside the block at once, where a kind of store can (`what` is its title); else one by one."""
+        yield
+
     # --- what is there --------------------------------------------------------------------------------------------
 
     def check(self, name: str) -> str:
