@@ -5,6 +5,7 @@ transformer-lens 2.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -72,8 +73,9 @@ def saelens():
         pad_token="<|pad|>",
         eos_token="<|eos|>",
     )
-    tokenizer.save_pretrained("/tmp/saelens-tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained("/tmp/saelens-tokenizer")
+    work = Path(tempfile.mkdtemp())
+    tokenizer.save_pretrained(work / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     config = HookedTransformerConfig(
         n_layers=2, d_model=8, n_ctx=128, d_head=4, n_heads=2, n_key_value_heads=1, d_mlp=16, d_vocab=300, act_fn="silu",
         eps=1e-6, normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=4, rotary_adjacent_pairs=False,
@@ -87,10 +89,10 @@ def saelens():
         convert_llama_weights(model.float(), config), fold_ln=False, center_writing_weights=False, center_unembed=False,
         fold_value_biases=False,
     )  # fmt: skip
-    Path("/tmp/saelens-tokens").mkdir(exist_ok=True)
-    Dataset.from_dict({"tokens": IDS.repeat(2, 1).tolist()}).to_parquet("/tmp/saelens-tokens/data.parquet")
+    (work / "tokens").mkdir()
+    Dataset.from_dict({"tokens": IDS.repeat(2, 1).tolist()}).to_parquet(str(work / "tokens" / "data.parquet"))
     cfg = CacheActivationsRunnerConfig(
-        dataset_path="/tmp/saelens-tokens", model_name="tiny", model_batch_size=2, hook_name="blocks.1.hook_resid_post",
+        dataset_path=str(work / "tokens"), model_name="tiny", model_batch_size=2, hook_name="blocks.1.hook_resid_post",
         d_in=8, training_tokens=20, context_size=5, buffer_size_gb=1e-6, new_cached_activations_path=str(HERE / "saelens"),
         shuffle=False, prepend_bos=False, device="cpu", dtype="float32", autocast_lm=False, streaming=False,
     )  # fmt: skip
