@@ -43,7 +43,7 @@ STORED = ("topk_id", "topk_logit", "logsumexp")
 def made_stream(rows: Iterable[Row], prompts: str = "made", **fields: Any) -> Stream:
     """A stream from (prompt id, category, prompt tokens, continuation tokens) rows, without a model; `fields` replace others."""
     rows = list(rows)
-    tokens = [np.asarray([*start, *told], dtype=np.int32) for _, _, start, told in rows]
+    tokens = [np.asarray([*start, *reply], dtype=np.int32) for _, _, start, reply in rows]
     flat = np.concatenate(tokens)
     made: dict[str, Any] = {
         "kind": "raw",
@@ -60,7 +60,7 @@ def made_stream(rows: Iterable[Row], prompts: str = "made", **fields: Any) -> St
 
 
 def made_values(template: Template, shard: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random values [tokens, ...] of one shard row, a function of the seed and the shard alone."""
+    """Random values [tokens, ...] of one shard row, a function of `seed` and the shard alone."""
     generator = np.random.default_rng([seed, shard])
     rows = min(template.shard_tokens, template.stream.n_tokens - shard * template.shard_tokens)
     made = {}
@@ -128,7 +128,7 @@ def token_rows(vocab: int = 32, prompts: int = 4, longest: int = 6) -> SearchStr
     token = st.integers(2, vocab - 1)
     row = st.tuples(st.lists(token, min_size=1, max_size=longest), st.lists(token, max_size=longest))
     return st.lists(row, min_size=1, max_size=prompts).map(
-        lambda found: [(f"p{number}", "MADE", start, told) for number, (start, told) in enumerate(found)]
+        lambda found: [(f"p{number}", "MADE", start, reply) for number, (start, reply) in enumerate(found)]
     )
 
 

@@ -106,7 +106,7 @@ def ids_of(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def numbered(count: int, asked: Asked, where: str) -> list[int]:
-    """The boundaries of `count` layers of states that bear no names; LakeError where it can't be told."""
+    """The boundaries of `count` layers of states that bear no names; LakeError where they can't be inferred."""
     if asked.boundaries:
         if len(asked.boundaries) != count:
             raise LakeError(

@@ -37,7 +37,7 @@ SPEED = 100e6  # bytes of float32 that are encoded and written in a second
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of a model that captures are brought in for: where it lies, its record, its tokenizer, blocks and width."""
+    """What is known of a model that captures are imported for: where its files are, record, tokenizer, blocks and width."""
 
     spec: ModelSpec
     record: dict[str, Any]

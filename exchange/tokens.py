@@ -89,8 +89,8 @@ def read_tokens(file: Path) -> Iterator[TokenRow]:
     for number, row in enumerate(_rows(file)):
         where = f"{file}: row {number}"
         outputs = row.get("outputs")
-        told = outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else row
-        prompt, written = row.get("prompt_token_ids"), told.get("token_ids")
+        output = outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else row
+        prompt, written = row.get("prompt_token_ids"), output.get("token_ids")
         if prompt is None and written is None:
             raise LakeError(
                 f"{where}: {', '.join(row)[:80]}", expected="prompt_token_ids, and token_ids of what was written"
@@ -140,17 +140,17 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 def _own_choice(layout: Layout, path: Path, stream: Stream) -> tuple[int, int | None, int | None]:
     """Continuation tokens of a capture, and how many of them, and of the first ones, are not the largest logit before them."""
     stored, step = Capture(path, lake=layout.files), stream.columns["step"]
-    told = np.flatnonzero(step >= 0)
+    places = np.flatnonzero(step >= 0)
     if "topk_id" not in stored and "logits" not in stored:
-        return len(told), None, None
+        return len(places), None, None
     ids, other = stream.columns["token_id"], np.zeros(stream.n_tokens, dtype=bool)
     rows = stored.manifest["shard_tokens"]
     for start in range(0, stream.n_tokens, rows):
-        at = told[(told >= start) & (told < start + rows)]
+        at = places[(places >= start) & (places < start + rows)]
         if len(at):
             if "topk_id" in stored:
                 best = stored.array("topk_id")[start : start + rows][:, 0]
             else:
                 best = stored.array("logits")[start : start + rows].argmax(1)
             other[at] = best[at - start] != ids[at + 1]
-    return len(told), int(other.sum()), int(other[step == 0].sum())
+    return len(places), int(other.sum()), int(other[step == 0].sum())

@@ -1,4 +1,4 @@
-"""Captures of other tools: bit for bit in the lake, whatever the format; wrong ones are told by name, bad files refused in a line."""
+"""Captures of other tools: bit for bit in the lake, whatever the format; what is wrong with one is named, bad files refused in a line."""
 
 import gzip
 import json
@@ -299,7 +299,7 @@ def test_an_import_goes_on_where_it_was_killed(
     assert tiny.tree(other.add_capture("vllm", files, "llama-it").path) == tiny.tree(path)
 
 
-# --- wrong captures are told by name -----------------------------------------------------------------------------------
+# --- what is wrong is named -----------------------------------------------------------------------------------
 
 
 def test_layers_off_by_one(here: Lake, tmp_path: Path, rows: Rows) -> None:

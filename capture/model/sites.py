@@ -1,4 +1,4 @@
-"""What lies inside a block's branches: the attention heads' outputs, which a matrix projects, and a router's logits."""
+"""What is inside a block's branches: the attention heads' outputs, which a matrix projects, and a router's logits."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

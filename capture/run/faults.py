@@ -1,4 +1,4 @@
-"""Whether a capture that came from elsewhere is right: prompts run again here, and what is wrong told by name.
+"""Whether a capture that came from elsewhere is right: prompts run again here, and what is wrong is named.
 
 Stored values S and the model's own R are compared token by token, |S - R| / |R|, so that a boundary with large values hides
 none with small ones. What differs is held against what usual mistakes would make of the same forward.

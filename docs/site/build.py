@@ -22,7 +22,7 @@ STAGE, SITE = ROOT / "build" / "docs", ROOT / "build" / "site"
 MOST = 30e6  # bytes of the site
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1$", re.MULTILINE | re.DOTALL)
-# Pages that lie elsewhere in the repository -> where the site has them.
+# Pages that are elsewhere in the repository -> where the site has them.
 ELSEWHERE = {
     "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",

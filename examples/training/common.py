@@ -1,7 +1,7 @@
 """What the scripts here share: options, a figure with a loss curve, a lake that is opened or named in one line."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,18 @@ def options(about: str | None, words: Sequence[str] | None, **defaults: Any) -> 
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a script; what is wrong with a lake or an option is told in a line."""
+    """Run a script; what is wrong with a lake or an option is one line."""
     try:
         main()
     except actlake.LakeError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def forever(batches: Any) -> Iterator[Any]:
+    """The rows of one batch after the other, epoch after epoch."""
+    while True:
+        for batch in batches:
+            yield batch.x
 
 
 def figure(file: Path, title: str, curves: dict[str, Curve], label: str, draw: Callable[[Any], None]) -> Path:

@@ -6,21 +6,14 @@
 Tried with dictionary-learning 0.1.0. It leaves its dictionary in --out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import actlake
 import torch
-from common import options, run
+from common import forever, options, run
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
-
-
-def forever(batches: Any) -> Iterator[torch.Tensor]:
-    """Epoch after epoch."""
-    while True:
-        for batch in batches:
-            yield batch.x
 
 
 def main(words: Sequence[str] | None = None) -> float:

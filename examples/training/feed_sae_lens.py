@@ -3,25 +3,18 @@
     pip install sae-lens
     python examples/training/feed_sae_lens.py --lake lake --layer 4
 
-Tried with sae-lens 6.54. The SAE that it leaves in --out is one of SAELens', with all that goes with it.
+Tried with sae-lens 6.54. The SAE that it leaves in --out is one of SAELens', in its own format.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import actlake
 import torch
-from common import options, run
+from common import forever, options, run
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
-
-
-def forever(batches: Any) -> Iterator[torch.Tensor]:
-    """Epoch after epoch."""
-    while True:
-        for batch in batches:
-            yield batch.x
 
 
 def main(words: Sequence[str] | None = None) -> float:

@@ -61,8 +61,8 @@ def say(template: str, table: pd.DataFrame, query: Query, listed: bool = False) 
         return listing(dict.fromkeys(match[1] for match in FIELD.finditer(text) if line_of(match)))
 
     def listing(names: Iterable[str]) -> str:
-        told = f" ({shown(' - '.join(query.contrast[1:]))})" if query.contrast and not listed else ""
-        return f"{'; '.join(f'{called(query, name)}{told}: {{{name}}}' for name in names)}."
+        sides = f" ({shown(' - '.join(query.contrast[1:]))})" if query.contrast and not listed else ""
+        return f"{'; '.join(f'{called(query, name)}{sides}: {{{name}}}' for name in names)}."
 
     def keep(match: re.Match[str]) -> str:
         wanted, _, otherwise = match[1].partition(ELSE)

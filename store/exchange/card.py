@@ -14,7 +14,7 @@ NAME, MARK = "README.md", "<!-- written by actlake -->"
 
 
 def check_hub(source: Store, target: Store, units: Sequence[Unit]) -> None:
-    """LakeError for what can't be committed to the hub: files that lie elsewhere, and files that give way."""
+    """LakeError for what can't be committed to the hub: files of a lake that is no folder, and files that would be replaced."""
     if not source.local:
         raise LakeError(f"{target}: a lake goes to the hub from a folder", repair=f"`actlake pull {source}` first")
     if kept := [name for unit in units for name in unit.keep]:

@@ -14,7 +14,7 @@ from .batches import Batch, Batches
 
 class TorchBatches(IterableDataset):
     """`Batches` as an IterableDataset: `DataLoader(found, batch_size=None, num_workers=2)` gives the same sequence for any number
-    of workers. All else is as in `Batches`, which is `.batches`. With `pin` tensors lie in pinned memory."""
+    of workers. All else is as in `Batches`, which is `.batches`. With `pin` tensors are in pinned memory."""
 
     def __init__(self, batches: Batches, pin: bool = False):
         if pin and not torch.cuda.is_available():
