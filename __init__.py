@@ -22,6 +22,7 @@ __all__ = [
     "Lake",
     "LakeError",
     "Selection",
+    "Server",
     "__version__",
     "analyze",
     "edit",
@@ -75,6 +76,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module(f"{__name__}.testing")
+    if name == "Server":
+        from .exchange.server import Server
+
+        return Server
     if name == "edit":  # with torch
         from .capture.edit.edits import edit
 

@@ -156,6 +156,8 @@ def import_capture(
 
     Interrupted? Run the same command again. `actlake verify MODEL/STREAM --reforward 8` then says whether it is right.
     """
+    from ..exchange.tokens import said
+
     lists = format == "tokens"
     if lists and (stream or boundaries) or not lists and (engine or setting):
         raise LakeError("--engine and --setting go with tokens, --stream and --boundaries with all other formats")
@@ -175,12 +177,8 @@ def import_capture(
         return print_json({**vars(result), "path": str(result.path), **more})
     state = "was there already" if result.reused else f"imported in {result.seconds:.1f} s"
     line(f"{result.path}: {result.tokens:,} tokens, {human_bytes(result.bytes)}, {state}")
-    if more and more["other"] is not None:
-        share = more["other"] / max(more["tokens"], 1)
-        line(
-            f"{more['other']:,} of {more['tokens']:,} written tokens ({share:.1%}) are not the model's own greedy choice,"
-            f" {more['first']:,} of them the first of their prompt"
-        )
+    if more and (how := said(more["tokens"], more["other"], more["first"])):
+        line(how)
 
 
 def _numbers(text: str | None) -> list[int]:

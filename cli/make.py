@@ -15,6 +15,7 @@ from ..store.core.errors import LakeError
 from ..store.core.files import human_bytes
 from ..store.core.schema import SITES
 from ..store.tables.names import stored_pairs
+from .engine import Engine
 from .options import (
     CAPTURE,
     BatchOption,
@@ -94,6 +95,7 @@ def capture(
     tokens: Tokens,
     where: Computing,
     ranks: Ranks,
+    engine: Engine,
     profile: Annotated[str, typer.Option(help="Profile of the catalog: what is kept.")] = "full",
     dtype: DtypeOption = "auto",
     batch: BatchOption = 16,
@@ -125,11 +127,12 @@ def capture(
     disjoint shard rows and never talk; the last to finish seals, or `actlake seal` does. A model that is larger than one
     GPU: --device-map auto. One that is larger than memory: --by-layer.
     """
+    server = engine.opened()
     with where.writing() as lake:
         results = lake.capture(
             names, profile=profile, outputs=outputs, dtype=dtype, batch=batch, double_bos=double_bos,
             allow_nonfinite=allow_nonfinite, device_map=device_map, with_weights=with_weights, by_layer=by_layer,
-            streams=reading.streams or (), prompts=reading.prompts, **vars(tokens), **vars(ranks),
+            server=server, streams=reading.streams or (), prompts=reading.prompts, **vars(tokens), **vars(ranks),
         )  # fmt: skip
     if as_json:
         return print_json([{**vars(one), "path": str(one.path), "seconds": round(one.seconds, 2)} for one in results])

@@ -129,12 +129,7 @@ def new_stream(given: Given, rows: Sequence[Any], kind: str, prompts: str, facts
         raise LakeError(f"prompt {twice!r} is there twice")
     real = real_token_mask(given.tokenizer, given.vocab)
     for row in rows:
-        if (top := int(row.tokens.max())) >= given.vocab or not real[row.tokens].all():
-            wrong = top if top >= given.vocab else int(row.tokens[~real[row.tokens]][0])
-            raise LakeError(
-                f"prompt {row.name!r}: token id {wrong} names no token of {given.spec.name}",
-                found="tokens of another tokenizer",
-            )
+        check_known(row.tokens, real, f"prompt {row.name!r}", given.spec.name)
     flat = np.concatenate([row.tokens for row in rows])
     recipe = {
         "template": "raw",
@@ -154,6 +149,13 @@ def new_stream(given: Given, rows: Sequence[Any], kind: str, prompts: str, facts
         recipe={**recipe, "key": hash_json(recipe)},
         continuation=kind,
     )
+
+
+def check_known(ids: np.ndarray, real: np.ndarray, where: str, model: str) -> None:
+    """LakeError for ids that the model lacks or that name no token; `real` [vocab] marks those that do."""
+    if (top := int(ids.max())) >= len(real) or not real[ids].all():
+        wrong = top if top >= len(real) else int(ids[~real[ids]][0])
+        raise LakeError(f"{where}: token id {wrong} names no token of {model}", found="tokens of another tokenizer")
 
 
 def _stream(layout: Layout, model: str, name: str) -> Stream:

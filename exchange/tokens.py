@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 from ..capture.checkpoint.configs import load_config
 from ..capture.model.load import context_of, load_model
 from ..capture.run.capture import Result, capture, find_sealed
-from ..capture.streams.streams import check_prompts
+from ..capture.streams.source import check_prompts
 from ..store.artifacts.models import has_model, read_model
-from ..store.artifacts.streams import Stream, read_stream, write_stream
+from ..store.artifacts.streams import read_stream, write_stream
 from ..store.captures.manifest import read_manifest
 from ..store.captures.reader import Capture
 from ..store.core.catalog import Catalog
 from ..store.core.errors import LakeError
 from ..store.core.files import explain_full_disk, hash_file
 from ..store.format.paths import Layout, check_name
+from .client import short
 from .found import TokenRow, ids_of
 from .importing import keep_model, model_for, new_stream
 
@@ -81,7 +82,7 @@ def import_tokens(
                 loaded = replace(loaded, record=read_model(layout, spec.name))
             result = capture(layout, loaded, stored, wanted, batch)
             keep_model(layout, given, device, dtype)
-    return Written(result, stored, *_own_choice(layout, result.path, read_stream(layout, stored)))
+    return Written(result, stored, *own_choice(layout, result.path))
 
 
 def read_tokens(file: Path) -> Iterator[TokenRow]:
@@ -95,7 +96,7 @@ def read_tokens(file: Path) -> Iterator[TokenRow]:
             raise LakeError(
                 f"{where}: {', '.join(row)[:80]}", expected="prompt_token_ids, and token_ids of what was written"
             )
-        parts = [ids_of(_whole(one, where), where) for one in (prompt, written) if one is not None and len(one)]
+        parts = [ids_of(whole(one, where), where) for one in (prompt, written) if one is not None and len(one)]
         if not parts:
             raise LakeError(f"{where}: no token ids")
         start = len(parts[0]) if prompt is not None and len(prompt) else 1
@@ -103,9 +104,10 @@ def read_tokens(file: Path) -> Iterator[TokenRow]:
         yield TokenRow(str(name), np.concatenate(parts), start)
 
 
-def _whole(values: Any, where: str) -> np.ndarray:
+def whole(values: Any, where: str) -> np.ndarray:
+    """Token ids as int64; LakeError for anything but a list of whole numbers."""
     if not isinstance(values, list) or not all(type(one) is int for one in values):
-        raise LakeError(f"{where}: {str(values)[:60]}", expected="a list of token ids, whole numbers")
+        raise LakeError(f"{where}: {short(str(values)[:60])}", expected="a list of token ids, whole numbers")
     try:
         return np.asarray(values, dtype=np.int64)
     except OverflowError as error:
@@ -137,8 +139,19 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _own_choice(layout: Layout, path: Path, stream: Stream) -> tuple[int, int | None, int | None]:
+def said(tokens: int, other: int | None, first: int | None) -> str:
+    """How many tokens of another engine's are not the model's own choice, as a sentence; nothing where no logits are kept."""
+    if other is None:
+        return ""
+    return (
+        f"{other:,} of {tokens:,} written tokens ({other / max(tokens, 1):.1%}) are not the model's own greedy choice,"
+        f" {first:,} of them the first of their prompt"
+    )
+
+
+def own_choice(layout: Layout, path: Path) -> tuple[int, int | None, int | None]:
     """Continuation tokens of a capture, and how many of them, and of the first ones, are not the largest logit before them."""
+    stream = read_stream(layout, path.stem)
     stored, step = Capture(path, lake=layout.files), stream.columns["step"]
     places = np.flatnonzero(step >= 0)
     if "topk_id" not in stored and "logits" not in stored:

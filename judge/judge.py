@@ -11,14 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from ..exchange.client import KEYS, Endpoint, Unanswered, check_address, scrub
 from ..store.artifacts.texts import PART, VerdictStore
 from ..store.core.errors import CorruptError, LakeError
 from ..store.core.files import hash_json
 from ..store.core.progress import Advance
 from ..store.format.paths import Layout
-from .client import KEY, MODEL, URL, Endpoint, Unanswered, check_address, scrub
 from .rubrics import PAIR_ANSWERS, Rubric, find_answer, find_rubric, pair_swapped, read_rubrics
 
+URL, MODEL, KEY = "ACTLAKE_JUDGE_URL", "ACTLAKE_JUDGE_MODEL", KEYS["judge"]
 UNJUDGED = "unjudged"
 CHARACTERS = 4  # a token, roughly, in English
 ANSWER_TOKENS = 60  # the JSON answer, with a sentence as the reason
@@ -130,7 +131,7 @@ class Judge:
         """Raise LakeError where no question could be sent: no address, one of another form, or nothing listens there."""
         if not self._url:
             raise _nowhere()
-        check_address(self._url)
+        check_address("judge", self._url)
 
     def estimate(self, items: Sequence[JudgeItem]) -> Cost:
         """Estimated cost of judging these items; sends nothing."""
@@ -189,7 +190,7 @@ class Judge:
         """Send and store all that is missing; key -> reason of what stays without a verdict. `items` is their number by key."""
         if not self._url:
             raise _nowhere()
-        endpoint = Endpoint(self._url, self.model, *self._asking)
+        endpoint = Endpoint("judge", self._url, self.model, *self._asking)
         failures: dict[str, str] = {}
         waiting: dict[Future, _Question] = {}
         pool = ThreadPoolExecutor(self._workers)

@@ -15,6 +15,7 @@ from .look import Look, listed
 if TYPE_CHECKING:
     from ..capture.run.capture import Result
     from ..capture.streams.prompts import PromptSet
+    from ..exchange.server import Server
     from ..exchange.tokens import Written
     from ..judge.judge import Cost
     from ..queries.generation.generate import Generated
@@ -78,6 +79,7 @@ class Make(Look):
         device_map: str | None = None,
         with_weights: bool = False,
         by_layer: bool = False,
+        server: Server | str | None = None,
         rank: int | None = None,
         world: int | None = None,
     ) -> list[Result]:
@@ -87,10 +89,10 @@ class Make(Look):
         set of the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pocket models, else core), `profile` what
         is kept. Only the first `limit` prompts are read; `thinking` (on or off) is for chat templates that have a switch for it;
         `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of a stream. `rank` and `world` share the work among
-        processes. `by_layer` reads each block's weights once and takes the
-        whole stream through it, for models larger than memory: the same bytes. What is there is reused, and a killed capture
-        goes on where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes,
-        seconds.
+        processes. `by_layer` reads each block's weights once and takes the whole stream through it, for models larger than
+        memory: the same bytes. `server` (an `actlake.Server`, or its address) lets an engine write the continuations; how many
+        of its tokens are not the model's own choice is said in the end. What is there is reused, and a killed capture goes on
+        where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes, seconds.
         LakeError for models, prompts and settings that can't be captured, with the reason.
         """
         from ..capture.run.ranks import Rank
@@ -101,7 +103,11 @@ class Make(Look):
         device = place.device(self.device)
         request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens, thinking)
         options = Options(device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights, by_layer)
-        return capture_models(self.layout, self.catalog, listed(names), request, profile, outputs, options)
+        if server is None:
+            return capture_models(self.layout, self.catalog, listed(names), request, profile, outputs, options)
+        from ..exchange.server import capture_from
+
+        return capture_from(server, self.layout, self.catalog, listed(names), request, profile, outputs, options)
 
     @needs()
     def seal(self, capture: str | None = None) -> pd.DataFrame:
@@ -334,15 +340,5 @@ class Make(Look):
         from ..exchange.tokens import import_tokens
 
         return import_tokens(
-            self.layout,
-            self.catalog,
-            Path(file),
-            self._model(model),
-            engine,
-            settings,
-            name,
-            profile,
-            self.device,
-            dtype,
-            batch,
-        )
+            self.layout, self.catalog, Path(file), self._model(model), engine, settings, name, profile, self.device, dtype, batch
+        )  # fmt: skip

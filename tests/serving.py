@@ -1,4 +1,5 @@
-"""Servers for tests of the judge: the pocket model behind `transformers serve`, and a door to it that fails on request."""
+"""OpenAI-compatible servers for tests: the pocket model behind `transformers serve`, a door to it that fails on request, and a
+stand-in for an engine that returns token ids."""
 
 import http.server
 import json
@@ -7,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -103,6 +105,53 @@ class Door:
         request.wfile.write(data)
 
     def __enter__(self) -> "Door":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Engine:
+    """A stand-in for an engine's server: `answer` makes what is sent of a request's JSON body, a dict or (status, bytes).
+
+    `asked` are the prompts in the order they came, `most` how many were under way at a time.
+    """
+
+    def __init__(self, answer: Callable[[dict[str, Any]], dict[str, Any] | tuple[int, bytes]]):
+        self.asked: list[Any] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.most, self._now, self._lock = 0, 0, threading.Lock()
+        engine = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with engine._lock:
+                    engine.asked.append(body["prompt"])
+                    engine.bodies.append(body)
+                    engine.headers.append({name.lower(): text for name, text in self.headers.items()})
+                    engine._now += 1
+                    engine.most = max(engine.most, engine._now)
+                found = answer(body) if self.path == "/v1/completions" else (404, b"nothing here")
+                status, data = found if isinstance(found, tuple) else (200, json.dumps(found).encode())
+                with engine._lock:
+                    engine._now -= 1
+                with suppress(ConnectionError):  # whoever asked may be gone
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+
+            def log_message(self, *args: object) -> None:
+                """Keep quiet."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -27,14 +27,15 @@ from ..run.batching import BATCH, check_sites
 from ..run.capture import Result, capture, find_sealed
 from ..run.ranks import ALONE, Rank
 from .prompts import PromptSet, read_prompts
-from .streams import Source, check_readable, ensure_stream, recipe_of, unwritten
+from .source import Source, Writer
+from .streams import TEXTS, check_readable, ensure_stream, recipe_of, unwritten, writer_of
 
 
 @dataclass(frozen=True)
 class Options:
     """How models run: device, dtype, sequences a batch, the study's double BOS, NaN allowed, the rank of this process, a
-    device map in place of one device, whether the checkpoints' own files go into the lake, and whether a stream passes a model
-    layer by layer.
+    device map in place of one device, whether the checkpoints' own files go into the lake, whether a stream passes a model
+    layer by layer, and what writes continuations in the models' place.
 
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
     """
@@ -48,6 +49,7 @@ class Options:
     device_map: Any = None
     with_weights: bool = False
     by_layer: bool = False
+    elsewhere: Writer | None = None
 
 
 class _Loader:
@@ -105,6 +107,8 @@ def capture_pair(
     pt, it = (spec and here_or_stored(layout, spec) for spec in (pair.pt, pair.it))
     pair = replace(pair, pt=pt, it=it)
     sources = sources_of(pair, variants, streams, options)
+    if options.elsewhere:
+        _check_elsewhere(sources, variants, streams, options.rank)
     check_name(prompts.name, "prompt set")  # it becomes part of file names
     if len(sources) == len(VARIANTS) and (
         remark := equal_weights(sources["pt"].identity, sources["it"].identity, pair.name)
@@ -116,8 +120,10 @@ def capture_pair(
             key = recipe_of(sources, variant, spec, prompts, options.double_bos, options.batch)["key"]
             _check_unfinished(layout, sources[variant].name, spec.name, prompts, key)
             check_readable(layout, sources, variant, spec, prompts, options.double_bos, key)
-            if options.by_layer and unwritten(
-                layout, sources, variant, spec, prompts, options.double_bos, options.batch
+            if (
+                options.by_layer
+                and not options.elsewhere
+                and unwritten(layout, sources, variant, spec, prompts, options.double_bos, options.batch)
             ):
                 raise LakeError(
                     f"stream {spec.name} of {sources[variant].name}: --by-layer would read all weights once for every token that"
@@ -177,6 +183,22 @@ def _check_by_layer(layout: Layout, options: Options) -> None:
     if layout.files.remote:
         raise LakeError(
             f"{layout}: --by-layer keeps residuals of every block on the way: capture into a local lake, then `actlake push`"
+        )
+
+
+def _check_elsewhere(
+    sources: dict[str, Source], variants: Sequence[str], streams: Sequence[StreamSpec], rank: Rank
+) -> None:
+    """Raise LakeError unless an engine is to write for one model, asked by one process."""
+    if rank.world > 1:
+        raise LakeError("--server: one process asks the engine; leave --rank and --world out")
+    if idle := next((one for one in streams if one.continuation == "none" or one.continuation.startswith(TEXTS)), None):
+        raise LakeError(f"--server: nothing is written for stream {idle.name} (continuation {idle.continuation})")
+    names = sorted({writer_of(sources, variant, spec).name for variant in variants for spec in streams})
+    if len(names) > 1:
+        raise LakeError(
+            f"--server: an engine serves one model, and these streams want text of {' and '.join(names)}: name PAIR/ROLE, or a"
+            " stream where both read what one of them writes (teacher)"
         )
 
 
@@ -253,4 +275,5 @@ def _source(variant: str, spec: ModelSpec, loader: _Loader, options: Options) ->
         load=lambda: loader(spec, identity),
         declared=declared(spec, model_folder(spec), config),
         name=spec.name,
+        elsewhere=options.elsewhere,
     )

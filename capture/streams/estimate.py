@@ -22,7 +22,8 @@ from ..run.batching import CaptureSize, batch_plan, capture_sizes, check_sites, 
 from ..run.by_layer import spilled_bytes
 from .capture_pair import Options, sources_of
 from .prompts import PromptSet
-from .streams import Source, recipe_of, writer_of
+from .source import Source
+from .streams import recipe_of, writer_of
 
 
 @dataclass(frozen=True)

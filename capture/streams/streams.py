@@ -1,8 +1,8 @@
 """Making streams: prompts under a template, followed by a model's greedy continuation."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,81 +15,15 @@ from ...store.core.files import hash_json
 from ...store.core.progress import bar, remark
 from ...store.core.specs import thinking_of
 from ...store.format.paths import Layout
-from ..checkpoint.segments import encode_prompts, prompt_segments, reply_segments
-from ..checkpoint.stops import Stops, find_stops
-from ..checkpoint.talks import THINKING, reply_turn
 from ..checkpoint.tokens import is_special, notes, reading, template_for, token_texts, up_to_unknown
-from ..model.load import Model
 from ..run.batching import BATCH, explain_memory
 from ..run.ranks import ALONE, Rank
 from .greedy import greedy
 from .prompts import PromptSet
+from .source import Source
 
 WHOLE = "own"  # the kind of a stream that is only made so that others may be cut from it
 TEXTS = "texts/"  # how a continuation begins that is stored texts: texts/VARIANT/KEY
-
-
-@dataclass(frozen=True)
-class Source:
-    """One model of a pair as streams need it: cheap facts at once, the weights only when something must be generated.
-
-    `template` wraps its prompts in native streams; `declared` are the stop ids of its files.
-    """
-
-    variant: str
-    template: str
-    identity: dict[str, Any]
-    tokenizer: Any
-    max_positions: int | None
-    vocab: int
-    load: Callable[[], Model]
-    declared: tuple[int, ...]
-    name: str
-
-    def stops(self, chat: bool) -> Stops:
-        """What ends a continuation that this model writes."""
-        return find_stops(self.tokenizer, self.declared, chat)
-
-    def read(self, spec: StreamSpec, prompts: PromptSet, double_bos: bool = False) -> list[list[int]]:
-        """Token ids of every prompt as this model reads it under `spec`; LakeError for one that it can't read."""
-        names = prompts.labels
-        found = encode_prompts(
-            self.tokenizer,
-            [prompt.said for prompt in prompts.prompts],
-            template_for(spec.template, self.template),
-            double_bos,
-            spec.date,
-            spec.control_tokens,
-            names,
-            spec.thinking,
-        )
-        more = 0 if spec.continuation == "none" else spec.max_new_tokens
-        check_prompts(found, names, more, self.max_positions, self.vocab, self.tokenizer, self.name)
-        return found
-
-    def token_segments(
-        self, spec: StreamSpec, prompts: PromptSet, starts: list[list[int]], written: list[list[int]], writer: "Source"
-    ) -> dict[str, np.ndarray]:
-        """`segment` and `turn` of a stream's tokens (Stream): prompts as this model reads them, then what `writer` wrote."""
-        saids, chat = (
-            [prompt.said for prompt in prompts.prompts],
-            template_for(spec.template, writer.template) == "chat",
-        )
-        how = (template_for(spec.template, self.template), prompts.labels, spec.date, spec.thinking)
-        segments, turns = prompt_segments(self.tokenizer, saids, starts, *how)
-        read = starts if writer is self else writer.read(spec, prompts)
-        opened = [bool(len(one)) and one[-1] == THINKING for one in segments]
-        replies = reply_segments(writer.tokenizer, read, written, chat, opened)
-        last = [reply_turn(said) for said in saids]
-        parts = [
-            (*pair, np.full(len(pair[1]), turn, np.int32)) for *pair, turn in zip(segments, replies, last, strict=True)
-        ]
-        return {
-            "segment": np.concatenate([one for start, reply, _ in parts for one in (start, reply)]),
-            "turn": np.concatenate(
-                [one for start, (_, _, turn) in zip(turns, parts, strict=True) for one in (start, turn)]
-            ),
-        }
 
 
 def writer_of(sources: dict[str, Source], variant: str, spec: StreamSpec) -> Source:
@@ -160,8 +94,7 @@ def recipe_of(
                     "model_sha256": writer.identity["sha256"],
                     "template": template,
                     "chat_template_sha256": writer.identity["chat_template_sha256"] if template == "chat" else None,
-                    "batch": batch,
-                    **writer.stops(template == "chat").recipe(template == "chat"),
+                    **_writing(writer, template == "chat", batch),
                     **reading(writer.tokenizer, template, double_bos, spec.date, spec.control_tokens, spec.thinking),
                     **({"double_bos": True} if double_bos and template == "chat" else {}),
                 },
@@ -169,6 +102,11 @@ def recipe_of(
     if common := _common_vocab(sources, spec):
         recipe["common_vocab"] = common
     return {**recipe, "key": hash_json(recipe)}
+
+
+def _writing(writer: Source, chat: bool, batch: int) -> dict[str, Any]:
+    """How a model's continuations are written: in what batches and up to which tokens, or what an engine is asked for."""
+    return writer.elsewhere.recipe(writer) if writer.elsewhere else {"batch": batch, **writer.stops(chat).recipe(chat)}
 
 
 def _common_vocab(sources: dict[str, Source], spec: StreamSpec) -> int | None:
@@ -217,7 +155,7 @@ def ensure_stream(
     elif spec.continuation.startswith(TEXTS):
         written = _stored(layout, writer, spec, prompts)
     elif writer is source and "common_vocab" not in recipe:
-        written = _tell(layout, writer, starts, spec, recipe, rank)
+        written = _tell(layout, writer, starts, spec, recipe, prompts.labels, rank)
     else:
         native = replace(spec, continuation="own")
         if "common_vocab" in recipe:  # then it is another stream than the one made here, and has a name of its own
@@ -239,7 +177,11 @@ def ensure_stream(
         starts=[len(start) for start in starts],
         texts=token_texts(source.tokenizer, flat),
         special=is_special(source.tokenizer, flat),
-        recipe={**recipe, "prompt_set": prompts.name},
+        recipe={
+            **recipe,
+            "prompt_set": prompts.name,
+            **({"server_url": writer.elsewhere.url} if writer.elsewhere else {}),
+        },
         continuation=spec.continuation,
         **source.token_segments(spec, prompts, starts, written, writer),
     )
@@ -292,29 +234,17 @@ def unwritten(
     return native == spec or unwritten(layout, sources, writer.variant, native, prompts, double_bos, batch)
 
 
-def check_prompts(
-    starts: list[list[int]], names: Sequence[str], more: int, limit: int | None, vocab: int, tokenizer: Any, model: str
-) -> None:
-    """Raise LakeError for a prompt (its token ids in `starts`) that a model can't read, or not with `more` new tokens.
-
-    `limit` is the model's context, `vocab` the number of its embeddings.
-    """
-    for name, ids in zip(names, starts, strict=True):
-        if limit and len(ids) + more > limit:
-            raise LakeError(
-                f"{name}: {len(ids)} tokens + {more} new ones, the model's context holds {limit} ({model}): shorten the prompt or"
-                " use a smaller --max-new-tokens"
-            )
-        if (top := max(ids, default=0)) >= vocab:
-            raise LakeError(
-                f"{name}: token id {top} ({tokenizer.decode([top])!r}), {model} has {vocab} embeddings: its tokenizer files"
-                " belong to another model"
-            )
-
-
 def _tell(
-    layout: Layout, writer: Source, starts: list[list[int]], spec: StreamSpec, recipe: dict[str, Any], rank: Rank
+    layout: Layout,
+    writer: Source,
+    starts: list[list[int]],
+    spec: StreamSpec,
+    recipe: dict[str, Any],
+    names: Sequence[str],
+    rank: Rank,
 ) -> list[list[int]]:
+    if writer.elsewhere:
+        return writer.elsewhere.write(writer, names, starts, spec.max_new_tokens, _parts(layout, recipe))
     stops, size = writer.stops(recipe["template"] == "chat"), recipe["continuation"]["batch"]
     if line := stops.note(writer.name):
         remark(line)

@@ -68,7 +68,7 @@ def scores_table(kit: Context, scope: Scope, sweep: str) -> Job:
 )
 def judged_table(kit: Context, scope: Scope, sweep: str) -> Job | None:
     """The verdicts on a sweep. None where the lake has some and no judge is named here: they are read as they are."""
-    from ...judge.client import MODEL
+    from ...judge.judge import MODEL
 
     streams = {"stream": scope.streams["it"], "stream_pt": scope.streams["pt"]}
     if not os.environ.get(MODEL, "").strip() and find_tables(

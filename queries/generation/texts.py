@@ -27,7 +27,7 @@ from ...capture.run.batching import explain_memory
 from ...capture.streams.free import decoded
 from ...capture.streams.greedy import nats
 from ...capture.streams.prompts import Prompt
-from ...capture.streams.streams import check_prompts
+from ...capture.streams.source import check_prompts
 from ...store.artifacts.texts import Condition, Row, prompt_key
 from ...store.core.progress import Bar, bar, remark
 from ...store.core.schema import CHOICES, LIKELY, OUTPUTS, OUTPUTS_VERSION, VARIANTS
