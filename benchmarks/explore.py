@@ -4,6 +4,8 @@ Beside the lake a made one: 1,400 prompts, of which one of 512 tokens through 34
 """
 
 import math
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from actlake.explore.packing import packed, script
 from actlake.explore.site import own_files
 from actlake.explore.source import ExplorerSource
 from actlake.lake import Lake
+from actlake.store.core.progress import Estimate
 from browser import Browser, browser
 from measure import Row, main
 
@@ -114,25 +117,30 @@ def figure(what: str, measured: float, unit: str, limit: float = math.nan) -> Ro
     return Row(what, measured, limit, unit, "<= 1" if limit == limit else "")
 
 
-def run(lake: str) -> list[Row]:
+def run(lake: str | None) -> list[Row]:
     """All rows of this benchmark."""
     with tempfile.TemporaryDirectory() as scratch, browser() as page:
-        return measured(Lake(lake), Path(scratch), page)
+        if lake is None:
+            subprocess.run(
+                [sys.executable, "-m", "actlake", "demo"], cwd=scratch, check=True, stdout=subprocess.DEVNULL
+            )
+        return measured(Lake(lake or Path(scratch) / "lake"), Path(scratch), page)
 
 
 def measured(lake: Lake, scratch: Path, page: Browser) -> list[Row]:
     """The rows of a lake, and of a made prompt."""
-    rows, plans = list[Row](), list[Any]()
+    rows, plans = list[Row](), list[Estimate]()
     page.call("Network.enable")
     started, busy = time.perf_counter(), time.process_time()
     site = lake.explore(scratch / "site", show=plans.append)
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     size, plan = sum(file.stat().st_size for file in site.parent.rglob("*") if file.is_file()), plans[0]
+    prompts = plan.counts["prompts"]
     rows += [
-        figure(f"static site of {plan.prompts} prompts", seconds, "s", 60),
+        figure(f"static site of {prompts} prompts", seconds, "s", 60),
         figure("CPU time of that", busy, "s"),
         figure("its size", size / 1e6, "MB", 40),
-        figure("bytes a prompt", size / plan.prompts / 1e3, "kB"),
+        figure("bytes a prompt", size / prompts / 1e3, "kB"),
         figure("size said before over size", plan.bytes / size, ""),
     ]
     ids, server = lake.prompts["id"].tolist(), lake.explore()
@@ -161,5 +169,5 @@ def measured(lake: Lake, scratch: Path, page: Browser) -> list[Row]:
 
 
 if __name__ == "__main__":
-    option = "for instance what `actlake demo` made"
-    main("explore", run, __doc__, lambda parser: parser.add_argument("--lake", required=True, help=option))
+    option = "[default: what `actlake demo` makes]"
+    main("explore", run, __doc__, lambda parser: parser.add_argument("--lake", help=option))

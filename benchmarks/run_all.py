@@ -1,5 +1,9 @@
-"""Run all benchmarks one after the other and write benchmarks/RESULTS.md (what `make bench` does)."""
+"""Run all benchmarks one after the other and write benchmarks/RESULTS.md (what `make bench` does).
 
+With names only those are run, and the other sections of RESULTS.md stay as they are: `run_all.py store loader`.
+"""
+
+import argparse
 import json
 import subprocess
 import sys
@@ -34,7 +38,10 @@ NAMES = (
     "faults",
     "vouched",
     "peers",
+    "explore",
+    "by_layer",
 )
+LARGE = ("explore", "by_layer")  # a browser; 26 GB of disk
 # Benchmark -> packages that `pip install -e '.[NAME]'` brings.
 EXTRAS = {"cluster": ("distributed",), "peers": ("nnsight", "transformer_lens"), "tuned": ("tuned_lens",)}
 NOTES = "<!-- notes: everything below this line is kept by run_all.py -->"
@@ -65,22 +72,25 @@ def section(name: str, record: dict[str, Any] | None) -> list[str]:
     table = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
     lines += ["| " + " | ".join(cells) + " |" for cells in table]
     remarks = [f"- {row.what}: {row.note}" for row in rows if row.note]
+    processor, load = record["machine"].split(",")[0], f"load average {record['load_average']:.2f} before"
     return [
         *lines,
         "",
         *remarks,
-        f"- load average {record['load_average']:.2f} before; {machine.note(record['others_cores'])}",
+        f"- {processor}; {load}; {machine.note(record['others_cores'])}",
         "",
     ]
 
 
-def notes(file: Path) -> str:
-    """What people wrote below the marker of an earlier file."""
+def earlier(file: Path) -> tuple[dict[str, list[str]], str]:
+    """The sections of an earlier file by their names, and what people wrote below the marker."""
     text = file.read_text() if file.exists() else ""
-    return text.split(NOTES, 1)[1].strip() if NOTES in text else ""
+    measured, _, kept = text.partition(NOTES)
+    parts = [part.splitlines() for part in measured.split("\n## ")[1:]]
+    return {part[0]: [f"## {part[0]}", *part[1:]] for part in parts}, kept.strip()
 
 
-def page(records: dict[str, dict[str, Any] | None], kept: str) -> str:
+def page(sections: dict[str, list[str]], kept: str) -> str:
     """The whole of RESULTS.md; it bears no date, so that equal figures make an equal file."""
     lines = [
         "# Benchmarks",
@@ -91,23 +101,28 @@ def page(records: dict[str, dict[str, Any] | None], kept: str) -> str:
         f"Machine: {machine.describe()}",
         "",
     ]
-    for name, record in records.items():
-        lines += section(name, record)
+    for name in sorted(sections, key=NAMES.index):
+        lines += [*sections[name], ""] if sections[name][-1] else sections[name]
     return "\n".join([*lines, NOTES, "", kept]).rstrip() + "\n"
 
 
 def main() -> int:
     """Run, write, and fail when a benchmark broke; a missed target is printed and is no failure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=NAMES, help=f"[default: all but {' and '.join(LARGE)}]")
+    names = parser.parse_args().names
     records: dict[str, dict[str, Any] | None] = {}
+    sections, kept = earlier(RESULTS)
     with tempfile.TemporaryDirectory(prefix="actlake-bench-") as folder:
-        for name in NAMES:
+        for name in names or [name for name in NAMES if name not in LARGE]:
             if missing(name):
                 print(f"\n{name}: not run, needs pip install -e '.[{name}]'")
                 records[name] = None
                 continue
             time.sleep(REST)
             records[name] = run_one(name, Path(folder))
-    RESULTS.write_text(page(records, notes(RESULTS)))
+    sections |= {name: section(name, record) for name, record in records.items()}
+    RESULTS.write_text(page(sections, kept))
     missed = [
         f"{name}: {row['what']}" for name, r in records.items() if r for row in r["rows"] if row["verdict"] == "missed"
     ]

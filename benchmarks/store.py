@@ -22,13 +22,13 @@ from actlake.store.captures.manifest import seal
 from actlake.store.captures.reader import Capture
 from actlake.store.captures.writer import ShardWriter, encode_row, grid_of, write_row
 from actlake.store.core.catalog import ProfileSpec, StreamSpec, load_catalog
-from actlake.store.core.schema import SITES
 from actlake.store.format.paths import Layout
 from codec import CODEC, as_captured, encode, single_threaded_blosc, threaded, widened
 from measure import Row, in_turn, main, median_ratio, medians
 from work import stream_of
 
 CATALOG = Path(__file__).parent.parent / "catalog.yaml"
+SITES = ("resid", "mlp_out", "attn_out")
 REPEATS = 5
 CHUNK_OVERHEAD = 20  # bytes: a chunk's checksum and its entry in the shard's index
 Blocks = list[dict[str, np.ndarray]]
@@ -39,7 +39,7 @@ def capture_pocket(layout: Layout) -> list[Capture]:
     catalog = load_catalog(CATALOG)
     prompts = read_prompts(catalog.prompt_path("core"), "core")
     plain = StreamSpec("plain", "native", "none", 0)
-    profile = ProfileSpec("bench", tuple(SITES), "none", "auto", None)
+    profile = ProfileSpec("bench", SITES, "none", "auto", None)
     return [Capture(result.path) for result in capture_pair(layout, catalog.pair("pocket"), [plain], prompts, profile)]
 
 
@@ -89,7 +89,7 @@ def compression(capture: Capture, name: str) -> list[Row]:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def read_blocks(capture: Capture, names: Sequence[str] = tuple(SITES)) -> Blocks:
+def read_blocks(capture: Capture, names: Sequence[str] = SITES) -> Blocks:
     """The shard rows of a capture, in memory."""
     size, count = capture.manifest["shard_tokens"], capture.manifest["n_shards"]
     return [{name: capture.array(name)[s * size : (s + 1) * size] for name in names} for s in range(count)]

@@ -88,7 +88,11 @@ class Model:
     def logits(self, resid: torch.Tensor) -> torch.Tensor:
         """Logits of final residuals [n, d] through the model's own norm and unembedding, in its dtype."""
         normed, scale = self.parts.norm(resid), self.parts.head_scale
-        out = self.parts.unembed(normed if scale == 1 else normed * scale) * (self.head.logit_scale / scale)
+        out = self.parts.unembed(normed if scale == 1 else normed * scale)
+        if (
+            factor := self.head.logit_scale / scale
+        ) != 1:  # a product by one takes as long as a third of the unembedding
+            out = out * factor
         cap = self.head.softcap
         return torch.tanh(out / cap) * cap if cap else out
 
