@@ -63,9 +63,9 @@ class Train(Look):
         `validation`. `normalize`: scale (mean squared norm d_model) or center (the mean taken away first), by statistics of the
         training rows that are kept in the lake.
 
-        Blocks in random order are mixed in a `buffer` of rows (at least four batches; memory: twice that), of which half is
-        drawn before more come. The sequence depends on rows, `batch`, `buffer` and `seed` alone. `rank` of `world` has its part
-        of each epoch. `dtype` float32 or bfloat16 (NumPy: its bits, uint16); `output` numpy or torch, an IterableDataset for
+        Blocks in random order are mixed in a `buffer` of rows (at least four batches; memory: twice that), of which three
+        quarters are drawn before more come. The sequence depends on rows, `batch`, `buffer` and `seed` alone. `rank` of `world`
+        has its part of each epoch. `dtype` float32 or bfloat16 (NumPy: its bits, uint16); `output` numpy or torch, an IterableDataset for
         `DataLoader(.., batch_size=None)`, `pin` for pinned memory. Each batch has x and where its rows are from: prompt,
         position, step, token. `state_dict` and `load_state_dict` go on in the middle of an epoch. LakeError for what is not
         there, does not fit together, or leaves fewer rows than a batch.

@@ -135,10 +135,15 @@ def split(answer: Findings) -> tuple[list[Panel], list[Panel]]:
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
     # A heat map has a panel for each hue.
     keys = table.assign(**{down: rows["hue"].where(rows["y"].notna())}) if down in dims else table
+    grouped = keys.groupby(["measure", *dims], sort=False, dropna=False)
+    group, alone = grouped.ngroup().to_numpy(), rows["x"].isna().to_numpy()
+    places = [(rank(of), _position(at)) for of, at in zip(rows["hue"], rows["x"], strict=True)]
+    order = sorted(range(len(rows)), key=lambda at: (group[at], alone[at], places[at]))
+    heads = keys.iloc[np.unique(group, return_index=True)[1]][["measure", *dims]].itertuples(index=False, name=None)
+    kinds = 2 * group[order] + alone[order]
     lines: list[Panel] = []
     numbers: list[Panel] = []
-    for key, group in keys.groupby(["measure", *dims], sort=False, dropna=False):
-        name, *values = key
+    for number, (name, *values) in enumerate(heads):
         named = in_words(answer.query, str(name))
         said = [
             shown(value, hue) if dim == down else _said(dim, value)
@@ -146,12 +151,11 @@ def split(answer: Findings) -> tuple[list[Panel], list[Panel]]:
             if not pd.isna(value)
         ]
         further = tuple(str(value) for value in values if not pd.isna(value))
-        found = rows.loc[group.index]
-        places = [(rank(row_hue), _position(at)) for row_hue, at in zip(found["hue"], found["x"], strict=True)]
-        found = found.iloc[sorted(range(len(found)), key=places.__getitem__)]
-        for target, part in ((lines, found[found["x"].notna()]), (numbers, found[found["x"].isna()])):
-            if len(part):
+        for single, target in enumerate((lines, numbers)):
+            first, last = np.searchsorted(kinds, [2 * number + single, 2 * number + single + 1])
+            if first < last:
                 label = ", ".join([named.label, *said])
+                part = rows.iloc[order[first:last]]
                 target.append(Panel(label, str(name), part, named.unit, named.definition, further))
     return lines, numbers
 

@@ -52,10 +52,13 @@ def count(value: float) -> str:
 
 def counts(rows: pd.DataFrame) -> str:
     """What some estimates come from: "229 to 231 prompts", or "100 subsamples, 240 prompts" where units differ."""
-    known = rows[rows["n"].notna() & rows["unit"].notna()]
+    known: dict[str, list[float]] = {}
+    for unit, n in zip(rows["unit"], rows["n"], strict=True):
+        if not pd.isna(unit) and not pd.isna(n):
+            known.setdefault(unit, []).append(n)
     parts = []
-    for unit, n in known.groupby("unit")["n"]:
-        few, many = int(n.min()), int(n.max())
+    for unit in sorted(known):
+        few, many = int(min(known[unit])), int(max(known[unit]))
         parts.append(f"{count(few)} {unit}" if few == many else f"{count(few)} to {count(many)} {unit}")
     return ", ".join(parts)
 

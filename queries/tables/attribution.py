@@ -86,12 +86,12 @@ def dla_table(kit: Context, names: Names) -> LayerTable:
 )
 def dla_heads_table(kit: Context, names: Names) -> LayerTable:
     """The table `dla_heads`; LakeError for a capture without z, last residuals or largest logits, and without the weights."""
-    from ...capture.edit.replay import find_weights
-
     capture = kit.capture(names)
     reads = ("resid", "z", _needed(capture, "dla_heads", "z"))
     if "resid" not in capture:
         raise LakeError(f"{capture.path}: table dla_heads needs the last residual, which this capture did not keep")
+    from ...capture.edit.replay import find_weights  # not above: torch need not be loaded to refuse a capture without z
+
     find_weights(kit.layout, names[0], kit.catalog)
     layers, heads = capture.size("z")[:2]
 
