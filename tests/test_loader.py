@@ -1,15 +1,22 @@
 """Batches to train on: every row once, the same sequence whoever reads it, values as `lake.dataset` has them."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import threading
+import time
+from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import training
 from actlake.lake import Lake
 from actlake.store.artifacts.streams import write_stream
 from actlake.store.captures.allocate import Template, create_capture
@@ -182,6 +189,50 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch(made: Lake, at: int) -> None:
     assert seen + sequence(rest) + sequence(resumed) == expected
     values = made.dataset("made/it", "raw").resid.values[:, 2]
     assert all(np.array_equal(batch.x, values[batch.token]) for batch in rest)
+
+
+@pytest.mark.parametrize(("workers", "world"), [(0, 1), (2, 1), (0, 2), (2, 2)])
+def test_killed_and_resumed_is_the_sequence_of_a_run_that_was_not(
+    made: Lake, tmp_path: Path, workers: int, world: int
+) -> None:
+    """A training process is killed in the middle of its second epoch, and goes on from the state that it saved last."""
+
+    def start(rank: int, stands: str) -> subprocess.Popen:
+        words = [training.__file__, str(made.layout.root), str(tmp_path), str(workers), str(rank), str(world), stands]
+        return subprocess.Popen([sys.executable, *words], env={**os.environ, "ACTLAKE_CACHE": str(tmp_path)})
+
+    def seen(rank: int) -> list[list[Any]]:
+        log = tmp_path / f"log-{rank}.jsonl"
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    whole = [made.batches("made/it", "raw", rank=rank, world=world, **training.ASK) for rank in range(world)]
+    expected = [
+        [
+            [epoch, number, batch.token.tolist(), sha256(np.ascontiguousarray(batch.x).tobytes()).hexdigest()]
+            for epoch in range(training.EPOCHS)
+            for number, batch in enumerate(one, 1)
+        ]
+        for one in whole
+    ]
+    running = [start(rank, "5") for rank in range(world)]
+    try:
+        until, enough = time.monotonic() + 300, len(whole[0]) + 5
+        while min(len(seen(rank)) for rank in range(world)) < enough:
+            assert time.monotonic() < until and all(one.poll() is None for one in running)
+            time.sleep(0.02)
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+    for rank in range(world):
+        before = seen(rank)
+        state = json.loads((tmp_path / f"state-{rank}.json").read_text())
+        assert state["epoch"] == 1 and 0 < state["batch"] < len(whole[rank]) and len(before) < len(expected[rank])
+        kept = [line for line in before if (line[0], line[1]) <= (state["epoch"], state["batch"])]
+        assert before == expected[rank][: len(before)]
+        assert start(rank, "0").wait(300) == 0
+        assert kept + seen(rank)[len(before) :] == expected[rank]
 
 
 def test_a_state_of_another_sequence_is_refused(made: Lake) -> None:

@@ -138,7 +138,7 @@ class Batches:
         yield from self.iterate()
 
     def iterate(self, worker: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """What `iter` gives; with `workers` only every so manieth batch, from number `worker` on.
+        """What `iter` gives; with `workers` only every so manieth batch, the first of worker 0.
 
         Each worker reads every chunk: threads (`threads=`) share the work better than processes do.
         """
@@ -150,8 +150,10 @@ class Batches:
         self.epoch, self._next = self.epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next loop be this epoch, from its first batch."""
-        self.epoch, self._start, self._next = epoch, 0, 0
+        """Let the next loop be this epoch, from its first batch, or from that of a loaded state where it is this epoch's."""
+        if epoch != self.epoch:
+            self._start = 0
+        self.epoch, self._next = epoch, self._start
 
     def state_dict(self, batch: int | None = None) -> dict[str, Any]:
         """Where the sequence is: epoch, number of the next batch, and a fingerprint of what it is a sequence of.
@@ -202,7 +204,7 @@ class Batches:
                             places = filled.drawn[first : first + wanted.batch]
                             if number == len(self):
                                 return
-                            if number >= start and number % workers == worker:
+                            if number >= start and (number - start) % workers == worker:
                                 yield number, self._made(buffers.held(side), filled, places)
                             number += 1
                         filled, side = after, 1 - side
