@@ -30,8 +30,8 @@ def differences(records: int, width: int, seed: int = 0, spread: float = 1.0) ->
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=6))
 def test_generated_counts_from_the_first_token_after_the_prompt(lengths: list[tuple[int, int]]) -> None:
     prompt, step, want = [], [], []
-    for p, (start, told) in enumerate(lengths):
-        size = start + told
+    for p, (start, reply) in enumerate(lengths):
+        size = start + reply
         prompt += [p] * size
         step += [q - start + 1 if start - 1 <= q < size - 1 else -1 for q in range(size)]
         want += [q - start if q >= start else -1 for q in range(size)]

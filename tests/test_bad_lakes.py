@@ -149,8 +149,8 @@ def test_a_record_of_two_gigabytes_is_not_read(run, lake_copy, tmp_path, pattern
     os.truncate(file, 2 << 30)  # takes no room on the disk
     for words in (["verify"], ["sql", "SELECT * FROM tokens"], ["pull", "copy", "--lake", "other"]):
         code, out, err = run(*words)
-        told = [line for line in (out + err).splitlines() if "2147483648 bytes" in line]
-        assert code in (1, 2) and told and all(file.name in line for line in told) and "Traceback" not in out + err
+        naming = [line for line in (out + err).splitlines() if "2147483648 bytes" in line]
+        assert code in (1, 2) and naming and all(file.name in line for line in naming) and "Traceback" not in out + err
     os.truncate(file, len(before))
     assert file.read_bytes() == before
 

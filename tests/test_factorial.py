@@ -198,10 +198,10 @@ def test_events_of_a_lake(scenes, family: str) -> None:
     }
     expected = []
     for prompt, start in enumerate(streams["it"].starts):
-        told = [streams[v].tokens[prompt][start:].tolist() for v in ("it", "pt")]
-        step = next((i for i, pair in enumerate(zip(*told, strict=False)) if pair[0] != pair[1]), None)
+        sequences = [streams[v].tokens[prompt][start:].tolist() for v in ("it", "pt")]
+        step = next((i for i, pair in enumerate(zip(*sequences, strict=False)) if pair[0] != pair[1]), None)
         if step is not None:
-            expected.append([prompt, step, start + step - 1, told[0][step], told[1][step]])
+            expected.append([prompt, step, start + step - 1, sequences[0][step], sequences[1][step]])
     found = scene.events[["prompt", "step", "position", "it_token", "pt_token"]].to_numpy().tolist()
     assert found == expected and len(found) > 8 and len({row[1] for row in found}) > 3
 
@@ -410,7 +410,7 @@ def test_every_mlp_that_is_written_by_whole_forwards(scenes, family: str) -> Non
                         hooks.enter_context(hook)
                     norms = tiny.FAMILIES[family].post_norms
                     for module in (block.post_feedforward_layernorm if norms else block.mlp, block):
-                        keep = partial(lambda told, _module, _args, out: told.append(first(out)[0, -1]), seen[layer])
+                        keep = partial(lambda kept, _module, _args, out: kept.append(first(out)[0, -1]), seen[layer])
                         hooks.callback(module.register_forward_hook(keep).remove)
                 hf(scene.prefix(event))
             for layer in exchanged or range(LAYERS):

@@ -225,9 +225,9 @@ def test_the_command_tells_what_came_in(tmp_path: Path) -> None:
     done = run(app, ["table", "add", "delta", str(file), "--pair", "theirs", "--stream", "native", "--lake", lake])
     assert done.exit_code == 0 and "20 rows of theirs-it/native; theirs-pt/native, added" in done.output
     every = run(app, ["run", "--all", "--lake", lake, "--out", str(tmp_path / "out"), "--json"])
-    told = json.loads(every.output)
-    assert {found["row"] for found in told["answers"]} == {"L1", "0J"}
-    assert "actlake table add lens FILE --model theirs-" in told["refused"]["L2"]
+    reported = json.loads(every.output)
+    assert {found["row"] for found in reported["answers"]} == {"L1", "0J"}
+    assert "actlake table add lens FILE --model theirs-" in reported["refused"]["L2"]
     refused = run(app, ["table", "add", "delta", str(file), "--lake", str(tmp_path / "other")])
     assert "give it with --pair" in str(refused.exception) and not (tmp_path / "other").exists()
 

@@ -454,11 +454,11 @@ def test_effects_are_those_of_the_scores_they_come_from(written: Lake) -> None:
 
 def test_0E_reads_the_texts_of_A1_again(written: Lake) -> None:
     found = written.run("0E")
-    told = written.sql("SELECT key, prompt_id, text FROM outputs").df()
-    assert len(told) == 12 * 15  # conditions that change nothing are one
-    boundary = boundary_tokens(told["text"])
+    outputs_of = written.sql("SELECT key, prompt_id, text FROM outputs").df()
+    assert len(outputs_of) == 12 * 15  # conditions that change nothing are one
+    boundary = boundary_tokens(outputs_of["text"])
     scores = written.sql("SELECT key, prompt_id, arm, dose, metric, value FROM scores WHERE sweep = '0E'").df()
-    moved = scores.merge(told, on=["key", "prompt_id"])
+    moved = scores.merge(outputs_of, on=["key", "prompt_id"])
     for metric, words, to in (
         ("str_to_content", boundary["structural_discourse"], "CONTENT"),
         ("str_to_structural", boundary["structural_discourse"], "STRUCTURAL"),

@@ -68,7 +68,7 @@ def bring(lake: Lake, format: str, path: Path, **more: Any) -> Any:
     return lake.dataset("llama-it", result.path.stem)
 
 
-def told(lake: Lake, count: int = 5) -> str:
+def problems_of(lake: Lake, count: int = 5) -> str:
     """What running prompts again says is wrong."""
     return "\n".join(problem for report in lake.verify(reforward=count) for problem in report.problems)
 
@@ -107,7 +107,7 @@ def test_values_are_the_files_bit_for_bit(here: Lake, tmp_path: Path, rows: Rows
     assert found.resid.attrs["source_dtype"] == str(dtype).removeprefix("torch.")
     assert found.token_id.values.tolist() == np.concatenate([tokens for tokens, _ in rows]).tolist()
     assert found.prompt_id.values.tolist() == [f"x_{i}" for i in range(len(rows))]
-    assert told(here) == ""
+    assert problems_of(here) == ""
 
 
 def test_the_record_says_where_it_comes_from(here: Lake, tmp_path: Path, rows: Rows) -> None:
@@ -146,7 +146,7 @@ def test_draft_model_stores_have_masks_and_lists(here: Lake, tmp_path: Path, row
     assert one.step.values[:7].tolist() == [-1, -1, 0, 1, 2, 3, -1]  # the mask says where the reply begins
     two = bring(here, "specforge", tmp_path / "forge", boundaries=[1, 3], name="forge")
     assert np.array_equal(bits(two.resid), bits(one.resid))
-    assert told(here) == ""
+    assert problems_of(here) == ""
 
 
 # --- arrays with a batch axis ------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_caches_with_padding(here: Lake, tmp_path: Path, rows: Rows, suffix: str
     found = bring(here, "transformerlens", file)
     assert np.array_equal(bits(found.resid), bits(flat(rows)))
     assert np.array_equal(bits(found.mlp_out), bits(flat(rows, "mlp_out")))
-    assert told(here) == ""
+    assert problems_of(here) == ""
 
 
 def test_trees_of_npy(here: Lake, tmp_path: Path, rows: Rows) -> None:
@@ -270,7 +270,7 @@ def test_files_without_tokens_go_on_a_stream(here: Lake, tmp_path: Path, rows: R
         here.add_capture("npy", tmp_path / "resid.npy", "llama-it")
     again = here.add_capture("npy", tmp_path / "resid.npy", "llama-pt", stream=stream[:12])
     assert again.path.stem == stream and again.path.parent.name == "llama-pt"
-    assert "no usual mistake explains it: another checkpoint" in told(here)  # they are not llama-pt's
+    assert "no usual mistake explains it: another checkpoint" in problems_of(here)  # they are not llama-pt's
 
 
 def test_an_import_goes_on_where_it_was_killed(
@@ -304,7 +304,7 @@ def test_an_import_goes_on_where_it_was_killed(
 
 def test_layers_off_by_one(here: Lake, tmp_path: Path, rows: Rows) -> None:
     bring(here, "vllm", vllm(tmp_path / "x", rows, change=lambda _, x: x[:, 1:]), boundaries=[0, 1, 2])
-    assert "layers are off by one: boundary 0 holds 1, 1 holds 2, 2 holds 3" in told(here)
+    assert "layers are off by one: boundary 0 holds 1, 1 holds 2, 2 holds 3" in problems_of(here)
 
 
 def test_the_last_layer_normed(here: Lake, tmp_path: Path, rows: Rows, model: Model) -> None:
@@ -315,7 +315,7 @@ def test_the_last_layer_normed(here: Lake, tmp_path: Path, rows: Rows, model: Mo
         return torch.cat([states[:, :-1], model.parts.norm(states[:, -1:])], 1)
 
     bring(here, "vllm", vllm(tmp_path / "x", rows, change=normed))
-    found = told(here)
+    found = problems_of(here)
     assert "boundary 3 went through the final norm (normed last layer)" in found and "off by one" not in found
     bring(
         here,
@@ -324,7 +324,7 @@ def test_the_last_layer_normed(here: Lake, tmp_path: Path, rows: Rows, model: Mo
         boundaries=[0, 1, 2],
         name="y",
     )
-    found = told(here)
+    found = problems_of(here)
     assert "boundary 2 went through the final norm" in found and "boundary 0 holds 1, 1 holds 2" in found
 
 
@@ -336,7 +336,7 @@ def test_left_padding_by_rows(here: Lake, tmp_path: Path, rows: Rows) -> None:
         return torch.cat([torch.full_like(states[:pads], 0.3), states])[: len(states)]
 
     bring(here, "vllm", vllm(tmp_path / "x", rows, change=late))
-    assert "left padding: rows of prompt 'x_1' stand 2 positions too late" in told(here)
+    assert "left padding: rows of prompt 'x_1' stand 2 positions too late" in problems_of(here)
 
 
 def test_left_padding_that_was_read(here: Lake, tmp_path: Path, rows: Rows, model: Model) -> None:
@@ -345,7 +345,7 @@ def test_left_padding_that_was_read(here: Lake, tmp_path: Path, rows: Rows, mode
         return own(model, np.concatenate([np.zeros(pads, np.int32), rows[index][0]]))["resid"][pads:]
 
     bring(here, "vllm", vllm(tmp_path / "x", rows, change=read))
-    assert "left padding: prompt 'x_1' was read behind 7 padding tokens that were not masked" in told(here)
+    assert "left padding: prompt 'x_1' was read behind 7 padding tokens that were not masked" in problems_of(here)
 
 
 def test_swapped_rows(here: Lake, tmp_path: Path, rows: Rows) -> None:
@@ -355,12 +355,12 @@ def test_swapped_rows(here: Lake, tmp_path: Path, rows: Rows) -> None:
         return states[[1, 0, *range(2, len(states))]]
 
     bring(here, "vllm", vllm(tmp_path / "x", rows, change=within))
-    assert "swapped rows: 2 rows of prompt 'x_0' stand in the place of others" in told(here)
+    assert "swapped rows: 2 rows of prompt 'x_0' stand in the place of others" in problems_of(here)
     pair = [rows[4], (rows[0][0], rows[0][1])]
     cut = [(tokens[:7], {"resid": values["resid"][:7]}) for tokens, values in pair]
     crossed = [(cut[0][0], cut[1][1]), (cut[1][0], cut[0][1])]
     bring(here, "vllm", vllm(tmp_path / "y", crossed), name="y")
-    assert "swapped rows: the values of prompt 'y_0' are stored as those of 'y_1'" in told(here)
+    assert "swapped rows: the values of prompt 'y_0' are stored as those of 'y_1'" in problems_of(here)
 
 
 def test_overflow_of_float16(here: Lake, tmp_path: Path, rows: Rows, llama: PairSpec) -> None:
@@ -381,14 +381,14 @@ def test_overflow_of_float16(here: Lake, tmp_path: Path, rows: Rows, llama: Pair
     with pytest.raises(LakeError, match="large: resid is -?inf"):
         here.add_capture("vllm", files, "large")
     here.add_capture("vllm", files, "large", name="kept", allow_nonfinite=True)
-    assert "wrong dtype: " in (words := told(here)) and "values overflowed float16" in words
+    assert "wrong dtype: " in (words := problems_of(here)) and "values overflowed float16" in words
 
 
 def test_bits_of_another_dtype(here: Lake, tmp_path: Path, rows: Rows) -> None:
     bring(here, "vllm", vllm(tmp_path / "x", rows, torch.bfloat16, lambda _, x: x.view(torch.float16)))
-    assert "wrong dtype: bits of bfloat16 were read as float16" in told(here)
+    assert "wrong dtype: bits of bfloat16 were read as float16" in problems_of(here)
     bring(here, "vllm", vllm(tmp_path / "y", rows, change=lambda _, x: 5.5 * x), name="y")
-    assert "all values are 5.5 times the model's" in told(here)
+    assert "all values are 5.5 times the model's" in problems_of(here)
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------
@@ -475,18 +475,18 @@ def test_other_refusals(here: Lake, tmp_path: Path, rows: Rows) -> None:
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_text_of_another_engine(here: Lake, tmp_path: Path, model: Model, suffix: str) -> None:
     """Two greedy continuations, of which one token is changed: the capture is the model's, one token is not its choice."""
-    told = []
+    continued = []
     for start in ([1, 9, 12], [1, 20]):
         ids = torch.tensor([start])
         for _ in range(5):
             ids = torch.cat([ids, model.hf(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
-        told.append({"prompt_token_ids": start, "token_ids": ids[0, len(start) :].tolist()})
-    told[1]["token_ids"][4] = (told[1]["token_ids"][4] + 1) % 250 + 5
+        continued.append({"prompt_token_ids": start, "token_ids": ids[0, len(start) :].tolist()})
+    continued[1]["token_ids"][4] = (continued[1]["token_ids"][4] + 1) % 250 + 5
     file = tmp_path / f"replies.{suffix}"
     if suffix == "parquet":
-        pq.write_table(pa.Table.from_pylist(told), file)
+        pq.write_table(pa.Table.from_pylist(continued), file)
     else:
-        file.write_text("".join(json.dumps(row) + "\n" for row in told))
+        file.write_text("".join(json.dumps(row) + "\n" for row in continued))
     found = here.add_tokens(file, "llama-it", engine="vllm 0.27", settings={"temperature": "0"})
     assert (found.tokens, found.other, found.first) == (10, 1, 0)
     arrays = here.dataset("llama-it", found.stream)

@@ -124,8 +124,8 @@ def test_a_lake_that_can_only_be_read_keeps_tables_here(pushed, captured, s3_ser
         assert Lake(pushed).sql(SQL).df().equals(found)
         assert written == {file: file.stat().st_mtime_ns for file in lake.layout.table("lens").glob("*.parquet")}
     assert not [name for name in open_store(pushed).find("tables") if "/lens/" in name]
-    told = capsys.readouterr().err
-    assert "access denied" in told and "stays in" in told
+    printed_words = capsys.readouterr().err
+    assert "access denied" in printed_words and "stays in" in printed_words
 
 
 def test_a_capture_straight_to_s3_is_byte_for_byte_a_local_one(bucket, captured, llama):

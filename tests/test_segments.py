@@ -174,7 +174,7 @@ def said(messages, **more):
     return json.dumps({"messages": messages, **more}).encode()
 
 
-def told(tokenizer, what, **how):
+def runs_of(tokenizer, what, **how):
     """Runs of tokens of one segment and turn, as in EXPECTED."""
     ids = encode_prompts(tokenizer, [what], "chat", names=["prompt 'p'"], **how)
     segments, turns = prompt_segments(tokenizer, [what], ids, "chat", ["prompt 'p'"], **how)
@@ -205,7 +205,7 @@ def shaped(name):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_conversations_are_rendered_as_hugging_face_does_and_every_token_is_told(name):
     tokenizer = shaped(name)
-    assert told(tokenizer, said(TALK)) == EXPECTED[name]
+    assert runs_of(tokenizer, said(TALK)) == EXPECTED[name]
     form = (lambda m: {**m, "content": [{"type": "text", "text": m["content"]}]}) if name == "smolvlm" else dict
     ids = encode_prompts(tokenizer, [said(TALK)], "chat")[0]
     if name not in DATED:  # those take the day from the clock
@@ -215,13 +215,13 @@ def test_conversations_are_rendered_as_hugging_face_does_and_every_token_is_told
         if kept:
             found = encode_prompts(tokenizer, [said(begun)], "chat")[0]
             assert found == theirs(tokenizer, begun, enable_thinking=False, **kept)
-    first = told(tokenizer, "the cat")
+    first = runs_of(tokenizer, "the cat")
     assert first[:2] == EXPECTED[name][:2] and [run for run, _ in first] == ["t-", "u0", "t0"]
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "granite", "phi4mini", "glm4", "tiny"])
 def test_a_system_message_is_found_though_the_template_writes_its_word(name):
-    found = told(shaped(name), said([SYSTEM, USER]))
+    found = runs_of(shaped(name), said([SYSTEM, USER]))
     assert [text for run, text in found if run == "s0"] == ["user"] and ("u1", "the cat") in found
     assert [run for run, _ in found] == ["t-", "s0", "t0", "u1", "t1"]
 
@@ -237,11 +237,13 @@ def test_a_system_message_is_found_though_the_template_writes_its_word(name):
     ],
 )
 def test_what_a_template_does_not_write_is_refused(name, messages, says):
-    assert "prompt 'p': the chat template of" in refused(lambda: told(shaped(name), said(messages)), says)
+    assert "prompt 'p': the chat template of" in refused(lambda: runs_of(shaped(name), said(messages)), says)
 
 
 def test_a_template_without_tools_refuses_them():
-    refused(lambda: told(shaped("tiny"), said(TALK, tools=TOOLS)), "has tools, and the chat template of", "writes none")
+    refused(
+        lambda: runs_of(shaped("tiny"), said(TALK, tools=TOOLS)), "has tools, and the chat template of", "writes none"
+    )
 
 
 def test_raw_text_has_no_turns():
@@ -253,7 +255,7 @@ def test_raw_text_has_no_turns():
 
 def test_tool_calls_are_the_assistants_and_results_the_tools():
     tokenizer = with_template(TOOLED, ["<|im_end|>", "<|im_start|>"])
-    found = told(tokenizer, said(CALLING, tools=TOOLS))
+    found = runs_of(tokenizer, said(CALLING, tools=TOOLS))
     assert found == [
         ("t-", "<|bos|><|im_start|>system\n"),
         ("s0", "the log"),
@@ -272,7 +274,7 @@ def test_tool_calls_are_the_assistants_and_results_the_tools():
 def test_thinking_is_found_by_the_templates_marks_and_generation_by_its_own():
     tokenizer = with_template(REASONED, ["<|im_end|>", "<|im_start|>", "<think>", "</think>"], special=False)
     talk = [USER, {**REPLY, "reasoning": "rain, so"}, MORE]
-    assert told(tokenizer, said(talk)) == [
+    assert runs_of(tokenizer, said(talk)) == [
         ("t-", "<|bos|><|im_start|>user\n"),
         ("u0", "the cat"),
         ("t0", "<|im_end|>\n<|im_start|>assistant\n"),
@@ -283,24 +285,26 @@ def test_thinking_is_found_by_the_templates_marks_and_generation_by_its_own():
         ("t2", "<|im_end|>\n<|im_start|>assistant\n"),
     ]
     assert encode_prompts(tokenizer, [said(talk)], "chat")[0] == theirs(tokenizer, talk, add_generation_prompt=True)
-    on = told(tokenizer, said(talk), thinking=True)
+    on = runs_of(tokenizer, said(talk), thinking=True)
     assert on[-1] == ("t2", "<|im_end|>\n<|im_start|>assistant\n<think>")
     assert reading(tokenizer, "chat", thinking=True)["thinking"] == "on" and "thinking" not in reading(
         tokenizer, "chat"
     )
-    refused(lambda: told(with_template(MISTRAL), "the cat", thinking=False), "has no switch for thinking", "--thinking")
+    refused(
+        lambda: runs_of(with_template(MISTRAL), "the cat", thinking=False), "has no switch for thinking", "--thinking"
+    )
 
 
 def test_a_reply_that_was_begun_thinks_on():
     tokenizer = with_template(QWEN3, ["<|im_end|>", "<think>", "</think>"], special=False)
     begun = [USER, {"role": "assistant", "content": "<think>rain</think>\n\nso the"}]
-    assert told(tokenizer, said(begun))[-3:] == [
+    assert runs_of(tokenizer, said(begun))[-3:] == [
         ("h1", "<think>\nrain\n</think>"),
         ("t1", "\n\n"),
         ("a1", "so the"),
     ]
     # Earlier thinking is left out by the template, as it does by design.
-    assert [run for run, _ in told(tokenizer, said([*begun, MORE]))] == ["t-", "u0", "t0", "a1", "t1", "u2", "t2"]
+    assert [run for run, _ in runs_of(tokenizer, said([*begun, MORE]))] == ["t-", "u0", "t0", "a1", "t1", "u2", "t2"]
 
 
 def test_what_a_model_writes_is_thinking_up_to_the_mark():
@@ -319,7 +323,7 @@ def test_what_a_model_writes_is_thinking_up_to_the_mark():
 
 
 def test_everything_a_template_marks_as_generated_is_the_assistants():
-    found = told(
+    found = runs_of(
         with_template(GENERATION.replace("{{ eos_token }}", "").replace("m.content }}", "m.content }}!")), said(TALK)
     )
     assert ("a1", "on the mat!") in found and ("u0", "the cat") in found
@@ -327,7 +331,7 @@ def test_everything_a_template_marks_as_generated_is_the_assistants():
 
 def test_a_text_that_is_no_vicuna_word():
     """Short words that stand all over the template are placed where the prompt has them."""
-    found = told(
+    found = runs_of(
         with_template(VICUNA), said([{"role": "user", "content": "USER"}, {"role": "assistant", "content": "USER"}])
     )
     assert [run for run, _ in found] == ["t-", "u0", "t0", "a1"]
@@ -516,14 +520,14 @@ def test_an_unlucky_template_is_refused_for_conversations_only():
         "{{ bos_token }}{% for m in messages %}{% if m.content | length == 7 %}<|user|>{{ m.content }}{% else %}{{ m.content }}!\
 {% endif %}{% endfor %}"
     )
-    assert [run for run, _ in told(with_template(looks), "the cat")] == ["t-", "u0"]
-    refused(lambda: told(with_template(looks), said(TALK)), "looks into the text")
+    assert [run for run, _ in runs_of(with_template(looks), "the cat")] == ["t-", "u0"]
+    refused(lambda: runs_of(with_template(looks), said(TALK)), "looks into the text")
 
 
 def test_every_segment_has_its_letter():
     assert len(LETTER) == len(SEGMENTS) and {run[0] for runs in EXPECTED.values() for run, _ in runs} == {"t", "u", "a"}
     with pytest.raises(LakeError):
-        told(shaped("gemma"), said([SYSTEM, USER]))
+        runs_of(shaped("gemma"), said([SYSTEM, USER]))
 
 
 MINE = """-- id: mine

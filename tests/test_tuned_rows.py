@@ -168,9 +168,9 @@ def test_a_single_fold_reads_everything_and_is_judged_on_what_it_was_not_shown(l
     for variant in ("pt", "it"):
         train_probes(lake.layout, f"llama-{variant}", "native", QUICK, folds=1)
     ensure(lake.layout, [("lens", "tuned", native(lake)), ("lens_eval", "", native(lake))])
-    told = {f"p{i}" for i in range(30)}
-    assert set(table(lake, "SELECT DISTINCT prompt_id FROM lens WHERE lens = 'tuned'")["prompt_id"]) == told
-    unseen = {name for name in told if fold_of([name], 1)[0] == 0}
+    every_prompt = {f"p{i}" for i in range(30)}
+    assert set(table(lake, "SELECT DISTINCT prompt_id FROM lens WHERE lens = 'tuned'")["prompt_id"]) == every_prompt
+    unseen = {name for name in every_prompt if fold_of([name], 1)[0] == 0}
     assert set(table(lake, "SELECT DISTINCT prompt_id FROM lens_eval")["prompt_id"]) == unseen and 3 < len(unseen) < 12
 
 
