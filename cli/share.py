@@ -65,7 +65,7 @@ def ls(
 @grouped
 def show(capture: CaptureArgument, where: Where, as_json: JsonOption = False) -> None:
     """One capture: its arrays and where it comes from."""
-    from ..store.captures.manifest import noise_warning
+    from ..store.captures.manifest import capture_warning
     from ..store.captures.reader import split_capture
 
     lake = where.open()
@@ -75,7 +75,7 @@ def show(capture: CaptureArgument, where: Where, as_json: JsonOption = False) ->
     line(lake.dataset(*split_capture(capture)))
     for key in ("record_sha256", "capture_sha256", "bytes", "n_shards", "shard_tokens", "noise_floor"):
         out.print(f"{key:15} {record.get(key)}", highlight=False)
-    if warning := record and noise_warning(record):
+    if warning := record and capture_warning(record):
         line(f"warning: {warning}", style="yellow")
 
 

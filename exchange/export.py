@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..store.artifacts.streams import Stream, read_stream
+from ..store.captures.manifest import say_warnings
 from ..store.captures.reader import Capture, open_capture
 from ..store.core.errors import LakeError
 from ..store.core.files import explain_full_disk, free_bytes, human_bytes, temporary_of
@@ -84,6 +85,7 @@ def export(
     if out.exists():
         raise LakeError(f"{out}: is there already, and nothing is overwritten; name another place")
     part = _part(layout, path, sites, boundaries, limit)
+    say_warnings(layout, [(path.parent.name, path.stem)])
     size = part.size(2 if format == "safetensors" and part.widened else 4)
     if show:
         show(

@@ -41,6 +41,7 @@ class Make(Look):
         dtype: str = "auto",
         batch: int = 16,
         by_layer: bool = False,
+        precision: str | None = None,
         tokens_per_second: float = 2000,
         disk_speed: float = 500,
     ) -> pd.DataFrame:
@@ -54,7 +55,7 @@ class Make(Look):
         from ..capture.streams.requests import Request, plan_captures
 
         request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens, thinking)
-        options = Options(self.device, dtype, batch, by_layer=by_layer)
+        options = Options(self.device, dtype, batch, by_layer=by_layer, precision=precision)
         found = plan_captures(self.layout, self.catalog, listed(names), request, listed(profiles), options)
         return pd.DataFrame(one.row(tokens_per_second, disk_speed * 1e6) for one in found)
 
@@ -79,6 +80,7 @@ class Make(Look):
         device_map: str | None = None,
         with_weights: bool = False,
         by_layer: bool = False,
+        precision: str | None = None,
         server: Server | str | None = None,
         rank: int | None = None,
         world: int | None = None,
@@ -87,13 +89,14 @@ class Make(Look):
 
         `names` are MODEL, PAIR (its models), PAIR/ROLE or CHAIN, `streams` recipes of the catalog (none: native), `prompts` a
         set of the catalog or the lake, or a .jsonl or .csv file (None: pocket for the pocket models, else core), `profile` what
-        is kept. Only the first `limit` prompts are read; `thinking` (on or off) is for chat templates that have a switch for it;
-        `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of a stream. `rank` and `world` share the work among
-        processes. `by_layer` reads each block's weights once and takes the whole stream through it, for models larger than
-        memory: the same bytes. `server` (an `actlake.Server`, or its address) lets an engine write the continuations; how many
-        of its tokens are not the model's own choice is said in the end. What is there is reused, and a killed capture goes on
-        where it stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes, seconds.
-        LakeError for models, prompts and settings that can't be captured, with the reason.
+        is kept. Only the first `limit` prompts are read; `thinking` (on or off) is for chat templates that have a switch for
+        it; `outputs` (VARIANT/KEY) reads texts that `generate` wrote in place of a stream. `rank` and `world` share the work
+        among processes. `by_layer` reads each block's weights once and takes the whole stream through it, for models larger
+        than memory: the same bytes. `precision` rounds sites to int8 or fp8, some as resid=int8,mlp_out=fp8 (None: as the
+        profile says). `server` (an `actlake.Server`, or its address) lets an engine write the continuations; how many of its
+        tokens are not the model's own choice is said in the end. What is there is reused, and a killed capture goes on where it
+        stopped and seals the same bytes. Returns a result a capture: path, sealed, reused, tokens, bytes, seconds. LakeError
+        for models, prompts and settings that can't be captured, with the reason.
         """
         from ..capture.run.ranks import Rank
         from ..capture.streams.capture_pair import Options
@@ -102,7 +105,9 @@ class Make(Look):
         place = Rank.find(rank, world)
         device = place.device(self.device)
         request = Request(tuple(listed(streams)), prompts, limit, max_new_tokens, date, control_tokens, thinking)
-        options = Options(device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights, by_layer)
+        options = Options(
+            device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights, by_layer, precision=precision
+        )  # fmt: skip
         if server is None:
             return capture_models(self.layout, self.catalog, listed(names), request, profile, outputs, options)
         from ..exchange.server import capture_from

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..store.captures.manifest import say_warnings
 from ..store.captures.reader import find_capture
 from ..store.core.errors import LakeError, needs
 from ..store.core.schema import VARIANTS
@@ -85,6 +86,7 @@ class Train(Look):
         chosen = Filter(tuple(listed(segment)), special, first, max_norm, split, validation, split_seed)
         captures, main = self._captures_of(self._model(model), stream, pair)
         tokens = self._tokens_where(captures[main], where) if where else None
+        say_warnings(self.layout, captures)
         found = Batches(self.layout, captures, main, wanted, chosen, tokens)
         if output == "numpy":
             return found

@@ -14,6 +14,8 @@ import torch
 
 from ...store.artifacts.models import check_head, read_model
 from ...store.artifacts.weights import weights_folder
+from ...store.captures.manifest import largest
+from ...store.captures.precision import rounded
 from ...store.core.catalog import Catalog, ModelSpec
 from ...store.core.errors import LakeError
 from ...store.core.schema import SITES, TOP_K
@@ -31,6 +33,7 @@ from .start import ReplayStart, Spans, loaded_as
 
 T = TypeVar("T")
 LOGITS = ("topk", "full", "none")
+AMPLIFIED = 16  # by how much later blocks may enlarge the share by which a stored residual was rounded
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,10 @@ def replay(
     keep: sites to return (resid, mlp_out, attn_out); logits: 'topk' (topk_id, topk_logit, logsumexp), 'full' or 'none';
     boundaries: those to return, None for all from the start's; prompts, and tokens (bool, one per token of the capture):
     what to return values of. All positions of a prompt run; batches without a wanted token do not. The next batch is
-    read while one is computed. Without edits the stored values come out again, bit for bit on the capture's machine
-    (padding holds zeros here: experts of a mixture see other numbers of tokens, which can move a rounding). LakeError for a
-    model that does not fit the start or whose first batch, without edits, differs from what is stored; for an edit that does
-    not fit the model, or no token.
+    read while one is computed. Without edits the stored values come out again, bit for bit on the capture's machine unless
+    they were rounded (padding holds zeros here: experts of a mixture see other numbers of tokens, which can move a rounding).
+    LakeError for a model that does not fit the start or whose first batch, without edits, differs from what is stored; for an
+    edit that does not fit the model, or no token.
     """
     _check_fit(model, start)
     plain = not edits and start.as_stored
@@ -185,13 +188,14 @@ def _compare(
     """Raise LakeError unless a batch run without edits gives what the model's own capture holds; once per loaded module.
 
     Other weights, a kernel that computes otherwise, or blocks that read more than the residual show here. Of sites the last
-    layer is compared. Allowed is what a re-forward may differ by (run.reforward).
+    layer is compared. Allowed is what a re-forward may differ by (run.reforward), and AMPLIFIED times the share by which the
+    residual that it began with was rounded.
     """
     capture = start.capture
     assert capture is not None
     manifest = capture.manifest
     last = [boundary for boundary in boundaries if boundary in manifest["boundaries"]][-1:]
-    allowed = allowed_apart(manifest)
+    error, allowed = start.rounding, allowed_apart(manifest)
     for name in ("resid", "mlp_out", "logsumexp"):
         if name not in arrays or name not in manifest["sizes"] or (name == "resid" and not last):
             continue
@@ -202,12 +206,19 @@ def _compare(
             place, found = len(manifest["layers"]) - 1, found[:, -1]
         rows = [values[slice(*span)] if name == "logsumexp" else values[slice(*span), place] for span in spans]
         stored = np.concatenate([row[wanted[slice(*span)]] for row, span in zip(rows, spans, strict=True)])
+        if name in capture.precision:
+            found = rounded(np.ascontiguousarray(found), capture.precision[name])
         apart = float(np.nanmax(np.abs(found - stored), initial=0.0))
-        if apart > allowed[name]:
+        most = allowed[name] + AMPLIFIED * error * largest(manifest, name)
+        if apart > most:
+            coarse = (
+                f"; the residual there was rounded by {100 * error:.2g} %, which may be too coarse to replay"
+                * bool(error)
+            )
             raise LakeError(
                 f"{start.path}: {model.name} as it is loaded now gives other values from boundary {start.boundary} on than are"
-                f" stored: {name} differs by up to {apart:.2g}, allowed is {allowed[name]:.2g}: are its weights, dtype, attention"
-                " kernel and transformers those of the capture, and do its blocks read the residual alone?"
+                f" stored: {name} differs by up to {apart:.2g}, allowed is {most:.2g}: are its weights, dtype, attention"
+                f" kernel and transformers those of the capture, and do its blocks read the residual alone?{coarse}"
             )
     _same_numbers[model.hf].add(start.path)
 

@@ -65,6 +65,13 @@ class ReplayStart:
             and np.array_equal(self.offset, self.capture.offset())
         )
 
+    @property
+    def rounding(self) -> float:
+        """The relative error by which the capture's residual at the boundary was rounded; 0 where it was not."""
+        manifest = self.capture.manifest if self.capture else {}
+        error = manifest.get("rounding", {}).get("resid")
+        return float(error["relative"][manifest["boundaries"].index(self.boundary)]) if error else 0.0
+
     def stored(self) -> "ReplayStart":
         """The same with all tokens and the states of its capture."""
         assert self.capture is not None

@@ -23,7 +23,8 @@ BATCH = 16
 WINDOW = 8  # batches; prompts are sorted by length inside a window of this many, so that few slots are padding
 LOGIT_ROWS = 1 << 24  # elements of logits computed at a time
 IN_FLIGHT = 16  # hidden states that a block holds at once, the MLP's wider ones counted as several
-STORED_RATIO = {"bfloat16": 2.7}  # raw float32 bytes over stored bytes; widened bfloat16: 2.8 to 2.9 (STORAGE 2b)
+# Raw float32 bytes over stored bytes; widened bfloat16: 2.8 to 2.9 (STORAGE 2b), rounded: benchmarks/precision.py.
+STORED_RATIO = {"bfloat16": 2.7, "int8": 4.0, "fp8": 4.6}
 
 
 def batch_plan(lengths: Sequence[int], batch: int = BATCH) -> list[list[int]]:
@@ -96,7 +97,7 @@ class CaptureSize:
 
 
 def stored_ratio(dtype: str) -> float:
-    """Raw float32 bytes over those that the codec leaves, for values computed in `dtype`."""
+    """Raw float32 bytes over those that the codec leaves, for values computed in `dtype` or rounded to int8 or fp8."""
     return STORED_RATIO.get(dtype, 1.1)
 
 
@@ -106,19 +107,25 @@ def estimate(template: Template, plan: list[list[int]], vocab: int = 0, device: 
     tokens, shard, offset = template.stream.n_tokens, template.shard_tokens, template.stream.offset
     open_rows = max((len(_shards_of(batches, offset, shard)) for batches in _windows(plan)), default=0)
     narrow = template.source_dtype == "bfloat16"
-    ratio = stored_ratio(template.source_dtype)
+    stored = _stored(template)
     # bfloat16 sites are held as they are; rows under way are held once more, encoded.
     half = {name for name in SITES if narrow and not VARIABLES[name].derived}
     held = sum(size // (2 if name in half else 1) for name, size in template.bytes_per_token.items())
-    rows = min(open_rows + DEPTH, template.n_shards) * held + min(DEPTH, template.n_shards) * per_token / ratio
+    rows = min(open_rows + DEPTH, template.n_shards) * held + min(DEPTH, template.n_shards) * stored
     return CaptureSize(
         tokens=tokens,
         shards=template.n_shards,
         raw=tokens * per_token,
-        stored=int(tokens * per_token / ratio),
+        stored=int(tokens * stored),
         memory=int(rows * min(shard, tokens)),
         device=_device_bytes(template, plan, vocab, device),
     )
+
+
+def _stored(template: Template) -> float:
+    """Bytes on disk that a token is expected to take."""
+    each = template.bytes_per_token
+    return sum(size / stored_ratio(template.precision.get(name, template.source_dtype)) for name, size in each.items())
 
 
 def _device_bytes(template: Template, plan: list[list[int]], vocab: int, device: str) -> int:

@@ -90,6 +90,7 @@ def make_template(
         source_dtype=model.record["dtype"],
         shard=profile.shard_tokens,
         per_prompt=tuple(site for site in profile.sites if site in PROMPT_SITES),
+        precision=profile.precision,
         provenance={
             "model": model.name,
             "model_id": model.record["id"],
@@ -140,6 +141,9 @@ def _lacking(manifest: dict[str, Any], profile: ProfileSpec, windows: Windows) -
     """What `profile` asks for and a sealed capture does not have; all residuals stand in for scalars."""
     layers, sizes = len(manifest["layers"]), manifest["sizes"]
     lacking = [site for site in profile.sites if site not in sizes and site not in manifest.get("per_prompt", [])]
+    for site, word in manifest.get("precision", {}).items():
+        if site in profile.sites and profile.precision.get(site) != word:
+            lacking.append(f"{site} in {profile.precision.get(site, 'full')} precision (it is rounded to {word})")
     if "resid" in profile.sites and "resid" in sizes:
         asked = resolve_boundaries(profile, layers, windows)
         lacking += [f"boundary {b}" for b in asked if b not in manifest["boundaries"]]

@@ -100,9 +100,10 @@ def _reforward(
     if "imported" in (read_manifest(path) or {})["provenance"]:
         return _compare(layout, loaded, path, count, report)
     found = reforward(layout, loaded, path, count)
+    rounded = ", both rounded" if "precision" in (read_manifest(path) or {}) else ""
     worst = ", ".join(f"{name} {value:.1e} (allowed {found.allowed[name]:.1e})" for name, value in found.worst.items())
     report.reforward = f"; {found.prompts} prompts run again: " + (
-        "bit for bit equal" if found.exact else f"largest difference {worst}"
+        f"bit for bit equal{rounded}" if found.exact else f"largest difference {worst}"
     )
     if not found.ok:
         report.problems.append(f"{path}: running {found.prompts} prompts again gives other activations: {worst}")

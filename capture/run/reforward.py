@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...store.artifacts.streams import Stream, read_stream
-from ...store.captures.manifest import largest, missing_rows, noise_warning, read_manifest, rounding, seal
+from ...store.captures.manifest import capture_warning, largest, missing_rows, read_manifest, rounding, seal
+from ...store.captures.precision import rounded, rounding_error
 from ...store.captures.reader import Capture, find_capture, list_captures, split_capture
 from ...store.core.errors import LakeError
 from ...store.core.progress import ERRORS, bar
@@ -57,7 +58,7 @@ def noise_prompts(path: Path, stream: Stream) -> list[int]:
 
 
 def seal_with_noise(layout: Layout, path: Path) -> dict[str, Any]:
-    """Seal a complete capture, with a warning where batching changes far more than rounding does.
+    """Seal a complete capture, with a warning where batching changes far more than rounding does, or values were rounded.
 
     LakeError when no rank has measured the noise floor.
     """
@@ -67,7 +68,7 @@ def seal_with_noise(layout: Layout, path: Path) -> dict[str, Any]:
             f"{path}: all rows are there, the noise floor is not; run any rank again, it measures it and seals"
         )
     manifest = seal(path, {"noise_floor": read_record(noise, "noise")} if noise.exists() else {}, layout.files)
-    if warning := noise_warning(manifest):
+    if warning := capture_warning(manifest):
         ERRORS.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return manifest
 
@@ -101,7 +102,9 @@ def _check_whole(layout: Layout, path: Path) -> None:
 
 
 def _worst(stored: Capture, stream: Stream, name: str, prompt: int, block: np.ndarray) -> float:
-    """Largest difference between a prompt's stored values and `block`."""
+    """Largest difference between a prompt's stored values and `block`, which is rounded as they were."""
+    if name in stored.precision:
+        block = rounded(block, stored.precision[name])
     kept = stored.array(name)[int(stream.offset[prompt]) : int(stream.offset[prompt + 1])]
     return _apart(kept, block)
 
@@ -116,7 +119,8 @@ def allowed_apart(manifest: dict[str, Any]) -> dict[str, float]:
     floor = manifest.get("noise_floor", {}).get("max_abs", {})
     names = [name for name in manifest["sizes"] if name in SITES or name in ("logits", "logsumexp")]
     eps = rounding(manifest["source_dtype"])
-    return {name: max(4 * floor.get(name, 0.0), eps * largest(manifest, name)) for name in names}
+    steps = {name: 2 * rounding_error(manifest, name) for name in names}  # what differs a little may round apart
+    return {name: max(4 * floor.get(name, 0.0), eps * largest(manifest, name) + steps[name]) for name in names}
 
 
 @dataclass(frozen=True)

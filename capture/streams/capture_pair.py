@@ -35,7 +35,8 @@ from .streams import TEXTS, check_readable, ensure_stream, recipe_of, unwritten,
 class Options:
     """How models run: device, dtype, sequences a batch, the study's double BOS, NaN allowed, the rank of this process, a
     device map in place of one device, whether the checkpoints' own files go into the lake, whether a stream passes a model
-    layer by layer, and what writes continuations in the models' place.
+    layer by layer, what writes continuations in the models' place, and to what sites are rounded in place of the profile's
+    precision.
 
     dtype 'auto' means the profile's, and if that is 'auto' too, the one of the model's files.
     """
@@ -50,6 +51,7 @@ class Options:
     with_weights: bool = False
     by_layer: bool = False
     elsewhere: Writer | None = None
+    precision: str | None = None
 
 
 class _Loader:
@@ -99,6 +101,7 @@ def capture_pair(
     that differ, prompts too long for the model, and all that `run.capture` raises.
     """
     check_sites(profile.sites)
+    profile = profile.rounded(options.precision)
     check_device_map(options.device_map, options.device)
     if options.by_layer:
         _check_by_layer(layout, options)

@@ -106,6 +106,7 @@ def forecast(
     """
     for profile in profiles:
         check_sites(profile.sites)
+    profiles = [profile.rounded(options.precision) for profile in profiles]
     variants = variants or pair.variants
     sources = sources_of(pair, variants, streams, options)
     found = []
@@ -175,6 +176,7 @@ def _one(
         source_dtype=sources[variant].identity["dtype"],
         provenance={},
         shard=profile.shard_tokens,
+        precision=profile.precision,
     )
     batches = batch_plan(np.diff(stream.offset).tolist(), options.batch)
     size = estimate(template, batches, shape.vocab, device_of(options.device).type)

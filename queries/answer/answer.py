@@ -14,7 +14,7 @@ import duckdb
 import pandas as pd
 
 from ...store.artifacts.models import equal_weights, has_model, read_model
-from ...store.captures.manifest import noise_warnings
+from ...store.captures.manifest import capture_warnings
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.format.paths import Layout
@@ -308,7 +308,7 @@ def answered(
     shared = pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
     more = said_beside(connection, query, plan.beside, shared, resamples)
     captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.captures})
-    notes = [*plan.without, *noise_warnings(layout, captures), *_equal_weights(layout, plan.pairs)]
+    notes = [*plan.without, *capture_warnings(layout, captures), *_equal_weights(layout, plan.pairs)]
     return Answer(
         query=query,
         pair=plan.chain.name if plan.chain else "+".join(pairs),

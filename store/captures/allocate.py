@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class Template:
 
     `sizes` maps variable name -> shape after the token axis, for instance {"resid": (7, 192)}; `boundaries` and
     `layers` are the coordinate values. `source_dtype` is the model's dtype; `provenance` goes into the manifest as it
-    is. `per_prompt` names variables of one value a prompt, whose shape is known at sealing.
+    is. `per_prompt` names variables of one value a prompt, whose shape is known at sealing, `precision` to what variables are
+    rounded.
     """
 
     stream: Stream
@@ -46,6 +47,7 @@ class Template:
     provenance: dict[str, Any]
     shard: int | None = None
     per_prompt: tuple[str, ...] = ()
+    precision: dict[str, str] = field(default_factory=dict)
 
     @property
     def bytes_per_token(self) -> dict[str, int]:
@@ -77,6 +79,7 @@ class Template:
             "shard_tokens": self.shard_tokens,
             "provenance": self.provenance,
             **({"per_prompt": list(self.per_prompt)} if self.per_prompt else {}),
+            **({"precision": dict(sorted(self.precision.items()))} if self.precision else {}),
         }
 
 
@@ -91,7 +94,9 @@ def _create_activation(group: zarr.Group, template: Template, name: str, size: t
         attributes["units"] = variable.unit
     if floating and not variable.derived:
         attributes["source_dtype"] = template.source_dtype
-        if template.source_dtype == "bfloat16":
+        if name in template.precision:
+            attributes["precision"] = template.precision[name]
+        if template.source_dtype == "bfloat16" or name in template.precision:
             attributes["lossless_cast"] = "bfloat16"
     group.create_array(
         name,
@@ -181,7 +186,7 @@ def _same_capture(path: Path, template: Template, world: int) -> bool:
                 raise
             return False
         manifest = read_record(path / MANIFEST, "manifest")
-        if keys := [key for key in record if manifest.get(key) != record[key]]:
+        if keys := [key for key in {**record, "precision": {}} if manifest.get(key) != record.get(key)]:
             raise LakeError(
                 f"{path}: this capture is sealed with another configuration ({', '.join(keys)} differ) and never changes; use"
                 " another lake"
@@ -189,7 +194,7 @@ def _same_capture(path: Path, template: Template, world: int) -> bool:
         return True
     started = found.pop("world", 1)
     if found != record:
-        keys = [key for key in record if found.get(key) != record[key]]
+        keys = [key for key in {**record, **found} if found.get(key) != record.get(key)]
         raise LakeError(
             f"{path}: an unfinished capture with another configuration is there ({', '.join(keys)} differ): finish it"
             " with the command that started it, or delete the folder"

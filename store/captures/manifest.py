@@ -9,6 +9,7 @@ import zarr
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import clear_dead, hash_file, hash_json, json_bytes, try_lock, write_json
+from ..core.progress import remark
 from ..core.schema import FORMAT_VERSION, MANIFEST, PROGRESS, TEMPLATE
 from ..format.paths import Layout
 from ..format.records import REPAIRS, read_record, sealed
@@ -17,6 +18,7 @@ from ..format.zarr_groups import quiet_zarr
 from ..remote.files import HERE, Files
 from ..remote.hashes import while_same
 from .allocate import wreck_lock
+from .precision import fits_precision, merge_errors, rounding_error, rounding_note
 from .writer import gather_prompts, missing_shards, shard_record
 
 FAR = 4  # times what rounding explains: below, a noise floor is the order of sums
@@ -81,6 +83,7 @@ def _seal(path: Path, count: int, extra: dict[str, Any], lake: Files) -> dict[st
         "format_version": FORMAT_VERSION,
         "n_shards": count,
         "variables": {name: _merge([row["statistics"][name] for row in rows]) for name in template["sizes"]},
+        **({"rounding": merge_errors([row["rounding"] for row in rows])} if "precision" in template else {}),
         "files": files,
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "capture_sha256": hash_json(files),
@@ -122,7 +125,8 @@ def noise_warning(manifest: Mapping[str, Any]) -> str | None:
     """
     allowed = rounding(manifest["source_dtype"])
     floor = manifest.get("noise_floor", {}).get("max_abs", {})
-    far = {name: value for name, value in floor.items() if value > FAR * allowed * largest(manifest, name)}
+    near = {name: FAR * allowed * largest(manifest, name) + 2 * rounding_error(manifest, name) for name in floor}
+    far = {name: value for name, value in floor.items() if value > near[name]}
     if not far:
         return None
     name = max(far, key=lambda name: far[name] / (largest(manifest, name) or 1.0))
@@ -134,17 +138,29 @@ def noise_warning(manifest: Mapping[str, Any]) -> str | None:
     )
 
 
-def noise_warnings(layout: Layout, captures: Iterable[tuple[str, str]]) -> list[str]:
-    """The noise warnings of those captures (model, stream) that have one."""
+def capture_warning(manifest: Mapping[str, Any]) -> str | None:
+    """What whoever uses a capture must know: that its values hang on their batch, or were rounded; None for most captures."""
+    return "; ".join(filter(None, (noise_warning(manifest), rounding_note(manifest)))) or None
+
+
+def capture_warnings(layout: Layout, captures: Iterable[tuple[str, str]]) -> list[str]:
+    """The warnings of those captures (model, stream) that have one."""
     found = (_warning(layout.capture(*names) / MANIFEST) for names in captures)
     return [warning for warning in found if warning]
 
 
+def say_warnings(layout: Layout, captures: Iterable[tuple[str, str]]) -> None:
+    """Say in a line what whoever uses some captures must know."""
+    if warnings := capture_warnings(layout, sorted(captures)):
+        more = f" (and {len(warnings) - 1} captures more: `actlake ls`)" if len(warnings) > 1 else ""
+        remark(f"warning: {warnings[0]}{more}")
+
+
 @while_same(1 << 14)
 def _warning(file: Path) -> str | None:
-    """The noise warning of the capture with this manifest, which may be of megabytes; None where there is none."""
+    """The warning of the capture with this manifest, which may be of megabytes; None where there is none."""
     manifest = read_manifest(file.parent)
-    return noise_warning(manifest) if manifest else None
+    return capture_warning(manifest) if manifest else None
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -176,11 +192,12 @@ def check_whole(record: dict[str, Any], file: object) -> None:
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "variables": {name: variables.get(name) for name in record["sizes"]},
         "files": files if "zarr.json" in files else "zarr.json among them",
+        "rounding": record.get("rounding") if fits_precision(record) else "the error of each layer that is rounded",
     }
     for key, expected in rest.items():
-        if record[key] != expected:
+        if record.get(key) != expected:
             check_list(record, file)
-            words = f"{key}: found {brief(record[key])}, the rest of it says {brief(expected)}"
+            words = f"{key}: found {brief(record.get(key))}, the rest of it says {brief(expected)}"
             raise CorruptError(f"{file}: {words}", repair=REPAIRS["manifest"])
 
 

@@ -35,6 +35,7 @@ from ..format.zarr_metadata import Described, check_dims
 from ..remote.files import HERE, Files
 from ..remote.hashes import mark_of, while_same
 from .manifest import check_list, noise_warning, read_manifest
+from .precision import precision_words
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -135,6 +136,11 @@ class Capture:
     def layers(self) -> int:
         """Blocks of the model that it was made with."""
         return len(self._record["layers"])
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """Variable -> int8 or fp8, to which its values were rounded."""
+        return dict(self._record.get("precision", {}))
 
     def size(self, name: str) -> tuple[int, ...]:
         """Shape of what a site keeps of a token, as recorded: no array is opened."""
@@ -245,7 +251,8 @@ def check_sealed(path: Path, allow_unsealed: bool = False) -> dict[str, Any]:
 
 def list_captures(layout: Layout, models: Iterable[str] | None = None) -> pd.DataFrame:
     """Every capture of the lake, or of some models: model, stream, prompts, tokens, bytes on disk, sealed, path; where there
-    are copies of a part, what they lack, and where values depend on the batch far more than rounding does, a warning."""
+    are copies of a part, what they lack, and where values depend on the batch far more than rounding does, or were rounded, a
+    warning."""
     rows, there = [], layout.root / "captures"
     for path in sorted(
         path for model in (["*"] if models is None else models) for path in there.glob(f"{model}/*.zarr")
@@ -279,7 +286,9 @@ def _sizes(file: Path, _partial: tuple[int, ...]) -> dict[str, Any]:
     manifest = read_manifest(path) or {}
     partial = read_partial(path, manifest) if manifest else None
     sizes = {"prompts": manifest["n_prompts"], "tokens": manifest["n_tokens"], "bytes": manifest["bytes"]}
-    warning = "noisy: `actlake show` says more" if manifest and noise_warning(manifest) else ""
+    said = ["noisy"] if manifest and noise_warning(manifest) else []
+    said += [f"rounded ({words})"] if (words := precision_words(manifest)) else []
+    warning = f"{', '.join(said)}: `actlake show` says more" if said else ""
     return {**sizes, "lacks": partial.lacks(manifest) if partial else "", "warning": warning}
 
 

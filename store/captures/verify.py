@@ -18,6 +18,7 @@ from ..format.paths import Layout
 from ..format.records import REPAIRS, SEAL
 from ..format.rules import brief
 from ..remote.files import Files
+from .precision import precision_words
 from .reader import Capture, check_sealed, find_capture, split_capture
 
 
@@ -242,6 +243,7 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
         "prompts": {"name": stream["prompts"], "sha256": stream["recipe"].get("prompt_set_sha256")},
         "tokens": manifest["n_tokens"],
         "dtype": made.get("dtype"),
+        **({"precision": manifest["precision"]} if "precision" in manifest else {}),
         "versions": {key: made[key] for key in VERSIONS if key in made},
         "format_version": manifest["format_version"],
     }
@@ -249,13 +251,14 @@ def citation(layout: Layout, path: Path) -> dict[str, Any]:
 
 def citation_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """A citation as (name, value) lines for people; the first is the reference."""
-    model = found["model"]
+    model, words = found["model"], precision_words(found)
+    rounded = f", rounded: {words}" if words else ""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return [
         ("reference", found["reference"]),
         ("model", f"{model['id'] or '-'}, revision {model['revision'] or '-'}, sha256 {model['sha256']}"),
         *((key, f"{found[key]['name']}, sha256 {found[key]['sha256'] or '-'}") for key in ("stream", "prompts")),
-        ("size", f"{found['tokens']:,} tokens, {found['dtype'] or '-'}"),
+        ("size", f"{found['tokens']:,} tokens, {found['dtype'] or '-'}{rounded}"),
         ("records", ", ".join(f"{name} {sha256}" for name, sha256 in found["records"].items())),
         ("versions", f"{versions + ', ' if versions else ''}format {found['format_version']}"),
     ]

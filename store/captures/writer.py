@@ -28,6 +28,7 @@ from ..format.shards import Encoded, Grid
 from ..format.zarr_groups import quiet_zarr
 from ..remote.files import HERE, Files
 from .allocate import Template, create_coordinate
+from .precision import round_row
 
 WRITERS = 3  # files of a row that are written side by side
 DEPTH = 2  # shard rows that are encoded or written at the same time
@@ -188,6 +189,7 @@ class ShardWriter:
         self, shard: int, blocks: dict[str, np.ndarray], prompts: PromptValues | None, encoded: threading.Event
     ) -> None:
         try:
+            blocks, errors = round_row(blocks, self._template.precision)
             row = encode_row(self._grids, blocks)
             if self._check and any(row[name].nonfinite for name in row if not VARIABLES[name].gaps):
                 self._check(shard, blocks)
@@ -199,7 +201,12 @@ class ShardWriter:
             if prompts:
                 write_prompts(self._path, shard, prompts, self._lake)
             statistics = {name: _statistics(variable) for name, variable in row.items()}
-            done = {"shard": shard, "files": files, "statistics": statistics}
+            done = {
+                "shard": shard,
+                "files": files,
+                "statistics": statistics,
+                **({"rounding": errors} if errors else {}),
+            }
             self._lake.write(shard_record(self._path, shard), json_bytes(done))
             if self._on_write:
                 self._on_write(sum(entry["bytes"] for entry in files.values()))

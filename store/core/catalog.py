@@ -13,8 +13,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from .columns import SCALARS
 from .errors import LakeError, redacted
-from .schema import PROMPT_SITES, SITES, VARIANTS
-from .specs import THINKING, ConditionSpec, ModelSpec, PairSpec, ProfileSpec, StreamSpec, check_date
+from .schema import PRECISIONS, PROMPT_SITES, SITES, VARIANTS
+from .specs import THINKING, ConditionSpec, ModelSpec, PairSpec, ProfileSpec, StreamSpec, can_round, check_date
 from .yaml_file import NodeReader, compose, hint, kind_of, listed
 
 T = TypeVar("T")
@@ -313,7 +313,7 @@ class _Reader(NodeReader):
 
     def profile(self, name: str, node: Node) -> ProfileSpec:
         what = f"profile {name}"
-        keys = ("sites", "boundaries", "scalars", "logits", "dtype", "shard_tokens")
+        keys = ("sites", "boundaries", "scalars", "logits", "dtype", "precision", "shard_tokens")
         entry = self.mapping(node, what, keys, ("sites",))
         names = tuple(
             self.choice(site, f"{what}, a site", (*SITES, *PROMPT_SITES))
@@ -330,7 +330,9 @@ class _Reader(NodeReader):
         count, tokens = entry.get("shard_tokens"), None
         if count is not None and not count.tag.endswith(":null"):
             tokens = self.whole(count, f"{what}, shard_tokens", 1)
-        return ProfileSpec(name, names, logits, dtype, tokens, boundaries, scalars)
+        asked, may = entry.get("precision"), can_round(names)
+        precision = self.each(asked, f"{what}, precision", may, PRECISIONS) if asked else {}
+        return ProfileSpec(name, names, logits, dtype, tokens, boundaries, scalars, precision)
 
     def condition(self, name: str, node: Node) -> ConditionSpec:
         what = f"condition {name}"

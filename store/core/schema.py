@@ -28,6 +28,7 @@ PARTIAL = "partial.json"  # says what a copy of a capture lacks
 PULLED = "pulled.json"  # at the top of a lake: where it was pulled from
 VARIANTS = ("pt", "it")
 TOP_K = 64
+PRECISIONS = ("int8", "fp8")  # to which a capture may round what it keeps; never without being asked
 
 # Shards hold whole token ranges of all layers. Compression of widened bfloat16 is about 2.88 (STORAGE 2b),
 # so that 400 MB raw stay under 150 MB stored; chunks under 1 MiB raw compress and read worse. The shuffle makes four

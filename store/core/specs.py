@@ -1,14 +1,14 @@
 """What the entries of a catalog are: models, pairs, streams, profiles, conditions; and windows of a model's blocks."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date as calendar
 from pathlib import Path
 
 from .errors import LakeError
-from .schema import VARIANTS
+from .schema import PRECISIONS, SITES, VARIABLES, VARIANTS
 from .yaml_file import listed
 
 
@@ -87,7 +87,7 @@ class ProfileSpec:
     """What a capture keeps, and the compute type; without `shard_tokens` the model's size decides.
 
     `boundaries` are numbers or the names of windows (a window's first boundary) or 'last'; None keeps all. `scalars` are
-    tables whose columns are computed during the capture.
+    tables whose columns are computed during the capture. `precision` says to what sites are rounded, int8 or fp8.
     """
 
     name: str
@@ -97,6 +97,11 @@ class ProfileSpec:
     shard_tokens: int | None
     boundaries: tuple[int | str, ...] | None = None
     scalars: tuple[str, ...] = ()
+    precision: dict[str, str] = field(default_factory=dict)
+
+    def rounded(self, asked: str | None) -> "ProfileSpec":
+        """The same with a precision in words, as `precision_of` reads them; None changes nothing."""
+        return replace(self, precision=precision_of(asked, self.sites)) if asked is not None else self
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,27 @@ class ConditionSpec:
     variant: str
     template: str
     edits: tuple[str, ...]
+
+
+def precision_of(asked: str, sites: Sequence[str]) -> dict[str, str]:
+    """Site -> int8 or fp8, from words: one for all of `sites` (int8), or one for some (resid=int8,mlp_out=fp8).
+
+    LakeError for another word, and for a site that is not kept or can't be rounded.
+    """
+    known = can_round(sites)
+    some = dict(part.strip().partition("=")[::2] for part in asked.split(",")) if "=" in asked else {}
+    found = some or dict.fromkeys(known, asked)
+    if unknown := [site for site in found if site not in known]:
+        raise LakeError(f"precision of {unknown[0]!r}: of what is kept, {listed(known)} can be rounded")
+    for word in found.values() if known else [asked]:
+        if word not in PRECISIONS:
+            raise LakeError(f"precision {word!r}: expected {' or '.join(PRECISIONS)}, or SITE={PRECISIONS[0]},...")
+    return found
+
+
+def can_round(sites: Sequence[str]) -> list[str]:
+    """Those of some sites that a capture may round: what the model computed in its own dtype, at every token."""
+    return [site for site in sites if site in SITES and not VARIABLES[site].derived]
 
 
 def check_date(date: str) -> str:

@@ -95,6 +95,13 @@ class NodeReader:
             raise self.error(node, f"{what} is {kind_of(node)}, expected one of {listed(known)}")
         return value
 
+    def each(self, node: Node, what: str, names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+        """Name -> one of the known words: the one that stands there for all of the names, or those of a mapping for some."""
+        if isinstance(node, MappingNode):
+            found = self.mapping(node, what, names).items()
+            return {name: self.choice(value, f"{what}, {name}", known) for name, value in found}
+        return dict.fromkeys(names, self.choice(node, what, known))
+
     def whole(self, node: Node, what: str, least: int) -> int:
         """A whole number from `least`."""
         digits = isinstance(node, ScalarNode) and re.fullmatch(r"0|[1-9][0-9]{0,11}", node.value)

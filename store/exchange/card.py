@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from ..captures.precision import precision_words
 from ..captures.verify import reference
 from ..core.errors import LakeError
 from ..core.files import human_bytes
@@ -92,12 +93,13 @@ def _captures(lake: Store) -> list[str]:
             if record := lake.record(f"{capture}/{MANIFEST}"):
                 facts = json.loads(record)
                 name = capture.removeprefix("captures/").removesuffix(".zarr")
-                numbers = f"{facts['n_prompts']} | {facts['n_tokens']:,} | {human_bytes(facts['bytes'])}"
+                rounded = f", rounded: {words}" if (words := _cell(precision_words(facts))) != "-" else ""
+                numbers = f"{facts['n_prompts']} | {facts['n_tokens']:,} | {human_bytes(facts['bytes'])}{rounded}"
                 found.append(f"| {name} | {numbers} | `{reference(name, facts)}` |")
     return found
 
 
 def _cell(text: object) -> str:
     """A value in a cell of a table; what could break the table, or be markup, is left out."""
-    kept = "".join(c for c in str(text or "-") if c.isalnum() or c in "-_./:@ ")
+    kept = "".join(c for c in str(text or "-") if c.isalnum() or c in "-_./:@, ")
     return kept or "-"

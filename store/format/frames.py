@@ -58,10 +58,11 @@ _REPEATING = _Way("repeating", 1 << 22, _options(20, 14, 0), _FAST)
 _held = threading.local()
 
 
-def encode_frame(rows: np.ndarray) -> bytes:
+def encode_frame(rows: np.ndarray, rounded: bool = False) -> bytes:
     """The Blosc frame of a contiguous chunk [n, d] of float32, or of uint16 bits of bfloat16, as float32.
 
-    Equal chunks give equal bytes. ValueError for other dtypes, and for chunks under SMALLEST bytes of float32.
+    Equal chunks give equal bytes. Values that were `rounded` to few bits gain from entropy coding in every plane. ValueError
+    for other dtypes, and for chunks under SMALLEST bytes of float32.
     """
     width = {"u2": 2, "f4": 4}.get(rows.dtype.str[1:], 0)
     size = rows.size * TYPESIZE
@@ -78,7 +79,7 @@ def encode_frame(rows: np.ndarray) -> bytes:
     for block in range(count):
         starts.append(place)
         planes = _planes(flat[block * words : (block + 1) * words])
-        coded = [_stream(planes[k], way, high=k == width - 1) for k in range(width)]
+        coded = [_stream(planes[k], way, high=rounded or k == width - 1) for k in range(width)]
         for piece in (part for stream in (*zeros, *coded) for part in stream):
             pieces.append(piece)
             place += len(piece)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.errors import RESTORE, CorruptError
 from ..core.files import hash_json, parse_json, read_json
+from ..core.schema import PRECISIONS
 from ..remote.hashes import mark_of, while_same
 from .paths import check_version
 from .rules import (
@@ -87,6 +88,7 @@ TEMPLATE = {
     "shard_tokens": SOME,
     "provenance": MADE,
     "per_prompt?": [VARIABLE],
+    "precision?": {VARIABLE: one_of(*PRECISIONS)},
 }
 CAPTURED = {
     **dict.fromkeys(("model?", "model_pt?", "model_it?", "stream?", "stream_pt?"), NAMED),
@@ -100,6 +102,7 @@ LINE = {
     "nats?": NUMBER_OR_NULL,
     "ended?": FLAG,
 }
+SUMS = ("squares", "error_squares", "max_abs", "nonzero", "zeroed")
 NOISE = {"prompts": WHOLE, "max_abs": {VARIABLE: NUMBER}}
 KEY = matching(re.compile("[0-9a-f]{16}"), "16 hexadecimal digits")
 SEALED = {"recipe": OBJECT, "key": KEY, "files": FILES, SEAL: HASH}
@@ -114,6 +117,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "capture_sha256": HASH,
         SEAL: HASH,
         "noise_floor?": NOISE,
+        "rounding?": {VARIABLE: dict.fromkeys(("relative", "max_abs", "zeroed"), [NUMBER])},
     },
     "partial": {
         "capture_sha256": HASH,
@@ -122,7 +126,12 @@ RECORDS: dict[str, dict[str, Any]] = {
         SEAL: HASH,
     },
     "template": {**TEMPLATE, "world": SOME},
-    "shard": {"shard": WHOLE, "files": FILES, "statistics": EXTREMES},
+    "shard": {
+        "shard": WHOLE,
+        "files": FILES,
+        "statistics": EXTREMES,
+        "rounding?": {VARIABLE: dict.fromkeys(SUMS, [NUMBER])},
+    },
     "noise": NOISE,
     "pulled": {"from": TEXT, SEAL: HASH},
     "stream": {

@@ -107,7 +107,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Grid:
-    """How one array is cut: shape, tokens a shard holds, the chunk (C, 1, d), dtype, fill value and Blosc settings."""
+    """How one array is cut: shape, tokens a shard holds, the chunk (C, 1, d), dtype, fill value and Blosc settings; whether its
+    values are rounded."""
 
     shape: tuple[int, ...]
     shard: int
@@ -115,6 +116,7 @@ class Grid:
     dtype: np.dtype
     fill: float
     codec: Blosc
+    rounded: bool = False
 
     @classmethod
     def of(cls, array: zarr.Array) -> "Grid | None":
@@ -144,6 +146,7 @@ class Grid:
                 blosc["blocksize"],
                 typesize=blosc["typesize"],
             ),
+            "precision" in array.attrs,
         )
 
     @property
@@ -179,7 +182,7 @@ class Grid:
         # One layer of a layer-major block is contiguous once its axis of length 1 is out of the way.
         chunk = pad(part.reshape(len(part), -1), self.chunk[0], self.fill)
         planes = self.dtype == np.float32 and chunk.size * self.dtype.itemsize >= SMALLEST
-        data = encode_frame(chunk) if planes else self.codec.encode(widen(chunk))
+        data = encode_frame(chunk, self.rounded) if planes else self.codec.encode(widen(chunk))
         return bytes(data) + checksum(data), *statistics(chunk[: len(part)])
 
     def read(self, file_of: Callable[[int], Path | RemoteFile], box: tuple[slice, ...], whole: bool) -> np.ndarray:

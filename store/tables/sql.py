@@ -16,12 +16,11 @@ import duckdb
 import pandas as pd
 
 from ..artifacts.texts import output_files
-from ..captures.manifest import noise_warnings
+from ..captures.manifest import say_warnings
 from ..captures.reader import list_captures
 from ..core.catalog import load_catalog
 from ..core.columns import LENSES, Column, schema_of
 from ..core.errors import CorruptError, LakeError, SqlError
-from ..core.progress import remark
 from ..core.schema import OUTPUT_COLUMNS, OUTPUTS
 from ..format.parquet import AGAIN, check_parquet, check_rows, first_line
 from ..format.paths import Layout
@@ -84,7 +83,7 @@ def connect(
     pairs = stored_pairs(load_catalog(), stored_models(layout)) if pairs is None else pairs
     found = {name: _files_read(layout, name, files, only) if name in read else [] for name in TABLES}
     if files is None and sql:
-        _remark_noise(layout, found)
+        say_warnings(layout, captures_of(file for files in found.values() for file in files))
     found[TEXTS] = output_files(layout, True, only) if TEXTS in named else []
     connection = duckdb.connect(":memory:", config={**CONNECTION, "temp_directory": str(_scratch())})
     small = {"pairs": pair_table(pairs)}
@@ -123,14 +122,6 @@ def connect(
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
-
-
-def _remark_noise(layout: Layout, found: Mapping[str, Sequence[Path]]) -> None:
-    """Say in a line that tables were made from captures whose values depend on the batch far more than rounding does."""
-    captures = captures_of(file for files in found.values() for file in files)
-    if warnings := noise_warnings(layout, sorted(captures)):
-        more = f" (and {len(warnings) - 1} captures more: `actlake ls`)" if len(warnings) > 1 else ""
-        remark(f"warning: {warnings[0]}{more}")
 
 
 def _all_streams(layout: Layout, pairs: Pairs, only: Set[str] | None = None) -> pd.DataFrame:
