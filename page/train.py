@@ -66,10 +66,10 @@ class Train(Look):
 
         Blocks in random order are mixed in a `buffer` of rows (at least four batches; memory: twice that), of which three
         quarters are drawn before more come. The sequence depends on rows, `batch`, `buffer` and `seed` alone. `rank` of `world`
-        has its part of each epoch. `dtype` float32 or bfloat16 (NumPy: its bits, uint16); `output` numpy or torch, an IterableDataset for
-        `DataLoader(.., batch_size=None)`, `pin` for pinned memory. Each batch has x and where its rows are from: prompt,
-        position, step, token. `state_dict` and `load_state_dict` go on in the middle of an epoch. LakeError for what is not
-        there, does not fit together, or leaves fewer rows than a batch.
+        has its part of each epoch. `dtype` float32 or bfloat16 (NumPy: its bits, uint16); `output` numpy or torch, an
+        IterableDataset for `DataLoader(.., batch_size=None)`, `pin` for pinned memory. Each batch has x and where its rows are
+        from: prompt, position, step, token. `state_dict` and `load_state_dict` go on in the middle of an epoch. LakeError for
+        what is not there, does not fit together, or leaves fewer rows than a batch.
         """
         from ..store.loader.batches import Batches
         from ..store.loader.wanted import Filter, Wanted
