@@ -17,6 +17,7 @@ from actlake.analyze.lens.tuned_lens import Probes
 from actlake.analyze.tuned.folds import fold_of
 from actlake.analyze.tuned.recipes import Adam
 from actlake.lake import Lake
+from actlake.queries.answer import estimates
 from actlake.queries.engine import passes
 from actlake.queries.engine.context import Context
 from actlake.queries.probes import choice as probe_choice
@@ -32,6 +33,7 @@ from actlake.store.core.catalog import PairSpec, StreamSpec
 from actlake.store.core.errors import LakeError
 from actlake.store.format.paths import Layout
 from actlake.store.format.shards import Grid
+from actlake.store.tables.sql import connect
 from asking import answer_all
 from hypothesis import given
 from hypothesis import strategies as st
@@ -501,3 +503,18 @@ def test_free_sql_gets_what_can_be_had(observed: Lake, captured: Layout) -> None
     ]
     with pytest.raises(LakeError, match="no attn_entropy"):
         Lake(captured.root).sql("SELECT * FROM attention")
+
+
+def test_the_sql_of_every_answer_runs_by_itself(observed: Lake, llama: PairSpec, tmp_path: Path) -> None:
+    """Also where a table was left out, which can't be made: it gives the numbers of the answer."""
+    shutil.copytree(observed.layout.root, tmp_path / "lake")
+    lake = Lake(tmp_path / "lake", catalog=catalog(tmp_path, llama))
+    answers = lake.run_all(pair="llama", generate=False, probes=False).answers
+    answers += lake.run_all(["L2", "exp16"], "llama", generate=False, probes=False, segment="assistant").answers
+    assert {"L2", "L9", "0A", "0B", "1A", "dla", "exp11", "exp16", "exp22"} <= {a.query.id for a in answers}
+    assert any("without dla_heads" in one.sentence for one in answers)
+    alone = Lake(tmp_path / "lake", catalog=lake.catalog.where)
+    for one in answers:
+        assert len(alone.sql(one.sql).df()) == one.rows, one.query.id
+        read = estimates.read(connect(alone.layout), one.sql, one.query, ["llama"])
+        pd.testing.assert_frame_equal(estimates.table_of([read["llama"]], one.query), one.table)

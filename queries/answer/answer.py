@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import pandas as pd
 
-from ...store.artifacts.models import equal_weights, has_model, read_model
+from ...store.artifacts.models import equal_pairs
 from ...store.captures.manifest import capture_warnings
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
@@ -125,6 +125,7 @@ class Plan:
     scopes: dict[str, list[Scope]]
     made_by: dict[Wanted, list[Job]] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)  # optional tables that can't be had, and why
+    missing: set[Wanted] = field(default_factory=set)  # these, and those not asked for
     beside: Beside = field(default_factory=Beside)  # the same row where both models read the same text
     foreign: bool = False  # only imported rows: they are answered, whatever other tables the row reads
     chain: Chain | None = None  # whose pairs these are; without one, several pairs are pooled
@@ -157,6 +158,7 @@ class Plan:
         every, refused = [scope for scopes in plan.scopes.values() for scope in scopes], dict[Wanted, LakeError]()
         for want in query.needs:
             if want.there and not has_jacobian(kit, read_through(every, want)):
+                plan.missing.add(want)
                 continue
             try:
                 plan.made_by[want] = [
@@ -230,6 +232,7 @@ class Plan:
             if not (want.optional or self.foreign) or not self.made_by.keys() - missing.keys():
                 raise error
             self.without.append(f"without {_named(want)}: {error}")
+        self.missing |= missing.keys()
         if self.foreign and len(missing) > 1:
             self.without[:] = [f"without {', '.join(map(_named, missing))}, of which no rows were brought in"]
 
@@ -272,18 +275,6 @@ def _part(scope: Scope, want: Wanted) -> Scope:
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 
-def _equal_weights(layout: Layout, pairs: Pairs) -> list[str]:
-    """Remarks on pairs of which both models have the same weights."""
-    found = []
-    for pair, models in pairs.items():
-        records = [read_model(layout, model) for model in models.values() if has_model(layout, model)]
-        if len({*models.values()}) == len(VARIANTS) == len(records) and (
-            remark := equal_weights(records[0], records[-1], pair)
-        ):
-            found.append(remark)
-    return found
-
-
 def answered(
     layout: Layout,
     connection: duckdb.DuckDBPyConnection,
@@ -293,7 +284,7 @@ def answered(
     started: float,
 ) -> Answer:
     query, pairs = plan.query, list(plan.scopes)
-    sql = pooled(query, plan.scopes)
+    sql = pooled(query, plan.scopes, plan.missing)
     try:
         found = read(connection, sql, query, pairs)
     except duckdb.Error as error:
@@ -305,10 +296,11 @@ def answered(
         if plan.chain
         else table_of(list(found.values()), query, resamples)
     )
-    shared = pooled(query, {pair: [scope] for pair, scope in plan.beside.scopes.items()}) if plan.beside.scopes else ""
+    aside = {pair: [scope] for pair, scope in plan.beside.scopes.items()}
+    shared = pooled(query, aside, plan.missing) if aside else ""
     more = said_beside(connection, query, plan.beside, shared, resamples)
     captures = sorted({names for scopes in plan.scopes.values() for scope in scopes for names in scope.captures})
-    notes = [*plan.without, *capture_warnings(layout, captures), *_equal_weights(layout, plan.pairs)]
+    notes = [*plan.without, *capture_warnings(layout, captures), *equal_pairs(layout, plan.pairs)]
     return Answer(
         query=query,
         pair=plan.chain.name if plan.chain else "+".join(pairs),

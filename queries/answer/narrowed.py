@@ -1,7 +1,7 @@
 """A query's SQL, its tables narrowed to the captures and to the segments of tokens that are asked about."""
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import replace
 
 import pandas as pd
@@ -10,6 +10,7 @@ from ...store.core.columns import SEGMENTS
 from ...store.core.errors import LakeError
 from ...store.core.schema import VARIANTS
 from ...store.core.yaml_file import hint
+from ...store.tables.declared import TABLES
 from ...store.tables.names import _By
 from ...store.tables.statements import VIEWS, described, tables_behind
 from ...store.tables.streams import same_prompts, sql_text
@@ -106,18 +107,30 @@ def _place(columns: Container[str]) -> tuple[str, ...]:
     return next((place for place in PLACES if all(name in columns for name in place)), ())
 
 
-def scoped(query: Query, scopes: Sequence[Scope]) -> str:
-    """The query's SQL with its tables narrowed to the captures in scope; `actlake sql` accepts it."""
+def scoped(query: Query, scopes: Sequence[Scope], missing: Set[Wanted] = frozenset()) -> str:
+    """The query's SQL with its tables narrowed to the captures in scope; `actlake sql` accepts it.
+
+    A table of which all is `missing` is one without rows in it, so that nobody tries to make it; of others what is missing stays
+    out, should the lake have it one day.
+    """
+    gone = {table for want in missing for table in tables_behind(want.table)}
+    gone -= {table for want in {*query.needs} - missing for table in tables_behind(want.table)}
     names = list(dict.fromkeys(wanted.table for wanted in query.needs))
     names += [view for view in VIEWS if view not in names and tables_behind(view) <= set(names)]
-    narrowed = ",\n".join(f"{name} AS ({_narrowed(name, scopes, _lenses(query, name))})" for name in names)
+    parts = {
+        name: _without_rows(name, len(scopes) > 1)
+        if tables_behind(name) & gone
+        else _narrowed(name, scopes, _lenses(query, name) + _but(name, missing))
+        for name in names
+    }
+    narrowed = ",\n".join(f"{name} AS ({part})" for name, part in parts.items())
     body = WITH.sub(r"\1", query.sql)
     return f"WITH {narrowed}" + (",\n" if body != query.sql else "\n") + body
 
 
-def pooled(query: Query, scopes: dict[str, list[Scope]]) -> str:
-    """One statement for one pair, or for several with a column `pair`."""
-    parts = {pair: scoped(query, found) for pair, found in scopes.items()}
+def pooled(query: Query, scopes: Mapping[str, Sequence[Scope]], missing: Set[Wanted] = frozenset()) -> str:
+    """One statement for one pair, or for several with a column `pair`; `missing` as in `scoped`."""
+    parts = {pair: scoped(query, found, missing) for pair, found in scopes.items()}
     if len(parts) == 1:
         return next(iter(parts.values()))
     return "\nUNION ALL BY NAME\n".join(
@@ -134,10 +147,28 @@ def _lenses(query: Query, name: str) -> str:
     return f" AND lens IN ({', '.join(map(sql_text, kinds))})"
 
 
+def _but(name: str, missing: Set[Wanted]) -> str:
+    """A condition that leaves out the kinds of a table that are missing."""
+    columns, found = described()[name][1], list[str]()
+    for want in sorted(missing):
+        for table in tables_behind(want.table) & tables_behind(name):
+            known = TABLES[table].kind_columns(want.kind) | ({"variant": want.variant} if want.variant else {})
+            if known and known.keys() <= columns.keys():
+                same = " AND ".join(f"{key} IS NOT DISTINCT FROM {sql_text(value)}" for key, value in known.items())
+                found.append(f" AND NOT ({same})")
+    return "".join(dict.fromkeys(found))
+
+
 def read_through(scopes: Sequence[Scope], want: Wanted) -> list[Names]:
     """The captures whose models' lenses a table is read through: of a condition its host's, of one variant that one's."""
     variant = HOST.get(want.kind.partition("_")[0], want.variant)
     return [names for scope in scopes for names in ([scope.names(variant)] if variant else scope.captures)]
+
+
+def _without_rows(name: str, recipe: bool) -> str:
+    """A table's columns and no row; `recipe` as in `_narrowed`."""
+    columns = [f'NULL::{column.sql_type} AS "{column.name}"' for column in described()[name][1].values()]
+    return f"SELECT {', '.join(['NULL::VARCHAR AS recipe'] * recipe + columns)} WHERE false"
 
 
 def _narrowed(name: str, scopes: Sequence[Scope], lenses: str) -> str:

@@ -14,7 +14,7 @@ import zarr
 
 from ..core.errors import CorruptError, LakeError
 from ..core.files import clear_dead, hash_file, hash_json, write_atomic, write_json
-from ..core.schema import FORMAT_VERSION
+from ..core.schema import FORMAT_VERSION, VARIANTS
 from ..format.parquet import read_parquet
 from ..format.paths import Layout
 from ..format.records import REPAIRS, SEAL, check_record, read_record, sealed
@@ -124,6 +124,16 @@ def equal_weights(pt: dict[str, Any], it: dict[str, Any], pair: str) -> str:
     if not weights_of(pt) or weights_of(pt) != weights_of(it):
         return ""
     return f"pt and it of {pair} have equal weights: what differs comes from their texts, templates or configs, not from training"
+
+
+def equal_pairs(layout: Layout, pairs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The remarks on pairs (name -> models by variant) whose two models have the same weights."""
+    found = []
+    for pair, models in pairs.items():
+        records = [read_model(layout, model) for model in {*models.values()} if has_model(layout, model)]
+        if len(records) == len(VARIANTS) and (remark := equal_weights(records[0], records[1], pair)):
+            found.append(remark)
+    return found
 
 
 def check_same_model(layout: Layout, model: str, record: dict[str, Any]) -> bool:
