@@ -23,6 +23,7 @@ from actlake.store.tables.sql import connect
 from test_graft_rows import catalog
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.sweep  # test_judge asks the same server in the usual tests
 QUESTION = "Describe a {prompt} {reply}. Answer in JSON."
 WORDS = ("rose", "dog", "apple")
 

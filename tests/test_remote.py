@@ -291,6 +291,7 @@ def test_a_server_that_is_gone_is_one_line(captured, tmp_path, monkeypatch):
         Layout.open("http://127.0.0.1:1/lake")
 
 
+@pytest.mark.sweep
 def test_an_s3_server_that_starts_again_is_waited_for(pushed, captured, s3_server):
     lake = Lake(pushed)
     s3_server.stop()

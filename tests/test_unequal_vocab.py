@@ -35,7 +35,7 @@ WRITTEN = {"0C", "0D", "0E", "0F", "0I", "A1", "A1_notmpl", "A1_rand", "A2", "A5
 ADDED = 300
 
 
-@pytest.fixture(scope="module", params=["it", "pt"])
+@pytest.fixture(scope="module", params=["it", pytest.param("pt", marks=pytest.mark.sweep)])
 def lake(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, str]:
     """A lake of a pair with all streams, and which of the two has the added token."""
     folder = tmp_path_factory.mktemp(f"added_{request.param}")
