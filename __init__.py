@@ -5,6 +5,7 @@
 >>> lake.run("L2", pair="pocket").table               # doctest: +SKIP
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ __all__ = [
     "testing",
 ]
 
+
+# What torch reads when it starts. Threads that spin long while they wait make it several times slower as soon as another
+# program wants a core; with 10,000 turns an idle machine stays about as fast. On a CPU it keeps compiled kernels and their
+# scratch memory for up to 1,024 shapes each, and every batch has shapes of its own: a forward has few, and those are kept.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
 # Modules that declare tables; each module of these packages does so when it is imported, at the first look at TABLES.
 TABLES.declared_in(*(f"{__name__}.queries.{part}" for part in ("tables", "replayed", "generation.tables")))

@@ -14,10 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from actlake.cli.main import ENVIRONMENT
-
-os.environ.update(ENVIRONMENT)  # read when torch is imported, here and in the process made
-
+import actlake  # noqa: F401, before torch: sets what torch reads when it is imported
 import machine
 import numpy as np
 import torch

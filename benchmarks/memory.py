@@ -9,17 +9,13 @@ command tells it to keep few, and so does this benchmark.
 """
 
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actlake.cli.main import ENVIRONMENT
-
-os.environ.update(ENVIRONMENT)  # read when torch is imported, here and in the processes made
-
+import actlake  # noqa: F401, before torch: sets what torch reads when it is imported
 import machine
 import numpy as np
 import torch

@@ -18,16 +18,6 @@ from .printing import line, print_json
 from .share import sharing
 from .texts import writing
 
-# What torch reads when it starts. Threads that spin long while they wait make it several times slower as soon as another
-# program wants a core; with 10,000 turns an idle machine stays about as fast. On a CPU it keeps compiled kernels and their
-# scratch memory for up to 1,024 shapes each, and every batch has shapes of its own: a forward has few, and those are kept.
-ENVIRONMENT = {
-    "HF_HUB_VERBOSITY": "error",  # without a network it would print each of its retries
-    "GOMP_SPINCOUNT": "10000",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
-    "LRU_CACHE_CAPACITY": "32",
-}
-
 app = typer.Typer(
     help="An activation lake: capture pretrained and instruction-tuned models once, then ask every question of the store.",
     epilog="Start with `actlake demo`. Every command explains itself with --help.",
@@ -61,8 +51,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it would print each of its retries
     try:
         app(standalone_mode=True)
     except LakeError as error:

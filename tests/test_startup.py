@@ -1,6 +1,7 @@
 """What commands load: torch and transformers, which take seconds, only where something is computed with them."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -70,6 +71,16 @@ def test_declaring_tables_loads_nothing() -> None:
     code = f"import sys, actlake; from actlake.store.tables.declared import TABLES; n = len(TABLES); print(n, *({{*{HEAVY}}} & sys.modules.keys()))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split() == [str(len(TABLES))]
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+def test_threads_of_torch_that_wait_rest_soon_unless_the_user_has_it_otherwise(
+    given: dict[str, str], kept: str
+) -> None:
+    around = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    code = "import os, actlake; print(os.environ['GOMP_SPINCOUNT'])"
+    words = [sys.executable, "-c", code]
+    assert subprocess.run(words, capture_output=True, text=True, check=True, env=around).stdout.strip() == kept
 
 
 # What the extra `capture` and the others bring: a reader's environment has none of it.
