@@ -271,6 +271,18 @@ def test_tool_calls_are_the_assistants_and_results_the_tools():
     assert ids == theirs(tokenizer, CALLING, tools=TOOLS, add_generation_prompt=True)
 
 
+def test_a_template_that_needs_tools_reads_conversations_with_some():
+    needs = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + TOOLED
+    tokenizer, plain = (with_template(text, ["<|im_end|>", "<|im_start|>"]) for text in (needs, TOOLED))
+    assert runs_of(tokenizer, said(CALLING, tools=TOOLS)) == runs_of(plain, said(CALLING, tools=TOOLS))
+    ids = encode_prompts(tokenizer, [said(CALLING, tools=TOOLS)], "chat")[0]
+    assert ids == theirs(tokenizer, CALLING, tools=TOOLS, add_generation_prompt=True)
+    for bare in (said(TALK), "the cat"):
+        refused(
+            lambda bare=bare: encode_prompts(tokenizer, [bare], "chat", names=["prompt 'p'"]), "prompt 'p'", "no tools"
+        )
+
+
 def test_thinking_is_found_by_the_templates_marks_and_generation_by_its_own():
     tokenizer = with_template(REASONED, ["<|im_end|>", "<|im_start|>", "<think>", "</think>"], special=False)
     talk = [USER, {**REPLY, "reasoning": "rain, so"}, MORE]

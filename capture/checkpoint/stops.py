@@ -11,7 +11,7 @@ from ...store.core.errors import LakeError
 from ...store.core.files import parse_json
 from .configs import source
 from .gguf import gguf_path, read_header, read_texts
-from .templates import ELSEWHERE, has_template, model_file, owner, render, turn
+from .templates import ELSEWHERE, has_template, model_file, owner, probed, turn
 from .tokens import check_vocabularies, control_ids, form_of
 
 REPLY, NEXT = "Actlake Reply 7", "Actlake Next 8"
@@ -82,7 +82,7 @@ def find_stops(tokenizer: Any, ids: tuple[int, ...], chat: bool) -> Stops:
         return Stops(tuple(sorted(known)))
     form, control, after = form_of(tokenizer), control_ids(tokenizer), ""
     asked = [turn("user", "x", form), turn("assistant", REPLY, form)]
-    for rendering in render(tokenizer, [asked, [*asked, turn("user", NEXT, form)]], ready=False):
+    for rendering in probed(tokenizer, [asked, [*asked, turn("user", NEXT, form)]], ready=False):
         _, reply, rest = rendering.text.rpartition(REPLY)
         rest = rest.partition(NEXT)[0]
         closing = tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"][:1] if reply and rest.strip() else []

@@ -29,6 +29,14 @@ DATES = re.compile(r"\b(strftime_now|date_string)\b")
 ELSEWHERE = ("chat_template.json", "processor_config.json", "preprocessor_config.json")
 PROBE = "Actlake Probe 7, no prompt of anybody's"
 FORMS = ("string", "parts")
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
 
 Turns = list[dict[str, Any]]
 
@@ -112,6 +120,22 @@ def render(
     return list(found)
 
 
+def probed(
+    tokenizer: Any,
+    conversations: Sequence[Turns],
+    ready: bool = True,
+    date: str | None = None,
+    thinking: bool | None = None,
+) -> list[_Rendering]:
+    """Conversations that only show what a template does, as `render`; with a tool where it can write none of them without."""
+    found = render(tokenizer, conversations, ready, date, thinking)
+    if not all(one.error for one in found):
+        return found
+    talks = [{"messages": turns, "tools": [TOOL]} for turns in conversations]
+    armed = render(tokenizer, talks, ready, date, thinking)
+    return found if all(one.error for one in armed) else armed
+
+
 def _plain(value: Any) -> Any:
     return [str(one) for one in value] if isinstance(value, list | tuple) else str(value)
 
@@ -157,7 +181,7 @@ def frame_of(tokenizer: Any, date: str | None = None, thinking: bool | None = No
 
     LakeError for a template that fails, or that writes the text in neither form as it is.
     """
-    tried = [render(tokenizer, [[turn("user", PROBE, form)]], True, date, thinking)[0] for form in FORMS]
+    tried = probed(tokenizer, [[turn("user", PROBE, form)] for form in FORMS], True, date, thinking)
     for form, found in zip(FORMS, tried, strict=True):
         printed = form == "parts" and str(turn("user", PROBE, form)["content"]) in found.text  # the list itself
         if PROBE in found.text and not printed:
@@ -175,7 +199,7 @@ def written_by(tokenizer: Any) -> str:
     """All that a chat template may write of itself: its text, and a conversation of it; nothing of one that fails."""
     try:
         turns = [turn("user", "x"), turn("assistant", "y"), turn("user", "z")]
-        found = render(tokenizer, [turns], ready=True)[0]
+        found = probed(tokenizer, [turns])[0]
         return f"{source_of(tokenizer)}\0{found.text}"
     except LakeError:
         return ""

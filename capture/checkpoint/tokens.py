@@ -9,7 +9,7 @@ import numpy as np
 from ...store.core.errors import LakeError
 from ...store.core.files import hash_json
 from ...store.core.progress import remark
-from .templates import DATE, PROBE, frame_of, has_template, owner, presence, render, turn, uses_date, written_by
+from .templates import DATE, PROBE, frame_of, has_template, owner, presence, probed, render, turn, uses_date, written_by
 
 # Ids that exist in the logits but name no token (METHODS 1.4).
 PLACEHOLDER = re.compile(r"<unused\d+>|<\|reserved_special_token_\d+\|>")
@@ -103,7 +103,7 @@ def dropped(tokenizer: Any, template: str, double_bos: bool = False, date: str |
     if template == "raw":
         return once(tokenizer, [PROBE], True, False)[0][1]
     frame = frame_of(tokenizer, date)
-    rendering = render(tokenizer, [[turn("user", PROBE, frame.form)]], date=date)[0]
+    rendering = probed(tokenizer, [[turn("user", PROBE, frame.form)]], date=date)[0]
     return once(tokenizer, [rendering.text], double_bos, True)[0][1]
 
 
