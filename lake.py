@@ -161,6 +161,9 @@ class Lake(Make, Share, Train):
         from .queries.rows.registry import find, queries
 
         wanted = [find(name, self._catalog) for name in listed(rows)] or list(queries(self._catalog).values())
+        for option, named in (("chain", chain), ("by", by), ("prompts", prompts)):
+            if named == "":  # of a script whose variable is not set
+                raise LakeError(option, expected="a name", found="an empty one")
         if chain and pair:
             raise LakeError("name a pair or a chain, not both")
         along = chain_named(chain, self.catalog) if chain else None

@@ -186,7 +186,10 @@ def _numbers(text: str | None) -> list[int]:
     found = list[int]()
     for part in (text or "").split(",") if text else []:
         low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or dash and not high.isdigit() or len(part) > 12:
+        first, last = (
+            int(number) if number.isdecimal() and len(number) < 6 else -1 for number in (low, high if dash else low)
+        )
+        if not 0 <= first <= last:
             raise LakeError(f"--boundaries {text!r}", expected="numbers such as 1,2,3 or 0-12")
-        found += range(int(low), int(high if dash else low) + 1)
+        found += range(first, last + 1)
     return found

@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..store.core.errors import LakeError, SqlError
+from ..store.core.errors import LakeError, SqlError, needs
 from ..store.core.progress import Terminal
 from ..store.core.version import __version__
 from .adding import adding
@@ -17,6 +18,18 @@ from .options import JsonOption, Where, grouped
 from .printing import line, print_json
 from .share import sharing
 from .texts import writing
+
+# What the system says of a folder or file that is taken, not to be written, or full.
+PLACES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+}
 
 app = typer.Typer(
     help="An activation lake: capture pretrained and instruction-tuned models once, then ask every question of the store.",
@@ -53,7 +66,8 @@ def main() -> None:
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it would print each of its retries
     try:
-        app(standalone_mode=True)
+        with needs():
+            app(standalone_mode=True)
     except LakeError as error:
         if isinstance(error, SqlError) and len(error.lines) > 1:  # the last points at the place
             Terminal(stderr=True, soft_wrap=True).print(
@@ -62,6 +76,14 @@ def main() -> None:
             sys.exit(2)
         Terminal(stderr=True, soft_wrap=True).print(
             f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False
+        )
+        sys.exit(2)
+    except OSError as error:  # a place that is named and can't be used; what else goes wrong is no mistake of a user's
+        if error.errno not in PLACES or error.filename is None:
+            raise
+        Terminal(stderr=True, soft_wrap=True).print(
+            f"[red]error:[/] {escape(str(error.filename))}: {error.strerror}; name another place, or make this one usable",
+            highlight=False,
         )
         sys.exit(2)
     except SystemExit as stop:

@@ -261,7 +261,7 @@ def fit_lens(
     scale: Annotated[
         float | None, typer.Option(help="sgd: learning rate divided by 0.1. [default: the published one of the family]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the tokens, or of which prompts are taken.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order of the tokens, or of which prompts are taken.", min=0)] = 0,
     folds: Annotated[
         int,
         typer.Option(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..store.artifacts.streams import Stream, read_stream
 from ..store.captures.manifest import say_warnings
 from ..store.captures.reader import Capture, open_capture
-from ..store.core.errors import LakeError
+from ..store.core.errors import LakeError, check_limit
 from ..store.core.files import explain_full_disk, free_bytes, human_bytes, temporary_of
 from ..store.core.progress import Bar, Estimate, bar
 from ..store.core.schema import SITES
@@ -84,6 +84,7 @@ def export(
         raise LakeError(f"format {format!r}", expected=f"one of {', '.join(FORMATS)}")
     if out.exists():
         raise LakeError(f"{out}: is there already, and nothing is overwritten; name another place")
+    check_limit(limit)
     part = _part(layout, path, sites, boundaries, limit)
     say_warnings(layout, [(path.parent.name, path.stem)])
     size = part.size(2 if format == "safetensors" and part.widened else 4)
@@ -125,7 +126,7 @@ def _part(layout: Layout, path: Path, sites: Sequence[str], boundaries: Sequence
     if not chosen:
         raise LakeError(f"{path}: holds no activations, only numbers of tables")
     places = {"resid": [one for one in held if one in boundaries or not boundaries]}
-    prompts = min(limit or len(stream.starts), len(stream.starts))
+    prompts = len(stream.starts) if limit is None else min(limit, len(stream.starts))
     return Part(stored, stream, prompts, {site: places.get(site, list(stored.manifest["layers"])) for site in chosen})
 
 

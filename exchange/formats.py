@@ -242,6 +242,8 @@ def _some(places: list[Place]) -> str:
 
 def read_memmaps(path: Path, asked: Asked) -> Found:
     """A crosscoder_learning ActivationCache: a folder of shard_i.memmap a submodule, tokens.pt, sequence_ranges.pt."""
+    if not path.exists():
+        raise LakeError(f"{path}: no such file or folder")
     configs = {file.parent: _json(file) for file in sorted(path.rglob("config.json"), key=natural)}
     configs = {folder: one for folder, one in configs.items() if "shard_count" in one}
     if not configs:

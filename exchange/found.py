@@ -149,7 +149,7 @@ def one_dtype(dtypes: Sequence[str], where: object) -> str:
 
 def natural(path: Path) -> list[Any]:
     """The key that sorts names with numbers as people do: 2 before 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
 
 def files_below(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -185,6 +185,6 @@ def state_arrays(found: dict[str, Array]) -> dict[str, Array]:
     listed = {
         key: value
         for key, value in found.items()
-        if key.rpartition(".")[0] in STATES and key.rpartition(".")[2].isdigit()
+        if key.rpartition(".")[0] in STATES and key.rpartition(".")[2].isdecimal()
     }
     return dict(sorted(listed.items(), key=lambda item: int(item[0].rpartition(".")[2])))

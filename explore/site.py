@@ -145,6 +145,8 @@ class ExplorerSite:
         LakeError for a folder that holds anything else, and for a disk that has no room.
         """
         page = folder / "index.html"
+        if folder.exists() and not folder.is_dir():
+            raise LakeError(f"{folder}: is a file; name a new folder, or an empty one")
         if folder.exists() and any(folder.iterdir()) and not _is_site(folder):
             raise LakeError(f"{folder}: is not empty and no explorer's; name a new folder, or an empty one")
         plan = self.plan()

@@ -17,7 +17,7 @@ from ..queries.engine.context import Context
 from ..store.artifacts.models import read_vocab
 from ..store.artifacts.streams import Stream, read_stream, stream_records
 from ..store.captures.reader import captured_streams
-from ..store.core.errors import LakeError
+from ..store.core.errors import LakeError, check_limit
 from ..store.core.schema import VARIANTS
 from ..store.format.paths import Layout
 from ..store.tables.sql import connect
@@ -76,6 +76,7 @@ class ExplorerSource:
         prompts: str | None = None,
         limit: int | None = None,
     ):
+        check_limit(limit)
         self.layout, self.catalog, self.limit = layout, catalog, limit
         self.kit = Context(layout, device, catalog, generate=False, probes=False)
         self.only, self._lock = prompts, threading.RLock()

@@ -16,7 +16,7 @@ from ..store.exchange.card import keep_card
 from ..store.exchange.plan import Planner, origin_of
 from ..store.exchange.transfer import Plan, Selection, move, note_source, write_index
 from ..store.remote.store import Store, is_remote
-from .look import Look
+from .look import Look, listed
 
 if TYPE_CHECKING:
     from ..explore.server import ExplorerServer
@@ -122,7 +122,7 @@ class Share(Look):
         format: str,
         out: str | Path,
         *,
-        sites: Sequence[str] = (),
+        sites: str | Sequence[str] = (),
         boundaries: Sequence[int] = (),
         limit: int | None = None,
         show: Callable[[Estimate], None] | None = None,
@@ -140,7 +140,7 @@ class Share(Look):
 
         model, stream = split_capture(capture)
         path = find_capture(self.layout, self._model(model), stream)
-        return export(self.layout, path, format, Path(out), sites, boundaries, limit, show)
+        return export(self.layout, path, format, Path(out), listed(sites), boundaries, limit, show)
 
     def index(self) -> int:
         """Write files.json, which names all files, for web servers that list no folders; returns how many there are."""

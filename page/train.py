@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,14 +72,21 @@ class Train(Look):
         what is not there, does not fit together, or leaves fewer rows than a batch.
         """
         from ..store.loader.batches import Batches
-        from ..store.loader.wanted import Filter, Wanted
+        from ..store.loader.wanted import Filter, Wanted, check_kind
 
+        check_kind(str, model=model, stream=stream, where=where, **({} if pair is None else {"pair": pair}))
+        check_kind(bool, pin=pin)
         if output not in ("numpy", "torch"):
             raise LakeError(f"output {output!r}: expected numpy or torch")
         if pin and output != "torch":
             raise LakeError("pin=True: tensors alone can be pinned; give output='torch'")
-        layers = None if layer is None else (layer,) if isinstance(layer, int | np.integer) else tuple(layer)
-        lone = isinstance(site, str), isinstance(layer, int | np.integer)
+        given: Any = layer
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        layers = None if given is None else tuple(given) if several else (given,)
+        lone = isinstance(site, str), given is not None and not several
+        for name, value in (("site", site), ("segment", segment)):
+            if not isinstance(value, Iterable):
+                check_kind(str, **{name: value})
         wanted = Wanted(
             tuple(listed(site)), layers, lone, batch, shuffle, seed, buffer, dtype, normalize, drop_last, rank, world, threads
         )  # fmt: skip
@@ -117,6 +124,6 @@ class Train(Look):
     def _tokens_where(self, capture: tuple[str, str], where: str) -> np.ndarray:
         """The tokens of a capture for which a condition of SQL holds."""
         model, stream = capture
-        condition = f"model = '{model}' AND stream = '{stream}' AND ({where}\n)"
-        found = self.sql_frame(f"SELECT DISTINCT token FROM tokens WHERE {condition}")  # type: ignore[attr-defined]
+        mine = f"SELECT * FROM tokens WHERE model = '{model}' AND stream = '{stream}'"
+        found = self.sql_frame(f"SELECT DISTINCT token FROM ({mine}) AS tokens WHERE ({where}\n)")  # type: ignore[attr-defined]
         return found["token"].to_numpy(np.int64)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..store.artifacts.probes import JACOBIAN
 from ..store.captures.manifest import read_manifest
-from ..store.core.errors import CorruptError, LakeError
+from ..store.core.errors import CorruptError, LakeError, needs
 from ..store.core.progress import say
 from ..store.core.schema import VARIANTS
 from ..store.core.yaml_file import hint
@@ -33,7 +33,8 @@ def jobs_of(kit: Context, need: Need) -> list[Job]:
         raise LakeError(f"tables need each other: {' -> '.join([*kit.making, need[0]])}")
     kit.making.append(need[0])
     try:
-        jobs = list(_made(kit, need))
+        with needs():  # a row that lacks a package is refused by itself, as of any other reason
+            jobs = list(_made(kit, need))
     finally:
         kit.making.pop()
     for job in jobs:

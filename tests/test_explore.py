@@ -347,6 +347,10 @@ def test_a_site_is_planned_and_written(captured: Layout, tmp_path: Path) -> None
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(LakeError, match="is not empty and no explorer's"):
         lake.explore(tmp_path / "mine")
+    with pytest.raises(LakeError, match="thesis.txt: is a file; name a new folder"):
+        lake.explore(tmp_path / "mine" / "thesis.txt")
+    with pytest.raises(LakeError, match="a limit of -1 leaves no prompts"):
+        lake.explore(tmp_path / "none", limit=-1)
     assert lake.explore(tmp_path / "none", dry_run=True).name == "index.html" and not (tmp_path / "none").exists()
 
 

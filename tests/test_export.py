@@ -80,6 +80,9 @@ def test_refusals(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("npy", "taken", {}, "taken: is there already, and nothing is overwritten"),
         ("npy", "x", {"sites": ["z"]}, "site z: expected one of resid, mlp_out"),
         ("npy", "x", {"boundaries": [9]}, "boundary 9: expected one of 0, 1, 2, 3"),
+        ("npy", "x", {"limit": 0}, "a limit of 0 leaves no prompts; give 1 or more"),
+        ("npy", "x", {"limit": -1}, "a limit of -1 leaves no prompts; give 1 or more"),
+        ("npy", "x", {"sites": "z"}, "site z: expected one of resid, mlp_out"),
     ):
         with pytest.raises(LakeError) as refused:
             lake.export(CAPTURE, format, tmp_path / out, **more)
@@ -111,3 +114,15 @@ def test_the_command_line(captured: Layout, tmp_path: Path, command_line: Callab
     assert code == 0 and str(tmp_path / "x") in out and (tmp_path / "x" / "resid" / "1.npy").exists(), err
     code, _, err = command_line("export", CAPTURE, "npy", str(tmp_path / "x"), "--lake", str(captured.root))
     assert code == 2 and err.count("\n") == 1 and "nothing is overwritten" in err
+
+
+def test_a_place_that_can_not_be_used(
+    captured: Layout, tmp_path: Path, command_line: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    place = str(tmp_path / "file" / "x")
+    for words in (["export", CAPTURE, "npy", place], ["explore", "--out", place]):
+        code, _, err = command_line(*words, "--lake", str(captured.root))
+        line = err.splitlines()[-1]
+        assert code == 2 and "Traceback" not in err and str(tmp_path / "file") in line, err
+        assert "Not a directory; name another place" in line or "File exists; name another place" in line, err

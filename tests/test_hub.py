@@ -207,3 +207,8 @@ def test_the_command_reads_the_hub(hub, captured, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert len(json.loads(done.stdout)) == len(Lake(captured.root).captures)
+
+
+def test_an_address_without_a_name_is_refused() -> None:
+    with pytest.raises(LakeError, match="lake hf://: expected hf://datasets/OWNER/NAME, found no name"):
+        open_store("hf://")

@@ -597,7 +597,8 @@ def test_the_command_line(
     assert code == 0 and "36 tokens" in out, err
     code, out, _ = command_line("verify", "--reforward", "2", *place)
     assert code == 0 and "2 prompts run again: imported right" in out
-    code, _, err = command_line(
-        "import", "vllm", str(tmp_path / "x"), "--model", "llama-it", "--boundaries", "1-", *place
-    )
-    assert code == 2 and err.count("\n") == 1 and "expected numbers such as 1,2,3 or 0-12" in err
+    for wrong in ("1-", "3-1", "\u00b2", "0-99999999999"):
+        code, _, err = command_line(
+            "import", "vllm", str(tmp_path / "x"), "--model", "llama-it", "--boundaries", wrong, *place
+        )
+        assert code == 2 and err.count("\n") == 1 and "expected numbers such as 1,2,3 or 0-12" in err

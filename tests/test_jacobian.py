@@ -475,6 +475,10 @@ def test_what_can_not_be_fitted_is_said_in_a_line(lake: Lake) -> None:
         ({"skip": 20, "length": 20}, "tokens that are left out: expected 0 to 18, of 20 that are read, found 20"),
         ({"tokens": 5}, "tokens is no setting of the jacobian lens; it has count, skip, length, centred"),
         ({"recipe": "adam"}, "recipe is no setting of the jacobian lens"),
+        ({"folds": 0}, "folds: expected 1 or more, found 0"),
+        ({"seed": -1}, "seed: expected 0 or more, found -1"),
+        ({"batch": 0}, "batch: expected 1 or more, found 0"),
+        ({"count": -5}, "count: expected 2 or more, found -5"),
     ):
         with pytest.raises(LakeError, match=match):
             fitted(lake, **options)

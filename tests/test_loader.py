@@ -243,6 +243,9 @@ def test_a_state_of_another_sequence_is_refused(made: Lake) -> None:
             made.batches("made/it", "raw", **{**ASK, **change}).load_state_dict(state)
     with pytest.raises(LakeError, match="expected a batch from 0 to"):
         made.batches("made/it", "raw", **ASK).load_state_dict({**state, "batch": 1000})
+    for wrong in ({**state, "batch": "2"}, {**state, "epoch": -1}, {"of": state["of"]}):
+        with pytest.raises(LakeError, match="expected (a whole number|0 or more), found"):
+            made.batches("made/it", "raw", **ASK).load_state_dict(wrong)
 
 
 def test_ranks_have_disjoint_parts_that_make_the_whole(made: Lake) -> None:
@@ -307,6 +310,7 @@ def test_filters_are_those_of_sql(captured: Layout) -> None:
         "position > 0 AND segment IN ('user', 'template')"
     )
     assert found(where="true -- a remark") == asked(usual)
+    assert found(where="false) OR (step >= 0") == asked(f"{usual} AND step >= 0")  # no tokens of other captures
     for wrong in ("tokn = 3", "step >= 0; DROP TABLE tokens", "true) UNION SELECT * FROM read_csv('x.csv') --"):
         with pytest.raises(LakeError, match="SQL"):
             found(where=wrong)
@@ -506,6 +510,24 @@ WRONG = [
     ({"output": "jax"}, "output 'jax': expected numpy or torch"),
     ({"pin": True}, "pin=True: tensors alone can be pinned"),
     ({"where": "tokn > 3"}, "SQL: Binder Error"),
+    ({"where": 5}, "where: expected text, found 5"),
+    ({"layer": "1"}, "layer: expected a whole number, found '1'"),
+    ({"layer": 1.0}, "layer: expected a whole number, found 1.0"),
+    ({"layer": True}, "layer: expected a whole number, found True"),
+    ({"layer": []}, "site and layer: expected one at least, found none"),
+    ({"site": 3}, "site: expected text, found 3"),
+    ({"segment": 3}, "segment: expected text, found 3"),
+    ({"batch": "50"}, "batch: expected a whole number, found '50'"),
+    ({"batch": None}, "batch: expected a whole number, found None"),
+    ({"seed": 1.5}, "seed: expected a whole number, found 1.5"),
+    ({"threads": "two"}, "threads: expected a whole number, found 'two'"),
+    ({"max_norm": "10"}, "max_norm: expected a number, found '10'"),
+    ({"validation": None}, "validation: expected a number, found None"),
+    ({"shuffle": "no"}, "shuffle: expected True or False, found 'no'"),
+    ({"special": "no"}, "special: expected True or False, found 'no'"),
+    ({"pair": 3}, "pair: expected text, found 3"),
+    ({"split": 3}, "split: expected text, found 3"),
+    ({"normalize": True}, "normalize: expected text, found True"),
     ({"seed": -1}, "seed: expected 0 or more, found -1"),
     ({"pair": "llama"}, "unknown pair 'llama'"),
     ({"pair": "wide-it..made-pt"}, "its rows need both, and one of them named first"),

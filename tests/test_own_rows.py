@@ -58,7 +58,7 @@ def test_a_new_row_overwrites_nothing(catalog: Path, command_line: Run, monkeypa
         (("new", "l2"), "row 'L2' is there already; give it another name"),
         (("new", "my row"), "row 'my row': expected a name of letters, digits and _"),
         (("new",), "rows new: expected a row, `new NAME`, `check FILE`, or nothing for all rows"),
-        (("check", "nowhere.sql"), "nowhere.sql: can't be read as text"),
+        (("check", "nowhere.sql"), "nowhere.sql: can't be read as text (No such file or directory)"),
     ):
         code, out, err = command_line("rows", *words)
         assert said in out + err and code == (0 if "so that" in said else 2)

@@ -177,5 +177,10 @@ for call in {calls!r}:
     for words in (["capture", "llama", *where], ["model", "check", "llama", *where[2:]]):
         said = without_extras(command, *words, ok=False).stderr.splitlines()
         assert len(said) == 1 and said[0].startswith("error: ") and "pip install 'actlake[capture]'" in said[0], said
+    asked = f"import actlake; print(actlake.open({where[1]!r}, catalog={where[3]!r}).ask(pair='llama').reasons())"
+    assert "this needs the package torch" in without_extras(asked).stdout  # of single rows: the others are planned
+    said = without_extras(command, "run", "exp10_P3", "--pair", "llama", *where, ok=False).stderr
+    assert "this needs the package" in said.splitlines()[-1] and "Traceback" not in said, said
+    assert without_extras("from actlake.analyze.core.device import pick; print(pick())").stdout == "cpu\n"
     said = without_extras(command, "doctor", *where).stdout
     assert "lake " in said and "devices" not in said and "Traceback" not in said

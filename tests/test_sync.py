@@ -381,3 +381,8 @@ def test_a_stream_of_equal_tokens_in_other_bytes_is_the_same_stream(full, tmp_pa
         assert done.exit_code == 0, done.exception
         assert (content(mine), content(theirs)) == before
     assert good(tmp_path / "mine") and good(tmp_path / "theirs")
+
+
+def test_a_limit_that_leaves_no_prompts_moves_nothing() -> None:
+    with pytest.raises(LakeError, match="a limit of 0 leaves no prompts"):
+        Selection(limit=0)

@@ -22,8 +22,13 @@ def pick(name: str = AUTO) -> str:
 
     LakeError for a name that is no device, and for a device that this machine lacks.
     """
-    if name in (AUTO, "cpu"):
-        return devices()[0] if name == AUTO else name
+    if name == AUTO:
+        try:
+            return devices()[0]
+        except ModuleNotFoundError:  # without torch
+            return "cpu"
+    if name == "cpu":
+        return name
     import torch
 
     try:

@@ -47,7 +47,7 @@ class Rank:
             return cls(rank, world, rank, "--rank and --world")
         for names in LAUNCHERS:
             here, count, local = (
-                int(environment.get(name, "")) if environment.get(name, "").isdigit() else -1 for name in names
+                int(environment.get(name, "")) if environment.get(name, "").isdecimal() else -1 for name in names
             )
             if here >= 0 and count > 1:
                 return cls(here, count, max(local, 0), names[0])

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from ...store.captures.reader import Capture
-from ...store.core.errors import LakeError
+from ...store.core.errors import LakeError, needs
 from ...store.core.files import give_back_memory
 from ...store.core.progress import ERRORS, Advance, bar
 from .blocks import Block, BlockReader
@@ -75,7 +75,7 @@ class RunningJobs:
         """Let every job do a step."""
         for job in self:
             try:
-                with self._stacks[job] as stack:
+                with needs(), self._stacks[job] as stack:
                     step(job)
                     self._stacks[job] = stack.pop_all()
             except LakeError as error:

@@ -108,7 +108,7 @@ def generate(
     chosen = find_prompts(catalog, kit.layout, named, wanted.limit) if named else None
     if wanted.date:
         check_date(wanted.date)
-    if wanted.limit and chosen is None:
+    if wanted.limit is not None and chosen is None:
         raise LakeError("--limit: needs --prompts SET; without one the prompts are those that the captures read")
     budget = wanted.max_new_tokens or (64 if chosen else None)
     thinking_of(wanted.thinking)

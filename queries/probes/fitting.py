@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def fit_lens(
 ) -> dict[Path, dict[str, Any]]:
     """Lenses of one kind for some models; `given` are options of OWN. Path -> record.
 
-    LakeError for an unknown kind, and for an option of the other kind.
+    LakeError for an unknown kind, an option of the other kind, and a number that is too small.
     """
     if kind not in OWN:
         raise LakeError("lens kind", expected=" or ".join(OWN), found=kind)
@@ -40,6 +41,12 @@ def fit_lens(
             raise LakeError(
                 f"{name} is no setting of the {kind} lens; it has {', '.join(OWN[kind])}, batch, seed and folds"
             )
+    least = {"batch": 1, "folds": 1, "seed": 0, "tokens": 1, "count": 2}
+    for name, value in {**given, "batch": batch, "folds": folds, "seed": seed}.items():
+        if name in least and value is not None and value < least[name]:
+            raise LakeError(name, expected=f"{least[name]} or more", found=value)
+    if (scale := given.get("scale")) is not None and not 0 < scale < inf:
+        raise LakeError("scale: times the published learning rate", expected="above 0", found=scale)
     found = {}
     for model in models:
         if kind == JACOBIAN:

@@ -54,7 +54,8 @@ def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LakeError(f"{file}: can't be read as text ({error})") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise LakeError(f"{file}: can't be read as text ({why})") from None
 
 
 def queries(catalog: Path | None = None) -> dict[str, Query]:

@@ -86,6 +86,12 @@ EXTRAS = {
 }
 
 
+def check_limit(limit: int | None) -> None:
+    """LakeError for a number of first prompts that leaves none."""
+    if limit is not None and limit < 1:
+        raise LakeError(f"a limit of {limit} leaves no prompts; give 1 or more")
+
+
 @contextmanager
 def needs() -> Iterator[None]:
     """Inside the block, or in a function decorated by it, a missing package of an extra is a LakeError that names the extra."""

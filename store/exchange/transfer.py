@@ -12,7 +12,7 @@ import zarr
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
-from ..core.errors import CorruptError, LakeError
+from ..core.errors import CorruptError, LakeError, check_limit
 from ..core.files import explain_full_disk, hash_file, hash_json, human_bytes, json_bytes
 from ..core.progress import bar
 from ..core.schema import FORMAT_VERSION, PARTIAL, PULLED
@@ -43,6 +43,9 @@ class Selection:
     limit: int | None = None
     tables: bool = True
     weights: bool = False
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
 
     def stream(self, name: str) -> bool:
         """Whether a stream does."""

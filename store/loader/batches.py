@@ -19,11 +19,9 @@ from .normalize import norms_of, scale_of
 from .order import Filled, blocks_of, bounds, epoch_of
 from .reading import Buffers, Part, Sides, parts_of, room_for
 from .rows import choose, split_of
-from .wanted import Filter, Wanted
+from .wanted import Filter, Wanted, check_kind
 
 STRIPE = 256  # rows that are widened at a time, while they are in the processor's cache
-
-
 Scale = tuple[np.ndarray | None, np.float32]  # what is taken from rows, and what they are multiplied by
 
 
@@ -151,8 +149,10 @@ class Batches:
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next loop be this epoch, from its first batch, or from that of a loaded state where it is this epoch's."""
-        if epoch != self.epoch:
-            self._start = 0
+        check_kind(int, epoch=epoch)
+        if epoch < 0:
+            raise LakeError("epoch", expected="0 or more", found=epoch)
+        self._start = self._start if epoch == self.epoch else 0
         self.epoch, self._next = epoch, self._start
 
     def state_dict(self, batch: int | None = None) -> dict[str, Any]:
@@ -168,15 +168,17 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next loop go on where `state_dict` was taken; LakeError for a state of other rows, batches or seed."""
-        if state.get("of") != hash_json(self._fingerprint):
+        if not isinstance(state, dict) or state.get("of") != hash_json(self._fingerprint):
             raise LakeError(
                 "this state is of another sequence of batches: captures, rows, batch, shuffle, seed, buffer, drop_last,"
                 " rank and world have to be the same"
             )
-        self.epoch, self._start = int(state["epoch"]), int(state["batch"])
-        if not 0 <= self._start <= len(self):
-            raise LakeError("this state", expected=f"a batch from 0 to {len(self)}", found=self._start)
-        self._next = self._start
+        at: dict[str, Any] = {"epoch": None, "batch": None, **state}
+        check_kind(int, batch=at["batch"])
+        if not 0 <= at["batch"] <= len(self):
+            raise LakeError("this state", expected=f"a batch from 0 to {len(self)}", found=at["batch"])
+        self.set_epoch(at["epoch"])
+        self._start = self._next = at["batch"]
 
     def _epoch(self, epoch: int, start: int, worker: int, workers: int) -> Iterator[tuple[int, Batch]]:
         wanted = self.wanted

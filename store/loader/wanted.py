@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..core.columns import SEGMENTS
 from ..core.errors import LakeError
 from ..core.schema import SITES
@@ -13,6 +15,12 @@ from ..core.yaml_file import hint
 from ..format.shards import cores
 
 SPLITS, NORMALIZE, DTYPES = ("train", "validation"), ("scale", "center"), ("float32", "bfloat16")
+KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("True or False", (bool, np.bool_)),
+    int: ("a whole number", (int, np.integer)),
+    float: ("a number", (int, float, np.integer, np.floating)),
+    str: ("text", (str,)),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,11 @@ class Filter:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kind(bool, special=self.special, first=self.first)
+        check_kind(float, validation=self.validation)
+        check_kind(int, split_seed=self.split_seed)
+        if self.max_norm is not None:
+            check_kind(float, max_norm=self.max_norm)
         for name in self.segment:
             _one_of("segment", name, SEGMENTS)
         if self.split is not None:
@@ -60,6 +73,14 @@ class Wanted:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_kind(bool, shuffle=self.shuffle, drop_last=self.drop_last)
+        check_kind(int, batch=self.batch, seed=self.seed, buffer=self.buffer, rank=self.rank, world=self.world)
+        if self.threads is not None:
+            check_kind(int, threads=self.threads)
+        for layer in self.layers or ():
+            check_kind(int, layer=layer)
+        if not self.sites or self.layers == ():
+            raise LakeError("site and layer", expected="one at least", found="none")
         for site in self.sites:
             _one_of("site", site, SITES)
         for name, places in (("site", self.sites), ("layer", self.layers or ())):
@@ -82,6 +103,15 @@ class Wanted:
         return self.threads or (16 if remote else cores())
 
 
+def check_kind(kind: type, **values: object) -> None:
+    """LakeError for the first of some arguments, by name, that is not of a kind of KINDS, NumPy's scalars included."""
+    expected, types = KINDS[kind]
+    for name, value in values.items():
+        if not isinstance(value, types) or (kind is not bool and isinstance(value, bool)):
+            raise LakeError(name, expected=expected, found=repr(value))
+
+
 def _one_of(what: str, found: str, known: Collection[str]) -> None:
+    check_kind(str, **{what: found})
     if found not in known:
         raise LakeError(f"{what} {found!r}: expected {' or '.join(known)}{hint(found, known)}")

@@ -17,6 +17,8 @@ class Hub(Other):
     """A dataset of the hub (hf://datasets/OWNER/NAME, also @REVISION and a folder in it)."""
 
     def __init__(self, url: str):
+        if not url.removeprefix("hf:").strip("/"):
+            raise LakeError("lake hf://", expected="hf://datasets/OWNER/NAME", found="no name")
         super().__init__(url)
         self.writable = False  # but inside `together`
         self._waiting: dict[str, Any] = {}  # path in the repository -> what happens to it

@@ -156,8 +156,10 @@ def pairs_in(text: str, there: Set[str]) -> Pairs:
 
 def by_named(text: str, name: str, catalog: Catalog, there: set[str]) -> _By:
     """What `prompts=A..B`, `streams=A..B` and `layers=A..B` compare of a model, MODEL or PAIR/ROLE; LakeError for other words."""
-    match = re.fullmatch(rf"(?:(prompts|streams)=(.+?)|(layers)=(\d+)){re.escape(BETWEEN)}((?(3)\d+|.+))", text)
+    match = re.fullmatch(rf"(?:(prompts|streams)=(.+?)|(layers)=([0-9]+)){re.escape(BETWEEN)}((?(3)[0-9]+|.+))", text)
     what, one, two = (match[1] or match[3], match[2] or match[4], match[5]) if match else ("", "", "")
+    if what == "layers":
+        one, two = (layer.lstrip("0") or "0" for layer in (one, two))  # 03 is 3
     if one == two:
         raise LakeError(
             f"by {text!r}", expected="prompts=A..B, streams=A..B or layers=A..B, two different ones of one model"
