@@ -92,14 +92,14 @@ def read_tokens(file: Path) -> Iterator[TokenRow]:
         outputs = row.get("outputs")
         output = outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else row
         prompt, written = row.get("prompt_token_ids"), output.get("token_ids")
-        if prompt is None and written is None:
-            raise LakeError(
-                f"{where}: {', '.join(row)[:80]}", expected="prompt_token_ids, and token_ids of what was written"
-            )
-        parts = [ids_of(whole(one, where), where) for one in (prompt, written) if one is not None and len(one)]
+        if prompt is None and ("prompt_token_ids" in row or written is None):
+            has = "prompt_token_ids is null" if "prompt_token_ids" in row else ", ".join(row)[:80] or "an empty row"
+            raise LakeError(f"{where}: {has}", expected="prompt_token_ids, and token_ids of what was written")
+        read = [whole([] if one is None else one, where) for one in (prompt, written)]
+        parts = [ids_of(one, where) for one in read if len(one)]
         if not parts:
             raise LakeError(f"{where}: no token ids")
-        start = len(parts[0]) if prompt is not None and len(prompt) else 1
+        start = len(read[0]) or 1
         name = next((row[key] for key in IDS if row.get(key) is not None), f"{number:06d}")
         yield TokenRow(str(name), np.concatenate(parts), start)
 
@@ -116,7 +116,9 @@ def whole(values: Any, where: str) -> np.ndarray:
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     if not file.is_file():
-        raise LakeError(f"{file}: no such file")
+        raise LakeError(
+            f"{file}: {'a folder' if file.is_dir() else 'no such file'}", expected="a .jsonl or .parquet file"
+        )
     if file.suffix == ".parquet":
         try:
             for batch in pq.ParquetFile(file).iter_batches(1024):

@@ -82,6 +82,7 @@ def test_refusals(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("npy", "x", {"boundaries": [9]}, "boundary 9: expected one of 0, 1, 2, 3"),
         ("npy", "x", {"limit": 0}, "a limit of 0 leaves no prompts; give 1 or more"),
         ("npy", "x", {"limit": -1}, "a limit of -1 leaves no prompts; give 1 or more"),
+        ("npy", "x", {"limit": 2.5}, "limit: expected a whole number of prompts, found 2.5"),
         ("npy", "x", {"sites": "z"}, "site z: expected one of resid, mlp_out"),
     ):
         with pytest.raises(LakeError) as refused:

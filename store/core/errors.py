@@ -88,6 +88,8 @@ EXTRAS = {
 
 def check_limit(limit: int | None) -> None:
     """LakeError for a number of first prompts that leaves none."""
+    if limit is not None and not isinstance(limit, int):
+        raise LakeError("limit", expected="a whole number of prompts", found=repr(limit))
     if limit is not None and limit < 1:
         raise LakeError(f"a limit of {limit} leaves no prompts; give 1 or more")
 
