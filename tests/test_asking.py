@@ -127,6 +127,7 @@ def test_a_dry_run_says_what_each_row_takes_and_writes_nothing(where: list[str],
     assert not found["rows"]["L1"]["refused"] and found["together"]["texts"] == 0
 
 
+@pytest.mark.sweep
 def test_rows_that_cant_be_answered_are_said_first_and_once_for_each_reason(where: list[str], tmp_path: Path) -> None:
     done = run(app, ["run", "--all", "--no-generate", "--no-probes", *where, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output

@@ -96,7 +96,7 @@ KILLS = [
 @pytest.mark.parametrize(
     ("kills", "blocks"),
     [
-        pytest.param(KILLS[3:], {2: 1}, id="twice"),
+        pytest.param(KILLS[3:], {2: 1}, id="twice", marks=pytest.mark.sweep),
         pytest.param(KILLS[:3], {0: 1, 1: 1, 3: 1}, id="others", marks=pytest.mark.sweep),
     ],
 )

@@ -120,7 +120,7 @@ def command(tmp_path: Path, llama: PairSpec, prompts: Path, url: str, *more: str
     return [*words, "--lake", str(tmp_path / "lake"), "--catalog", str(tmp_path / "c.yaml"), *more]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.sweep)])
 def test_nothing_is_asked_for_twice(
     tmp_path: Path, llama: PairSpec, prompts: Path, greedy: Answer, how: signal.Signals
 ) -> None:
@@ -259,6 +259,7 @@ def test_the_command_refuses(
     assert code == 2 and said in err and "Traceback" not in err, err
 
 
+@pytest.mark.sweep
 def test_transformers_serve_returns_text_alone(
     tmp_path: Path, command_line: Callable[..., tuple[int, str, str]]
 ) -> None:

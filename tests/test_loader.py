@@ -191,7 +191,9 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch(made: Lake, at: int) -> None:
     assert all(np.array_equal(batch.x, values[batch.token]) for batch in rest)
 
 
-@pytest.mark.parametrize(("workers", "world"), [(0, 1), (2, 1), (0, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("workers", "world"), [(2, 1), *(pytest.param(*each, marks=pytest.mark.sweep) for each in ((0, 1), (0, 2), (2, 2)))]
+)
 def test_killed_and_resumed_is_the_sequence_of_a_run_that_was_not(
     made: Lake, tmp_path: Path, workers: int, world: int
 ) -> None:

@@ -505,6 +505,7 @@ def test_free_sql_gets_what_can_be_had(observed: Lake, captured: Layout) -> None
         Lake(captured.root).sql("SELECT * FROM attention")
 
 
+@pytest.mark.sweep
 def test_the_sql_of_every_answer_runs_by_itself(observed: Lake, llama: PairSpec, tmp_path: Path) -> None:
     """Also where a table was left out, which can't be made: it gives the numbers of the answer."""
     shutil.copytree(observed.layout.root, tmp_path / "lake")

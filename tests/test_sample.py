@@ -39,7 +39,15 @@ def test_what_is_asked_for_counts(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "count"), [((), 3), (("-m", "sweep"), len(tiny.FAMILIES) - 2), (("-m", "slow"), 1)], ids=str
+    ("words", "count"),
+    [
+        ((), 3),
+        *(
+            pytest.param(words, count, marks=pytest.mark.sweep)
+            for words, count in ((("-m", "sweep"), len(tiny.FAMILIES) - 2), (("-m", "slow"), 1))
+        ),
+    ],
+    ids=str,
 )
 def test_the_normal_suite_and_a_sweep_are_all_there_is(tmp_path: Path, words: tuple[str, ...], count: int) -> None:
     folder = Path(__file__).parent

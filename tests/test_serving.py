@@ -193,6 +193,7 @@ def test_tables_of_a_remote_lake_are_fetched_not_made_again(
     assert here.exit_code == 0 and "lake" not in json.loads(Path("f.lock").read_text())
 
 
+@pytest.mark.sweep
 def test_a_copy_of_a_part_says_once_what_brings_the_rest(answered: Layout, tmp_path: Path) -> None:
     with running(LakeServer(answered.root)) as url:
         assert run(app, ["pull", url, "llama-it", "--lake", str(tmp_path / "part")]).exit_code == 0

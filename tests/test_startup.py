@@ -112,6 +112,7 @@ def without_extras(code: str, *words: str, ok: bool = True) -> subprocess.Comple
     return done
 
 
+@pytest.mark.sweep
 def test_a_lake_is_explored_without_the_extras(where: list[str], tmp_path: Path) -> None:
     code = f"""
 import actlake
