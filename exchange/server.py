@@ -12,8 +12,10 @@ import numpy as np
 
 from ..capture.checkpoint.tokens import real_token_mask
 from ..capture.run.capture import Result
-from ..capture.streams.requests import capture_models
+from ..capture.streams.capture_pair import Options
+from ..capture.streams.requests import Request, capture_models
 from ..capture.streams.source import Source
+from ..store.core.catalog import Catalog
 from ..store.core.errors import LakeError
 from ..store.core.files import parse_json
 from ..store.core.progress import bar, say
@@ -173,14 +175,23 @@ class Server:
         return written, ""
 
 
-def capture_from(server: Server | str, layout: Layout, *asked: Any) -> list[Result]:
-    """What `capture_models` gives where a server (or the one at an address) writes continuations; `asked` ends in its options.
+def capture_from(
+    server: Server | str,
+    layout: Layout,
+    catalog: Catalog,
+    names: Sequence[str],
+    request: Request,
+    profile: str,
+    outputs: str | None,
+    options: Options,
+) -> list[Result]:
+    """What `capture_models` gives where a server (or the one at an address) writes continuations.
 
     Says of each capture how many tokens are not the model's own choice.
     """
-    *rest, options = asked
     server = Server(server) if isinstance(server, str) else server
-    results = capture_models(layout, *rest, replace(options, elsewhere=server))
+    options = replace(options, elsewhere=server)
+    results = capture_models(layout, catalog, names, request, profile, outputs, options)
     for one in results:
         if one.sealed and (how := said(*own_choice(layout, one.path))):
             say(f"{one.path.parent.name}/{one.path.stem}: {how}")
