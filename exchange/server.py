@@ -1,7 +1,7 @@
 """Continuations that an engine behind an OpenAI-compatible server writes: asked for by token ids, each kept as it comes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,7 @@ import numpy as np
 from ..capture.checkpoint.tokens import real_token_mask
 from ..capture.run.capture import Result
 from ..capture.streams.capture_pair import Options
-from ..capture.streams.requests import Request, capture_models
 from ..capture.streams.source import Source
-from ..store.core.catalog import Catalog
 from ..store.core.errors import LakeError
 from ..store.core.files import parse_json
 from ..store.core.progress import bar, say
@@ -176,22 +174,13 @@ class Server:
 
 
 def capture_from(
-    server: Server | str,
-    layout: Layout,
-    catalog: Catalog,
-    names: Sequence[str],
-    request: Request,
-    profile: str,
-    outputs: str | None,
-    options: Options,
+    server: Server | str, layout: Layout, read: Callable[[Options], list[Result]], options: Options
 ) -> list[Result]:
-    """What `capture_models` gives where a server (or the one at an address) writes continuations.
+    """What `read` captures with these options where a server (or the one at an address) writes continuations.
 
     Says of each capture how many tokens are not the model's own choice.
     """
-    server = Server(server) if isinstance(server, str) else server
-    options = replace(options, elsewhere=server)
-    results = capture_models(layout, catalog, names, request, profile, outputs, options)
+    results = read(replace(options, elsewhere=Server(server) if isinstance(server, str) else server))
     for one in results:
         if one.sealed and (how := said(*own_choice(layout, one.path))):
             say(f"{one.path.parent.name}/{one.path.stem}: {how}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,7 @@ class Make(Look):
         from ..capture.run.ranks import Rank
         from ..capture.streams.capture_pair import Options
         from ..capture.streams.requests import Request, capture_models
+        from ..exchange.server import capture_from
 
         place = Rank.find(rank, world)
         device = place.device(self.device)
@@ -108,11 +110,8 @@ class Make(Look):
         options = Options(
             device, dtype, batch, double_bos, allow_nonfinite, place, device_map, with_weights, by_layer, precision=precision
         )  # fmt: skip
-        if server is None:
-            return capture_models(self.layout, self.catalog, listed(names), request, profile, outputs, options)
-        from ..exchange.server import capture_from
-
-        return capture_from(server, self.layout, self.catalog, listed(names), request, profile, outputs, options)
+        read = partial(capture_models, self.layout, self.catalog, listed(names), request, profile, outputs)
+        return read(options) if server is None else capture_from(server, self.layout, read, options)
 
     @needs()
     def seal(self, capture: str | None = None) -> pd.DataFrame:

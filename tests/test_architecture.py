@@ -53,7 +53,7 @@ ENTRIES = 12  # modules in a folder, at most
 LONGEST = 350  # lines of a module, at most
 DEPTH = 2  # classes of this package that one inherits from, one above the other, at most
 # What the source has come to. These only go down: take something out before you add.
-LINES = 46_370
+LINES = 46_358
 CLASSES = 219  # public ones
 
 
